@@ -1,0 +1,249 @@
+"""torch and numpy arrays as the bytes they are: zero copy where memory allows it, one chunk's copy where not.
+
+torch and numpy are imported only when an array of theirs is met or has to be made. What cannot be stored bit for bit (sparse, quantized,
+nested, meta and distributed tensors, object arrays) is refused by name; it is never stored as something else.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import StorageError, UnsupportedValueError
+from ckptstore.format.dtypes import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from ckptstore.format.chunks import Chunk
+
+TENSOR, NDARRAY = "tensor", "ndarray"
+_NUMPY_DTYPES = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
+)
+_ML_DTYPES = frozenset(name for name in ITEM_BYTES if name.startswith(("bfloat", "float8")))
+_HINTS = {
+    "layout": "Store its indices and values, or its dense form (tensor.to_dense()).",
+    "quantized": "Store tensor.int_repr() with its scale and zero point.",
+    "meta": "It has no data; materialise it first (module.to_empty(), then load weights).",
+    "nested": "Store the list of its parts (tensor.unbind()).",
+    "DTensor": "Gather it first (tensor.full_tensor()).",
+    "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySource:
+    """An array of a state, ready to be read chunk by chunk.
+
+    identity: equal for two names of the same memory, so that tied weights come out tied; None when that means nothing.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    identity: object
+    array: Any
+    flat: memoryview | None
+
+    def chunk(self, chunk: Chunk) -> memoryview:
+        """The bytes of one chunk, in C order: a view of the array's own memory when that is contiguous."""
+        if self.flat is not None:
+            return self.flat[chunk.start : chunk.start + chunk.size]
+        part = self.array[chunk.index] if chunk.index else self.array
+        return _tensor_bytes(part) if self.kind == TENSOR else _ndarray_bytes(part)
+
+    def whole(self) -> memoryview:
+        """All bytes, in C order."""
+        if self.flat is not None:
+            return self.flat
+        return _tensor_bytes(self.array) if self.kind == TENSOR else _ndarray_bytes(self.array)
+
+
+def describe(value: object) -> ArraySource | None:
+    """How to read an array, or None for anything else; UnsupportedValueError, without a path, for what is refused."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _describe_tensor(value, torch)
+    if is_ndarray(value):
+        return _describe_ndarray(value)
+    return None
+
+
+def is_array(value: object) -> bool:
+    """True for a torch tensor and a numpy array."""
+    torch = sys.modules.get("torch")
+    return is_ndarray(value) or (torch is not None and isinstance(value, torch.Tensor))
+
+
+def is_ndarray(value: object) -> bool:
+    """True for a numpy array."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def is_module(value: object) -> bool:
+    """True for a torch nn.Module."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
+    """A fresh, writable array and the memory of its bytes."""
+    try:
+        if kind == NDARRAY:
+            import numpy as np
+
+            array = np.empty(shape, dtype=_numpy_dtype(dtype))
+            return array, _ndarray_bytes(array)
+        import torch
+
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+        return tensor, _tensor_bytes(tensor)
+    except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
+        raise StorageError(
+            f"There is no memory for an array of dtype {dtype} and shape {shape}: {error}"
+        ) from error
+
+
+def from_bytes(kind: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Any:
+    """A fresh, writable array with a copy of these bytes."""
+    array, flat = allocate(kind, dtype, shape)
+    flat[:] = data
+    return array
+
+
+def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
+    """Copy the checked bytes of a chunk to where they belong in an existing array of the same dtype and shape."""
+    part = target[chunk.index] if chunk.index else target
+    if is_ndarray(target):
+        import numpy as np
+
+        part[...] = np.frombuffer(data, dtype=target.dtype).reshape(part.shape)
+        return
+    import torch
+
+    with torch.no_grad():
+        source = torch.frombuffer(data, dtype=torch.uint8).view(target.dtype).reshape(part.shape)
+        _plain(part, torch).copy_(source)
+
+
+def to_device(value: Any, device: Any) -> Any:
+    """A tensor on a device; anything else as it is."""
+    torch = sys.modules.get("torch")
+    return value.to(device) if torch is not None and isinstance(value, torch.Tensor) else value
+
+
+def _plain(tensor: Any, torch: Any) -> Any:
+    """The tensor's memory without autograd, bumping the version that autograd watches."""
+    return tensor.detach() if isinstance(tensor, torch.Tensor) else tensor
+
+
+def _describe_tensor(value: Any, torch: Any) -> ArraySource:
+    _refuse_tensor(value, torch)
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in ITEM_BYTES:
+        raise UnsupportedValueError(f"has the dtype {value.dtype}, which no checkpoint can hold")
+    tensor = value.detach()
+    shape, nbytes = tuple(tensor.shape), tensor.numel() * tensor.element_size()
+    plain = tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
+    identity = None
+    if nbytes:
+        where = (tensor.device, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
+        identity = (TENSOR, where, dtype, shape, tensor.stride())
+    flat = _tensor_bytes(tensor) if plain and tensor.is_contiguous() else None
+    return ArraySource(
+        kind=TENSOR,
+        dtype=dtype,
+        shape=shape,
+        nbytes=nbytes,
+        identity=identity,
+        array=tensor,
+        flat=flat,
+    )
+
+
+def _refuse_tensor(value: Any, torch: Any) -> None:
+    """Raise for a tensor whose elements are not simply its memory."""
+    kind = type(value)
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+        hint = _HINTS["DTensor" if kind.__name__ == "DTensor" else "subclass"]
+        raise UnsupportedValueError(
+            f"is a {kind.__module__}.{kind.__qualname__}, not a plain tensor. {hint}"
+        )
+    if value.is_nested:
+        raise UnsupportedValueError(f"is a nested tensor. {_HINTS['nested']}")
+    if value.layout is not torch.strided:
+        raise UnsupportedValueError(f"has the layout {value.layout}. {_HINTS['layout']}")
+    if value.is_quantized:
+        raise UnsupportedValueError(f"is quantized ({value.dtype}). {_HINTS['quantized']}")
+    if value.is_meta:
+        raise UnsupportedValueError(f"is on the meta device. {_HINTS['meta']}")
+
+
+def _describe_ndarray(value: Any) -> ArraySource:
+    import numpy as np
+
+    if type(value) not in (np.ndarray, np.memmap):
+        raise UnsupportedValueError(
+            f"is a {type(value).__qualname__}, not a plain numpy array. Use np.asarray(…)."
+        )
+    dtype = value.dtype.name
+    if dtype not in _NUMPY_DTYPES and dtype not in _ML_DTYPES:
+        raise UnsupportedValueError(
+            f"has the numpy dtype {value.dtype}, which no checkpoint can hold"
+        )
+    if not value.dtype.isnative:
+        raise UnsupportedValueError(
+            f"has the byte order of another machine ({value.dtype.str}). Use array.astype(array.dtype.newbyteorder('='))."
+        )
+    identity = None
+    if value.nbytes:
+        identity = (
+            NDARRAY,
+            value.__array_interface__["data"][0],
+            dtype,
+            value.shape,
+            value.strides,
+        )
+    flat = _ndarray_bytes(value) if value.flags.c_contiguous else None
+    return ArraySource(
+        kind=NDARRAY,
+        dtype=dtype,
+        shape=value.shape,
+        nbytes=value.nbytes,
+        identity=identity,
+        array=value,
+        flat=flat,
+    )
+
+
+def _tensor_bytes(tensor: Any) -> memoryview:
+    """The bytes of a tensor in C order, of its own memory when it is contiguous and on the CPU."""
+    import torch
+
+    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+
+
+def _ndarray_bytes(array: Any) -> memoryview:
+    """The bytes of a numpy array in C order, of its own memory when it is contiguous."""
+    import numpy as np
+
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(flat)
+
+
+def _numpy_dtype(dtype: str) -> Any:
+    if dtype in _ML_DTYPES:
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise UnsupportedValueError(
+                f"A numpy array of dtype {dtype} needs the package ml_dtypes."
+            ) from error
+        return getattr(ml_dtypes, dtype)
+    if dtype not in _NUMPY_DTYPES:
+        raise UnsupportedValueError(f"numpy has no dtype {dtype}.")
+    return dtype

@@ -1,0 +1,151 @@
+"""Catalog: manifests, pages and structures by id; load, store, list, with a small cache of what is immutable."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ckptstore.digest import Digest
+from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.format import structure
+from ckptstore.format.manifest import MANIFEST_BYTES_MAX, Manifest
+from ckptstore.format.page import PAGE_BYTES_MAX, Page
+from ckptstore.format.structure import STRUCTURE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ckptstore.objects import ObjectStore
+    from ckptstore.storage import Storage
+
+LIVE = "checkpoints/"
+EXPIRED = "history/"
+CACHED_PAGES = 256
+CACHED_MANIFESTS = 4096
+
+_KEY = re.compile(r"(checkpoints|history)/([0-9a-f]{64})\.json")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Catalog:
+    """The documents of the checkpoints of one repository."""
+
+    def __init__(self, storage: Storage, objects: ObjectStore) -> None:
+        self._storage = storage
+        self._objects = objects
+        self._manifests: _Cache[Digest, Manifest] = _Cache(CACHED_MANIFESTS)
+        self._pages: _Cache[Digest, Page] = _Cache(CACHED_PAGES)
+
+    def manifest(self, id: Digest) -> Manifest:
+        """The manifest of a checkpoint, live or expired; NotFoundError when there is none."""
+        return self._manifests.get(id, self._read_manifest)
+
+    def is_expired(self, id: Digest) -> bool:
+        """True when only the manifest is left."""
+        return (
+            self._storage.size(key_of(id)) is None
+            and self._storage.size(key_of(id, EXPIRED)) is not None
+        )
+
+    def store(self, manifest: Manifest) -> Digest:
+        """Store a manifest, durably, and return its id."""
+        data = manifest.encode()
+        id = Digest.of(data)
+        self._storage.put(key_of(id), data)
+        self._storage.flush([key_of(id)])
+        return id
+
+    def page(self, digest: Digest) -> Page:
+        """A page, checked."""
+        return self._pages.get(digest, self._read_page)
+
+    def remember_page(self, digest: Digest, page: Page) -> None:
+        """Keep a page that was just written, so that the next commit need not read it."""
+        self._pages.put(digest, page)
+
+    def pages(self, manifest: Manifest) -> Iterator[Page]:
+        """The pages of a checkpoint, in path order, held against what the manifest says of them."""
+        last = ""
+        for ref in manifest.pages:
+            page = self.page(ref.digest)
+            if (page.first, len(page.entries), page.array_bytes) != (
+                ref.first,
+                ref.arrays,
+                ref.bytes,
+            ):
+                raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
+            if last and page.first <= last:
+                raise CorruptError(
+                    f"Page {ref.digest} does not follow the page before it in path order."
+                )
+            last = page.entries[-1].path
+            yield page
+
+    def structure(self, manifest: Manifest) -> Any:
+        """The root node of a checkpoint's structure."""
+        data = self._objects.get(manifest.structure, bytes_max=STRUCTURE_BYTES_MAX)
+        return structure.decode(data, name=f"structure {manifest.structure}")
+
+    def ids(self, prefix: str = "") -> Iterator[Digest]:
+        """The ids of all checkpoints, live and expired, that begin with these digits."""
+        for folder in (LIVE, EXPIRED):
+            for key, _ in self._storage.list(folder):
+                match = _KEY.fullmatch(key)
+                if match and match[2].startswith(prefix):
+                    yield Digest(match[2])
+
+    def _read_manifest(self, id: Digest) -> Manifest:
+        for folder in (
+            LIVE,
+            EXPIRED,
+            LIVE,
+        ):  # LIVE again: gc may have moved it between the two looks
+            key = key_of(id, folder)
+            try:
+                data = self._storage.get(key, bytes_max=MANIFEST_BYTES_MAX)
+            except NotFoundError:
+                continue
+            if Digest.of(data) != id:
+                raise CorruptError(
+                    f"{key} is damaged: its bytes do not have its digest. Run verify."
+                )
+            return Manifest.decode(data, name=key)
+        raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
+
+    def _read_page(self, digest: Digest) -> Page:
+        data = self._objects.get(digest, bytes_max=PAGE_BYTES_MAX)
+        return Page.decode(data, name=f"page {digest}")
+
+
+class _Cache(Generic[Key, Value]):
+    """The most recently used of values that never change."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Key, load: Callable[[Key], Value]) -> Value:
+        """The value of a key, loaded when it is not held."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = load(key)
+        self.put(key, value)
+        return value
+
+    def put(self, key: Key, value: Value) -> None:
+        """Hold a value, and let go of the one not used for longest when there are too many."""
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._count_max:
+                self._values.popitem(last=False)
+
+
+def key_of(id: Digest, folder: str = LIVE) -> str:
+    """The storage key of a manifest."""
+    return f"{folder}{id}.json"

@@ -1,0 +1,104 @@
+"""Checkpoint: what a user holds of one checkpoint. Its facts are at hand; its array list is read when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from ckptstore import codecs
+from ckptstore.format.chunks import chunk_count
+from ckptstore.format.structure import array_path
+from ckptstore.state import leaves, unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore.catalog import Catalog
+    from ckptstore.digest import Digest
+    from ckptstore.format.manifest import Manifest
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayInfo:
+    """One array of a checkpoint: `nbytes` of data of this dtype and shape, stored as `chunk_count` chunks.
+
+    A small array (under 64 KiB) lies in a bundle with others and counts as one chunk; its chunk_shape is its shape.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    nbytes: int
+    chunk_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint, as its manifest tells it.
+
+    created: UTC. new_bytes: bytes that its commit had to store. array_bytes: bytes of all its arrays.
+    """
+
+    id: Digest
+    step: int | None
+    metrics: Mapping[str, int | float]
+    parents: tuple[Digest, ...]
+    message: str
+    created: datetime
+    meta: Mapping[str, Any]
+    expired: bool
+    new_bytes: int
+    array_count: int
+    array_bytes: int
+    _manifest: Manifest = field(repr=False, compare=False)
+    _catalog: Catalog = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, id: Digest, manifest: Manifest, catalog: Catalog) -> Checkpoint:
+        """The checkpoint that a manifest tells of."""
+        return cls(
+            id=id,
+            step=manifest.step,
+            metrics=dict(manifest.metrics),
+            parents=manifest.parents,
+            message=manifest.message,
+            created=_EPOCH + timedelta(microseconds=manifest.created),
+            meta=dict(manifest.meta),
+            expired=catalog.is_expired(id),
+            new_bytes=manifest.new_bytes,
+            array_count=sum(ref.arrays for ref in manifest.pages),
+            array_bytes=sum(ref.bytes for ref in manifest.pages),
+            _manifest=manifest,
+            _catalog=catalog,
+        )
+
+    @property
+    def arrays(self) -> tuple[ArrayInfo, ...]:
+        """Every array, in path order; read from the repository at each call."""
+        return tuple(
+            ArrayInfo(
+                path=entry.path,
+                dtype=entry.dtype,
+                shape=entry.shape,
+                chunk_shape=entry.chunk_shape if entry.offset is None else entry.shape,
+                nbytes=entry.nbytes,
+                chunk_count=chunk_count(entry.shape, entry.chunk_shape)
+                if entry.offset is None
+                else 1,
+            )
+            for page in self._catalog.pages(self._manifest)
+            for entry in page.entries
+        )
+
+    @property
+    def values(self) -> dict[str, object]:
+        """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
+        return {
+            path: unflatten(node, array=lambda path, kind: None, decode=codecs.decode)
+            for path, node in leaves(self._catalog.structure(self._manifest))
+            if array_path(node) is None
+        }

@@ -1,0 +1,140 @@
+"""Canonical JSON: one value has one text, and hostile text is refused before it costs anything.
+
+Encoding sorts keys, writes no spaces and only ASCII, so equal documents have equal bytes and so one digest.
+Decoding refuses what a correct writer never writes: duplicate keys, NaN, absurd depth, size or number of values.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.digest import Digest
+from ckptstore.errors import CorruptError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+VALUES_MAX = 1_000_000  # about 100 bytes of memory each once parsed: 100 MB
+DOCUMENT_BYTES_MAX = 32 << 20
+DEPTH_MAX = 500
+
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)
+
+
+def encode(document: object) -> bytes:
+    """Encode plain JSON values to their canonical bytes."""
+    try:
+        return _ENCODER.encode(document).encode("ascii")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidInputError(f"This value has no JSON form: {error}.") from error
+
+
+def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> dict[str, Any]:
+    """Decode one JSON object; `name` says in errors what was read."""
+    check_size(data, name=name, bytes_max=bytes_max)
+    try:
+        document = json.loads(
+            data.decode("ascii"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except RecursionError as error:
+        raise CorruptError(f"{name} is nested too deeply to be a document of ours.") from error
+    except ValueError as error:
+        raise CorruptError(f"{name} is not a JSON document of ours: {error}.") from error
+    if not isinstance(document, dict):
+        raise CorruptError(f"{name} is not a JSON object.")
+    return document
+
+
+def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> None:
+    """Refuse a document that is larger, or holds more values, than any correct writer makes."""
+    if len(data) > bytes_max:
+        raise CorruptError(f"{name} has {len(data)} bytes; a document has at most {bytes_max}.")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > VALUES_MAX:
+        raise CorruptError(f"{name} holds more than {VALUES_MAX} values.")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return document
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is too large for a double")
+    return number
+
+
+class Fields:
+    """Reads the fields of a decoded object, each checked for its type and range."""
+
+    __slots__ = ("document", "name")
+
+    def __init__(self, document: object, *, name: str) -> None:
+        if not isinstance(document, dict):
+            raise CorruptError(f"{name} is not a JSON object.")
+        self.document: Mapping[str, Any] = document
+        self.name = name
+
+    def get(self, key: str) -> Any:
+        """The value of a field that must be there."""
+        try:
+            return self.document[key]
+        except KeyError:
+            raise CorruptError(f"{self.name} lacks the field {key!r}.") from None
+
+    def integer(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
+        """An integer within bounds."""
+        return check_integer(self.get(key), name=f"{self.name}: {key}", low=low, high=high)
+
+    def text(self, key: str, *, length_max: int = 1 << 20) -> str:
+        """A string of bounded length."""
+        value = self.get(key)
+        if not isinstance(value, str) or len(value) > length_max:
+            raise CorruptError(
+                f"{self.name}: {key} is not a string of at most {length_max} characters."
+            )
+        return value
+
+    def array(self, key: str) -> list[Any]:
+        """A JSON array."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise CorruptError(f"{self.name}: {key} is not a JSON array.")
+        return value
+
+    def object(self, key: str) -> dict[str, Any]:
+        """A JSON object."""
+        value = self.get(key)
+        if not isinstance(value, dict):
+            raise CorruptError(f"{self.name}: {key} is not a JSON object.")
+        return value
+
+
+def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
+    """Return an integer within bounds, or raise CorruptError."""
+    if type(value) is not int or not low <= value <= high:
+        raise CorruptError(
+            f"{name} is {str(value)[:40]!r}; an integer from {low} to {high} is expected."
+        )
+    return value
+
+
+def check_digest(text: object, *, name: str) -> Digest:
+    """Return a digest read from a document, or raise CorruptError."""
+    try:
+        return Digest.parse(text)
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error

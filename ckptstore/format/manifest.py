@@ -1,0 +1,224 @@
+"""Manifest: the small immutable document that is a checkpoint. Its digest is the checkpoint's id."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.format import canonical
+from ckptstore.format.canonical import Fields, check_digest, check_integer
+from ckptstore.format.names import PATH_LENGTH_MAX, check_metric_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore.digest import Digest
+
+MANIFEST_BYTES_MAX = 16 << 20
+PARENTS_MAX = 16
+MESSAGE_LENGTH_MAX = 1 << 16
+META_DEPTH_MAX = 50
+STEP_MAX = 2**63 - 1
+CREATED_MAX = 253_402_300_799_999_999  # the last microsecond of the year 9999
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_KNOWN = frozenset(
+    {
+        "format",
+        "pages",
+        "structure",
+        "parents",
+        "step",
+        "metrics",
+        "message",
+        "created",
+        "new_bytes",
+        "meta",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRef:
+    """A page as the manifest lists it: enough to skip it without reading it."""
+
+    first: str
+    digest: Digest
+    arrays: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One checkpoint: what it holds, by digest, and what is known of it.
+
+    created: UTC time in microseconds since 1970. new_bytes: bytes of objects this commit had to store.
+    other: fields of later versions, kept so that moving a manifest never changes its bytes.
+    """
+
+    pages: tuple[PageRef, ...]
+    structure: Digest
+    parents: tuple[Digest, ...] = ()
+    step: int | None = None
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
+    message: str = ""
+    created: int = 0
+    new_bytes: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """Encode to the canonical bytes whose digest is the checkpoint's id."""
+        document: dict[str, Any] = {
+            "format": 1,
+            "pages": [
+                {"first": ref.first, "digest": ref.digest, "arrays": ref.arrays, "bytes": ref.bytes}
+                for ref in self.pages
+            ],
+            "structure": self.structure,
+            "parents": list(self.parents),
+            "step": self.step,
+            "metrics": {name: _metric_to_json(value) for name, value in self.metrics.items()},
+            "message": self.message,
+            "created": self.created,
+            "new_bytes": self.new_bytes,
+            "meta": self.meta,
+            **self.other,
+        }
+        data = canonical.encode(document)
+        if len(data) > MANIFEST_BYTES_MAX:
+            raise InvalidInputError(
+                f"The manifest has {len(data)} bytes; at most {MANIFEST_BYTES_MAX} are allowed. Shorten message or meta."
+            )
+        return data
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode a manifest, with every field checked."""
+        fields = Fields(canonical.decode(data, name=name, bytes_max=MANIFEST_BYTES_MAX), name=name)
+        if fields.integer("format", low=1) != 1:
+            raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
+        step = fields.get("step")
+        parents = fields.array("parents")
+        if len(parents) > PARENTS_MAX:
+            raise CorruptError(
+                f"{name} has {len(parents)} parents; at most {PARENTS_MAX} are allowed."
+            )
+        return cls(
+            pages=tuple(_page_ref(item, name=name) for item in fields.array("pages")),
+            structure=check_digest(fields.get("structure"), name=name),
+            parents=tuple(check_digest(parent, name=name) for parent in parents),
+            step=None if step is None else fields.integer("step", low=-STEP_MAX, high=STEP_MAX),
+            metrics={
+                key: _metric_from_json(value, name=name)
+                for key, value in fields.object("metrics").items()
+            },
+            message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
+            created=fields.integer("created", high=CREATED_MAX),
+            new_bytes=fields.integer("new_bytes"),
+            meta=fields.object("meta"),
+            other={key: value for key, value in fields.document.items() if key not in _KNOWN},
+        )
+
+
+def check_step(step: object) -> int | None:
+    """Return a legal step, or raise InvalidInputError."""
+    if step is None or (type(step) is int and abs(step) <= STEP_MAX):
+        return step
+    raise InvalidInputError(
+        f"The step is {str(step)[:40]!r}; an int of at most 63 bits, or None, is expected."
+    )
+
+
+def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float]:
+    """Return metrics as plain ints and floats; whatever has .item() (numpy, torch) is taken by its value."""
+    return {
+        check_metric_name(name): _number(name, value) for name, value in (metrics or {}).items()
+    }
+
+
+def check_message(message: object) -> str:
+    """Return a legal message, or raise InvalidInputError."""
+    if not isinstance(message, str) or len(message) > MESSAGE_LENGTH_MAX:
+        raise InvalidInputError(
+            f"The message is not a string of at most {MESSAGE_LENGTH_MAX} characters."
+        )
+    return message
+
+
+def check_meta(meta: object) -> dict[str, Any]:
+    """Return meta if it is plain JSON that comes back as it went in, or raise InvalidInputError."""
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict):
+        raise InvalidInputError(
+            f"meta is a {type(meta).__name__}; a dict of plain JSON values is expected."
+        )
+    _check_json(meta, where="meta", depth=0)
+    return meta
+
+
+def _check_json(value: object, *, where: str, depth: int) -> None:
+    if depth > META_DEPTH_MAX:
+        raise InvalidInputError(f"meta is nested deeper than {META_DEPTH_MAX} levels.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidInputError(f"{where} has the key {key!r}; JSON keys are strings.")
+            _check_json(item, where=f"{where}[{key[:40]!r}]", depth=depth + 1)
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_json(item, where=f"{where}[{position}]", depth=depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInputError(f"{where} is {value}; JSON has no such number.")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InvalidInputError(f"{where} is an integer of more than 64 bits.")
+    elif value is not None and type(value) not in (str, int, float, bool):
+        raise InvalidInputError(
+            f"{where} is a {type(value).__name__}; meta holds plain JSON values only."
+        )
+
+
+def _number(name: str, value: object) -> int | float:
+    if not isinstance(value, (int, float)) and hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(f"Metric {name!r} is not one number: {error}.") from error
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidInputError(
+            f"Metric {name!r} is a {type(value).__name__}; a number is expected."
+        )
+    if isinstance(value, int):
+        if abs(value) > STEP_MAX:
+            raise InvalidInputError(
+                f"Metric {name!r} is an integer of more than 63 bits; pass a float."
+            )
+        return int(value)
+    return float(value)
+
+
+def _metric_to_json(value: int | float) -> int | float | str:
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+def _metric_from_json(value: object, *, name: str) -> int | float:
+    if isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
+    if type(value) not in (int, float):
+        raise CorruptError(f"{name} holds a metric that is not a number.")
+    return value  # type: ignore[return-value]
+
+
+def _page_ref(document: object, *, name: str) -> PageRef:
+    fields = Fields(document, name=f"{name}, page")
+    return PageRef(
+        first=fields.text("first", length_max=PATH_LENGTH_MAX),
+        digest=check_digest(fields.get("digest"), name=name),
+        arrays=check_integer(fields.get("arrays"), name=f"{name}: arrays", low=1),
+        bytes=fields.integer("bytes"),
+    )

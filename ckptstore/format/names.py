@@ -1,0 +1,71 @@
+"""Which names are legal: branches, tags, metrics and array paths.
+
+An array's path joins the keys that lead to it with "/". A key's own "/", "%" and control characters are escaped as
+%XX (of its UTF-8 bytes), so a path is always unambiguous, printable, and never a path of any file system.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ckptstore.errors import InvalidInputError
+
+REF_NAME_LENGTH_MAX = 200
+PATH_LENGTH_MAX = 4096
+METRIC_NAME_LENGTH_MAX = 200
+
+_REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_METRIC_NAME = re.compile(r"[^\x00-\x20\x7f:@~]+")
+_ESCAPED = re.compile(r"[%/\x00-\x1f\x7f]|[\ud800-\udfff]")
+_RESERVED = frozenset({"latest", "best", "HEAD"})
+
+
+def check_ref_name(name: object, *, kind: str) -> str:
+    """Return a legal branch or tag name, or raise InvalidInputError."""
+    if (
+        not isinstance(name, str)
+        or len(name) > REF_NAME_LENGTH_MAX
+        or not _REF_NAME.fullmatch(name)
+    ):
+        raise InvalidInputError(
+            f"{str(name)[:60]!r} cannot name a {kind}: use up to {REF_NAME_LENGTH_MAX} letters, digits and ._+- "
+            "in parts joined by /, each beginning with a letter, digit or _."
+        )
+    if (
+        name in _RESERVED
+        or name.startswith("best:")
+        or ".." in name
+        or name.endswith((".lock", "."))
+    ):
+        raise InvalidInputError(
+            f"{name!r} cannot name a {kind}: it means something else in a revision."
+        )
+    return name
+
+
+def check_metric_name(name: object) -> str:
+    """Return a legal metric name, or raise InvalidInputError."""
+    if (
+        not isinstance(name, str)
+        or len(name) > METRIC_NAME_LENGTH_MAX
+        or not _METRIC_NAME.fullmatch(name)
+    ):
+        raise InvalidInputError(
+            f"{str(name)[:60]!r} cannot name a metric: use up to {METRIC_NAME_LENGTH_MAX} characters "
+            "with no space, colon, @ or ~."
+        )
+    return name
+
+
+def escape_key(key: str) -> str:
+    """The form of a dict key inside a path."""
+    return _ESCAPED.sub(_percent, key) if key else "%"
+
+
+def escape_first(segment: str) -> str:
+    """Another form of the same segment, for a str key that reads like an int key beside it."""
+    return "".join(f"%{byte:02X}" for byte in segment[0].encode()) + segment[1:]
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))

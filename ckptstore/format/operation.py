@@ -1,0 +1,97 @@
+"""Operation: one entry of the repository's own log, and with it the whole mutable state after it.
+
+The newest operation is the truth: which branches and tags there are, the settings, and what gc has condemned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.format import sealed
+from ckptstore.format.canonical import Fields, check_digest
+from ckptstore.format.manifest import CREATED_MAX
+from ckptstore.format.names import check_ref_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore.digest import Digest
+
+SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
+DONE_LENGTH_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """The mutable state of a repository after one operation.
+
+    nonce: random text by which a writer recognises its own operation after a lost answer.
+    done: one line for people saying what this operation did. undoes: the operation whose effect an undo took back.
+    condemned: what a running gc may delete, with its deadline; None when no gc runs.
+    """
+
+    seq: int = 0
+    nonce: str = ""
+    time: int = 0
+    heads: Mapping[str, Digest] = field(default_factory=dict)
+    tags: Mapping[str, Digest] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    condemned: Mapping[str, Any] | None = None
+    done: str = ""
+    undoes: int | None = None
+
+    @property
+    def refs(self) -> dict[str, Digest]:
+        """Branches and tags together; a branch hides a tag of the same name."""
+        return {**self.tags, **self.heads}
+
+    def encode(self) -> bytes:
+        """Encode to the bytes of ops/<seq>.json."""
+        return sealed.seal(
+            "operation",
+            {
+                "format": 1,
+                "seq": self.seq,
+                "nonce": self.nonce,
+                "time": self.time,
+                "heads": self.heads,
+                "tags": self.tags,
+                "settings": self.settings,
+                "condemned": self.condemned,
+                "done": self.done,
+                "undoes": self.undoes,
+            },
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode an operation, with every field checked."""
+        fields = Fields(sealed.unseal("operation", data, name=name), name=name)
+        if fields.integer("format", low=1) != 1:
+            raise InvalidInputError(
+                f"{name} was written by a newer ckptstore. Upgrade to use this repository."
+            )
+        undoes = fields.get("undoes")
+        return cls(
+            seq=fields.integer("seq", low=1, high=SEQ_MAX),
+            nonce=fields.text("nonce", length_max=64),
+            time=fields.integer("time", high=CREATED_MAX),
+            heads=_refs(fields.object("heads"), kind="branch", name=name),
+            tags=_refs(fields.object("tags"), kind="tag", name=name),
+            settings=fields.object("settings"),
+            condemned=None if fields.get("condemned") is None else fields.object("condemned"),
+            done=fields.text("done", length_max=DONE_LENGTH_MAX),
+            undoes=None if undoes is None else fields.integer("undoes", high=SEQ_MAX),
+        )
+
+
+def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:
+    try:
+        return {
+            check_ref_name(ref, kind=kind): check_digest(target, name=name)
+            for ref, target in document.items()
+        }
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error

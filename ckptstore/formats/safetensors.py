@@ -1,0 +1,49 @@
+"""Hugging Face's .safetensors: tensors by name. It has no place for plain values, nor for nesting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ckptstore import arrays, codecs
+from ckptstore.errors import InvalidInputError
+from ckptstore.format.structure import array_path
+from ckptstore.state import flatten, leaves
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors by name, mapped from the file, and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
+            metadata = file.metadata()
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise InvalidInputError(f"{path} is not a safetensors file: {error}.") from error
+    return tensors, {"safetensors": dict(metadata)} if metadata else {}
+
+
+def write(state: Any, path: Path, *, drop_values: bool) -> None:
+    """Write every array under its path; a state with plain values is refused unless they are to be dropped."""
+    from safetensors.torch import save_file
+
+    flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
+    values = [name or "the state" for name, node in leaves(flat.root) if array_path(node) is None]
+    if values and not drop_values:
+        raise InvalidInputError(
+            f"A .safetensors file holds arrays only, and the state has {len(values)} plain values "
+            f"({', '.join(values[:5])}{', …' if len(values) > 5 else ''}). "
+            "Leave them out with --drop-values, choose arrays with include, or write a .pt file."
+        )
+    try:
+        save_file({name: _tensor(source) for name, source in flat.arrays.items()}, path)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InvalidInputError(f"The state has no .safetensors form: {error}") from error
+
+
+def _tensor(source: arrays.ArraySource) -> Any:
+    """The array as a contiguous tensor of its own memory: the format refuses arrays that share."""
+    return arrays.from_bytes(arrays.TENSOR, source.dtype, source.shape, source.whole())

@@ -1,0 +1,45 @@
+"""torch's .pt and .pth, read with weights_only=True: a file that wants to run code is refused, and nothing is run."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The state in the file."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # about storage classes that only torch's authors can do something about
+            return torch.load(path, map_location="cpu", weights_only=True), {}
+    except pickle.UnpicklingError as error:
+        raise InvalidInputError(
+            f"{path} holds more than tensors and plain values, and is not loaded, as loading it could run code: "
+            f"{_first_line(error)} Load it yourself if you trust it, and commit what it holds."
+        ) from error
+    except Exception as error:
+        raise InvalidInputError(
+            f"{path} is not a file that torch.save wrote: {_first_line(error)}"
+        ) from error
+
+
+def write(state: Any, path: Path, *, drop_values: bool) -> None:
+    """Write the state with torch.save."""
+    import torch
+
+    del drop_values  # the format holds every value
+    torch.save(state, path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,53 @@
+"""History: the graph of checkpoints, walked from newer to older. Pure: manifests come from a function passed in."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ckptstore.digest import Digest
+    from ckptstore.format.manifest import Manifest
+
+    Lookup = Callable[[Digest], Manifest | None]
+
+
+def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
+    """Each checkpoint reachable from the starts, the starts included, once, newest first.
+
+    A checkpoint never comes before one that was made from it along the way it was found. A parent that the lookup
+    does not find (a history cut short) ends that way.
+    """
+    seen: set[Digest] = set()
+    queue: list[tuple[int, int, Digest, Manifest]] = []
+
+    def add(id: Digest, found_at: int) -> None:
+        manifest = None if id in seen else lookup(id)
+        if manifest is not None:
+            seen.add(id)
+            heapq.heappush(queue, (-manifest.created, found_at, id, manifest))
+
+    for position, start in enumerate(starts):
+        add(start, position)
+    count = len(seen)
+    while queue:
+        _, _, id, manifest = heapq.heappop(queue)
+        yield id, manifest
+        for parent in manifest.parents:
+            count += 1
+            add(parent, count)
+
+
+def first_parents(start: Digest, lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
+    """A checkpoint, its first parent, that one's first parent, and so on."""
+    seen: set[Digest] = set()
+    id: Digest | None = start
+    while id is not None and id not in seen:
+        seen.add(id)
+        manifest = lookup(id)
+        if manifest is None:
+            return
+        yield id, manifest
+        id = manifest.parents[0] if manifest.parents else None

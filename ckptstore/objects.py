@@ -1,0 +1,126 @@
+"""ObjectStore: immutable bytes by digest, checked on the way out.
+
+The only module that knows how objects lie. Callers ask for content by digest and never build a key, so that later
+versions may keep objects in packs, compressed or as deltas: a digest always names the decoded bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from ckptstore.digest import HEX_DIGITS, Digest
+from ckptstore.errors import CorruptError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from typing_extensions import Buffer
+
+    from ckptstore.storage import Storage
+
+PREFIX = "objects/"
+CHECK_STEP_BYTES = 1 << 20
+
+
+class ObjectStore:
+    """Bytes by digest in a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def has(self, digest: Digest, *, size: int) -> bool:
+        """True when the object is there with this size. It is durable only after `flush`."""
+        return self._storage.size(key_of(digest)) == size
+
+    def put(self, digest: Digest, data: Buffer) -> None:
+        """Store bytes whose digest the caller has computed; durable after `flush`."""
+        self._storage.put(key_of(digest), data)
+
+    def flush(self, digests: Iterable[Digest]) -> None:
+        """Return once these objects are durable, whoever put them."""
+        self._storage.flush(map(key_of, digests))
+
+    def get(self, digest: Digest, *, bytes_max: int) -> bytes:
+        """All bytes of an object, checked."""
+        key = key_of(digest)
+        try:
+            data = self._storage.get(key, bytes_max=bytes_max)
+        except NotFoundError as error:
+            raise missing(key) from error
+        if Digest.of(data) != digest:
+            raise damaged(key)
+        return data
+
+    def read_into(self, digest: Digest, buffer: memoryview) -> None:
+        """Fill a buffer with all bytes of an object of exactly its size.
+
+        On an error the buffer's content is undefined: the caller must not let anyone see it.
+        """
+        key = key_of(digest)
+        hasher = blake3()
+        try:
+            self._storage.read_into(key, buffer, seen=hasher.update)
+        except NotFoundError as error:
+            raise missing(key) from error
+        if hasher.hexdigest() != digest:
+            raise damaged(key)
+
+    def read_range(
+        self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
+    ) -> None:
+        """Fill a buffer with a part of an object whose own digest is known."""
+        key = key_of(digest)
+        try:
+            self._storage.read_into(key, buffer, start=start)
+        except NotFoundError as error:
+            raise missing(key) from error
+        if Digest.of(buffer) != expected:
+            raise damaged(key)
+
+    def check(self, digest: Digest, *, size: int) -> None:
+        """Read an object of any size in small steps, and raise CorruptError when its bytes do not have its digest."""
+        key = key_of(digest)
+        hasher = blake3()
+        buffer = memoryview(bytearray(min(size, CHECK_STEP_BYTES)))
+        for start in range(0, size, CHECK_STEP_BYTES):
+            step = buffer[: min(CHECK_STEP_BYTES, size - start)]
+            self._storage.read_into(key, step, start=start)
+            hasher.update(step)
+        if hasher.hexdigest() != digest:
+            raise damaged(key)
+
+    def list(self) -> Iterator[tuple[Digest | None, str, int]]:
+        """Every object with its key and size; the digest is None for a file whose name is no object's."""
+        for key, size in self._storage.list(PREFIX):
+            yield digest_of(key), key, size
+
+
+def key_of(digest: Digest) -> str:
+    """The storage key of an object."""
+    return f"{PREFIX}{digest[:2]}/{digest[2:]}"
+
+
+def digest_of(key: str) -> Digest | None:
+    """The object that a storage key names, or None."""
+    text = key.removeprefix(PREFIX).replace("/", "")
+    if (
+        len(text) != HEX_DIGITS
+        or set(text) - set("0123456789abcdef")
+        or key_of(Digest(text)) != key
+    ):
+        return None
+    return Digest(text)
+
+
+def missing(key: str) -> CorruptError:
+    """The error for an object that a document refers to and that is not there."""
+    return CorruptError(f"{key} is missing. Run verify to see which checkpoints suffer.")
+
+
+def damaged(key: str) -> CorruptError:
+    """The error for an object whose bytes do not have its digest."""
+    return CorruptError(
+        f"{key} is damaged: its bytes do not have its digest. Run verify to see which checkpoints suffer."
+    )

@@ -1,0 +1,90 @@
+"""Oplog: the newest operation, and appending the next by create-if-absent.
+
+The log of numbered, immutable operations holds the repository's whole mutable state: branches, tags, settings. Whoever
+creates `ops/<seq + 1>` first has won; everybody else looks again and decides anew.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import ConflictError, CorruptError, NotFoundError
+from ckptstore.format.canonical import DOCUMENT_BYTES_MAX
+from ckptstore.format.operation import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ckptstore.storage import Storage
+
+PREFIX = "ops/"
+KEPT_OPERATIONS = 1000
+PRUNE_EVERY = 100
+ATTEMPTS_MAX = 1000  # each lost attempt means that another writer got through
+
+_KEY = re.compile(r"ops/([0-9]{12})\.json")
+
+
+class Oplog:
+    """The operations of one repository."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def newest(self) -> Operation:
+        """The newest operation; before the first, one with no branches and no tags."""
+        for _ in range(ATTEMPTS_MAX):
+            seqs = self.seqs()
+            if not seqs:
+                return Operation()
+            try:
+                return self.read(max(seqs))
+            except NotFoundError:  # pruned since we listed: many newer ones have come
+                continue
+        raise ConflictError(
+            "The newest operation was replaced again and again while it was read. Retry."
+        )
+
+    def seqs(self) -> list[int]:
+        """The numbers of the operations that are kept, in no order."""
+        found = (_KEY.fullmatch(key) for key, _ in self._storage.list(PREFIX))
+        return [int(match[1]) for match in found if match]
+
+    def read(self, seq: int) -> Operation:
+        """One operation by its number; NotFoundError when it was pruned."""
+        key = key_of(seq)
+        operation = Operation.decode(self._storage.get(key, bytes_max=DOCUMENT_BYTES_MAX), name=key)
+        if operation.seq != seq:
+            raise CorruptError(f"{key} says that it is operation {operation.seq}.")
+        return operation
+
+    def append(self, decide: Callable[[Operation], Operation]) -> Operation:
+        """Append what `decide` makes of the newest operation; the number and nonce are ours.
+
+        `decide` is called again whenever somebody else was first. What it raises ends the attempt.
+        """
+        for _ in range(ATTEMPTS_MAX):
+            operation = _numbered(decide, self.newest())
+            if self._storage.create(key_of(operation.seq), operation.encode()):
+                self._prune(operation.seq)
+                return operation
+        raise ConflictError(
+            f"{ATTEMPTS_MAX} other writers were first. Retry when fewer write at once."
+        )
+
+    def _prune(self, seq: int) -> None:
+        if seq % PRUNE_EVERY == 0:
+            old = [key_of(number) for number in self.seqs() if number <= seq - KEPT_OPERATIONS]
+            self._storage.delete(old)
+
+
+def key_of(seq: int) -> str:
+    """The storage key of an operation."""
+    return f"{PREFIX}{seq:012}.json"
+
+
+def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:
+    return replace(decide(newest), seq=newest.seq + 1, nonce=secrets.token_hex(8))

@@ -1,0 +1,218 @@
+"""Placement: where the arrays and values of a checkpoint go in a destination that exists already.
+
+A destination is an nn.Module, or a nest of dicts, lists and tuples that holds tensors, arrays, plain values, modules and
+other objects with load_state_dict (optimizers, schedulers, …). Matching comes first and lists every difference; only
+then is anything read or changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays import is_array, is_module, is_ndarray
+from ckptstore.errors import Incompatible
+from ckptstore.format.structure import Node, array_path, tag_of
+from ckptstore.state import join, leaves, node_segments, unkey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ckptstore.format.page import ArrayEntry
+
+
+@dataclass(slots=True)
+class Placement:
+    """What a checkout into an existing destination will do.
+
+    targets: existing arrays by the path of what goes into them. loads: parts of the structure that are read as a fresh
+    state and handed to a function: plain values, optimizers, what a module computes rather than stores.
+    """
+
+    targets: dict[str, Any] = field(default_factory=dict)
+    loads: list[tuple[Node, Callable[[Any], object]]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    @property
+    def incompatible(self) -> Incompatible:
+        """Every difference that was found."""
+        return Incompatible(
+            missing=tuple(self.missing),
+            unexpected=tuple(self.unexpected),
+            mismatched=tuple(self.mismatched),
+        )
+
+
+def place(root: Node, destination: object, entries: Mapping[str, ArrayEntry]) -> Placement:
+    """Match the structure of a checkpoint against a destination."""
+    walk = _Place(entries)
+    walk.node(root, destination, "", _fixed)
+    return walk.placement
+
+
+def _fixed(value: object) -> None:
+    """The root itself cannot be exchanged."""
+
+
+class _Place:
+    """The walk of one destination."""
+
+    def __init__(self, entries: Mapping[str, ArrayEntry]) -> None:
+        self.entries = entries
+        self.placement = Placement()
+
+    def node(
+        self, node: Node, target: Any, path: str, assign: Callable[[Any], object] | None
+    ) -> None:
+        """Match one node with what stands in its place; `assign` exchanges it, None when that cannot be done."""
+        name = path or "the state"
+        if is_module(target):
+            self.module(node, target, path)
+        elif hasattr(target, "load_state_dict") and not isinstance(target, type):
+            self.placement.loads.append((node, target.load_state_dict))
+        elif array_path(node) or is_array(target):
+            self.array(node, target, name)
+        elif not _holds_arrays(node) and _is_plain(target):
+            self.value(node, name, assign)
+        elif isinstance(target, dict) and _tag(node) in ("dict", "ordered_dict"):
+            self.dict(node, target, path)
+        elif isinstance(target, (list, tuple)) and (
+            isinstance(node, list) or _tag(node) == "tuple"
+        ):
+            self.items(node, target, path)
+        else:
+            self.placement.mismatched.append(
+                f"{name} (a {_tag(node)} there, a {type(target).__name__} here)"
+            )
+
+    def value(self, node: Node, name: str, assign: Callable[[Any], object] | None) -> None:
+        """Exchange plain values, whole as they stand in the checkpoint."""
+        if assign is None:
+            self.placement.mismatched.append(
+                f"{name} (a plain value inside a tuple, which cannot be exchanged)"
+            )
+        else:
+            self.placement.loads.append((node, assign))
+
+    def dict(self, node: Node, target: dict[Any, Any], path: str) -> None:
+        """Match key by key."""
+        pairs = {
+            unkey(key): (item, join(path, segment))
+            for (key, item), segment in zip(
+                node[_tag(node)], node_segments(node[_tag(node)]), strict=True
+            )
+        }
+        self.placement.missing += [join(path, str(key)) for key in target if key not in pairs]
+        for key, (item, inner) in pairs.items():
+            if key in target:
+                self.node(item, target[key], inner, _setter(target, key))
+            else:
+                self.placement.unexpected += [name for name, _ in leaves(item, inner)] or [inner]
+
+    def items(self, node: Node, target: Any, path: str) -> None:
+        """Match position by position."""
+        nodes = node if isinstance(node, list) else node["tuple"]
+        self.placement.missing += [join(path, str(i)) for i in range(len(nodes), len(target))]
+        for position, item in enumerate(nodes):
+            inner = join(path, str(position))
+            if position >= len(target):
+                self.placement.unexpected += [name for name, _ in leaves(item, inner)] or [inner]
+            elif isinstance(target, list):
+                self.node(item, target[position], inner, _setter(target, position))
+            else:
+                self.node(item, target[position], inner, None)
+
+    def array(self, node: Node, target: Any, name: str) -> None:
+        """Match an array with an array of the same dtype and shape."""
+        path = array_path(node)
+        if path is None or not is_array(target):
+            there = "an array" if path else "a plain value"
+            here = "an array" if is_array(target) else f"a {type(target).__name__}"
+            self.placement.mismatched.append(f"{name} ({there} there, {here} here)")
+            return
+        entry = self.entries[path]
+        dtype, shape = str(target.dtype).removeprefix("torch."), tuple(target.shape)
+        if (entry.dtype, entry.shape) != (dtype, shape):
+            self.placement.mismatched.append(
+                f"{name} ({entry.dtype} {list(entry.shape)} there, {dtype} {list(shape)} here)"
+            )
+        elif (reason := _unwritable(target)) is not None:
+            self.placement.mismatched.append(f"{name} (the destination {reason})")
+        else:
+            self.placement.targets[path] = target
+
+    def module(self, node: Node, module: Any, path: str) -> None:
+        """Match a module's own names; what it computes for its state_dict goes through load_state_dict."""
+        if _tag(node) not in ("dict", "ordered_dict"):
+            self.placement.mismatched.append(
+                f"{path or 'the state'} (a {_tag(node)} there, a module's names here)"
+            )
+            return
+        expected = module.state_dict(keep_vars=True)
+        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        found = set()
+        for (key, item), segment in zip(
+            node[_tag(node)], node_segments(node[_tag(node)]), strict=True
+        ):
+            name, inner = str(unkey(key)), join(path, segment)
+            found.add(name)
+            if name not in expected:
+                self.placement.unexpected += [leaf for leaf, _ in leaves(item, inner)] or [inner]
+            elif is_array(expected[name]):
+                before = len(self.placement.mismatched)
+                self.array(item, expected[name], inner)
+                if id(expected[name]) not in own and len(self.placement.mismatched) == before:
+                    self.placement.targets.pop(array_path(item) or "", None)
+                    self.placement.loads.append((item, _loader(module, name)))
+            else:
+                self.placement.loads.append((item, _loader(module, name)))
+        self.placement.missing += [join(path, name) for name in expected if name not in found]
+
+
+def _setter(target: Any, key: Any) -> Callable[[Any], object]:
+    def assign(value: Any) -> None:
+        target[key] = value
+
+    return assign
+
+
+def _loader(module: Any, name: str) -> Callable[[Any], object]:
+    return lambda value: module.load_state_dict({name: value}, strict=False)
+
+
+def _tag(node: Node) -> str:
+    if isinstance(node, dict):
+        return tag_of(node)
+    return "list" if isinstance(node, list) else "plain value"
+
+
+def _holds_arrays(node: Node) -> bool:
+    return any(array_path(leaf) for _, leaf in leaves(node))
+
+
+def _is_plain(value: object) -> bool:
+    """True when nothing in a destination could be filled in place."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return not is_array(value) and not hasattr(value, "load_state_dict")
+
+
+def _unwritable(target: Any) -> str | None:
+    """Why an array cannot be written in place; None when it can."""
+    if is_ndarray(target):
+        return None if target.flags.writeable else "is read-only"
+    if target.is_meta:
+        return "is on the meta device; use module.to_empty() first"
+    if target.layout is not sys.modules["torch"].strided or target.is_quantized:
+        return "is sparse or quantized"
+    if any(
+        stride == 0 and length > 1
+        for stride, length in zip(target.stride(), target.shape, strict=True)
+    ):
+        return "is an expanded view, whose elements share memory"
+    return None

@@ -1,0 +1,493 @@
+"""Repository: the public face. Each verb is a few lines over the modules below."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ckptstore import arrays, codecs, state, verify
+from ckptstore.catalog import Catalog
+from ckptstore.checkpoint import Checkpoint
+from ckptstore.errors import (
+    CheckoutMismatchError,
+    ConflictError,
+    CorruptError,
+    ExpiredError,
+    Incompatible,
+    InvalidInputError,
+    NotFoundError,
+)
+from ckptstore.format.manifest import (
+    Manifest,
+    check_message,
+    check_meta,
+    check_metrics,
+    check_step,
+)
+from ckptstore.format.marker import CHUNK_BYTES_DEFAULT, Marker
+from ckptstore.format.names import check_ref_name
+from ckptstore.format.operation import Operation
+from ckptstore.format.structure import Node, array_path, tag_of
+from ckptstore.history import ancestors
+from ckptstore.objects import ObjectStore
+from ckptstore.oplog import Oplog
+from ckptstore.placement import place
+from ckptstore.reader import read_fresh, read_into
+from ckptstore.revisions import Names, resolve
+from ckptstore.selection import Selection
+from ckptstore.storage import LocalStorage, open_storage
+from ckptstore.verify import MARKER_BYTES_MAX, MARKER_KEY, VerifyReport
+from ckptstore.writer import Written, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from ckptstore.digest import Digest
+    from ckptstore.format.page import Page
+    from ckptstore.storage import Storage
+
+    Patterns = str | Sequence[str] | None
+
+DEFAULT_BRANCH = "main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a repository holds, and what that takes.
+
+    array_bytes: all arrays of all live checkpoints, as if each were kept whole. stored_bytes: what the objects take,
+    each once. metadata_bytes: manifests, operations and the marker.
+    """
+
+    checkpoints: int
+    branches: int
+    tags: int
+    array_bytes: int
+    objects: int
+    stored_bytes: int
+    metadata_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undone:
+    """The operation that an undo took back, and what it had done."""
+
+    operation: int
+    description: str
+
+
+def init(
+    url: str | Path,
+    *,
+    chunk_size: int = CHUNK_BYTES_DEFAULT,
+    clock: Callable[[], float] = time.time,
+) -> Repository:
+    """Make a new repository in an empty or missing folder, or at memory://NAME.
+
+    chunk_size: bytes of the largest chunks, 64 KiB to 256 MiB, fixed for good. clock: gives seconds since 1970.
+    ConflictError when a repository is there already; InvalidInputError when something else is.
+    """
+    marker = Marker(store=secrets.token_hex(16), chunk_bytes=chunk_size)
+    storage = open_storage(url)
+    if isinstance(storage, LocalStorage):
+        storage.make_root({MARKER_KEY, "ops", "checkpoints", "history", "objects"})
+    if not storage.create(MARKER_KEY, marker.encode()):
+        raise ConflictError(f"{storage.url} is a repository already. Open it instead.")
+    return Repository(storage, marker, clock=clock)
+
+
+def open(
+    url: str | Path, *, create: bool = False, clock: Callable[[], float] = time.time
+) -> Repository:
+    """Open a repository; NotFoundError when there is none, unless `create` is given."""
+    storage = open_storage(url)
+    try:
+        marker = Marker.decode(storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX))
+    except NotFoundError as error:
+        if not create:
+            raise NotFoundError(
+                f"{storage.url} is not a repository. Make one with ckptstore.init, or `ckptstore init`."
+            ) from error
+        try:
+            return init(storage.url, clock=clock)
+        except ConflictError:  # somebody else made it just now
+            return open(url, clock=clock)
+    return Repository(storage, marker, clock=clock)
+
+
+class Repository:
+    """A repository of checkpoints. Made by `ckptstore.init` and `ckptstore.open`; safe to use from several threads."""
+
+    def __init__(
+        self, storage: Storage, marker: Marker, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._storage = storage
+        self._chunk_bytes = marker.chunk_bytes
+        self._clock = clock
+        self._objects = ObjectStore(storage)
+        self._oplog = Oplog(storage)
+        self._catalog = Catalog(storage, self._objects)
+
+    def __repr__(self) -> str:
+        return f"Repository({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """What to pass to `ckptstore.open` to come here again."""
+        return self._storage.url
+
+    def commit(
+        self,
+        state: object,
+        *,
+        branch: str = DEFAULT_BRANCH,
+        step: int | None = None,
+        metrics: Mapping[str, object] | None = None,
+        message: str = "",
+        meta: Mapping[str, Any] | None = None,
+        retry: bool = False,
+    ) -> Checkpoint:
+        """Store a state as a new checkpoint at the head of a branch; durable when this returns.
+
+        state: any nesting of dicts (str or int keys), lists and tuples with torch tensors, numpy arrays and plain
+        values. It is read during the call and never changed.
+        retry: when the branch moved meanwhile, make the new head the parent instead of raising ConflictError.
+        UnsupportedValueError names the path and type of a value that no checkpoint can hold.
+        """
+        check_ref_name(branch, kind="branch")
+        describe = partial(
+            Manifest,
+            step=check_step(step),
+            metrics=check_metrics(metrics),
+            message=check_message(message),
+            meta=check_meta(meta),
+        )
+        head = self._oplog.newest().heads.get(branch)
+        written = self._write(state, head)
+        manifest = describe(
+            pages=written.pages,
+            structure=written.structure,
+            new_bytes=written.new_bytes,
+            parents=(head,) if head else (),
+            created=self._now(),
+        )
+        return self._publish(manifest, written, branch=branch, retry=retry)
+
+    def checkout(
+        self,
+        rev: str = DEFAULT_BRANCH,
+        *,
+        into: object = None,
+        strict: bool = True,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        device: Any = None,
+    ) -> Any:
+        """Read a checkpoint: the same nesting, bit for bit, in fresh writable memory.
+
+        include, exclude: globs over paths ("model/**"); only what they choose is read. A dict loses the other keys, a
+        list or tuple has None in their place. device: where tensors go; the CPU when None.
+        into: an nn.Module, or a nest of dicts and lists of tensors, arrays, plain values, modules and other objects
+        with load_state_dict. It is filled in place, without a second copy of the weights, and what did not fit
+        is returned as Incompatible: with `strict` any misfit raises CheckoutMismatchError before anything changes.
+        """
+        selection = Selection.of(include, exclude)
+        id, manifest = self._readable(rev)
+        root = self._catalog.structure(manifest)
+        if not selection.is_everything:
+            root = state.select(root, selection)
+            if root is state.NOTHING:
+                raise InvalidInputError(
+                    f"Nothing in checkpoint {id.short} is chosen by {selection}."
+                )
+        pages = list(self._catalog.pages(manifest))
+        if into is None:
+            return self._fresh(root, pages, device)
+        return self._place(root, pages, into, strict=strict, partial_ok=not selection.is_everything)
+
+    def resolve(self, rev: str) -> Checkpoint:
+        """The checkpoint that a revision names; NotFoundError says what there is instead."""
+        id = resolve(rev, self._names())
+        return self._checkpoint(id, self._catalog.manifest(id))
+
+    def log(self, rev: str | None = None, *, limit: int | None = None) -> list[Checkpoint]:
+        """The history of a revision, or of all branches and tags, newest first."""
+        names = self._names()
+        starts = (
+            [resolve(rev, names)]
+            if rev is not None
+            else [*names.heads.values(), *names.tags.values()]
+        )
+        return [
+            self._checkpoint(*found) for found in islice(ancestors(starts, names.lookup), limit)
+        ]
+
+    def branch(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
+        """Make a branch at a revision. No array is read or written."""
+        check_ref_name(name, kind="branch")
+        id = resolve(at, self._names())
+
+        def decide(newest: Operation) -> Operation:
+            if name in newest.heads:
+                raise ConflictError(
+                    f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
+                )
+            return replace(newest, heads={**newest.heads, name: id})
+
+        self._append(decide, f"made branch {name} at {id.short}")
+        return self._checkpoint(id, self._catalog.manifest(id))
+
+    def branches(self) -> dict[str, Checkpoint]:
+        """The head of each branch, by name."""
+        return self._refs(self._oplog.newest().heads)
+
+    def delete_branch(self, name: str) -> None:
+        """Delete a branch; its checkpoints stay until gc finds that nothing else reaches them."""
+
+        def decide(newest: Operation) -> Operation:
+            return replace(newest, heads=_without(newest.heads, name, kind="branch"))
+
+        self._append(decide, f"deleted branch {name}")
+
+    def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
+        """Give a checkpoint a name that does not move."""
+        check_ref_name(name, kind="tag")
+        id = resolve(at, self._names())
+
+        def decide(newest: Operation) -> Operation:
+            if name in newest.tags:
+                raise ConflictError(
+                    f"Tag {name!r} exists, at {newest.tags[name].short}. Delete it first."
+                )
+            return replace(newest, tags={**newest.tags, name: id})
+
+        self._append(decide, f"made tag {name} at {id.short}")
+        return self._checkpoint(id, self._catalog.manifest(id))
+
+    def tags(self) -> dict[str, Checkpoint]:
+        """The checkpoint of each tag, by name."""
+        return self._refs(self._oplog.newest().tags)
+
+    def delete_tag(self, name: str) -> None:
+        """Delete a tag."""
+
+        def decide(newest: Operation) -> Operation:
+            return replace(newest, tags=_without(newest.tags, name, kind="tag"))
+
+        self._append(decide, f"deleted tag {name}")
+
+    def ref_names(self) -> tuple[list[str], list[str]]:
+        """The names of all branches and of all tags, sorted; cheap, for completion."""
+        newest = self._oplog.newest()
+        return sorted(newest.heads), sorted(newest.tags)
+
+    def undo(self) -> Undone:
+        """Take back the newest operation that was not taken back yet: branches, tags and settings as before it."""
+        undone: list[Operation] = []
+
+        def decide(newest: Operation) -> Operation:
+            last = self._last_effective(newest)
+            undone[:] = [last]
+            before = self._read_operation(last.seq - 1)
+            done = f"undid operation {last.seq}: {last.done}"
+            return replace(
+                before,
+                condemned=newest.condemned,
+                undoes=last.seq,
+                done=done[:1000],
+                time=self._now(),
+            )
+
+        self._oplog.append(decide)
+        return Undone(operation=undone[0].seq, description=undone[0].done)
+
+    def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
+        """Check every byte and every reference; `progress` is called with bytes done and bytes in all."""
+        return verify.verify(self._storage, progress=progress)
+
+    def usage(self) -> Usage:
+        """What the repository holds, and what that takes."""
+        newest = self._oplog.newest()
+        reached = ancestors(newest.refs.values(), self._names().lookup)
+        live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
+        sizes = [size for _, _, size in self._objects.list()]
+        metadata = [
+            size
+            for folder in ("ops/", "checkpoints/", "history/")
+            for _, size in self._storage.list(folder)
+        ]
+        return Usage(
+            checkpoints=len(live),
+            branches=len(newest.heads),
+            tags=len(newest.tags),
+            array_bytes=sum(ref.bytes for manifest in live for ref in manifest.pages),
+            objects=len(sizes),
+            stored_bytes=sum(sizes),
+            metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
+        )
+
+    def _write(self, value: object, head: Digest | None) -> Written:
+        """Store the arrays and the structure of a state."""
+        flat = state.flatten(value, describe=arrays.describe, encode=codecs.encode)
+        return write(
+            flat,
+            objects=self._objects,
+            catalog=self._catalog,
+            parent=self._parent(head),
+            chunk_bytes=self._chunk_bytes,
+        )
+
+    def _parent(self, head: Digest | None) -> Manifest | None:
+        """The parent's manifest; None when it cannot be read, as a commit must not fail for what verify reports."""
+        try:
+            return self._catalog.manifest(head) if head else None
+        except (CorruptError, NotFoundError):
+            return None
+
+    def _publish(
+        self, manifest: Manifest, written: Written, *, branch: str, retry: bool
+    ) -> Checkpoint:
+        """Make a durable state a checkpoint: its manifest, then the operation that moves the branch to it."""
+        made: dict[str, Any] = {"manifest": manifest, "id": self._catalog.store(manifest)}
+
+        def decide(newest: Operation) -> Operation:
+            parents = (newest.heads[branch],) if branch in newest.heads else ()
+            if made["manifest"].parents != parents:
+                if not retry:
+                    raise ConflictError(
+                        f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} while committing. "
+                        "Commit again, or pass retry=True."
+                    )
+                made["manifest"] = replace(made["manifest"], parents=parents)
+                made["id"] = self._catalog.store(made["manifest"])
+            _refuse_condemned(newest, written)
+            return replace(newest, heads={**newest.heads, branch: made["id"]})
+
+        self._append(decide, lambda: f"committed {made['id'].short} to {branch}")
+        return self._checkpoint(made["id"], made["manifest"])
+
+    def _append(
+        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
+    ) -> None:
+        """Append an operation with the time and what it did."""
+
+        def complete(newest: Operation) -> Operation:
+            decided = decide(newest)
+            text = done if isinstance(done, str) else done()
+            return replace(decided, time=self._now(), done=text, undoes=None)
+
+        self._oplog.append(complete)
+
+    def _readable(self, rev: str) -> tuple[Digest, Manifest]:
+        """The manifest of a checkpoint whose arrays are there."""
+        id = resolve(rev, self._names())
+        manifest = self._catalog.manifest(id)
+        if self._catalog.is_expired(id):
+            raise ExpiredError(
+                f"Checkpoint {id.short} has expired: its arrays were given up, only its facts are kept."
+            )
+        return id, manifest
+
+    def _fresh(self, root: Node, pages: list[Page], device: Any) -> Any:
+        """Build a new state."""
+        kinds = _kinds(root)
+        made = read_fresh(pages, kinds, objects=self._objects)
+
+        def array(path: str, kind: str) -> Any:
+            if path not in made:
+                raise CorruptError(
+                    f"The structure names the array {path!r}, which no page lists. Run verify."
+                )
+            return made[path] if device is None else arrays.to_device(made[path], device)
+
+        return state.unflatten(root, array=array, decode=codecs.decode)
+
+    def _place(
+        self, root: Node, pages: list[Page], into: object, *, strict: bool, partial_ok: bool
+    ) -> Incompatible:
+        """Fill an existing destination."""
+        entries = {entry.path: entry for page in pages for entry in page.entries}
+        placement = place(root, into, entries)
+        found = placement.incompatible
+        if partial_ok:  # what include and exclude leave out is not missing
+            found = replace(found, missing=())
+        if strict and found:
+            raise CheckoutMismatchError(
+                f"The checkpoint does not fit: {found}. Nothing was changed; strict=False does what it can.",
+                found,
+            )
+        read_into(pages, placement.targets, objects=self._objects)
+        for node, assign in placement.loads:
+            assign(self._fresh(node, pages, None))
+        return found
+
+    def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
+        return Checkpoint.of(id, manifest, self._catalog)
+
+    def _refs(self, refs: Mapping[str, Digest]) -> dict[str, Checkpoint]:
+        return {
+            name: self._checkpoint(id, self._catalog.manifest(id))
+            for name, id in sorted(refs.items())
+        }
+
+    def _names(self) -> Names:
+        """What revisions can name now."""
+        newest = self._oplog.newest()
+        return Names(
+            heads=newest.heads, tags=newest.tags, lookup=self._lookup, ids=self._catalog.ids
+        )
+
+    def _lookup(self, id: Digest) -> Manifest | None:
+        try:
+            return self._catalog.manifest(id)
+        except NotFoundError:
+            return None
+
+    def _last_effective(self, newest: Operation) -> Operation:
+        """The newest operation that no undo took back."""
+        operation = newest
+        while operation.undoes is not None:
+            operation = self._read_operation(operation.undoes - 1)
+        if operation.seq == 0:
+            raise NotFoundError("There is nothing to undo.")
+        return operation
+
+    def _read_operation(self, seq: int) -> Operation:
+        try:
+            return self._oplog.read(seq) if seq else Operation()
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"Operation {seq} is too old to go back to; only the newest are kept."
+            ) from error
+
+    def _now(self) -> int:
+        """UTC now, in microseconds since 1970."""
+        return max(0, int(self._clock() * 1e6))
+
+
+def _kinds(root: Node) -> dict[str, str]:
+    """The arrays to read for a structure: tensor or ndarray, by path; a tied array only under its first name."""
+    nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
+    return {node.get("tied", node[tag_of(node)]): tag_of(node) for node in nodes}
+
+
+def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, Digest]:
+    if name not in refs:
+        known = ", ".join(sorted(refs)[:12]) or "none"
+        raise NotFoundError(f"There is no {kind} {str(name)[:80]!r}. There are: {known}.")
+    return {other: id for other, id in refs.items() if other != name}
+
+
+def _refuse_condemned(newest: Operation, written: Written) -> None:
+    """A commit never relies on what a running gc may delete."""
+    if newest.condemned is not None:
+        condemned: Iterable[object] = newest.condemned.get("digests", ())
+        if not written.relied.isdisjoint(condemned):
+            raise ConflictError(
+                "A gc is deleting objects that this commit needs. Commit again when it has ended."
+            )

@@ -1,0 +1,191 @@
+"""Revisions: text that names a checkpoint. Pure: refs and manifests come in as values and functions.
+
+main   v1.0   3f9a12c4…          a branch, a tag, an id or a unique prefix of one (6 digits or more)
+main~2                           two first parents back
+main@step=1000                   the newest checkpoint in main's history with that step
+main@best:val_loss:min           the best one in main's history by a metric; NaN never wins, a tie goes to the newest
+best:val_loss                    the same on the default branch
+latest                           the newest over all branches
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ckptstore.digest import HEX_DIGITS, Digest
+from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.history import ancestors, first_parents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.history import Lookup
+
+PREFIX_DIGITS_MIN = 6
+REVISION_LENGTH_MAX = 1000
+
+_MAX_WORDS = frozenset(
+    {
+        "acc",
+        "accuracy",
+        "auc",
+        "f1",
+        "precision",
+        "recall",
+        "map",
+        "iou",
+        "bleu",
+        "rouge",
+        "score",
+        "reward",
+    }
+)
+_BEST = re.compile(r"best:([^:@~]+)(?::(min|max|auto))?")
+_SUFFIX = re.compile(
+    r"~(?P<back>[0-9]{0,9})|@step=(?P<step>-?[0-9]{1,19})|@(?P<best>best:[^:@~]+(?::(?:min|max|auto))?)"
+)
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """What revisions can name: refs as of one operation, and checkpoints by id.
+
+    ids: gives the ids that begin with some digits.
+    """
+
+    heads: Mapping[str, Digest]
+    tags: Mapping[str, Digest]
+    lookup: Lookup
+    ids: Callable[[str], Iterable[Digest]]
+    default_branch: str = "main"
+
+
+def resolve(revision: str, names: Names) -> Digest:
+    """The id of the checkpoint that a revision names."""
+    if not isinstance(revision, str) or not 0 < len(revision) <= REVISION_LENGTH_MAX:
+        raise InvalidInputError(
+            f"{str(revision)[:60]!r} is not a revision: a branch, tag or id is expected."
+        )
+    if best := _BEST.match(revision):
+        end = best.end()
+        id = _best(_ref(names.default_branch, names, whole=revision), best, names, whole=revision)
+    else:
+        end = _end_of_base(revision)
+        id = _base(revision[:end], names, whole=revision)
+    while end < len(revision):
+        suffix = _SUFFIX.match(revision, end)
+        if not suffix:
+            raise InvalidInputError(
+                f"{revision!r} is not a revision: {revision[end:]!r} has no meaning there."
+            )
+        id = _follow(id, suffix, names, whole=revision)
+        end = suffix.end()
+    return id
+
+
+def mode_of(metric: str) -> Mode:
+    """Whether more or less is better, by the last word of the metric's name ("val_acc" ends in "acc")."""
+    words = re.split(r"[^a-z0-9]+", metric.lower())
+    last = next((word for word in reversed(words) if word), "")
+    return "max" if last in _MAX_WORDS else "min"
+
+
+def best_of(
+    candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
+) -> tuple[Digest, Manifest] | None:
+    """The best of checkpoints given newest first; None when none has a number for that metric."""
+    sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
+    best: tuple[float, Digest, Manifest] | None = None
+    for id, manifest in candidates:
+        value = manifest.metrics.get(metric)
+        if value is None or math.isnan(value):
+            continue
+        if best is None or sign * value < best[0]:
+            best = (sign * value, id, manifest)
+    return best[1:] if best else None
+
+
+def _end_of_base(revision: str) -> int:
+    ends = [position for mark in ("~", "@") if (position := revision.find(mark)) >= 0]
+    return min(ends, default=len(revision))
+
+
+def _base(text: str, names: Names, *, whole: str) -> Digest:
+    if text == "latest":
+        newest = next(iter(ancestors(names.heads.values(), names.lookup)), None)
+        if newest is None:
+            raise NotFoundError("There is no checkpoint on any branch yet.")
+        return newest[0]
+    if text in names.heads or text in names.tags:
+        return _ref(text, names, whole=whole)
+    if re.fullmatch(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{HEX_DIGITS}}}", text):
+        return _by_prefix(text, names)
+    raise NotFoundError(f"{text[:80]!r} is no branch, tag or checkpoint here. {_offer(names)}")
+
+
+def _ref(name: str, names: Names, *, whole: str) -> Digest:
+    id = names.heads.get(name) or names.tags.get(name)
+    if id is None:
+        raise NotFoundError(
+            f"{whole[:80]!r} needs the branch {name!r}, which is not here. {_offer(names)}"
+        )
+    return id
+
+
+def _by_prefix(text: str, names: Names) -> Digest:
+    if len(text) == HEX_DIGITS:
+        if names.lookup(Digest(text)) is None:
+            raise NotFoundError(f"Checkpoint {text} is not in this repository.")
+        return Digest(text)
+    found = sorted(set(names.ids(text)))
+    if not found:
+        raise NotFoundError(
+            f"No branch, tag or checkpoint id is or begins with {text!r}. {_offer(names)}"
+        )
+    if len(found) > 1:
+        shown = ", ".join(id[: len(text) + 4] for id in found[:5])
+        raise InvalidInputError(f"{text!r} begins {len(found)} ids ({shown}, …). Give more digits.")
+    return found[0]
+
+
+def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> Digest:
+    if suffix["best"] is not None:
+        best = _BEST.fullmatch(suffix["best"])
+        assert best is not None  # the same pattern
+        return _best(id, best, names, whole=whole)
+    if suffix["step"] is not None:
+        step = int(suffix["step"])
+        for found, manifest in ancestors([id], names.lookup):
+            if manifest.step == step:
+                return found
+        raise NotFoundError(f"{whole!r}: no checkpoint in that history has step {step}.")
+    back = int(suffix["back"] or 1)
+    for distance, (found, _) in enumerate(first_parents(id, names.lookup)):
+        if distance == back:
+            return found
+    raise NotFoundError(f"{whole!r}: that history has no {back} generations.")
+
+
+def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
+    metric, mode = best[1], best[2] or "auto"
+    history = list(ancestors([start], names.lookup))
+    winner = best_of(history, metric, mode)
+    if winner is None:
+        known = sorted({name for _, manifest in history for name in manifest.metrics})
+        raise NotFoundError(
+            f"{whole!r}: no checkpoint in that history has a number for the metric {metric!r}; "
+            f"there {'are ' + ', '.join(known) if known else 'are no metrics'}."
+        )
+    return winner[0]
+
+
+def _offer(names: Names) -> str:
+    listed = sorted(names.heads) + sorted(names.tags)
+    if not listed:
+        return "Nothing has been committed yet."
+    return f"There are: {', '.join(listed[:12])}{', …' if len(listed) > 12 else ''}."

@@ -1,0 +1,284 @@
+"""LocalStorage: a folder, written so that a power failure at any moment leaves only garbage.
+
+put: a temporary file with a name nobody else has, all bytes, fsync, rename. create: the same with link, which fails
+when the name is taken. flush: fsync of the folders that hold the names, and of their parents, because another process
+may have made a folder, or a file we rely on, without having come to its own flush. A failed fsync is never tried again
+on the same file (the kernel may have dropped the bytes and will then report success): the commit fails instead.
+
+Every name below the root is opened one part at a time without following links, and only regular files are read, so a
+planted link or FIFO leads nowhere. The root itself may be a link: it is the user's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from typing_extensions import Buffer
+
+    from ckptstore.storage.protocol import Seen
+
+TEMPORARY = "tmp"
+READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,2}")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ = (
+    os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+)  # NONBLOCK: opening a FIFO must not wait
+
+
+class LocalStorage:
+    """Bytes by key in a folder of a local file system that honours fsync."""
+
+    def __init__(self, root: str | Path) -> None:
+        try:
+            self._root = os.path.abspath(os.path.expanduser(root))
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{str(root)[:200]!r} is not a path: {error}.") from error
+        if "\0" in self._root:
+            raise InvalidInputError(f"{str(root)[:200]!r} is not a path: it holds a NUL character.")
+
+    @property
+    def url(self) -> str:
+        """The absolute path of the folder."""
+        return self._root
+
+    def make_root(self, names: Collection[str]) -> None:
+        """Make the folder, durably, and all above it that is missing; refuse one that holds other names."""
+        with _translated("the folder", self._root):
+            missing = Path(self._root)
+            made = []
+            while not missing.exists():
+                made.append(missing)
+                missing = missing.parent
+            for folder in reversed(made):
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                _fsync_folder(str(folder.parent))
+            foreign = sorted(set(os.listdir(self._root)) - {*names, TEMPORARY})
+        if foreign:
+            raise InvalidInputError(
+                f"{self._root} holds other things ({', '.join(foreign[:3])}). Name an empty or a new folder."
+            )
+
+    def get(self, key: str, *, bytes_max: int) -> bytes:
+        """All bytes of a key."""
+        with _translated(key, self._root), self._opened(key) as (fd, size):
+            if size > bytes_max:
+                raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
+            data = bytearray(size)
+            if _read_full(fd, memoryview(data), 0) != size:
+                raise CorruptError(f"{key} became shorter while it was read.")
+            return bytes(data)
+
+    def read_into(
+        self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
+    ) -> None:
+        """Fill a buffer from position `start`, or with the whole key."""
+        with _translated(key, self._root), self._opened(key) as (fd, size):
+            end = (start or 0) + len(buffer)
+            if end > size or (start is None and end != size):
+                raise CorruptError(f"{key} has {size} bytes; {end} are expected.")
+            step = READ_STEP_BYTES if seen else max(1, len(buffer))
+            for begin in range(0, len(buffer), step):
+                part = buffer[begin : begin + step]
+                if _read_full(fd, part, (start or 0) + begin) != len(part):
+                    raise CorruptError(f"{key} became shorter while it was read.")
+                if seen:
+                    seen(part)
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Store bytes under a key, atomically; durable after `flush`."""
+        with _translated(key, self._root), self._written(data) as (temporary, tmp_fd):
+            with self._folder_of(key, make=True) as (folder_fd, name):
+                os.rename(temporary, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
+
+    def create(self, key: str, data: Buffer) -> bool:
+        """Store bytes under a key unless it exists; durable when it returns True."""
+        with _translated(key, self._root):
+            with (
+                self._written(data) as (temporary, tmp_fd),
+                self._folder_of(key, make=True) as (folder_fd, name),
+            ):
+                try:
+                    os.link(
+                        temporary,
+                        name,
+                        src_dir_fd=tmp_fd,
+                        dst_dir_fd=folder_fd,
+                        follow_symlinks=False,
+                    )
+                except FileExistsError:
+                    return False
+                os.unlink(temporary, dir_fd=tmp_fd)
+            self.flush([key])
+            return True
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Fsync the folders of these keys, then every folder above them up to the root."""
+        folders = {parent for key in keys for parent in _folders_above(key)}
+        with _translated("the folders", self._root):
+            for parts in sorted(folders, key=len, reverse=True):
+                with self._folder(parts) as fd:
+                    os.fsync(fd)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove keys; one that is not there is no error."""
+        for key in keys:
+            with _translated(key, self._root), suppress(FileNotFoundError):
+                with self._folder_of(key) as (folder_fd, name):
+                    os.unlink(name, dir_fd=folder_fd)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Every regular file under a folder, with its size; temporary files are left out."""
+        parts = tuple(part for part in prefix.split("/") if part)
+        with _translated(prefix or "the root", self._root):
+            try:
+                with self._folder(parts) as fd:
+                    found = list(_walk(fd, "".join(f"{part}/" for part in parts)))
+            except FileNotFoundError:
+                if parts and os.path.isdir(self._root):
+                    return iter(())
+                raise
+        return iter(found)
+
+    def size(self, key: str) -> int | None:
+        """The size of a key, or None; a link or a folder of that name is an error."""
+        with _translated(key, self._root):
+            try:
+                with self._folder_of(key) as (folder_fd, name):
+                    status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptError(f"{key} is not a regular file.")
+            return status.st_size
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, int]]:
+        """Open a key for reading: its descriptor and size."""
+        with self._folder_of(key) as (folder_fd, name):
+            fd = os.open(name, _READ, dir_fd=folder_fd)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptError(f"{key} is not a regular file.")
+            yield fd, status.st_size
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _written(self, data: Buffer) -> Iterator[tuple[str, int]]:
+        """Write and fsync a temporary file: its name and the descriptor of its folder. Removed if still there."""
+        name = f"{os.getpid()}-{secrets.token_hex(12)}"
+        with self._folder((TEMPORARY,), make=True) as tmp_fd:
+            fd = os.open(name, _WRITE, 0o666, dir_fd=tmp_fd)
+            try:
+                try:
+                    _write_full(fd, memoryview(data).cast("B"))
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                yield name, tmp_fd
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=tmp_fd)
+                raise
+
+    @contextmanager
+    def _folder_of(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+        """Open the folder that holds a key: its descriptor and the key's last part."""
+        if not _KEY.fullmatch(key):
+            raise InvalidInputError(f"{key[:100]!r} is not a key.")
+        *folders, name = key.split("/")
+        with self._folder(tuple(folders), make=make) as fd:
+            yield fd, name
+
+    @contextmanager
+    def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
+        """Open a folder below the root, one part at a time, following no link."""
+        fd = os.open(self._root, _FOLDER)
+        try:
+            for part in parts:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=fd)
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _folders_above(key: str) -> Iterator[tuple[str, ...]]:
+    parts = tuple(key.split("/")[:-1])
+    for length in range(len(parts) + 1):
+        yield parts[:length]
+
+
+def _walk(fd: int, prefix: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if prefix or entry.name != TEMPORARY:
+                    inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                    try:
+                        yield from _walk(inner, f"{prefix}{entry.name}/")
+                    finally:
+                        os.close(inner)
+            elif entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False).st_size
+
+
+def _read_full(fd: int, buffer: memoryview, start: int) -> int:
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], start + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _write_full(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _fsync_folder(path: str) -> None:
+    fd = os.open(path, _FOLDER)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated(what: str, root: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours, naming what they hit."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{what} is not in {root}.") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR):
+            raise CorruptError(
+                f"{what} in {root} is a link, a folder or a device where a file was written."
+            ) from error
+        raise StorageError(
+            f"{what} in {root} could not be used: {error.strerror or error}."
+        ) from error

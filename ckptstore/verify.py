@@ -1,0 +1,247 @@
+"""Verify: every byte and every reference of a repository, going on past what it finds.
+
+Each object is read once and held against its name; then each checkpoint is asked whether all it refers to is there and
+right. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ckptstore.catalog import EXPIRED, LIVE, Catalog, key_of
+from ckptstore.digest import Digest
+from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
+from ckptstore.format.marker import Marker
+from ckptstore.format.structure import array_path
+from ckptstore.objects import ObjectStore
+from ckptstore.objects import key_of as object_key
+from ckptstore.oplog import Oplog
+from ckptstore.oplog import key_of as operation_key
+from ckptstore.parallel import gather
+from ckptstore.state import leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.format.page import Page
+    from ckptstore.storage import Storage
+
+VERIFY_THREADS = 4
+MARKER_BYTES_MAX = 1 << 16
+MARKER_KEY = "ckptstore.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that is not as it was written: the file, what is wrong with it, and which checkpoints suffer."""
+
+    key: str
+    error: str
+    checkpoints: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What verify found; `objects` and `bytes` count what was read."""
+
+    problems: tuple[Problem, ...]
+    checkpoints: int
+    objects: int
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.problems
+
+
+def verify(
+    storage: Storage, *, progress: Callable[[int, int], object] | None = None
+) -> VerifyReport:
+    """Check everything; `progress` is called with the bytes checked so far and the bytes there are."""
+    return _Verify(storage).report(progress or (lambda done, total: None))
+
+
+class _Verify:
+    """One run over one repository."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.objects = ObjectStore(storage)
+        self.catalog = Catalog(storage, self.objects)
+        self.wrong: dict[str, str] = {}
+        self.users: dict[str, set[Digest]] = {}
+
+    def report(self, progress: Callable[[int, int], object]) -> VerifyReport:
+        """Look at everything once."""
+        self.attempt(
+            MARKER_KEY,
+            lambda: Marker.decode(self.storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX)),
+        )
+        count, size = self.check_objects(progress)
+        live, expired = self.ids(LIVE), self.ids(EXPIRED)
+        for id in (*live, *expired):
+            self.check_manifest(id, expired=id not in live)
+        self.check_operations({*live, *expired})
+        problems = tuple(
+            Problem(key=key, error=error, checkpoints=tuple(sorted(self.users.get(key, ()))))
+            for key, error in sorted(self.wrong.items())
+        )
+        return VerifyReport(problems=problems, checkpoints=len(live), objects=count, bytes=size)
+
+    def attempt(self, key: str, check: Callable[[], object]) -> bool:
+        """Run one check; what it raises becomes a problem of that key."""
+        try:
+            check()
+        except CkptStoreError as error:
+            self.wrong.setdefault(key, str(error))
+            return False
+        return True
+
+    def check_objects(self, progress: Callable[[int, int], object]) -> tuple[int, int]:
+        """Hold every object against its name."""
+        listed = list(self.objects.list())
+        total = sum(size for _, _, size in listed)
+        done = 0
+
+        def check(digest: Digest | None, key: str, size: int) -> None:
+            nonlocal done
+            self.attempt(key, partial(self.check_object, digest, key, size))
+            done += size
+            progress(done, total)
+
+        gather([partial(check, *item) for item in listed], threads=VERIFY_THREADS)
+        return len(listed), total
+
+    def check_object(self, digest: Digest | None, key: str, size: int) -> None:
+        """Hold one object against its name."""
+        if digest is None:
+            raise CorruptError(f"{key} is not the name of an object.")
+        self.objects.check(digest, size=size)
+
+    def ids(self, folder: str) -> tuple[Digest, ...]:
+        """The ids under a folder; a file that is no manifest's is a problem."""
+        found = []
+        for key, _ in self.storage.list(folder):
+            text = key.removeprefix(folder).removesuffix(".json")
+            if self.attempt(key, lambda key=key, text=text: _check_manifest_key(key, text, folder)):  # type: ignore[misc]
+                found.append(Digest(text))
+        return tuple(sorted(found))
+
+    def check_manifest(self, id: Digest, *, expired: bool) -> None:
+        """Hold a manifest against its name, and what it refers to against what it says."""
+        key = key_of(id, EXPIRED if expired else LIVE)
+        self.users.setdefault(key, set()).add(id)
+        try:
+            manifest = self.catalog.manifest(id)
+        except CkptStoreError as error:
+            self.wrong[key] = str(error)
+            return
+        if not expired:
+            self.check_content(id, manifest)
+
+    def check_content(self, id: Digest, manifest: Manifest) -> None:
+        """Follow every reference of a live checkpoint."""
+        paths: dict[str, None] = {}
+        for ref in manifest.pages:
+            key = self.used(ref.digest, id)
+            if self.is_there(key) and self.attempt(key, partial(self.catalog.page, ref.digest)):
+                page = self.catalog.page(ref.digest)
+                paths |= dict.fromkeys(entry.path for entry in page.entries)
+                self.check_page(id, key, page)
+        if not any(object_key(ref.digest) in self.wrong for ref in manifest.pages):
+            self.attempt(key_of(id), lambda: list(self.catalog.pages(manifest)))
+        key = self.used(manifest.structure, id)
+        if self.is_there(key):
+            self.attempt(key, partial(self.check_structure, manifest, paths))
+
+    def check_page(self, id: Digest, key: str, page: Page) -> None:
+        """Follow the references of a page."""
+        for digest, size in page.digests():
+            inner = self.used(digest, id)
+            if self.is_there(inner):
+                self.attempt(inner, partial(self.check_size, inner, size))
+        if page.bundle and object_key(page.bundle.digest) not in self.wrong:
+            self.attempt(key, partial(self.check_bundle, page))
+
+    def check_size(self, key: str, size: int) -> None:
+        """Hold the size of an object against what a page says of it."""
+        found = self.storage.size(key)
+        if found != size:
+            raise CorruptError(f"{key} has {found} bytes; the page that lists it says {size}.")
+
+    def check_bundle(self, page: Page) -> None:
+        """Hold each small array's own digest against its place in the bundle."""
+        assert page.bundle is not None
+        data = self.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
+        for entry in page.entries:
+            if entry.offset is not None:
+                part = data[entry.offset : entry.offset + entry.nbytes]
+                if Digest.of(part) != entry.digests[0]:
+                    raise CorruptError(
+                        f"The page lists a wrong place in its bundle for {entry.path!r}."
+                    )
+
+    def check_structure(self, manifest: Manifest, paths: Iterable[str]) -> None:
+        """Every array that the structure names must be listed by a page."""
+        named = {
+            path
+            for _, node in leaves(self.catalog.structure(manifest))
+            if (path := array_path(node))
+        }
+        unlisted = sorted(named - set(paths))
+        broken = any(object_key(ref.digest) in self.wrong for ref in manifest.pages)
+        if unlisted and not broken:
+            raise CorruptError(
+                f"The structure names arrays that no page lists: {', '.join(unlisted[:5])}."
+            )
+
+    def check_operations(self, ids: set[Digest]) -> None:
+        """Read every operation; the newest one's branches and tags must name checkpoints that are there."""
+        oplog = Oplog(self.storage)
+        for key, _ in self.storage.list("ops/"):
+            number = key.removeprefix("ops/").removesuffix(".json")
+            if number.isdigit() and operation_key(int(number)) == key:
+                self.attempt(key, partial(oplog.read, int(number)))
+            else:
+                self.wrong[key] = f"{key} is not the name of an operation."
+        for name, id in self.newest_refs(oplog):
+            if id not in ids:
+                self.wrong.setdefault(key_of(id), f"{key_of(id)} is missing; {name!r} names it.")
+                self.users.setdefault(key_of(id), set()).add(id)
+
+    def newest_refs(self, oplog: Oplog) -> Iterator[tuple[str, Digest]]:
+        """The branches and tags of the newest operation that can be read."""
+        for seq in sorted(oplog.seqs(), reverse=True):
+            if operation_key(seq) not in self.wrong:
+                yield from oplog.read(seq).refs.items()
+                return
+
+    def used(self, digest: Digest, id: Digest) -> str:
+        """The key of an object, noted as used by a checkpoint."""
+        key = object_key(digest)
+        self.users.setdefault(key, set()).add(id)
+        return key
+
+    def is_there(self, key: str) -> bool:
+        """Whether a used object can be looked at; one that is not there becomes a problem."""
+        if key in self.wrong:
+            return False
+        return self.attempt(key, lambda: _must_exist(key, self.storage.size(key)))
+
+
+def _must_exist(key: str, size: int | None) -> None:
+    if size is None:
+        raise NotFoundError(f"{key} is missing.")
+
+
+def _check_manifest_key(key: str, text: str, folder: str) -> None:
+    if key != f"{folder}{text}.json":
+        raise CorruptError(f"{key} is not the name of a manifest.")
+    try:
+        Digest.parse(text)
+    except CkptStoreError as error:
+        raise CorruptError(f"{key} is not the name of a manifest: {error}") from error
