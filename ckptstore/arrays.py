@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import StorageError, UnsupportedValueError
@@ -100,7 +101,7 @@ def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memory
         import torch
 
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-        return tensor, _tensor_bytes(tensor)
+        return tensor, _contiguous_bytes(tensor, torch)
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"There is no memory for an array of dtype {dtype} and shape {shape}: {error}"
@@ -142,17 +143,19 @@ def _plain(tensor: Any, torch: Any) -> Any:
 
 def _describe_tensor(value: Any, torch: Any) -> ArraySource:
     _refuse_tensor(value, torch)
-    dtype = str(value.dtype).removeprefix("torch.")
+    dtype = _dtype_name(value.dtype)
     if dtype not in ITEM_BYTES:
         raise UnsupportedValueError(f"has the dtype {value.dtype}, which no checkpoint can hold")
     tensor = value.detach()
-    shape, nbytes = tuple(tensor.shape), tensor.numel() * tensor.element_size()
-    plain = tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
+    shape, nbytes = tuple(tensor.shape), tensor.nbytes
+    lazy = tensor.is_conj(), tensor.is_neg()
     identity = None
     if nbytes:
-        where = (tensor.device, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
+        where = (tensor.get_device(), tensor.data_ptr(), *lazy)
         identity = (TENSOR, where, dtype, shape, tensor.stride())
-    flat = _tensor_bytes(tensor) if plain and tensor.is_contiguous() else None
+    flat = None
+    if tensor.is_cpu and not any(lazy) and tensor.is_contiguous():
+        flat = _contiguous_bytes(tensor, torch)
     return ArraySource(
         kind=TENSOR,
         dtype=dtype,
@@ -224,7 +227,17 @@ def _tensor_bytes(tensor: Any) -> memoryview:
     import torch
 
     plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    return _contiguous_bytes(plain, torch)
+
+
+def _contiguous_bytes(tensor: Any, torch: Any) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+@cache
+def _dtype_name(dtype: Any) -> str:
+    """The name that this library uses for a torch dtype."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _ndarray_bytes(array: Any) -> memoryview:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
 from ckptstore.format.canonical import DOCUMENT_BYTES_MAX
-from ckptstore.format.operation import Operation
+from ckptstore.format.operation import DONE_LENGTH_MAX, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +74,41 @@ class Oplog:
         raise ConflictError(
             f"{ATTEMPTS_MAX} other writers were first. Retry when fewer write at once."
         )
+
+    def undo(self, *, now: Callable[[], int]) -> Operation:
+        """Append the state before the newest operation that no undo took back, and return that operation.
+
+        now: gives UTC in microseconds. NotFoundError when there is nothing left to take back.
+        """
+        undone = Operation()
+
+        def decide(newest: Operation) -> Operation:
+            nonlocal undone
+            undone = newest
+            while undone.undoes is not None:
+                undone = self._before(undone.undoes)
+            if undone.seq == 0:
+                raise NotFoundError("There is nothing to undo.")
+            done = f"undid operation {undone.seq}: {undone.done}"
+            return replace(
+                self._before(undone.seq),
+                condemned=newest.condemned,
+                undoes=undone.seq,
+                done=done[:DONE_LENGTH_MAX],
+                time=now(),
+            )
+
+        self.append(decide)
+        return undone
+
+    def _before(self, seq: int) -> Operation:
+        """The operation before a number, however old."""
+        try:
+            return self.read(seq - 1) if seq > 1 else Operation()
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"Operation {seq - 1} is too old to go back to; only the newest are kept."
+            ) from error
 
     def _prune(self, seq: int) -> None:
         if seq % PRUNE_EVERY == 0:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 import threading
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore import arrays
 from ckptstore.errors import StorageError
@@ -19,13 +21,14 @@ from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.parallel import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
-    from ckptstore.format.page import ArrayEntry, Page
+    from ckptstore.format.page import ArrayEntry, Bundle, Page
     from ckptstore.objects import ObjectStore
 
 READ_THREADS = 4
+BUNDLES_BYTES_MAX = 16 << 20  # bundles that are held at once, of about 1 MB each as a rule
 BUFFER_BYTES_MAX = 40 << 20  # all threads' buffers together, when existing arrays are filled
 
 
@@ -33,47 +36,56 @@ def read_fresh(
     pages: Iterable[Page], kinds: Mapping[str, str], *, objects: ObjectStore
 ) -> dict[str, Any]:
     """New arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else read."""
-    wanted = [(page, [entry for entry in page.entries if entry.path in kinds]) for page in pages]
-    _check_memory(entry.nbytes for _, entries in wanted for entry in entries)
+    wanted = [_Wanted.of(page, kinds) for page in pages]
+    _check_memory(entry.nbytes for part in wanted for entry in (*part.small, *part.large))
     made: dict[str, Any] = {}
     jobs: list[Callable[[], object]] = []
-    for page, entries in wanted:
-        small = [entry for entry in entries if entry.offset is not None]
-        if small:
-            jobs.append(partial(_read_bundle, page, small, _keep_small(made, kinds), objects))
-        for entry in entries:
-            if entry.offset is None:
-                made[entry.path], memory = arrays.allocate(
-                    kinds[entry.path], entry.dtype, entry.shape
-                )
-                jobs += [
-                    partial(
-                        objects.read_into, digest, memory[chunk.start : chunk.start + chunk.size]
-                    )
-                    for digest, chunk in _chunks(entry)
-                ]
+    for part in wanted:
+        for entry in part.large:
+            array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape)
+            made[entry.path] = array
+            jobs += [
+                partial(objects.read_into, digest, memory[chunk.start : chunk.start + chunk.size])
+                for digest, chunk in _chunks(entry)
+            ]
     gather(jobs, threads=READ_THREADS)
+    for entry, data in _read_small(wanted, objects):
+        made[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
     return made
 
 
 def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: ObjectStore) -> None:
-    """Fill existing arrays of the right dtype and shape. On an error some of them may hold their new values already."""
-    jobs: list[Callable[[], object]] = []
-    largest = 1
+    """Fill existing arrays of the right dtype and shape. On an error some of them may hold new values already."""
+    wanted = [_Wanted.of(page, targets) for page in pages]
     buffers = _Buffers()
-    for page in pages:
-        entries = [entry for entry in page.entries if entry.path in targets]
-        small = [entry for entry in entries if entry.offset is not None]
-        if small:
-            jobs.append(partial(_read_bundle, page, small, _copy_small(targets), objects))
-        for entry in entries:
-            if entry.offset is None:
-                for digest, chunk in _chunks(entry):
-                    largest = max(largest, chunk.size)
-                    jobs.append(
-                        partial(_copy_chunk, objects, buffers, digest, chunk, targets[entry.path])
-                    )
+    chunked = [
+        (entry, *found) for part in wanted for entry in part.large for found in _chunks(entry)
+    ]
+    jobs = [
+        partial(_copy_chunk, objects, buffers, digest, chunk, targets[entry.path])
+        for entry, digest, chunk in chunked
+    ]
+    largest = max((chunk.size for _, _, chunk in chunked), default=1)
     gather(jobs, threads=max(1, min(READ_THREADS, BUFFER_BYTES_MAX // largest)))
+    for entry, data in _read_small(wanted, objects):
+        everything = tuple(slice(0, length) for length in entry.shape)
+        arrays.copy_chunk(targets[entry.path], Chunk(0, entry.nbytes, everything), data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The arrays of one page that are to be read."""
+
+    bundle: Bundle | None
+    small: list[ArrayEntry]
+    large: list[ArrayEntry]
+
+    @classmethod
+    def of(cls, page: Page, paths: Container[str]) -> Self:
+        """Choose the arrays of a page by their paths."""
+        entries = [entry for entry in page.entries if entry.path in paths]
+        small = [entry for entry in entries if entry.offset is not None]
+        return cls(page.bundle, small, [entry for entry in entries if entry.offset is None])
 
 
 def _chunks(entry: ArrayEntry) -> Iterator[tuple[Digest, Chunk]]:
@@ -81,44 +93,41 @@ def _chunks(entry: ArrayEntry) -> Iterator[tuple[Digest, Chunk]]:
     return zip(entry.digests, grid, strict=True)
 
 
+def _read_small(
+    wanted: Iterable[_Wanted], objects: ObjectStore
+) -> Iterator[tuple[ArrayEntry, memoryview]]:
+    """The checked bytes of small arrays; threads read a few bundles at a time."""
+    batch: list[Callable[[], list[tuple[ArrayEntry, memoryview]]]] = []
+    held = 0
+    for part in wanted:
+        if part.small and part.bundle:
+            if batch and held + part.bundle.size > BUNDLES_BYTES_MAX:
+                yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
+                batch, held = [], 0
+            batch.append(partial(_read_bundle, part.bundle, part.small, objects))
+            held += part.bundle.size
+    yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
+
+
 def _read_bundle(
-    page: Page,
-    small: list[ArrayEntry],
-    take: Callable[[ArrayEntry, memoryview], None],
-    objects: ObjectStore,
-) -> None:
-    """Read the small arrays of a page: the whole bundle when most of it is wanted, else one range each."""
-    bundle = page.bundle
-    if bundle is None:
-        return
-    if 2 * sum(entry.nbytes for entry in small) >= bundle.size:
-        data = memoryview(bytearray(bundle.size))
-        objects.read_into(bundle.digest, data)
-        for entry in small:
-            offset = entry.offset or 0
-            take(entry, data[offset : offset + entry.nbytes])
-        return
-    for entry in small:
-        data = memoryview(bytearray(entry.nbytes))
-        objects.read_range(bundle.digest, data, start=entry.offset or 0, expected=entry.digests[0])
-        take(entry, data)
+    bundle: Bundle, small: list[ArrayEntry], objects: ObjectStore
+) -> list[tuple[ArrayEntry, memoryview]]:
+    """Small arrays of a page: from the whole bundle when most of it is wanted, else one range each."""
+    if 2 * sum(entry.nbytes for entry in small) < bundle.size:
+        return [(entry, _read_range(bundle, entry, objects)) for entry in small]
+    data = memoryview(bytearray(bundle.size))
+    objects.read_into(bundle.digest, data)
+    return [(entry, data[_start(entry) : _start(entry) + entry.nbytes]) for entry in small]
 
 
-def _keep_small(
-    made: dict[str, Any], kinds: Mapping[str, str]
-) -> Callable[[ArrayEntry, memoryview], None]:
-    def keep(entry: ArrayEntry, data: memoryview) -> None:
-        made[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
-
-    return keep
+def _read_range(bundle: Bundle, entry: ArrayEntry, objects: ObjectStore) -> memoryview:
+    data = memoryview(bytearray(entry.nbytes))
+    objects.read_range(bundle.digest, data, start=_start(entry), expected=entry.digests[0])
+    return data
 
 
-def _copy_small(targets: Mapping[str, Any]) -> Callable[[ArrayEntry, memoryview], None]:
-    def copy(entry: ArrayEntry, data: memoryview) -> None:
-        everything = tuple(slice(0, length) for length in entry.shape)
-        arrays.copy_chunk(targets[entry.path], Chunk(0, entry.nbytes, everything), data)
-
-    return copy
+def _start(entry: ArrayEntry) -> int:
+    return entry.offset or 0
 
 
 def _copy_chunk(

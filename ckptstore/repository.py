@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays, codecs, state, verify
 from ckptstore.catalog import Catalog
+from ckptstore.checkout import fill, fresh
 from ckptstore.checkpoint import Checkpoint
+from ckptstore.collector import paused_collector
 from ckptstore.errors import (
-    CheckoutMismatchError,
     ConflictError,
     CorruptError,
     ExpiredError,
-    Incompatible,
     InvalidInputError,
     NotFoundError,
 )
@@ -31,12 +31,9 @@ from ckptstore.format.manifest import (
 from ckptstore.format.marker import CHUNK_BYTES_DEFAULT, Marker
 from ckptstore.format.names import check_ref_name
 from ckptstore.format.operation import Operation
-from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.history import ancestors
 from ckptstore.objects import ObjectStore
 from ckptstore.oplog import Oplog
-from ckptstore.placement import place
-from ckptstore.reader import read_fresh, read_into
 from ckptstore.revisions import Names, resolve
 from ckptstore.selection import Selection
 from ckptstore.storage import LocalStorage, open_storage
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.digest import Digest
-    from ckptstore.format.page import Page
     from ckptstore.storage import Storage
 
     Patterns = str | Sequence[str] | None
@@ -168,7 +164,8 @@ class Repository:
             meta=check_meta(meta),
         )
         head = self._oplog.newest().heads.get(branch)
-        written = self._write(state, head)
+        with paused_collector():
+            written = self._write(state, head)
         manifest = describe(
             pages=written.pages,
             structure=written.structure,
@@ -197,18 +194,26 @@ class Repository:
         is returned as Incompatible: with `strict` any misfit raises CheckoutMismatchError before anything changes.
         """
         selection = Selection.of(include, exclude)
-        id, manifest = self._readable(rev)
-        root = self._catalog.structure(manifest)
-        if not selection.is_everything:
-            root = state.select(root, selection)
-            if root is state.NOTHING:
-                raise InvalidInputError(
-                    f"Nothing in checkpoint {id.short} is chosen by {selection}."
-                )
-        pages = list(self._catalog.pages(manifest))
-        if into is None:
-            return self._fresh(root, pages, device)
-        return self._place(root, pages, into, strict=strict, partial_ok=not selection.is_everything)
+        with paused_collector():
+            id, manifest = self._readable(rev)
+            root = self._catalog.structure(manifest)
+            if not selection.is_everything:
+                root = state.select(root, selection)
+                if root is state.NOTHING:
+                    raise InvalidInputError(
+                        f"{selection} chooses nothing in checkpoint {id.short}."
+                    )
+            pages = list(self._catalog.pages(manifest))
+            if into is None:
+                return fresh(root, pages, objects=self._objects, device=device)
+            return fill(
+                root,
+                pages,
+                into,
+                objects=self._objects,
+                strict=strict,
+                complete=selection.is_everything,
+            )
 
     def resolve(self, rev: str) -> Checkpoint:
         """The checkpoint that a revision names; NotFoundError says what there is instead."""
@@ -288,23 +293,8 @@ class Repository:
 
     def undo(self) -> Undone:
         """Take back the newest operation that was not taken back yet: branches, tags and settings as before it."""
-        undone: list[Operation] = []
-
-        def decide(newest: Operation) -> Operation:
-            last = self._last_effective(newest)
-            undone[:] = [last]
-            before = self._read_operation(last.seq - 1)
-            done = f"undid operation {last.seq}: {last.done}"
-            return replace(
-                before,
-                condemned=newest.condemned,
-                undoes=last.seq,
-                done=done[:1000],
-                time=self._now(),
-            )
-
-        self._oplog.append(decide)
-        return Undone(operation=undone[0].seq, description=undone[0].done)
+        last = self._oplog.undo(now=self._now)
+        return Undone(operation=last.seq, description=last.done)
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
         """Check every byte and every reference; `progress` is called with bytes done and bytes in all."""
@@ -393,39 +383,6 @@ class Repository:
             )
         return id, manifest
 
-    def _fresh(self, root: Node, pages: list[Page], device: Any) -> Any:
-        """Build a new state."""
-        kinds = _kinds(root)
-        made = read_fresh(pages, kinds, objects=self._objects)
-
-        def array(path: str, kind: str) -> Any:
-            if path not in made:
-                raise CorruptError(
-                    f"The structure names the array {path!r}, which no page lists. Run verify."
-                )
-            return made[path] if device is None else arrays.to_device(made[path], device)
-
-        return state.unflatten(root, array=array, decode=codecs.decode)
-
-    def _place(
-        self, root: Node, pages: list[Page], into: object, *, strict: bool, partial_ok: bool
-    ) -> Incompatible:
-        """Fill an existing destination."""
-        entries = {entry.path: entry for page in pages for entry in page.entries}
-        placement = place(root, into, entries)
-        found = placement.incompatible
-        if partial_ok:  # what include and exclude leave out is not missing
-            found = replace(found, missing=())
-        if strict and found:
-            raise CheckoutMismatchError(
-                f"The checkpoint does not fit: {found}. Nothing was changed; strict=False does what it can.",
-                found,
-            )
-        read_into(pages, placement.targets, objects=self._objects)
-        for node, assign in placement.loads:
-            assign(self._fresh(node, pages, None))
-        return found
-
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
         return Checkpoint.of(id, manifest, self._catalog)
 
@@ -448,32 +405,9 @@ class Repository:
         except NotFoundError:
             return None
 
-    def _last_effective(self, newest: Operation) -> Operation:
-        """The newest operation that no undo took back."""
-        operation = newest
-        while operation.undoes is not None:
-            operation = self._read_operation(operation.undoes - 1)
-        if operation.seq == 0:
-            raise NotFoundError("There is nothing to undo.")
-        return operation
-
-    def _read_operation(self, seq: int) -> Operation:
-        try:
-            return self._oplog.read(seq) if seq else Operation()
-        except NotFoundError as error:
-            raise NotFoundError(
-                f"Operation {seq} is too old to go back to; only the newest are kept."
-            ) from error
-
     def _now(self) -> int:
         """UTC now, in microseconds since 1970."""
         return max(0, int(self._clock() * 1e6))
-
-
-def _kinds(root: Node) -> dict[str, str]:
-    """The arrays to read for a structure: tensor or ndarray, by path; a tied array only under its first name."""
-    nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
-    return {node.get("tied", node[tag_of(node)]): tag_of(node) for node in nodes}
 
 
 def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, Digest]:

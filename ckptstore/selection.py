@@ -33,6 +33,12 @@ class Selection:
         """Take what a user passed: one pattern, several, or None."""
         return cls(None if include is None else _patterns(include), _patterns(exclude or ()))
 
+    def __str__(self) -> str:
+        parts = [] if self.include is None else [f"include {', '.join(self.include)}"]
+        return " and ".join(
+            [*parts, *([f"exclude {', '.join(self.exclude)}"] if self.exclude else [])]
+        )
+
     @property
     def is_everything(self) -> bool:
         """True when no path can be left out."""

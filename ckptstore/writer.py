@@ -7,11 +7,11 @@ When `write` returns, everything the manifest will refer to is durable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.digest import Digest
 from ckptstore.format import structure
@@ -72,20 +72,23 @@ def write(
     """Store a state; durable when this returns."""
     reached = reached_by(parent, catalog) if parent else Reached()
     sink = _Sink(objects, reached)
-    plans = _plan(flat, chunk_bytes)
-    refs = []
-    for page in _write_arrays(plans, sink, threads=_threads(flat, chunk_bytes)):
-        digest = sink.put(page.encode())
+    pages = list(_write_arrays(_plan(flat, chunk_bytes), sink, threads=_threads(flat, chunk_bytes)))
+    documents = [*(page.encode() for page in pages), structure.encode(flat.root)]
+    *digests, root = gather([partial(sink.put, data) for data in documents], threads=WRITE_THREADS)
+    for digest, page in zip(digests, pages, strict=True):
         catalog.remember_page(digest, page)
-        refs.append(
-            PageRef(
-                first=page.first, digest=digest, arrays=len(page.entries), bytes=page.array_bytes
-            )
-        )
-    root = sink.put(structure.encode(flat.root))
     objects.flush(sink.relied - reached.digests)
     return Written(
-        pages=tuple(refs), structure=root, new_bytes=sink.new_bytes, relied=frozenset(sink.relied)
+        pages=tuple(map(_page_ref, pages, digests)),
+        structure=root,
+        new_bytes=sink.new_bytes,
+        relied=frozenset(sink.relied),
+    )
+
+
+def _page_ref(page: Page, digest: Digest) -> PageRef:
+    return PageRef(
+        first=page.first, digest=digest, arrays=len(page.entries), bytes=page.array_bytes
     )
 
 
@@ -113,6 +116,11 @@ class _Planned:
     def is_small(self) -> bool:
         return 0 < self.source.nbytes < SMALL_BYTES
 
+    @property
+    def chunk_count(self) -> int:
+        """How many digests the page will list for it."""
+        return 1 if self.is_small else chunk_count(self.source.shape, self.chunk_shape)
+
     def chunks(self) -> Iterator[Chunk]:
         """The chunks to hash; none for a small, an empty or a tied array."""
         if self.is_small or self.tied:
@@ -123,15 +131,15 @@ class _Planned:
 def _plan(flat: Flat[ArraySource], chunk_bytes: int) -> list[list[_Planned]]:
     """The arrays in path order, cut into pages."""
     planned = [_planned(path, flat, chunk_bytes) for path in sorted(flat.arrays)]
-    counts = [(item.path, chunk_count(item.source.shape, item.chunk_shape)) for item in planned]
-    return [planned[part] for part in cut(counts)]
+    return [planned[part] for part in cut([(item.path, item.chunk_count) for item in planned])]
 
 
 def _planned(path: str, flat: Flat[ArraySource], chunk_bytes: int) -> _Planned:
     source = flat.arrays[path]
+    if 0 < source.nbytes < SMALL_BYTES:
+        return _Planned(path, source, (), None)
     shape = chunk_shape(source.shape, item_bytes=ITEM_BYTES[source.dtype], chunk_bytes=chunk_bytes)
-    tied = flat.tied.get(path) if source.nbytes >= SMALL_BYTES else None
-    return _Planned(path, source, shape, tied)
+    return _Planned(path, source, shape, flat.tied.get(path))
 
 
 def _threads(flat: Flat[ArraySource], chunk_bytes: int) -> int:
@@ -142,52 +150,61 @@ def _threads(flat: Flat[ArraySource], chunk_bytes: int) -> int:
 
 
 def _write_arrays(plans: list[list[_Planned]], sink: _Sink, *, threads: int) -> Iterator[Page]:
-    """Hash and put every chunk and bundle, and make the pages that list them."""
-    chunk_jobs: list[Callable[[], Digest]] = [
-        partial(sink.put_chunk, item.source, chunk)
-        for plan in plans
-        for item in plan
-        for chunk in item.chunks()
+    """Hash and put every chunk and bundle, and make the pages that list them.
+
+    Small arrays are hashed before the threads begin: thousands of short calls would only wait for each other.
+    """
+    bundles = [_Bundled.of([item.source for item in plan if item.is_small]) for plan in plans]
+    jobs: list[Callable[[], Any]] = [
+        *(
+            partial(sink.put_chunk, item.source, c)
+            for plan in plans
+            for item in plan
+            for c in item.chunks()
+        ),
+        *(partial(sink.put_bundle, bundled) for bundled in bundles),
     ]
-    bundle_jobs: list[Callable[[], _Bundled]] = [
-        partial(sink.put_bundle, [item.source for item in plan if item.is_small]) for plan in plans
-    ]
-    jobs: list[Callable[[], Any]] = [*chunk_jobs, *bundle_jobs]
-    results = gather(jobs, threads=threads)
-    digests = iter(results[: len(chunk_jobs)])
+    results = iter(gather(jobs, threads=threads))
     large = {
-        item.path: tuple(islice(digests, sum(1 for _ in item.chunks())))
+        item.path: tuple(islice(results, sum(1 for _ in item.chunks())))
         for plan in plans
         for item in plan
         if not item.is_small
     }
-    for plan, bundled in zip(plans, results[len(chunk_jobs) :], strict=True):
-        yield _page(plan, bundled, large)
+    for plan, bundled, bundle in zip(plans, bundles, results, strict=True):
+        yield Page(entries=tuple(_entries(plan, bundled, large)), bundle=bundle)
 
 
-def _page(plan: list[_Planned], bundled: _Bundled, large: Mapping[str, tuple[Digest, ...]]) -> Page:
-    """The page of one part of the array list."""
+def _entries(
+    plan: list[_Planned], bundled: _Bundled, large: Mapping[str, tuple[Digest, ...]]
+) -> Iterator[ArrayEntry]:
+    """The entries of one page."""
     small = iter(zip(bundled.digests, bundled.offsets, strict=True))
-    entries = []
     for item in plan:
-        entry = ArrayEntry(path=item.path, dtype=item.source.dtype, shape=item.source.shape)
+        describe = partial(
+            ArrayEntry, path=item.path, dtype=item.source.dtype, shape=item.source.shape
+        )
         if item.is_small:
             digest, offset = next(small)
-            entries.append(replace(entry, digests=(digest,), offset=offset))
+            yield describe(digests=(digest,), offset=offset)
         else:
-            entries.append(
-                replace(entry, chunk_shape=item.chunk_shape, digests=large[item.tied or item.path])
-            )
-    return Page(entries=tuple(entries), bundle=bundled.bundle)
+            yield describe(chunk_shape=item.chunk_shape, digests=large[item.tied or item.path])
 
 
 @dataclass(frozen=True, slots=True)
 class _Bundled:
-    """The small arrays of a page: their digests and offsets, and the bundle that holds them."""
+    """The small arrays of a page, hashed: their bytes, digests and offsets in the bundle to be."""
 
+    parts: tuple[memoryview, ...]
     digests: tuple[Digest, ...]
     offsets: tuple[int, ...]
-    bundle: Bundle | None
+
+    @classmethod
+    def of(cls, sources: list[ArraySource]) -> Self:
+        """Hash small arrays, one behind the other."""
+        parts = tuple(source.whole() for source in sources)
+        offsets = accumulate((len(part) for part in parts[:-1]), initial=0) if parts else ()
+        return cls(parts, tuple(map(Digest.of, parts)), tuple(offsets))
 
 
 class _Sink:
@@ -216,20 +233,14 @@ class _Sink:
         """Put one chunk of an array."""
         return self.put(source.chunk(chunk))
 
-    def put_bundle(self, sources: list[ArraySource]) -> _Bundled:
+    def put_bundle(self, bundled: _Bundled) -> Bundle | None:
         """Put the small arrays of a page as one object; one that the parent holds is not even joined."""
-        if not sources:
-            return _Bundled((), (), None)
-        parts = [source.whole() for source in sources]
-        digests = tuple(map(Digest.of, parts))
-        offsets, size = [], 0
-        for part in parts:
-            offsets.append(size)
-            size += len(part)
-        bundle = self.reached.bundles.get(digests)
+        if not bundled.parts:
+            return None
+        bundle = self.reached.bundles.get(bundled.digests)
         if bundle and self.objects.has(bundle.digest, size=bundle.size):
             with self._lock:
                 self.relied.add(bundle.digest)
-        else:
-            bundle = Bundle(digest=self.put(b"".join(parts)), size=size)
-        return _Bundled(digests, tuple(offsets), bundle)
+            return bundle
+        data = b"".join(bundled.parts)
+        return Bundle(digest=self.put(data), size=len(data))

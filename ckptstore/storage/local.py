@@ -120,11 +120,13 @@ class LocalStorage:
                         dst_dir_fd=folder_fd,
                         follow_symlinks=False,
                     )
+                    created = True
                 except FileExistsError:
-                    return False
+                    created = False
                 os.unlink(temporary, dir_fd=tmp_fd)
-            self.flush([key])
-            return True
+            if created:
+                self.flush([key])
+            return created
 
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, then every folder above them up to the root."""

@@ -1,0 +1,63 @@
+"""Checkout: a checkpoint's structure and pages become a state, in fresh memory or in what the caller has already."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ckptstore import arrays, codecs, state
+from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible
+from ckptstore.format.structure import Node, array_path, tag_of
+from ckptstore.placement import place
+from ckptstore.reader import read_fresh, read_into
+
+if TYPE_CHECKING:
+    from ckptstore.format.page import Page
+    from ckptstore.objects import ObjectStore
+
+
+def fresh(root: Node, pages: list[Page], *, objects: ObjectStore, device: Any = None) -> Any:
+    """Build a new state in memory of its own."""
+    made = read_fresh(pages, _kinds(root), objects=objects)
+
+    def array(path: str, kind: str) -> Any:
+        if path not in made:
+            raise CorruptError(
+                f"The structure names the {kind} {path!r}, which no page lists. Run verify."
+            )
+        return made[path] if device is None else arrays.to_device(made[path], device)
+
+    return state.unflatten(root, array=array, decode=codecs.decode)
+
+
+def fill(
+    root: Node,
+    pages: list[Page],
+    into: object,
+    *,
+    objects: ObjectStore,
+    strict: bool,
+    complete: bool,
+) -> Incompatible:
+    """Fill an existing destination, and return what did not fit.
+
+    complete: the structure is a whole checkpoint, so that what the destination has beyond it counts as missing.
+    """
+    entries = {entry.path: entry for page in pages for entry in page.entries}
+    placement = place(root, into, entries)
+    found = placement.incompatible if complete else replace(placement.incompatible, missing=())
+    if strict and found:
+        raise CheckoutMismatchError(
+            f"The checkpoint does not fit: {found}. Nothing was changed; strict=False does what it can.",
+            found,
+        )
+    read_into(pages, placement.targets, objects=objects)
+    for node, assign in placement.loads:
+        assign(fresh(node, pages, objects=objects))
+    return found
+
+
+def _kinds(root: Node) -> dict[str, str]:
+    """The arrays to read: tensor or ndarray, by path; a tied array only under its first name."""
+    nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
+    return {node.get("tied", node[tag_of(node)]): tag_of(node) for node in nodes}
