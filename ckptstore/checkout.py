@@ -48,7 +48,7 @@ def fill(
     found = placement.incompatible if complete else replace(placement.incompatible, missing=())
     if strict and found:
         raise CheckoutMismatchError(
-            f"The checkpoint does not fit: {found}. Nothing was changed; strict=False does what it can.",
+            f"The checkpoint does not fit: {found}. Nothing was changed. {_way_out(into, found)}",
             found,
         )
     read_into(pages, placement.targets, objects=objects)
@@ -61,3 +61,16 @@ def _kinds(root: Node) -> dict[str, str]:
     """The arrays to read: tensor or ndarray, by path; a tied array only under its first name."""
     nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
     return {node.get("tied", node[tag_of(node)]): tag_of(node) for node in nodes}
+
+
+def _way_out(into: object, found: Incompatible) -> str:
+    """What a user most likely wants to do about a misfit."""
+    tops = sorted({path.split("/")[0] for path in found.unexpected})
+    if arrays.is_module(into) and found.missing:
+        first = found.missing[0]
+        homes = [top for top in tops if f"{top}/{first}" in found.unexpected]
+        if homes:
+            return f"The names lie under {homes[0]!r}: pass into={{{homes[0]!r}: module}}, include={homes[0]!r}."
+    if isinstance(into, dict) and tops and not found.missing and not found.mismatched:
+        return f"Pass exclude={tops!r} to leave these out, or strict=False to do what can be done."
+    return "Pass strict=False to do what can be done."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from ckptstore.digest import HEX_DIGITS, Digest
-from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,8 +35,20 @@ class ObjectStore:
         return self._storage.size(key_of(digest)) == size
 
     def put(self, digest: Digest, data: Buffer) -> None:
-        """Store bytes whose digest the caller has computed; durable after `flush`."""
-        self._storage.put(key_of(digest), data)
+        """Store bytes whose digest the caller has computed; durable after `flush`.
+
+        The bytes are hashed once more when they have been written and before anybody can see them: memory that
+        somebody changes meanwhile (a training step on another thread) must never lie under a digest it does not have,
+        where later commits would rely on it.
+        """
+
+        def confirm() -> None:
+            if Digest.of(data) != digest:
+                raise InvalidInputError(
+                    "An array changed while it was being committed. Commit a copy, or wait for the writer."
+                )
+
+        self._storage.put(key_of(digest), data, confirm=confirm)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """Return once these objects are durable, whoever put them."""

@@ -193,6 +193,8 @@ class Repository:
         with load_state_dict. It is filled in place, without a second copy of the weights, and what did not fit
         is returned as Incompatible: with `strict` any misfit raises CheckoutMismatchError before anything changes.
         """
+        if into is not None and device is not None:
+            raise InvalidInputError("Pass into or device: what exists already stays where it is.")
         selection = Selection.of(include, exclude)
         with paused_collector():
             id, manifest = self._readable(rev)

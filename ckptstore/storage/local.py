@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Seen
+    from ckptstore.storage.protocol import Confirm, Seen
 
 TEMPORARY = "tmp"
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
@@ -99,11 +99,14 @@ class LocalStorage:
                 if seen:
                     seen(part)
 
-    def put(self, key: str, data: Buffer) -> None:
+    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
         """Store bytes under a key, atomically; durable after `flush`."""
-        with _translated(key, self._root), self._written(data) as (temporary, tmp_fd):
-            with self._folder_of(key, make=True) as (folder_fd, name):
-                os.rename(temporary, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
+        with (
+            _translated(key, self._root),
+            self._written(data, confirm) as (temporary, tmp_fd),
+            self._folder_of(key, make=True) as (folder_fd, name),
+        ):
+            os.rename(temporary, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; durable when it returns True."""
@@ -139,9 +142,12 @@ class LocalStorage:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove keys; one that is not there is no error."""
         for key in keys:
-            with _translated(key, self._root), suppress(FileNotFoundError):
-                with self._folder_of(key) as (folder_fd, name):
-                    os.unlink(name, dir_fd=folder_fd)
+            with (
+                _translated(key, self._root),
+                suppress(FileNotFoundError),
+                self._folder_of(key) as (folder_fd, name),
+            ):
+                os.unlink(name, dir_fd=folder_fd)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Every regular file under a folder, with its size; temporary files are left out."""
@@ -182,7 +188,7 @@ class LocalStorage:
             os.close(fd)
 
     @contextmanager
-    def _written(self, data: Buffer) -> Iterator[tuple[str, int]]:
+    def _written(self, data: Buffer, confirm: Confirm | None = None) -> Iterator[tuple[str, int]]:
         """Write and fsync a temporary file: its name and the descriptor of its folder. Removed if still there."""
         name = f"{os.getpid()}-{secrets.token_hex(12)}"
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
@@ -190,6 +196,8 @@ class LocalStorage:
             try:
                 try:
                     _write_full(fd, memoryview(data).cast("B"))
+                    if confirm:
+                        confirm()
                     os.fsync(fd)
                 finally:
                     os.close(fd)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Seen
+    from ckptstore.storage.protocol import Confirm, Seen
 
 
 class MemoryStorage:
@@ -42,9 +42,11 @@ class MemoryStorage:
         if seen:
             seen(buffer)
 
-    def put(self, key: str, data: Buffer) -> None:
+    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
         """Store bytes under a key."""
         copied = bytes(data)
+        if confirm:
+            confirm()
         with self._lock:
             self._data[key] = copied
 

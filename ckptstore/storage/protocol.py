@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    Confirm = Callable[[], object]
     Seen = Callable[[memoryview], object]
 
 
@@ -46,8 +47,11 @@ class Storage(Protocol):
         """
         ...
 
-    def put(self, key: str, data: Buffer) -> None:
-        """Store bytes under a key, atomically, in place of what was there; durable after `flush`."""
+    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
+        """Store bytes under a key, atomically, in place of what was there; durable after `flush`.
+
+        confirm: called once all bytes have been taken and before anybody can see them; what it raises ends the put.
+        """
         ...
 
     def flush(self, keys: Iterable[str]) -> None:

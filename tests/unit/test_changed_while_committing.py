@@ -1,0 +1,38 @@
+"""What is stored under a digest has that digest, even when somebody changes the memory during the commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import ckptstore
+from ckptstore.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+
+def test_an_array_that_changes_during_its_commit_is_refused_and_nothing_wrong_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The array is changed between its hashing and its writing, as a training step on another thread would."""
+    repo = ckptstore.init(tmp_path / "store")
+    weights = np.zeros(100_000, dtype=np.float32)
+    put = LocalStorage.put
+
+    def put_while_training(self: LocalStorage, key: str, data: Buffer, **options: object) -> None:
+        weights[5] += 1
+        put(self, key, data, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalStorage, "put", put_while_training)
+    with pytest.raises(ckptstore.InvalidInputError, match="changed while it was being committed"):
+        repo.commit({"weights": weights})
+    monkeypatch.undo()
+    assert repo.branches() == {}
+    assert repo.verify().ok
+    repo.commit({"weights": weights})
+    assert np.array_equal(repo.checkout()["weights"], weights)
