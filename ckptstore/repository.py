@@ -30,7 +30,6 @@ from ckptstore.format.manifest import (
 )
 from ckptstore.format.marker import CHUNK_BYTES_DEFAULT, Marker
 from ckptstore.format.names import check_ref_name
-from ckptstore.format.operation import Operation
 from ckptstore.history import ancestors
 from ckptstore.objects import ObjectStore
 from ckptstore.oplog import Oplog
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.digest import Digest
+    from ckptstore.format.operation import Operation
     from ckptstore.storage import Storage
 
     Patterns = str | Sequence[str] | None

@@ -24,9 +24,14 @@ class Leaf(Protocol):
     """What a state needs to know of an array."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Its tag in a structure: "tensor" or "ndarray"."""
+        ...
+
     @property
-    def identity(self) -> object: ...
+    def identity(self) -> object:
+        """Equal for two names of the same memory; None when that means nothing."""
+        ...
 
 
 LeafT = TypeVar("LeafT", bound=Leaf)
@@ -319,7 +324,7 @@ def unkey(key: Node) -> Any:
 def _ordered(pairs: Iterable[tuple[Any, Any]], metadata: object) -> OrderedDict[Any, Any]:
     made: OrderedDict[Any, Any] = OrderedDict(pairs)
     if metadata is not None:
-        made._metadata = metadata  # type: ignore[attr-defined]
+        vars(made)["_metadata"] = metadata
     return made
 
 

@@ -67,6 +67,7 @@ class LocalStorage:
                 with suppress(FileExistsError):
                     folder.mkdir()
                 _fsync_folder(str(folder.parent))
+            _fsync_folder(os.path.dirname(self._root))  # another process may have made it just now
             foreign = sorted(set(os.listdir(self._root)) - {*names, TEMPORARY})
         if foreign:
             raise InvalidInputError(
