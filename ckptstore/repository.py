@@ -42,6 +42,7 @@ from ckptstore.writer import Written, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+    from typing import SupportsIndex
 
     from ckptstore.digest import Digest
     from ckptstore.format.operation import Operation
@@ -142,7 +143,7 @@ class Repository:
         state: object,
         *,
         branch: str = DEFAULT_BRANCH,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         metrics: Mapping[str, object] | None = None,
         message: str = "",
         meta: Mapping[str, Any] | None = None,

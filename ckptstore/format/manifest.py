@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,6 +14,7 @@ from ckptstore.format.names import PATH_LENGTH_MAX, check_metric_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import SupportsIndex
 
     from ckptstore.digest import Digest
 
@@ -123,13 +125,19 @@ class Manifest:
         )
 
 
-def check_step(step: object) -> int | None:
-    """Return a legal step, or raise InvalidInputError."""
-    if step is None or (type(step) is int and abs(step) <= STEP_MAX):
-        return step
-    raise InvalidInputError(
-        f"The step is {str(step)[:40]!r}; an int of at most 63 bits, or None, is expected."
-    )
+def check_step(step: SupportsIndex | None) -> int | None:
+    """Return a legal step as an int, or raise InvalidInputError; numpy's and torch's integers will do."""
+    if step is None:
+        return None
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = STEP_MAX + 1
+    if abs(number) > STEP_MAX:
+        raise InvalidInputError(
+            f"The step is {str(step)[:40]!r}; an int of at most 63 bits, or None, is expected."
+        )
+    return number
 
 
 def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float]:

@@ -15,7 +15,7 @@ PATH_LENGTH_MAX = 4096
 METRIC_NAME_LENGTH_MAX = 200
 
 _REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
-_METRIC_NAME = re.compile(r"[^\x00-\x20\x7f:@~]+")
+_METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
 _ESCAPED = re.compile(r"[%/\x00-\x1f\x7f]|[\ud800-\udfff]")
 _RESERVED = frozenset({"latest", "best", "HEAD"})
 
@@ -44,15 +44,18 @@ def check_ref_name(name: object, *, kind: str) -> str:
 
 
 def check_metric_name(name: object) -> str:
-    """Return a legal metric name, or raise InvalidInputError."""
+    """Return a legal metric name, or raise InvalidInputError.
+
+    A training run must not end over a name, so nearly all are legal; a revision can say only those without : @ and ~.
+    """
     if (
         not isinstance(name, str)
         or len(name) > METRIC_NAME_LENGTH_MAX
         or not _METRIC_NAME.fullmatch(name)
     ):
         raise InvalidInputError(
-            f"{str(name)[:60]!r} cannot name a metric: use up to {METRIC_NAME_LENGTH_MAX} characters "
-            "with no space, colon, @ or ~."
+            f"{str(name)[:60]!r} cannot name a metric: use up to {METRIC_NAME_LENGTH_MAX} characters, "
+            "none of them a control character."
         )
     return name
 
