@@ -69,7 +69,7 @@ class Oplog:
         for _ in range(ATTEMPTS_MAX):
             operation = _numbered(decide, self.newest())
             if self._storage.create(key_of(operation.seq), operation.encode()):
-                self._prune(operation.seq)
+                self._settle(operation.seq)
                 return operation
         raise ConflictError(
             f"{ATTEMPTS_MAX} other writers were first. Retry when fewer write at once."
@@ -110,10 +110,16 @@ class Oplog:
                 f"Operation {seq - 1} is too old to go back to; only the newest are kept."
             ) from error
 
-    def _prune(self, seq: int) -> None:
+    def _settle(self, seq: int) -> None:
+        """After a create: make sure that the number was not an old one, pruned meanwhile, and prune in our turn."""
+        seqs = self.seqs()
+        if max(seqs) >= seq + KEPT_OPERATIONS:
+            raise ConflictError(
+                f"More than {KEPT_OPERATIONS} operations were appended while this one was decided; whether it "
+                "counted cannot be told. Look at the branch, and retry."
+            )
         if seq % PRUNE_EVERY == 0:
-            old = [key_of(number) for number in self.seqs() if number <= seq - KEPT_OPERATIONS]
-            self._storage.delete(old)
+            self._storage.delete(key_of(old) for old in seqs if old <= seq - KEPT_OPERATIONS)
 
 
 def key_of(seq: int) -> str:

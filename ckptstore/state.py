@@ -257,11 +257,16 @@ def leaves(root: Node, path: str = "") -> Iterator[tuple[str, Node]]:
     elif tag in ("dict", "ordered_dict"):
         for (_, item), segment in zip(root[tag], node_segments(root[tag]), strict=True):
             yield from leaves(item, join(path, segment))
+        yield from _arrays(root.get("metadata"), join(path, "_metadata"))
     elif tag == "type":
         yield path, root
-        yield from ((name, node) for name, node in leaves(root["value"], path) if array_path(node))
+        yield from _arrays(root["value"], path)
     else:
         yield array_path(root) or path, root
+
+
+def _arrays(root: Node, path: str) -> Iterator[tuple[str, Node]]:
+    return ((name, node) for name, node in leaves(root, path) if array_path(node) is not None)
 
 
 def join(path: str, segment: str) -> str:
@@ -272,11 +277,11 @@ def join(path: str, segment: str) -> str:
 def key_segments(keys: Iterable[object], path: str = "") -> list[str]:
     """The path segments of a dict's keys, each different from the others."""
     listed = list(keys)
-    taken = {str(key) for key in listed if type(key) is int}
+    taken = {str(_bounded(key, path)) for key in listed if type(key) is int}
     segments = []
     for key in listed:
         if type(key) is int:
-            segments.append(str(key))
+            segments.append(str(_bounded(key, path)))
         elif type(key) is str:
             segment = escape_key(key)
             segments.append(escape_first(segment) if segment in taken else segment)
@@ -285,6 +290,12 @@ def key_segments(keys: Iterable[object], path: str = "") -> list[str]:
                 f"{_shown(path)} has the key {str(key)[:60]!r} of type {_type(key)}; keys are strings or integers."
             )
     return segments
+
+
+def _bounded(key: int, path: str) -> int:
+    if not -(2**63) <= key < 2**64:
+        raise UnsupportedValueError(f"{_shown(path)} has an integer key of more than 64 bits.")
+    return key
 
 
 def node_segments(pairs: Iterable[Sequence[Node]]) -> list[str]:

@@ -77,7 +77,7 @@ def write(
     *digests, root = gather([partial(sink.put, data) for data in documents], threads=WRITE_THREADS)
     for digest, page in zip(digests, pages, strict=True):
         catalog.remember_page(digest, page)
-    objects.flush(sink.relied - reached.digests)
+    objects.flush(sink.relied - (reached.digests - sink.written))
     return Written(
         pages=tuple(map(_page_ref, pages, digests)),
         structure=root,
@@ -213,6 +213,7 @@ class _Sink:
     def __init__(self, objects: ObjectStore, reached: Reached) -> None:
         self.objects, self.reached = objects, reached
         self.relied: set[Digest] = set()
+        self.written: set[Digest] = set()
         self.new_bytes = 0
         self._lock = Lock()
 
@@ -226,6 +227,7 @@ class _Sink:
         if not self.objects.has(digest, size=len(data)):
             self.objects.put(digest, data)
             with self._lock:
+                self.written.add(digest)
                 self.new_bytes += len(data)
         return digest
 

@@ -24,12 +24,18 @@ _ENCODER = json.JSONEncoder(
 )
 
 
-def encode(document: object) -> bytes:
-    """Encode plain JSON values to their canonical bytes."""
+def encode(
+    document: object, *, name: str = "The document", bytes_max: int = DOCUMENT_BYTES_MAX
+) -> bytes:
+    """Encode plain JSON values to their canonical bytes; what no reader would take is refused."""
     try:
-        return _ENCODER.encode(document).encode("ascii")
+        data = _ENCODER.encode(document).encode("ascii")
+        check_size(data, name=name, bytes_max=bytes_max)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidInputError(f"This value has no JSON form: {error}.") from error
+        raise InvalidInputError(f"{name} has no JSON form: {error}.") from error
+    except CorruptError as error:
+        raise InvalidInputError(str(error)) from error
+    return data
 
 
 def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> dict[str, Any]:

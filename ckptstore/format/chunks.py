@@ -36,7 +36,7 @@ def chunk_shape(shape: tuple[int, ...], *, item_bytes: int, chunk_bytes: int) ->
     for axis in range(len(shape) - 1, -1, -1):
         if run_bytes * shape[axis] > chunk_bytes:
             k = max(1, chunk_bytes // run_bytes)
-            return (1,) * axis + (k,) + shape[axis + 1 :]
+            return (1,) * axis + (k,) + tuple(max(1, length) for length in shape[axis + 1 :])
         run_bytes *= max(1, shape[axis])
     return tuple(max(1, length) for length in shape)
 

@@ -89,12 +89,7 @@ class Manifest:
             "meta": self.meta,
             **self.other,
         }
-        data = canonical.encode(document)
-        if len(data) > MANIFEST_BYTES_MAX:
-            raise InvalidInputError(
-                f"The manifest has {len(data)} bytes; at most {MANIFEST_BYTES_MAX} are allowed. Shorten message or meta."
-            )
-        return data
+        return canonical.encode(document, name="The manifest", bytes_max=MANIFEST_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
@@ -173,8 +168,8 @@ def _check_json(value: object, *, where: str, depth: int) -> None:
         raise InvalidInputError(f"meta is nested deeper than {META_DEPTH_MAX} levels.")
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
-                raise InvalidInputError(f"{where} has the key {key!r}; JSON keys are strings.")
+            if type(key) is not str or not _is_text(key):
+                raise InvalidInputError(f"{where} has the key {key!r:.60}; JSON keys are strings.")
             _check_json(item, where=f"{where}[{key[:40]!r}]", depth=depth + 1)
     elif isinstance(value, list):
         for position, item in enumerate(value):
@@ -183,10 +178,17 @@ def _check_json(value: object, *, where: str, depth: int) -> None:
         raise InvalidInputError(f"{where} is {value}; JSON has no such number.")
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise InvalidInputError(f"{where} is an integer of more than 64 bits.")
+    elif type(value) is str and not _is_text(value):
+        raise InvalidInputError(f"{where} holds half of a surrogate pair, which is no character.")
     elif value is not None and type(value) not in (str, int, float, bool):
         raise InvalidInputError(
             f"{where} is a {type(value).__name__}; meta holds plain JSON values only."
         )
+
+
+def _is_text(text: str) -> bool:
+    """False for a string with lone surrogates, which would not come back from JSON as it went in."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _number(name: str, value: object) -> int | float:

@@ -73,18 +73,27 @@ class Operation:
             raise InvalidInputError(
                 f"{name} was written by a newer ckptstore. Upgrade to use this repository."
             )
-        undoes = fields.get("undoes")
+        undoes, seq = fields.get("undoes"), fields.integer("seq", low=1, high=SEQ_MAX)
         return cls(
-            seq=fields.integer("seq", low=1, high=SEQ_MAX),
+            seq=seq,
             nonce=fields.text("nonce", length_max=64),
             time=fields.integer("time", high=CREATED_MAX),
             heads=_refs(fields.object("heads"), kind="branch", name=name),
             tags=_refs(fields.object("tags"), kind="tag", name=name),
             settings=fields.object("settings"),
-            condemned=None if fields.get("condemned") is None else fields.object("condemned"),
+            condemned=_condemned(fields),
             done=fields.text("done", length_max=DONE_LENGTH_MAX),
-            undoes=None if undoes is None else fields.integer("undoes", high=SEQ_MAX),
+            undoes=None if undoes is None else fields.integer("undoes", low=1, high=seq - 1),
         )
+
+
+def _condemned(fields: Fields) -> dict[str, Any] | None:
+    if fields.get("condemned") is None:
+        return None
+    condemned = Fields(fields.object("condemned"), name=f"{fields.name}, condemned")
+    for digest in condemned.array("digests"):
+        check_digest(digest, name=condemned.name)
+    return dict(condemned.document)
 
 
 def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:

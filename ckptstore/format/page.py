@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from blake3 import blake3
 
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError
 from ckptstore.format import canonical
 from ckptstore.format.canonical import Fields, check_digest, check_integer
 from ckptstore.format.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_contiguous_grid
@@ -134,13 +134,8 @@ class Page:
         document: dict[str, Any] = {"arrays": [entry.to_json() for entry in self.entries]}
         if self.bundle:
             document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
-        data = canonical.encode(document)
-        if len(data) > PAGE_BYTES_MAX:
-            raise InvalidInputError(
-                f"The chunk list of {self.first!r} and its neighbours has {len(data)} bytes; at most "
-                f"{PAGE_BYTES_MAX} fit in a page. Use a repository with larger chunks."
-            )
-        return data
+        name = f"The page from {self.first!r:.100} on (use a repository with larger chunks)"
+        return canonical.encode(document, name=name, bytes_max=PAGE_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:

@@ -14,7 +14,9 @@ from ckptstore.format import canonical
 
 def seal(kind: str, document: dict[str, Any]) -> bytes:
     """Encode a document together with the BLAKE3 of its canonical bytes."""
-    return canonical.encode({"blake3": Digest.of(canonical.encode(document)), kind: document})
+    name = f"The {kind}"
+    digest = Digest.of(canonical.encode(document, name=name))
+    return canonical.encode({"blake3": digest, kind: document}, name=name)
 
 
 def unseal(kind: str, data: bytes, *, name: str) -> dict[str, Any]:
@@ -24,8 +26,8 @@ def unseal(kind: str, data: bytes, *, name: str) -> dict[str, Any]:
     if sealed.keys() != {"blake3", kind} or not isinstance(document, dict):
         raise CorruptError(f"{name} is not a sealed {kind}.")
     if (
-        sealed["blake3"] != Digest.of(canonical.encode(document))
-        or canonical.encode(sealed) != data
+        sealed["blake3"] != Digest.of(canonical.encode(document, name=name))
+        or canonical.encode(sealed, name=name) != data
     ):
         raise CorruptError(f"{name} does not match the digest it carries; the file was damaged.")
     return document

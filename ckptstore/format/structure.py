@@ -36,14 +36,8 @@ _COMPANIONS = {"ordered_dict": "metadata", "tensor": "tied", "ndarray": "tied", 
 
 def encode(root: Node) -> bytes:
     """Encode a structure to the canonical bytes whose digest names it."""
-    data = canonical.encode({"structure": root})
-    try:
-        canonical.check_size(data, name="The structure", bytes_max=STRUCTURE_BYTES_MAX)
-    except CorruptError as error:
-        raise InvalidInputError(
-            f"The state holds too many plain values: {error} Put large lists of numbers into an array."
-        ) from error
-    return data
+    name = "The structure of the state (put large lists of numbers into an array)"
+    return canonical.encode({"structure": root}, name=name, bytes_max=STRUCTURE_BYTES_MAX)
 
 
 def decode(data: bytes, *, name: str) -> Node:
@@ -153,8 +147,7 @@ def _check_object(node: dict[str, Any], *, name: str, depth: int) -> None:
         )
     tag = tags[0]
     if tag in ("dict", "ordered_dict"):
-        for key, item in _pairs(node[tag], name=name):
-            _check_key(key, name=name)
+        for _, item in _pairs(node[tag], name=name):
             _check(item, name=name, depth=depth + 1)
         _check(node.get("metadata"), name=name, depth=depth + 1)
     elif tag == "tuple":
@@ -187,21 +180,23 @@ def _pairs(items: object, *, name: str) -> list[list[Any]]:
         not isinstance(pair, list) or len(pair) != 2 for pair in items
     ):
         raise CorruptError(f"{name} holds a dict that is not a list of pairs.")
-    keys = {repr(pair[0]) for pair in items}
-    if len(keys) != len(items):
+    keys = [_check_key(pair[0], name=name) for pair in items]
+    if len(set(keys)) != len(keys):
         raise CorruptError(f"{name} holds a dict with a key that stands twice.")
     return items
 
 
-def _check_key(key: object, *, name: str) -> None:
-    if isinstance(key, dict) and key.keys() == {"str"}:
-        _check_scalar(key["str"], "str", name=name)
-    elif isinstance(key, dict) and key.keys() == {"int"}:
-        _check_scalar(key["int"], "int", name=name)
-    elif type(key) not in (str, int):
-        raise CorruptError(
-            f"{name} holds a dict with the key {key!r:.60}; strings and integers are expected."
-        )
+def _check_key(key: object, *, name: str) -> str | int:
+    """The Python key that a key node stands for."""
+    if isinstance(key, dict) and key.keys() in ({"str"}, {"int"}):
+        tag = tag_of(key)
+        _check_scalar(key[tag], tag, name=name)
+        return _SCALARS[tag](key[tag])  # type: ignore[no-any-return]
+    if type(key) is str or type(key) is int:
+        return key
+    raise CorruptError(
+        f"{name} holds a dict with the key {key!r:.60}; strings and integers are expected."
+    )
 
 
 _KNOWN = frozenset({"dict", "ordered_dict", "tuple", "type"}) | _ARRAYS | _SCALARS.keys()
