@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,13 @@ def read(path: Path) -> tuple[Any, dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
-            )  # about storage classes that only torch's authors can do something about
+            )  # of storage classes: only torch's authors can act on it
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InvalidInputError(
-            f"{path} holds more than tensors and plain values, and is not loaded, as loading it could run code: "
-            f"{_first_line(error)} Load it yourself if you trust it, and commit what it holds."
+            f"{path} holds more than tensors and plain values{f' ({foreign[1]})' if foreign else ''}, so loading it "
+            "could run code, and it is not loaded. If you trust it, load it yourself and commit its state_dict."
         ) from error
     except Exception as error:
         raise InvalidInputError(
@@ -42,4 +44,5 @@ def write(state: Any, path: Path, *, drop_values: bool) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0][:300].removesuffix(".") + "."
