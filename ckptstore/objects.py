@@ -101,7 +101,7 @@ class ObjectStore:
             self._storage.read_into(key, step, start=start)
             hasher.update(step)
         if hasher.hexdigest() != digest:
-            raise damaged(key)
+            raise CorruptError(f"{key} is damaged: its bytes do not have its digest.")
 
     def list(self) -> Iterator[tuple[Digest | None, str, int]]:
         """Every object with its key and size; the digest is None for a file whose name is no object's."""

@@ -204,7 +204,7 @@ class Repository:
                 root = state.select(root, selection)
                 if root is state.NOTHING:
                     raise InvalidInputError(
-                        f"{selection} chooses nothing in checkpoint {id.short}."
+                        f"Nothing in checkpoint {id.short} is chosen by {selection}."
                     )
             pages = list(self._catalog.pages(manifest))
             if into is None:
@@ -245,6 +245,7 @@ class Repository:
                 raise ConflictError(
                     f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
                 )
+            _check_unused(name, newest.tags, kind="tag")
             return replace(newest, heads={**newest.heads, name: id})
 
         self._append(decide, f"made branch {name} at {id.short}")
@@ -272,6 +273,7 @@ class Repository:
                 raise ConflictError(
                     f"Tag {name!r} exists, at {newest.tags[name].short}. Delete it first."
                 )
+            _check_unused(name, newest.heads, kind="branch")
             return replace(newest, tags={**newest.tags, name: id})
 
         self._append(decide, f"made tag {name} at {id.short}")
@@ -289,10 +291,10 @@ class Repository:
 
         self._append(decide, f"deleted tag {name}")
 
-    def ref_names(self) -> tuple[list[str], list[str]]:
-        """The names of all branches and of all tags, sorted; cheap, for completion."""
+    def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
+        """The ids that branches and tags point at, by name, sorted; no checkpoint is read for it."""
         newest = self._oplog.newest()
-        return sorted(newest.heads), sorted(newest.tags)
+        return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
     def undo(self) -> Undone:
         """Take back the newest operation that was not taken back yet: branches, tags and settings as before it."""
@@ -354,10 +356,11 @@ class Repository:
                 if not retry:
                     raise ConflictError(
                         f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} while committing. "
-                        "Commit again, or pass retry=True."
+                        "Commit again, or pass retry=True (--retry)."
                     )
                 made["manifest"] = replace(made["manifest"], parents=parents)
                 made["id"] = self._catalog.store(made["manifest"])
+            _check_unused(branch, newest.tags, kind="tag")
             _refuse_condemned(newest, written)
             return replace(newest, heads={**newest.heads, branch: made["id"]})
 
@@ -411,6 +414,14 @@ class Repository:
     def _now(self) -> int:
         """UTC now, in microseconds since 1970."""
         return max(0, int(self._clock() * 1e6))
+
+
+def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
+    """One name never means both a branch and a tag."""
+    if name in others:
+        raise ConflictError(
+            f"{name!r} is a {kind} already. Choose another name, or delete the {kind}."
+        )
 
 
 def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, Digest]:

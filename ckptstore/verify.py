@@ -74,6 +74,7 @@ class _Verify:
         self.catalog = Catalog(storage, self.objects)
         self.wrong: dict[str, str] = {}
         self.users: dict[str, set[Digest]] = {}
+        self.named: dict[Digest, str] = {}
 
     def report(self, progress: Callable[[int, int], object]) -> VerifyReport:
         """Look at everything once."""
@@ -85,7 +86,8 @@ class _Verify:
         live, expired = self.ids(LIVE), self.ids(EXPIRED)
         for id in (*live, *expired):
             self.check_manifest(id, expired=id not in live)
-        self.check_operations({*live, *expired})
+        self.check_operations()
+        self.check_named({*live, *expired})
         problems = tuple(
             Problem(key=key, error=error, checkpoints=tuple(sorted(self.users.get(key, ()))))
             for key, error in sorted(self.wrong.items())
@@ -140,6 +142,8 @@ class _Verify:
         except CkptStoreError as error:
             self.wrong[key] = str(error)
             return
+        for parent in manifest.parents:
+            self.named.setdefault(parent, f"checkpoint {id.short} was made from it")
         if not expired:
             self.check_content(id, manifest)
 
@@ -199,8 +203,8 @@ class _Verify:
                 f"The structure names arrays that no page lists: {', '.join(unlisted[:5])}."
             )
 
-    def check_operations(self, ids: set[Digest]) -> None:
-        """Read every operation; the newest one's branches and tags must name checkpoints that are there."""
+    def check_operations(self) -> None:
+        """Read every operation."""
         oplog = Oplog(self.storage)
         for key, _ in self.storage.list("ops/"):
             number = key.removeprefix("ops/").removesuffix(".json")
@@ -209,8 +213,13 @@ class _Verify:
             else:
                 self.wrong[key] = f"{key} is not the name of an operation."
         for name, id in self.newest_refs(oplog):
+            self.named.setdefault(id, f"{name!r} names it")
+
+    def check_named(self, ids: set[Digest]) -> None:
+        """Every checkpoint that a branch, a tag or a child names must be there."""
+        for id, reason in self.named.items():
             if id not in ids:
-                self.wrong.setdefault(key_of(id), f"{key_of(id)} is missing; {name!r} names it.")
+                self.wrong.setdefault(key_of(id), f"{key_of(id)} is missing; {reason}.")
                 self.users.setdefault(key_of(id), set()).add(id)
 
     def newest_refs(self, oplog: Oplog) -> Iterator[tuple[str, Digest]]:

@@ -36,7 +36,7 @@ def write(state: Any, path: Path, *, drop_values: bool) -> None:
         raise InvalidInputError(
             f"A .safetensors file holds arrays only, and the state has {len(values)} plain values "
             f"({', '.join(values[:5])}{', …' if len(values) > 5 else ''}). "
-            "Leave them out with --drop-values, choose arrays with include, or write a .pt file."
+            "Leave them out with --drop-values, choose arrays (--include), or write a .pt file."
         )
     try:
         save_file({name: _tensor(source) for name, source in flat.arrays.items()}, path)

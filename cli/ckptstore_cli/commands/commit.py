@@ -1,0 +1,148 @@
+"""`ckptstore commit`: store the checkpoint that a file holds."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from ckptstore_cli import documents, output, text
+from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Value = TypeVar("Value")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
+
+
+class Pair(click.ParamType[tuple[str, str]]):
+    """NAME=VALUE."""
+
+    name = "pair"
+
+    def convert(
+        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Split at the first "="."""
+        if isinstance(value, tuple):
+            return value
+        name, sign, content = value.partition("=")
+        if not name or not sign:
+            self.fail(f"{value!r} is not NAME=VALUE.", param, ctx)
+        return name, content
+
+
+class Metric(click.ParamType[tuple[str, float]]):
+    """NAME=NUMBER; whole numbers stay ints."""
+
+    name = "metric"
+
+    def convert(
+        self,
+        value: str | tuple[str, float],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, float]:
+        """Split at the last "=", as a metric's name may hold one, and read the number."""
+        if isinstance(value, tuple):
+            return value
+        name, sign, content = value.rpartition("=")
+        if not name or not sign:
+            self.fail(f"{value!r} is not NAME=NUMBER.", param, ctx)
+        try:
+            return name, int(content) if _WHOLE.fullmatch(content) else float(content)
+        except ValueError:
+            self.fail(f"{content!r} is not a number, in {value!r}.", param, ctx)
+
+
+@click.command()
+@click.argument(
+    "file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A .safetensors, .pt or .pth file. No code in it is run: a .pt is loaded with "
+    "weights_only=True.",
+)
+@click.option(
+    "-b",
+    "--branch",
+    metavar="BRANCH",
+    default=DEFAULT_BRANCH,
+    show_default=True,
+    shell_complete=complete_refs(tags=False),
+    help="The branch to put it on; a new one begins with it.",
+)
+@click.option("--step", type=int, metavar="N", help="The training step.")
+@click.option(
+    "--metric",
+    "metrics",
+    type=Metric(),
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="A number to find it by; may be repeated.",
+)
+@click.option("-m", "--message", default="", metavar="TEXT", help="What is worth saying of it.")
+@click.option(
+    "--meta",
+    type=Pair(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A text to keep with it; may be repeated.",
+)
+@click.option(
+    "--retry", is_flag=True, help="If the branch moves meanwhile, commit on top of its new head."
+)
+@common
+@click.pass_context
+def commit(
+    ctx: click.Context,
+    file: str,
+    branch: str,
+    step: int | None,
+    metrics: tuple[tuple[str, float], ...],
+    message: str,
+    meta: tuple[tuple[str, str], ...],
+    retry: bool,
+    as_json: bool,
+) -> None:
+    """Store the checkpoint in FILE as the newest one of a branch.
+
+    Arrays that the repository holds already are not stored again. It is durable when this returns.
+
+    \b
+    Examples:
+      ckptstore commit ckpt_100.pt --step 100 --metric val_loss=0.31 -m "warm-up done"
+      ckptstore commit tuned.safetensors -b tuned
+    """
+    from ckptstore import formats
+
+    repo = open_repository(ctx)
+    read = formats.read_file(file)
+    made = repo.commit(
+        read.state,
+        branch=branch,
+        step=step,
+        metrics=_once(ctx, metrics, option="--metric"),
+        message=message,
+        meta={**read.meta, **_once(ctx, meta, option="--meta")},
+        retry=retry,
+    )
+    if as_json:
+        output.document({"branch": branch, **documents.checkpoint(made)})
+    else:
+        arrays = text.arrays(made.array_count, made.array_bytes)
+        new = text.size(made.new_bytes)
+        output.line(f"Committed {made.id.short} to {branch}: {arrays}, {new} new.")
+
+
+def _once(
+    ctx: click.Context, pairs: Iterable[tuple[str, Value]], *, option: str
+) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, value in pairs:
+        if name in found:
+            raise click.UsageError(f"{option} {name} is given twice.", ctx)
+        found[name] = value
+    return found

@@ -1,0 +1,96 @@
+"""`ckptstore log`: the checkpoints, newest first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptstore_cli import documents, graph, output, text
+from ckptstore_cli.options import common, optional_revision_argument
+from ckptstore_cli.output import Column
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ckptstore import Checkpoint
+    from ckptstore_cli.documents import Refs
+
+_COLUMNS = (
+    Column("id", style="yellow"),
+    Column("refs", style="bold green", gives_way=2),
+    Column("step", right=True),
+    Column("metrics", gives_way=3),
+    Column("age", style="dim"),
+    Column("new", right=True),
+    Column("message", gives_way=1),
+)
+
+
+@click.command()
+@optional_revision_argument("Whose history to list.  [default: all branches and tags]")
+@click.option(
+    "--graph", "as_graph", is_flag=True, help="Draw how the checkpoints descend from each other."
+)
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only the newest N."
+)
+@common
+@click.pass_context
+def log(
+    ctx: click.Context, rev: str | None, as_graph: bool, limit: int | None, as_json: bool
+) -> None:
+    """List checkpoints, newest first.
+
+    The column "new" says how many bytes the commit had to store.
+
+    \b
+    Examples:
+      ckptstore log main -n 10
+      ckptstore log --graph
+    """
+    repo = open_repository(ctx)
+    checkpoints = repo.log(rev, limit=limit)
+    refs = documents.refs_by_id(repo)
+    if as_json:
+        known = [(c, refs.get(c.id, documents.NO_REFS)) for c in checkpoints]
+        output.document([documents.checkpoint(*pair) for pair in known])
+    elif not checkpoints:
+        output.note("No checkpoints yet. Commit one with: ckptstore commit FILE")
+    elif as_graph:
+        output.graph(_drawn(checkpoints, refs))
+    else:
+        output.table(_COLUMNS, [_row(c, refs) for c in checkpoints])
+
+
+def _row(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> tuple[str, ...]:
+    return (
+        checkpoint.id.short,
+        str(refs.get(checkpoint.id, "")),
+        text.step(checkpoint.step),
+        text.metrics(checkpoint.metrics),
+        text.age(checkpoint.created, output.now()),
+        "expired" if checkpoint.expired else text.size(checkpoint.new_bytes),
+        text.first_line(checkpoint.message),
+    )
+
+
+def _drawn(checkpoints: Sequence[Checkpoint], refs: Mapping[str, Refs]) -> list[tuple[str, str]]:
+    by_id: dict[str, Checkpoint] = {c.id: c for c in checkpoints}
+    drawing = graph.draw({id: c.parents for id, c in by_id.items()})
+    return [(drawn, "" if id is None else _sentence(by_id[id], refs)) for drawn, id in drawing]
+
+
+def _sentence(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> str:
+    names = refs.get(checkpoint.id)
+    parts = (
+        checkpoint.id.short,
+        f"({names})" if names else "",
+        "" if checkpoint.step is None else f"step {checkpoint.step}",
+        text.metrics(checkpoint.metrics),
+        text.age(checkpoint.created, output.now()),
+        "expired" if checkpoint.expired else "",
+        text.first_line(checkpoint.message),
+    )
+    return "  ".join(part for part in parts if part)

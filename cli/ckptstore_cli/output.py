@@ -1,0 +1,209 @@
+"""The only module that prints: results on stdout; notes, progress and errors on stderr.
+
+Whatever comes out of a repository may be hostile, so all text passes through `plain`. On a terminal
+tables are fitted to its width and styled (not with NO_COLOR); elsewhere they are aligned and whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from ckptstore_cli.text import fit, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.console import Console
+    from rich.text import Text
+
+_PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    right: numbers line up at their right end. gives_way: on a narrow terminal, 1 is cut first, then
+    2; 0 is never cut. folds: what does not fit goes on in the next line instead.
+    """
+
+    title: str
+    style: str = ""
+    right: bool = False
+    gives_way: int = 0
+    folds: bool = False
+
+
+def now() -> datetime:
+    """The time by which ages are told."""
+    return datetime.now(UTC)
+
+
+def document(value: object) -> None:
+    """Print one JSON document. Numbers that JSON lacks are the strings "nan", "inf" and "-inf"."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def line(text: str = "") -> None:
+    """Print one line."""
+    print(plain(text))
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under column titles."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    if _is_terminal(sys.stdout):
+        _rich_table(columns, cells)
+    else:
+        _plain_table(columns, cells)
+
+
+def footer(text: str) -> None:
+    """Sum up a table for people; a pipe gets the rows only."""
+    if _is_terminal(sys.stdout):
+        line(text)
+
+
+def fields(values: Mapping[str, str | Sequence[str]]) -> None:
+    """Print names and values, one a line; a value of several lines is indented."""
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        lines = [value] if isinstance(value, str) else list(value)
+        for position, text in enumerate(lines):
+            line(f"{'' if position else name:<{width}}  {text}")
+
+
+def graph(rows: Iterable[tuple[str, str]]) -> None:
+    """Print a drawing and what stands beside it, each row on one line whatever its length."""
+    lines = [f"{drawing} {plain(text)}".rstrip() for drawing, text in rows]
+    if not _is_terminal(sys.stdout):
+        print("\n".join(lines))
+        return
+    console = _console(sys.stdout)
+    for text in lines:
+        console.print(_text(text, folds=False), no_wrap=True, overflow="ellipsis")
+
+
+def note(text: str) -> None:
+    """Tell people something that is not the result."""
+    print(plain(text), file=sys.stderr)
+
+
+def error(text: str) -> None:
+    """Say why nothing more is done."""
+    note(f"error: {text}")
+
+
+class Progress:
+    """One line on stderr that is written over again; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._shown = _is_terminal(sys.stderr)
+        self._next_seconds = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write("")
+
+    def say(self, text: str) -> None:
+        """Put this in place of what was said before, if that has stood for a moment."""
+        if time.monotonic() >= self._next_seconds:
+            self._next_seconds = time.monotonic() + _PROGRESS_SECONDS
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        if self._shown:
+            sys.stderr.write(f"\r\x1b[K{plain(text)}")
+            sys.stderr.flush()
+
+
+def prepare() -> None:
+    """Let any text be printed in any locale: what an encoding lacks is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush() -> None:
+    """Write out what is buffered, so that a failure shows while there is somebody to tell."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def abandon() -> None:
+    """Drop what is still buffered for a reader that has gone."""
+    with suppress(OSError, ValueError):  # without a descriptor, nothing is flushed at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def _plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    lines = [[column.title for column in columns], *rows]
+    widths = [max(len(row[position]) for row in lines) for position in range(len(columns))]
+    for row in lines:
+        padded = (
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, column, width in zip(row, columns, widths, strict=True)
+        )
+        print("  ".join(padded).rstrip())
+
+
+def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    console = _console(sys.stdout)
+    widths = [
+        max(cell_len(text) for text in (column.title, *(row[position] for row in rows)))
+        for position, column in enumerate(columns)
+    ]
+    between = 2 * (len(columns) - 1)
+    room = console.width - between
+    fitted = fit(widths, giving_way=[column.gives_way for column in columns], room=room)
+    console.width = max(console.width, sum(fitted) + between)  # rather wrapped lines than cut ids
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column, width in zip(columns, fitted, strict=True):
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.title, style=column.style, justify=justify, width=width)
+    for row in rows:
+        cells = zip(row, columns, strict=True)
+        table.add_row(*(_text(cell, folds=column.folds) for cell, column in cells))
+    console.print(table)
+
+
+def _text(text: str, *, folds: bool) -> Text:
+    """Text that is shown as it is, with no markup in it."""
+    from rich.text import Text
+
+    if folds:
+        return Text(text, overflow="fold")
+    return Text(text, no_wrap=True, overflow="ellipsis")

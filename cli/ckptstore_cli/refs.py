@@ -1,0 +1,59 @@
+"""What `branch` and `tag` print alike: a list of refs, one that was made, one that was deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptstore_cli import documents, output, text
+from ckptstore_cli.output import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore import Checkpoint
+
+
+def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> None:
+    """List all refs of a kind with the checkpoints that they point at."""
+    if as_json:
+        output.document([{"name": name, **documents.checkpoint(c)} for name, c in refs.items()])
+    elif not refs:
+        output.note(f"There is no {kind} yet.")
+    else:
+        columns = (
+            Column(kind, style="bold green", gives_way=2),
+            Column("id", style="yellow"),
+            Column("step", right=True),
+            Column("metrics", gives_way=3),
+            Column("age", style="dim"),
+            Column("message", gives_way=1),
+        )
+        output.table(columns, [_row(name, c) for name, c in refs.items()])
+
+
+def print_made(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool) -> None:
+    """Say where a new ref points."""
+    if as_json:
+        output.document({"name": name, **documents.checkpoint(checkpoint)})
+    else:
+        step = "" if checkpoint.step is None else f", step {checkpoint.step}"
+        output.line(f"Made {kind} {name} at checkpoint {checkpoint.id.short}{step}.")
+
+
+def print_deleted(kind: str, name: str, *, as_json: bool) -> None:
+    """Say that a ref is gone."""
+    if as_json:
+        output.document({"deleted": name})
+    else:
+        output.line(f"Deleted {kind} {name}. To take that back: ckptstore undo")
+
+
+def _row(name: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (
+        name,
+        checkpoint.id.short,
+        text.step(checkpoint.step),
+        text.metrics(checkpoint.metrics),
+        text.age(checkpoint.created, output.now()),
+        text.first_line(checkpoint.message),
+    )

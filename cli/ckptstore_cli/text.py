@@ -1,0 +1,108 @@
+"""How values read to people: sizes, ages, metrics, names. Pure: values in, text out."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+_SIZE_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
+_AGE_UNITS = (("day", 86400), ("h", 3600), ("min", 60))
+_AGE_SECONDS_MAX = 30 * 86400  # older than this, a date says more
+_AHEAD_SECONDS_MAX = 60  # clocks differ; a checkpoint from further ahead shows its date
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_PRINTABLE_FORMAT = frozenset("\u200c\u200d")  # joiners that scripts and emoji need
+_CUT_WIDTH_MIN = 12
+_PLAIN = re.compile(r"[ -~]*")
+
+
+def plain(text: str) -> str:
+    """The text with all that could steer a terminal, or hide, written as an escape."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes: "817 B", "12.3 MB" (a kB is 1,000 bytes)."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    value = float(size_bytes)
+    for unit in _SIZE_UNITS:
+        value /= 1000
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value:.1f} {_SIZE_UNITS[-1]}"
+
+
+def age(created: datetime, now: datetime) -> str:
+    """How long ago that was: "just now", "3 min ago", "2 days ago"; a date after 30 days."""
+    seconds = (now - created).total_seconds()
+    if not -_AHEAD_SECONDS_MAX <= seconds <= _AGE_SECONDS_MAX:
+        return created.astimezone(now.tzinfo).strftime("%Y-%m-%d")
+    if seconds < 5:
+        return "just now"
+    if seconds < 60:
+        return f"{int(seconds)} s ago"
+    unit, length = next(pair for pair in _AGE_UNITS if seconds >= pair[1])
+    number = int(seconds // length)
+    return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''} ago"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 array", "1,204 arrays", "2 branches"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def arrays(number: int, size_bytes: int) -> str:
+    """How much a checkpoint holds: "12 arrays, 45.2 MB"."""
+    return f"{count(number, 'array')}, {size(size_bytes)}"
+
+
+def number(value: float) -> str:
+    """A metric: whole numbers as they are, others to 6 significant digits."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def metrics(values: Mapping[str, float]) -> str:
+    """All metrics in one line: "val_loss=0.31 accuracy=0.92"."""
+    return " ".join(f"{name}={number(value)}" for name, value in values.items())
+
+
+def step(value: int | None) -> str:
+    """A step, or "-" when the checkpoint has none."""
+    return "-" if value is None else str(value)
+
+
+def shape(lengths: Sequence[int]) -> str:
+    """An array's shape: "768 x 3072"; "scalar" when it has no dimension."""
+    return " x ".join(str(length) for length in lengths) or "scalar"
+
+
+def first_line(message: str) -> str:
+    """The first line of a message."""
+    return message.strip().split("\n", 1)[0].rstrip()
+
+
+def fit(widths: Sequence[int], *, giving_way: Sequence[int], room: int) -> list[int]:
+    """Narrow columns until they fit into the room: those that give way at turn 1, then at 2, ….
+
+    0 never gives way, and none goes below a width that still says something.
+    """
+    fitted = list(widths)
+    for turn in sorted(set(giving_way) - {0}):
+        for position, own_turn in enumerate(giving_way):
+            if own_turn == turn:
+                spare = max(0, fitted[position] - _CUT_WIDTH_MIN)
+                fitted[position] -= min(spare, max(0, sum(fitted) - room))
+    return fitted
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in _UNPRINTABLE or character in _PRINTABLE_FORMAT:
+        return character
+    return character.encode("unicode_escape").decode("ascii")

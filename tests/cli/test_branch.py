@@ -1,0 +1,64 @@
+import pytest
+
+
+def test_it_lists_heads_with_step_and_metrics(ckpt, history):
+    assert [line.split()[:4] for line in ckpt.out("branch").splitlines()] == [
+        ["branch", "id", "step", "metrics"],
+        ["main", history.resolve("main").id.short, "200", "val_loss=0.25"],
+        ["tuned", history.resolve("tuned").id.short, "250", "val_loss=nan"],
+    ]
+
+
+def test_json_lists_them_by_name(ckpt, history):
+    main, tuned = ckpt.json("branch")
+    assert (main["name"], main["id"], main["step"]) == ("main", history.resolve("main").id, 200)
+    assert (tuned["name"], tuned["metrics"]) == ("tuned", {"val_loss": "nan"})
+
+
+def test_no_branch_yet_is_said_on_stderr(ckpt, repo):
+    result = ckpt("branch")
+    assert (result.stdout, result.stderr) == ("", "There is no branch yet.\n")
+    assert ckpt.json("branch") == []
+
+
+@pytest.mark.parametrize(
+    ("rev", "step"), [([], 200), (["v1"], 100), (["tuned"], 250), (["best:val_loss"], 200)]
+)
+def test_it_makes_a_branch_at_a_revision(ckpt, history, rev, step):
+    said = ckpt.out("branch", "exp/new", *rev)
+    made = history.branches()["exp/new"]
+    assert made.step == step
+    assert said == f"Made branch exp/new at checkpoint {made.id.short}, step {step}.\n"
+
+
+def test_json_tells_of_the_branch_made_and_deleted(ckpt, history):
+    made = ckpt.json("branch", "new", "v1")
+    assert (made["name"], made["id"]) == ("new", history.resolve("v1").id)
+    assert ckpt.json("branch", "-d", "new") == {"deleted": "new"}
+
+
+def test_it_deletes_a_branch_which_undo_brings_back(ckpt, history):
+    before = history.branches()["tuned"].id
+    assert "ckptstore undo" in ckpt.out("branch", "-d", "tuned")
+    assert list(history.branches()) == ["main"]
+    ckpt("undo")
+    assert history.branches()["tuned"].id == before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["main"], "'main' exists"),
+        (["new", "nowhere"], "'nowhere'"),
+        (["has space"], "'has space' cannot name a branch"),
+        (["-d", "nowhere"], "There are: main, tuned"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error(ckpt, history, args, said):
+    assert said in ckpt.error("branch", *args)
+    assert list(history.branches()) == ["main", "tuned"]
+
+
+def test_making_and_deleting_at_once_is_wrong_usage(ckpt, history):
+    assert "not both" in ckpt.error("branch", "new", "-d", "tuned", code=2)
+    assert list(history.branches()) == ["main", "tuned"]

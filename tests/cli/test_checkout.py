@@ -1,0 +1,126 @@
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ckptstore import formats
+
+
+@pytest.fixture
+def trained(repo):
+    """Weights, optimizer state and plain values, at step 100."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(40, 30)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 40)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 2}
+    repo.commit(state, step=100)
+    return state
+
+
+def test_a_pt_loads_as_what_was_committed(ckpt, trained):
+    ckpt("checkout", "main", "-o", "out.pt")
+    loaded = torch.load("out.pt", weights_only=True)
+    assert loaded["epoch"] == 2
+    assert loaded["optimizer"]["param_groups"] == trained["optimizer"]["param_groups"]
+    assert torch.equal(loaded["model"]["weight"], trained["model"]["weight"])
+
+
+def test_without_a_name_the_file_is_named_for_step_and_id(ckpt, repo, trained):
+    id = repo.resolve("main").id.short
+    size = len(ckpt.out("checkout", "main")) and os.path.getsize(f"ckpt-100-{id}.pt")
+    assert size > 0
+    repo.commit({"epoch": 1})
+    ckpt("checkout", "main")
+    assert os.path.exists(f"ckpt-{repo.resolve('main').id.short}.pt")
+
+
+def test_it_says_what_was_written(ckpt, repo, trained):
+    c = repo.resolve("main")
+    assert ckpt.out("checkout", "main", "-o", "a.pt").startswith(
+        f"Wrote a.pt: checkpoint {c.id.short}, "
+    )
+    assert ckpt.json("checkout", "main", "-o", "b.pt") == {
+        "id": c.id,
+        "step": 100,
+        "file": "b.pt",
+        "bytes": os.path.getsize("b.pt"),
+    }
+
+
+def test_a_safetensors_takes_arrays_only(ckpt, trained):
+    error = ckpt.error("checkout", "main", "-o", "out.safetensors")
+    assert "--drop-values" in error
+    assert not os.path.exists("out.safetensors")
+    ckpt("checkout", "main", "-o", "out.safetensors", "--drop-values")
+    assert torch.equal(load_file("out.safetensors")["model/weight"], trained["model"]["weight"])
+    ckpt("checkout", "main", "-o", "model.safetensors", "--include", "model")
+    assert sorted(load_file("model.safetensors")) == ["model/bias", "model/weight"]
+
+
+def test_include_and_exclude_choose(ckpt, trained):
+    ckpt("checkout", "main", "-o", "out.pt", "--include", "model", "--exclude", "**/bias")
+    loaded = torch.load("out.pt", weights_only=True)
+    assert list(loaded) == ["model"]
+    assert list(loaded["model"]) == ["weight"]
+    assert "include nothing" in ckpt.error(
+        "checkout", "main", "-o", "none.pt", "--include", "nothing"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_nothing_is_written_over_without_force(ckpt, trained, suffix):
+    args = ("checkout", "main", "-o", f"out.{suffix}", "--include", "model")
+    with open(f"out.{suffix}", "w") as file:
+        file.write("precious")
+    assert "--force" in ckpt.error(*args)
+    with open(f"out.{suffix}") as file:
+        assert file.read() == "precious"
+    ckpt(*args, "--force")
+    assert formats.read_file(f"out.{suffix}").state
+
+
+def test_a_link_is_not_written_through(ckpt, trained):
+    os.symlink("elsewhere.pt", "out.pt")
+    ckpt.error("checkout", "main", "-o", "out.pt")
+    assert not os.path.exists("elsewhere.pt")
+
+
+def test_places_that_cannot_be_written_are_errors(ckpt, trained):
+    assert "missing/folder" in ckpt.error("checkout", "main", "-o", "missing/folder/out.pt")
+    assert "is a directory" in ckpt.error("checkout", "main", "-o", ".", code=2)
+    assert ".safetensors" in ckpt.error("checkout", "main", "-o", "out.txt")
+    assert os.listdir() == [".ckptstore"]
+
+
+def test_a_revision_must_be_given_and_be_there(ckpt, trained):
+    assert "Missing argument 'REV'" in ckpt.error("checkout", code=2)
+    assert "'nowhere'" in ckpt.error("checkout", "nowhere")
+    assert os.listdir() == [".ckptstore"]
+
+
+@pytest.mark.parametrize("name", ["with space.pt", "-dash.pt", "ünï ✓.pt", "new\nline.pt"])
+def test_the_file_may_have_any_name(ckpt, trained, name):
+    ckpt("checkout", "main", f"--output={name}")
+    assert torch.load(name, weights_only=True)["epoch"] == 2
+
+
+def test_a_file_goes_in_and_comes_out_the_same(ckpt, trained):
+    ckpt("checkout", "main", "-o", "first.pt")
+    ckpt("commit", "first.pt", "-b", "again")
+    ckpt("checkout", "again", "-o", "second.pt")
+    first, second = (torch.load(name, weights_only=True) for name in ("first.pt", "second.pt"))
+    assert str(first) == str(second)
+
+
+def test_damage_is_told_and_nothing_is_written(ckpt, repo, trained):
+    objects = [
+        path for path in (ckpt.folder / ".ckptstore" / "objects").rglob("*") if path.is_file()
+    ]
+    for path in objects:
+        path.chmod(0o600)
+        path.write_bytes(b"\0" * path.stat().st_size)
+    assert ckpt.error("checkout", "main", "-o", "out.pt").startswith("error: ")
+    assert os.listdir() == [".ckptstore"]

@@ -1,0 +1,143 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ckptstore
+
+
+@pytest.fixture
+def tensors():
+    return {"weight": torch.randn(300, 100), "half": torch.randn(7).bfloat16()}
+
+
+@pytest.fixture
+def file(ckpt, tensors):
+    """A .pt with weights, plain values and int keys."""
+    path = ckpt.folder / "ckpt_100.pt"
+    torch.save({"model": tensors, "state": {0: 1.5}, "epoch": 3}, path)
+    return path
+
+
+def test_a_pt_comes_back_as_it_was(ckpt, repo, file, tensors):
+    ckpt("commit", file)
+    state = repo.checkout("main")
+    assert state["state"] == {0: 1.5}
+    assert state["epoch"] == 3
+    for name, tensor in tensors.items():
+        assert state["model"][name].dtype == tensor.dtype
+        assert torch.equal(state["model"][name], tensor)
+
+
+def test_a_safetensors_comes_back_with_its_metadata_as_meta(ckpt, repo, tensors):
+    save_file(tensors, ckpt.folder / "w.safetensors", metadata={"format": "pt"})
+    made = ckpt.json("commit", "w.safetensors", "--meta", "run=a=b", "--meta", "ünï=x y")
+    assert made["meta"] == {
+        "file": "w.safetensors",
+        "safetensors": {"format": "pt"},
+        "run": "a=b",
+        "ünï": "x y",
+    }
+    assert torch.equal(repo.checkout("main")["weight"], tensors["weight"])
+
+
+def test_everything_said_of_it_is_kept(ckpt, repo, file):
+    made = ckpt.json(
+        *("commit", file, "-b", "exp/1", "--step", "100", "-m", "two\nlines"),
+        *("--metric", "val_loss=0.125", "--metric", "epoch=3", "--metric", "k=v=1e-4"),
+    )
+    kept = repo.resolve("exp/1")
+    assert made["id"] == kept.id
+    assert made["branch"] == "exp/1"
+    assert (kept.step, kept.message) == (100, "two\nlines")
+    assert kept.metrics == {"val_loss": 0.125, "epoch": 3, "k=v": 1e-4}
+    assert type(kept.metrics["epoch"]) is int
+
+
+def test_it_says_what_was_stored(ckpt, repo, file):
+    said = ckpt.out("commit", file)
+    id = repo.resolve("main").id.short
+    assert said.startswith(f"Committed {id} to main: 2 arrays, 120.0 kB, 12")
+    assert said.endswith(" kB new.\n")
+    assert ckpt.out("commit", file).endswith(" 0 B new.\n")
+    assert repo.resolve("main~1").id.short == id
+
+
+def test_metrics_without_a_finite_number_are_valid_json(ckpt, repo, file):
+    made = ckpt.json(
+        *("commit", file, "--metric", "a=nan", "--metric", "b=inf", "--metric", "c=-inf")
+    )
+    assert made["metrics"] == {"a": "nan", "b": "inf", "c": "-inf"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--metric", "val_loss"], "'val_loss' is not NAME=NUMBER"),
+        (["--metric", "=1"], "'=1' is not NAME=NUMBER"),
+        (["--metric", "val_loss=low"], "'low' is not a number"),
+        (["--metric", "a=1", "--metric", "a=2"], "--metric a is given twice"),
+        (["--meta", "a=1", "--meta", "a=1"], "--meta a is given twice"),
+        (["--meta", "run"], "'run' is not NAME=VALUE"),
+        (["--step", "1.5"], "'1.5' is not a valid integer"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_read(ckpt, repo, file, args, said):
+    assert said in ckpt.error("commit", file, *args, code=2)
+    assert repo.log() == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-b", "has space"], "'has space' cannot name a branch"),
+        (["-b", "../up"], "'../up' cannot name a branch"),
+        (["-b", "latest"], "'latest' cannot name a branch"),
+        (["--metric", "a\nb=1"], "cannot name a metric"),
+        (["--step", str(2**63)], "step"),
+        (["--metric", f"a={2**63}"], "Metric 'a'"),
+    ],
+)
+def test_names_and_numbers_that_cannot_be_are_errors(ckpt, repo, file, args, said):
+    assert said in ckpt.error("commit", file, *args)
+    assert repo.log() == []
+
+
+def test_files_that_cannot_be_read_are_errors(ckpt, repo):
+    assert "does not exist" in ckpt.error("commit", "missing.pt", code=2)
+    (ckpt.folder / "folder.pt").mkdir()
+    assert "is a directory" in ckpt.error("commit", "folder.pt", code=2)
+    for name in ("broken.pt", "broken.safetensors", "notes.txt"):
+        (ckpt.folder / name).write_bytes(b"no checkpoint")
+        assert name in ckpt.error("commit", name)
+    assert repo.log() == []
+
+
+def test_a_file_that_wants_to_run_code_is_refused(ckpt, repo):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"x": Evil()}, ckpt.folder / "evil.pt")
+    assert "could run code" in ckpt.error("commit", "evil.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["with space.pt", "-dash.pt", "quote'\".pt", "ünï ✓.pt", "new\nline.pt", "UPPER.PT"]
+)
+def test_a_file_may_have_any_name(ckpt, repo, file, name):
+    file.rename(ckpt.folder / name)
+    made = ckpt.json("commit", f"./{name}")
+    assert made["meta"]["file"] == name
+    assert name.split("\n")[0].strip() in ckpt.out("show", "main")
+
+
+def test_retry_is_passed_on(ckpt, repo, file):
+    ckpt("commit", file, "--retry")
+    ckpt("commit", file, "--retry")
+    assert len(repo.log("main")) == 2
+
+
+def test_a_process_of_its_own_commits_too(ckpt, repo, file):
+    done = ckpt.process("commit", file, "--step", 7)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ckptstore.open(repo.url).resolve("main").step == 7

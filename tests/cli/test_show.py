@@ -1,0 +1,47 @@
+from datetime import UTC, datetime
+
+
+def test_it_shows_every_field(ckpt, history):
+    c, parent = history.log("main")
+    shown = ckpt.out("show", "main")
+    created = datetime.strptime(shown.split("created  ")[1][:25], "%Y-%m-%d %H:%M:%S %z")
+    assert created == c.created.replace(microsecond=0).astimezone(UTC)
+    assert [line for line in shown.splitlines() if not line.startswith("created")] == [
+        f"id       {c.id}",
+        "refs     main",
+        "step     200",
+        "message  lower",
+        "         rate",
+        "metrics  val_loss = 0.25",
+        f"parents  {parent.id}",
+        "arrays   2, 80.0 kB",
+        "values   1 plain",
+        f"new      {c.new_bytes / 1000:.1f} kB stored by this commit",
+    ]
+
+
+def test_metrics_are_shown_to_the_last_digit(ckpt, repo):
+    repo.commit({"x": 1}, metrics={"loss": 1 / 3, "count": 12345678901}, meta={"run": {"n": [1]}})
+    shown = ckpt.out("show", "main")
+    assert "loss = 0.3333333333333333\n" in shown
+    assert "count = 12345678901\n" in shown
+    assert 'run = {"n": [1]}' in shown
+
+
+def test_json_has_the_fields_of_the_log_and_the_values(ckpt, history):
+    shown = ckpt.json("show", "tuned")
+    assert shown.pop("values") == 1
+    assert shown == ckpt.json("log", "tuned")[0]
+
+
+def test_any_revision_can_be_shown(ckpt, history):
+    id = history.resolve("v1").id
+    for rev in (id, id[:6], "main~1", "main@step=100", "main@best:accuracy", "tuned~"):
+        assert ckpt.json("show", rev)["id"] == id
+
+
+def test_a_revision_must_be_given_and_be_there(ckpt, history):
+    assert "Missing argument 'REV'" in ckpt.error("show", code=2)
+    assert "main~9" in ckpt.error("show", "main~9")
+    assert "error: " in ckpt.error("show", "")
+    assert "is not a revision" in ckpt.error("show", "main~x")

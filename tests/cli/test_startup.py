@@ -1,0 +1,101 @@
+"""What is imported when: a command that touches no array data must not wait for torch or numpy."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptstore_cli.main import COMMANDS
+
+HEAVY = {"torch", "numpy", "zarr", "obstore", "safetensors", "rich"}
+ROOT = Path(__file__).parents[2]
+
+RUN = """
+import json, sys
+sys.argv[0] = "ckptstore"
+try:
+    from ckptstore_cli.main import main
+    main()
+except SystemExit as stop:
+    print(json.dumps([stop.code, sorted(sys.modules)]), file=sys.stderr)
+"""
+
+
+def imported(code, *args):
+    """The exit code and the modules of a process that runs this code."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")])}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+    exit_code, modules = json.loads(done.stderr.splitlines()[-1])
+    return exit_code, {name.partition(".")[0] for name in modules}, set(modules)
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = (
+        "import ckptstore, json, sys; print(json.dumps([0, sorted(sys.modules)]), file=sys.stderr)"
+    )
+    _, packages, modules = imported(code)
+    assert not packages & HEAVY
+    assert not {name for name in modules if name.startswith("ckptstore.")}
+
+
+def test_opening_a_repository_imports_nothing_heavy(history):
+    code = (
+        "import ckptstore, json, sys; ckptstore.open(sys.argv[1]).log(); "
+        "print(json.dumps([0, sorted(sys.modules)]), file=sys.stderr)"
+    )
+    assert not imported(code, history.url)[1] & HEAVY
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["init", "new"],
+        ["log"],
+        ["log", "--graph"],
+        ["log", "--json"],
+        ["show", "main"],
+        ["ls", "main"],
+        ["branch"],
+        ["branch", "new"],
+        ["branch", "-d", "tuned"],
+        ["tag"],
+        ["tag", "new"],
+        ["tag", "-d", "v1"],
+        ["undo"],
+        ["usage"],
+        ["verify"],
+        ["commit", "--help"],
+        ["checkout", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_touches_no_arrays_imports_nothing_heavy(ckpt, history, args):
+    exit_code, packages, _ = imported(RUN, *args)
+    assert exit_code == 0
+    assert not packages & HEAVY
+
+
+def test_only_the_command_that_is_used_is_imported(ckpt, history):
+    _, _, modules = imported(RUN, "log")
+    used = {name for name in COMMANDS if f"ckptstore_cli.commands.{name}" in modules}
+    assert used == {"log"}
+
+
+def test_the_test_would_notice(ckpt, history):
+    assert {"numpy", "torch"} <= imported(RUN, "checkout", "main")[1]
+
+
+def test_completion_imports_nothing_heavy(ckpt, history):
+    code = (
+        "import os\n"
+        "os.environ |= {'_CKPTSTORE_COMPLETE': 'bash_complete', "
+        "'COMP_WORDS': 'ckptstore show m', 'COMP_CWORD': '2'}"
+    )
+    _, packages, _ = imported(code + RUN)
+    assert not packages & HEAVY

@@ -1,0 +1,98 @@
+"""What a terminal gets: tables fitted to it, styles, and progress; and what a pipe gets instead."""
+
+import os
+import pty
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def terminal(ckpt):
+    def terminal(*args, columns=80, **env):
+        """Run in a process of its own on a terminal; what it showed."""
+        outer, inner = pty.openpty()
+        env = {"TERM": "xterm-256color", "COLUMNS": str(columns), **env}
+        done = ckpt.process(*args, stdin=inner, stdout=inner, stderr=inner, env=env)
+        os.close(inner)
+        shown = b""
+        while True:
+            try:
+                data = os.read(outer, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            shown += data
+        os.close(outer)
+        assert done.returncode == 0, shown
+        return shown.decode().replace("\r\n", "\n")
+
+    return terminal
+
+
+def test_a_terminal_gets_colours_and_a_pipe_none(terminal, ckpt, history):
+    assert "\x1b[33m" in terminal("log")
+    assert "\x1b" not in ckpt.process("log").stdout
+
+
+@pytest.mark.parametrize("args", [["log"], ["log", "--graph"], ["branch"], ["ls", "main"]])
+def test_no_color_is_respected(terminal, history, args):
+    assert "\x1b" not in terminal(*args, NO_COLOR="1")
+    assert "\x1b" not in terminal(*args, TERM="dumb")
+
+
+def test_long_texts_give_way_before_ids_and_numbers(terminal, ckpt, history):
+    history.commit({"x": 1}, step=123456, metrics={"val_loss": 0.5}, message="long " * 40)
+    id = history.resolve("main").id.short
+    shown = terminal("log", NO_COLOR="1").splitlines()
+    assert all(len(line) <= 80 for line in shown)
+    assert id in shown[1]
+    assert "123456" in shown[1]
+    assert "val_loss=0.5" in shown[1]
+    assert shown[1].endswith("…")
+    assert "long " * 39 in ckpt.process("log").stdout
+
+
+def test_a_very_narrow_terminal_still_gets_whole_ids(terminal, history):
+    shown = terminal("log", columns=20, NO_COLOR="1")
+    assert history.resolve("main").id.short in shown
+
+
+def test_the_graph_is_cut_at_the_edge(terminal, history):
+    history.commit({"x": 1}, message="long " * 40)
+    shown = terminal("log", "--graph", NO_COLOR="1").splitlines()
+    assert all(len(line) <= 80 for line in shown)
+    assert len(shown) == 5
+
+
+def test_markup_of_the_table_library_is_plain_text(terminal, history):
+    history.commit({"x": 1}, message="[red]x[/red] :smile: 12")
+    for args in (["log"], ["log", "--graph"], ["show", "main"]):
+        assert "[red]x[/red] :smile: 12" in terminal(*args, columns=200)
+
+
+def test_a_sum_stands_under_a_list_on_a_terminal_only(terminal, ckpt, history):
+    assert terminal("ls", "main").endswith("2 arrays, 80.0 kB\n")
+    assert "2 arrays" not in ckpt.process("ls", "main").stdout
+
+
+def test_long_paths_are_folded_not_cut(terminal, repo):
+    import numpy
+
+    repo.commit({"a" * 30: {"b" * 30: {"c" * 30: numpy.ones(1)}}})
+    shown = terminal("ls", "main", NO_COLOR="1", columns=60)
+    assert shown.count("c") >= 30
+    assert "…" not in shown
+
+
+def test_verify_shows_progress_on_a_terminal_and_clears_it(terminal, ckpt, history):
+    shown = terminal("verify")
+    assert "\r\x1b[KVerified " in shown
+    assert shown.split("\x1b[K")[-1].startswith("Verified 3 checkpoints")
+    assert ckpt.process("verify").stderr == ""
+
+
+def test_progress_stays_out_of_piped_json(ckpt, history):
+    command = f"{sys.executable} -m ckptstore_cli verify --json | {sys.executable} -m json.tool"
+    assert ckpt.python(["bash", "-c", command]).returncode == 0

@@ -1,0 +1,89 @@
+import pytest
+
+import ckptstore
+
+
+def damage(ckpt, pattern, change):
+    """Change each file that a pattern finds; returns their keys."""
+    root = ckpt.folder / ".ckptstore"
+    found = sorted(path for path in root.glob(pattern) if path.is_file())
+    for path in found:
+        path.chmod(0o600)
+        change(path)
+    return [str(path.relative_to(root)) for path in found]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_sound_repository_is_well(ckpt, history):
+    result = ckpt("verify")
+    assert result.stdout.startswith("Verified 3 checkpoints (")
+    assert result.stdout.endswith("): all is well.\n")
+    assert result.stderr == ""
+    report = ckpt.json("verify")
+    assert (report["ok"], report["checkpoints"], report["problems"]) == (True, 3, [])
+    assert report["bytes"] == sum(c.new_bytes for c in history.log())
+
+
+def test_each_problem_names_the_checkpoints_and_refs_that_suffer(ckpt, history):
+    seed = history.resolve("v1").id
+    state = history.checkout("v1")
+    copy = history.commit(state, branch="copy").id
+    digest = ckptstore.Digest.of(state["model"]["weight"].tobytes())
+    (key,) = damage(ckpt, f"objects/{digest[:2]}/{digest[2:]}", flip)
+
+    found = ckpt("verify", code=1).stdout.splitlines()
+    assert found[0].startswith(f"{key} is damaged")
+    assert sorted(found[1:3]) == sorted(
+        [
+            f"    hits checkpoint {seed.short}, step 100 (tag: v1)",
+            f"    hits checkpoint {copy.short} (copy)",
+        ]
+    )
+    assert found[3].endswith(": 1 problem, 2 checkpoints hit.")
+    (problem,) = ckpt.json("verify", code=1)["problems"]
+    assert sorted(problem["checkpoints"]) == sorted([seed, copy])
+    assert (problem["branches"], problem["tags"]) == (["copy"], ["v1"])
+
+
+def truncate(path):
+    path.write_bytes(b"")
+
+
+def unlink(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [flip, truncate, unlink])
+def test_whatever_was_done_to_the_objects_the_refs_that_suffer_are_named(ckpt, history, change):
+    keys = damage(ckpt, "objects/*/*", change)
+    report = ckpt.json("verify", code=1)
+    assert not report["ok"]
+    assert {problem["key"] for problem in report["problems"]} <= set(keys)
+    refs = [(*problem["branches"], *problem["tags"]) for problem in report["problems"]]
+    assert {name for names in refs for name in names} == {"main", "tuned", "v1"}
+
+
+def test_beside_a_damaged_branch_the_others_can_be_looked_at(ckpt, history):
+    (key,) = damage(ckpt, f"checkpoints/{history.resolve('main').id}.json", flip)
+    assert ckpt.json("show", "tuned")["branches"] == ["tuned"]
+    assert [c["tags"] for c in ckpt.json("log", "tuned")] == [[], ["v1"]]
+    assert key in ckpt.error("log")
+    assert ckpt("verify", code=1).stdout.startswith(f"{key} is damaged")
+
+
+def test_a_damaged_manifest_or_operation_does_not_stop_it(ckpt, history):
+    keys = damage(ckpt, "checkpoints/*", flip) + damage(ckpt, "ops/*", flip)
+    report = ckpt.json("verify", code=1)
+    assert {problem["key"] for problem in report["problems"]} >= set(keys)
+    assert f"{len(report['problems'])} problems" in ckpt.out("verify", code=1)
+
+
+def test_errors_of_a_damaged_repository_are_told_without_a_traceback(ckpt, history):
+    damage(ckpt, "ops/*", flip)
+    for args in (["log"], ["branch"], ["show", "main"], ["undo"], ["usage"]):
+        assert ckpt.error(*args).startswith("error: ")
