@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays, codecs, state
+from ckptstore.collector import paused_collector
 from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible
 from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.placement import place
@@ -27,7 +28,8 @@ def fresh(root: Node, pages: list[Page], *, objects: ObjectStore, device: Any = 
             )
         return made[path] if device is None else arrays.to_device(made[path], device)
 
-    return state.unflatten(root, array=array, decode=codecs.decode)
+    with paused_collector():
+        return state.unflatten(root, array=array, decode=codecs.decode)
 
 
 def fill(

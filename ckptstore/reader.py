@@ -15,6 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore import arrays
+from ckptstore.collector import paused_collector
 from ckptstore.errors import StorageError
 from ckptstore.format.chunks import Chunk, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
@@ -49,8 +50,9 @@ def read_fresh(
                 for digest, chunk in _chunks(entry)
             ]
     gather(jobs, threads=READ_THREADS)
-    for entry, data in _read_small(wanted, objects):
-        made[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
+    with paused_collector():
+        for entry, data in _read_small(wanted, objects):
+            made[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
     return made
 
 

@@ -165,8 +165,7 @@ class Repository:
             meta=check_meta(meta),
         )
         head = self._oplog.newest().heads.get(branch)
-        with paused_collector():
-            written = self._write(state, head)
+        written = self._write(state, head)
         manifest = describe(
             pages=written.pages,
             structure=written.structure,
@@ -207,16 +206,16 @@ class Repository:
                         f"Nothing in checkpoint {id.short} is chosen by {selection}."
                     )
             pages = list(self._catalog.pages(manifest))
-            if into is None:
-                return fresh(root, pages, objects=self._objects, device=device)
-            return fill(
-                root,
-                pages,
-                into,
-                objects=self._objects,
-                strict=strict,
-                complete=selection.is_everything,
-            )
+        if into is None:
+            return fresh(root, pages, objects=self._objects, device=device)
+        return fill(
+            root,
+            pages,
+            into,
+            objects=self._objects,
+            strict=strict,
+            complete=selection.is_everything,
+        )
 
     def resolve(self, rev: str) -> Checkpoint:
         """The checkpoint that a revision names; NotFoundError says what there is instead."""
@@ -328,7 +327,8 @@ class Repository:
 
     def _write(self, value: object, head: Digest | None) -> Written:
         """Store the arrays and the structure of a state."""
-        flat = state.flatten(value, describe=arrays.describe, encode=codecs.encode)
+        with paused_collector():
+            flat = state.flatten(value, describe=arrays.describe, encode=codecs.encode)
         return write(
             flat,
             objects=self._objects,

@@ -13,6 +13,7 @@ from itertools import accumulate, islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
+from ckptstore.collector import paused_collector
 from ckptstore.digest import Digest
 from ckptstore.format import structure
 from ckptstore.format.chunks import chunk_count, chunk_shape, chunks
@@ -72,7 +73,7 @@ def write(
     """Store a state; durable when this returns."""
     reached = reached_by(parent, catalog) if parent else Reached()
     sink = _Sink(objects, reached)
-    pages = list(_write_arrays(_plan(flat, chunk_bytes), sink, threads=_threads(flat, chunk_bytes)))
+    pages = _write_arrays(flat, sink, chunk_bytes=chunk_bytes)
     documents = [*(page.encode() for page in pages), structure.encode(flat.root)]
     *digests, root = gather([partial(sink.put, data) for data in documents], threads=WRITE_THREADS)
     for digest, page in zip(digests, pages, strict=True):
@@ -149,30 +150,42 @@ def _threads(flat: Flat[ArraySource], chunk_bytes: int) -> int:
     return max(1, min(WRITE_THREADS, COPY_BYTES_MAX // chunk_bytes))
 
 
-def _write_arrays(plans: list[list[_Planned]], sink: _Sink, *, threads: int) -> Iterator[Page]:
+def _write_arrays(flat: Flat[ArraySource], sink: _Sink, *, chunk_bytes: int) -> list[Page]:
     """Hash and put every chunk and bundle, and make the pages that list them.
 
     Small arrays are hashed before the threads begin: thousands of short calls would only wait for each other.
     """
-    bundles = [_Bundled.of([item.source for item in plan if item.is_small]) for plan in plans]
-    jobs: list[Callable[[], Any]] = [
-        *(
-            partial(sink.put_chunk, item.source, c)
+    with paused_collector():
+        plans = _plan(flat, chunk_bytes)
+        bundles = [_Bundled.of([item.source for item in plan if item.is_small]) for plan in plans]
+        jobs = _jobs(plans, bundles, sink)
+    results = iter(gather(jobs, threads=_threads(flat, chunk_bytes)))
+    with paused_collector():
+        large = {
+            item.path: tuple(islice(results, sum(1 for _ in item.chunks())))
             for plan in plans
             for item in plan
-            for c in item.chunks()
+            if not item.is_small
+        }
+        return [
+            Page(entries=tuple(_entries(plan, bundled, large)), bundle=bundle)
+            for plan, bundled, bundle in zip(plans, bundles, results, strict=True)
+        ]
+
+
+def _jobs(
+    plans: list[list[_Planned]], bundles: list[_Bundled], sink: _Sink
+) -> list[Callable[[], Any]]:
+    """What the threads do: the chunks in order, then the bundles in order."""
+    return [
+        *(
+            partial(sink.put_chunk, item.source, chunk)
+            for plan in plans
+            for item in plan
+            for chunk in item.chunks()
         ),
         *(partial(sink.put_bundle, bundled) for bundled in bundles),
     ]
-    results = iter(gather(jobs, threads=threads))
-    large = {
-        item.path: tuple(islice(results, sum(1 for _ in item.chunks())))
-        for plan in plans
-        for item in plan
-        if not item.is_small
-    }
-    for plan, bundled, bundle in zip(plans, bundles, results, strict=True):
-        yield Page(entries=tuple(_entries(plan, bundled, large)), bundle=bundle)
 
 
 def _entries(
