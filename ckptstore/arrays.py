@@ -6,6 +6,7 @@ nested, meta and distributed tensors, object arrays) is refused by name; it is n
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -100,6 +101,10 @@ def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memory
             return array, _ndarray_bytes(array)
         import torch
 
+        if dtype == "complex32":  # torch warns of it wherever one is made, except as a view
+            item = ITEM_BYTES[dtype]
+            raw = torch.empty((math.prod(shape) * item,), dtype=torch.uint8)
+            return raw.view(torch.complex32).reshape(shape), _contiguous_bytes(raw, torch)
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))
         return tensor, _contiguous_bytes(tensor, torch)
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
 from ckptstore.format.canonical import DOCUMENT_BYTES_MAX
-from ckptstore.format.operation import DONE_LENGTH_MAX, Operation
+from ckptstore.format.operation import DONE_LENGTH_MAX, SEQ_MAX, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,4 +128,8 @@ def key_of(seq: int) -> str:
 
 
 def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:
+    if newest.seq >= SEQ_MAX:
+        raise CorruptError(
+            f"{key_of(newest.seq)} is the last number there is; nobody has made so many operations."
+        )
     return replace(decide(newest), seq=newest.seq + 1, nonce=secrets.token_hex(8))

@@ -16,7 +16,6 @@ from ckptstore.checkpoint import Checkpoint
 from ckptstore.collector import paused_collector
 from ckptstore.errors import (
     ConflictError,
-    CorruptError,
     ExpiredError,
     InvalidInputError,
     NotFoundError,
@@ -333,16 +332,9 @@ class Repository:
             flat,
             objects=self._objects,
             catalog=self._catalog,
-            parent=self._parent(head),
+            parent=head,
             chunk_bytes=self._chunk_bytes,
         )
-
-    def _parent(self, head: Digest | None) -> Manifest | None:
-        """The parent's manifest; None when it cannot be read, as a commit must not fail for what verify reports."""
-        try:
-            return self._catalog.manifest(head) if head else None
-        except (CorruptError, NotFoundError):
-            return None
 
     def _publish(
         self, manifest: Manifest, written: Written, *, branch: str, retry: bool

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from ckptstore.collector import paused_collector
 from ckptstore.digest import Digest
+from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.format import structure
 from ckptstore.format.chunks import chunk_count, chunk_shape, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
@@ -23,12 +24,11 @@ from ckptstore.format.page import SMALL_BYTES, ArrayEntry, Bundle, Page, cut
 from ckptstore.parallel import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from ckptstore.arrays import ArraySource
     from ckptstore.catalog import Catalog
     from ckptstore.format.chunks import Chunk
-    from ckptstore.format.manifest import Manifest
     from ckptstore.objects import ObjectStore
     from ckptstore.state import Flat
 
@@ -55,11 +55,13 @@ class Written:
 class Reached:
     """What a parent checkpoint reaches: durable, and not to be put again.
 
-    bundles: each bundle by the digests of the small arrays in it, in order.
+    bundles: each bundle by the digests of the small arrays in it, in order. is_sound: False when the parent could not
+    be read; then nothing that is there already is relied upon, and what was damaged is healed.
     """
 
     digests: set[Digest] = field(default_factory=set)
     bundles: dict[tuple[Digest, ...], Bundle] = field(default_factory=dict)
+    is_sound: bool = True
 
 
 def write(
@@ -67,7 +69,7 @@ def write(
     *,
     objects: ObjectStore,
     catalog: Catalog,
-    parent: Manifest | None,
+    parent: Digest | None,
     chunk_bytes: int,
 ) -> Written:
     """Store a state; durable when this returns."""
@@ -93,14 +95,18 @@ def _page_ref(page: Page, digest: Digest) -> PageRef:
     )
 
 
-def reached_by(manifest: Manifest, catalog: Catalog) -> Reached:
-    """What a checkpoint reaches, from its pages alone."""
-    reached = Reached(digests={manifest.structure, *(ref.digest for ref in manifest.pages)})
-    for page in catalog.pages(manifest):
-        reached.digests.update(digest for digest, _ in page.digests())
-        if page.bundle:
-            small = tuple(entry.digests[0] for entry in page.entries if entry.offset is not None)
-            reached.bundles[small] = page.bundle
+def reached_by(id: Digest, catalog: Catalog) -> Reached:
+    """What a checkpoint reaches, from its pages alone. One that is damaged must not keep the next from being made."""
+    try:
+        manifest = catalog.manifest(id)
+        reached = Reached(digests={manifest.structure, *(ref.digest for ref in manifest.pages)})
+        for page in catalog.pages(manifest):
+            reached.digests.update(digest for digest, _ in page.digests())
+            if page.bundle:
+                small = (entry.digests[0] for entry in page.entries if entry.offset is not None)
+                reached.bundles[tuple(small)] = page.bundle
+    except (CorruptError, NotFoundError):
+        return Reached(is_sound=False)
     return reached
 
 
@@ -151,48 +157,82 @@ def _threads(flat: Flat[ArraySource], chunk_bytes: int) -> int:
 
 
 def _write_arrays(flat: Flat[ArraySource], sink: _Sink, *, chunk_bytes: int) -> list[Page]:
-    """Hash and put every chunk and bundle, and make the pages that list them.
-
-    Small arrays are hashed before the threads begin: thousands of short calls would only wait for each other.
-    """
+    """Hash and put every chunk and bundle, and make the pages that list them."""
     with paused_collector():
         plans = _plan(flat, chunk_bytes)
-        bundles = [_Bundled.of([item.source for item in plan if item.is_small]) for plan in plans]
-        jobs = _jobs(plans, bundles, sink)
-    results = iter(gather(jobs, threads=_threads(flat, chunk_bytes)))
+        jobs = [
+            partial(sink.put_chunk, item.source, chunk)
+            for plan in plans
+            for item in plan
+            for chunk in item.chunks()
+        ]
+    digests = iter(gather(jobs, threads=_threads(flat, chunk_bytes)))
+    bundled = _write_bundles(plans, sink)
     with paused_collector():
         large = {
-            item.path: tuple(islice(results, sum(1 for _ in item.chunks())))
+            item.path: tuple(islice(digests, sum(1 for _ in item.chunks())))
             for plan in plans
             for item in plan
             if not item.is_small
         }
         return [
-            Page(entries=tuple(_entries(plan, bundled, large)), bundle=bundle)
-            for plan, bundled, bundle in zip(plans, bundles, results, strict=True)
+            Page(entries=tuple(_entries(plan, parts, large)), bundle=bundle)
+            for plan, (parts, bundle) in zip(plans, bundled, strict=True)
         ]
 
 
-def _jobs(
-    plans: list[list[_Planned]], bundles: list[_Bundled], sink: _Sink
-) -> list[Callable[[], Any]]:
-    """What the threads do: the chunks in order, then the bundles in order."""
-    return [
-        *(
-            partial(sink.put_chunk, item.source, chunk)
-            for plan in plans
-            for item in plan
-            for chunk in item.chunks()
-        ),
-        *(partial(sink.put_bundle, bundled) for bundled in bundles),
+def _write_bundles(
+    plans: list[list[_Planned]], sink: _Sink
+) -> list[tuple[list[_Part], Bundle | None]]:
+    """Copy, hash and put the small arrays, some pages at a time.
+
+    They are hashed on this thread: thousands of short calls on several would only wait for each other. And they are
+    hashed from the copy that is stored, so that a digest is right even if somebody changes an array meanwhile.
+    """
+    bundled: list[tuple[list[_Part], Bundle | None]] = []
+    for group in _groups(plans):
+        with paused_collector():
+            joined = [_join(plan) for plan in group]
+        jobs = [partial(sink.put_bundle, data, parts) for data, parts in joined]
+        bundles = gather(jobs, threads=WRITE_THREADS)
+        bundled += zip((parts for _, parts in joined), bundles, strict=True)
+    return bundled
+
+
+def _groups(plans: list[list[_Planned]]) -> Iterator[list[list[_Planned]]]:
+    """Pages whose small arrays may be copied at once."""
+    group: list[list[_Planned]] = []
+    held = 0
+    for plan in plans:
+        size = sum(item.source.nbytes for item in plan if item.is_small)
+        if group and held + size > COPY_BYTES_MAX:
+            yield group
+            group, held = [], 0
+        group.append(plan)
+        held += size
+    yield group
+
+
+_Part = tuple[Digest, int]  # a small array: its digest, and where it begins in its bundle
+
+
+def _join(plan: list[_Planned]) -> tuple[bytes, list[_Part]]:
+    """The bundle of the small arrays of a page, and their digests and places in it."""
+    sources = [item.source for item in plan if item.is_small]
+    data = b"".join(source.whole() for source in sources)
+    ends = list(accumulate(source.nbytes for source in sources))
+    view = memoryview(data)
+    return data, [
+        (Digest.of(view[end - source.nbytes : end]), end - source.nbytes)
+        for source, end in zip(sources, ends, strict=True)
     ]
 
 
 def _entries(
-    plan: list[_Planned], bundled: _Bundled, large: Mapping[str, tuple[Digest, ...]]
+    plan: list[_Planned], parts: list[_Part], large: Mapping[str, tuple[Digest, ...]]
 ) -> Iterator[ArrayEntry]:
     """The entries of one page."""
-    small = iter(zip(bundled.digests, bundled.offsets, strict=True))
+    small = iter(parts)
     for item in plan:
         describe = partial(
             ArrayEntry, path=item.path, dtype=item.source.dtype, shape=item.source.shape
@@ -202,22 +242,6 @@ def _entries(
             yield describe(digests=(digest,), offset=offset)
         else:
             yield describe(chunk_shape=item.chunk_shape, digests=large[item.tied or item.path])
-
-
-@dataclass(frozen=True, slots=True)
-class _Bundled:
-    """The small arrays of a page, hashed: their bytes, digests and offsets in the bundle to be."""
-
-    parts: tuple[memoryview, ...]
-    digests: tuple[Digest, ...]
-    offsets: tuple[int, ...]
-
-    @classmethod
-    def of(cls, sources: list[ArraySource]) -> Self:
-        """Hash small arrays, one behind the other."""
-        parts = tuple(source.whole() for source in sources)
-        offsets = accumulate((len(part) for part in parts[:-1]), initial=0) if parts else ()
-        return cls(parts, tuple(map(Digest.of, parts)), tuple(offsets))
 
 
 class _Sink:
@@ -237,7 +261,7 @@ class _Sink:
             if digest in self.relied:
                 return digest
             self.relied.add(digest)
-        if not self.objects.has(digest, size=len(data)):
+        if not (self.reached.is_sound and self.objects.has(digest, size=len(data))):
             self.objects.put(digest, data)
             with self._lock:
                 self.written.add(digest)
@@ -248,14 +272,13 @@ class _Sink:
         """Put one chunk of an array."""
         return self.put(source.chunk(chunk))
 
-    def put_bundle(self, bundled: _Bundled) -> Bundle | None:
-        """Put the small arrays of a page as one object; one that the parent holds is not even joined."""
-        if not bundled.parts:
+    def put_bundle(self, data: bytes, parts: list[_Part]) -> Bundle | None:
+        """Put the small arrays of a page as one object; one that the parent holds is not even hashed."""
+        if not data:
             return None
-        bundle = self.reached.bundles.get(bundled.digests)
+        bundle = self.reached.bundles.get(tuple(digest for digest, _ in parts))
         if bundle and self.objects.has(bundle.digest, size=bundle.size):
             with self._lock:
                 self.relied.add(bundle.digest)
             return bundle
-        data = b"".join(bundled.parts)
         return Bundle(digest=self.put(data), size=len(data))

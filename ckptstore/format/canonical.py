@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 VALUES_MAX = 1_000_000  # about 100 bytes of memory each once parsed: 100 MB
 DOCUMENT_BYTES_MAX = 32 << 20
-DEPTH_MAX = 500
 
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False

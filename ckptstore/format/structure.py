@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 import struct
 from typing import Any
 
@@ -103,25 +104,37 @@ def decode_scalar(node: dict[str, Any], tag: str) -> object:
 
 
 def _decode_float(text: str) -> float:
+    if not _FLOAT.fullmatch(text):
+        raise ValueError("16 hexadecimal digits are expected")
     (value,) = struct.unpack(">d", bytes.fromhex(text))
     return float(value)
 
 
 def _decode_complex(parts: list[str]) -> complex:
-    return complex(_decode_float(parts[0]), _decode_float(parts[1]))
+    real, imaginary = parts
+    return complex(_decode_float(real), _decode_float(imaginary))
 
 
 def _decode_int(text: str) -> int:
-    if len(text) > INT_BITS_MAX // 4 + 2:
-        raise ValueError("an integer is too large")
+    if not _INT.fullmatch(text):
+        raise ValueError(f"at most {INT_BITS_MAX} bits in hexadecimal digits are expected")
     return int(text, 16)
 
 
+def _decode_str(text: str) -> str:
+    if not _HEX.fullmatch(text):
+        raise ValueError("hexadecimal digits are expected")
+    return bytes.fromhex(text).decode("utf-8", "surrogatepass")
+
+
+_FLOAT = re.compile(r"[0-9a-f]{16}")
+_INT = re.compile(rf"-?[0-9a-f]{{1,{INT_BITS_MAX // 4}}}")
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _SCALARS: dict[str, Any] = {
     "float": _decode_float,
     "complex": _decode_complex,
     "int": _decode_int,
-    "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
+    "str": _decode_str,
     "bytes": lambda text: base64.b64decode(text, validate=True),
     "bytearray": lambda text: bytearray(base64.b64decode(text, validate=True)),
 }
@@ -188,14 +201,13 @@ def _pairs(items: object, *, name: str) -> list[list[Any]]:
 
 def _check_key(key: object, *, name: str) -> str | int:
     """The Python key that a key node stands for."""
-    if isinstance(key, dict) and key.keys() in ({"str"}, {"int"}):
-        tag = tag_of(key)
-        _check_scalar(key[tag], tag, name=name)
-        return _SCALARS[tag](key[tag])  # type: ignore[no-any-return]
-    if type(key) is str or type(key) is int:
+    if isinstance(key, dict) and key.keys() == {"str"}:
+        _check_scalar(key["str"], "str", name=name)
+        return str(decode_scalar(key, "str"))
+    if type(key) is str or (type(key) is int and -(2**63) <= key < 2**64):
         return key
     raise CorruptError(
-        f"{name} holds a dict with the key {key!r:.60}; strings and integers are expected."
+        f"{name} holds a dict with the key {key!r:.60}; strings and integers of 64 bits are expected."
     )
 
 

@@ -17,6 +17,7 @@ import re
 import secrets
 import stat
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,16 +59,10 @@ class LocalStorage:
     def make_root(self, names: Collection[str]) -> None:
         """Make the folder, durably, and all above it that is missing; refuse one that holds other names."""
         with _translated("the folder", self._root):
-            missing = Path(self._root)
-            made = []
-            while not missing.exists():
-                made.append(missing)
-                missing = missing.parent
-            for folder in reversed(made):
-                with suppress(FileExistsError):
-                    folder.mkdir()
-                _fsync_folder(str(folder.parent))
-            _fsync_folder(os.path.dirname(self._root))  # another process may have made it just now
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            for folder in _parents_on_device(Path(self._root)):
+                with suppress(PermissionError):  # not ours to read, so not ours to have made
+                    _fsync_folder(folder)
             foreign = sorted(set(os.listdir(self._root)) - {*names, TEMPORARY})
         if foreign:
             raise InvalidInputError(
@@ -234,6 +229,12 @@ class LocalStorage:
             os.close(fd)
 
 
+def _parents_on_device(root: Path) -> Iterator[Path]:
+    """The folders above, up to the mount point. Any may be new: who made it may not have come to its fsync."""
+    device = root.stat().st_dev
+    return takewhile(lambda folder: folder.stat().st_dev == device, root.parents)
+
+
 def _folders_above(key: str) -> Iterator[tuple[str, ...]]:
     parts = tuple(key.split("/")[:-1])
     for length in range(len(parts) + 1):
@@ -270,7 +271,7 @@ def _write_full(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _fsync_folder(path: str) -> None:
+def _fsync_folder(path: Path) -> None:
     fd = os.open(path, _FOLDER)
     try:
         os.fsync(fd)
