@@ -1,0 +1,150 @@
+"""Promises of docs/reference/format.md at the edges: the code once broke each, and the document found it out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import ckptstore
+from ckptstore import writer
+from ckptstore.format import canonical, structure
+from ckptstore.format.operation import Operation
+from ckptstore.oplog import Oplog
+from ckptstore.storage import LocalStorage, MemoryStorage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_array_without_elements_has_a_chunk_shape_without_zeros(tmp_path: Path) -> None:
+    """Section 10.2. A chunk shape of (2097152, 0) would make a page that is refused when read."""
+    ckptstore.init(tmp_path / "store").commit({"none": np.empty((3_000_000, 0), dtype=np.float32)})
+    found = ckptstore.open(tmp_path / "store").checkout()
+    assert found["none"].shape == (3_000_000, 0)
+
+
+def test_an_operation_whose_number_was_pruned_meanwhile_is_no_success() -> None:
+    """Section 8, gaps. A writer stopped between its look and its create must not report success for a lost commit."""
+    storage = MemoryStorage()
+    slow, others = Oplog(storage), Oplog(storage)
+
+    def decide(newest: Operation) -> Operation:
+        while newest.seq == 0 and others.newest().seq < 1100:
+            others.append(lambda operation: operation)
+        return replace(newest, done="mine")
+
+    try:
+        slow.append(decide)
+    except ckptstore.ConflictError:
+        return
+    assert others.newest().done == "mine"
+
+
+def test_an_operation_that_undoes_itself_or_a_later_one_is_refused() -> None:
+    """Section 8, undo. Two such operations would keep undo busy for ever."""
+    data = replace(Operation(), seq=2, undoes=3).encode()
+    with pytest.raises(ckptstore.CorruptError):
+        Operation.decode(data, name="this")
+
+
+def test_condemned_without_an_array_of_digests_is_refused() -> None:
+    """Section 8. A commit looks at them."""
+    data = replace(Operation(), seq=1, condemned={"digests": 5}).encode()
+    with pytest.raises(ckptstore.CorruptError):
+        Operation.decode(data, name="this")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"\ud83d\ude00": 1, "\U0001f600": 2}, {"text": "," * 1_000_001}],
+    ids=["surrogates that become one character", "more values than a reader takes"],
+)
+def test_meta_that_could_not_be_read_again_is_refused(meta: dict[str, Any]) -> None:
+    """Sections 9 and 4. Else the commit would succeed, and nothing on the branch could be read any more."""
+    repo = ckptstore.init("memory://")
+    with pytest.raises(ckptstore.InvalidInputError):
+        repo.commit({}, meta=meta)
+
+
+def test_a_dict_with_the_same_key_in_two_forms_is_refused() -> None:
+    """Section 12.1."""
+    data = canonical.encode({"structure": {"dict": [[5, 1], [{"int": "5"}, 2]]}})
+    with pytest.raises(ckptstore.CorruptError):
+        structure.decode(data, name="this")
+
+
+def test_arrays_in_the_metadata_of_an_ordered_dict_come_out() -> None:
+    """Section 12.1."""
+    state = OrderedDict(a=1)
+    state._metadata = {"scale": np.ones(2)}  # type: ignore[attr-defined]
+    repo = ckptstore.init("memory://")
+    repo.commit(state)
+    assert repo.checkout()._metadata["scale"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("key", [2**64, -(2**63) - 1, 10**4400], ids=["2^64", "-2^63-1", "10^4400"])
+def test_an_integer_key_of_more_than_64_bits_is_refused(key: int) -> None:
+    """Section 12.1."""
+    with pytest.raises(ckptstore.UnsupportedValueError):
+        ckptstore.init("memory://").commit({key: 1})
+
+
+@pytest.mark.parametrize("key", [{"int": "10000000000000000"}, 2**64], ids=["tagged", "plain"])
+def test_a_structure_with_an_integer_key_of_more_than_64_bits_is_refused(key: Any) -> None:
+    """Section 12.1. No writer makes one, and its path could not be written."""
+    data = canonical.encode({"structure": {"dict": [[key, 1]]}})
+    with pytest.raises(ckptstore.CorruptError):
+        structure.decode(data, name="this")
+
+
+def test_a_small_array_that_changes_during_its_commit_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Section 14. Its digest and the bundle's must be of the same moment, or it could not be read by itself."""
+    repo, array = ckptstore.init("memory://"), np.zeros(3)
+    real = writer.gather
+
+    def train_then_gather(jobs: Any, **options: Any) -> Any:
+        array[0] += 1
+        return real(jobs, **options)
+
+    monkeypatch.setattr(writer, "gather", train_then_gather)
+    try:
+        repo.commit({"a": array})
+    except ckptstore.InvalidInputError:
+        return
+    assert repo.verify().problems == ()
+
+
+def test_an_object_that_had_to_be_put_again_is_flushed_though_the_parent_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 14, step 3: only what the parent reaches and what was found in place is durable already."""
+    repo = ckptstore.init(tmp_path / "store")
+    state = {"a": np.arange(50_000), "b": 1}
+    repo.commit(state)
+    for path in (tmp_path / "store" / "objects").glob("*/*"):
+        if path.stat().st_size == 400_000:
+            path.unlink()
+    put: set[str] = set()
+    flushed: set[str] = set()
+    real_put, real_flush = LocalStorage.put, LocalStorage.flush
+
+    def noting_put(self: LocalStorage, key: str, *args: Any, **options: Any) -> None:
+        put.add(key)
+        real_put(self, key, *args, **options)
+
+    def noting_flush(self: LocalStorage, keys: Any) -> None:
+        listed = list(keys)
+        flushed.update(listed)
+        real_flush(self, listed)
+
+    monkeypatch.setattr(LocalStorage, "put", noting_put)
+    monkeypatch.setattr(LocalStorage, "flush", noting_flush)
+    repo.commit({**state, "b": 2})
+    assert len(put) == 3
+    assert put <= flushed

@@ -1,0 +1,78 @@
+"""What the plain writer, written from docs/reference/format.md alone, writes is what ckptstore writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ckptstore
+from tests.compat.deterministic import NOW, deterministic
+from tests.compat.make_example import files
+from tests.compat.plain_reader import Array
+from tests.compat.plain_writer import PlainWriter
+
+CHUNK = 64 << 10
+
+
+def _state() -> dict[str, Any]:
+    """Enough small arrays for several pages, and large ones that are cut in every dimension."""
+    rng = np.random.default_rng(0)
+    small = {f"s{n}": np.full(n % 40, n, dtype=np.float32) for n in range(400)}
+    large = {
+        "long": rng.integers(0, 9, 40_000),
+        "wide": rng.standard_normal((3, 20_000)),
+        "deep": rng.standard_normal((2, 30, 1000)).astype("f4"),
+        "even": np.zeros((128, 128, 8)),
+        "row": np.ones((2, 65_536), dtype=bool),
+        "empty": np.empty((0, 7)),
+    }
+    return {"lr": 0.1, **small, "text": "\u2713 \U0001f600 \x7f/", **large, "n": [1, -0.0, None]}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    return Array("ndarray", value.dtype.name, value.shape, value.tobytes())
+
+
+def test_the_plain_writer_makes_the_bytes_that_ckptstore_makes(tmp_path: Path) -> None:
+    state = _state()
+    with deterministic(tmp_path / "ours", chunk_size=CHUNK) as repo:
+        repo.commit(state, step=3, message="one")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    writer = PlainWriter(plain, store=f"{1:032x}", chunk_size=CHUNK)
+    facts: dict[str, Any] = {"time": NOW * 1_000_000, "nonce": f"{1:016x}", "step": 3}
+    writer.commit({key: _plain(value) for key, value in state.items()}, **facts, message="one")
+    assert files(plain) == files(tmp_path / "ours")
+    assert len(repo.resolve("main").arrays) == 406
+
+
+def test_ckptstore_reads_and_goes_on_with_what_the_plain_writer_wrote(tmp_path: Path) -> None:
+    state = _state()
+    writer = PlainWriter(tmp_path, store="another program", chunk_size=CHUNK)
+    id = writer.commit(
+        {key: _plain(value) for key, value in state.items()},
+        time=0,
+        nonce="",
+        step=1,
+        message="from elsewhere",
+    )
+    repo = ckptstore.open(tmp_path)
+    assert repo.verify().ok
+    found = repo.checkout(id)
+    assert list(found) == list(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(found[key], value)
+    assert repo.commit({**state, "lr": 0.2}, step=2).parents == (id,)
+    assert repo.resolve("main").new_bytes == len(Path(_structure(repo)).read_bytes())
+
+
+def _structure(repo: ckptstore.Repository) -> str:
+    """The file of the newest checkpoint's structure, the one object that the second commit had to put."""
+    from tests.compat.plain_reader import PlainReader
+
+    digest = PlainReader(repo.url).manifest(repo.resolve("main").id)["structure"]
+    return f"{repo.url}/objects/{digest[:2]}/{digest[2:]}"
