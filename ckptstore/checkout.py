@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays, codecs, state
 from ckptstore.collector import paused_collector
-from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible
+from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible, InvalidInputError
 from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.placement import place
 from ckptstore.reader import read_fresh, read_into
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptstore.format.page import Page
     from ckptstore.objects import ObjectStore
 
@@ -55,8 +57,19 @@ def fill(
         )
     read_into(pages, placement.targets, objects=objects)
     for node, assign in placement.loads:
-        assign(fresh(node, pages, objects=objects))
+        _hand_over(fresh(node, pages, objects=objects), assign)
     return found
+
+
+def _hand_over(value: Any, assign: Callable[[Any], object]) -> None:
+    """Give an object what is its own; its load_state_dict may refuse that in any way it likes."""
+    try:
+        assign(value)
+    except Exception as error:
+        raise InvalidInputError(
+            f"A load_state_dict refused what the checkpoint holds for it ({type(error).__name__}: {error}). "
+            "Tensors were filled before it was asked."
+        ) from error
 
 
 def _kinds(root: Node) -> dict[str, str]:

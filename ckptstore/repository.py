@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays, codecs, state, verify
 from ckptstore.catalog import Catalog
+from ckptstore.catalog import key_of as manifest_key
 from ckptstore.checkout import fill, fresh
 from ckptstore.checkpoint import Checkpoint
 from ckptstore.collector import paused_collector
@@ -236,7 +237,7 @@ class Repository:
     def branch(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
         """Make a branch at a revision. No array is read or written."""
         check_ref_name(name, kind="branch")
-        id = resolve(at, self._names())
+        id = self._durable(at)
 
         def decide(newest: Operation) -> Operation:
             if name in newest.heads:
@@ -264,7 +265,7 @@ class Repository:
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
         """Give a checkpoint a name that does not move."""
         check_ref_name(name, kind="tag")
-        id = resolve(at, self._names())
+        id = self._durable(at)
 
         def decide(newest: Operation) -> Operation:
             if name in newest.tags:
@@ -370,6 +371,12 @@ class Repository:
             return replace(decided, time=self._now(), done=text, undoes=None)
 
         self._oplog.append(complete)
+
+    def _durable(self, rev: str) -> Digest:
+        """The id of what a revision names, flushed: who stored it may have been killed before that."""
+        id = resolve(rev, self._names())
+        self._storage.flush([manifest_key(id)])
+        return id
 
     def _readable(self, rev: str) -> tuple[Digest, Manifest]:
         """The manifest of a checkpoint whose arrays are there."""

@@ -132,7 +132,7 @@ class _Flatten(Generic[LeafT]):
         if leaf is not None:
             return self.array(leaf, path or ROOT)
         if encoded is None:
-            raise UnsupportedValueError(f"{_shown(path)} is a {_type(value)}. {_hint(value)}")
+            raise UnsupportedValueError(f"{_shown(path)} is of type {_type(value)}. {_hint(value)}")
         return {"type": encoded[0], "value": self.node(encoded[1], path, depth + 1)}
 
     def array(self, leaf: LeafT, path: str) -> Node:

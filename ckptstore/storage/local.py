@@ -98,7 +98,7 @@ class LocalStorage:
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
         """Store bytes under a key, atomically; durable after `flush`."""
         with (
-            _translated(key, self._root),
+            _translated(key, self._root, writing=True),
             self._written(data, confirm) as (temporary, tmp_fd),
             self._folder_of(key, make=True) as (folder_fd, name),
         ):
@@ -106,7 +106,7 @@ class LocalStorage:
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; durable when it returns True."""
-        with _translated(key, self._root):
+        with _translated(key, self._root, writing=True):
             with (
                 self._written(data) as (temporary, tmp_fd),
                 self._folder_of(key, make=True) as (folder_fd, name),
@@ -130,7 +130,7 @@ class LocalStorage:
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, then every folder above them up to the root."""
         folders = {parent for key in keys for parent in _folders_above(key)}
-        with _translated("the folders", self._root):
+        with _translated("the folders", self._root, writing=True):
             for parts in sorted(folders, key=len, reverse=True):
                 with self._folder(parts) as fd:
                     os.fsync(fd)
@@ -280,11 +280,13 @@ def _fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def _translated(what: str, root: str) -> Iterator[None]:
+def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None]:
     """Turn the operating system's errors into ours, naming what they hit."""
     try:
         yield
     except FileNotFoundError as error:
+        if writing:
+            raise StorageError(f"{what} could not be written: {root} is gone.") from error
         raise NotFoundError(f"{what} is not in {root}.") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR):

@@ -1,0 +1,107 @@
+"""Storages that fail on purpose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptstore.storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from typing_extensions import Buffer
+
+    from ckptstore.storage.protocol import Confirm, Seen
+
+_BYTES_MAX = 1 << 62
+
+
+class Killed(BaseException):
+    """The process ends here; nobody handles it."""
+
+
+class LosingStorage:
+    """Memory that can lose power, and whose user can be killed.
+
+    It promises what `ckptstore.storage.protocol` asks for and not a bit more: what was put and not flushed may be gone
+    after a power failure, each key by itself.
+
+    changes_left: how many more calls may change something before one raises Killed, having done nothing; None for any
+    number. Set it to None again to go on as another process.
+    """
+
+    def __init__(self, changes_left: int | None = None) -> None:
+        self.changes_left = changes_left
+        self._memory = MemoryStorage("losing")
+        self._before: dict[str, bytes | None] = {}  # of each key that is not durable: what is
+
+    @property
+    def url(self) -> str:
+        """A name for messages; it cannot be opened."""
+        return self._memory.url
+
+    def after_power_failure(self, survives: Callable[[str], bool]) -> MemoryStorage:
+        """What is left when of the keys that are not durable only some survived."""
+        left = MemoryStorage("after the power failure")
+        for key, _ in self._memory.list(""):
+            if key not in self._before or survives(key):
+                left.put(key, self._memory.get(key, bytes_max=_BYTES_MAX))
+            elif (before := self._before[key]) is not None:
+                left.put(key, before)
+        return left
+
+    @property
+    def unflushed(self) -> tuple[str, ...]:
+        """The keys that a power failure may take."""
+        return tuple(sorted(self._before))
+
+    def get(self, key: str, *, bytes_max: int) -> bytes:
+        """As the protocol says."""
+        return self._memory.get(key, bytes_max=bytes_max)
+
+    def read_into(
+        self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
+    ) -> None:
+        """As the protocol says."""
+        self._memory.read_into(key, buffer, start=start, seen=seen)
+
+    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
+        """As the protocol says; not durable yet."""
+        self._change()
+        before = None
+        if self._memory.size(key) is not None:
+            before = self._memory.get(key, bytes_max=_BYTES_MAX)
+        self._memory.put(key, data, confirm=confirm)
+        self._before.setdefault(key, before)
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """As the protocol says: these keys, and no others, are durable now."""
+        self._change()
+        for key in keys:
+            self._before.pop(key, None)
+
+    def create(self, key: str, data: Buffer) -> bool:
+        """As the protocol says; durable."""
+        self._change()
+        return self._memory.create(key, data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """As the protocol says; durable."""
+        self._change()
+        for key in keys:
+            self._memory.delete([key])
+            self._before.pop(key, None)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """As the protocol says."""
+        return self._memory.list(prefix)
+
+    def size(self, key: str) -> int | None:
+        """As the protocol says."""
+        return self._memory.size(key)
+
+    def _change(self) -> None:
+        if self.changes_left == 0:
+            raise Killed
+        if self.changes_left is not None:
+            self.changes_left -= 1

@@ -1,0 +1,146 @@
+"""The storages that ship, against the contract; and what only a file system can do wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, StorageError
+from ckptstore.storage import LocalStorage, MemoryStorage, open_storage
+from ckptstore.testing.storage_suite import KEY, StorageSuite
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TestMemoryStorage(StorageSuite):
+    @pytest.fixture
+    def storage(self) -> MemoryStorage:
+        return MemoryStorage()
+
+
+class TestLocalStorage(StorageSuite):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> LocalStorage:
+        return LocalStorage(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/x",
+        "../x",
+        "a/../b",
+        "a//b",
+        ".x",
+        "a/.b",
+        "a/b/c/d",
+        "a\\b",
+        "a\0",
+        "ä",
+        "x" * 300,
+        "a/",
+    ],
+)
+def test_a_key_outside_the_grammar_is_refused_before_the_disk_sees_it(
+    tmp_path: Path, key: str
+) -> None:
+    storage = LocalStorage(tmp_path / "root")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "x").write_bytes(b"outside")
+    with pytest.raises(CkptStoreError):
+        storage.get(key, bytes_max=100)
+    with pytest.raises(CkptStoreError):
+        storage.put(key, b"")
+    assert (tmp_path / "x").read_bytes() == b"outside"
+
+
+def test_links_are_never_followed(tmp_path: Path) -> None:
+    """Neither as the file, nor as a folder above it, nor when writing or listing."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "cd").write_bytes(b"secret")
+    root = tmp_path / "root"
+    (root / "objects" / "ab").mkdir(parents=True)
+    (root / "objects" / "ab" / "cd").symlink_to(outside / "cd")
+    (root / "objects" / "ef").symlink_to(outside)
+    storage = LocalStorage(root)
+    for key in (KEY, "objects/ef/cd"):
+        with pytest.raises(CorruptError):
+            storage.get(key, bytes_max=100)
+        with pytest.raises(CorruptError):
+            storage.read_into(key, memoryview(bytearray(6)))
+        with pytest.raises(CorruptError):
+            storage.size(key)
+    with pytest.raises(CorruptError):
+        storage.put("objects/ef/new", b"")
+    assert list(storage.list("")) == []
+    assert sorted(os.listdir(outside)) == ["cd"]
+
+
+def test_a_put_in_place_of_a_link_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "x").symlink_to(tmp_path / "secret")
+    LocalStorage(tmp_path / "root").put("x", b"new")
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+    assert (tmp_path / "root" / "x").read_bytes() == b"new"
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    LocalStorage(tmp_path / "link").put(KEY, b"x")
+    assert (tmp_path / "real" / KEY).read_bytes() == b"x"
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    """A FIFO that nobody writes to, a socket, a folder."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(tmp_path)  # the address of a socket is short
+        try:
+            listener.bind("socket")
+        finally:
+            os.chdir(here)
+        for key in ("fifo", "folder", "socket"):
+            with pytest.raises(CorruptError):
+                LocalStorage(tmp_path).get(key, bytes_max=100)
+            with pytest.raises(CorruptError):
+                LocalStorage(tmp_path).size(key)
+
+
+def test_no_temporary_file_is_left_and_none_is_listed(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.put(KEY, b"x")
+    storage.create("ops/1", b"x")
+    storage.create("ops/1", b"y")
+    assert os.listdir(tmp_path / "tmp") == []
+    (tmp_path / "tmp" / "1-left-by-a-crash").write_bytes(b"x")
+    assert sorted(key for key, _ in storage.list("")) == [KEY, "ops/1"]
+
+
+def test_a_folder_that_is_gone_or_takes_no_files_is_a_storage_error_that_names_the_key(
+    tmp_path: Path,
+) -> None:
+    for root in (tmp_path / "missing", "/proc/self"):
+        with pytest.raises(StorageError, match=KEY):
+            LocalStorage(root).put(KEY, b"x")
+        with pytest.raises(StorageError, match=KEY):
+            LocalStorage(root).create(KEY, b"x")
+
+
+def test_a_url_means_a_storage_or_is_refused(tmp_path: Path) -> None:
+    assert open_storage(tmp_path).url == str(tmp_path)
+    assert open_storage(f"file://{tmp_path}/a%20b").url == f"{tmp_path}/a b"
+    assert open_storage("memory://shared") is open_storage("memory://shared")
+    assert open_storage("memory://") is not open_storage("memory://")
+    for url in ("s3://bucket/x", "", "ftp://host", "\0"):
+        with pytest.raises(InvalidInputError):
+            open_storage(url)
