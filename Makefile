@@ -1,0 +1,76 @@
+# `make` lists what there is to do. Everything runs in .venv, which is built when it is missing and brought up to date
+# when pyproject.toml or constraints.txt change.
+#
+#   PIPFLAGS  goes to every pip install, e.g. --extra-index-url URL with PyTorch's index of CPU builds
+#   PYTHON    the Python that .venv is made from; `make clean` first, to change it
+#   WORKERS   how many processes run the tests
+#   ARGS      more arguments for pytest or the benchmark, e.g. make pytest ARGS='-k crash'
+
+PYTHON   ?= python3.11
+PIPFLAGS ?=
+WORKERS  ?= 2
+ARGS     ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# The variable, not the option -c: it also pins what pip builds this package with.
+PIP  := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install $(PIPFLAGS)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint fmt types floors pytest test-deep bench docs clean
+
+help: ## List these targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed ## Train a small model, keep every epoch, and see what ckptstore does with them (half a minute).
+	@$(BIN)/python docs/examples/digits.py
+
+test: lint types floors pytest ## Check everything that a change must pass.
+
+lint: $(VENV)/.installed ## Check style and formatting (ruff).
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: $(VENV)/.installed ## Format, and mend what ruff can mend.
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed ## Check types (mypy, strict).
+	$(BIN)/mypy
+
+floors: $(VENV)/.installed ## Check who imports whom (import-linter; the contracts are in pyproject.toml).
+	$(BIN)/lint-imports --no-logo
+
+pytest: $(VENV)/.installed ## Run the tests.
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-deep: $(VENV)/.installed ## Run all tests, the deep ones too, with many more examples (hours).
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist worksteal -m '' $(ARGS)
+
+bench: $(VENV)/.bench ## Measure, beside torch.save and others in the same run; prints a table and writes JSON.
+	$(BIN)/python -m bench $(ARGS)
+
+docs: $(VENV)/.docs ## Build the documentation in site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean: ## Delete .venv, caches and what was built; runs/ stays.
+	rm -rf $(VENV) build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and on its own, so that no other requirement chooses its build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Bringing $(VENV) up to date (about 1.4 GB, a minute or two when it is new)."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "No virtual environment. On Debian, python3.11-venv is needed; make PYTHON=... names another Python." >&2; exit 1; }
+	$(PIP) torch
+	$(PIP) --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) --quiet --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) --quiet --editable '.[docs]'
+	@touch $@

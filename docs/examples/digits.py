@@ -1,0 +1,292 @@
+"""Train on scikit-learn's digits, keep every epoch, find the best one in another process, go on from there.
+
+    python docs/examples/digits.py        # what `make demo` runs
+
+The repository is runs/digits/store under the working folder. Each run makes it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import ckptstore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ckptstore import Checkpoint, Repository
+
+FOLDER = Path("runs/digits")
+STORE = FOLDER / "store"
+NOTE = FOLDER / "README.txt"
+NOTE_TEXT = "Made by docs/examples/digits.py (make demo), which makes store/ anew each time.\n"
+
+EPOCHS = 12
+TUNING_EPOCHS = 6
+TRAINING_IMAGES = 1297  # of 1797
+BATCH_IMAGES = 64
+BEST = "best:val_acc"
+
+
+def main() -> None:
+    """Run the demo, or the part of it that a second process does."""
+    parser = argparse.ArgumentParser(description="Train, commit, check out, branch.")
+    parser.add_argument("--evaluate", metavar="REV", help="only evaluate this checkpoint")
+    rev = parser.parse_args().evaluate
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)  # sums in the same order, so the same numbers in every process
+    if rev:
+        print(json.dumps(evaluate_checkpoint(rev)))
+    else:
+        with tempfile.TemporaryDirectory() as files:
+            demo(Path(files))
+
+
+def demo(files: Path) -> None:
+    """Tell the whole story as it happens. `files` is where torch.save's files go, to compare."""
+    torch.manual_seed(0)
+    training, validation = digits()
+    repo = ckptstore.init(fresh_store())
+    model = Network()
+    print(
+        f"A small network learns scikit-learn's digits: {len(training)} images to learn from, "
+        f"{len(validation)} to judge by."
+    )
+
+    heading(f"1. Train {EPOCHS} epochs; commit weights, AdamW state, step and metrics of each")
+    run = Run(repo, "main", model, files)
+    run.train(model.parameters(), training, validation, EPOCHS)
+
+    heading(f"2. What there is now, as the command line tells it: ckptstore -r {STORE} log")
+    command_line("log")
+
+    heading(f"3. Check {BEST} out in a new process, and evaluate it there")
+    best = repo.resolve(BEST)
+    compare(best, evaluate_in_new_process(best))
+
+    heading(
+        "4. Branch off from it; freeze the body, and let the head learn images that are shifted"
+    )
+    before = bytes_in(STORE)
+    repo.branch("shifted", at=BEST)
+    print(f"   The new branch took {bytes_in(STORE) - before} bytes.")
+    repo.checkout("shifted", into={"model": model}, include="model")
+    model.body.requires_grad_(False)
+    tuning = Run(repo, "shifted", model, files)
+    tuning.train(model.head.parameters(), training.shifted(), validation.shifted(), TUNING_EPOCHS)
+    print()
+    command_line("log", "--graph", "-n", str(TUNING_EPOCHS + EPOCHS // 2))
+
+    heading("5. What that takes on the disk")
+    report(run, tuning)
+    print(f"\nLook around: {program()} -r {STORE} --help")
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images of 8 x 8 brightnesses, and the digits that they show."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def shifted(self) -> Images:
+        """The same images, one pixel further to the right."""
+        return Images(self.pixels.roll(1, dims=2), self.labels)
+
+
+def digits() -> tuple[Images, Images]:
+    """The digits that scikit-learn ships: some to learn from, the others to judge by."""
+    data = load_digits()
+    pixels = torch.tensor(data.images, dtype=torch.float32) / 16
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    first, others = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
+    return Images(pixels[first], labels[first]), Images(pixels[others], labels[others])
+
+
+class Network(nn.Module):
+    """A body that looks at an image, and a head that names the digit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU())
+        self.body = nn.Sequential(nn.Flatten(), *layers)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """How much each image looks like each digit."""
+        scores: Tensor = self.head(self.body(pixels))
+        return scores
+
+
+class Run:
+    """One training: each epoch is committed to a branch, and saved as a file to compare with."""
+
+    def __init__(self, repo: Repository, branch: str, model: Network, files: Path) -> None:
+        self.repo = repo
+        self.branch = branch
+        self.model = model
+        self.files = files / branch
+        self.checkpoints = 0
+        self.stored_bytes = 0
+
+    def train(
+        self, parameters: Iterable[nn.Parameter], training: Images, validation: Images, epochs: int
+    ) -> None:
+        """Train these parameters of the model, and commit each epoch."""
+        optimizer = AdamW(parameters, lr=2e-3)
+        steps = -(-len(training) // BATCH_IMAGES)
+        schedule = CosineAnnealingLR(optimizer, T_max=epochs * steps)
+        for epoch in range(1, epochs + 1):
+            for batch in torch.randperm(len(training)).split(BATCH_IMAGES):
+                optimizer.zero_grad()
+                scores = self.model(training.pixels[batch])
+                cross_entropy(scores, training.labels[batch]).backward()
+                optimizer.step()
+                schedule.step()
+            self.keep(optimizer, schedule, epoch * steps, evaluate(self.model, validation))
+
+    def keep(
+        self,
+        optimizer: AdamW,
+        schedule: CosineAnnealingLR,
+        step: int,
+        metrics: dict[str, float],
+    ) -> None:
+        """Commit the state of the training, and save the same with torch.save."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        before = bytes_in(STORE)
+        made = self.repo.commit(state, branch=self.branch, step=step, metrics=metrics)
+        self.stored_bytes += bytes_in(STORE) - before
+        self.checkpoints += 1
+        self.files.mkdir(exist_ok=True)
+        torch.save(state, self.files / f"ckpt_{step}.pt")
+        print(
+            f"   step {step:4}   val_loss {metrics['val_loss']:.4f}   val_acc {metrics['val_acc']:.4f}"
+            f"   committed {made.id.short}"
+        )
+
+    @property
+    def file_bytes(self) -> int:
+        """What the files of torch.save take."""
+        return bytes_in(self.files)
+
+
+@torch.no_grad()
+def evaluate(model: Network, images: Images) -> dict[str, float]:
+    """The loss and the accuracy of a model on these images."""
+    scores = model(images.pixels)
+    right = (scores.argmax(dim=1) == images.labels).sum().item()
+    loss = cross_entropy(scores, images.labels).item()
+    return {"val_loss": loss, "val_acc": right / len(images)}
+
+
+def evaluate_checkpoint(rev: str) -> dict[str, str]:
+    """Check a checkpoint out into a new model and evaluate it. Every digit of the numbers counts."""
+    model = Network()
+    ckptstore.open(STORE).checkout(rev, into={"model": model}, include="model")
+    _, validation = digits()
+    return {name: repr(value) for name, value in evaluate(model, validation).items()}
+
+
+def evaluate_in_new_process(checkpoint: Checkpoint) -> dict[str, str]:
+    """The same, in a process that has nothing but the repository."""
+    command = [sys.executable, __file__, "--evaluate", checkpoint.id]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def compare(checkpoint: Checkpoint, found: dict[str, str]) -> None:
+    """Show the numbers of the training beside those of the new process; stop if any digit differs."""
+    for name, value in checkpoint.metrics.items():
+        print(f"   {name:8}  when committed {value!r:20}  in the new process {found[name]}")
+    if found != {name: repr(value) for name, value in checkpoint.metrics.items()}:
+        sys.exit("error: the new process found other numbers.")
+    print(
+        f"   Checkpoint {checkpoint.id.short} of step {checkpoint.step}: the same to the last digit."
+    )
+
+
+def report(everything: Run, head_only: Run) -> None:
+    """The bytes of torch.save's files beside those of the repository."""
+    print("                checkpoints   torch.save files   repository")
+    for run in (everything, head_only):
+        line(run.branch, run.checkpoints, run.file_bytes, run.stored_bytes)
+    checkpoints = everything.checkpoints + head_only.checkpoints
+    line("together", checkpoints, everything.file_bytes + head_only.file_bytes, bytes_in(STORE))
+    share = head_only.stored_bytes / head_only.file_bytes
+    print(
+        f"   On main each epoch changes every weight, and all is new. On shifted only the head is new: "
+        f"{share:.0%}\n   of the files. Nothing is compressed; what is the same is stored once."
+    )
+
+
+def line(name: str, checkpoints: int, file_bytes: int, stored_bytes: int) -> None:
+    """One line of the report; an MB is a million bytes."""
+    files, stored = f"{file_bytes / 1e6:.1f} MB", f"{stored_bytes / 1e6:.1f} MB"
+    print(f"   {name:12} {checkpoints:11}   {files:>16}   {stored:>10}")
+
+
+def fresh_store() -> Path:
+    """The place of the repository, without what an earlier run left there; nothing else is deleted."""
+    if FOLDER.exists() and any(FOLDER.iterdir()) and not is_ours():
+        sys.exit(f"error: {FOLDER} is not this demo's. Move it away, or run the demo elsewhere.")
+    if STORE.exists():
+        shutil.rmtree(STORE)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    NOTE.write_text(NOTE_TEXT, encoding="utf-8")
+    return STORE
+
+
+def is_ours() -> bool:
+    """Whether an earlier run of this demo made the folder."""
+    return NOTE.is_file() and NOTE.read_text(encoding="utf-8") == NOTE_TEXT
+
+
+def command_line(*arguments: str) -> None:
+    """Run the program ckptstore on the repository of this demo."""
+    sys.stdout.flush()
+    subprocess.run([program(), "-r", STORE, *arguments], check=True)
+
+
+def program() -> Path:
+    """The program ckptstore, beside the Python that runs this."""
+    path = Path(sys.executable).with_name("ckptstore")
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def bytes_in(folder: Path) -> int:
+    """The bytes of all files in a folder and below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def heading(text: str) -> None:
+    """A heading, with room above it."""
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Hypothesis profiles. dev is for a working day; ci takes more examples, always the same; deep is for a night."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
+_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+settings.register_profile("dev", _COMMON, max_examples=50)
+settings.register_profile("ci", _COMMON, max_examples=150, derandomize=True, print_blob=True)
+settings.register_profile("deep", _COMMON, max_examples=5000, print_blob=True)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
+)

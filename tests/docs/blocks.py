@@ -1,0 +1,101 @@
+"""The blocks of code in Markdown pages, and running them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+RUNNABLE = frozenset({"bash", "console", "python"})
+MARK = re.compile(r"^\W*<!-- not run: \S.* -->$")
+_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A fenced block: where it begins, its language, its text, and the line above it."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    above: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def is_run(self) -> bool:
+        return self.language in RUNNABLE and not MARK.match(self.above)
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page, in order."""
+    return parse(page, page.read_text(encoding="utf-8"))
+
+
+def parse(page: Path, text: str) -> list[Block]:
+    """All fenced blocks of a text, as if it were this page's."""
+    found = []
+    lines = iter(enumerate(text.splitlines(), start=1))
+    above = ""
+    for number, line in lines:
+        if opening := _FENCE.match(line):
+            found.append(
+                Block(
+                    page=page,
+                    line=number,
+                    language=opening["info"].strip().partition(" ")[0],
+                    text="".join(f"{inside}\n" for inside in _inside(lines, opening)),
+                    above=above,
+                )
+            )
+        above = line.strip()
+    return found
+
+
+def run(block: Block, folder: Path) -> None:
+    """Run a block in this folder: all of it, or of a console's the lines after "$ "."""
+    if block.language == "python":
+        script = folder / "example.py"
+        script.write_text(block.text, encoding="utf-8")
+        command = [sys.executable, "-W", "error", str(script)]
+    else:
+        prompts = re.findall(r"^\$ (.*)$", block.text, flags=re.MULTILINE)
+        text = "\n".join(prompts) if block.language == "console" else block.text
+        command = ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{block.place} failed:\n{done.stdout}{done.stderr}"
+
+
+def _inside(lines: Iterator[tuple[int, str]], opening: re.Match[str]) -> Iterator[str]:
+    """The lines down to the fence that closes a block, less the indentation of the block."""
+    closing = re.compile(rf"^ *{opening['fence']}{opening['fence'][0]}*\s*$")
+    for _, line in lines:
+        if closing.match(line):
+            return
+        yield line.removeprefix(opening["indent"])
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the programs of this virtual environment, and no repository named."""
+    programs = str(Path(sys.executable).parent)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE")}
+    return {**kept, "PATH": programs + os.pathsep + os.environ["PATH"]}

@@ -1,0 +1,83 @@
+"""What the pages say is so: their code runs, and their links lead somewhere."""
+
+import re
+
+import pytest
+
+from tests.docs.blocks import MARK, PAGES, ROOT, RUNNABLE, blocks, parse, run
+
+README = ROOT / "README.md"  # has a test of its own
+INERT = {"hex", "json", "text", "toml", "yaml"}
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
+    """All in one new folder, each block a process of its own."""
+    for block in blocks(page):
+        if block.is_run:
+            run(block, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_block_escapes_by_its_language(page):
+    languages = {block.place: block.language for block in blocks(page)}
+    known = RUNNABLE | INERT
+    assert {place: lang for place, lang in languages.items() if lang not in known} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_mark_that_code_is_not_run_stands_on_code(page):
+    marks = [line for line in page.read_text(encoding="utf-8").splitlines() if MARK.search(line)]
+    marked = [b for b in blocks(page) if b.language in RUNNABLE and not b.is_run]
+    assert len(marks) == len(marked)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_within_the_project_lead_somewhere(page):
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_blocks_are_found_with_what_is_above_and_without_indentation():
+    text = """\
+- <!-- not run: it waits -->
+  ```bash
+  sleep 9
+
+    echo "```"
+  ```
+````console title="x"
+$ echo 1
+```
+1
+````
+<!-- not run: -->
+```python
+```
+"""
+    first, second, third = parse(README, text)
+    assert (first.line, first.language, first.is_run) == (2, "bash", False)
+    assert first.text == 'sleep 9\n\n  echo "```"\n'
+    assert (second.line, second.language, second.is_run) == (7, "console", True)
+    assert second.text == "$ echo 1\n```\n1\n"
+    assert third.is_run, "a mark without a reason is none"
+
+
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("python", "import warnings\nwarnings.warn('x')"),
+        ("bash", "false\ntrue"),
+        ("bash", "false | true"),
+        ("console", "$ false\n$ true"),
+    ],
+)
+def test_a_block_that_fails_is_noticed(language, code, tmp_path):
+    (block,) = parse(README, f"```{language}\n{code}\n```\n")
+    with pytest.raises(AssertionError, match=r"README.md:1 failed"):
+        run(block, tmp_path)

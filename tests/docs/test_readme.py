@@ -1,0 +1,29 @@
+"""The README opens with what a newcomer can do, and its examples work as they are printed."""
+
+import pytest
+
+from tests.docs.blocks import ROOT, blocks, run
+
+BLOCKS = blocks(ROOT / "README.md")
+OPENING, LIBRARY, COMMAND_LINE = BLOCKS[:3]
+LINES_MAX = 10
+
+
+def test_it_opens_with_the_two_commands():
+    commands = [line.partition("#")[0].strip() for line in OPENING.text.splitlines()]
+    assert commands == ["make demo", "make test"]
+    assert OPENING.line <= 15
+
+
+def test_then_come_ten_lines_of_python_and_ten_of_the_command_line():
+    assert [LIBRARY.language, COMMAND_LINE.language] == ["python", "bash"]
+    for block in (LIBRARY, COMMAND_LINE):
+        assert block.is_run
+        assert len([line for line in block.text.splitlines() if line]) <= LINES_MAX
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.is_run], ids=lambda block: block.place
+)
+def test_an_example_runs_on_its_own_as_printed(block, tmp_path):
+    run(block, tmp_path)
