@@ -1,0 +1,148 @@
+"""Hypothesis strategies for states: everything that a checkpoint can hold, with any bits in it."""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from ckptstore.format.dtypes import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+TORCH_DTYPES = tuple(getattr(torch, name) for name in ITEM_BYTES)
+NUMPY_DTYPES = tuple(
+    np.dtype(name)
+    for name in ITEM_BYTES
+    if not name.startswith(("bfloat", "float8", "float4")) and name != "complex32"
+)
+SIZES = (0, 1, 2, 3, 5, 17)
+
+
+def keys() -> SearchStrategy[Any]:
+    """Dict keys, many of them alike: "0" beside 0, separators, escapes, lone surrogates."""
+    return (
+        st.sampled_from(
+            ["0", 0, "1", 1, "", "/", "%", "%30", "a/b", "a", "..", "**", "é", "\ud800"]
+        )
+        | st.text(max_size=8)
+        | st.integers(-(2**63), 2**64 - 1)
+    )
+
+
+def floats() -> SearchStrategy[float]:
+    """Doubles of any bits, so with NaN payloads."""
+    return st.integers(0, 2**64 - 1).map(
+        lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0]
+    )
+
+
+def plain_values() -> SearchStrategy[Any]:
+    """Everything that is no container and no array."""
+    return st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(-(2**200), 2**200),
+        st.sampled_from([0.0, -0.0, float("inf"), float("-inf"), 1e-320, 0.1]),
+        floats(),
+        st.builds(complex, floats(), floats()),
+        st.text(max_size=20),
+        st.text(st.characters(codec=None), max_size=5),
+        st.binary(max_size=40),
+        st.binary(max_size=40).map(bytearray),
+        st.sampled_from([torch.float32, torch.bfloat16, torch.Size([2, 3]), torch.Size([])]),
+        st.sampled_from([torch.device("cpu"), torch.device("cuda:1")]),
+        numpy_scalars(),
+    )
+
+
+@st.composite
+def numpy_scalars(draw: DrawFn) -> Any:
+    """A numpy scalar of any bits."""
+    dtype = draw(st.sampled_from(NUMPY_DTYPES))
+    return np.frombuffer(_bits(draw, dtype.name, 1), dtype=dtype)[0]
+
+
+def shapes() -> SearchStrategy[tuple[int, ...]]:
+    """Shapes of up to 4 dimensions: scalars, empty ones, and some that need a chunk or more of 64 KiB."""
+    small = st.lists(st.sampled_from(SIZES), max_size=4).map(tuple)
+    return small | st.sampled_from(
+        [(65_536,), (65_535,), (300, 130), (3, 70_000), (2, 3, 17_000), (40_001,)]
+    )
+
+
+@st.composite
+def tensors(draw: DrawFn) -> torch.Tensor:
+    """A torch tensor of any storable dtype and any bits: contiguous, a transposed, strided or expanded view."""
+    dtype, shape = draw(st.sampled_from(TORCH_DTYPES)), draw(shapes())
+    name = str(dtype).removeprefix("torch.")
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = torch.frombuffer(bytearray(_bits(draw, name, count)) or bytearray(8), dtype=torch.uint8)
+    tensor = raw[: count * ITEM_BYTES[name]].view(dtype).reshape(shape)
+    return _torch_view(draw, tensor)
+
+
+def _torch_view(draw: DrawFn, tensor: torch.Tensor) -> torch.Tensor:
+    view = draw(
+        st.sampled_from(["as it is", "transposed", "every second", "expanded", "conj", "parameter"])
+    )
+    if view == "transposed" and tensor.dim():
+        return tensor.permute(*reversed(range(tensor.dim())))
+    if view == "every second" and tensor.dim():
+        return tensor[::2]
+    if view == "expanded" and tensor.dim() and tensor.shape[0] == 1:
+        return tensor.expand(3, *tensor.shape[1:])
+    if view == "conj" and tensor.dtype in (torch.complex64, torch.complex128):
+        return tensor.conj()
+    if view == "parameter" and tensor.is_floating_point():
+        return torch.nn.Parameter(tensor, requires_grad=tensor.dtype is torch.float32)
+    return tensor
+
+
+@st.composite
+def ndarrays(draw: DrawFn) -> Any:
+    """A numpy array of any storable dtype and any bits, also with negative strides."""
+    dtype, shape = draw(st.sampled_from(NUMPY_DTYPES)), draw(shapes())
+    count = int(np.prod(shape, dtype=np.int64))
+    array = np.frombuffer(bytearray(_bits(draw, dtype.name, count)), dtype=dtype).reshape(shape)
+    view = draw(st.sampled_from(["as it is", "transposed", "reversed", "read-only"]))
+    if view == "transposed":
+        return array.T
+    if view == "reversed" and array.ndim:
+        return array[::-2]
+    if view == "read-only":
+        array.flags.writeable = False
+    return array
+
+
+def arrays() -> SearchStrategy[Any]:
+    """A torch tensor or a numpy array."""
+    return tensors() | ndarrays()
+
+
+def states(*, max_leaves: int = 12) -> SearchStrategy[Any]:
+    """Any nesting of dicts, OrderedDicts, lists and tuples of arrays and plain values."""
+    return st.recursive(
+        arrays() | plain_values(),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=4),
+            st.lists(inner, max_size=4).map(tuple),
+            st.dictionaries(keys(), inner, max_size=5),
+            st.dictionaries(keys(), inner, max_size=5).map(OrderedDict),
+        ),
+        max_leaves=max_leaves,
+    )
+
+
+def _bits(draw: DrawFn, dtype: str, count: int) -> bytes:
+    """Random bytes for so many elements; of a bool, only the two that it can be."""
+    size = count * ITEM_BYTES[dtype]
+    seed = draw(st.integers(0, 2**32 - 1))
+    data = np.random.default_rng(seed).integers(0, 2 if dtype == "bool" else 256, size, np.uint8)
+    return data.tobytes()

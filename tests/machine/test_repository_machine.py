@@ -1,0 +1,268 @@
+"""A repository beside a model of plain dicts, under random commits, branches, tags, undos and checkouts."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+import ckptstore
+from ckptstore import ConflictError, NotFoundError
+from tests.properties.same import difference
+
+BRANCHES = ("main", "task-b", "seed/1")
+TAGS = ("v1", "v2")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the model knows of a checkpoint."""
+
+    state: Any
+    step: int
+    loss: float
+    parent: str | None
+
+
+@dataclass(frozen=True)
+class Refs:
+    """Branches and tags at one moment."""
+
+    heads: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class RepositoryMachine(RuleBasedStateMachine):
+    """Every rule does the same to the repository and to the model, and compares what they say."""
+
+    checkpoints = Bundle("checkpoints")
+    url = "memory://"
+
+    @initialize()
+    def make(self) -> None:
+        self.now = 1_700_000_000.0
+        self.repo = ckptstore.init(self.url, chunk_size=64 << 10, clock=self.clock)
+        self.url = self.repo.url
+        self.made: dict[str, Made] = {}
+        self.moments = [Refs()]
+
+    def clock(self) -> float:
+        self.now += 1
+        return self.now
+
+    @property
+    def refs(self) -> Refs:
+        return self.moments[-1]
+
+    def history(self, id: str | None) -> list[str]:
+        found = []
+        while id is not None:
+            found.append(id)
+            id = self.made[id].parent
+        return found
+
+    @rule(
+        target=checkpoints,
+        branch=st.sampled_from(BRANCHES),
+        large=st.integers(0, 3),
+        small=st.integers(0, 3),
+        step=st.integers(0, 9),
+        loss=st.sampled_from([0.5, 0.25, 0.5, math.nan, math.inf]),
+    )
+    def commit(self, branch: str, large: int, small: int, step: int, loss: float) -> str:
+        state = {
+            "model": {
+                "w": np.full(20_000, large, np.float64),
+                "b": np.full(3, small),
+                "twin": [large],
+            },
+            "step": step,
+        }
+        parent = self.refs.heads.get(branch)
+        found = self.repo.commit(state, branch=branch, step=step, metrics={"val_loss": loss})
+        assert found.parents == ((parent,) if parent else ())
+        self.made[found.id] = Made(state, step, loss, parent)
+        self.moments.append(Refs({**self.refs.heads, branch: found.id}, self.refs.tags))
+        return found.id
+
+    @rule(id=checkpoints, digits=st.integers(8, 64))
+    def checkout(self, id: str, digits: int) -> None:
+        assert difference(self.made[id].state, self.repo.checkout(id[:digits])) is None
+
+    @rule(id=checkpoints)
+    def checkout_into(self, id: str) -> None:
+        target = {
+            "model": {"w": np.zeros(20_000), "b": np.zeros(3, np.int64), "twin": [9]},
+            "step": 0,
+        }
+        kept = target["model"]["w"]
+        assert not self.repo.checkout(id, into=target)
+        assert difference(self.made[id].state, target) is None
+        assert target["model"]["w"] is kept
+
+    @rule(name=st.sampled_from(BRANCHES), id=checkpoints)
+    def branch(self, name: str, id: str) -> None:
+        if name in self.refs.heads:
+            with pytest.raises(ConflictError):
+                self.repo.branch(name, at=id)
+            return
+        assert self.repo.branch(name, at=id).id == id
+        self.moments.append(Refs({**self.refs.heads, name: id}, self.refs.tags))
+
+    @rule(name=st.sampled_from(TAGS), id=checkpoints)
+    def tag(self, name: str, id: str) -> None:
+        if name in self.refs.tags:
+            with pytest.raises(ConflictError):
+                self.repo.tag(name, at=id)
+            return
+        assert self.repo.tag(name, at=id).id == id
+        self.moments.append(Refs(self.refs.heads, {**self.refs.tags, name: id}))
+
+    @rule(name=st.sampled_from(BRANCHES))
+    def delete_branch(self, name: str) -> None:
+        if name not in self.refs.heads:
+            with pytest.raises(NotFoundError):
+                self.repo.delete_branch(name)
+            return
+        self.repo.delete_branch(name)
+        heads = {other: id for other, id in self.refs.heads.items() if other != name}
+        self.moments.append(Refs(heads, self.refs.tags))
+
+    @rule(name=st.sampled_from(TAGS))
+    def delete_tag(self, name: str) -> None:
+        if name not in self.refs.tags:
+            with pytest.raises(NotFoundError):
+                self.repo.delete_tag(name)
+            return
+        self.repo.delete_tag(name)
+        tags = {other: id for other, id in self.refs.tags.items() if other != name}
+        self.moments.append(Refs(self.refs.heads, tags))
+
+    @rule()
+    def undo(self) -> None:
+        """Undoing goes back step by step; what is done after an undo is undone first."""
+        if len(self.moments) == 1:
+            with pytest.raises(NotFoundError):
+                self.repo.undo()
+            return
+        self.repo.undo()
+        self.moments.pop()
+
+    @rule()
+    def reopen(self) -> None:
+        self.repo = ckptstore.open(self.url, clock=self.clock)
+
+    @rule(name=st.sampled_from((*BRANCHES, *TAGS)), back=st.integers(0, 4))
+    def go_back(self, name: str, back: int) -> None:
+        start = {**self.refs.tags, **self.refs.heads}.get(name)
+        history = self.history(start)
+        if back < len(history):
+            assert self.repo.resolve(f"{name}~{back}").id == history[back]
+        else:
+            with pytest.raises(NotFoundError):
+                self.repo.resolve(f"{name}~{back}")
+
+    @rule(name=st.sampled_from(BRANCHES), step=st.integers(0, 9))
+    def find_step(self, name: str, step: int) -> None:
+        history = self.history(self.refs.heads.get(name))
+        expected = next((id for id in history if self.made[id].step == step), None)
+        self.expect(f"{name}@step={step}", expected)
+
+    @rule(name=st.sampled_from(BRANCHES), mode=st.sampled_from(["", ":min", ":max"]))
+    def find_best(self, name: str, mode: str) -> None:
+        """The newest of the best; NaN is none."""
+        history = self.history(self.refs.heads.get(name))
+        known = [id for id in history if not math.isnan(self.made[id].loss)]
+        sign = -1 if mode == ":max" else 1
+        best = min(known, key=lambda id: sign * self.made[id].loss, default=None)
+        self.expect(f"{name}@best:val_loss{mode}", best)
+        if name == "main":
+            self.expect(f"best:val_loss{mode}", best)
+
+    def expect(self, revision: str, id: str | None) -> None:
+        if id is None:
+            with pytest.raises(NotFoundError):
+                self.repo.resolve(revision)
+        else:
+            assert self.repo.resolve(revision).id == id
+
+    @rule(name=st.sampled_from((*BRANCHES, *TAGS)), limit=st.none() | st.integers(0, 5))
+    def log(self, name: str, limit: int | None) -> None:
+        start = {**self.refs.tags, **self.refs.heads}.get(name)
+        if start is None:
+            with pytest.raises(NotFoundError):
+                self.repo.log(name)
+        else:
+            found = [checkpoint.id for checkpoint in self.repo.log(name, limit=limit)]
+            assert found == self.history(start)[:limit]
+
+    @rule()
+    def log_of_everything(self) -> None:
+        """Each reachable checkpoint once, newest first."""
+        starts = [*self.refs.heads.values(), *self.refs.tags.values()]
+        reachable = {id for start in starts for id in self.history(start)}
+        found = self.repo.log()
+        assert {checkpoint.id for checkpoint in found} == reachable
+        assert len(found) == len(reachable)
+        times = [checkpoint.created for checkpoint in found]
+        assert times == sorted(times, reverse=True)
+
+    @rule()
+    def verify(self) -> None:
+        report = self.repo.verify()
+        assert report.ok
+        assert report.checkpoints == len(self.made)
+
+    @precondition(lambda self: self.made)
+    @rule()
+    def stored_once(self) -> None:
+        """No more than the different arrays there can be, and their pages and structures."""
+        usage = self.repo.usage()
+        assert usage.stored_bytes <= 4 * 3 * 64_000 + len(self.made) * 4_000
+        assert (usage.branches, usage.tags) == (len(self.refs.heads), len(self.refs.tags))
+
+    @rule(id=consumes(checkpoints), name=st.sampled_from(TAGS))
+    def forget(self, id: str, name: str) -> None:
+        """The test lets go of a checkpoint; the repository keeps it all the same."""
+        assert self.repo.resolve(id).step == self.made[id].step
+
+    @invariant()
+    def refs_agree(self) -> None:
+        if hasattr(self, "repo"):
+            heads, tags = self.repo.ref_names()
+            assert (heads, tags) == (self.refs.heads, self.refs.tags)
+
+
+class RepositoryOnDiskMachine(RepositoryMachine):
+    """The same in a folder."""
+
+    @initialize()
+    def make(self) -> None:
+        self.folder = tempfile.mkdtemp()
+        self.url = f"{self.folder}/store"
+        super().make()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
+
+TestRepository = RepositoryMachine.TestCase
+TestRepositoryOnDisk = RepositoryOnDiskMachine.TestCase
+TestRepositoryOnDisk.settings = settings(max_examples=max(5, settings().max_examples // 5))

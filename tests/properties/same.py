@@ -1,0 +1,52 @@
+"""Whether two states are the same, bit for bit, in type, order and every NaN's payload."""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def difference(one: Any, other: Any, path: str = "state") -> str | None:
+    """The first place where two states differ, or None."""
+    if type(one) is torch.nn.Parameter:
+        one = one.detach()
+    if type(one) is not type(other):
+        return f"{path}: {type(one)} and {type(other)}"
+    if isinstance(one, dict):
+        if [(type(key), key) for key in one] != [(type(key), key) for key in other]:
+            return f"{path}: keys {list(one)} and {list(other)}"
+        if isinstance(one, OrderedDict) and vars(one) != vars(other):
+            return f"{path}: attributes {vars(one)} and {vars(other)}"
+        return _first(difference(one[key], other[key], f"{path}[{key!r}]") for key in one)
+    if isinstance(one, list | tuple) and not isinstance(one, torch.Size):
+        if len(one) != len(other):
+            return f"{path}: lengths {len(one)} and {len(other)}"
+        pairs = enumerate(zip(one, other, strict=True))
+        return _first(difference(a, b, f"{path}[{i}]") for i, (a, b) in pairs)
+    return None if bits(one) == bits(other) else f"{path}: {one!r} and {other!r}"
+
+
+def bits(value: Any) -> object:
+    """Something that is equal exactly for the same bits."""
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().resolve_conj().resolve_neg().contiguous()
+        return (
+            str(value.dtype),
+            tuple(value.shape),
+            plain.reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype, value.shape, value.tobytes()
+    if type(value) is float:
+        return struct.pack("<d", value)
+    if type(value) is complex:
+        return struct.pack("<dd", value.real, value.imag)
+    return value
+
+
+def _first(found: Any) -> str | None:
+    return next((text for text in found if text), None)
