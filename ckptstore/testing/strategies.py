@@ -36,10 +36,10 @@ def keys() -> SearchStrategy[Any]:
 
 
 def floats() -> SearchStrategy[float]:
-    """Doubles of any bits, so with NaN payloads."""
-    return st.integers(0, 2**64 - 1).map(
-        lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0]
-    )
+    """Doubles of any bits, with NaNs of any payload among them."""
+    nans = st.integers(1, 2**52 - 1).map(lambda payload: 0x7FF0_0000_0000_0000 | payload)
+    bits = st.integers(0, 2**64 - 1) | nans | nans.map(lambda bits: bits | 1 << 63)
+    return bits.map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
 
 
 def plain_values() -> SearchStrategy[Any]:

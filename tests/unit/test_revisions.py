@@ -1,0 +1,152 @@
+"""Revisions over a small history: every form that names a checkpoint, and what is said of those that name none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ckptstore.digest import Digest
+from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.format.manifest import Manifest
+from ckptstore.revisions import Names, best_of, mode_of, resolve
+
+NOTHING = Digest.of(b"")
+
+
+def checkpoint(name: str) -> Digest:
+    return Digest.of(name.encode())
+
+
+def manifest(*parents: str, created: int, step: int | None = None, **metrics: float) -> Manifest:
+    return Manifest(
+        pages=(),
+        structure=NOTHING,
+        parents=tuple(map(checkpoint, parents)),
+        created=created,
+        step=step,
+        metrics=metrics,
+    )
+
+
+# The main branch is a, b, c, d; the branch "seed" goes off behind b: e, f.
+HISTORY = {
+    "a": manifest(created=1, step=10, val_loss=0.5, val_acc=0.1),
+    "b": manifest("a", created=2, step=20, val_loss=0.3, val_acc=0.9),
+    "c": manifest("b", created=3, step=20, val_loss=0.3, val_acc=0.4),
+    "d": manifest("c", created=4, step=30, val_loss=math.nan),
+    "e": manifest("b", created=5, step=25, val_loss=0.2, val_acc=0.9),
+    "f": manifest("e", created=6, step=None, val_loss=math.inf),
+}
+MANIFESTS = {checkpoint(name): found for name, found in HISTORY.items()}
+NAMES = Names(
+    heads={"main": checkpoint("d"), "seed": checkpoint("f")},
+    tags={"v1": checkpoint("b"), "main-old": checkpoint("a")},
+    lookup=MANIFESTS.get,
+    ids=lambda prefix: (id for id in MANIFESTS if id.startswith(prefix)),
+)
+
+
+@pytest.mark.parametrize(
+    ("revision", "name"),
+    [
+        ("main", "d"),
+        ("v1", "b"),
+        (checkpoint("e"), "e"),
+        (checkpoint("e")[:6], "e"),
+        ("main~0", "d"),
+        ("main~", "c"),
+        ("main~1", "c"),
+        ("main~3", "a"),
+        ("main~1~1", "b"),
+        ("seed~2", "b"),
+        ("v1~1", "a"),
+        (f"{checkpoint('f')[:8]}~1", "e"),
+        ("main@step=10", "a"),
+        ("main@step=20", "c"),
+        ("main~2@step=20", "b"),
+        ("seed@step=25~1", "b"),
+        ("best:val_loss", "c"),
+        ("best:val_loss:min", "c"),
+        ("best:val_loss:max", "a"),
+        ("best:val_loss~1", "b"),
+        ("best:val_acc", "b"),
+        ("best:val_acc:min", "a"),
+        ("seed@best:val_loss", "e"),
+        ("seed@best:val_loss:max", "f"),
+        ("seed@best:val_acc", "e"),
+        ("v1@best:val_acc:auto", "b"),
+        ("main@best:val_loss~2", "a"),
+        ("latest", "f"),
+        ("latest~1", "e"),
+    ],
+)
+def test_a_revision_names_its_checkpoint(revision: str, name: str) -> None:
+    """NaN never wins, a tie goes to the newest."""
+    assert resolve(revision, NAMES) == checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("nope", "There are: main, seed, main-old, v1"),
+        ("main~4", "no 4 generations"),
+        ("main@step=25", "no checkpoint in that history has step 25"),
+        ("best:f1", "there are val_acc, val_loss"),
+        ("0123456", "begins with '0123456'"),
+        ("0" * 64, "is not in this repository"),
+        ("nope@best:val_loss", "is no branch, tag or checkpoint"),
+    ],
+)
+def test_a_revision_that_names_nothing_says_what_there_is(revision: str, said: str) -> None:
+    with pytest.raises(NotFoundError, match=said):
+        resolve(revision, NAMES)
+
+
+@pytest.mark.parametrize(
+    "revision",
+    ["", "main~x", "main@", "main@{yesterday}", "main@step=", "main@best:", "main~1x", "~1" * 600],
+)
+def test_text_that_is_no_revision_is_refused(revision: str) -> None:
+    with pytest.raises((InvalidInputError, NotFoundError)):
+        resolve(revision, NAMES)
+
+
+def test_a_prefix_of_two_ids_asks_for_more_digits() -> None:
+    ids = [Digest("abcdef" + "0" * 58), Digest("abcdef" + "1" * 58)]
+    names = Names(heads={}, tags={}, lookup=lambda id: HISTORY["a"], ids=lambda prefix: ids)
+    with pytest.raises(InvalidInputError, match="begins 2 ids"):
+        resolve("abcdef", names)
+
+
+def test_nothing_is_offered_where_nothing_was_committed() -> None:
+    names = Names(heads={}, tags={}, lookup=lambda id: None, ids=lambda prefix: [])
+    for revision in ("main", "latest", "best:val_loss"):
+        with pytest.raises(NotFoundError):
+            resolve(revision, names)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val_acc", "max"),
+        ("accuracy", "max"),
+        ("val/f1", "max"),
+        ("Top5 Accuracy", "max"),
+        ("mAP", "max"),
+        ("eval-bleu", "max"),
+        ("episode_reward", "max"),
+        ("val_loss", "min"),
+        ("perplexity", "min"),
+        ("acc_loss", "min"),
+        ("accurate", "min"),
+        ("", "min"),
+    ],
+)
+def test_the_last_word_of_a_metric_says_whether_more_is_better(metric: str, mode: str) -> None:
+    assert mode_of(metric) == mode
+
+
+def test_the_best_of_nothing_is_nothing() -> None:
+    assert best_of([], "val_loss") is None
+    assert best_of([(checkpoint("d"), HISTORY["d"])], "val_loss") is None
