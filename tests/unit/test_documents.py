@@ -1,0 +1,165 @@
+"""Canonical JSON, sealed documents and operations: what is refused, and that no bit can differ unseen."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptstore
+from ckptstore.digest import Digest
+from ckptstore.errors import CkptStoreError, CorruptError, Incompatible, InvalidInputError
+from ckptstore.format import canonical
+from ckptstore.format.marker import Marker
+from ckptstore.format.operation import Operation
+from ckptstore.oplog import Oplog
+from ckptstore.storage import MemoryStorage
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_a_document_has_one_text_and_comes_back(document: dict[str, Any]) -> None:
+    data = canonical.encode(document)
+    assert canonical.decode(data, name="this") == document
+    assert canonical.encode(dict(reversed(document.items()))) == data
+    assert data.isascii()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "5",
+        "{",
+        '{"a":1,"a":2}',
+        '{"a":{"b":1,"b":1}}',
+        '{"a":NaN}',
+        '{"a":-Infinity}',
+        '{"a":1e999}',
+        '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"a":' + "9" * 5000 + "}",
+        '{"a":"é"}',
+        "\ufeff{}",
+        '{"a":[' + "0," * 1_000_001 + "0]}",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_no_writer_writes_is_refused(text: str) -> None:
+    with pytest.raises(CorruptError, match="this"):
+        canonical.decode(text.encode("utf-8"), name="this")
+
+
+def test_a_document_over_its_limit_is_refused_on_both_sides() -> None:
+    with pytest.raises(CorruptError, match="20 bytes"):
+        canonical.decode(b'{"a":"0123456789ab"}', name="this", bytes_max=19)
+    with pytest.raises(InvalidInputError):
+        canonical.encode({"a": "0123456789ab"}, bytes_max=19)
+
+
+OPERATION = Operation(
+    seq=7,
+    nonce="n",
+    time=5,
+    heads={"main": Digest.of(b"a")},
+    tags={"v": Digest.of(b"b")},
+    done="x",
+    undoes=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "decode"),
+    [(OPERATION.encode(), Operation.decode), (Marker(store="s").encode(), Marker.decode)],
+    ids=["operation", "marker"],
+)
+def test_any_flipped_bit_and_any_truncation_of_a_sealed_document_is_found(
+    data: bytes, decode: Any
+) -> None:
+    decode(data, name="this")
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(CorruptError):
+                decode(bytes(damaged), name="this")
+        with pytest.raises(CorruptError):
+            decode(data[:position], name="this")
+
+
+def test_an_operation_comes_back() -> None:
+    assert Operation.decode(OPERATION.encode(), name="this") == OPERATION
+
+
+def test_whoever_comes_second_decides_anew() -> None:
+    """Ten thousand counted up by two logs in turn, each decision made on what the other did."""
+    storage = MemoryStorage()
+    logs = [Oplog(storage), Oplog(storage)]
+    interfered: list[int] = []
+
+    def count(operation: Operation) -> Operation:
+        if operation.seq % 3 == 0 and operation.seq not in interfered:
+            interfered.append(operation.seq)
+            logs[1].append(lambda newest: Operation(done=str(int(newest.done or 0) + 1)))
+        return Operation(done=str(int(operation.done or 0) + 1))
+
+    for _ in range(30):
+        logs[0].append(count)
+    assert logs[0].newest().done == str(30 + len(interfered))
+    assert logs[0].newest().seq == 30 + len(interfered)
+
+
+def test_old_operations_are_pruned_and_undo_says_when_it_cannot_go_back() -> None:
+    log = Oplog(MemoryStorage())
+    for _ in range(1150):
+        log.append(lambda operation: operation)
+    assert min(log.seqs()) == 101
+    with pytest.raises(ckptstore.NotFoundError):
+        log.read(100)
+
+
+def test_errors_are_one_family_that_pickles() -> None:
+    family = [getattr(ckptstore, name) for name in ckptstore.__all__ if name.endswith("Error")]
+    for error in family:
+        assert issubclass(error, CkptStoreError)
+        made = (
+            error("text", Incompatible(missing=("a",)))
+            if error is ckptstore.CheckoutMismatchError
+            else error("text")
+        )
+        again = pickle.loads(pickle.dumps(made))
+        assert (type(again), str(again)) == (error, "text")
+    assert pickle.loads(
+        pickle.dumps(ckptstore.CheckoutMismatchError("x", Incompatible(missing=("a",))))
+    ).incompatible.missing == ("a",)
+    assert issubclass(ckptstore.InvalidInputError, ValueError)
+
+
+def test_the_public_names_are_there_and_are_all() -> None:
+    for name in ckptstore.__all__:
+        assert getattr(ckptstore, name).__module__.startswith("ckptstore")
+    assert sorted(ckptstore.__all__) == ckptstore.__all__
+    with pytest.raises(AttributeError):
+        ckptstore.nothing  # noqa: B018
+
+
+def test_metrics_of_any_kind_of_number_are_kept() -> None:
+    repo = ckptstore.init("memory://")
+    made = repo.commit(
+        {}, metrics={"nan": float("nan"), "inf": -float("inf"), "int": 3, "big": 2**60}
+    )
+    again = json.dumps(repo.resolve(made.id).metrics)
+    assert again == '{"big": 1152921504606846976, "inf": -Infinity, "int": 3, "nan": NaN}'

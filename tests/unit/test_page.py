@@ -1,0 +1,109 @@
+"""Where pages end: the same arrays are cut in the same places, whatever stands before or behind them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptstore.digest import Digest
+from ckptstore.errors import CorruptError
+from ckptstore.format.page import (
+    PAGE_ARRAYS_MAX,
+    PAGE_CHUNKS_MAX,
+    ArrayEntry,
+    Bundle,
+    Page,
+    chunk_sizes,
+    cut,
+)
+
+
+def paths(count: int, prefix: str = "model/layer") -> list[tuple[str, int]]:
+    return sorted((f"{prefix}.{number}.weight", 1) for number in range(count))
+
+
+@given(st.integers(0, 3000))
+def test_the_parts_are_the_list(count: int) -> None:
+    listed = paths(count)
+    parts = cut(listed)
+    assert [item for part in parts for item in listed[part]] == listed
+    assert all(0 < part.stop - part.start <= PAGE_ARRAYS_MAX for part in parts)
+
+
+def test_pages_hold_about_128_arrays() -> None:
+    parts = cut(paths(20_000))
+    assert 90 < 20_000 / len(parts) < 170
+
+
+@given(st.integers(0, 500))
+def test_arrays_added_in_front_leave_the_later_pages_as_they_were(added: int) -> None:
+    before, extra = paths(3000), paths(added, prefix="a")
+    pages = {tuple(before[part]) for part in cut(before)}
+    both = sorted([*before, *extra])
+    again = {tuple(both[part]) for part in cut(both)}
+    assert len(pages - again) <= 3
+
+
+def test_a_page_ends_when_its_chunk_list_is_long() -> None:
+    parts = cut([(f"{number:04}", PAGE_CHUNKS_MAX // 4) for number in range(40)])
+    assert max(part.stop - part.start for part in parts) == 4
+
+
+SMALL = ArrayEntry(path="a", dtype="float32", shape=(3,), digests=(Digest.of(b"x"),), offset=8)
+LARGE = ArrayEntry(
+    path="b",
+    dtype="uint16",
+    shape=(5, 40_000),
+    chunk_shape=(2, 40_000),
+    digests=tuple(Digest.of(bytes([n])) for n in range(3)),
+)
+EMPTY = ArrayEntry(path="c", dtype="bool", shape=(0, 7), chunk_shape=(1, 7))
+PAGE = Page(entries=(SMALL, LARGE, EMPTY), bundle=Bundle(digest=Digest.of(b"bundle"), size=20))
+
+
+def test_a_page_comes_back_from_its_bytes() -> None:
+    assert Page.decode(PAGE.encode(), name="page") == PAGE
+    assert [size for _, size in chunk_sizes(LARGE)] == [160_000, 160_000, 80_000]
+    assert list(chunk_sizes(SMALL)) == list(chunk_sizes(EMPTY)) == []
+    assert PAGE.array_bytes == 12 + 400_000
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        replace(SMALL, offset=9),
+        replace(SMALL, shape=(0,)),
+        replace(SMALL, shape=(1 << 14,)),
+        replace(SMALL, dtype="float3"),
+        replace(LARGE, digests=LARGE.digests[:2]),
+        replace(LARGE, chunk_shape=(2, 39_999)),
+        replace(LARGE, shape=(5, -40_000)),
+        replace(LARGE, shape=(1,) * 65),
+        replace(EMPTY, chunk_shape=(0, 7)),
+        replace(LARGE, shape=(1 << 62, 4), chunk_shape=(1 << 62, 4), digests=LARGE.digests[:1]),
+    ],
+    ids=[
+        "beyond its bundle",
+        "small and empty",
+        "small and large",
+        "unknown dtype",
+        "too few digests",
+        "chunks that are no runs",
+        "negative length",
+        "too many dimensions",
+        "chunks without length",
+        "more bytes than there are",
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused(entry: ArrayEntry) -> None:
+    with pytest.raises(CorruptError, match="page"):
+        Page.decode(replace(PAGE, entries=(entry,)).encode(), name="page")
+
+
+def test_a_page_out_of_order_is_refused() -> None:
+    for entries in ((LARGE, SMALL), (SMALL, SMALL)):
+        with pytest.raises(CorruptError, match="page"):
+            Page.decode(replace(PAGE, entries=entries).encode(), name="page")
