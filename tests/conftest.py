@@ -6,6 +6,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from tests.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
+
 # No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

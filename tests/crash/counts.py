@@ -1,0 +1,19 @@
+"""How often the crash tests killed, injected errors and cut the power, said at the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+COUNTED = ("kills", "injected errors", "power failures")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add up what the tests recorded, in whichever process they ran."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        counts.update({name: n for name, n in report.user_properties if name in COUNTED})
+    if counts:
+        done = ", ".join(f"{counts[name]} {name}" for name in COUNTED if counts[name])
+        terminalreporter.write_line(f"crash tests: {done}")

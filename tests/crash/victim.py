@@ -1,0 +1,107 @@
+"""A process that commits and says so, to be killed: `python victim.py URL FIRST LAST`.
+
+It commits state(FIRST) to state(LAST) to the branch main and writes "ACK n id" when a commit has returned, "FAILED n why"
+when one raised. A commit that failed is tried once more; when that fails too it ends with exit status 3.
+It imports as little as it can: it is started a thousand times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+import ckptstore
+from ckptstore import CkptStoreError, NotFoundError, writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+CHUNK_BYTES = 1 << 16
+GAVE_UP = 3
+Result = TypeVar("Result")
+
+
+def state(n: int) -> dict[str, Any]:
+    """What commit n holds. Arrays of several chunks, small ones, and values; from one n to the next little changes."""
+    weight = np.arange(48 << 10, dtype=np.float32)  # three chunks
+    weight[0] = n // 3
+    model = {"weight": weight, "bias": np.full(50, n // 4, np.float64), "scale": np.float32(n // 4)}
+    if n >= 5:
+        model["added"] = np.arange(20 << 10, dtype=np.int32)
+    momentum = -np.arange(16 << 10, dtype=np.float64).reshape(128, 128)
+    return {"model": model, "optimizer": {"state": {0: momentum}, "lr": 0.5}, "step": n}
+
+
+def open_or_init(url: str) -> ckptstore.Repository:
+    """The repository; a new one has small chunks, and is acknowledged."""
+    try:
+        return ckptstore.open(url)
+    except NotFoundError:
+        repo = ckptstore.init(url, chunk_size=CHUNK_BYTES)
+        say("ACK 0 -")
+        return repo
+
+
+def attempt(n: int, work: Callable[[], Result]) -> Result:
+    """Do the work, at the second attempt if need be."""
+    try:
+        return work()
+    except CkptStoreError as error:
+        say(f"FAILED {n} {type(error).__name__}")
+    try:
+        return work()
+    except CkptStoreError as error:
+        say(f"FAILED {n} {type(error).__name__}")
+        sys.exit(GAVE_UP)
+
+
+def say(line: str) -> None:
+    """Write a line at once; not with the call that writes files, which may be made to fail."""
+    os.writev(1, [f"{line}\n".encode()])
+
+
+def commit_all(url: str, numbers: range, *, retry: bool) -> None:
+    repo = attempt(0, lambda: open_or_init(url))
+    for n in numbers:
+        made = attempt(n, lambda n=n: repo.commit(state(n), step=n, retry=retry))
+        say(f"ACK {n} {made.id}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("first", type=int)
+    parser.add_argument("last", type=int)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="that write; 1 makes every run the same"
+    )
+    parser.add_argument("--rival", type=int, help="fork, and let the child commit from here on")
+    parser.add_argument("--bug", help="a mistake to make, from bugs.py")
+    options = parser.parse_args()
+    writer.WRITE_THREADS = options.threads
+    numbers = range(options.first, options.last + 1)
+    child = os.fork() if options.rival else None
+    if child == 0:
+        numbers = range(options.rival, options.rival + len(numbers))
+    with seeded(options.bug):
+        commit_all(options.url, numbers, retry=options.rival is not None)
+    if child:
+        os.waitpid(child, 0)
+
+
+def seeded(bug: str | None) -> AbstractContextManager[object]:
+    if bug is None:
+        return nullcontext()
+    from tests.crash import bugs
+
+    return bugs.seeded(bug)
+
+
+if __name__ == "__main__":
+    main()
