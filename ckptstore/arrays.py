@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import StorageError, UnsupportedValueError
+from ckptstore.errors import InvalidInputError, StorageError, UnsupportedValueError, shown
+from ckptstore.format.chunks import DIMENSIONS_MAX
 from ckptstore.format.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ckptstore.format.chunks import Chunk
 
 TENSOR, NDARRAY = "tensor", "ndarray"
+REPEATED_BYTES_MAX = 1 << 30  # a view that repeats its elements is stored in full up to this size
 _NUMPY_DTYPES = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
     | {"float16", "float32", "float64", "complex64", "complex128"}
@@ -29,7 +33,9 @@ _HINTS = {
     "quantized": "Store tensor.int_repr() with its scale and zero point.",
     "meta": "It has no data; materialise it first (module.to_empty(), then load weights).",
     "nested": "Store the list of its parts (tensor.unbind()).",
+    "freed": "Commit while its module is gathered (FSDP frees it between steps).",
     "DTensor": "Gather it first (tensor.full_tensor()).",
+    "repeated": "It repeats its elements in memory (an expanded view): store what it was made from.",
     "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
 }
 
@@ -132,13 +138,21 @@ def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
 
     with torch.no_grad():
         source = torch.frombuffer(data, dtype=torch.uint8).view(target.dtype).reshape(part.shape)
-        _plain(part, torch).copy_(source)
+        _copyable(_plain(part, torch), torch).copy_(_copyable(source, torch))
 
 
 def to_device(value: Any, device: Any) -> Any:
     """A tensor on a device; anything else as it is."""
     torch = sys.modules.get("torch")
-    return value.to(device) if torch is not None and isinstance(value, torch.Tensor) else value
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.to(device=device)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InvalidInputError(
+            f"No tensor can be put on {shown(device)}: {reason[:200]}."
+        ) from error
 
 
 def _plain(tensor: Any, torch: Any) -> Any:
@@ -188,6 +202,38 @@ def _refuse_tensor(value: Any, torch: Any) -> None:
         raise UnsupportedValueError(f"is quantized ({value.dtype}). {_HINTS['quantized']}")
     if value.is_meta:
         raise UnsupportedValueError(f"is on the meta device. {_HINTS['meta']}")
+    if not value.is_contiguous() or value.dim() > DIMENSIONS_MAX:
+        item = value.element_size()
+        _refuse_layout(tuple(value.shape), [stride * item for stride in value.stride()], item)
+    if has_no_memory(value):
+        raise UnsupportedValueError(f"has no memory: its storage was freed. {_HINTS['freed']}")
+
+
+def has_no_memory(tensor: Any) -> bool:
+    """True for a tensor whose storage was freed or shrunk: reading it would give whatever lies there now."""
+    if not tensor.nbytes:
+        return False
+    contiguous = tensor.is_contiguous()
+    extent = tensor.numel() if contiguous else _extent(tuple(tensor.shape), tensor.stride(), 1)
+    end = (extent + tensor.storage_offset()) * tensor.element_size()
+    return end > tensor.untyped_storage().nbytes() or not tensor.data_ptr()
+
+
+def _refuse_layout(shape: tuple[int, ...], stride_bytes: Sequence[int], item_bytes: int) -> None:
+    """Raise for an array that no page can list, and for a small one that poses as a huge one."""
+    if len(shape) > DIMENSIONS_MAX:
+        raise UnsupportedValueError(
+            f"has {len(shape)} dimensions; a checkpoint holds at most {DIMENSIONS_MAX}"
+        )
+    nbytes = math.prod(shape) * item_bytes
+    if nbytes > REPEATED_BYTES_MAX and nbytes > _extent(shape, stride_bytes, item_bytes):
+        raise UnsupportedValueError(f"would take {nbytes / 1e9:.0f} GB. {_HINTS['repeated']}")
+
+
+def _extent(shape: tuple[int, ...], strides: Sequence[int], item: int) -> int:
+    """The distance from the first to the end of the last element in memory."""
+    steps = zip(shape, strides, strict=True)
+    return item + sum((length - 1) * abs(stride) for length, stride in steps)
 
 
 def _describe_ndarray(value: Any) -> ArraySource:
@@ -202,6 +248,7 @@ def _describe_ndarray(value: Any) -> ArraySource:
         raise UnsupportedValueError(
             f"has the numpy dtype {value.dtype}, which no checkpoint can hold"
         )
+    _refuse_layout(value.shape, value.strides, value.itemsize)
     if not value.dtype.isnative:
         raise UnsupportedValueError(
             f"has the byte order of another machine ({value.dtype.str}). Use array.astype(array.dtype.newbyteorder('='))."
@@ -231,12 +278,19 @@ def _tensor_bytes(tensor: Any) -> memoryview:
     """The bytes of a tensor in C order, of its own memory when it is contiguous and on the CPU."""
     import torch
 
-    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    plain = _copyable(tensor.cpu().resolve_conj().resolve_neg(), torch).contiguous()
     return _contiguous_bytes(plain, torch)
 
 
+def _copyable(tensor: Any, torch: Any) -> Any:
+    """A tensor as torch can copy it whatever its strides: 4-bit floats only as the bytes they are."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
 def _contiguous_bytes(tensor: Any, torch: Any) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    # Not reshape: it keeps the odd stride that 0 or 1 element may have.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 @cache

@@ -6,11 +6,13 @@ nobody registered in this process is an error that says which.
 
 from __future__ import annotations
 
+import builtins
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
+from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,8 @@ def register_codec(
 
     The type is known by its module and qualified name; register it before commit and before checkout.
     """
+    if not isinstance(type, builtins.type):
+        raise InvalidInputError(f"{shown(type)} is not a type.")
     name = type_name(type)
     if name in _BUILT_IN or type.__module__ == "builtins":
         raise InvalidInputError(f"{name} has its own form already.")
@@ -59,7 +63,7 @@ def decode(name: str, value: object) -> object:
     codec = _registered.get(name) or _BUILT_IN.get(name)
     if codec is None:
         raise InvalidInputError(
-            f"The checkpoint holds a {name}. Call register_codec for that type first."
+            f"The checkpoint holds a {name[:100]}. Call register_codec for that type first."
         )
     try:
         return codec.decode(value)
@@ -67,16 +71,16 @@ def decode(name: str, value: object) -> object:
         raise
     except Exception as error:
         raise CorruptError(
-            f"A {name} could not be made from what the checkpoint holds: {error}"
+            f"A {name[:100]} could not be made from what the checkpoint holds: {str(error)[:200]}."
         ) from error
 
 
 def _torch_dtype(name: str) -> object:
     import torch
 
-    dtype = getattr(torch, name)
+    dtype = vars(torch).get(name)  # getattr would import what the name asks for
     if not isinstance(dtype, torch.dtype):
-        raise CorruptError(f"{name!r} is not a torch dtype.")
+        raise CorruptError(f"{shown(name)} is not a torch dtype.")
     return dtype
 
 
@@ -93,7 +97,7 @@ def _torch_device(text: str) -> object:
 
 
 def _encode_scalar(value: Any) -> list[str]:
-    if value.dtype.kind not in "biufc" or value.dtype.name in ("longdouble", "clongdouble"):
+    if value.dtype.name not in _NUMPY_SCALARS:
         raise InvalidInputError(
             f"a numpy scalar of dtype {value.dtype}, which no checkpoint can hold"
         )
@@ -103,10 +107,19 @@ def _encode_scalar(value: Any) -> list[str]:
 def _decode_scalar(form: list[str]) -> object:
     import numpy as np
 
-    return np.frombuffer(bytes.fromhex(form[1]), dtype=np.dtype(form[0]))[0]
+    name, digits = form
+    if name not in _NUMPY_SCALARS:
+        raise CorruptError(f"{shown(name)} is not the dtype of a numpy scalar.")
+    (value,) = np.frombuffer(bytes.fromhex(digits), dtype=name)
+    return value
 
 
+_NUMPY_SCALARS = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
+)
 _BUILT_IN: dict[str, Codec] = {
+    "collections.Counter": Codec(dict, Counter),  # MultiStepLR keeps its milestones in one
     "torch.Size": Codec(list, _torch_size),
     "torch.dtype": Codec(lambda dtype: str(dtype).removeprefix("torch."), _torch_dtype),
     "torch.device": Codec(str, _torch_device),

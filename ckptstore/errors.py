@@ -88,3 +88,12 @@ class CheckoutMismatchError(InvalidInputError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def shown(value: object, length_max: int = 60) -> str:
+    """How any value reads in a message: cut short, and by its type when it refuses to say more."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  an integer too long to write out, or an object that raises
+        return f"a {type(value).__name__}"
+    return text if len(text) <= length_max else f"{text[:length_max]}…"

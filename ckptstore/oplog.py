@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
-from ckptstore.format.canonical import DOCUMENT_BYTES_MAX
-from ckptstore.format.operation import DONE_LENGTH_MAX, SEQ_MAX, Operation
+from ckptstore.format.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,11 +36,11 @@ class Oplog:
     def newest(self) -> Operation:
         """The newest operation; before the first, one with no branches and no tags."""
         for _ in range(ATTEMPTS_MAX):
-            seqs = self.seqs()
-            if not seqs:
-                return Operation()
+            seq = max(self.seqs(), default=0)
+            if self._storage.size(key_of(seq + 1)) is not None:  # made since; an error if no file
+                continue
             try:
-                return self.read(max(seqs))
+                return self.read(seq) if seq else Operation()
             except NotFoundError:  # pruned since we listed: many newer ones have come
                 continue
         raise ConflictError(
@@ -56,7 +55,9 @@ class Oplog:
     def read(self, seq: int) -> Operation:
         """One operation by its number; NotFoundError when it was pruned."""
         key = key_of(seq)
-        operation = Operation.decode(self._storage.get(key, bytes_max=DOCUMENT_BYTES_MAX), name=key)
+        operation = Operation.decode(
+            self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
+        )
         if operation.seq != seq:
             raise CorruptError(f"{key} says that it is operation {operation.seq}.")
         return operation

@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import is_array, is_module, is_ndarray
-from ckptstore.errors import Incompatible
+from ckptstore.arrays import has_no_memory, is_array, is_module, is_ndarray
+from ckptstore.errors import CorruptError, Incompatible, shown
 from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.state import join, leaves, node_segments, unkey
 
@@ -49,12 +49,8 @@ class Placement:
 def place(root: Node, destination: object, entries: Mapping[str, ArrayEntry]) -> Placement:
     """Match the structure of a checkpoint against a destination."""
     walk = _Place(entries)
-    walk.node(root, destination, "", _fixed)
+    walk.node(root, destination, "", None)
     return walk.placement
-
-
-def _fixed(value: object) -> None:
-    """The root itself cannot be exchanged."""
 
 
 class _Place:
@@ -63,6 +59,7 @@ class _Place:
     def __init__(self, entries: Mapping[str, ArrayEntry]) -> None:
         self.entries = entries
         self.placement = Placement()
+        self.first: dict[int, tuple[str, Any]] = {}  # by id: what fills it first, and the array
 
     def node(
         self, node: Node, target: Any, path: str, assign: Callable[[Any], object] | None
@@ -75,7 +72,7 @@ class _Place:
             self.placement.loads.append((node, target.load_state_dict))
         elif array_path(node) or is_array(target):
             self.array(node, target, name)
-        elif not _holds_arrays(node) and _is_plain(target):
+        elif path and not _holds_arrays(node) and _is_plain(target):
             self.value(node, name, assign)
         elif isinstance(target, dict) and _tag(node) in ("dict", "ordered_dict"):
             self.dict(node, target, path)
@@ -105,7 +102,7 @@ class _Place:
                 node[_tag(node)], node_segments(node[_tag(node)]), strict=True
             )
         }
-        self.placement.missing += [join(path, str(key)) for key in target if key not in pairs]
+        self.placement.missing += [join(path, _text(key)) for key in target if key not in pairs]
         for key, (item, inner) in pairs.items():
             if key in target:
                 self.node(item, target[key], inner, _setter(target, key))
@@ -133,7 +130,12 @@ class _Place:
             here = "an array" if is_array(target) else f"a {type(target).__name__}"
             self.placement.mismatched.append(f"{name} ({there} there, {here} here)")
             return
-        entry = self.entries[path]
+        entry = self.entries.get(path)
+        if entry is None:
+            raise CorruptError(
+                f"The structure names {path!r:.200}, which no page lists. Run verify."
+            )
+        first, _ = self.first.setdefault(id(target), (path, target))
         dtype, shape = str(target.dtype).removeprefix("torch."), tuple(target.shape)
         if (entry.dtype, entry.shape) != (dtype, shape):
             self.placement.mismatched.append(
@@ -141,6 +143,10 @@ class _Place:
             )
         elif (reason := _unwritable(target)) is not None:
             self.placement.mismatched.append(f"{name} (the destination {reason})")
+        elif self.entries[first].digests != entry.digests:
+            self.placement.mismatched.append(
+                f"{name} (not the same as {first} there, tied to it here)"
+            )
         else:
             self.placement.targets[path] = target
 
@@ -194,12 +200,22 @@ def _holds_arrays(node: Node) -> bool:
 
 
 def _is_plain(value: object) -> bool:
-    """True when nothing in a destination could be filled in place."""
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return not is_array(value) and not hasattr(value, "load_state_dict")
+    """True when nothing in a destination, which may hold itself, could be filled in place."""
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, (dict, list, tuple)):
+            if id(item) not in seen:
+                seen.add(id(item))
+                left.extend(item.values() if isinstance(item, dict) else item)
+        elif is_array(item) or hasattr(item, "load_state_dict"):
+            return False
+    return True
+
+
+def _text(key: object) -> str:
+    return key if isinstance(key, str) else shown(key)
 
 
 def _unwritable(target: Any) -> str | None:
@@ -210,6 +226,8 @@ def _unwritable(target: Any) -> str | None:
         return "is on the meta device; use module.to_empty() first"
     if target.layout is not sys.modules["torch"].strided or target.is_quantized:
         return "is sparse or quantized"
+    if has_no_memory(target):
+        return "has no memory; its storage was freed"
     if any(
         stride == 0 and length > 1
         for stride, length in zip(target.stride(), target.shape, strict=True)

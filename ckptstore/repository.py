@@ -20,6 +20,7 @@ from ckptstore.errors import (
     ExpiredError,
     InvalidInputError,
     NotFoundError,
+    shown,
 )
 from ckptstore.format.manifest import (
     Manifest,
@@ -224,6 +225,10 @@ class Repository:
 
     def log(self, rev: str | None = None, *, limit: int | None = None) -> list[Checkpoint]:
         """The history of a revision, or of all branches and tags, newest first."""
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            raise InvalidInputError(
+                f"The limit is {shown(limit)}; a number of checkpoints is expected."
+            )
         names = self._names()
         starts = (
             [resolve(rev, names)]
@@ -260,7 +265,7 @@ class Repository:
         def decide(newest: Operation) -> Operation:
             return replace(newest, heads=_without(newest.heads, name, kind="branch"))
 
-        self._append(decide, f"deleted branch {name}")
+        self._append(decide, lambda: f"deleted branch {name}")
 
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
         """Give a checkpoint a name that does not move."""
@@ -288,7 +293,7 @@ class Repository:
         def decide(newest: Operation) -> Operation:
             return replace(newest, tags=_without(newest.tags, name, kind="tag"))
 
-        self._append(decide, f"deleted tag {name}")
+        self._append(decide, lambda: f"deleted tag {name}")
 
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
         """The ids that branches and tags point at, by name, sorted; no checkpoint is read for it."""
@@ -424,9 +429,9 @@ def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None
 
 
 def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, Digest]:
-    if name not in refs:
+    if not isinstance(name, str) or name not in refs:
         known = ", ".join(sorted(refs)[:12]) or "none"
-        raise NotFoundError(f"There is no {kind} {str(name)[:80]!r}. There are: {known}.")
+        raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
     return {other: id for other, id in refs.items() if other != name}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ckptstore.digest import HEX_DIGITS, Digest
-from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.errors import InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors, first_parents
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def resolve(revision: str, names: Names) -> Digest:
     """The id of the checkpoint that a revision names."""
     if not isinstance(revision, str) or not 0 < len(revision) <= REVISION_LENGTH_MAX:
         raise InvalidInputError(
-            f"{str(revision)[:60]!r} is not a revision: a branch, tag or id is expected."
+            f"{shown(revision)} is not a revision: a branch, tag or id is expected."
         )
     if best := _BEST.match(revision):
         end = best.end()
@@ -81,7 +81,7 @@ def resolve(revision: str, names: Names) -> Digest:
         suffix = _SUFFIX.match(revision, end)
         if not suffix:
             raise InvalidInputError(
-                f"{revision!r} is not a revision: {revision[end:]!r} has no meaning there."
+                f"{shown(revision)} is not a revision: {shown(revision[end:])} has no meaning there."
             )
         id = _follow(id, suffix, names, whole=revision)
         end = suffix.end()
@@ -148,8 +148,8 @@ def _by_prefix(text: str, names: Names) -> Digest:
             f"No branch, tag or checkpoint id is or begins with {text!r}. {_offer(names)}"
         )
     if len(found) > 1:
-        shown = ", ".join(id[: len(text) + 4] for id in found[:5])
-        raise InvalidInputError(f"{text!r} begins {len(found)} ids ({shown}, …). Give more digits.")
+        some = ", ".join(id[: len(text) + 4] for id in found[:5])
+        raise InvalidInputError(f"{text!r} begins {len(found)} ids ({some}, …). Give more digits.")
     return found[0]
 
 
@@ -163,12 +163,12 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
         for found, manifest in ancestors([id], names.lookup):
             if manifest.step == step:
                 return found
-        raise NotFoundError(f"{whole!r}: no checkpoint in that history has step {step}.")
+        raise NotFoundError(f"{shown(whole)}: no checkpoint in that history has step {step}.")
     back = int(suffix["back"] or 1)
     for distance, (found, _) in enumerate(first_parents(id, names.lookup)):
         if distance == back:
             return found
-    raise NotFoundError(f"{whole!r}: that history has no {back} generations.")
+    raise NotFoundError(f"{shown(whole)}: that history has no {back} generations.")
 
 
 def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
@@ -178,8 +178,8 @@ def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Di
     if winner is None:
         known = sorted({name for _, manifest in history for name in manifest.metrics})
         raise NotFoundError(
-            f"{whole!r}: no checkpoint in that history has a number for the metric {metric!r}; "
-            f"there {'are ' + ', '.join(known) if known else 'are no metrics'}."
+            f"{shown(whole)}: no checkpoint in that history has a number for the metric {shown(metric)}; "
+            f"there {'are ' + ', '.join(known[:12]) if known else 'are no metrics'}."
         )
     return winner[0]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.names import PATH_LENGTH_MAX
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ class Selection:
         return cls(None if include is None else _patterns(include), _patterns(exclude or ()))
 
     def __str__(self) -> str:
-        parts = [] if self.include is None else [f"include {', '.join(self.include)}"]
-        return " and ".join(
-            [*parts, *([f"exclude {', '.join(self.exclude)}"] if self.exclude else [])]
-        )
+        parts = [] if self.include is None else [f"include {_some(self.include)}"]
+        return " and ".join([*parts, *([f"exclude {_some(self.exclude)}"] if self.exclude else [])])
 
     @property
     def is_everything(self) -> bool:
@@ -73,9 +72,20 @@ def _segment(segment: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(segment))
 
 
+def _some(patterns: tuple[str, ...]) -> str:
+    """The first patterns, each cut to what a message can bear."""
+    cut = [pattern if len(pattern) <= 100 else f"{pattern[:100]}…" for pattern in patterns[:5]]
+    return ", ".join([*cut, "…"] if len(patterns) > 5 else cut)
+
+
 def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    listed = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Iterable):
+        raise InvalidInputError(
+            f"{shown(patterns)} is not a pattern of array paths, nor a list of them."
+        )
+    listed = tuple(listed)
     for pattern in listed:
         if not isinstance(pattern, str) or not pattern.strip("/") or len(pattern) > PATH_LENGTH_MAX:
-            raise InvalidInputError(f"{str(pattern)[:60]!r} is not a pattern of array paths.")
+            raise InvalidInputError(f"{shown(pattern)} is not a pattern of array paths.")
     return listed

@@ -9,14 +9,16 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ckptstore.errors import InvalidInputError, UnsupportedValueError
+from ckptstore.errors import InvalidInputError, UnsupportedValueError, shown
 from ckptstore.format import structure
+from ckptstore.format.canonical import VALUES_MAX
 from ckptstore.format.names import PATH_LENGTH_MAX, escape_first, escape_key
 from ckptstore.format.structure import Node, array_path, tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+MARKS_UNCOUNTED = 50_000  # a state that needs more is counted before the walk goes on
 ROOT = "array"  # the path of a state that is one array
 
 
@@ -56,7 +58,7 @@ def flatten(
     encode: Callable[[object], tuple[str, object] | None],
 ) -> Flat[LeafT]:
     """Take a state apart; a value that cannot be represented is an error that names its path and type."""
-    walk = _Flatten(describe, encode)
+    walk = _Flatten(state, describe, encode)
     root = walk.node(state, "", 0)
     return Flat(root=root, arrays=walk.arrays, tied=walk.tied)
 
@@ -66,13 +68,16 @@ class _Flatten(Generic[LeafT]):
 
     def __init__(
         self,
+        state: object,
         describe: Callable[[object], LeafT | None],
         encode: Callable[[object], tuple[str, object] | None],
     ) -> None:
+        self.state = state
         self.describe, self.encode = describe, encode
         self.arrays: dict[str, LeafT] = {}
         self.tied: dict[str, str] = {}
         self.first: dict[object, str] = {}
+        self.marks, self.counted = 0, False
 
     def node(self, value: Any, path: str, depth: int) -> Node:
         """The structure node of one value."""
@@ -99,6 +104,7 @@ class _Flatten(Generic[LeafT]):
 
     def items(self, values: Sequence[object], path: str, depth: int) -> list[Node]:
         """The nodes of a list or tuple."""
+        self.spend(max(1, len(values)), path)
         return [
             self.node(item, join(path, str(position)), depth + 1)
             for position, item in enumerate(values)
@@ -106,11 +112,24 @@ class _Flatten(Generic[LeafT]):
 
     def pairs(self, values: Mapping[Any, object], path: str, depth: int) -> list[list[Any]]:
         """The keys and nodes of a dict."""
+        self.spend(2 + 3 * len(values), path)
         segments = key_segments(values, path)
         return [
             [_key(key), self.node(item, join(path, segment), depth + 1)]
             for segment, (key, item) in zip(segments, values.items(), strict=True)
         ]
+
+    def spend(self, marks: int, path: str) -> None:
+        """Count the brackets and commas that the structure will have, and end a walk that no document can hold."""
+        self.marks += marks
+        if MARKS_UNCOUNTED < self.marks <= VALUES_MAX and not self.counted:
+            self.counted = True
+            self.marks = max(self.marks, _marks(self.state, 0, {}))
+        if self.marks > VALUES_MAX:
+            raise UnsupportedValueError(
+                f"{_shown(path)} or what lies around it: the state holds more than a structure can, which is about "
+                f"{VALUES_MAX} values. Put large lists of numbers into an array."
+            )
 
     def ordered(self, value: Any, path: str, depth: int) -> Node:
         """An OrderedDict, with the _metadata that torch hangs on a module's state_dict."""
@@ -126,9 +145,9 @@ class _Flatten(Generic[LeafT]):
             leaf = self.describe(value)
             encoded = self.encode(value) if leaf is None else None
         except UnsupportedValueError as error:
-            raise UnsupportedValueError(f"{_shown(path)} {error}") from error
+            raise UnsupportedValueError(f"{_shown(path)} {_sentence(error)}") from error
         except InvalidInputError as error:
-            raise UnsupportedValueError(f"{_shown(path)}: {error}.") from error
+            raise UnsupportedValueError(f"{_shown(path)}: {_sentence(error)}") from error
         if leaf is not None:
             return self.array(leaf, path or ROOT)
         if encoded is None:
@@ -287,7 +306,7 @@ def key_segments(keys: Iterable[object], path: str = "") -> list[str]:
             segments.append(escape_first(segment) if segment in taken else segment)
         else:
             raise UnsupportedValueError(
-                f"{_shown(path)} has the key {str(key)[:60]!r} of type {_type(key)}; keys are strings or integers."
+                f"{_shown(path)} has the key {shown(key)} of type {_type(key)}; keys are strings or integers."
             )
     return segments
 
@@ -303,6 +322,7 @@ def node_segments(pairs: Iterable[Sequence[Node]]) -> list[str]:
     return key_segments([unkey(pair[0]) for pair in pairs])
 
 
+_CONTAINERS = frozenset({list, tuple, dict, OrderedDict})
 _SCALARS = frozenset({type(None), bool, int, float, str, complex, bytes, bytearray})
 
 
@@ -323,6 +343,22 @@ def _scalar(value: Any, kind: type, path: str) -> Node:
     return value
 
 
+def _marks(value: Any, depth: int, known: dict[int, int]) -> int:
+    """The brackets and commas of a value's structure; each container is counted once, however often it occurs."""
+    kind = type(value)
+    if kind not in _CONTAINERS:
+        return 0
+    if depth > structure.DEPTH_MAX or len(value) > VALUES_MAX:
+        return VALUES_MAX + 1
+    if id(value) not in known:
+        is_dict = kind in (dict, OrderedDict)
+        inner = value.values() if is_dict else value
+        known[id(value)] = VALUES_MAX + 1  # what holds itself has no end
+        marks = 2 + 3 * len(value) if is_dict else max(1, len(value))
+        known[id(value)] = marks + sum(_marks(item, depth + 1, known) for item in inner)
+    return known[id(value)]
+
+
 def _key(key: str | int) -> Node:
     return structure.encode_str(key) if isinstance(key, str) else structure.encode_int(key)
 
@@ -339,6 +375,11 @@ def _ordered(pairs: Iterable[tuple[Any, Any]], metadata: object) -> OrderedDict[
     return made
 
 
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith(".") else f"{text}."
+
+
 def _shown(path: str) -> str:
     return repr(path if len(path) <= 200 else path[:200] + "…") if path else "The state itself"
 
@@ -353,7 +394,7 @@ def _type(value: object) -> str:
 
 
 def _hint(value: object) -> str:
-    if hasattr(value, "state_dict"):
+    if hasattr(type(value), "state_dict"):
         return "Pass its state_dict()."
     if isinstance(value, tuple):
         return "Pass tuple(value), or register_codec for its type."

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.catalog import EXPIRED, LIVE, Catalog, key_of
 from ckptstore.digest import Digest
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
-from ckptstore.format.marker import Marker
+from ckptstore.format.marker import CHUNK_BYTES_MAX, Marker
 from ckptstore.format.structure import array_path
+from ckptstore.objects import PREFIX as OBJECTS
 from ckptstore.objects import ObjectStore
 from ckptstore.objects import key_of as object_key
+from ckptstore.oplog import PREFIX as OPERATIONS
 from ckptstore.oplog import Oplog
 from ckptstore.oplog import key_of as operation_key
 from ckptstore.parallel import gather
 from ckptstore.state import leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.page import Page
     from ckptstore.storage import Storage
+
+Entry = TypeVar("Entry")
 
 VERIFY_THREADS = 4
 MARKER_BYTES_MAX = 1 << 16
@@ -75,6 +79,8 @@ class _Verify:
         self.wrong: dict[str, str] = {}
         self.users: dict[str, set[Digest]] = {}
         self.named: dict[Digest, str] = {}
+        self.sizes: dict[str, int] = {}
+        self.bundles_checked: set[str] = set()
 
     def report(self, progress: Callable[[int, int], object]) -> VerifyReport:
         """Look at everything once."""
@@ -83,10 +89,10 @@ class _Verify:
             lambda: Marker.decode(self.storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX)),
         )
         count, size = self.check_objects(progress)
+        self.check_operations()  # before the manifests are listed: a commit may come meanwhile
         live, expired = self.ids(LIVE), self.ids(EXPIRED)
         for id in (*live, *expired):
             self.check_manifest(id, expired=id not in live)
-        self.check_operations()
         self.check_named({*live, *expired})
         problems = tuple(
             Problem(key=key, error=error, checkpoints=tuple(sorted(self.users.get(key, ()))))
@@ -103,9 +109,16 @@ class _Verify:
             return False
         return True
 
+    def listed(self, folder: str, entries: Callable[[], Iterable[Entry]]) -> list[Entry]:
+        """What lies in a folder; one that cannot be listed is a problem of its own."""
+        found: list[Entry] = []
+        self.attempt(folder, lambda: found.extend(entries()))
+        return found
+
     def check_objects(self, progress: Callable[[int, int], object]) -> tuple[int, int]:
         """Hold every object against its name."""
-        listed = list(self.objects.list())
+        listed = self.listed(OBJECTS, self.objects.list)
+        self.sizes = {key: size for _, key, size in listed}
         total = sum(size for _, _, size in listed)
         done = 0
 
@@ -122,12 +135,16 @@ class _Verify:
         """Hold one object against its name."""
         if digest is None:
             raise CorruptError(f"{key} is not the name of an object.")
+        if size > CHUNK_BYTES_MAX:
+            raise CorruptError(
+                f"{key} has {size} bytes; no object has more than {CHUNK_BYTES_MAX}."
+            )
         self.objects.check(digest, size=size)
 
     def ids(self, folder: str) -> tuple[Digest, ...]:
         """The ids under a folder; a file that is no manifest's is a problem."""
         found = []
-        for key, _ in self.storage.list(folder):
+        for key, _ in self.listed(folder, lambda: self.storage.list(folder)):
             text = key.removeprefix(folder).removesuffix(".json")
             if self.attempt(key, lambda key=key, text=text: _check_manifest_key(key, text, folder)):  # type: ignore[misc]
                 found.append(Digest(text))
@@ -164,10 +181,13 @@ class _Verify:
 
     def check_page(self, id: Digest, key: str, page: Page) -> None:
         """Follow the references of a page."""
-        for digest, size in page.digests():
+        for digest, size in dict.fromkeys(page.digests()):
             inner = self.used(digest, id)
-            if self.is_there(inner):
+            if self.sizes.get(inner) != size and self.is_there(inner):
                 self.attempt(inner, partial(self.check_size, inner, size))
+        if key in self.bundles_checked:  # as part of another checkpoint
+            return
+        self.bundles_checked.add(key)
         if page.bundle and object_key(page.bundle.digest) not in self.wrong:
             self.attempt(key, partial(self.check_bundle, page))
 
@@ -206,14 +226,26 @@ class _Verify:
     def check_operations(self) -> None:
         """Read every operation."""
         oplog = Oplog(self.storage)
-        for key, _ in self.storage.list("ops/"):
-            number = key.removeprefix("ops/").removesuffix(".json")
-            if number.isdigit() and operation_key(int(number)) == key:
+        seqs = set()
+        for key, _ in self.listed(OPERATIONS, lambda: self.storage.list(OPERATIONS)):
+            number = key.removeprefix(OPERATIONS).removesuffix(".json")
+            if number.isdecimal() and operation_key(int(number)) == key:
+                seqs.add(int(number))
                 self.attempt(key, partial(oplog.read, int(number)))
             else:
                 self.wrong[key] = f"{key} is not the name of an operation."
-        for name, id in self.newest_refs(oplog):
+        self.check_next(max(seqs, default=0))
+        readable = (
+            seq for seq in sorted(seqs, reverse=True) if operation_key(seq) not in self.wrong
+        )
+        newest = next(readable, None)
+        for name, id in oplog.read(newest).refs.items() if newest else ():
             self.named.setdefault(id, f"{name!r} names it")
+
+    def check_next(self, newest: int) -> None:
+        """Nothing may lie where the next operation will. (A gap is none: a power failure may leave one.)"""
+        key = operation_key(newest + 1)
+        self.attempt(key, lambda: self.storage.size(key))
 
     def check_named(self, ids: set[Digest]) -> None:
         """Every checkpoint that a branch, a tag or a child names must be there."""
@@ -221,13 +253,6 @@ class _Verify:
             if id not in ids:
                 self.wrong.setdefault(key_of(id), f"{key_of(id)} is missing; {reason}.")
                 self.users.setdefault(key_of(id), set()).add(id)
-
-    def newest_refs(self, oplog: Oplog) -> Iterator[tuple[str, Digest]]:
-        """The branches and tags of the newest operation that can be read."""
-        for seq in sorted(oplog.seqs(), reverse=True):
-            if operation_key(seq) not in self.wrong:
-                yield from oplog.read(seq).refs.items()
-                return
 
     def used(self, digest: Digest, id: Digest) -> str:
         """The key of an object, noted as used by a checkpoint."""

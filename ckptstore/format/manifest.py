@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.format import canonical
 from ckptstore.format.canonical import Fields, check_digest, check_integer
 from ckptstore.format.names import PATH_LENGTH_MAX, check_metric_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
     from typing import SupportsIndex
 
     from ckptstore.digest import Digest
 
 MANIFEST_BYTES_MAX = 16 << 20
+PAGES_MAX = 1 << 14  # of 32 arrays at least: more than a structure can name
 PARENTS_MAX = 16
 MESSAGE_LENGTH_MAX = 1 << 16
+METRICS_MAX = 100_000
 META_DEPTH_MAX = 50
+META_VALUES_MAX = 250_000
 STEP_MAX = 2**63 - 1
 CREATED_MAX = 253_402_300_799_999_999  # the last microsecond of the year 9999
 
@@ -99,6 +104,8 @@ class Manifest:
             raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
         step = fields.get("step")
         parents = fields.array("parents")
+        if len(fields.array("pages")) > PAGES_MAX:
+            raise CorruptError(f"{name} has more than {PAGES_MAX} pages.")
         if len(parents) > PARENTS_MAX:
             raise CorruptError(
                 f"{name} has {len(parents)} parents; at most {PARENTS_MAX} are allowed."
@@ -108,14 +115,11 @@ class Manifest:
             structure=check_digest(fields.get("structure"), name=name),
             parents=tuple(check_digest(parent, name=name) for parent in parents),
             step=None if step is None else fields.integer("step", low=-STEP_MAX, high=STEP_MAX),
-            metrics={
-                key: _metric_from_json(value, name=name)
-                for key, value in fields.object("metrics").items()
-            },
+            metrics=_metrics_from_json(fields.object("metrics"), name=name),
             message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
             created=fields.integer("created", high=CREATED_MAX),
             new_bytes=fields.integer("new_bytes"),
-            meta=fields.object("meta"),
+            meta=_meta_from_json(fields.object("meta"), name=name),
             other={key: value for key, value in fields.document.items() if key not in _KNOWN},
         )
 
@@ -125,21 +129,29 @@ def check_step(step: SupportsIndex | None) -> int | None:
     if step is None:
         return None
     try:
-        number = operator.index(step)
+        number = int(operator.index(step))  # of a bool too
     except TypeError:
         number = STEP_MAX + 1
     if abs(number) > STEP_MAX:
         raise InvalidInputError(
-            f"The step is {str(step)[:40]!r}; an int of at most 63 bits, or None, is expected."
+            f"The step is {shown(step)}; an int of at most 63 bits, or None, is expected."
         )
     return number
 
 
 def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float]:
     """Return metrics as plain ints and floats; whatever has .item() (numpy, torch) is taken by its value."""
-    return {
-        check_metric_name(name): _number(name, value) for name, value in (metrics or {}).items()
-    }
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise InvalidInputError(
+            f"metrics is a {type(metrics).__name__}; a dict of numbers by name is expected."
+        )
+    if len(metrics) > METRICS_MAX:
+        raise InvalidInputError(
+            f"There are {len(metrics)} metrics; at most {METRICS_MAX} are allowed."
+        )
+    return {check_metric_name(name): _number(name, value) for name, value in metrics.items()}
 
 
 def check_message(message: object) -> str:
@@ -159,21 +171,23 @@ def check_meta(meta: object) -> dict[str, Any]:
         raise InvalidInputError(
             f"meta is a {type(meta).__name__}; a dict of plain JSON values is expected."
         )
-    _check_json(meta, where="meta", depth=0)
+    _check_json(meta, where="meta", depth=0, count=itertools.count())
     return meta
 
 
-def _check_json(value: object, *, where: str, depth: int) -> None:
+def _check_json(value: object, *, where: str, depth: int, count: Iterator[int]) -> None:
     if depth > META_DEPTH_MAX:
         raise InvalidInputError(f"meta is nested deeper than {META_DEPTH_MAX} levels.")
+    if next(count) > META_VALUES_MAX:
+        raise InvalidInputError(f"meta holds more than {META_VALUES_MAX} values.")
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) is not str or not _is_text(key):
-                raise InvalidInputError(f"{where} has the key {key!r:.60}; JSON keys are strings.")
-            _check_json(item, where=f"{where}[{key[:40]!r}]", depth=depth + 1)
+                raise InvalidInputError(f"{where} has the key {shown(key)}; JSON keys are strings.")
+            _check_json(item, where=f"{where}[{key[:40]!r}]", depth=depth + 1, count=count)
     elif isinstance(value, list):
         for position, item in enumerate(value):
-            _check_json(item, where=f"{where}[{position}]", depth=depth + 1)
+            _check_json(item, where=f"{where}[{position}]", depth=depth + 1, count=count)
     elif isinstance(value, float) and not math.isfinite(value):
         raise InvalidInputError(f"{where} is {value}; JSON has no such number.")
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -216,12 +230,31 @@ def _metric_to_json(value: int | float) -> int | float | str:
     return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
 
 
+def _metrics_from_json(document: dict[str, Any], *, name: str) -> dict[str, int | float]:
+    if len(document) > METRICS_MAX:
+        raise CorruptError(f"{name} has more than {METRICS_MAX} metrics.")
+    try:
+        return {
+            check_metric_name(key): _metric_from_json(value, name=name)
+            for key, value in document.items()
+        }
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error
+
+
 def _metric_from_json(value: object, *, name: str) -> int | float:
     if isinstance(value, str) and value in _NON_FINITE:
         return _NON_FINITE[value]
-    if type(value) not in (int, float):
-        raise CorruptError(f"{name} holds a metric that is not a number.")
-    return value  # type: ignore[return-value]
+    if type(value) is float or (type(value) is int and abs(value) <= STEP_MAX):
+        return value
+    raise CorruptError(f"{name} holds a metric that is not a number of at most 63 bits.")
+
+
+def _meta_from_json(document: dict[str, Any], *, name: str) -> dict[str, Any]:
+    try:
+        return check_meta(document)
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error
 
 
 def _page_ref(document: object, *, name: str) -> PageRef:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.format import sealed
 from ckptstore.format.canonical import Fields
 
@@ -23,9 +23,10 @@ class Marker:
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
 
     def __post_init__(self) -> None:
-        if not CHUNK_BYTES_MIN <= self.chunk_bytes <= CHUNK_BYTES_MAX:
+        size = self.chunk_bytes
+        if type(size) is not int or not CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX:
             raise InvalidInputError(
-                f"The chunk size is {self.chunk_bytes} bytes; {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX} are allowed."
+                f"The chunk size is {shown(size)} bytes; {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX} are allowed."
             )
 
     def encode(self) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import InvalidInputError, shown
 
 REF_NAME_LENGTH_MAX = 200
 PATH_LENGTH_MAX = 4096
@@ -16,6 +16,8 @@ METRIC_NAME_LENGTH_MAX = 200
 
 _REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
+_PART = r"[^/\x00-\x1f\x7f\ud800-\udfff]+"
+_PATH = re.compile(rf"{_PART}(?:/{_PART})*")
 _ESCAPED = re.compile(r"[%/\x00-\x1f\x7f]|[\ud800-\udfff]")
 _RESERVED = frozenset({"latest", "best", "HEAD"})
 
@@ -28,7 +30,7 @@ def check_ref_name(name: object, *, kind: str) -> str:
         or not _REF_NAME.fullmatch(name)
     ):
         raise InvalidInputError(
-            f"{str(name)[:60]!r} cannot name a {kind}: use up to {REF_NAME_LENGTH_MAX} letters, digits and ._+- "
+            f"{shown(name)} cannot name a {kind}: use up to {REF_NAME_LENGTH_MAX} letters, digits and ._+- "
             "in parts joined by /, each beginning with a letter, digit or _."
         )
     if (
@@ -54,10 +56,20 @@ def check_metric_name(name: object) -> str:
         or not _METRIC_NAME.fullmatch(name)
     ):
         raise InvalidInputError(
-            f"{str(name)[:60]!r} cannot name a metric: use up to {METRIC_NAME_LENGTH_MAX} characters, "
+            f"{shown(name)} cannot name a metric: use up to {METRIC_NAME_LENGTH_MAX} characters, "
             "none of them a control character."
         )
     return name
+
+
+def check_path(path: str) -> str:
+    """Return a path of an array that a writer could have made, or raise InvalidInputError."""
+    if len(path) > PATH_LENGTH_MAX or not _PATH.fullmatch(path):
+        raise InvalidInputError(
+            f"{shown(path)} is not a path of an array: up to {PATH_LENGTH_MAX} characters are expected, in parts "
+            "joined by /, none of them empty or with a control character."
+        )
+    return path
 
 
 def escape_key(key: str) -> str:

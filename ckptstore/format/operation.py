@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
 
+OPERATION_BYTES_MAX = 4 << 20  # some 40,000 branches; each operation is read and written whole
 SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
 DONE_LENGTH_MAX = 1 << 16
 
@@ -63,6 +64,7 @@ class Operation:
                 "done": self.done,
                 "undoes": self.undoes,
             },
+            bytes_max=OPERATION_BYTES_MAX,
         )
 
     @classmethod

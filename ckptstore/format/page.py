@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from blake3 import blake3
 
-from ckptstore.errors import CorruptError
+from ckptstore.errors import CorruptError, InvalidInputError
 from ckptstore.format import canonical
 from ckptstore.format.canonical import Fields, check_digest, check_integer
 from ckptstore.format.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_contiguous_grid
 from ckptstore.format.dtypes import item_bytes
 from ckptstore.format.marker import CHUNK_BYTES_MAX
-from ckptstore.format.names import PATH_LENGTH_MAX
+from ckptstore.format.names import check_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ class ArrayEntry:
     def from_json(cls, document: object, *, name: str, bundle_bytes: int) -> Self:
         """Check every claim of one entry before anything is allocated for it."""
         fields = Fields(document, name=name)
-        path = fields.text("path", length_max=PATH_LENGTH_MAX)
+        path = _path(fields)
         name = f"{name}, array {path[:100]!r}"
         dtype, shape = fields.get("dtype"), _shape(fields.array("shape"), name=name)
         nbytes = math.prod(shape) * item_bytes(dtype, name=name)
@@ -192,6 +192,13 @@ def cut(arrays: Sequence[tuple[str, int]]) -> list[slice]:
             parts.append(slice(start, position))
             start, chunks_so_far = position, 0
     return parts
+
+
+def _path(fields: Fields) -> str:
+    try:
+        return check_path(fields.text("path"))
+    except InvalidInputError as error:
+        raise CorruptError(f"{fields.name}: {error}") from error
 
 
 def _bundle(document: dict[str, Any], *, name: str) -> Bundle:

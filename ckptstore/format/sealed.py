@@ -10,13 +10,14 @@ from typing import Any
 from ckptstore.digest import Digest
 from ckptstore.errors import CorruptError
 from ckptstore.format import canonical
+from ckptstore.format.canonical import DOCUMENT_BYTES_MAX
 
 
-def seal(kind: str, document: dict[str, Any]) -> bytes:
+def seal(kind: str, document: dict[str, Any], *, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
     """Encode a document together with the BLAKE3 of its canonical bytes."""
     name = f"The {kind}"
     digest = Digest.of(canonical.encode(document, name=name))
-    return canonical.encode({"blake3": digest, kind: document}, name=name)
+    return canonical.encode({"blake3": digest, kind: document}, name=name, bytes_max=bytes_max)
 
 
 def unseal(kind: str, data: bytes, *, name: str) -> dict[str, Any]:

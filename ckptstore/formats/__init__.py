@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import InvalidInputError, NotFoundError, StorageError
+from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import safetensors, torch_file
 
 if TYPE_CHECKING:
@@ -35,13 +35,16 @@ class FileState:
 
 def read_file(path: str | Path) -> FileState:
     """Read a checkpoint file; the suffix says how. InvalidInputError when it is not what its suffix says."""
-    path = Path(path)
+    path = _path(path)
     module = _module(path)
-    if not path.exists():
-        raise NotFoundError(f"{path} is not there.")
-    if not path.is_file():
-        raise InvalidInputError(f"{path} is not a regular file.")
-    state, meta = module.read(path)
+    try:
+        if not path.exists():
+            raise NotFoundError(f"{path} is not there.")
+        if not path.is_file():
+            raise InvalidInputError(f"{path} is not a regular file.")
+        state, meta = module.read(path)
+    except OSError as error:
+        raise StorageError(f"{shown(str(path))} could not be read: {error.strerror}.") from error
     return FileState(state=state, meta={"file": path.name, **meta})
 
 
@@ -52,7 +55,7 @@ def write_file(
 
     drop_values: leave out plain values when the format has no place for them (.safetensors).
     """
-    path = Path(path)
+    path = _path(path)
     module = _module(path)
     check_free(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}")
@@ -77,7 +80,7 @@ def write_file(
 
 def check_free(path: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a destination that cannot be written, before anything is read."""
-    path = Path(path)
+    path = _path(path)
     _module(path)
     if os.path.lexists(path) and not overwrite:
         raise InvalidInputError(
@@ -89,11 +92,17 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         raise NotFoundError(f"The folder {path.absolute().parent} is not there.")
 
 
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise InvalidInputError(f"{shown(path)} is not the path of a file.")
+    return Path(path)
+
+
 def _module(path: Path) -> ModuleType:
     try:
         return _BY_SUFFIX[path.suffix.lower()]
     except KeyError:
         known = ", ".join(_BY_SUFFIX)
         raise InvalidInputError(
-            f"{path.name!r} has no suffix that says how to read or write it: {known}."
+            f"{shown(path.name)} has no suffix that says how to read or write it: {known}."
         ) from None

@@ -12,11 +12,14 @@ from ckptstore.state import flatten, leaves
 if TYPE_CHECKING:
     from pathlib import Path
 
+HEADER_BYTES_MAX = 16 << 20  # some 100,000 tensors; a structure names about 250,000
+
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors by name, mapped from the file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
+    _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
@@ -24,6 +27,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise InvalidInputError(f"{path} is not a safetensors file: {error}.") from error
     return tensors, {"safetensors": dict(metadata)} if metadata else {}
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that is larger than any that could be committed, before it is parsed."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > HEADER_BYTES_MAX:
+        raise InvalidInputError(
+            f"{path} is not a safetensors file that can be committed: its header has {length} bytes; at most "
+            f"{HEADER_BYTES_MAX} are read."
+        )
 
 
 def write(state: Any, path: Path, *, drop_values: bool) -> None:

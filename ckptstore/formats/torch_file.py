@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError
@@ -17,6 +18,7 @@ def read(path: Path) -> tuple[Any, dict[str, Any]]:
     """The state in the file."""
     import torch
 
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -41,6 +43,24 @@ def write(state: Any, path: Path, *, drop_values: bool) -> None:
 
     del drop_values  # the format holds every value
     torch.save(state, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file that unpacks to more than it is: torch.save packs without compressing."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} is not a file that torch.save wrote: {error}.") from error
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise InvalidInputError(
+            f"{path} is not a file that torch.save wrote: it unpacks to more than it holds, or is compressed. "
+            "Unpack it yourself if you trust it."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import InvalidInputError, shown
 from ckptstore.storage.local import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.protocol import Storage
@@ -24,6 +24,8 @@ def open_storage(url: str | Path) -> Storage:
 
     memory://NAME is shared by all who open that name in this process; memory:// is new at every call.
     """
+    if not isinstance(url, (str, Path)):
+        raise InvalidInputError(f"{shown(url)} is not a path or URL of a repository.")
     text = str(url)
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if isinstance(url, Path) or not match:
@@ -32,7 +34,7 @@ def open_storage(url: str | Path) -> Storage:
         return LocalStorage(url)
     scheme = match[1].lower()
     if scheme == "file":
-        return LocalStorage(unquote(urlsplit(text).path))
+        return LocalStorage(_path_of(text))
     if scheme == "memory":
         with _lock:
             name = text[match.end() :] or secrets.token_hex(8)
@@ -40,3 +42,14 @@ def open_storage(url: str | Path) -> Storage:
     raise InvalidInputError(
         f"{scheme}:// is not a storage that this version knows; use a local path, file:// or memory://."
     )
+
+
+def _path_of(url: str) -> str:
+    """The absolute path in a file:// URL of this machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidInputError(f"{shown(url)} is not a URL: {error}.") from error
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise InvalidInputError(f"{shown(url)} names no path of this machine: use file:///path.")
+    return unquote(parts.path)

@@ -21,7 +21,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError
+from ckptstore.errors import (
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
 TEMPORARY = "tmp"
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,2}")
+KEY_PARTS_MAX = 3
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = (
@@ -45,11 +52,12 @@ class LocalStorage:
 
     def __init__(self, root: str | Path) -> None:
         try:
-            self._root = os.path.abspath(os.path.expanduser(root))
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"{str(root)[:200]!r} is not a path: {error}.") from error
-        if "\0" in self._root:
-            raise InvalidInputError(f"{str(root)[:200]!r} is not a path: it holds a NUL character.")
+            self._root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+            holds_nul = b"\0" in os.fsencode(self._root)
+        except (OSError, ValueError, TypeError) as error:
+            raise InvalidInputError(f"{shown(root)} is not a path: {error}.") from error
+        if holds_nul or not isinstance(self._root, str):
+            raise InvalidInputError(f"{shown(root)} is not a path: it holds a NUL, or is not text.")
 
     @property
     def url(self) -> str:
@@ -242,16 +250,19 @@ def _folders_above(key: str) -> Iterator[tuple[str, ...]]:
 
 
 def _walk(fd: int, prefix: str) -> Iterator[tuple[str, int]]:
+    """Every key below a folder. What is no regular file, nor a folder where one may be, is listed with size 0."""
     with os.scandir(fd) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and prefix.count("/") < KEY_PARTS_MAX - 1:
                 if prefix or entry.name != TEMPORARY:
                     inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
                     try:
                         yield from _walk(inner, f"{prefix}{entry.name}/")
                     finally:
                         os.close(inner)
-            elif entry.is_file(follow_symlinks=False):
+            elif not entry.is_file(follow_symlinks=False):
+                yield f"{prefix}{entry.name}", 0  # whoever reads it is told what it is
+            else:
                 with suppress(FileNotFoundError):
                     yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False).st_size
 
@@ -282,6 +293,7 @@ def _fsync_folder(path: Path) -> None:
 @contextmanager
 def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None]:
     """Turn the operating system's errors into ours, naming what they hit."""
+    root = root if len(root) <= 300 else f"{root[:300]}…"
     try:
         yield
     except FileNotFoundError as error:

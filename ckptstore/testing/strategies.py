@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,12 @@ NUMPY_DTYPES = tuple(
     np.dtype(name)
     for name in ITEM_BYTES
     if not name.startswith(("bfloat", "float8", "float4")) and name != "complex32"
+)
+_ML = import_module("ml_dtypes") if find_spec("ml_dtypes") else None
+ML_DTYPES = tuple(
+    np.dtype(getattr(_ML, name))
+    for name in ITEM_BYTES
+    if _ML and name.startswith(("bfloat", "float8"))
 )
 SIZES = (0, 1, 2, 3, 5, 17)
 
@@ -89,26 +97,43 @@ def tensors(draw: DrawFn) -> torch.Tensor:
 
 
 def _torch_view(draw: DrawFn, tensor: torch.Tensor) -> torch.Tensor:
-    view = draw(
-        st.sampled_from(["as it is", "transposed", "every second", "expanded", "conj", "parameter"])
-    )
-    if view == "transposed" and tensor.dim():
-        return tensor.permute(*reversed(range(tensor.dim())))
-    if view == "every second" and tensor.dim():
-        return tensor[::2]
-    if view == "expanded" and tensor.dim() and tensor.shape[0] == 1:
-        return tensor.expand(3, *tensor.shape[1:])
-    if view == "conj" and tensor.dtype in (torch.complex64, torch.complex128):
-        return tensor.conj()
+    view = draw(st.sampled_from(_TORCH_VIEWS))
+    if tensor.is_complex() and tensor.dtype is not torch.complex32 and view in ("conj", "neg"):
+        return tensor.conj() if view == "conj" else tensor.conj().imag
     if view == "parameter" and tensor.is_floating_point():
         return torch.nn.Parameter(tensor, requires_grad=tensor.dtype is torch.float32)
+    if not tensor.dim():
+        return tensor
+    if view == "transposed":
+        return tensor.permute(*reversed(range(tensor.dim())))
+    if view == "every second":
+        return tensor[::2]
+    if view == "every second column":
+        return tensor[..., 1::2]
+    if view == "narrow" and tensor.shape[-1]:
+        return tensor.narrow(-1, 1, tensor.shape[-1] - 1)
+    if view == "expanded" and tensor.shape[0] == 1:
+        return tensor.expand(3, *tensor.shape[1:])
     return tensor
+
+
+_TORCH_VIEWS = (
+    "as it is",
+    "transposed",
+    "every second",
+    "every second column",
+    "narrow",
+    "expanded",
+    "conj",
+    "neg",
+    "parameter",
+)
 
 
 @st.composite
 def ndarrays(draw: DrawFn) -> Any:
     """A numpy array of any storable dtype and any bits, also with negative strides."""
-    dtype, shape = draw(st.sampled_from(NUMPY_DTYPES)), draw(shapes())
+    dtype, shape = draw(st.sampled_from(NUMPY_DTYPES + ML_DTYPES)), draw(shapes())
     count = int(np.prod(shape, dtype=np.int64))
     array = np.frombuffer(bytearray(_bits(draw, dtype.name, count)), dtype=dtype).reshape(shape)
     view = draw(st.sampled_from(["as it is", "transposed", "reversed", "read-only"]))
@@ -126,10 +151,12 @@ def arrays() -> SearchStrategy[Any]:
     return tensors() | ndarrays()
 
 
-def states(*, max_leaves: int = 12) -> SearchStrategy[Any]:
-    """Any nesting of dicts, OrderedDicts, lists and tuples of arrays and plain values."""
+def states(
+    *, leaves: SearchStrategy[Any] | None = None, max_leaves: int = 12
+) -> SearchStrategy[Any]:
+    """Any nesting of dicts, OrderedDicts, lists and tuples; of arrays and plain values unless `leaves` says of what."""
     return st.recursive(
-        arrays() | plain_values(),
+        arrays() | plain_values() if leaves is None else leaves,
         lambda inner: st.one_of(
             st.lists(inner, max_size=4),
             st.lists(inner, max_size=4).map(tuple),

@@ -1,4 +1,4 @@
-"""A small repository with every kind of file in it, and the ways to damage one of them."""
+"""A small repository with every kind of file in it: what each file is, and which checkpoints need it."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 import ckptstore
-from ckptstore.digest import Digest
 from ckptstore.format.manifest import Manifest
 from ckptstore.format.page import Page
-from ckptstore.objects import digest_of
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
     from pathlib import Path
 
 CHUNK_BYTES = 64 << 10
+DOCUMENTS = ("marker", "operation", "manifest", "page", "structure")
+KINDS = (*DOCUMENTS, "bundle", "chunk")
+MARKER = "ckptstore.json"
 
 
 def state(n: int) -> dict[str, Any]:
-    """Arrays of several chunks, small ones in a bundle, values; from one commit to the next a part changes."""
-    weight = np.arange(40_000, dtype=np.float32)
-    weight[0] = n
+    """Arrays of several chunks, small ones in two bundles, values; from one commit to the next a part changes."""
+    weight = np.arange(40_000, dtype=np.float32).reshape(100, 400)
+    weight[0, 0] = n
+    layers = {f"{number:02}": torch.full((5,), float(number)) for number in range(60)}
+    layers["07"] = torch.full((5,), float(n))
     return {
-        "model": {
-            "weight": weight,
-            "frozen": np.arange(20_000.0),
-            "bias": np.full(30, n, np.float64),
-        },
+        "model": {"weight": weight, "frozen": np.arange(20_000.0), "layers": layers},
+        "momentum": torch.arange(30_000, dtype=torch.float32) * n,
         "other": {"scale": np.arange(7, dtype=np.int16), "empty": np.zeros((0, 3))},
         "step": n,
     }
@@ -39,22 +38,35 @@ def state(n: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A repository, what was committed to it, and which checkpoints need which file."""
+    """A repository and what was committed to it.
+
+    kinds: what each file is. needs: the checkpoints that cannot be read whole without a file.
+    """
 
     root: Path
     states: dict[str, dict[str, Any]]
+    kinds: dict[str, str]
     needs: dict[str, frozenset[str]]
 
     def open(self) -> ckptstore.Repository:
         return ckptstore.open(self.root)
 
-    def files(self, kind: str = "") -> list[str]:
-        """Keys of files, those of one kind or all."""
-        return sorted(key for key in self.needs if kind_of(self, key) == kind or not kind)
+    def files(self, *kinds: str) -> list[str]:
+        """Keys of files of these kinds, or of all."""
+        return sorted(key for key, kind in self.kinds.items() if kind in (kinds or KINDS))
+
+    @property
+    def newest(self) -> str:
+        """The key of the newest operation."""
+        return max(self.files("operation"))
+
+    def suffer(self, key: str) -> frozenset[str]:
+        """The checkpoints that verify must name: the marker and the operations are no part of one."""
+        return frozenset() if self.kinds[key] in ("marker", "operation") else self.needs[key]
 
     def copy(self, to: Path) -> World:
         shutil.copytree(self.root, to)
-        return World(to, self.states, self.needs)
+        return World(to, self.states, self.kinds, self.needs)
 
 
 def make(root: Path) -> World:
@@ -62,94 +74,35 @@ def make(root: Path) -> World:
     repo = ckptstore.init(root, chunk_size=CHUNK_BYTES)
     states = {}
     for n in range(3):
-        states[repo.commit(state(n), step=n).id] = state(n)
+        states[str(repo.commit(state(n), step=n).id)] = state(n)
     repo.branch("side", "main~1")
-    states[repo.commit(state(9), branch="side", step=9).id] = state(9)
+    states[str(repo.commit(state(9), branch="side", step=9).id)] = state(9)
     repo.tag("v1", "main~2")
-    needs: dict[str, set[str]] = {
-        str(path.relative_to(root)): set() for path in root.rglob("*") if path.is_file()
-    }
+    kinds = {str(path.relative_to(root)): "chunk" for path in root.rglob("*") if path.is_file()}
+    kinds |= {key: "operation" for key in kinds if key.startswith("ops/")} | {MARKER: "marker"}
+    needs: dict[str, set[str]] = {key: set() for key in kinds}
+    needs[MARKER] |= states.keys()
+    needs[max(key for key in kinds if key.startswith("ops/"))] |= states.keys()
     for id in states:
-        for key in _reached(root, id):
+        reached = _reached(root, id)
+        kinds |= reached
+        for key in reached:
             needs[key].add(id)
-    return World(root, states, {key: frozenset(ids) for key, ids in needs.items()})
+    return World(root, states, kinds, {key: frozenset(ids) for key, ids in needs.items()})
 
 
-def _reached(root: Path, id: str) -> list[str]:
-    """The keys that a checkpoint needs, from its documents alone."""
+def _reached(root: Path, id: str) -> dict[str, str]:
+    """The keys that a checkpoint needs and what they are, from its documents alone."""
     manifest = Manifest.decode((root / f"checkpoints/{id}.json").read_bytes(), name="manifest")
-    found = [f"checkpoints/{id}.json", _key(manifest.structure)]
+    found = {f"checkpoints/{id}.json": "manifest", _key(manifest.structure): "structure"}
     for ref in manifest.pages:
         page = Page.decode((root / _key(ref.digest)).read_bytes(), name="page")
-        found += [_key(ref.digest), *(_key(digest) for digest, _ in page.digests())]
+        found[_key(ref.digest)] = "page"
+        found |= {_key(digest): "chunk" for digest, _ in page.digests()}
+        if page.bundle:
+            found[_key(page.bundle.digest)] = "bundle"
     return found
 
 
-def _key(digest: Digest) -> str:
+def _key(digest: str) -> str:
     return f"objects/{digest[:2]}/{digest[2:]}"
-
-
-def kind_of(world: World, key: str) -> str:
-    """What a file is: marker, operation, manifest, page, structure, bundle or chunk."""
-    if not key.startswith("objects/"):
-        return {"ckptstore.json": "marker", "ops": "operation"}.get(key.split("/")[0], "manifest")
-    data = (world.root / key).read_bytes()
-    assert digest_of(key) == Digest.of(data)
-    if data.startswith(b'{"structure"'):
-        return "structure"
-    if data.startswith(b'{"arrays"'):
-        return "page"
-    return "chunk" if len(data) > 1000 else "bundle"
-
-
-def flip(path: Path, chance: random.Random, position: int | None = None) -> str:
-    """Flip one bit."""
-    data = bytearray(path.read_bytes())
-    place = chance.randrange(len(data)) if position is None else position
-    bit = chance.randrange(8)
-    data[place] ^= 1 << bit
-    path.write_bytes(data)
-    return f"bit {bit} of byte {place} flipped"
-
-
-def truncate(path: Path, chance: random.Random) -> str:
-    length = chance.randrange(path.stat().st_size)
-    path.write_bytes(path.read_bytes()[:length])
-    return f"cut to {length} bytes"
-
-
-def extend(path: Path, chance: random.Random) -> str:
-    path.write_bytes(path.read_bytes() + chance.randbytes(chance.randint(1, 9)))
-    return "made longer"
-
-
-def zero(path: Path, chance: random.Random) -> str:
-    path.write_bytes(bytes(path.stat().st_size))
-    return "all zeros"
-
-
-def empty(path: Path, chance: random.Random) -> str:
-    path.write_bytes(b"")
-    return "emptied"
-
-
-def delete(path: Path, chance: random.Random) -> str:
-    path.unlink()
-    return "deleted"
-
-
-def folder(path: Path, chance: random.Random) -> str:
-    path.unlink()
-    path.mkdir()
-    return "a folder in its place"
-
-
-DAMAGES: tuple[Callable[[Path, random.Random], str], ...] = (
-    flip,
-    truncate,
-    extend,
-    zero,
-    empty,
-    delete,
-    folder,
-)

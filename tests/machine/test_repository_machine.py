@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 import ckptstore
-from ckptstore import ConflictError, NotFoundError
+from ckptstore import CheckoutMismatchError, ConflictError, NotFoundError
 from tests.properties.same import difference
 
 BRANCHES = ("main", "task-b", "seed/1")
@@ -59,6 +59,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.now = 1_700_000_000.0
         self.repo = ckptstore.init(self.url, chunk_size=64 << 10, clock=self.clock)
         self.url = self.repo.url
+        self.other = ckptstore.open(self.url, clock=self.clock)
         self.made: dict[str, Made] = {}
         self.moments = [Refs()]
 
@@ -84,8 +85,10 @@ class RepositoryMachine(RuleBasedStateMachine):
         small=st.integers(0, 3),
         step=st.integers(0, 9),
         loss=st.sampled_from([0.5, 0.25, 0.5, math.nan, math.inf]),
+        many=st.sampled_from([0, 40]),
     )
-    def commit(self, branch: str, large: int, small: int, step: int, loss: float) -> str:
+    def commit(self, branch: str, large: int, small: int, step: int, loss: float, many: int) -> str:
+        """Many: so many small arrays more, all but one the same in every checkpoint, on two pages."""
         state = {
             "model": {
                 "w": np.full(20_000, large, np.float64),
@@ -94,6 +97,9 @@ class RepositoryMachine(RuleBasedStateMachine):
             },
             "step": step,
         }
+        if many:
+            moments = {n: np.full(n + 1, n, np.float16) for n in range(many)}
+            state["optimizer"] = {**moments, 7: np.full(3, small, np.int8)}
         parent = self.refs.heads.get(branch)
         found = self.repo.commit(state, branch=branch, step=step, metrics={"val_loss": loss})
         assert found.parents == ((parent,) if parent else ())
@@ -106,14 +112,31 @@ class RepositoryMachine(RuleBasedStateMachine):
         assert difference(self.made[id].state, self.repo.checkout(id[:digits])) is None
 
     @rule(id=checkpoints)
+    def checkout_a_part(self, id: str) -> None:
+        state = self.made[id].state
+        found = self.repo.checkout(id, include=["model/b", "optimizer/7"], exclude="model/w")
+        expected = {"model": {"b": state["model"]["b"]}}
+        if "optimizer" in state:
+            expected["optimizer"] = {7: state["optimizer"][7]}
+        assert difference(expected, found) is None
+
+    @rule(id=checkpoints)
     def checkout_into(self, id: str) -> None:
+        """A destination without an optimizer is a misfit exactly for a checkpoint with one."""
+        state = self.made[id].state
         target = {
             "model": {"w": np.zeros(20_000), "b": np.zeros(3, np.int64), "twin": [9]},
             "step": 0,
         }
         kept = target["model"]["w"]
-        assert not self.repo.checkout(id, into=target)
-        assert difference(self.made[id].state, target) is None
+        unexpected = tuple(f"optimizer/{n}" for n in state.get("optimizer", ()))
+        if unexpected:
+            with pytest.raises(CheckoutMismatchError):
+                self.repo.checkout(id, into=target)
+            assert not kept.any()
+        assert self.repo.checkout(id, into=target, strict=False).unexpected == unexpected
+        expected = {"model": state["model"], "step": state["step"]}
+        assert difference(expected, target) is None
         assert target["model"]["w"] is kept
 
     @rule(name=st.sampled_from(BRANCHES), id=checkpoints)
@@ -167,6 +190,16 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.repo = ckptstore.open(self.url, clock=self.clock)
+
+    @rule()
+    def go_on_in_another_process(self) -> None:
+        """With what that one read of the repository when it last had its turn."""
+        self.repo, self.other = self.other, self.repo
+
+    @rule()
+    def find_latest(self) -> None:
+        order = list(self.made)
+        self.expect("latest", max(self.refs.heads.values(), key=order.index, default=None))
 
     @rule(name=st.sampled_from((*BRANCHES, *TAGS)), back=st.integers(0, 4))
     def go_back(self, name: str, back: int) -> None:
@@ -234,7 +267,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     def stored_once(self) -> None:
         """No more than the different arrays there can be, and their pages and structures."""
         usage = self.repo.usage()
-        assert usage.stored_bytes <= 4 * 3 * 64_000 + len(self.made) * 4_000
+        assert usage.stored_bytes <= 4 * 3 * 64_000 + len(self.made) * 10_000
         assert (usage.branches, usage.tags) == (len(self.refs.heads), len(self.refs.tags))
 
     @rule(id=consumes(checkpoints), name=st.sampled_from(TAGS))

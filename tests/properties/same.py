@@ -33,12 +33,12 @@ def difference(one: Any, other: Any, path: str = "state") -> str | None:
 def bits(value: Any) -> object:
     """Something that is equal exactly for the same bits."""
     if isinstance(value, torch.Tensor):
-        plain = value.detach().resolve_conj().resolve_neg().contiguous()
-        return (
-            str(value.dtype),
-            tuple(value.shape),
-            plain.reshape(-1).view(torch.uint8).numpy().tobytes(),
-        )
+        plain = value.detach().resolve_conj().resolve_neg()
+        if value.element_size() == 1:  # torch copies a transposed float4 only as bytes
+            plain = plain.view(torch.uint8)
+        copied = plain.clone(memory_format=torch.contiguous_format)
+        flat = copied.as_strided((value.numel(),), (1,)).view(torch.uint8)
+        return str(value.dtype), tuple(value.shape), flat.numpy().tobytes()
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype, value.shape, value.tobytes()
     if type(value) is float:

@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "set": (lambda: {1}, "set"),
     "namedtuple": (lambda: Point(1, 2), r"Point.*tuple\(value\)"),
     "defaultdict": (lambda: defaultdict(int), r"defaultdict.*dict\(value\)"),
-    "counter": (lambda: Counter("a"), "Counter"),
+    "counter of pairs": (lambda: Counter([(1, 2)]), "keys are strings or integers"),
     "module": (lambda: torch.nn.Linear(1, 1), r"Linear.*state_dict\(\)"),
     "optimizer": (
         lambda: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]),

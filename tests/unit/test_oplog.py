@@ -1,0 +1,173 @@
+"""The log of operations: of many writers each counts once, and undo goes back step by step."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptstore.digest import Digest
+from ckptstore.errors import ConflictError, CorruptError, NotFoundError
+from ckptstore.format.operation import SEQ_MAX, Operation
+from ckptstore.oplog import KEPT_OPERATIONS, Oplog, key_of
+from ckptstore.storage import LocalStorage, MemoryStorage, Storage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ID = Digest.of(b"checkpoint")
+
+
+@pytest.fixture(params=["memory", "local"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return MemoryStorage() if request.param == "memory" else LocalStorage(tmp_path)
+
+
+def count_up(log: Oplog) -> None:
+    log.append(lambda newest: replace(newest, settings={"n": newest.settings.get("n", 0) + 1}))
+
+
+def now() -> int:
+    return 7
+
+
+def test_of_many_writers_at_once_each_counts_once(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: count_up(Oplog(storage)), range(120)))
+    log = Oplog(storage)
+    assert log.newest().settings == {"n": 120}
+    assert sorted(log.seqs()) == list(range(1, 121))
+    assert [log.read(seq).settings["n"] for seq in range(1, 121)] == list(range(1, 121))
+    assert len({log.read(seq).nonce for seq in range(1, 121)}) == 120
+
+
+def test_what_a_decision_raises_ends_the_attempt_and_appends_nothing() -> None:
+    log = Oplog(MemoryStorage())
+
+    def refuse(newest: Operation) -> Operation:
+        raise ConflictError("no")
+
+    with pytest.raises(ConflictError, match="no"):
+        log.append(refuse)
+    assert log.seqs() == []
+
+
+def test_the_number_and_the_nonce_are_the_logs_own() -> None:
+    log = Oplog(MemoryStorage())
+    made = log.append(lambda newest: Operation(seq=99, nonce="mine", done="x"))
+    assert (made.seq, made.done) == (1, "x")
+    assert made.nonce != "mine"
+    assert log.newest() == made
+
+
+def test_before_the_first_operation_there_is_nothing_and_nothing_to_undo() -> None:
+    log = Oplog(MemoryStorage())
+    assert log.newest() == Operation()
+    with pytest.raises(NotFoundError, match="nothing to undo"):
+        log.undo(now=now)
+
+
+@given(st.lists(st.integers(0, 3), max_size=25))
+def test_undo_goes_back_through_a_stack_of_states(moves: list[int]) -> None:
+    """Three in four moves are operations; the others undo."""
+    log = Oplog(MemoryStorage())
+    stack: list[dict[str, Digest]] = [{}]
+    for number, move in enumerate(moves):
+        if move:
+            heads = {**stack[-1], f"b{number}": ID}
+            log.append(lambda newest, heads=heads: replace(newest, heads=heads, undoes=None))
+            stack.append(heads)
+        elif len(stack) > 1:
+            undone = log.undo(now=now)
+            assert undone.heads == stack.pop()
+        else:
+            with pytest.raises(NotFoundError):
+                log.undo(now=now)
+        assert log.newest().heads == stack[-1]
+
+
+def test_an_undo_says_what_it_took_back_and_leaves_what_gc_condemned() -> None:
+    log = Oplog(MemoryStorage())
+    log.append(lambda newest: replace(newest, tags={"v": ID}, done="made tag v"))
+    log.append(lambda newest: replace(newest, tags={}, done="deleted tag v", condemned=None))
+    condemned = {"digests": [ID], "deadline": 5}
+    log.append(lambda newest: replace(newest, condemned=condemned, done="gc"))
+    assert log.undo(now=now).done == "gc"
+    newest = log.newest()
+    assert (newest.condemned, newest.undoes, newest.time) == (condemned, 3, 7)
+    assert newest.done == "undid operation 3: gc"
+    log.undo(now=now)
+    assert log.newest().tags == {"v": ID}
+
+
+def test_an_undo_behind_what_was_pruned_says_so() -> None:
+    storage = MemoryStorage()
+    log = Oplog(storage)
+    for _ in range(3):
+        count_up(log)
+    storage.delete([key_of(2)])
+    with pytest.raises(NotFoundError, match="too old to go back to"):
+        log.undo(now=now)
+    assert log.newest().settings == {"n": 3}
+
+
+def test_a_writer_that_slept_while_its_number_was_used_and_pruned_is_told() -> None:
+    storage = MemoryStorage()
+    count_up(Oplog(storage))
+    slept: list[bool] = []
+
+    def sleep(newest: Operation) -> Operation:
+        if not slept:
+            slept.append(True)
+            for _ in range(KEPT_OPERATIONS + 150):
+                count_up(Oplog(storage))
+        return newest
+
+    with pytest.raises(ConflictError, match="whether it counted cannot be told"):
+        Oplog(storage).append(sleep)
+    assert Oplog(storage).newest().settings == {"n": KEPT_OPERATIONS + 151}
+
+
+def test_a_newest_operation_that_was_pruned_under_the_reader_is_looked_for_again() -> None:
+    class Late(MemoryStorage):
+        """Takes an operation away between its listing and its reading, as a pruning writer would."""
+
+        taken = 0
+
+        def get(self, key: str, *, bytes_max: int) -> bytes:
+            if self.taken < 3:
+                self.taken += 1
+                count_up_in_place(self)
+                self.delete([key])
+            return super().get(key, bytes_max=bytes_max)
+
+    def count_up_in_place(storage: MemoryStorage) -> None:
+        seq = max(Oplog(storage).seqs()) + 1
+        storage.create(key_of(seq), Operation(seq=seq, nonce=str(seq)).encode())
+
+    storage = Late()
+    storage.create(key_of(1), Operation(seq=1).encode())
+    assert Oplog(storage).newest().seq == 4
+
+
+def test_a_file_under_another_operations_name_is_damage(storage: Storage) -> None:
+    storage.create(key_of(2), Operation(seq=1).encode())
+    with pytest.raises(CorruptError, match="says that it is operation 1"):
+        Oplog(storage).newest()
+
+
+def test_files_that_are_no_operations_are_passed_over(storage: Storage) -> None:
+    count_up(Oplog(storage))
+    for key in ("ops/1.json", "ops/x.json", "ops/000000000009.txt", "ops/0000000000009.json"):
+        storage.put(key, b"x")
+    assert Oplog(storage).seqs() == [1]
+
+
+def test_behind_the_last_number_there_is_no_operation(storage: Storage) -> None:
+    storage.create(key_of(SEQ_MAX), Operation(seq=SEQ_MAX).encode())
+    with pytest.raises(CorruptError, match="last number"):
+        count_up(Oplog(storage))
