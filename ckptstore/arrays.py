@@ -17,7 +17,7 @@ from ckptstore.format.chunks import DIMENSIONS_MAX
 from ckptstore.format.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ckptstore.format.chunks import Chunk
 
@@ -55,12 +55,16 @@ class ArraySource:
     array: Any
     flat: memoryview | None
 
-    def chunk(self, chunk: Chunk) -> memoryview:
-        """The bytes of one chunk, in C order: a view of the array's own memory when that is contiguous."""
+    def chunk(self, chunk: Chunk, buffer: Callable[[int], memoryview]) -> memoryview:
+        """The bytes of one chunk, in C order: the array's own memory where that is contiguous, else a copy in a buffer.
+
+        buffer: gives writable memory of so many bytes, which holds the chunk until it is asked again.
+        """
         if self.flat is not None:
             return self.flat[chunk.start : chunk.start + chunk.size]
-        part = self.array[chunk.index] if chunk.index else self.array
-        return _tensor_bytes(part) if self.kind == TENSOR else _ndarray_bytes(part)
+        data = buffer(chunk.size)
+        _copy_out(self.array[chunk.index] if chunk.index else self.array, data)
+        return data
 
     def whole(self) -> memoryview:
         """All bytes, in C order."""
@@ -139,6 +143,19 @@ def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
     with torch.no_grad():
         source = torch.frombuffer(data, dtype=torch.uint8).view(target.dtype).reshape(part.shape)
         _copyable(_plain(part, torch), torch).copy_(_copyable(source, torch))
+
+
+def _copy_out(part: Any, data: memoryview) -> None:
+    """Copy the elements of an array to a buffer, in C order."""
+    if is_ndarray(part):
+        import numpy as np
+
+        np.frombuffer(data, dtype=part.dtype).reshape(part.shape)[...] = part
+        return
+    import torch
+
+    target = torch.frombuffer(data, dtype=torch.uint8).view(part.dtype).reshape(part.shape)
+    _copyable(target, torch).copy_(_copyable(part, torch))
 
 
 def to_device(value: Any, device: Any) -> Any:

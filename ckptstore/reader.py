@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,7 +18,7 @@ from ckptstore.collector import paused_collector
 from ckptstore.errors import StorageError
 from ckptstore.format.chunks import Chunk, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.parallel import gather
+from ckptstore.parallel import Buffers, gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from ckptstore.objects import ObjectStore
 
 READ_THREADS = 4
-BUNDLES_BYTES_MAX = 16 << 20  # bundles that are held at once, of about 1 MB each as a rule
-BUFFER_BYTES_MAX = 40 << 20  # all threads' buffers together, when existing arrays are filled
+BUNDLES_BYTES_MAX = 8 << 20  # bundles that are held at once, of about 1 MB each as a rule
+BUFFER_BYTES_MAX = 32 << 20  # all threads' buffers together, when existing arrays are filled
 
 
 def read_fresh(
@@ -59,7 +58,7 @@ def read_fresh(
 def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: ObjectStore) -> None:
     """Fill existing arrays of the right dtype and shape. On an error some of them may hold new values already."""
     wanted = [_Wanted.of(page, targets) for page in pages]
-    buffers = _Buffers()
+    buffers = Buffers()
     chunked = [
         (entry, *found) for part in wanted for entry in part.large for found in _chunks(entry)
     ]
@@ -133,24 +132,11 @@ def _start(entry: ArrayEntry) -> int:
 
 
 def _copy_chunk(
-    objects: ObjectStore, buffers: _Buffers, digest: Digest, chunk: Chunk, target: Any
+    objects: ObjectStore, buffers: Buffers, digest: Digest, chunk: Chunk, target: Any
 ) -> None:
     data = buffers.of(chunk.size)
     objects.read_into(digest, data)
     arrays.copy_chunk(target, chunk, data)
-
-
-class _Buffers(threading.local):
-    """One buffer for each thread, as large as the largest chunk it met."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-
-    def of(self, size: int) -> memoryview:
-        """Writable memory of this size, until the thread asks again."""
-        if len(self.buffer) < size:
-            self.buffer = bytearray(size)
-        return memoryview(self.buffer)[:size]
 
 
 def _check_memory(sizes: Iterable[int]) -> None:

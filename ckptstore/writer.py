@@ -21,7 +21,7 @@ from ckptstore.format.chunks import chunk_count, chunk_shape, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.manifest import PageRef
 from ckptstore.format.page import SMALL_BYTES, ArrayEntry, Bundle, Page, cut
-from ckptstore.parallel import gather
+from ckptstore.parallel import Buffers, gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from ckptstore.state import Flat
 
 WRITE_THREADS = 8  # most of a thread's time is spent waiting for its fsync
-COPY_BYTES_MAX = (
-    64 << 20
-)  # what all threads together may hold as copies of arrays that are not contiguous
+COPY_BYTES_MAX = 64 << 20  # all copies at once: of chunks that are not contiguous, of small arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +194,7 @@ def _write_bundles(
         jobs = [partial(sink.put_bundle, data, parts) for data, parts in joined]
         bundles = gather(jobs, threads=WRITE_THREADS)
         bundled += zip((parts for _, parts in joined), bundles, strict=True)
+        del jobs, joined  # before the next copies are made
     return bundled
 
 
@@ -252,6 +251,7 @@ class _Sink:
         self.relied: set[Digest] = set()
         self.written: set[Digest] = set()
         self.new_bytes = 0
+        self._buffers = Buffers()
         self._lock = Lock()
 
     def put(self, data: bytes | memoryview) -> Digest:
@@ -270,7 +270,7 @@ class _Sink:
 
     def put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
         """Put one chunk of an array."""
-        return self.put(source.chunk(chunk))
+        return self.put(source.chunk(chunk, self._buffers.of))
 
     def put_bundle(self, data: bytes, parts: list[_Part]) -> Bundle | None:
         """Put the small arrays of a page as one object; one that the parent holds is not even hashed."""
