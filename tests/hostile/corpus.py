@@ -1,0 +1,30 @@
+"""The corpus: every hostile case there is, by its story."""
+
+from __future__ import annotations
+
+from tests.hostile.inputs import arguments, destinations, files, states
+from tests.hostile.repositories import (
+    entries,
+    manifests,
+    markers,
+    operations,
+    pages,
+    planted,
+    structures,
+    text,
+)
+
+CASES = (
+    *markers.CASES,
+    *operations.CASES,
+    *manifests.CASES,
+    *pages.CASES,
+    *entries.CASES,
+    *structures.CASES,
+    *text.CASES,
+    *planted.CASES,
+    *states.CASES,
+    *arguments.CASES,
+    *destinations.CASES,
+    *files.CASES,
+)
