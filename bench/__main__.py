@@ -1,0 +1,121 @@
+"""Measure ckptstore beside its peers, print a table, and write the numbers as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import chunk_size, report, table, workloads
+from bench.figures import HEADINGS, Figure
+from bench.measure import ROUNDS
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ckptstore-bench"
+RESULTS = Path(__file__).parent / "results"
+IN_MEMORY = ("tmpfs", "ramfs", "overlay")
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    options = _parser().parse_args()
+    if options.command != "compare":
+        options.cache = options.cache.resolve()
+    if options.command == "compare":
+        print(report.compared(options.before, options.after))
+    elif options.command == "chunk-size":
+        _chunk_sizes(options)
+    else:
+        _table(options)
+
+
+def _table(options: argparse.Namespace) -> None:
+    """Print every figure as soon as it is known, then the table, and write the JSON."""
+    with _scratch(options.cache) as scratch:
+        facts = report.machine(scratch)
+        training = workloads.training(options.cache)
+        facts["workloads"] = _described(training)
+        _say(facts)
+        bench = table.Bench(
+            training=training, cache=options.cache, scratch=scratch, rounds=options.rounds
+        )
+        figures: list[Figure] = []
+        for figure in table.figures(bench, options.only or table.PARTS):
+            figures.append(figure)
+            print(" · ".join(cell for cell in figure.cells() if cell), file=sys.stderr, flush=True)
+    print(report.table(HEADINGS, (figure.cells() for figure in figures)))
+    report.save(options.json or RESULTS / "table.json", facts, figures)
+    if short := report.missed(figures):
+        print(f"\nShort of a must: {'; '.join(short)}.")
+
+
+def _chunk_sizes(options: argparse.Namespace) -> None:
+    """Print the table over chunk sizes, and write the JSON."""
+    with _scratch(options.cache) as scratch:
+        facts = report.machine(scratch)
+        training = workloads.training(options.cache)
+        cells, numbers = zip(
+            *chunk_size.rows(training, scratch, rounds=options.rounds), strict=True
+        )
+    print(report.table(chunk_size.HEADINGS, cells))
+    path = options.json or RESULTS / "chunk-size.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "chunk_sizes": numbers}, indent=1) + "\n")
+
+
+def _described(training: workloads.Training) -> dict[str, object]:
+    """What the training state is, and what really changed between its moments."""
+    second = workloads.change(training.first, training.second)
+    partly = workloads.change(training.second, training.partly)
+    return {
+        "arrays": second.arrays,
+        "bytes": second.bytes,
+        "second_bytes_changed": second.bytes_changed,
+        "partly_arrays_changed": partly.arrays_changed,
+        "partly_bytes_of_changed_arrays": partly.bytes_of_changed_arrays,
+        "partly_bytes_changed": partly.bytes_changed,
+    }
+
+
+def _say(facts: dict[str, object]) -> None:
+    for name, value in facts.items():
+        print(f"{name}: {value}", file=sys.stderr)
+    if facts["file_system"] in IN_MEMORY:
+        print("This is no disk: fsync costs nothing here. Pass --cache.", file=sys.stderr)
+
+
+@contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    """A folder for repositories and files, on the disk of the cache, removed afterwards."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="scratch-") as folder:
+        yield Path(folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    _measuring(parser)
+    parser.add_argument(
+        "--only", action="append", choices=table.PARTS, help="a part of the table; may be repeated"
+    )
+    commands = parser.add_subparsers(dest="command")
+    _measuring(commands.add_parser("chunk-size", help="a table over chunk sizes from 1 to 64 MiB"))
+    compare = commands.add_parser("compare", help="the ratios of two runs side by side")
+    compare.add_argument("before", type=Path)
+    compare.add_argument("after", type=Path)
+    return parser
+
+
+def _measuring(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rounds", type=int, default=ROUNDS, help=f"counted rounds, 5 or more ({ROUNDS})")
+    add("--json", type=Path, help="where to write the numbers (bench/results/)")
+    add("--cache", type=Path, default=CACHE, help=f"trained states and scratch files ({CACHE})")
+
+
+if __name__ == "__main__":
+    main()

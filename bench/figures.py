@@ -1,0 +1,170 @@
+"""A figure of the table: what was measured, what is asked of it, and whether that is met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.measure import Series, paired_ratios
+
+Cells = tuple[str, ...]
+HEADINGS: Cells = (
+    "what",
+    "ckptstore",
+    "min-max",
+    "against",
+    "median",
+    "min-max",
+    "ratio",
+    "must",
+    "aim",
+    "verdict",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Our time against a peer's; how many times faster we must be, and aim to be."""
+
+    what: str
+    ours: Series
+    theirs: Series
+    must: float | None = None
+    aim: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """The median of the paired ratios; above 1 we were faster."""
+        return statistics.median(paired_ratios(self.ours, self.theirs))
+
+    @property
+    def verdict(self) -> str:
+        """Whether what is asked is met."""
+        return _verdict(
+            must=None if self.must is None else self.ratio >= self.must,
+            aim=None if self.aim is None else self.ratio >= self.aim,
+        )
+
+    def cells(self) -> Cells:
+        """A row of the table."""
+        return (
+            self.what,
+            *_times(self.ours),
+            self.theirs.name,
+            *_times(self.theirs),
+            f"{self.ratio:.2f}",
+            _factor(self.must),
+            _factor(self.aim),
+            self.verdict,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number behind the row."""
+        return {
+            "what": self.what,
+            "against": self.theirs.name,
+            "ratio": round(self.ratio, 4),
+            "must": self.must,
+            "aim": self.aim,
+            "verdict": self.verdict,
+            "ours": _series(self.ours),
+            "theirs": _series(self.theirs),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A figure of ours that must stay under a bound; the worst of the values counts."""
+
+    what: str
+    values: tuple[float, ...]
+    unit: str
+    must: float
+    against: str = ""
+    theirs: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the bound is kept."""
+        return _verdict(must=max(self.values) <= self.must, aim=None)
+
+    def cells(self) -> Cells:
+        """A row of the table."""
+        low, high = min(self.values), max(self.values)
+        return (
+            self.what,
+            f"{statistics.median(self.values):.1f} {self.unit}",
+            f"{low:.1f}-{high:.1f}" if len(self.values) > 1 else "",
+            self.against,
+            "" if self.theirs is None else f"{self.theirs:.1f} {self.unit}",
+            "",
+            "",
+            f"{self.must:g} {self.unit} at most",
+            "",
+            self.verdict,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number behind the row."""
+        return {
+            "what": self.what,
+            "values": [round(value, 4) for value in self.values],
+            "unit": self.unit,
+            "must": self.must,
+            "verdict": self.verdict,
+            "against": self.against,
+            "theirs": self.theirs,
+        }
+
+
+Figure = Comparison | Bound
+
+
+def comparisons(
+    what: str,
+    series: Sequence[Series],
+    *,
+    must: dict[str, float] | None = None,
+    aim: dict[str, float] | None = None,
+) -> list[Comparison]:
+    """The first series against each of the others; `must` and `aim` by the other's name."""
+    ours, *others = series
+    return [
+        Comparison(
+            what=what,
+            ours=ours,
+            theirs=theirs,
+            must=(must or {}).get(theirs.name),
+            aim=(aim or {}).get(theirs.name),
+        )
+        for theirs in others
+    ]
+
+
+def _verdict(*, must: bool | None, aim: bool | None) -> str:
+    if must is False:
+        return "short"
+    if aim is None:
+        return "" if must is None else "met"
+    if aim:
+        return "aim met"
+    return "aim short" if must is None else "met"
+
+
+def _times(series: Series) -> tuple[str, str]:
+    return f"{series.median:.3f} s", f"{min(series.seconds):.3f}-{max(series.seconds):.3f}"
+
+
+def _factor(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}x"
+
+
+def _series(series: Series) -> dict[str, Any]:
+    return {
+        "name": series.name,
+        "median_seconds": round(series.median, 6),
+        "seconds": [round(value, 6) for value in series.seconds],
+        "processor_seconds": [round(value, 6) for value in series.processor_seconds],
+    }

@@ -1,0 +1,151 @@
+"""What ckptstore is measured against: torch.save, safetensors, and what the machine can do.
+
+"Durable" is the same for all: the data of the new file and its name in the folder are on disk when
+the call returns. Every save goes to a new file; cutting an old one short costs three times as much.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from safetensors.torch import load_file, save_file
+
+from bench.measure import Contender
+
+HASHED_BYTES = 8 << 20
+
+
+def save(name: str, folder: Path, write: Callable[[Path], object]) -> Contender:
+    """A contender that writes one new file, durably, and removes it behind the clock."""
+    path = folder / name.replace(" ", "-")
+
+    def call(_: object) -> None:
+        write(path)
+        make_durable(path)
+
+    return Contender(name=name, call=call, clean=lambda _: path.unlink())
+
+
+def torch_save(state: object, folder: Path) -> Contender:
+    """torch.save to a path, made durable."""
+    return save("torch.save", folder, lambda path: torch.save(state, path))
+
+
+def safetensors_save(tensors: Mapping[str, torch.Tensor], folder: Path) -> Contender:
+    """safetensors' save_file, made durable."""
+    return save("safetensors", folder, lambda path: save_file(dict(tensors), path))
+
+
+def raw_write(views: Sequence[memoryview], folder: Path) -> Contender:
+    """The bytes alone, in one file, made durable."""
+    return save("raw write", folder, lambda path: write_views(views, path))
+
+
+def blake3_two_threads(views: Iterable[memoryview]) -> Contender:
+    """BLAKE3 of all bytes on two threads, in pieces of 8 MiB: what finding no change costs."""
+    pieces = [
+        view[start : start + HASHED_BYTES]
+        for view in views
+        for start in range(0, len(view), HASHED_BYTES)
+    ]
+
+    def call(_: object) -> list[str]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda piece: blake3(piece).hexdigest(), pieces))
+
+    return Contender(name="BLAKE3, 2 threads", call=call)
+
+
+def torch_load(path: Path, *, mapped: bool = False) -> Contender:
+    """torch.load; mapped, it reads nothing until the memory is touched."""
+    if mapped:
+        return Contender(name="torch.load(mmap)", call=lambda _: torch.load(path, mmap=True))
+    return Contender(name="torch.load", call=lambda _: torch.load(path))
+
+
+def torch_load_copied(path: Path) -> Contender:
+    """torch.load mapped, and a copy of every tensor: what mapping comes to in the end."""
+
+    def call(_: object) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in _leaves(torch.load(path, mmap=True))]
+
+    return Contender(name="torch.load(mmap), copied", call=call)
+
+
+def safetensors_load(path: Path) -> Contender:
+    """safetensors' load_file, which maps the file."""
+    return Contender(name="safetensors", call=lambda _: load_file(path))
+
+
+def safetensors_load_copied(path: Path) -> Contender:
+    """load_file and a copy of every tensor."""
+
+    def call(_: object) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in load_file(path).values()]
+
+    return Contender(name="safetensors, copied", call=call)
+
+
+def raw_read(path: Path, sizes: Sequence[int]) -> Contender:
+    """readinto of the same bytes from one file, each array's into fresh memory of its own."""
+
+    def call(_: object) -> list[torch.Tensor]:
+        made = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        with open(path, "rb", buffering=0) as file:
+            for tensor in made:
+                read_full(file.readinto, view_of(tensor))
+        return made
+
+    return Contender(name="raw read", call=call)
+
+
+def raw_views(tensors: Iterable[torch.Tensor]) -> list[memoryview]:
+    """The memory of tensors, as bytes."""
+    return [view_of(tensor) for tensor in tensors]
+
+
+def view_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor, as bytes."""
+    flat: Any = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def write_views(views: Iterable[memoryview], path: Path) -> None:
+    """Write bytes to a new file, not yet durable."""
+    with open(path, "xb", buffering=0) as file:
+        for view in views:
+            while view:
+                view = view[file.write(view) :]
+
+
+def make_durable(path: Path) -> None:
+    """Fsync a file, and the folder that holds its name."""
+    for name in (path, path.parent):
+        fd = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def read_full(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:
+    """Fill a view, which one call need not do."""
+    while view:
+        count = readinto(view)
+        if not count:
+            raise EOFError("The file is shorter than the arrays that were written to it.")
+        view = view[count:]
+
+
+def _leaves(state: object) -> Iterable[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _leaves(value)

@@ -1,0 +1,107 @@
+"""ckptstore's own contenders.
+
+Each commit goes to a repository of its own, made by linking the files of a prepared one: objects
+never change, so that is as good as having committed them, and nothing is written. A repository is
+opened and its newest pages are read before the clock starts, as in a training loop that has
+committed before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ckptstore
+from bench.measure import Contender
+
+if TYPE_CHECKING:
+    from ckptstore import Checkpoint
+
+BRANCH = "main"
+OBJECTS = "objects"
+
+_number = itertools.count()
+
+
+def prepared(folder: Path, name: str, *states: object, chunk_size: int | None = None) -> Path:
+    """A repository with these states committed one after the other."""
+    repository = (
+        ckptstore.init(folder / name)
+        if chunk_size is None
+        else ckptstore.init(folder / name, chunk_size=chunk_size)
+    )
+    for step, state in enumerate(states):
+        repository.commit(state, step=step)
+    return folder / name
+
+
+def commit(
+    base: Path,
+    state: object,
+    *,
+    name: str = "ckptstore",
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Contender:
+    """Commit a state on top of a prepared repository; `around` is entered for the call alone."""
+
+    def prepare() -> tuple[Path, Any]:
+        copy = linked_copy(base)
+        repository = ckptstore.open(copy)
+        if repository.branches():
+            assert repository.resolve(BRANCH).arrays
+        return copy, repository
+
+    def call(copy: tuple[Path, Any]) -> object:
+        with around():
+            return copy[1].commit(state)
+
+    return Contender(
+        name=name, prepare=prepare, call=call, clean=lambda copy: shutil.rmtree(copy[0])
+    )
+
+
+def checkout(base: Path, *, name: str = "ckptstore") -> Contender:
+    """Check the newest checkpoint out into fresh tensors."""
+    return Contender(
+        name=name, prepare=lambda: ckptstore.open(base), call=lambda repo: repo.checkout(BRANCH)
+    )
+
+
+def checkout_into(base: Path, into: object, *, name: str = "ckptstore") -> Contender:
+    """Check the newest checkpoint out into what exists already."""
+    return Contender(
+        name=name,
+        prepare=lambda: ckptstore.open(base),
+        call=lambda repo: repo.checkout(BRANCH, into=into),
+    )
+
+
+def branch(base: Path, at: str) -> Contender:
+    """Make a branch at a revision."""
+
+    def call(repository: Any) -> object:
+        return repository.branch(f"branch-{next(_number)}", at=at)
+
+    return Contender(name="ckptstore", prepare=lambda: ckptstore.open(base), call=call)
+
+
+def commit_now(base: Path, state: object) -> Checkpoint:
+    """Commit a state, with no clock."""
+    return ckptstore.open(base).commit(state)
+
+
+def linked_copy(base: Path) -> Path:
+    """The same repository under another name: new folders, the same files."""
+    copy = base.with_name(f"{base.name}-{next(_number)}")
+    return Path(shutil.copytree(base, copy, copy_function=os.link))
+
+
+def object_bytes(base: Path) -> tuple[int, int]:
+    """How many objects a repository holds, and their bytes."""
+    sizes = [file.stat().st_size for file in (base / OBJECTS).rglob("*") if file.is_file()]
+    return len(sizes), sum(sizes)

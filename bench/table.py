@@ -1,0 +1,203 @@
+"""The table: every figure that is asked of ckptstore, each against its peers in the same run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from bench import memory, peers, repositories, workloads
+from bench.figures import Bound, Comparison, Figure, comparisons
+from bench.measure import Contender, Series, compete
+from bench.workloads import Training
+
+WITHIN_15_PERCENT = 1 / 1.15
+WITHIN_25_PERCENT = 1 / 1.25
+BRANCH_MILLISECONDS = 20
+INTO_MEGABYTES = 64
+COMMIT_MEGABYTES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What every part of the table works with."""
+
+    training: Training
+    cache: Path
+    scratch: Path
+    rounds: int
+
+    def run(self, *contenders: Contender) -> list[Series]:
+        """Time these contenders against each other."""
+        return compete(contenders, rounds=self.rounds)
+
+
+def figures(bench: Bench, parts: Iterable[str]) -> Iterator[Figure]:
+    """The figures of these parts of the table, in its order."""
+    for name in PARTS:
+        if name in parts:
+            yield from PARTS[name](bench)
+
+
+def commits(bench: Bench) -> Iterator[Figure]:
+    """Commits of the training state: all new, nothing changed, 2 % changed."""
+    first, second, partly = (getattr(bench.training, moment) for moment in workloads.MOMENTS)
+    tensors = workloads.tensors(second)
+    views = peers.raw_views(tensors.values())
+    base = repositories.prepared(bench.scratch, "first", first)
+    yield from comparisons(
+        "commit, all new, durable",
+        bench.run(
+            repositories.commit(base, second),
+            peers.torch_save(second, bench.scratch),
+            peers.raw_write(views, bench.scratch),
+            peers.safetensors_save(tensors, bench.scratch),
+        ),
+        must={"torch.save": 1},
+        aim={"raw write": WITHIN_15_PERCENT},
+    )
+    base = repositories.prepared(bench.scratch, "second", first, second)
+    yield from comparisons(
+        "commit, nothing changed, durable",
+        bench.run(
+            repositories.commit(base, second),
+            peers.torch_save(second, bench.scratch),
+            peers.blake3_two_threads(views),
+        ),
+        must={"torch.save": 5},
+        aim={"BLAKE3, 2 threads": WITHIN_25_PERCENT},
+    )
+    yield from comparisons(
+        "commit, 2 % changed, durable",
+        bench.run(repositories.commit(base, partly), peers.torch_save(partly, bench.scratch)),
+        must={"torch.save": 4},
+        aim={"torch.save": 7},
+    )
+
+
+def checkouts(bench: Bench) -> Iterator[Figure]:
+    """Checkouts of the training state, fresh and into what exists, the files in the page cache."""
+    state = bench.training.second
+    tensors = workloads.tensors(state)
+    views = peers.raw_views(tensors.values())
+    base = repositories.prepared(bench.scratch, "checkouts", state)
+    torch_file, safetensors_file, raw_file = (
+        bench.scratch / name for name in ("state.pt", "state.safetensors", "state.raw")
+    )
+    torch.save(state, torch_file)
+    save_file(tensors, safetensors_file)
+    peers.write_views(views, raw_file)
+    module = repositories.checkout_into(base, workloads.live(state), name="into module")
+    nest = repositories.checkout_into(base, copy.deepcopy(state), name="into tensors")
+    fresh, into_module, into_tensors, *others = bench.run(
+        repositories.checkout(base),
+        module,
+        nest,
+        peers.torch_load(torch_file),
+        peers.raw_read(raw_file, [len(view) for view in views]),
+        peers.torch_load(torch_file, mapped=True),
+        peers.torch_load_copied(torch_file),
+        peers.safetensors_load(safetensors_file),
+        peers.safetensors_load_copied(safetensors_file),
+    )
+    yield from comparisons(
+        "checkout, fresh, verified",
+        [fresh, *others],
+        must={"torch.load": 1.3},
+        aim={"raw read": WITHIN_25_PERCENT},
+    )
+    for what, ours in (("module and moments", into_module), ("tensors", into_tensors)):
+        yield Comparison(what=f"checkout into {what}", ours=ours, theirs=fresh, must=1)
+
+
+def small_tensors(bench: Bench) -> Iterator[Figure]:
+    """5,000 small tensors: commit and checkout."""
+    before, after = (workloads.small_tensors(seed=seed) for seed in (1, 2))
+    base = repositories.prepared(bench.scratch, "small", before)
+    yield from comparisons(
+        "5,000 small tensors: commit, all new, durable",
+        bench.run(
+            repositories.commit(base, after),
+            peers.torch_save(after, bench.scratch),
+            peers.safetensors_save(after, bench.scratch),
+        ),
+        must={"torch.save": 1},
+        aim={"safetensors": 1},
+    )
+    torch_file, safetensors_file = (
+        bench.scratch / name for name in ("small.pt", "small.safetensors")
+    )
+    torch.save(before, torch_file)
+    save_file(before, safetensors_file)
+    yield from comparisons(
+        "5,000 small tensors: checkout, fresh, verified",
+        bench.run(
+            repositories.checkout(base),
+            peers.torch_load(torch_file),
+            peers.safetensors_load(safetensors_file),
+            peers.safetensors_load_copied(safetensors_file),
+        ),
+        must={"torch.load": 1},
+        aim={"safetensors": 1},
+    )
+
+
+def branches(bench: Bench) -> Iterator[Figure]:
+    """Making a branch at an older checkpoint, and what that adds to the objects."""
+    first, second = bench.training.first, bench.training.second
+    base = repositories.prepared(bench.scratch, "branches", first, second)
+    _, before = repositories.object_bytes(base)
+    (series,) = bench.run(repositories.branch(base, "main~1"))
+    _, after = repositories.object_bytes(base)
+    yield Bound(
+        what="branch of a checkpoint",
+        values=tuple(1e3 * seconds for seconds in series.seconds),
+        unit="ms",
+        must=BRANCH_MILLISECONDS,
+    )
+    yield Bound(
+        what="array bytes that a branch writes", values=(after - before,), unit="bytes", must=0
+    )
+
+
+def peaks(bench: Bench) -> Iterator[Figure]:
+    """Peak extra memory, each in a fresh process; nothing where it cannot be measured."""
+    if not memory.SUPPORTED:
+        return
+    first, second = (workloads.training_file(bench.cache, name) for name in ("first", "second"))
+    for what, states in (("", (second,)), (", state twice as large", (first, second))):
+        store = repositories.prepared(bench.scratch, f"peak-{len(states)}")
+        theirs = memory.peak_bytes("torch.save", bench.scratch / "peak.pt", *states)
+        yield _peak(f"commit{what}", "commit", store, states, COMMIT_MEGABYTES, theirs)
+        yield _peak(f"checkout into tensors{what}", "checkout into", store, states, INTO_MEGABYTES)
+
+
+def _peak(
+    what: str,
+    call: str,
+    store: Path,
+    states: tuple[Path, ...],
+    must: float,
+    theirs: int | None = None,
+) -> Bound:
+    return Bound(
+        what=f"peak extra memory: {what}",
+        values=(memory.peak_bytes(call, store, *states) / 1e6,),
+        unit="MB",
+        must=must,
+        against="" if theirs is None else "torch.save",
+        theirs=None if theirs is None else theirs / 1e6,
+    )
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    "commits": commits,
+    "checkouts": checkouts,
+    "small-tensors": small_tensors,
+    "branches": branches,
+    "memory": peaks,
+}
