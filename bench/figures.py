@@ -166,5 +166,6 @@ def _series(series: Series) -> dict[str, Any]:
         "name": series.name,
         "median_seconds": round(series.median, 6),
         "seconds": [round(value, 6) for value in series.seconds],
-        "processor_seconds": [round(value, 6) for value in series.processor_seconds],
+        "processor_seconds": [round(time.processor_seconds, 6) for time in series.times],
+        "others_share": [round(time.others_share, 3) for time in series.times],
     }

@@ -4,7 +4,8 @@ On a virtual machine the first touch of memory that lay free for some seconds ca
 a copy, and writing a new file pays it too. So every counted call comes right after a rehearsal of
 the same call, whose memory it finds again; touching as much memory in another pattern does not do.
 All contenders take one turn in each round, in an order that rotates, and a ratio is the median of
-the ratios inside the rounds, because neighbours come and go.
+the ratios inside the rounds. A call that others disturbed is taken again, a few times; whether it
+counts depends on what they used of the processors alone, never on how long it took.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ROUNDS = 7
+ATTEMPTS = 5
+DISTURBED = 0.15  # others' share of all processors during a call that is taken again
+TICK_SECONDS = 0.02  # what the kernel's accounting may be wrong by
+CALM_SECONDS = 0.3  # how long to look whether others rest, before each attempt but the first
+CALM_LOOKS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,35 +39,51 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """What one call took: on the clock, of the processors, and what others took meanwhile."""
+
+    seconds: float
+    processor_seconds: float
+    others_seconds: float
+
+    @property
+    def others_share(self) -> float:
+        """The part of all processors that others used."""
+        return self.others_seconds / (self.seconds * (os.cpu_count() or 1))
+
+    @property
+    def is_disturbed(self) -> bool:
+        """True when others used more than the clock's error and a little."""
+        allowed = TICK_SECONDS / (self.seconds * (os.cpu_count() or 1)) + DISTURBED
+        return self.others_share > allowed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The counted times of one contender in seconds, in the order of the rounds."""
+    """The counted times of one contender, in the order of the rounds."""
 
     name: str
-    seconds: tuple[float, ...]
-    processor_seconds: tuple[float, ...]
+    times: tuple[Time, ...]
+
+    @property
+    def seconds(self) -> list[float]:
+        """The times on the clock."""
+        return [time.seconds for time in self.times]
 
     @property
     def median(self) -> float:
-        """The median of the times."""
+        """The median of the times on the clock."""
         return statistics.median(self.seconds)
 
 
 def compete(contenders: Sequence[Contender], *, rounds: int) -> list[Series]:
     """Time all contenders `rounds` times each, in turn; a series for each, in their order."""
-    times: dict[str, list[tuple[float, float]]] = {item.name: [] for item in contenders}
+    times: dict[str, list[Time]] = {item.name: [] for item in contenders}
     for number in range(rounds):
         first = number % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
-            _timed(contender)
-            times[contender.name].append(_timed(contender))
-    return [
-        Series(
-            name=name,
-            seconds=tuple(wall for wall, _ in taken),
-            processor_seconds=tuple(processor for _, processor in taken),
-        )
-        for name, taken in times.items()
-    ]
+            times[contender.name].append(_counted(contender))
+    return [Series(name=name, times=tuple(taken)) for name, taken in times.items()]
 
 
 def paired_ratios(ours: Series, theirs: Series) -> list[float]:
@@ -68,16 +91,32 @@ def paired_ratios(ours: Series, theirs: Series) -> list[float]:
     return [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
 
 
-def _timed(contender: Contender) -> tuple[float, float]:
-    """Wall and processor seconds of one call."""
+def _counted(contender: Contender) -> Time:
+    """A rehearsed call that nobody disturbed, or the least disturbed of some."""
+    taken: list[Time] = []
+    while len(taken) < ATTEMPTS:
+        if taken:
+            _wait_for_calm()
+        _timed(contender)
+        taken.append(_timed(contender))
+        if not taken[-1].is_disturbed:
+            return taken[-1]
+    return min(taken, key=lambda time: time.others_share)
+
+
+def _timed(contender: Contender) -> Time:
+    """One call."""
     prepared = contender.prepare()
     _settle()
-    processor, start = time.process_time(), time.perf_counter()
+    busy, processor, start = _busy_seconds(), time.process_time(), time.perf_counter()
     result = contender.call(prepared)
-    wall, processor = time.perf_counter() - start, time.process_time() - processor
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    busy = _busy_seconds() - busy
     del result
     contender.clean(prepared)
-    return wall, processor
+    return Time(
+        seconds=seconds, processor_seconds=processor, others_seconds=max(0.0, busy - processor)
+    )
 
 
 def _settle() -> None:
@@ -87,3 +126,23 @@ def _settle() -> None:
     if trim:
         trim(0)
     os.sync()
+
+
+def _wait_for_calm() -> None:
+    """Wait for others to rest, for some seconds at most."""
+    for _ in range(CALM_LOOKS):
+        busy = _busy_seconds()
+        time.sleep(CALM_SECONDS)
+        if _busy_seconds() - busy <= DISTURBED * CALM_SECONDS * (os.cpu_count() or 1):
+            return
+
+
+def _busy_seconds() -> float:
+    """Seconds that all processors together have worked, for whomever; 0 where nobody counts them."""
+    try:
+        line = Path("/proc/stat").read_text().split("\n", 1)[0]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, line.split()[1:9])
+    ticks = user + nice + system + irq + softirq + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -101,6 +101,12 @@ def is_module(value: object) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
+def is_lazy(value: object) -> bool:
+    """True for a parameter or buffer that has no shape yet."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.nn.parameter.is_lazy(value)
+
+
 def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
     """A fresh, writable array and the memory of its bytes."""
     try:
@@ -113,9 +119,9 @@ def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memory
 
         if dtype == "complex32":  # torch warns of it wherever one is made, except as a view
             item = ITEM_BYTES[dtype]
-            raw = torch.empty((math.prod(shape) * item,), dtype=torch.uint8)
+            raw = torch.empty((math.prod(shape) * item,), dtype=torch.uint8, device="cpu")
             return raw.view(torch.complex32).reshape(shape), _contiguous_bytes(raw, torch)
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
         return tensor, _contiguous_bytes(tensor, torch)
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
         raise StorageError(

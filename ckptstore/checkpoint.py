@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class Checkpoint:
             parents=manifest.parents,
             message=manifest.message,
             created=_EPOCH + timedelta(microseconds=manifest.created),
-            meta=dict(manifest.meta),
+            meta=deepcopy(dict(manifest.meta)),  # the manifest is shared by all who ask
             expired=catalog.is_expired(id),
             new_bytes=manifest.new_bytes,
             array_count=sum(ref.arrays for ref in manifest.pages),

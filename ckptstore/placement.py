@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import has_no_memory, is_array, is_module, is_ndarray
+from ckptstore.arrays import has_no_memory, is_array, is_lazy, is_module, is_ndarray
 from ckptstore.errors import CorruptError, Incompatible, shown
 from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.state import join, leaves, node_segments, unkey
@@ -125,9 +125,10 @@ class _Place:
     def array(self, node: Node, target: Any, name: str) -> None:
         """Match an array with an array of the same dtype and shape."""
         path = array_path(node)
-        if path is None or not is_array(target):
+        is_filled = is_array(target) and not is_lazy(target)
+        if path is None or not is_filled:
             there = "an array" if path else "a plain value"
-            here = "an array" if is_array(target) else f"a {type(target).__name__}"
+            here = "an array" if is_filled else f"a {type(target).__name__}"
             self.placement.mismatched.append(f"{name} ({there} there, {here} here)")
             return
         entry = self.entries.get(path)
@@ -167,7 +168,7 @@ class _Place:
             found.add(name)
             if name not in expected:
                 self.placement.unexpected += [leaf for leaf, _ in leaves(item, inner)] or [inner]
-            elif is_array(expected[name]):
+            elif is_array(expected[name]) and not is_lazy(expected[name]):
                 before = len(self.placement.mismatched)
                 self.array(item, expected[name], inner)
                 if id(expected[name]) not in own and len(self.placement.mismatched) == before:

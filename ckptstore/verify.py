@@ -18,8 +18,8 @@ from ckptstore.format.structure import array_path
 from ckptstore.objects import PREFIX as OBJECTS
 from ckptstore.objects import ObjectStore
 from ckptstore.objects import key_of as object_key
+from ckptstore.oplog import KEPT_OPERATIONS, Oplog
 from ckptstore.oplog import PREFIX as OPERATIONS
-from ckptstore.oplog import Oplog
 from ckptstore.oplog import key_of as operation_key
 from ckptstore.parallel import gather
 from ckptstore.state import leaves
@@ -234,7 +234,7 @@ class _Verify:
                 self.attempt(key, partial(oplog.read, int(number)))
             else:
                 self.wrong[key] = f"{key} is not the name of an operation."
-        self.check_next(max(seqs, default=0))
+        self.check_gaps(seqs)
         readable = (
             seq for seq in sorted(seqs, reverse=True) if operation_key(seq) not in self.wrong
         )
@@ -242,10 +242,12 @@ class _Verify:
         for name, id in oplog.read(newest).refs.items() if newest else ():
             self.named.setdefault(id, f"{name!r} names it")
 
-    def check_next(self, newest: int) -> None:
-        """Nothing may lie where the next operation will. (A gap is none: a power failure may leave one.)"""
-        key = operation_key(newest + 1)
-        self.attempt(key, lambda: self.storage.size(key))
+    def check_gaps(self, seqs: set[int]) -> None:
+        """Nothing else may lie where an operation was or will be. (A gap is none: a power failure may leave one.)"""
+        newest = max(seqs, default=0)
+        for seq in range(max(1, newest - KEPT_OPERATIONS), newest + 2):
+            if seq not in seqs:
+                self.attempt(operation_key(seq), partial(self.storage.size, operation_key(seq)))
 
     def check_named(self, ids: set[Digest]) -> None:
         """Every checkpoint that a branch, a tag or a child names must be there."""

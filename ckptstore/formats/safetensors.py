@@ -42,6 +42,7 @@ def _check_header(path: Path) -> None:
 
 def write(state: Any, path: Path, *, drop_values: bool) -> None:
     """Write every array under its path; a state with plain values is refused unless they are to be dropped."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
@@ -54,6 +55,8 @@ def write(state: Any, path: Path, *, drop_values: bool) -> None:
         )
     try:
         save_file({name: _tensor(source) for name, source in flat.arrays.items()}, path)
+    except SafetensorError as error:  # a full disk, a folder that takes no files
+        raise OSError(str(error)) from error
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InvalidInputError(f"The state has no .safetensors form: {error}") from error
 

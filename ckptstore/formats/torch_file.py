@@ -42,7 +42,13 @@ def write(state: Any, path: Path, *, drop_values: bool) -> None:
     import torch
 
     del drop_values  # the format holds every value
-    torch.save(state, path)
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # of its writer in C++: a full disk, a folder that takes no files
+        said = str(error).partition("\n")[0].rpartition(" . ")[2]
+        raise OSError(f"torch.save failed, perhaps on a full disk ({said})") from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidInputError(f"The state has no .pt form: {_first_line(error)}") from error
 
 
 def _check_archive(path: Path) -> None:

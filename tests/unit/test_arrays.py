@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from ckptstore.format.chunks import Chunk, chunk_shape, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
 from tests.properties.same import difference
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 
 
@@ -26,13 +30,17 @@ def random(dtype: str, *shape: int) -> torch.Tensor:
     return raw.view(getattr(torch, dtype)).reshape(shape)
 
 
+def fresh(size: int) -> memoryview:
+    return memoryview(bytearray(size))
+
+
 def stored(value: Any) -> bytes:
     """The bytes of an array as a commit reads them, joined."""
     source = arrays.describe(value)
     assert source is not None
     item = ITEM_BYTES[source.dtype]
     cut = chunk_shape(source.shape, item_bytes=item, chunk_bytes=1000)
-    parts = [bytes(source.chunk(c)) for c in chunks(source.shape, cut, item_bytes=item)]
+    parts = [bytes(source.chunk(c, fresh)) for c in chunks(source.shape, cut, item_bytes=item)]
     assert bytes(source.whole()) == b"".join(parts)
     return b"".join(parts)
 
@@ -97,7 +105,7 @@ def test_contiguous_arrays_are_read_where_they_lie() -> None:
     for array in (torch.zeros(100), np.zeros(100, np.float32)):
         source = arrays.describe(array)
         assert source is not None
-        view = source.chunk(Chunk(40, 8, (slice(10, 12),)))
+        view = source.chunk(Chunk(40, 8, (slice(10, 12),)), fresh)
         array[10] = 1.0
         assert bytes(view) == np.array([1, 0], np.float32).tobytes()
 
@@ -140,6 +148,25 @@ def test_two_names_of_the_same_memory_have_one_identity(kind: str) -> None:
 INT: dict[str, Any] = {"tensor": torch.int32, "ndarray": np.int32}
 
 
+@pytest.mark.parametrize("size", [40, 40_000])
+def test_lazy_conjugates_and_negatives_are_stored_as_they_read_and_tied_to_nothing(
+    size: int,
+) -> None:
+    """They lie in the same memory as what they were made from, and mean something else."""
+    values = torch.randn(size, dtype=torch.complex64)
+    real = torch.randn(size)
+    state = {"a": values, "b": values.conj(), "c": values.conj(), "d": real}
+    state["e"] = torch._neg_view(real)
+    repo = ckptstore.init("memory://", chunk_size=64 << 10)
+    repo.commit(state)
+    found = repo.checkout()
+    assert torch.equal(found["b"], torch.conj_physical(values))
+    assert torch.equal(found["e"], -1 * real)
+    assert difference(state, found) is None
+    assert found["b"] is found["c"]
+    assert not found["b"].is_conj()
+
+
 def freed() -> torch.Tensor:
     """What FSDP leaves of a parameter between steps: a shape without memory."""
     tensor = torch.ones(1000)
@@ -164,6 +191,44 @@ def test_a_tensor_whose_memory_was_freed_is_refused_and_never_filled(kind: str) 
     repo.commit({"a": torch.zeros(1000)})
     with pytest.raises(ckptstore.CheckoutMismatchError, match="its storage was freed"):
         repo.checkout(into={"a": make()})
+
+
+def test_parameters_buffers_and_mapped_files_come_out_as_plain_arrays(tmp_path: Path) -> None:
+    mapped = np.memmap(tmp_path / "x", dtype=np.float32, mode="w+", shape=(3, 4))
+    mapped[1] = 5
+    shared = torch.ones(3).share_memory_()
+    grown = torch.nn.Parameter(torch.ones(3)) * 2  # it has a grad_fn
+    state = {
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "buffer": torch.nn.Buffer(torch.ones(3)),
+        "mapped": mapped,
+        "shared": shared,
+        "grown": grown,
+    }
+    repo = ckptstore.init("memory://")
+    repo.commit(state)
+    found = repo.checkout()
+    for name, array in found.items():
+        assert type(array) in (torch.Tensor, np.ndarray)
+        assert array.tolist() == state[name].tolist()
+        assert type(array) is np.ndarray or not (array.requires_grad or array.is_shared())
+    assert found["mapped"].flags.owndata or found["mapped"].base is None
+
+
+def test_a_default_device_of_the_program_changes_nothing() -> None:
+    """What it stands for here: a GPU, which the arrays of a checkout are put on only when asked."""
+    state = {
+        "a": torch.arange(50_000.0),
+        "b": torch.zeros(3, dtype=torch.complex32),
+        "c": np.ones(2),
+    }
+    repo = ckptstore.init("memory://", chunk_size=64 << 10)
+    with torch.device("meta"):
+        repo.commit({**state, "turned": state["a"].reshape(50, 1000).T})
+        found = repo.checkout()
+        assert not repo.checkout(into=copy.deepcopy(found))
+    assert difference(state, {name: found[name] for name in state}) is None
+    assert torch.equal(found["turned"], state["a"].reshape(50, 1000).T)
 
 
 def test_nothing_else_is_an_array() -> None:

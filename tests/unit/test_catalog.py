@@ -99,11 +99,11 @@ def test_what_is_not_there_is_not_found_and_what_is_damaged_is_not_read(made: Fi
     id = made.catalog.store(made.manifest())
     with pytest.raises(NotFoundError, match=Digest.of(b"").short):
         made.catalog.manifest(Digest.of(b""))
-    data = bytearray(made.storage.get(key_of(id), bytes_max=10_000))
-    data[-2] ^= 1
-    made.storage.put(key_of(id), data)
-    with pytest.raises(CorruptError, match=key_of(id)):
-        made.fresh.manifest(id)
+    data = made.storage.get(key_of(id), bytes_max=10_000)
+    for damaged in (data[:-1], data.replace(b'"created":0', b'"created":1'), b""):
+        made.storage.put(key_of(id), damaged)
+        with pytest.raises(CorruptError, match=key_of(id)):
+            made.fresh.manifest(id)
 
 
 @pytest.mark.parametrize("change", [{"first": "A"}, {"arrays": 3}, {"bytes": 1}])

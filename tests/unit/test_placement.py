@@ -241,6 +241,16 @@ def test_buffers_are_filled_and_those_that_do_not_persist_are_left() -> None:
     assert int(target.norm.num_batches_tracked) == 1
 
 
+def test_a_lazy_module_takes_its_shapes_from_the_checkpoint() -> None:
+    """As its load_state_dict would; a lazy parameter outside a module has nobody to do so."""
+    source, target = nn.Linear(5, 3), nn.LazyLinear(3)
+    repo = committed(source.state_dict())
+    assert not repo.checkout(into=target)
+    assert difference(source.state_dict(), target.state_dict()) is None
+    with pytest.raises(CheckoutMismatchError, match=r"weight \(an array there, a Uninitialized"):
+        repo.checkout(into={"weight": nn.UninitializedParameter(), "bias": torch.zeros(3)})
+
+
 def test_an_object_that_refuses_its_state_is_an_error_of_ours_with_its_own_words() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))], lr=1)
     other = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1)

@@ -75,9 +75,16 @@ def test_a_checkpoint_lists_its_arrays_and_its_plain_values() -> None:
 
 
 def test_a_checkpoint_cannot_be_changed() -> None:
-    made = memory().commit({}, metrics={"a": 1}, meta={"b": 2})
+    repo = memory()
+    meta = {"tags": ["a"]}
+    made = repo.commit({}, metrics={"a": 1}, meta=meta)
     with pytest.raises(AttributeError):
         made.step = 5  # type: ignore[misc]
+    meta["tags"].append("later")
+    for found in (made, repo.resolve("main")):
+        assert found.meta == {"tags": ["a"]}
+        found.meta["tags"].append("mine")
+    assert repo.resolve("main").meta == {"tags": ["a"]}
 
 
 def test_a_repository_is_made_once_and_opened_by_its_url(tmp_path: Path) -> None:
