@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import chunk_size, report, table, workloads
 from bench.figures import HEADINGS, Figure
-from bench.measure import ROUNDS
+from bench.measure import PATIENCE_SECONDS, ROUNDS, Patience
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ckptstore-bench"
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,11 @@ def _table(options: argparse.Namespace) -> None:
         facts["workloads"] = _described(training)
         _say(facts)
         bench = table.Bench(
-            training=training, cache=options.cache, scratch=scratch, rounds=options.rounds
+            training=training,
+            cache=options.cache,
+            scratch=scratch,
+            rounds=options.rounds,
+            patience=Patience(options.patience),
         )
         figures: list[Figure] = []
         for figure in table.figures(bench, options.only or table.PARTS):
@@ -58,9 +62,10 @@ def _chunk_sizes(options: argparse.Namespace) -> None:
     with _scratch(options.cache) as scratch:
         facts = report.machine(scratch)
         training = workloads.training(options.cache)
-        cells, numbers = zip(
-            *chunk_size.rows(training, scratch, rounds=options.rounds), strict=True
+        rows = chunk_size.rows(
+            training, scratch, rounds=options.rounds, patience=Patience(options.patience)
         )
+        cells, numbers = zip(*rows, strict=True)
     print(report.table(chunk_size.HEADINGS, cells))
     path = options.json or RESULTS / "chunk-size.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
 def _measuring(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rounds", type=int, default=ROUNDS, help=f"counted rounds, 5 or more ({ROUNDS})")
+    add(
+        "--patience",
+        type=float,
+        default=PATIENCE_SECONDS,
+        help=f"seconds to spend at most on calls that others disturbed ({PATIENCE_SECONDS:g})",
+    )
     add("--json", type=Path, help="where to write the numbers (bench/results/)")
     add("--cache", type=Path, default=CACHE, help=f"trained states and scratch files ({CACHE})")
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 from bench import repositories
 from bench.figures import Cells
-from bench.measure import Contender, Series, compete
+from bench.measure import Contender, Patience, Series, compete
 from bench.workloads import Training
 
 CHUNK_MEBIBYTES = (1, 2, 4, 8, 16, 32, 64)
@@ -47,13 +47,13 @@ class Base:
 
 
 def rows(
-    training: Training, scratch: Path, *, rounds: int
+    training: Training, scratch: Path, *, rounds: int, patience: Patience
 ) -> Iterator[tuple[Cells, dict[str, Any]]]:
     """A row and its numbers for each chunk size; all sizes take turns in every contest."""
     bases = [_base(training, scratch, mebibytes) for mebibytes in CHUNK_MEBIBYTES]
 
     def contest(contender: Callable[[Base], Contender]) -> list[Series]:
-        return compete([contender(base) for base in bases], rounds=rounds)
+        return compete([contender(base) for base in bases], rounds=rounds, patience=patience)
 
     new, partly = training.second, training.partly
     contests = {

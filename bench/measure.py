@@ -4,8 +4,8 @@ On a virtual machine the first touch of memory that lay free for some seconds ca
 a copy, and writing a new file pays it too. So every counted call comes right after a rehearsal of
 the same call, whose memory it finds again; touching as much memory in another pattern does not do.
 All contenders take one turn in each round, in an order that rotates, and a ratio is the median of
-the ratios inside the rounds. A call that others disturbed is taken again, a few times; whether it
-counts depends on what they used of the processors alone, never on how long it took.
+the ratios inside the rounds. A call that others disturbed is taken again as long as there is
+patience; whether it counts depends on what they used of the processors, never on how long it took.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 ROUNDS = 7
-ATTEMPTS = 5
-DISTURBED = 0.15  # others' share of all processors during a call that is taken again
+PATIENCE_SECONDS = 120.0
+DISTURBED = 0.2  # others' share of all processors during a call that is taken again
 TICK_SECONDS = 0.02  # what the kernel's accounting may be wrong by
-CALM_SECONDS = 0.3  # how long to look whether others rest, before each attempt but the first
-CALM_LOOKS = 20
+LOOK_SECONDS = 0.3  # how long to look whether others rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +75,29 @@ class Series:
         return statistics.median(self.seconds)
 
 
-def compete(contenders: Sequence[Contender], *, rounds: int) -> list[Series]:
+@dataclass(slots=True)
+class Patience:
+    """How many seconds a run may still spend on calls that others disturbed, and on waiting."""
+
+    seconds: float = PATIENCE_SECONDS
+
+    def wait_for_calm(self) -> None:
+        """Wait until others rest, or patience ends."""
+        calm = False
+        while self.seconds > 0 and not calm:
+            busy = _busy_seconds()
+            time.sleep(LOOK_SECONDS)
+            self.seconds -= LOOK_SECONDS
+            calm = _busy_seconds() - busy <= DISTURBED * LOOK_SECONDS * (os.cpu_count() or 1)
+
+
+def compete(contenders: Sequence[Contender], *, rounds: int, patience: Patience) -> list[Series]:
     """Time all contenders `rounds` times each, in turn; a series for each, in their order."""
     times: dict[str, list[Time]] = {item.name: [] for item in contenders}
     for number in range(rounds):
         first = number % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
-            times[contender.name].append(_counted(contender))
+            times[contender.name].append(_counted(contender, patience))
     return [Series(name=name, times=tuple(taken)) for name, taken in times.items()]
 
 
@@ -91,17 +106,17 @@ def paired_ratios(ours: Series, theirs: Series) -> list[float]:
     return [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
 
 
-def _counted(contender: Contender) -> Time:
-    """A rehearsed call that nobody disturbed, or the least disturbed of some."""
+def _counted(contender: Contender, patience: Patience) -> Time:
+    """A rehearsed call that nobody disturbed, or the least disturbed of those that were taken."""
     taken: list[Time] = []
-    while len(taken) < ATTEMPTS:
-        if taken:
-            _wait_for_calm()
+    while True:
+        start = time.perf_counter()
         _timed(contender)
         taken.append(_timed(contender))
-        if not taken[-1].is_disturbed:
-            return taken[-1]
-    return min(taken, key=lambda time: time.others_share)
+        if not taken[-1].is_disturbed or patience.seconds <= 0:
+            return min(taken, key=lambda time: time.others_share)
+        patience.seconds -= time.perf_counter() - start
+        patience.wait_for_calm()
 
 
 def _timed(contender: Contender) -> Time:
@@ -126,15 +141,6 @@ def _settle() -> None:
     if trim:
         trim(0)
     os.sync()
-
-
-def _wait_for_calm() -> None:
-    """Wait for others to rest, for some seconds at most."""
-    for _ in range(CALM_LOOKS):
-        busy = _busy_seconds()
-        time.sleep(CALM_SECONDS)
-        if _busy_seconds() - busy <= DISTURBED * CALM_SECONDS * (os.cpu_count() or 1):
-            return
 
 
 def _busy_seconds() -> float:

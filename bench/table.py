@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from bench import memory, peers, repositories, workloads
 from bench.figures import Bound, Comparison, Figure, comparisons
-from bench.measure import Contender, Series, compete
+from bench.measure import Contender, Patience, Series, compete
 from bench.workloads import Training
 
 WITHIN_15_PERCENT = 1 / 1.15
@@ -30,10 +30,11 @@ class Bench:
     cache: Path
     scratch: Path
     rounds: int
+    patience: Patience
 
     def run(self, *contenders: Contender) -> list[Series]:
         """Time these contenders against each other."""
-        return compete(contenders, rounds=self.rounds)
+        return compete(contenders, rounds=self.rounds, patience=self.patience)
 
 
 def figures(bench: Bench, parts: Iterable[str]) -> Iterator[Figure]:

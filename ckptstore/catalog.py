@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LIVE = "checkpoints/"
 EXPIRED = "history/"
 CACHED_PAGES = 256
+CACHED_WRITTEN = 4096
 CACHED_MANIFESTS = 4096
 
 _KEY = re.compile(r"(checkpoints|history)/([0-9a-f]{64})\.json")
@@ -38,6 +39,7 @@ class Catalog:
         self._objects = objects
         self._manifests: _Cache[Digest, Manifest] = _Cache(CACHED_MANIFESTS)
         self._pages: _Cache[Digest, Page] = _Cache(CACHED_PAGES)
+        self._written: _Cache[Digest, bool] = _Cache(CACHED_WRITTEN)
 
     def manifest(self, id: Digest) -> Manifest:
         """The manifest of a checkpoint, live or expired; NotFoundError when there is none."""
@@ -65,6 +67,11 @@ class Catalog:
     def remember_page(self, digest: Digest, page: Page) -> None:
         """Keep a page that was just written, so that the next commit need not read it."""
         self._pages.put(digest, page)
+        self._written.put(digest, True)
+
+    def wrote_page(self, digest: Digest) -> bool:
+        """True for a page that was written here; of any other nobody knows whether it lies about its bundle."""
+        return digest in self._written
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
         """The pages of a checkpoint, in path order, held against what the manifest says of them."""
@@ -127,6 +134,10 @@ class _Cache(Generic[Key, Value]):
         self._count_max = count_max
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._lock = Lock()
+
+    def __contains__(self, key: Key) -> bool:
+        with self._lock:
+            return key in self._values
 
     def get(self, key: Key, load: Callable[[Key], Value]) -> Value:
         """The value of a key, loaded when it is not held."""

@@ -53,8 +53,9 @@ class Written:
 class Reached:
     """What a parent checkpoint reaches: durable, and not to be put again.
 
-    bundles: each bundle by the digests of the small arrays in it, in order. is_sound: False when the parent could not
-    be read; then nothing that is there already is relied upon, and what was damaged is healed.
+    bundles: each bundle that was written by this handle, by the digests of the small arrays in it, in order: what another
+    page says of its bundle may be a lie. is_sound: False when the parent could not be read; then nothing that is there
+    already is relied upon, and what was damaged is healed.
     """
 
     digests: set[Digest] = field(default_factory=set)
@@ -98,9 +99,9 @@ def reached_by(id: Digest, catalog: Catalog) -> Reached:
     try:
         manifest = catalog.manifest(id)
         reached = Reached(digests={manifest.structure, *(ref.digest for ref in manifest.pages)})
-        for page in catalog.pages(manifest):
+        for ref, page in zip(manifest.pages, catalog.pages(manifest), strict=True):
             reached.digests.update(digest for digest, _ in page.digests())
-            if page.bundle:
+            if page.bundle and catalog.wrote_page(ref.digest):
                 small = (entry.digests[0] for entry in page.entries if entry.offset is not None)
                 reached.bundles[tuple(small)] = page.bundle
     except (CorruptError, NotFoundError):
