@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +100,30 @@ def test_a_conjugate_or_negated_destination_reads_as_what_was_copied_into_it() -
     values = memoryview(bytearray(stored(source.real)))
     arrays.copy_chunk(negated, Chunk(0, 160, (slice(0, 40),)), values)
     assert torch.equal(negated, source.real)
+
+
+def at_odd_addresses(tensor: torch.Tensor) -> torch.Tensor:
+    memory = memoryview(b"x" + stored(tensor))[1:]
+    with warnings.catch_warnings(action="ignore"):  # it is read-only
+        return torch.frombuffer(memory, dtype=torch.uint8).view(tensor.dtype).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "complex64", "complex32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    "view",
+    [torch.Tensor.t, torch.Tensor.conj, torch._neg_view, lambda array: array[1:, ::2]],
+    ids=["transposed", "conjugated", "negated", "strided"],
+)
+def test_elements_at_odd_addresses_are_copied_bit_for_bit(dtype: str, view: Any) -> None:
+    """torch itself crashes there: it copies with instructions that need aligned memory."""
+    old, new = random(dtype, 40, 40), random(dtype, 40, 80)[:, 40:].contiguous()
+    assert stored(view(at_odd_addresses(old))) == stored(view(old))
+    shape = tuple(view(new).shape)
+    chunk = Chunk(0, 0, tuple(slice(0, length) for length in shape))
+    odd_data = memoryview(b"x" + stored(view(new)))[1:]
+    for target in (view(old.clone()), view(at_odd_addresses(old))):
+        arrays.copy_chunk(target, chunk, odd_data)
+        assert stored(target) == bytes(odd_data)
 
 
 def test_contiguous_arrays_are_read_where_they_lie() -> None:
