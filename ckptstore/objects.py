@@ -34,12 +34,12 @@ class ObjectStore:
         """True when the object is there with this size. It is durable only after `flush`."""
         return self._storage.size(key_of(digest)) == size
 
-    def put(self, digest: Digest, data: Buffer) -> None:
+    def put(self, digest: Digest, data: Buffer, *, is_shared: bool = False) -> None:
         """Store bytes whose digest the caller has computed; durable after `flush`.
 
-        The bytes are hashed once more when they have been written and before anybody can see them: memory that
-        somebody changes meanwhile (a training step on another thread) must never lie under a digest it does not have,
-        where later commits would rely on it.
+        is_shared: others may write to this memory meanwhile (a training step on another thread). Then the bytes are
+        hashed once more when they have been written and before anybody can see them: they must never lie under a
+        digest that they do not have, where later commits would rely on it.
         """
 
         def confirm() -> None:
@@ -48,7 +48,7 @@ class ObjectStore:
                     "An array changed while it was being committed. Commit a copy, or wait for the writer."
                 )
 
-        self._storage.put(key_of(digest), data, confirm=confirm)
+        self._storage.put(key_of(digest), data, confirm=confirm if is_shared else None)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """Return once these objects are durable, whoever put them."""

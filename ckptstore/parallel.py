@@ -1,31 +1,70 @@
-"""Doing many independent jobs on a few threads: the first error ends them all, and each thread keeps one buffer."""
+"""Doing many independent jobs on a few threads, where the first error ends them all, and the buffers that they need."""
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, TypeVar
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
 
 Result = TypeVar("Result")
 
 
+class Workers:
+    """A few threads that take jobs one by one, while the caller prepares the next.
+
+    When a job fails no further one is begun, and whoever asks for the result of any that was not done gets that error.
+    With one thread, jobs are done at once, by the caller.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, "ckptstore") if threads > 1 else None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the jobs that have begun; those that have not are dropped when the caller failed."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=error is not None)
+
+    def submit(self, job: Callable[[], Result]) -> Future[Result]:
+        """Have a job done; its result, or the first error, is in the future."""
+        if self._pool:
+            return self._pool.submit(self._run, job)
+        future: Future[Result] = Future()
+        future.set_result(self._run(job))
+        return future
+
+    def _run(self, job: Callable[[], Result]) -> Result:
+        if self._error is not None:
+            raise self._error
+        try:
+            return job()
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+
+
+def results(futures: Iterable[Future[Result]]) -> list[Result]:
+    """The results of jobs, in their order, once all are done."""
+    return [future.result() for future in futures]
+
+
 def gather(jobs: Sequence[Callable[[], Result]], *, threads: int) -> list[Result]:
     """The results of all jobs, in order. When one fails no further one is begun, and its error is raised."""
-    if threads == 1 or len(jobs) <= 1:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(min(threads, len(jobs)), "ckptstore") as pool:
-        futures = [pool.submit(job) for job in jobs]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    for future in futures:
-        if not future.cancelled() and (error := future.exception()):
-            raise error
-    return [future.result() for future in futures]
+    with Workers(min(threads, len(jobs))) as workers:
+        return results([workers.submit(job) for job in jobs])
 
 
 class Buffers(threading.local):
@@ -43,3 +82,42 @@ class Buffers(threading.local):
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         return memoryview(self._buffer)[:size]
+
+
+class LentBuffers:
+    """Buffers that one thread fills and lends to jobs, and takes back when these are done.
+
+    bytes_max: what all of them take at most, unless a single one needs more.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._idle: list[bytearray] = []
+        self._lent: deque[tuple[bytearray, Future[object]]] = deque()
+
+    def of(self, size: int) -> memoryview:
+        """Writable memory of this size, once so much may be held."""
+        while True:
+            while self._lent and self._lent[0][1].done():
+                self._idle.append(self._lent.popleft()[0])
+            fitting = [buffer for buffer in self._idle if len(buffer) >= size]
+            if fitting:
+                buffer = min(fitting, key=len)
+                self._idle.remove(buffer)
+                return memoryview(buffer)[:size]
+            self._idle = [] if self._is_full(size) else self._idle
+            if not self._lent or not self._is_full(size):
+                return memoryview(bytearray(size))
+            wait([self._lent[0][1]])
+
+    def lend(self, buffer: memoryview, *, until: Future[Any] | None) -> None:
+        """Leave what `of` gave to a job until that is done; None gives it back at once."""
+        assert isinstance(buffer.obj, bytearray)
+        if until is None:
+            self._idle.append(buffer.obj)
+        else:
+            self._lent.append((buffer.obj, until))
+
+    def _is_full(self, size: int) -> bool:
+        held = (*self._idle, *(buffer for buffer, _ in self._lent))
+        return sum(map(len, held)) + size > self._bytes_max

@@ -1,15 +1,16 @@
 """Writer: a state becomes objects, pages and what a manifest says of them.
 
-Chunks are hashed and written by a few threads straight from the arrays' own memory. What is there already with the right
-size is not written again, but flushed unless the parent holds it, because whoever put it may not have come to that.
-When `write` returns, everything the manifest will refer to is durable.
+Chunks are hashed straight from the arrays' own memory by a few threads, which keep the processors busy; what is new is
+written by more threads, which mostly wait for fsync. What is there already with the right size is not written again,
+but flushed unless the parent holds it, because whoever put it may not have come to that. When `write` returns,
+everything the manifest will refer to is durable.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,11 @@ from ckptstore.format.chunks import chunk_count, chunk_shape, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.manifest import PageRef
 from ckptstore.format.page import SMALL_BYTES, ArrayEntry, Bundle, Page, cut
-from ckptstore.parallel import Buffers, gather
+from ckptstore.parallel import Buffers, LentBuffers, Workers, results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from concurrent.futures import Future
 
     from ckptstore.arrays import ArraySource
     from ckptstore.catalog import Catalog
@@ -32,8 +34,13 @@ if TYPE_CHECKING:
     from ckptstore.objects import ObjectStore
     from ckptstore.state import Flat
 
-WRITE_THREADS = 8  # most of a thread's time is spent waiting for its fsync
-COPY_BYTES_MAX = 64 << 20  # all copies at once: of chunks that are not contiguous, of small arrays
+HASH_THREADS = 3  # more would only take turns
+PUT_THREADS = 12  # most of a thread's time is spent waiting for its fsync
+COPY_THREADS = (
+    8  # chunks that have to be copied are hashed and put by the thread that holds the copy
+)
+COPY_BYTES_MAX = 64 << 20  # copies of chunks that are not contiguous, all at once
+BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +80,21 @@ def write(
 ) -> Written:
     """Store a state; durable when this returns."""
     reached = reached_by(parent, catalog) if parent else Reached()
-    sink = _Sink(objects, reached)
-    pages = _write_arrays(flat, sink, chunk_bytes=chunk_bytes)
-    documents = [*(page.encode() for page in pages), structure.encode(flat.root)]
-    *digests, root = gather([partial(sink.put, data) for data in documents], threads=WRITE_THREADS)
-    for digest, page in zip(digests, pages, strict=True):
+    with (
+        Workers(PUT_THREADS) as putters,
+        Workers(_hash_threads(flat.arrays.values(), chunk_bytes)) as hashers,
+    ):
+        sink = _Sink(objects, reached, putters)
+        with paused_collector():
+            root, _ = sink.put(structure.encode(flat.root))
+            plans = _plan(flat, chunk_bytes)
+        pages = _write_pages(plans, sink, hashers)
+        sink.wait()
+    for page, digest in pages:
         catalog.remember_page(digest, page)
     objects.flush(sink.relied - (reached.digests - sink.written))
     return Written(
-        pages=tuple(map(_page_ref, pages, digests)),
+        pages=tuple(_page_ref(page, digest) for page, digest in pages),
         structure=root,
         new_bytes=sink.new_bytes,
         relied=frozenset(sink.relied),
@@ -109,18 +122,15 @@ def reached_by(id: Digest, catalog: Catalog) -> Reached:
     return reached
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Planned:
     """One array to write; `tied` names the large array that holds the same bytes and comes before it."""
 
     path: str
     source: ArraySource
-    chunk_shape: tuple[int, ...]
-    tied: str | None
-
-    @property
-    def is_small(self) -> bool:
-        return 0 < self.source.nbytes < SMALL_BYTES
+    is_small: bool
+    chunk_shape: tuple[int, ...] = ()
+    tied: str | None = None
 
     @property
     def chunk_count(self) -> int:
@@ -128,8 +138,8 @@ class _Planned:
         return 1 if self.is_small else chunk_count(self.source.shape, self.chunk_shape)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The chunks to hash; none for a small, an empty or a tied array."""
-        if self.is_small or self.tied:
+        """The chunks to hash; none for an empty or a tied array."""
+        if self.tied:
             return iter(())
         return chunks(self.source.shape, self.chunk_shape, item_bytes=ITEM_BYTES[self.source.dtype])
 
@@ -143,89 +153,94 @@ def _plan(flat: Flat[ArraySource], chunk_bytes: int) -> list[list[_Planned]]:
 def _planned(path: str, flat: Flat[ArraySource], chunk_bytes: int) -> _Planned:
     source = flat.arrays[path]
     if 0 < source.nbytes < SMALL_BYTES:
-        return _Planned(path, source, (), None)
+        return _Planned(path, source, is_small=True)
     shape = chunk_shape(source.shape, item_bytes=ITEM_BYTES[source.dtype], chunk_bytes=chunk_bytes)
-    return _Planned(path, source, shape, flat.tied.get(path))
+    return _Planned(path, source, is_small=False, chunk_shape=shape, tied=flat.tied.get(path))
 
 
-def _threads(flat: Flat[ArraySource], chunk_bytes: int) -> int:
+def _hash_threads(sources: Iterable[ArraySource], chunk_bytes: int) -> int:
     """As many threads as help, and no more than may hold a copy of a chunk at once."""
-    if all(source.flat is not None for source in flat.arrays.values()):
-        return WRITE_THREADS
-    return max(1, min(WRITE_THREADS, COPY_BYTES_MAX // chunk_bytes))
+    if all(source.flat is not None for source in sources):
+        return HASH_THREADS
+    return max(1, min(COPY_THREADS, COPY_BYTES_MAX // chunk_bytes))
 
 
-def _write_arrays(flat: Flat[ArraySource], sink: _Sink, *, chunk_bytes: int) -> list[Page]:
-    """Hash and put every chunk and bundle, and make the pages that list them."""
+def _write_pages(
+    plans: list[list[_Planned]], sink: _Sink, hashers: Workers
+) -> list[tuple[Page, Digest]]:
+    """Have every chunk, bundle and page put: the pages in path order, with their digests.
+
+    Workers hash chunks from the start. Meanwhile this thread copies and hashes small arrays: thousands of short calls on
+    several threads would only wait for each other. A page of small arrays alone is put while the next are prepared.
+    """
     with paused_collector():
-        plans = _plan(flat, chunk_bytes)
-        jobs = [
-            partial(sink.put_chunk, item.source, chunk)
-            for plan in plans
-            for item in plan
-            for chunk in item.chunks()
-        ]
-    digests = iter(gather(jobs, threads=_threads(flat, chunk_bytes)))
-    bundled = _write_bundles(plans, sink)
-    with paused_collector():
-        large = {
-            item.path: tuple(islice(digests, sum(1 for _ in item.chunks())))
+        chunked = {
+            item.path: [
+                hashers.submit(partial(sink.put_chunk, item.source, chunk))
+                for chunk in item.chunks()
+            ]
             for plan in plans
             for item in plan
             if not item.is_small
         }
-        return [
-            Page(entries=tuple(_entries(plan, parts, large)), bundle=bundle)
-            for plan, (parts, bundle) in zip(plans, bundled, strict=True)
-        ]
+        buffers = LentBuffers(BUNDLES_BYTES_MAX)
+        pages: dict[int, tuple[Page, Digest]] = {}
+        waiting: dict[int, tuple[list[_Part], Bundle | None]] = {}
+        for number, plan in enumerate(plans):
+            parts, bundle = _write_bundle(plan, sink, buffers)
+            if all(item.is_small for item in plan):
+                pages[number] = _write_page(plan, parts, bundle, {}, sink)
+            else:
+                waiting[number] = parts, bundle
+    large = {path: tuple(results(futures)) for path, futures in chunked.items()}
+    with paused_collector():
+        for number, (parts, bundle) in waiting.items():
+            pages[number] = _write_page(plans[number], parts, bundle, large, sink)
+    return [pages[number] for number in range(len(plans))]
 
 
-def _write_bundles(
-    plans: list[list[_Planned]], sink: _Sink
-) -> list[tuple[list[_Part], Bundle | None]]:
-    """Copy, hash and put the small arrays, some pages at a time.
-
-    They are hashed on this thread: thousands of short calls on several would only wait for each other. And they are
-    hashed from the copy that is stored, so that a digest is right even if somebody changes an array meanwhile.
-    """
-    bundled: list[tuple[list[_Part], Bundle | None]] = []
-    for group in _groups(plans):
-        with paused_collector():
-            joined = [_join(plan) for plan in group]
-        jobs = [partial(sink.put_bundle, data, parts) for data, parts in joined]
-        bundles = gather(jobs, threads=WRITE_THREADS)
-        bundled += zip((parts for _, parts in joined), bundles, strict=True)
-        del jobs, joined  # before the next copies are made
-    return bundled
-
-
-def _groups(plans: list[list[_Planned]]) -> Iterator[list[list[_Planned]]]:
-    """Pages whose small arrays may be copied at once."""
-    group: list[list[_Planned]] = []
-    held = 0
-    for plan in plans:
-        size = sum(item.source.nbytes for item in plan if item.is_small)
-        if group and held + size > COPY_BYTES_MAX:
-            yield group
-            group, held = [], 0
-        group.append(plan)
-        held += size
-    yield group
+def _write_page(
+    plan: list[_Planned],
+    parts: list[_Part],
+    bundle: Bundle | None,
+    large: Mapping[str, tuple[Digest, ...]],
+    sink: _Sink,
+) -> tuple[Page, Digest]:
+    """Make a page, and have it put."""
+    page = Page(entries=tuple(_entries(plan, parts, large)), bundle=bundle)
+    return page, sink.put(page.encode())[0]
 
 
 _Part = tuple[Digest, int]  # a small array: its digest, and where it begins in its bundle
 
 
-def _join(plan: list[_Planned]) -> tuple[bytes, list[_Part]]:
-    """The bundle of the small arrays of a page, and their digests and places in it."""
+def _write_bundle(
+    plan: list[_Planned], sink: _Sink, buffers: LentBuffers
+) -> tuple[list[_Part], Bundle | None]:
+    """Have the small arrays of a page put as one object.
+
+    They are hashed from the copy that is stored, so that a digest is right even if somebody changes an array meanwhile.
+    """
     sources = [item.source for item in plan if item.is_small]
-    data = b"".join(source.whole() for source in sources)
-    ends = list(accumulate(source.nbytes for source in sources))
-    view = memoryview(data)
-    return data, [
-        (Digest.of(view[end - source.nbytes : end]), end - source.nbytes)
-        for source, end in zip(sources, ends, strict=True)
-    ]
+    if not sources:
+        return [], None
+    buffer = buffers.of(sum(source.nbytes for source in sources))
+    parts = _join(sources, buffer)
+    bundle, put = sink.put_bundle(buffer, parts)
+    buffers.lend(buffer, until=put)
+    return parts, bundle
+
+
+def _join(sources: list[ArraySource], buffer: memoryview) -> list[_Part]:
+    """Copy arrays to a buffer, one behind the other: their digests and places in it."""
+    parts = []
+    ends = accumulate(source.nbytes for source in sources)
+    for source, end in zip(sources, ends, strict=True):
+        start = end - source.nbytes
+        part = buffer[start:end]
+        part[:] = source.whole()
+        parts.append((Digest.of(part), start))
+    return parts
 
 
 def _entries(
@@ -234,52 +249,88 @@ def _entries(
     """The entries of one page."""
     small = iter(parts)
     for item in plan:
-        describe = partial(
-            ArrayEntry, path=item.path, dtype=item.source.dtype, shape=item.source.shape
-        )
+        source = item.source
         if item.is_small:
             digest, offset = next(small)
-            yield describe(digests=(digest,), offset=offset)
+            yield ArrayEntry(
+                path=item.path,
+                dtype=source.dtype,
+                shape=source.shape,
+                digests=(digest,),
+                offset=offset,
+            )
         else:
-            yield describe(chunk_shape=item.chunk_shape, digests=large[item.tied or item.path])
+            yield ArrayEntry(
+                path=item.path,
+                dtype=source.dtype,
+                shape=source.shape,
+                chunk_shape=item.chunk_shape,
+                digests=large[item.tied or item.path],
+            )
 
 
 class _Sink:
     """Puts objects that are not there yet, and remembers what it relies on."""
 
-    def __init__(self, objects: ObjectStore, reached: Reached) -> None:
-        self.objects, self.reached = objects, reached
+    def __init__(self, objects: ObjectStore, reached: Reached, putters: Workers) -> None:
+        self.objects, self.reached, self.putters = objects, reached, putters
         self.relied: set[Digest] = set()
         self.written: set[Digest] = set()
         self.new_bytes = 0
+        self._puts: list[Future[None]] = []
         self._buffers = Buffers()
         self._lock = Lock()
 
-    def put(self, data: bytes | memoryview) -> Digest:
-        """Put an object unless it is there."""
+    def put(
+        self, data: bytes | memoryview, *, is_shared: bool = False
+    ) -> tuple[Digest, Future[None] | None]:
+        """Have an object put unless it is there; None when it is, else a future of when its memory is free again.
+
+        is_shared: others may write to this memory meanwhile.
+        """
         digest = Digest.of(data)
+        if not self._is_needed(digest, len(data)):
+            return digest, None
+        put = self.putters.submit(partial(self.objects.put, digest, data, is_shared=is_shared))
         with self._lock:
-            if digest in self.relied:
-                return digest
-            self.relied.add(digest)
-        if not (self.reached.is_sound and self.objects.has(digest, size=len(data))):
-            self.objects.put(digest, data)
-            with self._lock:
-                self.written.add(digest)
-                self.new_bytes += len(data)
-        return digest
+            self._puts.append(put)
+        return digest, put
 
     def put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
-        """Put one chunk of an array."""
-        return self.put(source.chunk(chunk, self._buffers.of))
+        """Hash one chunk of an array, and have it put; at once when it is a copy, whose memory is wanted again."""
+        data = source.chunk(chunk, self._buffers.of)
+        if source.flat is not None:
+            return self.put(data, is_shared=True)[0]
+        digest = Digest.of(data)
+        if self._is_needed(digest, len(data)):
+            self.objects.put(digest, data)
+        return digest
 
-    def put_bundle(self, data: bytes, parts: list[_Part]) -> Bundle | None:
-        """Put the small arrays of a page as one object; one that the parent holds is not even hashed."""
-        if not data:
-            return None
+    def put_bundle(
+        self, data: memoryview, parts: list[_Part]
+    ) -> tuple[Bundle, Future[None] | None]:
+        """The same for the small arrays of a page; a bundle that the parent holds is not even hashed."""
         bundle = self.reached.bundles.get(tuple(digest for digest, _ in parts))
         if bundle and self.objects.has(bundle.digest, size=bundle.size):
             with self._lock:
                 self.relied.add(bundle.digest)
-            return bundle
-        return Bundle(digest=self.put(data), size=len(data))
+            return bundle, None
+        digest, put = self.put(data)
+        return Bundle(digest=digest, size=len(data)), put
+
+    def wait(self) -> None:
+        """Return once everything is put."""
+        results(self._puts)
+
+    def _is_needed(self, digest: Digest, size: int) -> bool:
+        """Rely on an object: True, for one caller, when it has to be put."""
+        with self._lock:
+            if digest in self.relied:
+                return False
+            self.relied.add(digest)
+        if self.reached.is_sound and self.objects.has(digest, size=size):
+            return False
+        with self._lock:
+            self.written.add(digest)
+            self.new_bytes += size
+        return True

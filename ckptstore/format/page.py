@@ -30,7 +30,7 @@ PAGE_BYTES_MAX = 32 << 20
 PAGE_ARRAYS_MIN = 32
 PAGE_ARRAYS_MAX = 512
 PAGE_CHUNKS_MAX = 65_536  # digests a page may list before it ends: 65,536 x 67 bytes is 4.4 MB
-PAGE_CUT_MODULUS = 96  # one path in 96 ends a page once 32 are in it: 128 on average
+PAGE_CUT_MODULUS = 160  # one path in 160 ends a page once 32 are in it: 180 on average
 SMALL_BYTES = 64 << 10  # arrays below this size share one bundle object a page
 BUNDLE_BYTES_MAX = PAGE_ARRAYS_MAX * SMALL_BYTES
 
@@ -176,8 +176,10 @@ def ends_page(path: str, *, arrays: int, chunks: int) -> bool:
     """True when a page with these many arrays and chunks ends behind this path."""
     if arrays >= PAGE_ARRAYS_MAX or chunks >= PAGE_CHUNKS_MAX:
         return True
+    if arrays < PAGE_ARRAYS_MIN:
+        return False
     hashed = int.from_bytes(blake3(path.encode("utf-8")).digest(4), "little")
-    return arrays >= PAGE_ARRAYS_MIN and hashed % PAGE_CUT_MODULUS == 0
+    return hashed % PAGE_CUT_MODULUS == 0
 
 
 def cut(arrays: Sequence[tuple[str, int]]) -> list[slice]:

@@ -17,6 +17,7 @@ import re
 import secrets
 import stat
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from ckptstore.errors import (
     StorageError,
     shown,
 )
+from ckptstore.parallel import gather
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ckptstore.storage.protocol import Confirm, Seen
 
 TEMPORARY = "tmp"
+FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,2}")
 KEY_PARTS_MAX = 3
@@ -138,10 +141,9 @@ class LocalStorage:
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, then every folder above them up to the root."""
         folders = {parent for key in keys for parent in _folders_above(key)}
-        with _translated("the folders", self._root, writing=True):
-            for parts in sorted(folders, key=len, reverse=True):
-                with self._folder(parts) as fd:
-                    os.fsync(fd)
+        for depth in range(KEY_PARTS_MAX - 1, -1, -1):
+            level = sorted(parts for parts in folders if len(parts) == depth)
+            gather([partial(self._fsync, parts) for parts in level], threads=FLUSH_THREADS)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove keys; one that is not there is no error."""
@@ -211,6 +213,11 @@ class LocalStorage:
                     os.unlink(name, dir_fd=tmp_fd)
                 raise
 
+    def _fsync(self, parts: tuple[str, ...]) -> None:
+        """Fsync a folder below the root."""
+        with _translated("the folders", self._root, writing=True), self._folder(parts) as fd:
+            os.fsync(fd)
+
     @contextmanager
     def _folder_of(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
         """Open the folder that holds a key: its descriptor and the key's last part."""
@@ -222,19 +229,29 @@ class LocalStorage:
 
     @contextmanager
     def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
-        """Open a folder below the root, one part at a time, following no link."""
-        fd = os.open(self._root, _FOLDER)
+        """Open a folder below the root, one part at a time, following no link below the root."""
+        first = f"{self._root}/{parts[0]}" if parts else self._root
+        fd = _open_folder(first, make=make) if parts else os.open(first, _FOLDER)
         try:
-            for part in parts:
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(part, dir_fd=fd)
-                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+            for part in parts[1:]:
+                inner = _open_folder(part, make=make, within=fd)
                 os.close(fd)
                 fd = inner
             yield fd
         finally:
             os.close(fd)
+
+
+def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
+    """Open a folder that is no link; make it when it is missing and `make` is given."""
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
+    except FileNotFoundError:
+        if not make:
+            raise
+        with suppress(FileExistsError):  # somebody else made it just now
+            os.mkdir(name, dir_fd=within)
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
 
 
 def _parents_on_device(root: Path) -> Iterator[Path]:

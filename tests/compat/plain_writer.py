@@ -34,7 +34,7 @@ def page_ends(path: str, arrays_in_page: int, digests_in_page: int) -> bool:
     if arrays_in_page >= 512 or digests_in_page >= 65_536:
         return True
     number = int.from_bytes(blake3(path.encode("utf-8")).digest()[:4], "little")
-    return arrays_in_page >= 32 and number % 96 == 0
+    return arrays_in_page >= 32 and number % 160 == 0
 
 
 class PlainWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore import writer
+from ckptstore.digest import Digest
 from ckptstore.format import canonical, structure
 from ckptstore.format.operation import Operation
 from ckptstore.oplog import Oplog
@@ -101,22 +102,25 @@ def test_a_structure_with_an_integer_key_of_more_than_64_bits_is_refused(key: An
         structure.decode(data, name="this")
 
 
+@pytest.mark.parametrize("change", [1, 2, 3])
 def test_a_small_array_that_changes_during_its_commit_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, change: int
 ) -> None:
     """Section 14. Its digest and the bundle's must be of the same moment, or it could not be read by itself."""
     repo, array = ckptstore.init("memory://"), np.zeros(3)
-    real = writer.gather
+    real, calls = Digest.of, itertools.count(1)
 
-    def train_then_gather(jobs: Any, **options: Any) -> Any:
-        array[0] += 1
-        return real(jobs, **options)
+    def train_then_hash(data: Any) -> Digest:
+        if next(calls) == change:
+            array[0] += 1
+        return real(data)
 
-    monkeypatch.setattr(writer, "gather", train_then_gather)
+    monkeypatch.setattr(Digest, "of", train_then_hash)
     try:
         repo.commit({"a": array})
     except ckptstore.InvalidInputError:
         return
+    assert next(calls) > change
     assert repo.verify().problems == ()
 
 

@@ -119,7 +119,7 @@ def test_the_tables_of_chunk_shapes_and_page_ends_are_right() -> None:
         ours = chunks.chunk_shape(tuple(shape), item_bytes=item, chunk_bytes=size)
         assert list(ours) == expected == plain_writer.chunk_shape(shape, item, size)
         assert chunks.chunk_count(tuple(shape), ours) == count
-    for path, number, remainder in table("path", "number", "number mod 96"):
+    for path, number, remainder in table("path", "number", "number mod 160"):
         found = int.from_bytes(blake3(path.strip("`").encode()).digest()[:4], "little")
         assert (found, found % page.PAGE_CUT_MODULUS) == (int(number), int(remainder))
         ends = page.ends_page(path.strip("`"), arrays=page.PAGE_ARRAYS_MIN, chunks=1)

@@ -83,10 +83,10 @@ def test_a_missing_object_is_damage_and_says_which(storage: Storage) -> None:
             read()
 
 
-def test_bytes_that_do_not_have_the_digest_are_never_put(storage: Storage) -> None:
+def test_shared_memory_that_changed_since_it_was_hashed_is_never_put(storage: Storage) -> None:
     objects = ObjectStore(storage)
     with pytest.raises(InvalidInputError, match="changed while it was being committed"):
-        objects.put(DIGEST, DATA[1:])
+        objects.put(DIGEST, DATA[1:], is_shared=True)
     assert list(objects.list()) == []
 
 

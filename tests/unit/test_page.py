@@ -33,9 +33,9 @@ def test_the_parts_are_the_list(count: int) -> None:
     assert all(0 < part.stop - part.start <= PAGE_ARRAYS_MAX for part in parts)
 
 
-def test_pages_hold_about_128_arrays() -> None:
+def test_pages_hold_about_180_arrays() -> None:
     parts = cut(paths(20_000))
-    assert 90 < 20_000 / len(parts) < 170
+    assert 150 < 20_000 / len(parts) < 210
 
 
 @given(st.integers(0, 500))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
-from ckptstore.parallel import Buffers, gather
+from ckptstore.parallel import Buffers, LentBuffers, Workers, gather, results
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -55,3 +55,73 @@ def test_jobs_run_at_once_and_on_no_more_threads_than_said() -> None:
 
     gather([job] * 9, threads=3)
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_workers_take_jobs_one_by_one(threads: int) -> None:
+    with Workers(threads) as workers:
+        first = workers.submit(partial(pow, 3, 2))
+        assert first.result() == 9
+        assert results([first, workers.submit(partial(pow, 3, 3))]) == [9, 27]
+
+
+def test_the_error_of_one_job_is_what_every_later_one_says() -> None:
+    with Workers(2) as workers:
+        failed = workers.submit(lambda: 1 // 0)
+        assert isinstance(failed.exception(10), ZeroDivisionError)
+        later = workers.submit(partial(pow, 3, 2))
+        assert later.exception(10) is failed.exception()
+
+
+def test_jobs_that_wait_are_dropped_when_the_caller_fails() -> None:
+    go_on, begun = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def job(number: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        done.append(number)
+
+    def fail_amid_jobs() -> None:
+        with Workers(2) as workers:
+            for number in range(100):
+                workers.submit(partial(job, number))
+            begun.wait(10)
+            threading.Timer(0.05, go_on.set).start()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_amid_jobs()
+    assert len(done) <= 2
+
+
+def test_lent_buffers_are_taken_back_when_their_job_is_done_and_never_before() -> None:
+    buffers = LentBuffers(100)
+    done: Future[None] = Future()
+    first = buffers.of(60)
+    buffers.lend(first, until=done)
+    second = buffers.of(40)
+    assert second.obj is not first.obj
+    buffers.lend(second, until=None)
+    assert buffers.of(30).obj is second.obj  # the smallest that is idle
+    done.set_result(None)
+    assert buffers.of(50).obj is first.obj
+
+
+def test_lent_buffers_hold_no_more_than_they_may() -> None:
+    buffers = LentBuffers(100)
+    done: Future[None] = Future()
+    buffers.lend(buffers.of(80), until=done)
+    threading.Timer(0.05, done.set_result, [None]).start()
+    larger = buffers.of(90)  # waits, and gives up the one of 80
+    assert done.done()
+    buffers.lend(larger, until=Future())
+    assert not buffers._idle
+    assert len(LentBuffers(100).of(500)) == 500  # a single one may be larger
+
+
+def test_a_job_that_failed_gives_its_buffer_back_too() -> None:
+    buffers, failed = LentBuffers(100), Future()
+    failed.set_exception(OSError())
+    buffers.lend(buffers.of(80), until=failed)
+    assert len(buffers.of(80)) == 80
