@@ -94,9 +94,9 @@ def found_objects_not_flushed() -> Iterator[None]:
     put, flush = ObjectStore.put, ObjectStore.flush
     ours: set[Digest] = set()
 
-    def put_noted(objects: ObjectStore, digest: Digest, data: Any) -> None:
+    def put_noted(objects: ObjectStore, digest: Digest, data: Any, **options: Any) -> None:
         ours.add(digest)
-        put(objects, digest, data)
+        put(objects, digest, data, **options)
 
     def flush_ours(objects: ObjectStore, digests: Iterable[Digest]) -> None:
         flush(objects, ours & set(digests))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ckptstore import reader, verify, writer
+from tests.crash.threads import COUNTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,5 @@ def scratch() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of tiny repositories are checked; threads would only take time to start."""
-    monkeypatch.setattr(writer, "WRITE_THREADS", 1)
-    monkeypatch.setattr(reader, "READ_THREADS", 1)
-    monkeypatch.setattr(verify, "VERIFY_THREADS", 1)
+    for module, name in COUNTS:
+        monkeypatch.setattr(module, name, 1)

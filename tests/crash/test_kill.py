@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-COMMITS = 7
+COMMITS = 9
 PARTS = 8
 KILLED = -9
 
@@ -34,9 +34,11 @@ def test_a_kill_at_any_call_that_changes_files_costs_nothing_that_was_acknowledg
     record_property("kills", len(points[part::PARTS]))
 
 
-@pytest.mark.parametrize("name", ["write", "fsync", "renameat", "mkdirat"])
+@pytest.mark.parametrize(
+    ("name", "least"), [("write", 5), ("fsync", 5), ("renameat", 5), ("mkdirat", 2)]
+)
 def test_a_kill_while_several_threads_write_costs_nothing_that_was_acknowledged(
-    name: str, scratch: Path, record_property: Callable[[str, object], None]
+    name: str, least: int, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
     kills = 0
     for number in range(1, 8):  # of whichever thread comes to its call of that number first
@@ -46,7 +48,7 @@ def test_a_kill_while_several_threads_write_costs_nothing_that_was_acknowledged(
         kills += ended.status == KILLED
         assert complaint(url, ended.told) is None, f"killed at {name} {number}"
         shutil.rmtree(url)
-    assert kills >= 5
+    assert kills >= least
     record_property("kills", kills)
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 import ckptstore
-from ckptstore import CkptStoreError, NotFoundError, writer
+from ckptstore import CkptStoreError, NotFoundError
+from tests.crash.threads import COUNTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,9 @@ def main() -> None:
     parser.add_argument("--rival", type=int, help="fork, and let the child commit from here on")
     parser.add_argument("--bug", help="a mistake to make, from bugs.py")
     options = parser.parse_args()
-    writer.WRITE_THREADS = options.threads
+    for module, name in COUNTS:
+        assert hasattr(module, name)
+        setattr(module, name, options.threads)
     numbers = range(options.first, options.last + 1)
     child = os.fork() if options.rival else None
     if child == 0:

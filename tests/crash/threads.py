@@ -1,0 +1,20 @@
+"""Every number of threads that the library uses, so that a test can set them all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptstore import reader, verify, writer
+from ckptstore.storage import local
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+COUNTS: tuple[tuple[ModuleType, str], ...] = (
+    (writer, "HASH_THREADS"),
+    (writer, "COPY_THREADS"),
+    (writer, "PUT_THREADS"),
+    (reader, "READ_THREADS"),
+    (verify, "VERIFY_THREADS"),
+    (local, "FLUSH_THREADS"),
+)
