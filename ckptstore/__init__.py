@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedValueError,
     )
+    from ckptstore.gc import GcPlan, GcReport
     from ckptstore.repository import Repository, Undone, Usage, init, open
     from ckptstore.verify import Problem, VerifyReport
 
@@ -50,6 +51,7 @@ _HOMES = {
         "StorageError",
         "UnsupportedValueError",
     ),
+    "gc": ("GcPlan", "GcReport"),
     "repository": ("Repository", "Undone", "Usage", "init", "open"),
     "verify": ("Problem", "VerifyReport"),
 }
@@ -64,6 +66,8 @@ __all__ = [
     "CorruptError",
     "Digest",
     "ExpiredError",
+    "GcPlan",
+    "GcReport",
     "Incompatible",
     "InvalidInputError",
     "NotFoundError",

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ckptstore.digest import Digest
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.format import structure
+from ckptstore.format.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.format.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.format.page import PAGE_BYTES_MAX, Page
 from ckptstore.format.structure import STRUCTURE_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from ckptstore.objects import ObjectStore
     from ckptstore.storage import Storage
 
 LIVE = "checkpoints/"
 EXPIRED = "history/"
+EXPIRIES = "expired/"
 CACHED_PAGES = 256
 CACHED_WRITTEN = 4096
 CACHED_MANIFESTS = 4096
@@ -59,6 +61,36 @@ class Catalog:
         self._storage.put(key_of(id), data)
         self._storage.flush([key_of(id)])
         return id
+
+    def expire(self, ids: Collection[Digest], expiry: Expiry) -> None:
+        """Move checkpoints to history, durably, and say of each when and why; one that is there already is left."""
+        moving = {id: key_of(id) for id in ids if self._storage.size(key_of(id)) is not None}
+        made = []
+        for id, live in moving.items():
+            data = self._storage.get(live, bytes_max=MANIFEST_BYTES_MAX)
+            for key, content in (
+                (key_of(id, EXPIRIES), expiry.encode()),
+                (key_of(id, EXPIRED), data),
+            ):
+                self._storage.put(key, content)
+                made.append(key)
+        if moving:
+            self._storage.flush(made)
+            self._storage.delete(moving.values())
+            self._storage.flush(moving.values())
+
+    def expiry(self, id: Digest) -> Expiry | None:
+        """When and why a checkpoint expired; None when that is not known."""
+        key = key_of(id, EXPIRIES)
+        try:
+            return Expiry.decode(self._storage.get(key, bytes_max=EXPIRY_BYTES_MAX), name=key)
+        except NotFoundError:
+            return None
+
+    def live_ids(self) -> set[Digest]:
+        """The ids of all checkpoints that have not expired, reachable or not."""
+        found = (_KEY.fullmatch(key) for key, _ in self._storage.list(LIVE))
+        return {Digest(match[2]) for match in found if match}
 
     def page(self, digest: Digest) -> Page:
         """A page, checked."""

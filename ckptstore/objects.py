@@ -103,6 +103,10 @@ class ObjectStore:
         if hasher.hexdigest() != digest:
             raise CorruptError(f"{key} is damaged: its bytes do not have its digest.")
 
+    def delete(self, digests: Iterable[Digest]) -> None:
+        """Delete objects; one that is not there is no error. Only gc may: see there when."""
+        self._storage.delete(map(key_of, digests))
+
     def list(self) -> Iterator[tuple[Digest | None, str, int]]:
         """Every object with its key and size; the digest is None for a file whose name is no object's."""
         for key, size in self._storage.list(PREFIX):

@@ -15,7 +15,7 @@ from ckptstore.errors import ConflictError, CorruptError, NotFoundError
 from ckptstore.format.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ckptstore.storage import Storage
 
@@ -62,6 +62,12 @@ class Oplog:
             raise CorruptError(f"{key} says that it is operation {operation.seq}.")
         return operation
 
+    def between(self, first: int, newest: Operation) -> Iterator[Operation]:
+        """The operations from a number to the newest, this one included; NotFoundError when one was pruned."""
+        for seq in range(max(1, first), newest.seq):
+            yield self.read(seq)
+        yield newest
+
     def append(self, decide: Callable[[Operation], Operation]) -> Operation:
         """Append what `decide` makes of the newest operation; the number and nonce are ours.
 
@@ -76,31 +82,42 @@ class Oplog:
             f"{ATTEMPTS_MAX} other writers were first. Retry when fewer write at once."
         )
 
-    def undo(self, *, now: Callable[[], int]) -> Operation:
-        """Append the state before the newest operation that no undo took back, and return that operation.
+    def undo(
+        self,
+        *,
+        now: Callable[[], int],
+        check: Callable[[Operation, Operation], object] = lambda newest, restored: None,
+    ) -> Operation:
+        """Append the state before the newest change that no undo took back, and return the operation that made it.
 
-        now: gives UTC in microseconds. NotFoundError when there is nothing left to take back.
+        now: gives UTC in microseconds. check: called with the newest operation and the state to go back to; what it
+        raises ends the attempt. NotFoundError when there is nothing left to take back.
         """
         undone = Operation()
 
         def decide(newest: Operation) -> Operation:
             nonlocal undone
-            undone = newest
-            while undone.undoes is not None:
-                undone = self._before(undone.undoes)
-            if undone.seq == 0:
-                raise NotFoundError("There is nothing to undo.")
+            undone, before = self._last_change(newest)
+            restored = replace(before, condemned=newest.condemned)
+            check(newest, restored)
             done = f"undid operation {undone.seq}: {undone.done}"
-            return replace(
-                self._before(undone.seq),
-                condemned=newest.condemned,
-                undoes=undone.seq,
-                done=done[:DONE_LENGTH_MAX],
-                time=now(),
-            )
+            return replace(restored, undoes=undone.seq, done=done[:DONE_LENGTH_MAX], time=now())
 
         self.append(decide)
         return undone
+
+    def _last_change(self, newest: Operation) -> tuple[Operation, Operation]:
+        """The newest operation that changed refs or settings and was not taken back, and the state before it."""
+        operation = newest
+        while True:
+            while operation.undoes is not None:
+                operation = self._before(operation.undoes)
+            if operation.seq == 0:
+                raise NotFoundError("There is nothing to undo.")
+            before = self._before(operation.seq)
+            if before.state != operation.state:
+                return operation, before
+            operation = before  # gc changes neither
 
     def _before(self, seq: int) -> Operation:
         """The operation before a number, however old."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ckptstore import arrays, codecs, state, verify
+from ckptstore import arrays, codecs, retention, state, verify
 from ckptstore.catalog import Catalog
 from ckptstore.catalog import key_of as manifest_key
 from ckptstore.checkout import fill, fresh
@@ -17,6 +19,7 @@ from ckptstore.checkpoint import Checkpoint
 from ckptstore.collector import paused_collector
 from ckptstore.errors import (
     ConflictError,
+    CorruptError,
     ExpiredError,
     InvalidInputError,
     NotFoundError,
@@ -31,27 +34,34 @@ from ckptstore.format.manifest import (
 )
 from ckptstore.format.marker import CHUNK_BYTES_DEFAULT, Marker
 from ckptstore.format.names import check_ref_name
+from ckptstore.gc import GRACE_SECONDS, CondemnedError, Gc, refuse_condemned
 from ckptstore.history import ancestors
 from ckptstore.objects import ObjectStore
 from ckptstore.oplog import Oplog
 from ckptstore.revisions import Names, resolve
+from ckptstore.seed import RESETTABLE, Seed, plant
 from ckptstore.selection import Selection
 from ckptstore.storage import LocalStorage, open_storage
 from ckptstore.verify import MARKER_BYTES_MAX, MARKER_KEY, VerifyReport
 from ckptstore.writer import Written, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import SupportsIndex
 
     from ckptstore.digest import Digest
     from ckptstore.format.operation import Operation
+    from ckptstore.gc import GcPlan, GcReport
+    from ckptstore.retention import Policy
     from ckptstore.storage import Storage
 
     Patterns = str | Sequence[str] | None
 
 DEFAULT_BRANCH = "main"
+RETENTION = "retention"  # the setting that holds the saved policy
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +103,7 @@ def init(
     marker = Marker(store=secrets.token_hex(16), chunk_bytes=chunk_size)
     storage = open_storage(url)
     if isinstance(storage, LocalStorage):
-        storage.make_root({MARKER_KEY, "ops", "checkpoints", "history", "objects"})
+        storage.make_root({MARKER_KEY, "ops", "checkpoints", "history", "expired", "objects"})
     if not storage.create(MARKER_KEY, marker.encode()):
         raise ConflictError(f"{storage.url} is a repository already. Open it instead.")
     return Repository(storage, marker, clock=clock)
@@ -130,6 +140,7 @@ class Repository:
         self._objects = ObjectStore(storage)
         self._oplog = Oplog(storage)
         self._catalog = Catalog(storage, self._objects)
+        self._gc = Gc(storage, self._objects, self._oplog, self._catalog, self._now)
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"
@@ -165,16 +176,21 @@ class Repository:
             message=check_message(message),
             meta=check_meta(meta),
         )
-        head = self._oplog.newest().heads.get(branch)
-        written = self._write(state, head)
-        manifest = describe(
-            pages=written.pages,
-            structure=written.structure,
-            new_bytes=written.new_bytes,
-            parents=(head,) if head else (),
-            created=self._now(),
-        )
-        return self._publish(manifest, written, branch=branch, retry=retry)
+
+        def make() -> Checkpoint:
+            newest = self._oplog.newest()
+            head = newest.heads.get(branch)
+            written = self._write(state, head)
+            manifest = describe(
+                pages=written.pages,
+                structure=written.structure,
+                new_bytes=written.new_bytes,
+                parents=(head,) if head else (),
+                created=self._now(),
+            )
+            return self._publish(manifest, written, branch=branch, retry=retry, since=newest.seq)
+
+        return self._beside_gc(make)
 
     def checkout(
         self,
@@ -197,8 +213,22 @@ class Repository:
         if into is not None and device is not None:
             raise InvalidInputError("Pass into or device: what exists already stays where it is.")
         selection = Selection.of(include, exclude)
+        id, manifest = self._readable(rev)
+        with self._reading(id):
+            return self._checkout(id, manifest, selection, into=into, strict=strict, device=device)
+
+    def _checkout(
+        self,
+        id: Digest,
+        manifest: Manifest,
+        selection: Selection,
+        *,
+        into: object,
+        strict: bool,
+        device: Any,
+    ) -> Any:
+        """Read a checkpoint that was live a moment ago."""
         with paused_collector():
-            id, manifest = self._readable(rev)
             root = self._catalog.structure(manifest)
             if not selection.is_everything:
                 root = state.select(root, selection)
@@ -239,21 +269,30 @@ class Repository:
             self._checkpoint(*found) for found in islice(ancestors(starts, names.lookup), limit)
         ]
 
-    def branch(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
-        """Make a branch at a revision. No array is read or written."""
+    def branch(
+        self,
+        name: str,
+        at: str = DEFAULT_BRANCH,
+        *,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        rename: Mapping[str, str] | None = None,
+        reset: Sequence[str] = RESETTABLE,
+    ) -> Checkpoint:
+        """Make a branch at a revision. No array is read or written.
+
+        With include, exclude or rename the branch begins with a checkpoint of its own, a seed, whose parent is the one
+        at the revision. It holds what the globs choose, as checkout would give it, with the arrays under new paths.
+        rename: replacements by regular expression. A pattern must match the whole path of an array; the first that
+        does wins, and a replacement may use its groups: {"model/backbone.(.*)": "model/encoder.\\1"}. Only keys of
+        dicts can change. reset: of "step" and "metrics", what the seed does not take over. Its message names the source,
+        and its meta says what was chosen and renamed.
+        """
         check_ref_name(name, kind="branch")
-        id = self._durable(at)
-
-        def decide(newest: Operation) -> Operation:
-            if name in newest.heads:
-                raise ConflictError(
-                    f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
-                )
-            _check_unused(name, newest.tags, kind="tag")
-            return replace(newest, heads={**newest.heads, name: id})
-
-        self._append(decide, f"made branch {name} at {id.short}")
-        return self._checkpoint(id, self._catalog.manifest(id))
+        seed = Seed.of(include, exclude, rename, reset)
+        if seed.is_everything:
+            return self._branch_at(name, self._durable(at))
+        return self._beside_gc(lambda: self._plant(name, at, seed))
 
     def branches(self) -> dict[str, Checkpoint]:
         """The head of each branch, by name."""
@@ -280,7 +319,7 @@ class Repository:
             _check_unused(name, newest.heads, kind="branch")
             return replace(newest, tags={**newest.tags, name: id})
 
-        self._append(decide, f"made tag {name} at {id.short}")
+        self._beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:
@@ -302,8 +341,47 @@ class Repository:
 
     def undo(self) -> Undone:
         """Take back the newest operation that was not taken back yet: branches, tags and settings as before it."""
-        last = self._oplog.undo(now=self._now)
+        last = self._beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
         return Undone(operation=last.seq, description=last.done)
+
+    @property
+    def retention(self) -> Policy | None:
+        """The policy that is saved in the repository, and that `gc` applies by itself."""
+        document = self._oplog.newest().settings.get(RETENTION)
+        return None if document is None else retention.from_json(document)
+
+    def set_retention(self, policy: Policy | None) -> None:
+        """Save a policy in the repository; None saves that there is none."""
+        document = None if policy is None else policy.to_json()
+
+        def decide(newest: Operation) -> Operation:
+            settings = {key: value for key, value in newest.settings.items() if key != RETENTION}
+            if document is not None:
+                settings[RETENTION] = document
+            return replace(newest, settings=settings)
+
+        self._append(decide, "saved no retention" if policy is None else f"saved: {policy}")
+
+    def plan_gc(self, policy: Policy | None = None, *, grace: float = GRACE_SECONDS) -> GcPlan:
+        """What gc would do: which checkpoints stay and why, which expire, and the bytes that each of these frees.
+
+        policy: the one saved in the repository when None. grace: seconds for which what no branch or tag reaches is left
+        alone, by the storage's own clock. Nothing is changed before the plan's `execute`.
+        """
+        policy = policy or self.retention
+        if policy is None:
+            raise InvalidInputError(
+                "No policy is given, and none is saved. Pass one, or save one with set_retention "
+                "(`ckptstore config retention`)."
+            )
+        return self._gc.plan(policy, grace=grace)
+
+    def gc(self, policy: Policy | None = None, *, grace: float = GRACE_SECONDS) -> GcReport:
+        """Give up the checkpoints that a policy does not keep, and delete what nothing reaches any more.
+
+        Safe beside any number of others who commit, read and collect.
+        """
+        return self.plan_gc(policy, grace=grace).execute()
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
         """Check every byte and every reference; `progress` is called with bytes done and bytes in all."""
@@ -317,7 +395,7 @@ class Repository:
         sizes = [size for _, _, size in self._objects.list()]
         metadata = [
             size
-            for folder in ("ops/", "checkpoints/", "history/")
+            for folder in ("ops/", "checkpoints/", "history/", "expired/")
             for _, size in self._storage.list(folder)
         ]
         return Usage(
@@ -329,6 +407,40 @@ class Repository:
             stored_bytes=sum(sizes),
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
         )
+
+    def _branch_at(self, name: str, id: Digest) -> Checkpoint:
+        """Make a branch at a checkpoint that is durable."""
+
+        def decide(newest: Operation) -> Operation:
+            _check_new_branch(name, newest)
+            return replace(newest, heads={**newest.heads, name: id})
+
+        self._beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
+        return self._checkpoint(id, self._catalog.manifest(id))
+
+    def _plant(self, name: str, at: str, seed: Seed) -> Checkpoint:
+        """Make a branch that begins with a seed; published as a commit is."""
+        newest = self._oplog.newest()
+        _check_new_branch(name, newest)
+        source = self._durable(at)
+        self._refuse_expired(source)
+        try:
+            written = plant(seed, source, objects=self._objects, catalog=self._catalog)
+        except CorruptError:
+            self._refuse_expired(source)  # gc gave it up meanwhile
+            raise
+        manifest = seed.manifest(source, self._catalog.manifest(source), written, now=self._now())
+        check = partial(refuse_condemned, self._oplog, since=newest.seq, digests=written.relied)
+        check(newest, id=source)
+        id = self._catalog.store(manifest)
+
+        def decide(latest: Operation) -> Operation:
+            _check_new_branch(name, latest)
+            check(latest, id=id)
+            return replace(latest, heads={**latest.heads, name: id})
+
+        self._append(decide, f"made branch {name} at {id.short}, from {source.short}")
+        return self._checkpoint(id, manifest)
 
     def _write(self, value: object, head: Digest | None) -> Written:
         """Store the arrays and the structure of a state."""
@@ -343,9 +455,12 @@ class Repository:
         )
 
     def _publish(
-        self, manifest: Manifest, written: Written, *, branch: str, retry: bool
+        self, manifest: Manifest, written: Written, *, branch: str, retry: bool, since: int
     ) -> Checkpoint:
-        """Make a durable state a checkpoint: its manifest, then the operation that moves the branch to it."""
+        """Make a durable state a checkpoint: its manifest, then the operation that moves the branch to it.
+
+        since: the operation that was the newest before anything was relied upon. CondemnedError when gc came between.
+        """
         made: dict[str, Any] = {"manifest": manifest, "id": self._catalog.store(manifest)}
 
         def decide(newest: Operation) -> Operation:
@@ -359,7 +474,9 @@ class Repository:
                 made["manifest"] = replace(made["manifest"], parents=parents)
                 made["id"] = self._catalog.store(made["manifest"])
             _check_unused(branch, newest.tags, kind="tag")
-            _refuse_condemned(newest, written)
+            refuse_condemned(
+                self._oplog, newest, since=since, digests=written.relied, id=made["id"]
+            )
             return replace(newest, heads={**newest.heads, branch: made["id"]})
 
         self._append(decide, lambda: f"committed {made['id'].short} to {branch}")
@@ -368,14 +485,33 @@ class Repository:
     def _append(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
     ) -> None:
-        """Append an operation with the time and what it did."""
+        """Append an operation with the time and what it did; what it newly refers to must have its arrays."""
 
         def complete(newest: Operation) -> Operation:
             decided = decide(newest)
+            self._check_live(newest, decided)
             text = done if isinstance(done, str) else done()
             return replace(decided, time=self._now(), done=text, undoes=None)
 
         self._oplog.append(complete)
+
+    def _check_live(self, newest: Operation, decided: Operation) -> None:
+        """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""
+        known = set(newest.refs.values())
+        for id in dict.fromkeys(decided.refs.values()):
+            if id not in known:
+                if newest.condemned and id in newest.condemned.checkpoints:
+                    raise CondemnedError
+                self._refuse_expired(id)
+
+    def _beside_gc(self, act: Callable[[], Result]) -> Result:
+        """Do something again for as long as a gc condemns what it relies on, each time when that gc has ended."""
+        while True:
+            try:
+                return act()
+            except CondemnedError:
+                with self._storage.lock():
+                    self._gc.finish()
 
     def _durable(self, rev: str) -> Digest:
         """The id of what a revision names, flushed: who stored it may have been killed before that."""
@@ -387,11 +523,26 @@ class Repository:
         """The manifest of a checkpoint whose arrays are there."""
         id = resolve(rev, self._names())
         manifest = self._catalog.manifest(id)
-        if self._catalog.is_expired(id):
-            raise ExpiredError(
-                f"Checkpoint {id.short} has expired: its arrays were given up, only its facts are kept."
-            )
+        self._refuse_expired(id)
         return id, manifest
+
+    @contextmanager
+    def _reading(self, id: Digest) -> Iterator[None]:
+        """Say that a checkpoint expired when it did so while it was read."""
+        try:
+            yield
+        except (CorruptError, NotFoundError):
+            self._refuse_expired(id)
+            raise
+
+    def _refuse_expired(self, id: Digest) -> None:
+        if self._catalog.is_expired(id):
+            expiry = self._catalog.expiry(id)
+            when = f" on {_date(expiry.time)}" if expiry else ""
+            why = f" ({expiry.why.rstrip('.')})" if expiry else ""
+            raise ExpiredError(
+                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, its step and metrics are kept."
+            )
 
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
         return Checkpoint.of(id, manifest, self._catalog)
@@ -420,6 +571,18 @@ class Repository:
         return max(0, int(self._clock() * 1e6))
 
 
+def _date(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _check_new_branch(name: str, newest: Operation) -> None:
+    if name in newest.heads:
+        raise ConflictError(
+            f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
+        )
+    _check_unused(name, newest.tags, kind="tag")
+
+
 def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
     """One name never means both a branch and a tag."""
     if name in others:
@@ -433,13 +596,3 @@ def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, D
         known = ", ".join(sorted(refs)[:12]) or "none"
         raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
     return {other: id for other, id in refs.items() if other != name}
-
-
-def _refuse_condemned(newest: Operation, written: Written) -> None:
-    """A commit never relies on what a running gc may delete."""
-    if newest.condemned is not None:
-        condemned: Iterable[object] = newest.condemned.get("digests", ())
-        if not written.relied.isdisjoint(condemned):
-            raise ConflictError(
-                "A gc is deleting objects that this commit needs. Commit again when it has ended."
-            )

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptstore.catalog import EXPIRED, LIVE, Catalog, key_of
+from ckptstore.catalog import EXPIRED, EXPIRIES, LIVE, Catalog, key_of
 from ckptstore.digest import Digest
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.format.marker import CHUNK_BYTES_MAX, Marker
 from ckptstore.format.structure import array_path
+from ckptstore.history import ancestors
 from ckptstore.objects import PREFIX as OBJECTS
 from ckptstore.objects import ObjectStore
 from ckptstore.objects import key_of as object_key
@@ -81,6 +82,8 @@ class _Verify:
         self.named: dict[Digest, str] = {}
         self.sizes: dict[str, int] = {}
         self.bundles_checked: set[str] = set()
+        self.reachable: set[Digest] = set()
+        self.reaches_all = False
 
     def report(self, progress: Callable[[int, int], object]) -> VerifyReport:
         """Look at everything once."""
@@ -91,6 +94,8 @@ class _Verify:
         count, size = self.check_objects(progress)
         self.check_operations()  # before the manifests are listed: a commit may come meanwhile
         live, expired = self.ids(LIVE), self.ids(EXPIRED)
+        for id in self.ids(EXPIRIES):
+            self.attempt(key_of(id, EXPIRIES), partial(self.catalog.expiry, id))
         for id in (*live, *expired):
             self.check_manifest(id, expired=id not in live)
         self.check_named({*live, *expired})
@@ -161,11 +166,14 @@ class _Verify:
             return
         for parent in manifest.parents:
             self.named.setdefault(parent, f"checkpoint {id.short} was made from it")
-        if not expired:
+        if not expired and (id in self.reachable or self.reaches_all):
             self.check_content(id, manifest)
 
     def check_content(self, id: Digest, manifest: Manifest) -> None:
-        """Follow every reference of a live checkpoint."""
+        """Follow every reference of a live checkpoint.
+
+        Not of one that no branch and no tag reaches: a commit that died beside a gc may have left its manifest alone.
+        """
         paths: dict[str, None] = {}
         for ref in manifest.pages:
             key = self.used(ref.digest, id)
@@ -239,8 +247,19 @@ class _Verify:
             seq for seq in sorted(seqs, reverse=True) if operation_key(seq) not in self.wrong
         )
         newest = next(readable, None)
-        for name, id in oplog.read(newest).refs.items() if newest else ():
+        refs = oplog.read(newest).refs if newest else {}
+        for name, id in refs.items():
             self.named.setdefault(id, f"{name!r} names it")
+        self.reaches_all = newest != max(seqs, default=None)
+        self.reachable = {id for id, _ in ancestors(refs.values(), self.lookup)}
+
+    def lookup(self, id: Digest) -> Manifest | None:
+        """A manifest as far as it can be read; each is checked later, by itself."""
+        try:
+            return self.catalog.manifest(id)
+        except CkptStoreError:
+            self.reaches_all = True  # nobody knows what could be reached from there
+            return None
 
     def check_gaps(self, seqs: set[int]) -> None:
         """Nothing else may lie where an operation was or will be. (A gap is none: a power failure may leave one.)"""

@@ -94,14 +94,15 @@ def write(
         catalog.remember_page(digest, page)
     objects.flush(sink.relied - (reached.digests - sink.written))
     return Written(
-        pages=tuple(_page_ref(page, digest) for page, digest in pages),
+        pages=tuple(page_ref(page, digest) for page, digest in pages),
         structure=root,
         new_bytes=sink.new_bytes,
         relied=frozenset(sink.relied),
     )
 
 
-def _page_ref(page: Page, digest: Digest) -> PageRef:
+def page_ref(page: Page, digest: Digest) -> PageRef:
+    """A page as a manifest lists it."""
     return PageRef(
         first=page.first, digest=digest, arrays=len(page.entries), bytes=page.array_bytes
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ckptstore.errors import CorruptError, InvalidInputError
 from ckptstore.format import sealed
 from ckptstore.format.canonical import Fields, check_digest
+from ckptstore.format.expiry import WHY_LENGTH_MAX
 from ckptstore.format.manifest import CREATED_MAX
 from ckptstore.format.names import check_ref_name
 
@@ -25,12 +26,38 @@ DONE_LENGTH_MAX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Condemned:
+    """What a running gc is about to delete.
+
+    checkpoints: those that are about to expire. digests: objects. why: what the expired will say of their end.
+    """
+
+    checkpoints: tuple[Digest, ...] = ()
+    digests: tuple[Digest, ...] = ()
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form inside an operation."""
+        return {"checkpoints": self.checkpoints, "digests": self.digests, "why": self.why}
+
+    @classmethod
+    def from_json(cls, document: object, *, name: str) -> Self:
+        """Check every field."""
+        fields = Fields(document, name=name)
+        return cls(
+            checkpoints=tuple(check_digest(id, name=name) for id in fields.array("checkpoints")),
+            digests=tuple(check_digest(digest, name=name) for digest in fields.array("digests")),
+            why=fields.text("why", length_max=WHY_LENGTH_MAX),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """The mutable state of a repository after one operation.
 
     nonce: random text by which a writer recognises its own operation after a lost answer.
     done: one line for people saying what this operation did. undoes: the operation whose effect an undo took back.
-    condemned: what a running gc may delete, with its deadline; None when no gc runs.
+    condemned: what a running gc may delete; None when no gc runs.
     """
 
     seq: int = 0
@@ -39,7 +66,7 @@ class Operation:
     heads: Mapping[str, Digest] = field(default_factory=dict)
     tags: Mapping[str, Digest] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    condemned: Mapping[str, Any] | None = None
+    condemned: Condemned | None = None
     done: str = ""
     undoes: int | None = None
 
@@ -47,6 +74,11 @@ class Operation:
     def refs(self) -> dict[str, Digest]:
         """Branches and tags together; a branch hides a tag of the same name."""
         return {**self.tags, **self.heads}
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What an undo may take back."""
+        return dict(self.heads), dict(self.tags), dict(self.settings)
 
     def encode(self) -> bytes:
         """Encode to the bytes of ops/<seq>.json."""
@@ -60,7 +92,7 @@ class Operation:
                 "heads": self.heads,
                 "tags": self.tags,
                 "settings": self.settings,
-                "condemned": self.condemned,
+                "condemned": self.condemned.to_json() if self.condemned else None,
                 "done": self.done,
                 "undoes": self.undoes,
             },
@@ -89,13 +121,11 @@ class Operation:
         )
 
 
-def _condemned(fields: Fields) -> dict[str, Any] | None:
-    if fields.get("condemned") is None:
+def _condemned(fields: Fields) -> Condemned | None:
+    document = fields.get("condemned")
+    if document is None:
         return None
-    condemned = Fields(fields.object("condemned"), name=f"{fields.name}, condemned")
-    for digest in condemned.array("digests"):
-        check_digest(digest, name=condemned.name)
-    return dict(condemned.document)
+    return Condemned.from_json(document, name=f"{fields.name}, condemned")
 
 
 def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:

@@ -12,6 +12,7 @@ planted link or FIFO leads nowhere. The root itself may be a link: it is the use
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -180,6 +181,57 @@ class LocalStorage:
                 raise CorruptError(f"{key} is not a regular file.")
             return status.st_size
 
+    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
+        """Those of these keys that have not been put or created for so long, by the file system's own clock."""
+        latest = self._file_system_time() - seconds
+        found = set()
+        for key in keys:
+            with _translated(key, self._root), suppress(FileNotFoundError):
+                with self._folder_of(key) as (folder_fd, name):
+                    status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+                if status.st_mtime <= latest:
+                    found.add(key)
+        return found
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of the folder: the kernel lets go of it when the process ends, however it ends."""
+        with _translated("the lock", self._root, writing=True):
+            fd = os.open(self._root, _FOLDER)
+        try:
+            with _translated("the lock", self._root, writing=True):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def sweep(self, *, seconds: float) -> int:
+        """Remove temporary files that have not been written to for so long: their bytes."""
+        latest = self._file_system_time() - seconds
+        freed = 0
+        with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
+            for name in os.listdir(fd):
+                with suppress(FileNotFoundError):
+                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_mtime <= latest:
+                        os.unlink(name, dir_fd=fd)
+                        freed += status.st_size
+        return freed
+
+    def _file_system_time(self) -> float:
+        """What the file system calls now: the program's clock may be wrong by days, and a server's is another."""
+        with (
+            _translated("the clock", self._root, writing=True),
+            self._folder((TEMPORARY,), make=True) as fd,
+        ):
+            name = _temporary_name()
+            probe = os.open(name, _WRITE, 0o666, dir_fd=fd)
+            try:
+                return os.fstat(probe).st_mtime
+            finally:
+                os.close(probe)
+                os.unlink(name, dir_fd=fd)
+
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
         """Open a key for reading: its descriptor and size."""
@@ -196,7 +248,7 @@ class LocalStorage:
     @contextmanager
     def _written(self, data: Buffer, confirm: Confirm | None = None) -> Iterator[tuple[str, int]]:
         """Write and fsync a temporary file: its name and the descriptor of its folder. Removed if still there."""
-        name = f"{os.getpid()}-{secrets.token_hex(12)}"
+        name = _temporary_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
             fd = os.open(name, _WRITE, 0o666, dir_fd=tmp_fd)
             try:
@@ -252,6 +304,11 @@ def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
         with suppress(FileExistsError):  # somebody else made it just now
             os.mkdir(name, dir_fd=within)
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
+
+
+def _temporary_name() -> str:
+    """A name that nobody else has, and never had."""
+    return f"{os.getpid()}-{secrets.token_hex(12)}"
 
 
 def _parents_on_device(root: Path) -> Iterator[Path]:

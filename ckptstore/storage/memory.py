@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, NotFoundError
@@ -21,7 +23,9 @@ class MemoryStorage:
     def __init__(self, name: str = "") -> None:
         self.url = f"memory://{name}"
         self._data: dict[str, bytes] = {}
+        self._stored: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._held = threading.Lock()
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
         """All bytes of a key."""
@@ -49,6 +53,7 @@ class MemoryStorage:
             confirm()
         with self._lock:
             self._data[key] = copied
+            self._stored[key] = time.monotonic()
 
     def flush(self, keys: Iterable[str]) -> None:
         """Nothing outlives the process, so nothing is left to do."""
@@ -57,6 +62,7 @@ class MemoryStorage:
         """Store bytes under a key unless it exists."""
         copied = bytes(data)
         with self._lock:
+            self._stored.setdefault(key, time.monotonic())
             return self._data.setdefault(key, copied) is copied
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -64,6 +70,7 @@ class MemoryStorage:
         with self._lock:
             for key in keys:
                 self._data.pop(key, None)
+                self._stored.pop(key, None)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Every key under a folder, with its size."""
@@ -75,6 +82,21 @@ class MemoryStorage:
         """The size of a key, or None."""
         data = self._data.get(key)
         return None if data is None else len(data)
+
+    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
+        """Those of these keys that have not been put or created for so long."""
+        latest = time.monotonic() - seconds
+        return {key for key in keys if self._stored.get(key, latest + 1) <= latest}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of this storage."""
+        with self._held:
+            yield
+
+    def sweep(self, *, seconds: float) -> int:  # noqa: ARG002 - nothing is ever half written here
+        """Nothing is ever half written here."""
+        return 0
 
     def _find(self, key: str) -> bytes:
         try:

@@ -9,7 +9,8 @@ What is required:
    a commit calls it before anything refers to what it wrote, or found already there.
 3. `create` is atomic and durable by itself: of any number of callers exactly one gets True, and what it wrote is there
    after a power failure.
-4. A missing key is NotFoundError; whatever else goes wrong is StorageError, and never reads as "not there".
+4. A deleted key may come back after a power failure until `flush` was called with it.
+5. A missing key is NotFoundError; whatever else goes wrong is StorageError, and never reads as "not there".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
@@ -55,7 +57,7 @@ class Storage(Protocol):
         ...
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Return once these keys are durable."""
+        """Return once these keys are durable, and once those of them that were deleted stay deleted."""
         ...
 
     def create(self, key: str, data: Buffer) -> bool:
@@ -63,7 +65,7 @@ class Storage(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys; one that is not there is no error."""
+        """Remove keys; one that is not there is no error. Durable after `flush`."""
         ...
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -72,4 +74,16 @@ class Storage(Protocol):
 
     def size(self, key: str) -> int | None:
         """The size of a key in bytes, or None when it is not there."""
+        ...
+
+    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
+        """Those of these keys that have not been put or created for so long, by the storage's own clock."""
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Wait until nobody else holds the lock of this storage, and hold it; who dies lets go of it."""
+        ...
+
+    def sweep(self, *, seconds: float) -> int:
+        """Remove what writers that died left half written, older than this by the storage's own clock: its bytes."""
         ...

@@ -8,6 +8,7 @@ from ckptstore.storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
@@ -43,11 +44,11 @@ class LosingStorage:
     def after_power_failure(self, survives: Callable[[str], bool]) -> MemoryStorage:
         """What is left when of the keys that are not durable only some survived."""
         left = MemoryStorage("after the power failure")
-        for key, _ in self._memory.list(""):
-            if key not in self._before or survives(key):
-                left.put(key, self._memory.get(key, bytes_max=_BYTES_MAX))
-            elif (before := self._before[key]) is not None:
-                left.put(key, before)
+        now = {key: self._memory.get(key, bytes_max=_BYTES_MAX) for key, _ in self._memory.list("")}
+        for key in sorted({*now, *self._before}):
+            data = now.get(key) if key not in self._before or survives(key) else self._before[key]
+            if data is not None:
+                left.put(key, data)
         return left
 
     @property
@@ -86,11 +87,12 @@ class LosingStorage:
         return self._memory.create(key, data)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """As the protocol says; durable."""
+        """As the protocol says; what was deleted may come back."""
         self._change()
         for key in keys:
+            if self._memory.size(key) is not None:
+                self._before.setdefault(key, self._memory.get(key, bytes_max=_BYTES_MAX))
             self._memory.delete([key])
-            self._before.pop(key, None)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """As the protocol says."""
@@ -99,6 +101,18 @@ class LosingStorage:
     def size(self, key: str) -> int | None:
         """As the protocol says."""
         return self._memory.size(key)
+
+    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
+        """As the protocol says."""
+        return self._memory.stale(keys, seconds=seconds)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """As the protocol says; who is killed lets go of it."""
+        return self._memory.lock()
+
+    def sweep(self, *, seconds: float) -> int:
+        """As the protocol says."""
+        return self._memory.sweep(seconds=seconds)
 
     def _change(self) -> None:
         if self.changes_left == 0:

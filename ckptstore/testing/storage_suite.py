@@ -8,6 +8,7 @@ class TestMyStorage(StorageSuite):
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -134,3 +135,35 @@ class StorageSuite:
         storage.put(KEY, b"x")
         storage.flush([])
         storage.flush([KEY, "objects/ab/other"])
+
+    def test_stale_tells_old_keys_from_new_ones_and_does_not_mind_missing_ones(
+        self, storage: Storage
+    ) -> None:
+        """By the storage's own clock."""
+        storage.put(KEY, b"x")
+        storage.create("ops/000000000001.json", b"y")
+        keys = [KEY, "ops/000000000001.json", "objects/ab/missing"]
+        assert storage.stale(keys, seconds=0) == set(keys[:2])
+        assert storage.stale(keys, seconds=3600) == set()
+
+    def test_only_one_holds_the_lock(self, storage: Storage) -> None:
+        """Whoever comes second waits."""
+        order: list[str] = []
+
+        def second() -> None:
+            with storage.lock():
+                order.append("second")
+
+        with storage.lock():
+            waiting = threading.Thread(target=second)
+            waiting.start()
+            waiting.join(0.05)
+            order.append("first")
+        waiting.join(10)
+        assert order == ["first", "second"]
+
+    def test_sweep_leaves_every_key(self, storage: Storage) -> None:
+        """Only what is half written goes."""
+        storage.put(KEY, b"x")
+        assert storage.sweep(seconds=0) == 0
+        assert storage.get(KEY, bytes_max=1) == b"x"

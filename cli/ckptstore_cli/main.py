@@ -25,6 +25,8 @@ COMMANDS = (
     "branch",
     "tag",
     "undo",
+    "gc",
+    "config",
     "verify",
     "usage",
 )

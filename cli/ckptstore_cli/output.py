@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from ckptstore_cli.text import fit, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from rich.console import Console
     from rich.text import Text
@@ -57,11 +57,16 @@ def line(text: str = "") -> None:
     print(plain(text))
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under column titles."""
+def table(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str]],
+    *,
+    dimmed: Container[int] = (),
+) -> None:
+    """Print rows under column titles. dimmed: the numbers of rows that matter less, from 0."""
     cells = [[plain(cell) for cell in row] for row in rows]
     if _is_terminal(sys.stdout):
-        _rich_table(columns, cells)
+        _rich_table(columns, cells, dimmed)
     else:
         _plain_table(columns, cells)
 
@@ -177,7 +182,9 @@ def _plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
         print("  ".join(padded).rstrip())
 
 
-def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def _rich_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], dimmed: Container[int]
+) -> None:
     from rich.cells import cell_len
     from rich.table import Table
 
@@ -194,9 +201,10 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     for column, width in zip(columns, fitted, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
         table.add_column(column.title, style=column.style, justify=justify, width=width)
-    for row in rows:
+    for number, row in enumerate(rows):
         cells = zip(row, columns, strict=True)
-        table.add_row(*(_text(cell, folds=column.folds) for cell, column in cells))
+        style = "dim" if number in dimmed else None
+        table.add_row(*(_text(cell, folds=column.folds) for cell, column in cells), style=style)
     console.print(table)
 
 

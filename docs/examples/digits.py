@@ -25,6 +25,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ckptstore
+from ckptstore.retention import KeepBest, KeepEveryNHours, MaxToKeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +42,9 @@ TUNING_EPOCHS = 6
 TRAINING_IMAGES = 1297  # of 1797
 BATCH_IMAGES = 64
 BEST = "best:val_acc"
+LONG_COMMITS = 60
+LONG_SHOWN = (10, 20, 40, 60)
+POLICY = MaxToKeep(3) | KeepBest("val_acc", "max") | KeepEveryNHours(1)
 
 
 def main() -> None:
@@ -94,6 +98,11 @@ def demo(files: Path) -> None:
 
     heading("5. What that takes on the disk")
     report(run, tuning)
+
+    heading(
+        f"6. A long run in another repository: {LONG_COMMITS} commits a minute apart, and gc after each\n   {POLICY}"
+    )
+    long_run(training, validation)
     print(f"\nLook around: {program()} -r {STORE} --help")
 
 
@@ -228,6 +237,31 @@ def compare(checkpoint: Checkpoint, found: dict[str, str]) -> None:
     print(
         f"   Checkpoint {checkpoint.id.short} of step {checkpoint.step}: the same to the last digit."
     )
+
+
+def long_run(training: Images, validation: Images) -> None:
+    """Commit often and keep little: the repository does not grow. Its clock is ours, so that nobody waits."""
+    step = 0
+    repo = ckptstore.init("memory://", clock=lambda: 1_800_000_000.0 + 60 * step)
+    model = Network()
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    file_bytes = 0
+    for step in range(1, LONG_COMMITS + 1):
+        batch = torch.randint(len(training), (BATCH_IMAGES,))
+        optimizer.zero_grad()
+        cross_entropy(model(training.pixels[batch]), training.labels[batch]).backward()
+        optimizer.step()
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        made = repo.commit(state, step=step, metrics=evaluate(model, validation))
+        file_bytes += made.array_bytes
+        repo.gc(POLICY)
+        if step in LONG_SHOWN:
+            stored = repo.usage().stored_bytes
+            print(
+                f"   after {step:2} commits   {file_bytes / 1e6:6.1f} MB committed   {stored / 1e6:5.1f} MB stored"
+            )
+    kept = [str(checkpoint.step) for checkpoint in repo.log() if not checkpoint.expired]
+    print(f"   The steps {', '.join(kept)} are kept. The log still has the metrics of all.")
 
 
 def report(everything: Run, head_only: Run) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 import ckptstore
 from ckptstore.digest import Digest
-from ckptstore.format import canonical, structure
-from ckptstore.format.operation import Operation
+from ckptstore.format import canonical, sealed, structure
+from ckptstore.format.operation import Condemned, Operation
 from ckptstore.oplog import Oplog
 from ckptstore.storage import LocalStorage, MemoryStorage
 
@@ -52,11 +52,16 @@ def test_an_operation_that_undoes_itself_or_a_later_one_is_refused() -> None:
         Operation.decode(data, name="this")
 
 
-def test_condemned_without_an_array_of_digests_is_refused() -> None:
+@pytest.mark.parametrize("field", ["digests", "checkpoints", "why"])
+@pytest.mark.parametrize("value", [5, ["x"], None])
+def test_condemned_with_a_field_of_another_kind_is_refused(field: str, value: Any) -> None:
     """Section 8. A commit looks at them."""
-    data = replace(Operation(), seq=1, condemned={"digests": 5}).encode()
+    operation = replace(Operation(), seq=1, condemned=Condemned())
+    document = canonical.decode(operation.encode(), name="")["operation"]
+    assert Operation.decode(sealed.seal("operation", document), name="this") == operation
+    document["condemned"][field] = value
     with pytest.raises(ckptstore.CorruptError):
-        Operation.decode(data, name="this")
+        Operation.decode(sealed.seal("operation", document), name="this")
 
 
 @pytest.mark.parametrize(

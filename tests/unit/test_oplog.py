@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
-from ckptstore.format.operation import SEQ_MAX, Operation
+from ckptstore.format.operation import SEQ_MAX, Condemned, Operation
 from ckptstore.oplog import KEPT_OPERATIONS, Oplog, key_of
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
 
@@ -93,15 +93,44 @@ def test_undo_goes_back_through_a_stack_of_states(moves: list[int]) -> None:
 def test_an_undo_says_what_it_took_back_and_leaves_what_gc_condemned() -> None:
     log = Oplog(MemoryStorage())
     log.append(lambda newest: replace(newest, tags={"v": ID}, done="made tag v"))
-    log.append(lambda newest: replace(newest, tags={}, done="deleted tag v", condemned=None))
-    condemned = {"digests": [ID], "deadline": 5}
+    log.append(lambda newest: replace(newest, tags={}, done="deleted tag v"))
+    condemned = Condemned(digests=(ID,), why="x")
     log.append(lambda newest: replace(newest, condemned=condemned, done="gc"))
-    assert log.undo(now=now).done == "gc"
+    assert log.undo(now=now).done == "deleted tag v"
     newest = log.newest()
-    assert (newest.condemned, newest.undoes, newest.time) == (condemned, 3, 7)
-    assert newest.done == "undid operation 3: gc"
-    log.undo(now=now)
-    assert log.newest().tags == {"v": ID}
+    assert (newest.condemned, newest.undoes, newest.time) == (condemned, 2, 7)
+    assert newest.done == "undid operation 2: deleted tag v"
+    assert newest.tags == {"v": ID}
+    log.append(lambda newest: replace(newest, condemned=None, done="gc", undoes=None))
+    assert log.undo(now=now).done == "made tag v"
+    with pytest.raises(NotFoundError):
+        log.undo(now=now)
+
+
+def test_an_undo_that_is_refused_changes_nothing() -> None:
+    log = Oplog(MemoryStorage())
+    log.append(lambda newest: replace(newest, tags={"v": ID}, done="made tag v"))
+
+    def refuse(newest: Operation, restored: Operation) -> None:
+        assert (newest.tags, restored.tags) == ({"v": ID}, {})
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        log.undo(now=now, check=refuse)
+    assert log.newest().seq == 1
+
+
+def test_the_operations_from_one_to_the_newest_are_read_or_their_loss_is_told() -> None:
+    storage = MemoryStorage()
+    log = Oplog(storage)
+    for number in range(5):
+        log.append(lambda newest, number=number: replace(newest, done=str(number)))
+    assert [operation.done for operation in log.between(3, log.newest())] == ["2", "3", "4"]
+    assert [operation.done for operation in log.between(5, log.newest())] == ["4"]
+    assert len(list(log.between(0, log.newest()))) == 5
+    storage.delete(["ops/000000000003.json"])
+    with pytest.raises(NotFoundError):
+        list(log.between(2, log.newest()))
 
 
 def test_an_undo_behind_what_was_pruned_says_so() -> None:

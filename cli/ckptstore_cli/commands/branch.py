@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import click
 
-from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs, optional_revision_argument
+from ckptstore_cli.options import (
+    DEFAULT_BRANCH,
+    common,
+    complete_refs,
+    optional_revision_argument,
+    selection_options,
+)
 from ckptstore_cli.refs import print_deleted, print_made, print_refs
 from ckptstore_cli.repo import open_repository
+
+
+def _replacements(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """The replacements by regular expression; the first "=" ends an expression."""
+    pairs = [value.partition("=") for value in values]
+    for old, equals, _ in pairs:
+        if not old or not equals:
+            raise click.BadParameter("OLD=NEW is expected.", ctx, param)
+    renames = {old: new for old, _, new in pairs}
+    if len(renames) < len(pairs):
+        raise click.BadParameter("An expression is given twice.", ctx, param)
+    return renames
 
 
 @click.command()
@@ -23,28 +43,64 @@ from ckptstore_cli.repo import open_repository
     shell_complete=complete_refs(tags=False),
     help="Delete this branch.",
 )
+@selection_options
+@click.option(
+    "--rename",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=_replacements,
+    help="Give arrays other paths: OLD is a regular expression for a whole path, NEW may hold "
+    "its groups as \\1; may be repeated, and the first that matches counts.",
+)
+@click.option("--keep-step", is_flag=True, help="Let a seed have the step of its source.")
+@click.option("--keep-metrics", is_flag=True, help="Let a seed have the metrics of its source.")
 @common
 @click.pass_context
 def branch(
-    ctx: click.Context, name: str | None, rev: str, delete: str | None, as_json: bool
+    ctx: click.Context,
+    name: str | None,
+    rev: str,
+    delete: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    rename: dict[str, str],
+    keep_step: bool,
+    keep_metrics: bool,
+    as_json: bool,
 ) -> None:
     """List branches, make one, or delete one.
 
     Making a branch copies nothing. Deleting one leaves its checkpoints in the repository, and
     undo brings it back.
 
+    With --include, --exclude or --rename the new branch begins with a checkpoint of its own, a
+    seed: it holds what is chosen under the new paths, and its parent is the checkpoint at REV.
+    Still no array is read or written.
+
     \b
     Examples:
       ckptstore branch tuned best:val_loss
+      ckptstore branch task-b --include model --rename 'model/backbone\\.(.*)=model/encoder.\\1'
       ckptstore branch -d tuned
     """
     if delete is not None and name is not None:
         raise click.UsageError("Give a NAME to make, or -d NAME to delete, not both.", ctx)
+    if name is None and (include or exclude or rename or keep_step or keep_metrics):
+        raise click.UsageError("These options are for making a branch: give its NAME.", ctx)
     repo = open_repository(ctx)
     if delete is not None:
         repo.delete_branch(delete)
         print_deleted("branch", delete, as_json=as_json)
     elif name is not None:
-        print_made("branch", name, repo.branch(name, rev), as_json=as_json)
+        kept = {"step": keep_step, "metrics": keep_metrics}
+        made = repo.branch(
+            name,
+            rev,
+            include=include or None,
+            exclude=exclude or None,
+            rename=rename or None,
+            reset=[field for field, is_kept in kept.items() if not is_kept],
+        )
+        print_made("branch", name, made, as_json=as_json)
     else:
         print_refs("branch", repo.branches(), as_json=as_json)

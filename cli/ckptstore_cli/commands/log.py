@@ -61,7 +61,8 @@ def log(
     elif as_graph:
         output.graph(_drawn(checkpoints, refs))
     else:
-        output.table(_COLUMNS, [_row(c, refs) for c in checkpoints])
+        expired = {number for number, c in enumerate(checkpoints) if c.expired}
+        output.table(_COLUMNS, [_row(c, refs) for c in checkpoints], dimmed=expired)
 
 
 def _row(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> tuple[str, ...]:

@@ -1,0 +1,452 @@
+"""Retention: which checkpoints stay. Pure values that decide over manifests alone.
+
+A policy is asked about the live checkpoints of each branch, and a checkpoint stays if any branch's policy keeps it. The head of
+every branch and every tagged checkpoint stay whatever the policy. As a policy only ever looks at what is live, and keeps
+it for reasons that what it does not keep has no part in, the same checkpoints stay however often gc runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.history import ancestors
+from ckptstore.revisions import mode_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Self
+
+    from ckptstore.digest import Digest
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.history import Lookup
+
+    Live = Sequence[tuple[Digest, Manifest]]
+    Reasons = Iterator[tuple[Digest, str]]
+
+HOUR_MICROSECONDS = 3_600_000_000
+
+
+class Policy:
+    """Decides what stays of one branch. Join policies with `|`: what any of them keeps stays."""
+
+    kind: ClassVar[str]
+
+    def __or__(self, other: object) -> Policy:
+        if not isinstance(other, Policy):
+            return NotImplemented
+        parts = dict.fromkeys([*self.parts, *other.parts])
+        return Union(tuple(parts)) if len(parts) > 1 else next(iter(parts))
+
+    def __str__(self) -> str:
+        return f"Keep {self.phrase}."
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies that are joined in this one."""
+        return (self,)
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps, as it stands in a sentence."""
+        raise NotImplementedError
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The metrics by which it decides."""
+        return frozenset()
+
+    def keep(self, live: Live) -> Reasons:
+        """Which of a branch's live checkpoints, newest first, it keeps, and why."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The policy as plain JSON; InvalidInputError for one that holds a function."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAll(Policy):
+    """Keeps everything."""
+
+    kind: ClassVar[str] = "keep_all"
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        return "every checkpoint"
+
+    def keep(self, live: Live) -> Reasons:
+        """All of them."""
+        return ((id, "everything is kept") for id, _ in live)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind."""
+        return {"kind": self.kind}
+
+
+@dataclass(frozen=True, slots=True)
+class MaxToKeep(Policy):
+    """Keeps the newest n of each branch."""
+
+    n: int
+    kind: ClassVar[str] = "max_to_keep"
+
+    def __post_init__(self) -> None:
+        _check_count(self.n, "MaxToKeep")
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        return f"the newest {self.n} of each branch" if self.n > 1 else "the newest of each branch"
+
+    def keep(self, live: Live) -> Reasons:
+        """The first n."""
+        return ((id, f"one of the newest {self.n}") for id, _ in live[: self.n])
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and n."""
+        return {"kind": self.kind, "n": self.n}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepBest(Policy):
+    """Keeps the n best of each branch by a metric. NaN never wins; of equal ones the newest does.
+
+    mode: "min", "max", or "auto", which tells by the metric's last word whether more is better.
+    """
+
+    metric: str
+    mode: str = "auto"
+    n: int = 1
+    kind: ClassVar[str] = "keep_best"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metric, str) or not self.metric:
+            raise InvalidInputError(
+                f"KeepBest: {shown(self.metric)} is not the name of a metric; a string is expected."
+            )
+        if self.mode not in ("auto", "min", "max"):
+            raise InvalidInputError(
+                f"KeepBest: the mode is {shown(self.mode)}; auto, min or max is expected."
+            )
+        _check_count(self.n, "KeepBest")
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        best = f"the {self.n} best" if self.n > 1 else "the best"
+        return f"{best} by {self.metric} ({self._mode})"
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The one metric."""
+        return frozenset({self.metric})
+
+    @property
+    def _mode(self) -> str:
+        return mode_of(self.metric) if self.mode == "auto" else self.mode
+
+    def keep(self, live: Live) -> Reasons:
+        """Those with the n least or greatest numbers."""
+        sign = -1 if self._mode == "max" else 1
+        known = [
+            (sign * value, id, value)
+            for id, manifest in live
+            if (value := manifest.metrics.get(self.metric)) is not None and not math.isnan(value)
+        ]
+        known.sort(key=lambda found: found[0])  # stable: of equal ones the newest stays in front
+        for place, (_, id, value) in enumerate(known[: self.n], start=1):
+            order = "best" if place == 1 else f"number {place}"
+            yield id, f"{order} by {self.metric} ({value:.6g})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind, metric, mode and n."""
+        return {"kind": self.kind, "metric": self.metric, "mode": self.mode, "n": self.n}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEveryNHours(Policy):
+    """Keeps one for good whenever n hours have passed since the last one it kept, and the first of a branch."""
+
+    n: float
+    kind: ClassVar[str] = "keep_every_n_hours"
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.n, int | float) and not isinstance(self.n, bool)
+        if not is_number or not 0 < self.n < math.inf:
+            raise InvalidInputError(
+                f"KeepEveryNHours: {shown(self.n)} is not a number of hours above 0."
+            )
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        return "one every hour" if self.n == 1 else f"one every {self.n:g} hours"
+
+    def keep(self, live: Live) -> Reasons:
+        """By the times of the manifests, oldest first."""
+        last: int | None = None
+        for id, manifest in reversed(live):
+            if last is None or manifest.created - last >= self.n * HOUR_MICROSECONDS:
+                last = manifest.created
+                yield id, f"{self.n:g} h after the last one kept for good"
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and n."""
+        return {"kind": self.kind, "n": self.n}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEveryNSteps(Policy):
+    """Keeps one for good whenever n steps have passed since the last one it kept, and the first that has a step."""
+
+    n: int
+    kind: ClassVar[str] = "keep_every_n_steps"
+
+    def __post_init__(self) -> None:
+        _check_count(self.n, "KeepEveryNSteps")
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        return f"one every {self.n} steps" if self.n > 1 else "one of every step"
+
+    def keep(self, live: Live) -> Reasons:
+        """By the steps of the manifests, oldest first; those without a step are passed over."""
+        last: int | None = None
+        for id, manifest in reversed(live):
+            if manifest.step is not None and (last is None or manifest.step - last >= self.n):
+                last = manifest.step
+                yield id, f"{self.n} steps after the last one kept for good"
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and n."""
+        return {"kind": self.kind, "n": self.n}
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class KeepSteps(Policy):
+    """Keeps the checkpoints of these steps."""
+
+    steps: frozenset[int]
+    kind: ClassVar[str] = "keep_steps"
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        try:
+            listed: list[object] = list(steps)
+        except TypeError:
+            listed = []
+        wrong = [step for step in listed if isinstance(step, bool) or not isinstance(step, int)]
+        if wrong or not listed or isinstance(steps, str | bytes):
+            raise InvalidInputError(
+                f"KeepSteps: {shown(steps)} is not a set of steps; some integers are expected."
+            )
+        object.__setattr__(self, "steps", frozenset(listed))
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        listed = sorted(self.steps)
+        some = ", ".join(map(str, listed[:10])) + (", …" if len(listed) > 10 else "")
+        return f"the step{'s' if len(listed) > 1 else ''} {some}"
+
+    def keep(self, live: Live) -> Reasons:
+        """Those whose step is one of them."""
+        return ((id, "its step was chosen") for id, found in live if found.step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and the steps."""
+        return {"kind": self.kind, "steps": sorted(self.steps)}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepIf(Policy):
+    """Keeps what a function says yes to. It gets the manifest: step, metrics, message, created (microseconds), meta."""
+
+    predicate: Callable[[Manifest], object]
+    kind: ClassVar[str] = "keep_if"
+
+    def __post_init__(self) -> None:
+        if not callable(self.predicate):
+            raise InvalidInputError(
+                f"KeepIf: {shown(self.predicate)} cannot be called; a function of a manifest is expected."
+            )
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        return f"those for which {getattr(self.predicate, '__name__', 'a function')} says yes"
+
+    def keep(self, live: Live) -> Reasons:
+        """Those for which the function returns something true."""
+        for id, manifest in live:
+            try:
+                chosen = bool(self.predicate(manifest))
+            except Exception as error:
+                raise InvalidInputError(
+                    f"KeepIf: the function failed on checkpoint {id.short} ({type(error).__name__}: {error})."
+                ) from error
+            if chosen:
+                yield id, "a function of yours keeps it"
+
+    def to_json(self) -> dict[str, Any]:
+        """An error: a function is no data."""
+        raise InvalidInputError(
+            "KeepIf cannot be saved: a function is no data. Pass it to gc each time, or save another policy."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Union(Policy):
+    """Keeps what any of its policies keeps; what `|` makes."""
+
+    members: tuple[Policy, ...]
+    kind: ClassVar[str] = "union"
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise InvalidInputError("A union of policies needs two of them or more.")
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies that are joined."""
+        return self.members
+
+    @property
+    def phrase(self) -> str:
+        """What it keeps."""
+        phrases = [member.phrase for member in self.members]
+        comma = "," if len(phrases) > 2 else ""
+        return f"{', '.join(phrases[:-1])}{comma} and {phrases[-1]}"
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The metrics of all of them."""
+        return frozenset().union(*(member.metrics for member in self.members))
+
+    def keep(self, live: Live) -> Reasons:
+        """What each keeps, one after the other."""
+        for member in self.members:
+            yield from member.keep(live)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and the JSON of each."""
+        return {"kind": self.kind, "members": [member.to_json() for member in self.members]}
+
+
+def from_json(document: object) -> Policy:
+    """The policy that `to_json` made; InvalidInputError for anything else."""
+    try:
+        fields = dict(document)  # type: ignore[call-overload]
+        kind = fields.pop("kind")
+        if kind == Union.kind:
+            return Union(tuple(from_json(member) for member in fields["members"]))
+        return _KINDS[kind](**fields)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(
+            f"{shown(document)} is not a retention policy that this version knows."
+        ) from error
+
+
+_KINDS: dict[str, Callable[..., Policy]] = {
+    policy.kind: policy
+    for policy in (KeepAll, MaxToKeep, KeepBest, KeepEveryNHours, KeepEveryNSteps, KeepSteps)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a checkpoint stays, and every reason why.
+
+    branches: those whose history holds it.
+    """
+
+    id: Digest
+    manifest: Manifest
+    branches: tuple[str, ...]
+    kept: bool
+    reasons: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, id: Digest, manifest: Manifest, branches: Sequence[str], reasons: Iterable[str]
+    ) -> Self:
+        """Kept for these reasons, or for want of any not."""
+        found = tuple(dict.fromkeys(reasons))
+        return cls(
+            id=id,
+            manifest=manifest,
+            branches=tuple(branches),
+            kept=bool(found),
+            reasons=found or ("nothing keeps it",),
+        )
+
+
+def decide(
+    policy: Policy,
+    *,
+    heads: Mapping[str, Digest],
+    tags: Mapping[str, Digest],
+    lookup: Lookup,
+    is_expired: Callable[[Digest], bool],
+) -> tuple[Verdict, ...]:
+    """Verdicts on all live checkpoints that a branch or a tag reaches, newest first.
+
+    InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
+    """
+    if not isinstance(policy, Policy):
+        raise InvalidInputError(
+            f"{shown(policy)} is not a retention policy, like MaxToKeep(3) | KeepBest('val_loss')."
+        )
+    live = {id: manifest for id, manifest in _reachable(heads, tags, lookup) if not is_expired(id)}
+    reasons: dict[Digest, list[str]] = {id: [] for id in live}
+    branches: dict[Digest, list[str]] = {id: [] for id in live}
+    for name, id in sorted(heads.items()):
+        if id in reasons:
+            reasons[id].append(f"head of {name}")
+    for name, id in sorted(tags.items()):
+        if id in reasons:
+            reasons[id].append(f"tag {name}")
+    known: set[str] = set()
+    for head, names in _by_head(heads).items():
+        history = [(id, found) for id, found in ancestors([head], lookup) if id in live]
+        for id, found in history:
+            branches[id] += names
+            known.update(found.metrics)
+        for id, reason in policy.keep(history):
+            reasons[id].append(reason)
+    _check_metrics(policy, known, live)
+    return tuple(
+        Verdict.of(id, manifest, branches[id], reasons[id]) for id, manifest in live.items()
+    )
+
+
+def _reachable(
+    heads: Mapping[str, Digest], tags: Mapping[str, Digest], lookup: Lookup
+) -> Iterator[tuple[Digest, Manifest]]:
+    return ancestors([*heads.values(), *tags.values()], lookup)
+
+
+def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:
+    """The names of the branches at each head: each history is walked once."""
+    found: dict[Digest, list[str]] = {}
+    for name, id in sorted(heads.items()):
+        found.setdefault(id, []).append(name)
+    return found
+
+
+def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manifest]) -> None:
+    unknown = sorted(policy.metrics - known)
+    if unknown and live:
+        there = f"There are: {', '.join(sorted(known)[:12])}." if known else "There are no metrics."
+        raise InvalidInputError(f"No checkpoint has the metric {shown(unknown[0])}. {there}")
+
+
+def _check_count(number: object, what: str) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise InvalidInputError(f"{what}: {shown(number)} is not a number of 1 or more.")

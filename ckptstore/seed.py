@@ -1,0 +1,182 @@
+"""Seed: a checkpoint made of arrays of another one, under the same or other paths. No array is read or written.
+
+New pages list the chunks that are there, and point into the bundles that are there. A page has one bundle, so besides
+where the rule ends a page, one ends before a small array that lies in another bundle than those before it. Pages that
+come out as they were are not stored again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ckptstore import state
+from ckptstore.collector import paused_collector
+from ckptstore.digest import Digest
+from ckptstore.errors import CorruptError, InvalidInputError, shown
+from ckptstore.format import structure
+from ckptstore.format.manifest import PAGES_MAX, Manifest, check_meta
+from ckptstore.format.page import Page, cut
+from ckptstore.parallel import gather
+from ckptstore.rename import Rename, move, paths
+from ckptstore.selection import Selection
+from ckptstore.writer import PUT_THREADS, Written, page_ref
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from ckptstore.catalog import Catalog
+    from ckptstore.format.page import ArrayEntry, Bundle
+    from ckptstore.format.structure import Node
+    from ckptstore.objects import ObjectStore
+
+RESETTABLE = ("step", "metrics")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
+    """What a seed takes from its source. kept: those of `RESETTABLE` that it takes over.
+
+    asked: what was asked for, as the seed's meta will tell it.
+    """
+
+    selection: Selection
+    rename: Rename
+    kept: frozenset[str]
+    asked: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        include: str | Sequence[str] | None,
+        exclude: str | Sequence[str] | None,
+        rename: Mapping[str, str] | None,
+        reset: str | Sequence[str],
+    ) -> Seed:
+        """Take what a user passed."""
+        selection, renames = Selection.of(include, exclude), Rename.of(rename)
+        asked = {
+            "include": None if selection.include is None else list(selection.include),
+            "exclude": list(selection.exclude) or None,
+            "rename": [[pattern.pattern, new] for pattern, new in renames.patterns] or None,
+        }
+        return cls(
+            selection=selection,
+            rename=renames,
+            kept=_kept(reset),
+            asked={key: value for key, value in asked.items() if value is not None},
+        )
+
+    @property
+    def is_everything(self) -> bool:
+        """True when the seed would hold what its source does."""
+        return self.selection.is_everything and not self.rename.patterns
+
+    def manifest(self, id: Digest, source: Manifest, written: Written, *, now: int) -> Manifest:
+        """The manifest of the seed. id, source: the checkpoint that it is made from."""
+        step = "" if source.step is None else f", step {source.step}"
+        return Manifest(
+            pages=written.pages,
+            structure=written.structure,
+            parents=(id,),
+            step=source.step if "step" in self.kept else None,
+            metrics=source.metrics if "metrics" in self.kept else {},
+            message=f"seed from {id.short}{step}",
+            created=now,
+            new_bytes=written.new_bytes,
+            meta=check_meta({"seed": dict(self.asked)}),
+        )
+
+
+def plant(seed: Seed, id: Digest, *, objects: ObjectStore, catalog: Catalog) -> Written:
+    """Store the structure and the pages of a seed from a checkpoint; durable when this returns."""
+    source = catalog.manifest(id)
+    with paused_collector():
+        root, pages = catalog.structure(source), list(catalog.pages(source))
+        chosen = root if seed.selection.is_everything else state.select(root, seed.selection)
+        if chosen is state.NOTHING:
+            raise InvalidInputError(
+                f"Nothing in checkpoint {id.short} is chosen by {seed.selection}."
+            )
+        names = seed.rename.names(paths(chosen))
+        moved = move(chosen, names, source=root)
+        made = repage(pages, names)
+    held = {source.structure, *(ref.digest for ref in source.pages)}
+    return _store(moved, made, objects, held=held)
+
+
+def _kept(reset: str | Sequence[str]) -> frozenset[str]:
+    listed = (reset,) if isinstance(reset, str) else tuple(reset)
+    unknown = [name for name in listed if name not in RESETTABLE]
+    if unknown:
+        raise InvalidInputError(
+            f"reset names {shown(unknown[0])}; a seed can reset {' and '.join(RESETTABLE)}."
+        )
+    return frozenset(RESETTABLE) - set(listed)
+
+
+def repage(pages: Sequence[Page], names: Mapping[str, str]) -> list[Page]:
+    """The pages of those arrays that have a new name, under that name; their bytes stay where they are."""
+    placed = sorted(
+        (
+            (replace(entry, path=names[entry.path]), page.bundle)
+            for page in pages
+            for entry in page.entries
+            if entry.path in names
+        ),
+        key=lambda found: found[0].path,
+    )
+    if len(placed) != len(names):
+        listed = {entry.path for page in pages for entry in page.entries}
+        missing = next(path for path in names if path not in listed)
+        raise CorruptError(
+            f"The structure names {shown(missing)}, which no page lists. Run verify."
+        )
+    by_rule = cut([(entry.path, len(entry.digests)) for entry, _ in placed])
+    made = list(chain.from_iterable(_by_bundle(placed[part]) for part in by_rule))
+    if len(made) > PAGES_MAX:
+        raise InvalidInputError(
+            f"Under these names the arrays need {len(made)} pages, and a checkpoint has {PAGES_MAX} at most: small ones "
+            "that were stored far apart would lie next to each other. Check the source out, and commit it renamed."
+        )
+    return made
+
+
+def _by_bundle(placed: Sequence[tuple[ArrayEntry, Bundle | None]]) -> Iterator[Page]:
+    """As few pages as there can be when each has one bundle at most."""
+    entries: list[ArrayEntry] = []
+    held: Bundle | None = None
+    for entry, bundle in placed:
+        needed = None if entry.offset is None else bundle
+        if held and needed and needed != held:
+            yield Page(entries=tuple(entries), bundle=held)
+            entries, held = [], None
+        entries.append(entry)
+        held = held or needed
+    yield Page(entries=tuple(entries), bundle=held)
+
+
+def _store(
+    root: Node, pages: Sequence[Page], objects: ObjectStore, *, held: AbstractSet[Digest]
+) -> Written:
+    """Put the documents that are not there. held: those of the source, which are durable."""
+    encoded = [structure.encode(root), *(page.encode() for page in pages)]
+    digests = [Digest.of(data) for data in encoded]
+    missing = {
+        digest: data
+        for digest, data in zip(digests, encoded, strict=True)
+        if digest not in held and not objects.has(digest, size=len(data))
+    }
+    gather([partial(objects.put, *item) for item in missing.items()], threads=PUT_THREADS)
+    objects.flush(set(digests) - held)
+    return Written(
+        pages=tuple(map(page_ref, pages, digests[1:])),
+        structure=digests[0],
+        new_bytes=sum(map(len, missing.values())),
+        relied=frozenset(
+            chain(digests, (digest for page in pages for digest, _ in page.digests()))
+        ),
+    )

@@ -1,0 +1,64 @@
+"""`ckptstore config`: settings that are saved in the repository."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptstore_cli import output
+from ckptstore_cli.options import common
+from ckptstore_cli.policies import policy_of, policy_options
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from ckptstore.retention import Policy
+
+
+@click.command()
+@click.argument(
+    "setting", type=click.Choice(["retention"]), metavar="retention", help="Which setting."
+)
+@policy_options
+@click.option("--unset", is_flag=True, help="Forget the saved policy.")
+@common
+@click.pass_context
+def config(
+    ctx: click.Context,
+    /,
+    setting: str,
+    unset: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show a setting that is saved in the repository, or change it.
+
+    retention is the policy that says which checkpoints stay when gc is run without options. Saving
+    it deletes nothing; undo takes it back.
+
+    \b
+    Examples:
+      ckptstore config retention --max-to-keep 5 --keep-best val_loss
+      ckptstore config retention
+      ckptstore config retention --unset
+    """
+    policy = policy_of(options)
+    if unset and policy is not None:
+        raise click.UsageError("Give a policy to save, or --unset, not both.", ctx)
+    repo = open_repository(ctx)
+    if unset or policy is not None:
+        repo.set_retention(policy)
+        _print(policy, as_json=as_json)
+    else:
+        _print(repo.retention, as_json=as_json)
+
+
+def _print(policy: Policy | None, *, as_json: bool) -> None:
+    if as_json:
+        saved = None if policy is None else policy.to_json()
+        sentence = None if policy is None else str(policy)
+        output.document({"retention": saved, "sentence": sentence})
+    elif policy is None:
+        output.note("No retention policy is saved: gc wants one in its options.")
+    else:
+        output.line(str(policy))

@@ -1,0 +1,137 @@
+"""`ckptstore gc`: give up checkpoints, and delete what nothing reaches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptstore_cli import output, text
+from ckptstore_cli.options import common
+from ckptstore_cli.output import Column
+from ckptstore_cli.policies import policy_of, policy_options
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ckptstore import GcPlan, GcReport
+    from ckptstore.retention import Verdict
+
+_COLUMNS = (
+    Column("id", style="yellow"),
+    Column("step", right=True),
+    Column("metrics", gives_way=2),
+    Column("verdict", style="bold"),
+    Column("frees", right=True),
+    Column("why", folds=True, gives_way=1),
+)
+
+
+@click.command()
+@policy_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done and why, and do nothing.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Leave what nothing reaches alone for so long, as somebody may be making it.  [default: 3600]",
+)
+@common
+@click.pass_context
+def gc(
+    ctx: click.Context, /, dry_run: bool, grace: float | None, as_json: bool, **policy: Any
+) -> None:
+    """Give up the checkpoints that no policy keeps, and free their space.
+
+    A checkpoint stays if any of the options keeps it. The head of every branch and every tagged
+    checkpoint always stay. Without options the policy saved with "config retention" is applied.
+    The step and metrics of what expires are kept, and shown by log. It is safe to run this while
+    others commit and read.
+
+    \b
+    Examples:
+      ckptstore gc --max-to-keep 5 --keep-best val_loss --dry-run
+      ckptstore gc --max-to-keep 3 --keep-best val_acc:max:2 --keep-every-n-hours 6
+    """
+    repo = open_repository(ctx)
+    plan = repo.plan_gc(policy_of(policy), **({} if grace is None else {"grace": grace}))
+    if dry_run:
+        _print_plan(plan, as_json=as_json)
+    else:
+        _print_report(plan, plan.execute(), as_json=as_json)
+
+
+def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
+    if as_json:
+        output.document(
+            {
+                "policy": str(plan.policy),
+                "checkpoints": [_document(verdict, plan) for verdict in plan.verdicts],
+                "leftover_objects": plan.leftover_objects,
+                "leftover_bytes": plan.leftover_bytes,
+                "bytes": plan.bytes,
+            }
+        )
+        return
+    output.note(str(plan.policy))
+    expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
+    output.table(_COLUMNS, [_row(verdict, plan) for verdict in plan.verdicts], dimmed=expired)
+    if plan.leftover_objects:
+        leftover = text.count(plan.leftover_objects, "object")
+        output.note(
+            f"Interrupted commits left {leftover}, {text.size(plan.leftover_bytes)}, that would go too."
+        )
+    output.note(
+        f"{text.count(len(plan.expired), 'checkpoint')} of {len(plan.verdicts)} would expire, which frees "
+        f"{text.size(plan.bytes)}. Nothing was done."
+    )
+
+
+def _print_report(plan: GcPlan, report: GcReport, *, as_json: bool) -> None:
+    if as_json:
+        output.document(
+            {
+                "policy": str(plan.policy),
+                "expired": list(report.expired),
+                "kept": [verdict.id for verdict in plan.kept],
+                "objects": report.objects,
+                "bytes": report.bytes,
+            }
+        )
+        return
+    output.line(
+        f"{text.count(len(report.expired), 'checkpoint')} expired, {_ids(report.expired)}"
+        f"{text.count(len(plan.verdicts) - len(report.expired), 'checkpoint')} kept. "
+        f"{text.size(report.bytes)} freed in {text.count(report.objects, 'object')}."
+    )
+
+
+def _ids(ids: Iterable[Any]) -> str:
+    shown = [id.short for id in ids]
+    if not shown:
+        return ""
+    return f"({', '.join(shown[:5])}{', …' if len(shown) > 5 else ''}) "
+
+
+def _row(verdict: Verdict, plan: GcPlan) -> tuple[str, ...]:
+    return (
+        verdict.id.short,
+        text.step(verdict.manifest.step),
+        text.metrics(verdict.manifest.metrics),
+        "kept" if verdict.kept else "expires",
+        "" if verdict.kept else text.size(plan.frees[verdict.id]),
+        "; ".join(verdict.reasons),
+    )
+
+
+def _document(verdict: Verdict, plan: GcPlan) -> dict[str, Any]:
+    return {
+        "id": verdict.id,
+        "step": verdict.manifest.step,
+        "metrics": dict(verdict.manifest.metrics),
+        "branches": list(verdict.branches),
+        "kept": verdict.kept,
+        "reasons": list(verdict.reasons),
+        "frees": plan.frees.get(verdict.id, 0),
+    }

@@ -1,0 +1,84 @@
+"""The options that make a retention policy, for `gc` and `config retention`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ckptstore.retention import Policy
+
+    Command = Callable[..., None]
+
+NAMES = ("max_to_keep", "keep_best", "keep_every_n_hours", "keep_every_n_steps", "keep_all")
+
+
+def policy_options(function: Command) -> Command:
+    """The options of a policy, passed on by the names in `NAMES`."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def policy_of(options: Mapping[str, Any]) -> Policy | None:
+    """The policy that options ask for, None when they ask for none. A checkpoint stays if any part keeps it."""
+    from ckptstore import retention
+
+    parts: list[Policy] = []
+    if options["max_to_keep"] is not None:
+        parts.append(retention.MaxToKeep(options["max_to_keep"]))
+    parts += [_best(text) for text in options["keep_best"]]
+    if options["keep_every_n_hours"] is not None:
+        parts.append(retention.KeepEveryNHours(options["keep_every_n_hours"]))
+    if options["keep_every_n_steps"] is not None:
+        parts.append(retention.KeepEveryNSteps(options["keep_every_n_steps"]))
+    if options["keep_all"]:
+        parts.append(retention.KeepAll())
+    if not parts:
+        return None
+    policy = parts[0]
+    for part in parts[1:]:
+        policy |= part
+    return policy
+
+
+def _best(text: str) -> Policy:
+    """METRIC, METRIC:MODE or METRIC:MODE:N."""
+    from ckptstore import retention
+
+    metric, *rest = text.split(":")
+    number = rest[1] if len(rest) > 1 else "1"
+    if len(rest) > 2 or not number.isdecimal():
+        raise click.BadParameter(
+            f"{text!r} is not METRIC[:MODE[:N]], as in val_loss, val_acc:max or val_loss:min:3.",
+            param_hint="--keep-best",
+        )
+    return retention.KeepBest(metric, mode=rest[0] if rest else "auto", n=int(number))
+
+
+_OPTIONS = (
+    click.option("--max-to-keep", type=int, metavar="N", help="Keep the newest N of each branch."),
+    click.option(
+        "--keep-best",
+        multiple=True,
+        metavar="METRIC[:MODE[:N]]",
+        help="Keep the N best (one) of each branch by a metric; MODE is min, max or auto, which tells by "
+        "the metric's name. May be repeated.",
+    ),
+    click.option(
+        "--keep-every-n-hours",
+        type=float,
+        metavar="H",
+        help="Keep one whenever H hours have passed since the last one kept.",
+    ),
+    click.option(
+        "--keep-every-n-steps",
+        type=int,
+        metavar="N",
+        help="Keep one whenever N steps have passed since the last one kept.",
+    ),
+    click.option("--keep-all", is_flag=True, help="Keep every checkpoint of every branch."),
+)

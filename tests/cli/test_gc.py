@@ -1,0 +1,82 @@
+"""`ckptstore gc` and `ckptstore config retention`."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def history(ckpt, history):
+    """One checkpoint, step 100, is no head and no longer tagged."""
+    history.delete_tag("v1")
+    return history
+
+
+def ids(ckpt, *, expired):
+    return {c["id"] for c in ckpt.json("log") if c["expired"] == expired}
+
+
+def test_a_dry_run_tells_every_verdict_and_does_nothing(ckpt, history):
+    before = ckpt.json("usage")
+    plan = ckpt.json("gc", "--max-to-keep", 1, "--dry-run", "--grace", 0)
+    assert ckpt.json("usage") == before
+    assert {c["id"] for c in plan["checkpoints"]} == ids(ckpt, expired=False)
+    kept = {c["id"] for c in plan["checkpoints"] if c["kept"]}
+    assert kept >= {head["id"] for head in ckpt.json("branch")}
+    assert all(c["reasons"] for c in plan["checkpoints"])
+    assert plan["bytes"] == sum(c["frees"] for c in plan["checkpoints"]) + plan["leftover_bytes"]
+    said = ckpt("gc", "--max-to-keep", 1, "--dry-run")
+    assert "Nothing was done." in said.stderr
+    assert all(c["id"][:8] in said.stdout for c in plan["checkpoints"])
+    assert "expires" in said.stdout
+
+
+def test_what_expires_is_told_and_freed_and_stays_in_the_log(ckpt, history):
+    plan = ckpt.json("gc", "--max-to-keep", 1, "--dry-run", "--grace", 0)
+    expiring = {c["id"] for c in plan["checkpoints"] if not c["kept"]}
+    before = ckpt.json("usage")["stored_bytes"]
+    report = ckpt.json("gc", "--max-to-keep", 1, "--grace", 0)
+    assert set(report["expired"]) == expiring == ids(ckpt, expired=True)
+    assert before - ckpt.json("usage")["stored_bytes"] == report["bytes"] == plan["bytes"]
+    assert "expired" in ckpt.out("log")
+    gone = min(expiring)
+    assert "expired on" in ckpt.error("checkout", gone)
+    assert ckpt.json("verify")["ok"]
+    assert "0 checkpoints expired" in ckpt.out("gc", "--max-to-keep", 1)
+
+
+def test_a_saved_policy_is_shown_applied_and_forgotten(ckpt, history):
+    assert "none is saved" in ckpt.error("gc")
+    assert ckpt.json("config", "retention") == {"retention": None, "sentence": None}
+    said = ckpt.out("config", "retention", "--max-to-keep", 1, "--keep-every-n-steps", 1000)
+    assert ckpt.out("config", "retention") == said
+    assert ckpt.json("config", "retention")["sentence"] == said.strip()
+    assert ckpt.json("gc", "--dry-run")["policy"] == said.strip()
+    ckpt("config", "retention", "--unset")
+    assert "none is saved" in ckpt.error("gc")
+    ckpt("undo")
+    assert ckpt.out("config", "retention") == said
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "code"),
+    [
+        (["--keep-best", "loss:min:3:4"], "METRIC[:MODE[:N]]", 2),
+        (["--keep-best", "loss:min:x"], "METRIC[:MODE[:N]]", 2),
+        (["--keep-best", "no_such_metric"], "no_such_metric", 1),
+        (["--keep-best", "val_loss:upwards"], "upwards", 1),
+        (["--max-to-keep", "0"], "0", 1),
+        (["--keep-every-n-hours", "nan"], "nan", 1),
+        (["--grace", "-1"], "grace", 2),
+    ],
+)
+def test_a_policy_that_means_nothing_is_an_error_before_anything_is_touched(
+    ckpt, history, args, said, code
+):
+    before = ckpt.json("log")
+    assert said in ckpt.error("gc", *args, code=code)
+    assert ckpt.json("log") == before
+
+
+def test_saving_and_forgetting_at_once_is_wrong_usage(ckpt, history):
+    ckpt.error("config", "retention", "--unset", "--max-to-keep", 2, code=2)

@@ -1,0 +1,262 @@
+"""Policies: what each keeps and why, how they join, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ckptstore.digest import Digest
+from ckptstore.errors import InvalidInputError
+from ckptstore.format.manifest import Manifest
+from ckptstore.retention import (
+    KeepAll,
+    KeepBest,
+    KeepEveryNHours,
+    KeepEveryNSteps,
+    KeepIf,
+    KeepSteps,
+    MaxToKeep,
+    Policy,
+    Union,
+    decide,
+    from_json,
+)
+
+HOUR = 3_600_000_000
+
+
+class Graph:
+    """Checkpoints by number; each has the one before it on its branch as its parent."""
+
+    def __init__(self) -> None:
+        self.manifests: dict[Digest, Manifest] = {}
+        self.numbers: dict[Digest, int] = {}
+        self.heads: dict[str, Digest] = {}
+        self.tags: dict[str, Digest] = {}
+        self.expired: set[Digest] = set()
+
+    def add(self, branch: str = "main", **facts: Any) -> Digest:
+        number = len(self.manifests)
+        id = Digest.of(b"%d" % number)
+        parents = (self.heads[branch],) if branch in self.heads else ()
+        facts = {"created": number * HOUR, "step": number, **facts}
+        self.manifests[id] = Manifest(pages=(), structure=id, parents=parents, **facts)
+        self.heads[branch], self.numbers[id] = id, number
+        return id
+
+    def verdicts(self, policy: Policy) -> Any:
+        return decide(
+            policy,
+            heads=self.heads,
+            tags=self.tags,
+            lookup=self.manifests.get,
+            is_expired=self.expired.__contains__,
+        )
+
+    def kept(self, policy: Policy) -> list[int]:
+        return sorted(self.numbers[verdict.id] for verdict in self.verdicts(policy) if verdict.kept)
+
+
+def line(*facts: dict[str, Any]) -> Graph:
+    graph = Graph()
+    for each in facts:
+        graph.add(**each)
+    return graph
+
+
+def losses(*values: float | None) -> Graph:
+    return line(*({} if value is None else {"metrics": {"loss": value}} for value in values))
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (KeepAll(), [0, 1, 2, 3, 4, 5, 6]),
+        (MaxToKeep(1), [6]),
+        (MaxToKeep(3), [4, 5, 6]),
+        (MaxToKeep(100), [0, 1, 2, 3, 4, 5, 6]),
+        (KeepEveryNHours(2), [0, 2, 4, 6]),
+        (KeepEveryNHours(2.5), [0, 3, 6]),
+        (KeepEveryNHours(0.001), [0, 1, 2, 3, 4, 5, 6]),
+        (KeepEveryNSteps(4), [0, 4, 6]),
+        (KeepSteps({1, 3, 99}), [1, 3, 6]),
+        (KeepIf(lambda manifest: manifest.step % 3 == 1), [1, 4, 6]),
+        (MaxToKeep(2) | KeepSteps([0]), [0, 5, 6]),
+    ],
+    ids=str,
+)
+def test_what_each_keeps_of_seven(policy: Policy, kept: list[int]) -> None:
+    assert line(*[{}] * 7).kept(policy) == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "policy", "kept"),
+    [
+        ((3.0, 1.0, 2.0), KeepBest("loss"), [1, 2]),
+        ((3.0, 1.0, 2.0), KeepBest("loss", "max"), [0, 2]),
+        ((3.0, 1.0, 2.0), KeepBest("loss", n=2), [1, 2]),
+        ((1.0, 1.0, 2.0), KeepBest("loss"), [1, 2]),
+        ((math.nan, 5.0, None), KeepBest("loss"), [1, 2]),
+        ((math.nan, -math.inf, 1.0), KeepBest("loss"), [1, 2]),
+        ((math.inf, 2.0, 1.0), KeepBest("loss", "max"), [0, 2]),
+        ((math.nan, math.nan, math.nan), KeepBest("loss"), [2]),
+    ],
+)
+def test_the_best_by_a_metric(values: Any, policy: Policy, kept: list[int]) -> None:
+    assert losses(*values).kept(policy) == kept
+
+
+def test_auto_tells_by_the_name_of_the_metric() -> None:
+    graph = line({"metrics": {"val_acc": 0.9}}, {"metrics": {"val_acc": 0.1}}, {})
+    assert graph.kept(KeepBest("val_acc")) == [0, 2]
+    assert str(KeepBest("val_acc")) == "Keep the best by val_acc (max)."
+
+
+def test_heads_and_tags_stay_and_every_reason_is_told() -> None:
+    graph = losses(1.0, 2.0, 3.0)
+    graph.tags["v1"] = next(iter(graph.manifests))
+    newest, middle, oldest = graph.verdicts(MaxToKeep(1) | KeepBest("loss"))
+    assert newest.reasons == ("head of main", "one of the newest 1")
+    assert oldest.reasons == ("tag v1", "best by loss (1)")
+    assert (middle.kept, middle.reasons) == (False, ("nothing keeps it",))
+    assert newest.branches == ("main",)
+
+
+def test_each_branch_is_judged_by_itself_and_one_is_enough() -> None:
+    graph = line(*[{}] * 4)
+    graph.heads["side"] = list(graph.manifests)[1]
+    graph.add("side")
+    assert graph.kept(MaxToKeep(2)) == [1, 2, 3, 4]
+    shared = next(v for v in graph.verdicts(MaxToKeep(2)) if graph.numbers[v.id] == 0)
+    assert shared.branches == ("main", "side")
+
+
+def test_what_only_a_tag_reaches_needs_a_tag_of_its_own() -> None:
+    graph = line(*[{}] * 3)
+    graph.tags["v1"] = graph.heads.pop("main")
+    assert graph.kept(KeepAll()) == [2]
+
+
+def test_what_has_expired_has_no_verdict_and_is_not_counted() -> None:
+    graph = line(*[{}] * 4)
+    graph.expired.add(list(graph.manifests)[2])
+    assert [graph.numbers[verdict.id] for verdict in graph.verdicts(KeepAll())] == [3, 1, 0]
+    assert graph.kept(MaxToKeep(2)) == [1, 3]
+
+
+def test_clocks_that_go_back_lose_nothing_that_the_rule_keeps() -> None:
+    graph = line(*({"created": hour * HOUR} for hour in (100, 101, 52, 53, 106, 107)))
+    assert graph.kept(KeepEveryNHours(5)) == sorted({0, 4, 5})
+
+
+def test_the_step_may_be_missing() -> None:
+    graph = line({"step": None}, {"step": 5}, {"step": None}, {"step": 9}, {})
+    assert graph.kept(KeepEveryNSteps(4)) == [1, 3, 4]
+
+
+MEANINGLESS: list[Any] = [
+    *(lambda n=n: MaxToKeep(n) for n in (0, -1, True, 1.5, "3", None)),
+    *(lambda n=n: KeepEveryNSteps(n) for n in (0, False, 2.5)),
+    *(lambda n=n: KeepEveryNHours(n) for n in (0, -1, math.nan, math.inf, "x", True)),
+    lambda: KeepBest("loss", "upwards"),
+    lambda: KeepBest("loss", n=0),
+    lambda: KeepBest(""),
+    lambda: KeepBest(None),  # type: ignore[arg-type]
+    lambda: KeepSteps([]),
+    lambda: KeepSteps([1, True]),
+    lambda: KeepSteps("12"),  # type: ignore[arg-type]
+    lambda: KeepSteps(5),  # type: ignore[arg-type]
+    lambda: KeepIf("x"),  # type: ignore[arg-type]
+    lambda: Union(()),
+    lambda: Union((KeepAll(),)),
+]
+
+
+@pytest.mark.parametrize("make", MEANINGLESS, ids=range(len(MEANINGLESS)))
+def test_policies_that_mean_nothing_are_refused(make: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        make()
+
+
+def test_a_metric_that_no_checkpoint_has_is_named_with_those_there_are() -> None:
+    graph = line({"metrics": {"val_loss": 1.0}}, {"metrics": {"lr": 0.1}})
+    with pytest.raises(InvalidInputError, match=r"'val_los'\. There are: lr, val_loss"):
+        graph.verdicts(MaxToKeep(1) | KeepBest("val_los"))
+    assert Graph().verdicts(KeepBest("anything")) == ()
+
+
+def test_what_is_no_policy_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="not a retention policy"):
+        Graph().verdicts("MaxToKeep(3)")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        _ = MaxToKeep(1) | 3  # type: ignore[operator]
+
+
+def test_a_function_that_fails_is_told_with_its_checkpoint() -> None:
+    graph = line({})
+    with pytest.raises(InvalidInputError, match="ZeroDivisionError") as caught:
+        graph.verdicts(KeepIf(lambda manifest: 1 // 0))
+    assert next(iter(graph.manifests)).short in str(caught.value)
+
+
+EVERY = [
+    KeepAll(),
+    MaxToKeep(3),
+    KeepBest("val_acc", "max", 2),
+    KeepEveryNHours(0.5),
+    KeepEveryNSteps(1000),
+    KeepSteps({3, 1}),
+    MaxToKeep(1) | KeepBest("loss") | KeepEveryNHours(6),
+]
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=str)
+def test_policies_come_back_from_json_and_are_values(policy: Policy) -> None:
+    again = from_json(policy.to_json())
+    assert again == policy
+    assert hash(again) == hash(policy)
+    assert str(again) == str(policy)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        {},
+        {"kind": "keep_if"},
+        {"kind": "max_to_keep"},
+        {"kind": "max_to_keep", "n": 0},
+        {"kind": "max_to_keep", "n": 1, "more": 2},
+        {"kind": ["x"]},
+        {"kind": "union", "members": []},
+        {"kind": "union", "members": 5},
+        {"kind": "keep_best", "metric": 5},
+    ],
+)
+def test_json_that_is_no_policy_is_refused(document: object) -> None:
+    with pytest.raises(InvalidInputError):
+        from_json(document)
+
+
+def test_a_function_is_no_data() -> None:
+    with pytest.raises(InvalidInputError, match="cannot be saved"):
+        (MaxToKeep(1) | KeepIf(bool)).to_json()
+
+
+def test_joined_policies_are_flat_and_hold_each_once() -> None:
+    joined = MaxToKeep(1) | KeepAll() | (MaxToKeep(1) | KeepSteps([1]))
+    assert joined.parts == (MaxToKeep(1), KeepAll(), KeepSteps([1]))
+    assert (MaxToKeep(2) | MaxToKeep(2)) == MaxToKeep(2)
+
+
+def test_a_policy_reads_as_a_sentence() -> None:
+    policy = MaxToKeep(3) | KeepBest("val_acc", "max") | KeepEveryNHours(6)
+    assert str(policy) == (
+        "Keep the newest 3 of each branch, the best by val_acc (max), and one every 6 hours."
+    )
+    assert str(MaxToKeep(2) | KeepBest("loss", n=2)) == (
+        "Keep the newest 2 of each branch and the 2 best by loss (min)."
+    )
