@@ -1,0 +1,255 @@
+"""A gc beside a commit that needs just what is being deleted, in every order that a schedule can make of them."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+import ckptstore
+from ckptstore import ConflictError, ExpiredError, NotFoundError, Repository, gc, repository
+from ckptstore.digest import Digest
+from ckptstore.format.marker import Marker
+from ckptstore.objects import ObjectStore
+from ckptstore.retention import MaxToKeep
+from tests.crash.threads import COUNTS
+from tests.gc.schedule import Schedule, ScheduledStorage
+from tests.properties.same import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+PARTS = 8
+SCHEDULES = 640  # in each part: 5,120 in all
+EXPECTED = (ConflictError, ExpiredError, NotFoundError)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in COUNTS:
+        monkeypatch.setattr(module, name, 1)
+
+
+def state(number: int) -> dict[str, Any]:
+    return {"large": np.full(9000, number), "small": np.full(3, number), "number": number}
+
+
+class World:
+    """A repository that begins the same each time: on main one that will expire, and one that will not."""
+
+    def __init__(self) -> None:
+        self.marker = Marker(store="0" * 32, chunk_bytes=64 << 10)
+        storage = ScheduledStorage()
+        storage.create("ckptstore.json", self.marker.encode())
+        repo = Repository(storage, self.marker, clock=lambda: 1e9)
+        self.old = repo.commit(state(0)).id
+        self.new = repo.commit(state(1)).id
+        repo.commit(state(2), branch="side")
+        repo.delete_branch("side")
+        self.data = dict(storage._data)
+
+    def open(self) -> tuple[ScheduledStorage, Callable[[], Repository]]:
+        storage = ScheduledStorage()
+        for key, data in self.data.items():
+            storage.put(key, data)
+        return storage, lambda: Repository(storage, self.marker, clock=lambda: 1e9 + 1)
+
+
+Actor = "Callable[[Repository, World], Any]"
+
+
+def collect(repo: Repository, world: World) -> Any:
+    return repo.gc(MaxToKeep(1), grace=0)
+
+
+def commit_the_same_again(repo: Repository, world: World) -> Any:
+    return repo.commit(state(0), branch="again")
+
+
+def commit_partly_the_same(repo: Repository, world: World) -> Any:
+    return repo.commit({**state(0), "more": np.arange(9000)}, retry=True)
+
+
+def commit_of_the_deleted_branch(repo: Repository, world: World) -> Any:
+    return repo.commit(state(2), branch="again")
+
+
+def branch_at_the_old(repo: Repository, world: World) -> Any:
+    return repo.branch("kept", world.old)
+
+
+def tag_the_old(repo: Repository, world: World) -> Any:
+    return repo.tag("kept", world.old)
+
+
+def undo_the_deletion(repo: Repository, world: World) -> Any:
+    return repo.undo()
+
+
+def read_the_old(repo: Repository, world: World) -> Any:
+    assert difference(state(0), repo.checkout(world.old)) is None
+
+
+CASTS: list[tuple[Any, ...]] = [
+    (commit_the_same_again, collect),
+    (commit_partly_the_same, collect),
+    (commit_of_the_deleted_branch, collect),
+    (branch_at_the_old, collect),
+    (tag_the_old, collect),
+    (undo_the_deletion, collect),
+    (read_the_old, collect),
+    (collect, collect),
+    (commit_the_same_again, commit_partly_the_same, collect),
+    (commit_the_same_again, collect, collect),
+    (branch_at_the_old, commit_the_same_again, collect),
+]
+
+
+def play(world: World, cast: Sequence[Any], seed: int) -> str | None:
+    """One schedule; what is wrong afterwards, or None."""
+    rng = random.Random(seed)
+    stickiness = rng.choice([0.0, 0.5, 0.8, 0.95])
+    last = [0]
+
+    def choose(able: Sequence[int]) -> int:
+        if last[0] in able and rng.random() < stickiness:
+            return able.index(last[0])
+        place = rng.randrange(len(able))
+        last[0] = able[place]
+        return place
+
+    storage, handle = world.open()
+    handles = [handle() for _ in cast]
+    storage.schedule = Schedule(choose)
+    pairs = zip(cast, handles, strict=True)
+    results = storage.schedule.run(
+        [lambda act=act, repo=repo: act(repo, world) for act, repo in pairs]
+    )
+    storage.schedule = None
+    return complaint(handle(), world, cast, results)
+
+
+def complaint(
+    repo: Repository, world: World, cast: Sequence[Any], results: Sequence[Any]
+) -> str | None:
+    for act, result in zip(cast, results, strict=True):
+        if isinstance(result, Exception) and not isinstance(result, EXPECTED):
+            return f"{act.__name__}: {type(result).__name__}: {result}"
+        if act.__name__.startswith("commit") and not isinstance(result, Exception):
+            expected = {
+                "commit_the_same_again": state(0),
+                "commit_partly_the_same": {**state(0), "more": np.arange(9000)},
+                "commit_of_the_deleted_branch": state(2),
+            }[act.__name__]
+            if difference(expected, repo.checkout(result.id)) is not None:
+                return f"{act.__name__}: another state came back"
+    report = repo.verify()
+    if not report.ok:
+        return str(report.problems[0])
+    for name, head in repo.branches().items():
+        if head.expired:
+            return f"branch {name} has expired"
+    if repo._oplog.newest().condemned is not None:
+        return "something is still condemned"
+    repo.gc(MaxToKeep(1), grace=0)
+    return None if repo.verify().ok else "the next gc destroyed something"
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_whatever_the_order_nothing_that_was_acknowledged_is_lost(part: int) -> None:
+    world = World()
+    for number in range(SCHEDULES):
+        seed = number * PARTS + part
+        cast = CASTS[seed % len(CASTS)]
+        try:
+            found = play(world, cast, seed)
+        except ckptstore.CkptStoreError as error:
+            found = f"{type(error).__name__}: {error}"
+        names = ", ".join(act.__name__ for act in cast)
+        assert found is None, f"schedule {seed} of {names}: {found}"
+
+
+def never_condemned() -> AbstractContextManager[object]:
+    return patch.object(repository, "refuse_condemned", lambda *args, **options: None)
+
+
+def only_the_newest() -> AbstractContextManager[object]:
+    real = gc.refuse_condemned
+
+    def newest_only(oplog: Any, newest: Any, *, since: int, digests: Any, id: Any) -> None:
+        real(oplog, newest, since=newest.seq, digests=digests, id=id)
+
+    return patch.object(repository, "refuse_condemned", newest_only)
+
+
+def nothing_is_spared() -> AbstractContextManager[object]:
+    return patch.object(gc._Sweep, "spare", lambda sweep, refs: None)
+
+
+def deleted_before_it_is_condemned() -> AbstractContextManager[object]:
+    real = gc.Gc._condemn
+
+    def early(self: gc.Gc, sweep: Any) -> Any:
+        part = sweep.next_part()
+        self.objects.delete(part.digests)
+        return real(self, sweep)
+
+    return patch.object(gc.Gc, "_condemn", early)
+
+
+def released_before_it_is_deleted() -> AbstractContextManager[object]:
+    real = gc.Gc._delete
+
+    def late(self: gc.Gc, condemned: Any) -> None:
+        self._append(lambda newest: newest, None, "too early")
+        real(self, condemned)
+
+    return patch.object(gc.Gc, "_delete", late)
+
+
+def names_for_what_expires() -> AbstractContextManager[object]:
+    return patch.object(Repository, "_check_live", lambda *args: None)
+
+
+def found_without_a_look() -> AbstractContextManager[object]:
+    """After it waited, a commit believes that everything is still there."""
+    seen: set[Digest] = set()
+    real = ObjectStore.has
+
+    def has(self: ObjectStore, digest: Digest, *, size: int) -> bool:
+        found = digest in seen or real(self, digest, size=size)
+        if found:
+            seen.add(digest)
+        return found
+
+    return patch.object(ObjectStore, "has", has)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        never_condemned,
+        only_the_newest,
+        nothing_is_spared,
+        deleted_before_it_is_condemned,
+        released_before_it_is_deleted,
+        names_for_what_expires,
+        found_without_a_look,
+    ],
+    ids=lambda bug: bug.__name__.replace("_", "-"),
+)
+def test_the_schedules_catch_mistakes(bug: Callable[[], AbstractContextManager[object]]) -> None:
+    world = World()
+    for seed in range(SCHEDULES * PARTS):
+        with bug():
+            try:
+                found = play(world, CASTS[seed % len(CASTS)], seed)
+            except ckptstore.CkptStoreError as error:
+                found = str(error)
+        if found is not None:
+            return
+    raise AssertionError("no schedule caught it")
