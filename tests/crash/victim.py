@@ -74,6 +74,13 @@ def commit_all(url: str, numbers: range, *, retry: bool) -> None:
         say(f"ACK {n} {made.id}")
 
 
+def collect(url: str, keep: int) -> None:
+    from ckptstore.retention import MaxToKeep
+
+    report = ckptstore.open(url).gc(MaxToKeep(keep), grace=0)
+    say(f"GC {len(report.expired)} {report.objects}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
@@ -83,6 +90,7 @@ def main() -> None:
         "--threads", type=int, default=1, help="that write; 1 makes every run the same"
     )
     parser.add_argument("--rival", type=int, help="fork, and let the child commit from here on")
+    parser.add_argument("--keep", type=int, help="in the end gc, and keep so many checkpoints")
     parser.add_argument("--bug", help="a mistake to make, from bugs.py")
     options = parser.parse_args()
     for module, name in COUNTS:
@@ -94,6 +102,8 @@ def main() -> None:
         numbers = range(options.rival, options.rival + len(numbers))
     with seeded(options.bug):
         commit_all(options.url, numbers, retry=options.rival is not None)
+        if options.keep:
+            collect(options.url, options.keep)
     if child:
         os.waitpid(child, 0)
 

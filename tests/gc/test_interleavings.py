@@ -15,7 +15,6 @@ from ckptstore.digest import Digest
 from ckptstore.format.marker import Marker
 from ckptstore.objects import ObjectStore
 from ckptstore.retention import MaxToKeep
-from tests.crash.threads import COUNTS
 from tests.gc.schedule import Schedule, ScheduledStorage
 from tests.properties.same import difference
 
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 PARTS = 8
 SCHEDULES = 640  # in each part: 5,120 in all
 EXPECTED = (ConflictError, ExpiredError, NotFoundError)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in COUNTS:
-        monkeypatch.setattr(module, name, 1)
 
 
 def state(number: int) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""kill -9 of a gc at every system call that changes files: the next one finishes it, and nothing that stays is lost."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+import ckptstore
+from ckptstore.objects import key_of
+from ckptstore.retention import MaxToKeep
+from tests.crash import strace
+from tests.crash.checker import equal
+from tests.crash.victim import CHUNK_BYTES, state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ckptstore import Repository
+
+COMMITS = 24
+KEPT = 2
+PARTS = 8
+KILLED = -9
+
+pytestmark = strace.needed
+
+
+def prepared(url: Path) -> None:
+    """A line of checkpoints, of which most will expire, and what a deleted branch left."""
+    repo = ckptstore.init(url, chunk_size=CHUNK_BYTES)
+    for n in range(1, COMMITS + 1):
+        repo.commit(state(n), step=n, metrics={"loss": 1 / n})
+    repo.commit(state(100), branch="side")
+    repo.delete_branch("side")
+
+
+def collect(scratch: Path, url: Path, **options: str | list[str]) -> strace.Run:
+    return strace.run(scratch / "log", url, 1, 0, "--keep", KEPT, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_gc_killed_at_any_call_that_changes_files_is_finished_by_the_next(
+    part: int, scratch: Path, record_property: Callable[[str, object], None]
+) -> None:
+    base, url = scratch / "base", scratch / "url" / "store"
+    prepared(base)
+    shutil.copytree(base, url)
+    recorded = collect(scratch, url)
+    assert recorded.status == 0
+    points = strace.points(recorded, scratch)
+    assert len(set(points)) == len(points) >= 200
+    for name, number in points[part::PARTS]:
+        shutil.rmtree(url)
+        shutil.copytree(base, url)
+        inject = f"{name}:signal=KILL:when={number}"
+        ended = collect(scratch, url, trace=[name], inject=inject)
+        assert ended.status == KILLED
+        assert complaint(url) is None, f"killed at {name} {number}"
+    record_property("kills", len(points[part::PARTS]))
+
+
+def complaint(url: Path) -> str | None:
+    """What is wrong with the repository, or None. It gets one more commit, of a state that expired or is about to."""
+    repo = ckptstore.open(url)
+    if not repo.verify().ok:
+        return f"verify found {repo.verify().problems[0]}"
+    made = repo.commit(state(1), step=COMMITS + 1, metrics={"loss": 0.0})
+    expected = {made.id: 1} | {c.id: c.step or 0 for c in repo.log("main")[1 : KEPT + 1]}
+    for id, n in expected.items():
+        if not equal(repo.checkout(id), state(n)):
+            return f"checkpoint {id.short} is not what was committed as {n}"
+    repo.gc(MaxToKeep(KEPT), grace=0)
+    log = repo.log("main")
+    if [(c.step, c.expired) for c in log] != [
+        (step, step <= COMMITS + 1 - KEPT) for step in range(COMMITS + 1, 0, -1)
+    ]:
+        return "the log does not tell of all checkpoints"
+    if any(c.metrics.keys() != {"loss"} for c in log):
+        return "metrics were lost"
+    if repo._oplog.newest().condemned is not None:
+        return "something is still condemned"
+    if not repo.verify().ok:
+        return f"verify found {repo.verify().problems[0]} after the next gc"
+    return garbage(repo)
+
+
+def garbage(repo: Repository) -> str | None:
+    """What is there that nothing reaches, or None."""
+    reached = set()
+    for found in repo.log("main")[:KEPT]:
+        reached.add(key_of(found._manifest.structure))
+        for page in repo._catalog.pages(found._manifest):
+            reached.update(key_of(digest) for digest, _ in page.digests())
+        reached.update(key_of(ref.digest) for ref in found._manifest.pages)
+    left = {key for key, _ in repo._storage.list("objects/")} - reached
+    return f"{len(left)} objects are left that nothing reaches" if left else None
