@@ -101,8 +101,8 @@ def _print_report(plan: GcPlan, report: GcReport, *, as_json: bool) -> None:
         )
         return
     output.line(
-        f"{text.count(len(report.expired), 'checkpoint')} expired, {_ids(report.expired)}"
-        f"{text.count(len(plan.verdicts) - len(report.expired), 'checkpoint')} kept. "
+        f"{text.count(len(report.expired), 'checkpoint')} expired{_ids(report.expired)}, "
+        f"{len(plan.verdicts) - len(report.expired)} kept. "
         f"{text.size(report.bytes)} freed in {text.count(report.objects, 'object')}."
     )
 
@@ -111,7 +111,7 @@ def _ids(ids: Iterable[Any]) -> str:
     shown = [id.short for id in ids]
     if not shown:
         return ""
-    return f"({', '.join(shown[:5])}{', …' if len(shown) > 5 else ''}) "
+    return f" ({', '.join(shown[:5])}{', …' if len(shown) > 5 else ''})"
 
 
 def _row(verdict: Verdict, plan: GcPlan) -> tuple[str, ...]:
