@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckptstore.checkpoint import ArrayInfo, Checkpoint
     from ckptstore.codecs import register_codec
+    from ckptstore.diff import ArrayChange, Diff, Numbers, StoredArray, ValueChange
     from ckptstore.digest import Digest
     from ckptstore.errors import (
         CheckoutMismatchError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "checkpoint": ("ArrayInfo", "Checkpoint"),
     "codecs": ("register_codec",),
+    "diff": ("ArrayChange", "Diff", "Numbers", "StoredArray", "ValueChange"),
     "digest": ("Digest",),
     "errors": (
         "CheckoutMismatchError",
@@ -58,12 +60,14 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ArrayChange",
     "ArrayInfo",
     "CheckoutMismatchError",
     "Checkpoint",
     "CkptStoreError",
     "ConflictError",
     "CorruptError",
+    "Diff",
     "Digest",
     "ExpiredError",
     "GcPlan",
@@ -71,12 +75,15 @@ __all__ = [
     "Incompatible",
     "InvalidInputError",
     "NotFoundError",
+    "Numbers",
     "Problem",
     "Repository",
     "StorageError",
+    "StoredArray",
     "Undone",
     "UnsupportedValueError",
     "Usage",
+    "ValueChange",
     "VerifyReport",
     "init",
     "open",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import codecs
 from ckptstore.format.chunks import chunk_count
 from ckptstore.format.structure import array_path
-from ckptstore.state import leaves, unflatten
+from ckptstore.state import leaves, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ckptstore.catalog import Catalog
     from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
-    from ckptstore.format.structure import Node
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -100,14 +99,7 @@ class Checkpoint:
     def values(self) -> dict[str, object]:
         """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
         return {
-            path: _plain(node)
+            path: plain(node, decode=codecs.decode)
             for path, node in leaves(self._catalog.structure(self._manifest))
             if array_path(node) is None
         }
-
-
-def _plain(node: Node) -> object:
-    """A plain value; of what a codec made from arrays, only its plain form, with None for each array."""
-    has_arrays = any(array_path(inner) is not None for _, inner in leaves(node))
-    decode = (lambda name, value: value) if has_arrays else codecs.decode
-    return unflatten(node, array=lambda path, kind: None, decode=decode)

@@ -105,12 +105,12 @@ def _read_small(
             if batch and held + part.bundle.size > BUNDLES_BYTES_MAX:
                 yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
                 batch, held = [], 0
-            batch.append(partial(_read_bundle, part.bundle, part.small, objects))
+            batch.append(partial(read_bundle, part.bundle, part.small, objects))
             held += part.bundle.size
     yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
 
 
-def _read_bundle(
+def read_bundle(
     bundle: Bundle, small: list[ArrayEntry], objects: ObjectStore
 ) -> list[tuple[ArrayEntry, memoryview]]:
     """Small arrays of a page: from the whole bundle when most of it is wanted, else one range each."""

@@ -17,6 +17,7 @@ from ckptstore.catalog import key_of as manifest_key
 from ckptstore.checkout import fill, fresh
 from ckptstore.checkpoint import Checkpoint
 from ckptstore.collector import paused_collector
+from ckptstore.diff import Source, compare
 from ckptstore.errors import (
     ConflictError,
     CorruptError,
@@ -37,19 +38,22 @@ from ckptstore.format.names import check_ref_name
 from ckptstore.gc import GRACE_SECONDS, CondemnedError, Gc, refuse_condemned
 from ckptstore.history import ancestors
 from ckptstore.objects import ObjectStore
+from ckptstore.objects import key_of as object_key
 from ckptstore.oplog import Oplog
 from ckptstore.revisions import Names, resolve
 from ckptstore.seed import RESETTABLE, Seed, plant
 from ckptstore.selection import Selection
-from ckptstore.storage import LocalStorage, open_storage
+from ckptstore.storage import BesideStorage, LocalStorage, open_storage
 from ckptstore.verify import MARKER_BYTES_MAX, MARKER_KEY, VerifyReport
-from ckptstore.writer import Written, write
+from ckptstore.writer import Written, reached_by, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import SupportsIndex
 
+    from ckptstore.diff import Diff
     from ckptstore.digest import Digest
     from ckptstore.format.operation import Operation
     from ckptstore.gc import GcPlan, GcReport
@@ -294,6 +298,40 @@ class Repository:
             return self._branch_at(name, self._durable(at))
         return self._beside_gc(lambda: self._plant(name, at, seed))
 
+    def diff(
+        self,
+        a: str,
+        b: object,
+        *,
+        numeric: bool = False,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        other: Repository | None = None,
+    ) -> Diff:
+        """What b holds that a does not, and the other way round. Its cost follows what differs.
+
+        b: a revision, of the repository `other` if that is given; or else a state, which is compared as commit would store
+        it and is not stored. include, exclude: globs over the paths to compare.
+        numeric: read the arrays that changed, and tell how far they moved. Chunks that both share are read once, for the
+        norms; arrays that are the same are never read.
+        """
+        selection = Selection.of(include, exclude)
+        if not isinstance(b, str):
+            if other is not None:
+                raise InvalidInputError("Pass a revision of the other repository, or a state.")
+            other, b = self._holding(b, beside=a), DEFAULT_BRANCH
+        other = self if other is None else other
+        reading, source, objects = self._side(a)
+        other_reading, other_source, other_objects = other._side(b)  # noqa: SLF001 - one of us
+        with reading, other_reading:
+            with paused_collector():
+                found = compare(source, other_source, selection, decode=_decoded)
+            if not numeric:
+                return found
+            from ckptstore.numeric import measure
+
+            return measure(found, before=objects, after=other_objects)
+
     def branches(self) -> dict[str, Checkpoint]:
         """The head of each branch, by name."""
         return self._refs(self._oplog.newest().heads)
@@ -407,6 +445,29 @@ class Repository:
             stored_bytes=sum(sizes),
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
         )
+
+    def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ObjectStore]:
+        """A checkpoint as a diff loads it."""
+        id, manifest = self._readable(rev)
+        source = Source(
+            manifest=manifest,
+            load_pages=lambda refs: self._catalog.pages(replace(manifest, pages=tuple(refs))),
+            load_structure=lambda: self._catalog.structure(manifest),
+        )
+        return self._reading(id), source, self._objects
+
+    def _holding(self, value: object, *, beside: str) -> Repository:
+        """A repository whose only checkpoint holds a state, cut into chunks as here.
+
+        It is in memory, but for the objects that the checkpoint beside it has as well.
+        """
+        id, _ = self._readable(beside)
+        keys = {object_key(digest) for digest in reached_by(id, self._catalog).digests}
+        marker = Marker(store=secrets.token_hex(16), chunk_bytes=self._chunk_bytes)
+        made = Repository(BesideStorage(self._storage, keys), marker)
+        with self._reading(id):
+            made.commit(value)
+        return made
 
     def _branch_at(self, name: str, id: Digest) -> Checkpoint:
         """Make a branch at a checkpoint that is durable."""
@@ -573,6 +634,14 @@ class Repository:
 
 def _date(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _decoded(name: str, value: object) -> object:
+    """What a codec makes of a value; the value itself where this process has no such codec."""
+    try:
+        return codecs.decode(name, value)
+    except InvalidInputError:
+        return value
 
 
 def _check_new_branch(name: str, newest: Operation) -> None:

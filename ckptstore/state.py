@@ -216,6 +216,16 @@ def select(root: Node, chosen: Callable[[str], bool]) -> Node:
 NOTHING = object()
 
 
+def plain(node: Node, *, decode: Callable[[str, object], object]) -> object:
+    """A plain value; of what a codec made from arrays, only its plain form, with None for each array."""
+    has_arrays = any(array_path(inner) is not None for _, inner in leaves(node))
+    return unflatten(
+        node,
+        array=lambda path, kind: None,
+        decode=(lambda name, value: value) if has_arrays else decode,
+    )
+
+
 class _Select:
     """The walk of one structure."""
 

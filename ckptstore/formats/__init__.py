@@ -33,6 +33,11 @@ class FileState:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def has_format(path: str | Path) -> bool:
+    """True when the suffix says how to read it."""
+    return Path(path).suffix.lower() in _BY_SUFFIX
+
+
 def read_file(path: str | Path) -> FileState:
     """Read a checkpoint file; the suffix says how. InvalidInputError when it is not what its suffix says."""
     path = _path(path)

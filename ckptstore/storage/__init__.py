@@ -9,11 +9,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.storage.beside import BesideStorage
 from ckptstore.storage.local import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.protocol import Storage
 
-__all__ = ["LocalStorage", "MemoryStorage", "Storage", "open_storage"]
+__all__ = ["BesideStorage", "LocalStorage", "MemoryStorage", "Storage", "open_storage"]
 
 _memories: dict[str, MemoryStorage] = {}
 _lock = threading.Lock()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CkptStoreError
 
 if TYPE_CHECKING:
-    from ckptstore import ArrayInfo, Checkpoint, Repository
+    from collections.abc import Sequence
+
+    from ckptstore import ArrayChange, ArrayInfo, Checkpoint, Diff, Repository, StoredArray
 
     Document = dict[str, Any]
 
@@ -72,3 +74,51 @@ def array(value: ArrayInfo) -> Document:
         "chunk_shape": list(value.chunk_shape),
         "chunks": value.chunk_count,
     }
+
+
+def diff(value: Diff, arrays: Sequence[ArrayChange]) -> Document:
+    """What two checkpoints hold differently, the arrays in this order."""
+    return {
+        "arrays": [_array_change(change) for change in arrays],
+        "values": [
+            {
+                "path": change.path,
+                "kind": change.kind,
+                "before": _plain(change.before),
+                "after": _plain(change.after),
+            }
+            for change in value.values
+        ],
+        "rearranged": list(value.rearranged),
+        "unchanged": value.unchanged,
+        "bytes_before": value.bytes_before,
+        "bytes_after": value.bytes_after,
+        "shared_bytes": value.shared_bytes,
+    }
+
+
+def _array_change(change: ArrayChange) -> Document:
+    return {
+        "path": change.path,
+        "kind": change.kind,
+        "before": _stored(change.before),
+        "after": _stored(change.after),
+        "shared_bytes": change.shared_bytes,
+        "numbers": None if change.numbers is None else asdict(change.numbers),
+    }
+
+
+def _stored(array: StoredArray | None) -> Document | None:
+    if array is None:
+        return None
+    return {
+        "path": array.path,
+        "dtype": array.dtype,
+        "shape": list(array.shape),
+        "bytes": array.nbytes,
+    }
+
+
+def _plain(value: object) -> Any:
+    """A plain value as JSON; as Python writes it where JSON has none like it."""
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)

@@ -22,6 +22,7 @@ COMMANDS = (
     "show",
     "ls",
     "checkout",
+    "diff",
     "branch",
     "tag",
     "undo",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ckptstore_cli.text import fit, plain
+from ckptstore_cli.text import draw_bar, fit, plain
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _PROGRESS_SECONDS = 0.1
+_BLOCKS = "▏▎▍▌▋▊▉█"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ def footer(text: str) -> None:
     """Sum up a table for people; a pipe gets the rows only."""
     if _is_terminal(sys.stdout):
         line(text)
+
+
+def bar(value: float) -> str:
+    """A bar of up to 10 columns for a value from 0 to 1, in what the encoding of stdout has."""
+    return draw_bar(value, marks=_BLOCKS if _can_print(_BLOCKS) else "#", width=10)
 
 
 def fields(values: Mapping[str, str | Sequence[str]]) -> None:
@@ -163,6 +169,14 @@ def _finite(value: Any) -> Any:
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _console(stream: TextIO) -> Console:

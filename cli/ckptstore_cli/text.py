@@ -83,6 +83,23 @@ def shape(lengths: Sequence[int]) -> str:
     return " x ".join(str(length) for length in lengths) or "scalar"
 
 
+def share(value: float) -> str:
+    """A part of a whole: "100 %", "12.5 %"; never 0 or 100 of what is only nearly so."""
+    percent = 100 * value
+    if 0 < percent < 0.05:
+        return "<0.1 %"
+    return ">99.9 %" if 99.95 <= percent < 100 else f"{percent:.1f} %".replace(".0 %", " %")
+
+
+def draw_bar(value: float, *, marks: str, width: int) -> str:
+    """A bar for a value from 0 to 1. marks: for a column filled in part, by rising parts, and for a full one."""
+    if not value > 0:
+        return ""
+    steps = max(1, round(min(1.0, value) * width * len(marks)))
+    full, rest = divmod(steps, len(marks))
+    return marks[-1] * full + (marks[rest - 1] if rest else "")
+
+
 def first_line(message: str) -> str:
     """The first line of a message."""
     return message.strip().split("\n", 1)[0].rstrip()

@@ -61,6 +61,7 @@ def test_opening_a_repository_imports_nothing_heavy(history):
         ["log", "--json"],
         ["show", "main"],
         ["ls", "main"],
+        ["diff", "main", "v1"],
         ["branch"],
         ["branch", "new"],
         ["branch", "-d", "tuned"],

@@ -1,0 +1,297 @@
+"""`ckptstore diff`: what two checkpoints hold differently."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import click
+
+from ckptstore_cli import documents, output, text
+from ckptstore_cli.options import common, complete_refs, selection_options
+from ckptstore_cli.output import Column
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ckptstore import ArrayChange, Checkpoint, Diff, Numbers, ValueChange
+
+_COLUMNS = (
+    Column("array", gives_way=1, folds=True),
+    Column("change", style="bold"),
+    Column("dtype"),
+    Column("shape", right=True),
+    Column("size", right=True),
+)
+_NUMERIC_COLUMNS = (
+    *_COLUMNS[:2],
+    Column("rel. L2", right=True),
+    Column("", style="cyan"),
+    Column("max", right=True),
+    Column("cosine", right=True),
+    Column("elements", right=True),
+    Column("norms"),
+    Column("new NaN/inf", right=True),
+)
+_VALUE_COLUMNS = (
+    Column("value", gives_way=1, folds=True),
+    Column("before", folds=True, gives_way=2),
+    Column("after", folds=True, gives_way=2),
+)
+_KINDS = ("changed", "retyped", "moved", "added", "removed", "undecided")
+_SORTS = ("path", "l2", "max")
+_VALUE_LENGTH_MAX = 100
+_PATHS_SHOWN = 5
+
+
+@click.command()
+@click.argument("a", metavar="A", shell_complete=complete_refs(), help="The checkpoint before.")
+@click.argument(
+    "b",
+    metavar="B",
+    shell_complete=complete_refs(),
+    help="The checkpoint after: a revision, or a .safetensors, .pt or .pth file.",
+)
+@click.option(
+    "--numeric",
+    is_flag=True,
+    help="Read the arrays that changed, and tell how far they moved.",
+)
+@selection_options
+@click.option(
+    "--sort",
+    type=click.Choice(_SORTS),
+    default="path",
+    show_default=True,
+    help="The order of the arrays: by path, or the largest relative L2 or largest change of an "
+    "element first, which implies --numeric.",
+)
+@click.option(
+    "--other",
+    metavar="REPO",
+    type=click.Path(file_okay=False),
+    help="The repository of B, when it is another one: a folder or URL.",
+)
+@click.option(
+    "--under", metavar="PATH", help="Where in A the arrays of a file belong, such as model."
+)
+@common
+@click.pass_context
+def diff(
+    ctx: click.Context,
+    a: str,
+    b: str,
+    numeric: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    sort: str,
+    other: str | None,
+    under: str | None,
+    as_json: bool,
+) -> None:
+    """Compare two checkpoints: arrays, plain values, and how much they share.
+
+    Without --numeric no array is read, and the time follows what differs. With it, each changed array
+    gets the norm of its change relative to its norm before (rel. L2), the largest change of an
+    element, the cosine similarity, the share of elements that changed, both norms, and how
+    many elements became NaN or infinite.
+
+    \b
+    Examples:
+      ckptstore diff main~1 main --numeric --sort l2
+      ckptstore diff main tuned.safetensors --under model
+      ckptstore diff main main --other ../copy
+    """
+    import ckptstore
+
+    repo = open_repository(ctx)
+    is_file = _names_file(b) and other is None
+    if under is not None and not is_file:
+        raise click.UsageError("--under is for a file: B names none.", ctx)
+    found = repo.diff(
+        a,
+        _state(b, under, repo.resolve(a)) if is_file else b,
+        numeric=numeric or sort != "path",
+        include=include or None,
+        exclude=exclude,
+        other=None if other is None else ckptstore.open(other),
+    )
+    changes = sorted(found.arrays, key=_KEYS[sort])
+    if as_json:
+        output.document(documents.diff(found, changes))
+    else:
+        _print(found, changes, is_numeric=numeric or sort != "path")
+        if is_file and under is None and _has_nothing_in_common(found):
+            output.note(
+                "No array of the file has a path of A. Name the part of A where they belong, if any: "
+                "--under model"
+            )
+
+
+def _names_file(text: str) -> bool:
+    from ckptstore import formats
+
+    return formats.has_format(text) and Path(text).is_file()
+
+
+def _state(file: str, under: str | None, before: Checkpoint) -> Any:
+    """What a file holds, with its arrays where they belong."""
+    from ckptstore import formats
+
+    state = formats.read_file(file).state
+    above = [part for part in (under or "").split("/") if part]
+    if file.lower().endswith(".safetensors") and not before.expired:
+        state = _nested(state, "/".join(above), before)
+    for part in reversed(above):
+        state = {part: state}
+    return state
+
+
+def _nested(state: dict[str, Any], above: str, before: Checkpoint) -> dict[str, Any]:
+    """The tensors of a .safetensors that ckptstore wrote, where their names are paths; else as they are."""
+    prefix = f"{above}/" if above else ""
+    named = {prefix + name for name in state if "/" in name}
+    if not named or named.isdisjoint(array.path for array in before.arrays):
+        return state
+    root: dict[str, Any] = {}
+    for name, tensor in state.items():
+        *parts, last = ["" if part == "%" else unquote(part) for part in name.split("/")]
+        place = root
+        for part in parts:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                return state
+        if last in place:
+            return state
+        place[last] = tensor
+    return root
+
+
+def _print(found: Diff, changes: list[ArrayChange], *, is_numeric: bool) -> None:
+    if changes and is_numeric:
+        largest = max((_measured(change, "relative_l2") for change in changes), default=0.0)
+        rows = [_numeric_row(change, largest) for change in changes]
+        output.table(_NUMERIC_COLUMNS, rows)
+    elif changes:
+        output.table(_COLUMNS, [_row(change) for change in changes])
+    if changes and found.values:
+        output.line()
+    if found.values:
+        output.table(_VALUE_COLUMNS, [_value_row(change) for change in found.values])
+    if changes or found.values:
+        output.line()
+    for line in _summary(found):
+        output.line(line)
+
+
+def _row(change: ArrayChange) -> tuple[str, ...]:
+    sides = [side for side in (change.before, change.after) if side]
+    return (
+        _path(change),
+        change.kind,
+        _arrow(side.dtype for side in sides),
+        _arrow(text.shape(side.shape) for side in sides),
+        _arrow(text.size(side.nbytes) for side in sides),
+    )
+
+
+def _numeric_row(change: ArrayChange, largest: float) -> tuple[str, ...]:
+    numbers = change.numbers
+    if numbers is None:
+        return (_path(change), change.kind, *("",) * (len(_NUMERIC_COLUMNS) - 2))
+    return (
+        _path(change),
+        change.kind,
+        _number(numbers.relative_l2),
+        output.bar(_part(numbers.relative_l2, largest)),
+        _number(numbers.max_abs),
+        f"{numbers.cosine:.6f}",
+        text.share(numbers.changed_share),
+        f"{_number(numbers.norm_before)} -> {_number(numbers.norm_after)}",
+        f"{numbers.new_nan:,}/{numbers.new_inf:,}" if numbers.new_nan or numbers.new_inf else "",
+    )
+
+
+def _value_row(change: ValueChange) -> tuple[str, str, str]:
+    return (
+        change.path,
+        "" if change.kind == "added" else _value(change.before),
+        "" if change.kind == "removed" else _value(change.after),
+    )
+
+
+def _summary(found: Diff) -> list[str]:
+    unchanged = text.count(found.unchanged, "array")
+    size = text.size(found.bytes_after)
+    if found.is_empty:
+        return [f"Nothing differs: {unchanged}, {size}."]
+    counts = [(len(found.of_kind(kind)), kind) for kind in _KINDS]  # type: ignore[arg-type]
+    arrays = [f"{number:,} {kind}" for number, kind in counts if number]
+    lines = [f"Arrays: {', '.join([*arrays, f'{found.unchanged:,} unchanged'])}."]
+    if found.values:
+        verb = "differs" if len(found.values) == 1 else "differ"
+        lines.append(f"{text.count(len(found.values), 'plain value')} {verb}.")
+    if found.rearranged:
+        shown = [path or "the state itself" for path in found.rearranged[:_PATHS_SHOWN]]
+        more = ", …" if len(found.rearranged) > _PATHS_SHOWN else ""
+        lines.append(f"Arranged differently (kinds, keys, ties): {', '.join(shown)}{more}.")
+    if found.undecided:
+        lines.append("Undecided are cut into other chunks: --numeric tells whether they differ.")
+    lines.append(f"Shared: {text.share(found.shared)} of {size}.")
+    return lines
+
+
+def _path(change: ArrayChange) -> str:
+    if change.kind == "moved" and change.before:
+        return f"{change.before.path} -> {change.path}"
+    return change.path
+
+
+def _arrow(texts: Iterable[str]) -> str:
+    return " -> ".join(dict.fromkeys(texts))
+
+
+def _value(value: object) -> str:
+    shown = text.number(value) if isinstance(value, float) else repr(value)
+    return shown if len(shown) <= _VALUE_LENGTH_MAX else f"{shown[:_VALUE_LENGTH_MAX]}…"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _part(value: float, largest: float) -> float:
+    """The share of a bar, where an infinite value fills it."""
+    if math.isinf(value):
+        return 1.0
+    return value / largest if largest else 0.0
+
+
+def _measured(change: ArrayChange, name: str) -> float:
+    """A finite number of an array; 0 for one that has none."""
+    value = getattr(change.numbers, name) if change.numbers else 0.0
+    return value if math.isfinite(value) else 0.0
+
+
+def _by(number: Callable[[Numbers], float]) -> Callable[[ArrayChange], Any]:
+    """Largest first, then those that were not measured."""
+
+    def key(change: ArrayChange) -> Any:
+        return (0, -number(change.numbers), change.path) if change.numbers else (1, 0, change.path)
+
+    return key
+
+
+def _has_nothing_in_common(found: Diff) -> bool:
+    both = [change for change in found.arrays if change.kind not in ("added", "removed", "moved")]
+    return bool(found.arrays) and not found.unchanged and not both
+
+
+_KEYS: dict[str, Callable[[ArrayChange], Any]] = {
+    "path": lambda change: change.path,
+    "l2": _by(lambda numbers: numbers.relative_l2),
+    "max": _by(lambda numbers: numbers.max_abs),
+}
