@@ -201,13 +201,13 @@ def test_a_copy_beside_its_original_is_added_but_its_bytes_are_shared() -> None:
 def test_moved_arrays_of_the_same_bytes_are_paired_by_how_their_paths_end() -> None:
     layers = [f"{layer}.{norm}.bias" for layer in range(20) for norm in ("norm1", "norm2")]
     one = Loaded(page(*(entry(f"model/backbone.{layer}", "00") for layer in layers)))
-    other = Loaded(page(*(entry(f"encoder/trunk.{layer}", "00") for layer in reversed(layers))))
+    renamed = [f"encoder{99 - position}/trunk.{layer}" for position, layer in enumerate(layers)]
+    other = Loaded(page(*(entry(path, "00") for path in renamed)))
     found = diff(one, other)
     assert len(found.moved) == len(found.arrays) == 40
     for change in found.moved:
-        assert change.before.path.removeprefix("model/backbone.") == change.path.removeprefix(
-            "encoder/trunk."
-        )
+        layer = change.before.path.removeprefix("model/backbone.")
+        assert change.path.endswith(f"/trunk.{layer}")
 
 
 def test_of_more_copies_than_there_were_the_others_are_added() -> None:
@@ -330,7 +330,9 @@ WEIGHT = np.arange(3.0)
         ({"x": np.ones(3)}, {"x": torch.ones(3, dtype=torch.float64)}, ["x"]),
         ({"x": WEIGHT, "y": WEIGHT}, {"x": WEIGHT, "y": WEIGHT.copy()}, ["y"]),
         ({"a": 1, "b": 2}, {"a": 1, "b": 2, "c": 3}, []),
+        ({"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 3}, []),
         ({"a": 1, "b": 2, "c": 3}, {"c": 3, "a": 1}, [""]),
+        ({"x": []}, {"x": ()}, []),
     ],
 )
 def test_what_is_only_arranged_otherwise_is_told_by_its_path(
@@ -436,6 +438,34 @@ def test_of_a_state_only_what_the_checkpoint_does_not_have_is_held(
     assert kinds(repo.diff("main~1", state, numeric=numeric)) == {"w": "changed"}
     assert 65536 <= sum(held) < 65536 + 10_000
     assert kinds(repo.diff("main", state, numeric=numeric)) == {"w": "changed"}
+
+
+def test_a_state_may_hold_what_the_checkpoint_has_in_another_place() -> None:
+    repo = ckptstore.init("memory://", chunk_size=1 << 16)
+    one, other = np.arange(50_000.0), np.ones(50_000)
+    repo.commit({"x": one, "y": other, "small": np.ones(3)})
+    found = repo.diff("main", {"x": other, "y": one, "small": np.ones(3)}, numeric=True)
+    assert found.shared == 1.0
+    assert [change.numbers.norm_after for change in found.changed] == pytest.approx(
+        [float(np.linalg.norm(array)) for array in (other, one)]
+    )
+
+
+def test_what_lies_beside_a_storage_reads_there_what_it_does_not_hold() -> None:
+    from ckptstore.storage import BesideStorage, MemoryStorage
+
+    there = MemoryStorage()
+    for key in ("a", "b", "c"):
+        there.put(key, b"there")
+    beside = BesideStorage(there, {"a", "b"})
+    beside.put("b", b"here!")
+    buffer = memoryview(bytearray(5))
+    assert [beside.size(key) for key in ("a", "b", "c")] == [5, 5, None]
+    for key, data in (("a", b"there"), ("b", b"here!")):
+        beside.read_into(key, buffer)
+        assert bytes(buffer) == beside.get(key, bytes_max=5) == data
+    with pytest.raises(ckptstore.NotFoundError):
+        beside.get("c", bytes_max=5)
 
 
 @pytest.mark.parametrize("numeric", [False, True])
