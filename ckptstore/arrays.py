@@ -45,6 +45,7 @@ class ArraySource:
     """An array of a state, ready to be read chunk by chunk. Never changed once made.
 
     identity: equal for two names of the same memory, so that tied weights come out tied; None when that means nothing.
+    is_private: nobody else writes to `flat`.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class ArraySource:
     identity: object
     array: Any
     flat: memoryview | None
+    is_private: bool = False
 
     def chunk(self, chunk: Chunk, buffer: Callable[[int], memoryview]) -> memoryview:
         """The bytes of one chunk, in C order: the array's own memory where that is contiguous, else a copy in a buffer.
@@ -63,7 +65,7 @@ class ArraySource:
         if self.flat is not None:
             return self.flat[chunk.start : chunk.start + chunk.size]
         data = buffer(chunk.size)
-        _copy_out(self.array[chunk.index] if chunk.index else self.array, data)
+        copy_out(self.array[chunk.index] if chunk.index else self.array, data)
         return data
 
     def whole(self) -> memoryview:
@@ -151,7 +153,7 @@ def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
         _copy(_plain(part, torch), source, torch)
 
 
-def _copy_out(part: Any, data: memoryview) -> None:
+def copy_out(part: Any, data: memoryview) -> None:
     """Copy the elements of an array to a buffer, in C order."""
     if is_ndarray(part):
         import numpy as np

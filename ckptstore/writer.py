@@ -39,6 +39,7 @@ PUT_THREADS = 12  # most of a thread's time is spent waiting for its fsync
 COPY_THREADS = (
     8  # chunks that have to be copied are hashed and put by the thread that holds the copy
 )
+JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks that are not contiguous, all at once
 BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
 
@@ -175,15 +176,10 @@ def _write_pages(
     several threads would only wait for each other. A page of small arrays alone is put while the next are prepared.
     """
     with paused_collector():
-        chunked = {
-            item.path: [
-                hashers.submit(partial(sink.put_chunk, item.source, chunk))
-                for chunk in item.chunks()
-            ]
-            for plan in plans
-            for item in plan
-            if not item.is_small
-        }
+        chunked = [
+            (paths, hashers.submit(partial(sink.put_chunks, chunks)))
+            for paths, chunks in _jobs(plans)
+        ]
         buffers = LentBuffers(BUNDLES_BYTES_MAX)
         pages: dict[int, tuple[Page, Digest]] = {}
         waiting: dict[int, tuple[list[_Part], Bundle | None]] = {}
@@ -193,18 +189,39 @@ def _write_pages(
                 pages[number] = _write_page(plan, parts, bundle, {}, sink)
             else:
                 waiting[number] = parts, bundle
-    large = {path: tuple(results(futures)) for path, futures in chunked.items()}
+    large: dict[str, list[Digest]] = {}
+    for paths, future in chunked:
+        for path, digest in zip(paths, future.result(), strict=True):
+            large.setdefault(path, []).append(digest)
     with paused_collector():
         for number, (parts, bundle) in waiting.items():
             pages[number] = _write_page(plans[number], parts, bundle, large, sink)
     return [pages[number] for number in range(len(plans))]
 
 
+def _jobs(plans: list[list[_Planned]]) -> Iterator[tuple[list[str], list[_SourceChunk]]]:
+    """The chunks to hash and the paths of their arrays, in path order; as many in one job as are worth a thread's turn."""
+    paths: list[str] = []
+    job: list[_SourceChunk] = []
+    size = 0
+    for plan in plans:
+        for item in plan:
+            for chunk in () if item.is_small else item.chunks():
+                paths.append(item.path)
+                job.append((item.source, chunk))
+                size += chunk.size
+                if size >= JOB_BYTES:
+                    yield paths, job
+                    paths, job, size = [], [], 0
+    if job:
+        yield paths, job
+
+
 def _write_page(
     plan: list[_Planned],
     parts: list[_Part],
     bundle: Bundle | None,
-    large: Mapping[str, tuple[Digest, ...]],
+    large: Mapping[str, list[Digest]],
     sink: _Sink,
 ) -> tuple[Page, Digest]:
     """Make a page, and have it put."""
@@ -212,6 +229,7 @@ def _write_page(
     return page, sink.put(page.encode())[0]
 
 
+_SourceChunk = tuple["ArraySource", "Chunk"]
 _Part = tuple[Digest, int]  # a small array: its digest, and where it begins in its bundle
 
 
@@ -245,7 +263,7 @@ def _join(sources: list[ArraySource], buffer: memoryview) -> list[_Part]:
 
 
 def _entries(
-    plan: list[_Planned], parts: list[_Part], large: Mapping[str, tuple[Digest, ...]]
+    plan: list[_Planned], parts: list[_Part], large: Mapping[str, list[Digest]]
 ) -> Iterator[ArrayEntry]:
     """The entries of one page."""
     small = iter(parts)
@@ -266,7 +284,7 @@ def _entries(
                 dtype=source.dtype,
                 shape=source.shape,
                 chunk_shape=item.chunk_shape,
-                digests=large[item.tied or item.path],
+                digests=tuple(large.get(item.tied or item.path, ())),
             )
 
 
@@ -297,11 +315,15 @@ class _Sink:
             self._puts.append(put)
         return digest, put
 
-    def put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
+    def put_chunks(self, chunks: Iterable[_SourceChunk]) -> list[Digest]:
+        """Hash chunks, and have them put."""
+        return [self._put_chunk(source, chunk) for source, chunk in chunks]
+
+    def _put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
         """Hash one chunk of an array, and have it put; at once when it is a copy, whose memory is wanted again."""
         data = source.chunk(chunk, self._buffers.of)
         if source.flat is not None:
-            return self.put(data, is_shared=True)[0]
+            return self.put(data, is_shared=not source.is_private)[0]
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
             self.objects.put(digest, data)
