@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import chunk_size, report, table, workloads
+from bench import chunk_size, report, scale, table, workloads
 from bench.figures import HEADINGS, Figure
 from bench.measure import PATIENCE_SECONDS, ROUNDS, Patience
 
@@ -29,6 +29,8 @@ def main() -> None:
         print(report.compared(options.before, options.after))
     elif options.command == "chunk-size":
         _chunk_sizes(options)
+    elif options.command == "scale":
+        _scale(options)
     else:
         _table(options)
 
@@ -72,6 +74,31 @@ def _chunk_sizes(options: argparse.Namespace) -> None:
     path.write_text(json.dumps({**facts, "chunk_sizes": numbers}, indent=1) + "\n")
 
 
+def _scale(options: argparse.Namespace) -> None:
+    """Print the table over numbers of checkpoints, with slopes, and write the JSON."""
+    with _scratch(options.cache) as scratch:
+        facts = report.machine(scratch)
+        _say(facts)
+        stages = []
+        for stage in scale.stages(
+            scratch,
+            rounds=options.rounds,
+            patience=Patience(options.patience),
+            sizes=options.checkpoints or scale.SIZES,
+        ):
+            stages.append(stage)
+            print(" · ".join(stage.cells()), file=sys.stderr, flush=True)
+    print(
+        report.table(scale.HEADINGS, [*(stage.cells() for stage in stages), scale.slopes(stages)])
+    )
+    figures = [figure for stage in stages for figure in stage.figures()]
+    print("\n" + report.table(HEADINGS, (figure.cells() for figure in figures)))
+    facts["stages"] = [stage.to_json() for stage in stages]
+    report.save(options.json or RESULTS / "scale.json", facts, figures)
+    if short := report.missed(figures):
+        print(f"\nShort of a must: {'; '.join(short)}.")
+
+
 def _described(training: workloads.Training) -> dict[str, object]:
     """What the training state is, and what really changed between its moments."""
     second = workloads.change(training.first, training.second)
@@ -109,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command")
     _measuring(commands.add_parser("chunk-size", help="a table over chunk sizes from 1 to 64 MiB"))
+    growth = commands.add_parser("scale", help="costs with 100, 1,000 and 10,000 checkpoints")
+    _measuring(growth)
+    growth.add_argument(
+        "--checkpoints", type=int, action="append", help="another number, growing; may be repeated"
+    )
     compare = commands.add_parser("compare", help="the ratios of two runs side by side")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)

@@ -40,6 +40,11 @@ def extra_bytes(call: Callable[[], object]) -> int:
     return extra
 
 
+def peak_of_process() -> int:
+    """The highest resident size that this process has had."""
+    return _status_bytes("VmHWM")
+
+
 def _status_bytes(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -12,8 +13,9 @@ from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.format import structure
 from ckptstore.format.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.format.manifest import MANIFEST_BYTES_MAX, Manifest
-from ckptstore.format.page import PAGE_BYTES_MAX, Page
+from ckptstore.format.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.format.structure import STRUCTURE_BYTES_MAX
+from ckptstore.parallel import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 LIVE = "checkpoints/"
 EXPIRED = "history/"
 EXPIRIES = "expired/"
+EXPIRE_THREADS = 8  # they wait for the disk
 CACHED_PAGES = 256
 CACHED_WRITTEN = 4096
 CACHED_MANIFESTS = 4096
@@ -64,20 +67,22 @@ class Catalog:
 
     def expire(self, ids: Collection[Digest], expiry: Expiry) -> None:
         """Move checkpoints to history, durably, and say of each when and why; one that is there already is left."""
-        moving = {id: key_of(id) for id in ids if self._storage.size(key_of(id)) is not None}
-        made = []
-        for id, live in moving.items():
-            data = self._storage.get(live, bytes_max=MANIFEST_BYTES_MAX)
-            for key, content in (
-                (key_of(id, EXPIRIES), expiry.encode()),
-                (key_of(id, EXPIRED), data),
-            ):
-                self._storage.put(key, content)
-                made.append(key)
+        moving = [id for id in ids if self._storage.size(key_of(id)) is not None]
+        why = expiry.encode()
+
+        def copy(id: Digest) -> None:
+            data = self._storage.get(key_of(id), bytes_max=MANIFEST_BYTES_MAX)
+            self._storage.put(key_of(id, EXPIRIES), why)
+            self._storage.put(key_of(id, EXPIRED), data)
+
         if moving:
-            self._storage.flush(made)
-            self._storage.delete(moving.values())
-            self._storage.flush(moving.values())
+            gather([partial(copy, id) for id in moving], threads=EXPIRE_THREADS)
+            self._storage.flush(
+                key_of(id, folder) for folder in (EXPIRIES, EXPIRED) for id in moving
+            )
+            live = [key_of(id) for id in moving]
+            self._storage.delete(live)
+            self._storage.flush(live)
 
     def expiry(self, id: Digest) -> Expiry | None:
         """When and why a checkpoint expired; None when that is not known."""
@@ -95,6 +100,10 @@ class Catalog:
     def page(self, digest: Digest) -> Page:
         """A page, checked."""
         return self._pages.get(digest, self._read_page)
+
+    def reached(self, page: Digest) -> set[str]:
+        """The objects that a page refers to, and perhaps some more; the page is not kept in the cache."""
+        return reached(self._page_bytes(page), name=f"page {page}")
 
     def remember_page(self, digest: Digest, page: Page) -> None:
         """Keep a page that was just written, so that the next commit need not read it."""
@@ -155,8 +164,10 @@ class Catalog:
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
 
     def _read_page(self, digest: Digest) -> Page:
-        data = self._objects.get(digest, bytes_max=PAGE_BYTES_MAX)
-        return Page.decode(data, name=f"page {digest}")
+        return Page.decode(self._page_bytes(digest), name=f"page {digest}")
+
+    def _page_bytes(self, digest: Digest) -> bytes:
+        return self._objects.get(digest, bytes_max=PAGE_BYTES_MAX)
 
 
 class _Cache(Generic[Key, Value]):

@@ -7,11 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ckptstore import codecs
-from ckptstore.format.chunks import chunk_count
-from ckptstore.format.structure import array_path
-from ckptstore.state import leaves, plain
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -80,6 +75,8 @@ class Checkpoint:
     @property
     def arrays(self) -> tuple[ArrayInfo, ...]:
         """Every array, in path order; read from the repository at each call."""
+        from ckptstore.format.chunks import chunk_count
+
         return tuple(
             ArrayInfo(
                 path=entry.path,
@@ -98,6 +95,10 @@ class Checkpoint:
     @property
     def values(self) -> dict[str, object]:
         """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
+        from ckptstore import codecs
+        from ckptstore.format.structure import array_path
+        from ckptstore.state import leaves, plain
+
         return {
             path: plain(node, decode=codecs.decode)
             for path, node in leaves(self._catalog.structure(self._manifest))

@@ -7,9 +7,8 @@ The order of things:
 4. Move the manifests of condemned checkpoints to history, durably, then delete the condemned objects.
 5. Go on with 3 until nothing is left; then append an operation that condemns nothing.
 
-The rule for everybody else: nobody makes an operation that relies on what an operation condemned since they first looked.
-They wait for the lock, finish the gc if it died, put what they need again, and append then. So a delete never hits what
-anything relies on, whatever the clocks say, and space is free at once.
+Everybody else obeys the rule in `ckptstore.condemned`. So a delete never hits what anything relies on, whatever the clocks
+say, and space is free at once.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptstore.catalog import key_of as manifest_key
+from ckptstore.digest import Digest
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.format.expiry import Expiry
 from ckptstore.format.operation import Condemned
@@ -28,11 +28,9 @@ from ckptstore.objects import key_of as object_key
 from ckptstore.retention import Verdict, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ckptstore.catalog import Catalog
-    from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.operation import Operation
     from ckptstore.objects import ObjectStore
@@ -40,14 +38,9 @@ if TYPE_CHECKING:
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
 
-GRACE_SECONDS = 3600.0
 TEMPORARY_SECONDS = 86_400.0  # a write that takes a day has died
 BATCH = 8192  # checkpoints, and objects, that one operation condemns at most
 UNREACHABLE = "No branch and no tag reached it."
-
-
-class CondemnedError(Exception):
-    """A gc may have deleted what an operation was to rely on. Wait for it, put that again, and decide anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +98,14 @@ class Gc:
     catalog: Catalog
     now: Callable[[], int]
 
-    def plan(self, policy: Policy, *, grace: float) -> GcPlan:
-        """Decide what stays. grace: seconds for which what nothing reaches is left, as somebody may be making it."""
+    def plan(
+        self, policy: Policy, *, branches: Collection[str] | None = None, grace: float
+    ) -> GcPlan:
+        """Decide what stays.
+
+        branches: those that the policy is for; None: all. grace: seconds for which what nothing reaches is left, as
+        somebody may be making it.
+        """
         with self.storage.lock():  # no other gc deletes what is looked at
             newest = self.oplog.newest()
             live = self._live(newest)
@@ -117,6 +116,7 @@ class Gc:
                 tags=newest.tags,
                 lookup=history.lookup,
                 is_expired=lambda id: id not in live,
+                branches=branches,
             )
             verdicts = (*reachable, *self._unreachable(live, reachable, history, grace=grace))
             sizes = self._sizes()
@@ -125,6 +125,7 @@ class Gc:
             for verdict in verdicts:
                 if verdict.kept:
                     marks.add(verdict.manifest, must_be_whole=verdict.id in named)
+            kept = set(marks.digests)
             frees = {
                 verdict.id: sum(
                     sizes.get(digest, 0)
@@ -134,13 +135,14 @@ class Gc:
                 if not verdict.kept
             }
             leftover = self._stale_objects(sizes.keys() - marks.digests, grace=grace)
+            reached = _Reached(kept=kept, given_up=marks.digests - kept)
         return GcPlan(
             policy=policy,
             verdicts=verdicts,
             frees=frees,
             leftover_objects=len(leftover),
             leftover_bytes=sum(sizes[digest] for digest in leftover),
-            _execute=lambda plan: self._execute(plan, grace=grace),
+            _execute=lambda plan: self._execute(plan, reached, grace=grace),
         )
 
     def finish(self) -> None:
@@ -150,12 +152,12 @@ class Gc:
             self._delete(condemned)
             self._append(lambda newest: newest, None, "finished a gc that was interrupted")
 
-    def _execute(self, plan: GcPlan, *, grace: float) -> GcReport:
+    def _execute(self, plan: GcPlan, reached: _Reached, *, grace: float) -> GcReport:
         """Carry a plan out: its checkpoints expire, unless something refers to them now."""
         with self.storage.lock():
             self.finish()
             self.storage.sweep(seconds=TEMPORARY_SECONDS)
-            sweep = self._sweep(plan, grace=grace)
+            sweep = self._sweep(plan, reached, grace=grace)
             expired: list[Digest] = []
             freed: list[int] = []
             while (condemned := self._condemn(sweep)) is not None:
@@ -167,8 +169,8 @@ class Gc:
                 self._append(lambda newest: newest, None, done)
         return GcReport(expired=tuple(expired), objects=len(freed), bytes=sum(freed))
 
-    def _sweep(self, plan: GcPlan, *, grace: float) -> _Sweep:
-        """What is garbage now when these checkpoints expire."""
+    def _sweep(self, plan: GcPlan, reached: _Reached, *, grace: float) -> _Sweep:
+        """What is garbage now when these checkpoints expire; of those that stay, only what the plan did not know is read."""
         newest = self.oplog.newest()
         live = self._live(newest)
         reasons = {
@@ -177,18 +179,22 @@ class Gc:
             if verdict.id in live and verdict.id not in newest.refs.values()
         }
         staying = live - reasons.keys()
+        known = {verdict.id for verdict in plan.kept}
         history = _History(self.catalog)
-        named = {id for id, _ in ancestors(newest.refs.values(), history.lookup)}
-        marks = _Marks(self.catalog)
-        for id in sorted(staying, key=lambda id: (id not in named, id)):
-            marks.add(self.catalog.manifest(id), must_be_whole=id in named)
+        named = ancestors(
+            newest.refs.values(), lambda id: None if id in known else history.lookup(id)
+        )
+        marks = _Marks(self.catalog, set(reached.kept))
+        for id, manifest in named:
+            if id in staying:
+                marks.add(manifest, must_be_whole=True)
+                known.add(id)
+        for id in sorted(staying - known):
+            marks.add(self.catalog.manifest(id), must_be_whole=False)
         sizes = self._sizes()
-        given_up = _Marks(self.catalog, besides=marks.digests)
-        for verdict in plan.expired:
-            given_up.add(verdict.manifest, must_be_whole=False)
         unreached = sizes.keys() - marks.digests
-        orphans = self._stale_objects(unreached - given_up.digests, grace=grace)
-        garbage = (unreached & given_up.digests) | orphans
+        orphans = self._stale_objects(unreached - reached.given_up, grace=grace)
+        garbage = (unreached & reached.given_up) | orphans
         return _Sweep(
             catalog=self.catalog,
             marks=marks,
@@ -288,6 +294,14 @@ class Gc:
         return {keys[key] for key in self.storage.stale(keys, seconds=grace)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reached:
+    """The objects that a plan's checkpoints reach: those it keeps, and only those it gives up."""
+
+    kept: set[Digest]
+    given_up: set[Digest]
+
+
 class _NothingLeftError(Exception):
     """There is nothing to condemn."""
 
@@ -312,41 +326,28 @@ class _History:
 
 
 class _Marks:
-    """The objects that some checkpoints reach; each page is read once, in however many checkpoints it is.
+    """The objects that some checkpoints reach; each page is read once, in however many checkpoints it is."""
 
-    besides: objects that are not of interest, and whose pages need not be read.
-    """
+    def __init__(self, catalog: Catalog, digests: set[Digest] | None = None) -> None:
+        self.digests = set() if digests is None else digests
+        self._catalog = catalog
 
-    def __init__(self, catalog: Catalog, *, besides: AbstractSet[Digest] = frozenset()) -> None:
-        self.digests: set[Digest] = set()
-        self._catalog, self._besides = catalog, besides
-
-    def add(self, manifest: Manifest, *, must_be_whole: bool) -> list[Digest]:
+    def add(self, manifest: Manifest, *, must_be_whole: bool) -> set[Digest]:
         """Add what a checkpoint reaches: the objects that were not marked before.
 
         must_be_whole: a page that cannot be read is an error that stops the gc, as nobody knows then what is needed. A
         checkpoint that is given up, or that nothing refers to (of a commit that died beside a gc), need not be.
         """
-        added = self._new([manifest.structure])
+        added = {manifest.structure, *(ref.digest for ref in manifest.pages)} - self.digests
         for ref in manifest.pages:
-            if self._new([ref.digest]):
-                added.append(ref.digest)
+            if ref.digest in added:
                 try:
-                    page = self._catalog.page(ref.digest)
+                    listed = self._catalog.reached(ref.digest) - self.digests
+                    added.update(map(Digest, listed))
                 except CorruptError:
                     if must_be_whole:
                         raise
-                else:
-                    added += self._new(digest for digest, _ in page.digests())
-        return added
-
-    def _new(self, digests: Iterable[Digest]) -> list[Digest]:
-        added = [
-            digest
-            for digest in dict.fromkeys(digests)
-            if digest not in self.digests and digest not in self._besides
-        ]
-        self.digests.update(added)
+        self.digests |= added
         return added
 
 
@@ -393,18 +394,3 @@ class _Sweep:
         self.garbage.difference_update(condemned.digests)
         while self.order and self.order[0] not in self.garbage:
             self.order.popleft()
-
-
-def refuse_condemned(
-    oplog: Oplog, newest: Operation, *, since: int, digests: AbstractSet[Digest], id: Digest
-) -> None:
-    """Raise CondemnedError when a gc condemned one of these objects, or this checkpoint, since an operation was read."""
-    try:
-        for operation in oplog.between(since, newest):
-            condemned = operation.condemned
-            if condemned and (
-                id in condemned.checkpoints or not digests.isdisjoint(condemned.digests)
-            ):
-                raise CondemnedError
-    except NotFoundError as error:  # so long ago that operations since were pruned: nobody knows
-        raise CondemnedError from error

@@ -16,7 +16,7 @@ from ckptstore.history import ancestors
 from ckptstore.revisions import mode_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from ckptstore.digest import Digest
@@ -394,9 +394,11 @@ def decide(
     tags: Mapping[str, Digest],
     lookup: Lookup,
     is_expired: Callable[[Digest], bool],
+    branches: Collection[str] | None = None,
 ) -> tuple[Verdict, ...]:
     """Verdicts on all live checkpoints that a branch or a tag reaches, newest first.
 
+    branches: those that the policy is for; what others, or tags alone, reach stays. None: all of them.
     InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
     """
     if not isinstance(policy, Policy):
@@ -404,25 +406,26 @@ def decide(
             f"{shown(policy)} is not a retention policy, like MaxToKeep(3) | KeepBest('val_loss')."
         )
     live = {id: manifest for id, manifest in _reachable(heads, tags, lookup) if not is_expired(id)}
-    reasons: dict[Digest, list[str]] = {id: [] for id in live}
-    branches: dict[Digest, list[str]] = {id: [] for id in live}
-    for name, id in sorted(heads.items()):
-        if id in reasons:
-            reasons[id].append(f"head of {name}")
-    for name, id in sorted(tags.items()):
-        if id in reasons:
-            reasons[id].append(f"tag {name}")
+    reasons = _for_names(live, heads, tags)
+    reached_from: dict[Digest, list[str]] = {id: [] for id in live}
     known: set[str] = set()
     for head, names in _by_head(heads).items():
         history = [(id, found) for id, found in ancestors([head], lookup) if id in live]
+        others = [] if branches is None else [name for name in names if name not in branches]
         for id, found in history:
-            branches[id] += names
+            reached_from[id] += names
             known.update(found.metrics)
-        for id, reason in policy.keep(history):
-            reasons[id].append(reason)
+            reasons[id] += (f"on {name}, which is left alone" for name in others)
+        if branches is None or len(others) < len(names):
+            for id, reason in policy.keep(history):
+                reasons[id].append(reason)
+    if branches is not None:
+        for id, names in reached_from.items():
+            if not names:
+                reasons[id].append("reached by a tag, not by a branch")
     _check_metrics(policy, known, live)
     return tuple(
-        Verdict.of(id, manifest, branches[id], reasons[id]) for id, manifest in live.items()
+        Verdict.of(id, manifest, reached_from[id], reasons[id]) for id, manifest in live.items()
     )
 
 
@@ -430,6 +433,18 @@ def _reachable(
     heads: Mapping[str, Digest], tags: Mapping[str, Digest], lookup: Lookup
 ) -> Iterator[tuple[Digest, Manifest]]:
     return ancestors([*heads.values(), *tags.values()], lookup)
+
+
+def _for_names(
+    live: Mapping[Digest, Manifest], heads: Mapping[str, Digest], tags: Mapping[str, Digest]
+) -> dict[Digest, list[str]]:
+    """What speaks for each checkpoint whatever the policy: the branches and tags that name it."""
+    reasons: dict[Digest, list[str]] = {id: [] for id in live}
+    for kind, names in (("head of", heads), ("tag", tags)):
+        for name, id in sorted(names.items()):
+            if id in reasons:
+                reasons[id].append(f"{kind} {name}")
+    return reasons
 
 
 def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ckptstore.catalog import EXPIRED, EXPIRIES, LIVE, Catalog, key_of
 from ckptstore.digest import Digest
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
-from ckptstore.format.marker import CHUNK_BYTES_MAX, Marker
+from ckptstore.format.marker import CHUNK_BYTES_MAX, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.format.structure import array_path
 from ckptstore.history import ancestors
 from ckptstore.objects import PREFIX as OBJECTS
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 Entry = TypeVar("Entry")
 
 VERIFY_THREADS = 4
-MARKER_BYTES_MAX = 1 << 16
-MARKER_KEY = "ckptstore.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,10 +39,9 @@ def encode(
 
 def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> dict[str, Any]:
     """Decode one JSON object; `name` says in errors what was read."""
-    check_size(data, name=name, bytes_max=bytes_max)
     try:
         document = json.loads(
-            data.decode("ascii"),
+            text(data, name=name, bytes_max=bytes_max),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
             parse_float=_finite,
@@ -54,6 +53,15 @@ def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> di
     if not isinstance(document, dict):
         raise CorruptError(f"{name} is not a JSON object.")
     return document
+
+
+def text(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> str:
+    """The characters of a document, refused when they are more than any correct writer makes, or not ASCII."""
+    check_size(data, name=name, bytes_max=bytes_max)
+    try:
+        return data.decode("ascii")
+    except ValueError as error:
+        raise CorruptError(f"{name} is not a JSON document of ours: {error}.") from error
 
 
 def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> None:

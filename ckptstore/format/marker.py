@@ -9,6 +9,8 @@ from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.format import sealed
 from ckptstore.format.canonical import Fields
 
+MARKER_KEY = "ckptstore.json"
+MARKER_BYTES_MAX = 1 << 16
 FORMAT_VERSION = 1
 CHUNK_BYTES_DEFAULT = 8 << 20
 CHUNK_BYTES_MIN = 64 << 10

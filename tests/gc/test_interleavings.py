@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore import ConflictError, ExpiredError, NotFoundError, Repository, gc, repository
+from ckptstore import (
+    ConflictError,
+    ExpiredError,
+    NotFoundError,
+    Repository,
+    condemned,
+    gc,
+    repository,
+)
 from ckptstore.digest import Digest
 from ckptstore.format.marker import Marker
 from ckptstore.objects import ObjectStore
@@ -171,7 +179,7 @@ def never_condemned() -> AbstractContextManager[object]:
 
 
 def only_the_newest() -> AbstractContextManager[object]:
-    real = gc.refuse_condemned
+    real = condemned.refuse_condemned
 
     def newest_only(oplog: Any, newest: Any, *, since: int, digests: Any, id: Any) -> None:
         real(oplog, newest, since=newest.seq, digests=digests, id=id)

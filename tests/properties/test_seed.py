@@ -13,13 +13,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from ckptstore import InvalidInputError
-from ckptstore.format.marker import Marker
+from ckptstore.format.marker import MARKER_KEY, Marker
 from ckptstore.format.names import escape_key
 from ckptstore.repository import Repository
 from ckptstore.state import key_segments
 from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import keys, states
-from ckptstore.verify import MARKER_KEY
 from tests.properties.same import difference
 from tests.properties.test_ties import arrays_of, literal, same_ties
 

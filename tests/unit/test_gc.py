@@ -251,7 +251,7 @@ def test_a_gc_that_died_is_finished_by_the_next(moved: bool) -> None:
         lambda newest: newest.__class__(heads=newest.heads, condemned=condemned)
     )
     if moved:
-        line.repo._gc._delete(Condemned(checkpoints=(old.id,), why="Because."))
+        line.repo._gc()._delete(Condemned(checkpoints=(old.id,), why="Because."))
     line.repo.gc(KeepAll(), grace=0)
     assert line.repo._oplog.newest().condemned is None
     line.assert_whole(1, 2)
@@ -269,6 +269,35 @@ def test_a_commit_that_needs_what_a_dead_gc_condemned_finishes_it_and_puts_it_ag
     again = line.repo.commit(arrays(0))
     assert line.repo._oplog.newest().condemned is None
     assert difference(arrays(0), line.repo.checkout(again.id)) is None
+    assert line.repo.verify().ok
+
+
+def test_a_plan_that_waited_knows_what_came_meanwhile() -> None:
+    """Another gc gives up more than the plan did, and then what it gave up is committed again."""
+    line = Line(4)
+    plan = line.repo.plan_gc(MaxToKeep(2), grace=0)
+    line.repo.gc(MaxToKeep(1), grace=0)
+    line.commit(2, branch="again")
+    line.commit(0, branch="first")
+    line.repo.branch("newest", at="main")
+    plan.execute()
+    assert line.repo.verify().ok
+    for rev, number in (("main", 3), ("again", 2), ("first", 0)):
+        assert difference(arrays(number), line.repo.checkout(rev)) is None
+    line.repo.gc(MaxToKeep(1), grace=0)
+    assert line.repo.usage().objects == len(line.objects())
+    assert line.repo.verify().ok
+
+
+def test_a_plan_can_be_executed_twice() -> None:
+    line = Line(4)
+    plan = line.repo.plan_gc(MaxToKeep(2), grace=0)
+    plan.execute()
+    line.commit(0)
+    line.ids.append(line.repo.resolve("main").id)
+    again = plan.execute()
+    assert (again.expired, again.objects) == ((), 0)
+    assert difference(arrays(0), line.repo.checkout("main")) is None
     assert line.repo.verify().ok
 
 

@@ -18,6 +18,7 @@ from ckptstore.format.page import (
     Page,
     chunk_sizes,
     cut,
+    reached,
 )
 
 
@@ -101,6 +102,44 @@ def test_a_page_comes_back_from_its_bytes() -> None:
 def test_an_entry_that_cannot_be_is_refused(entry: ArrayEntry) -> None:
     with pytest.raises(CorruptError, match="page"):
         Page.decode(replace(PAGE, entries=(entry,)).encode(), name="page")
+
+
+DIGESTS = st.sampled_from([Digest.of(bytes([n])) for n in range(9)])
+PATHS = st.text(st.characters(categories=("L", "N", "P"), codec="utf-8"), min_size=1, max_size=9)
+
+
+@st.composite
+def pages(draw: st.DrawFn) -> Page:
+    """Pages whose small arrays may have the digests of chunks, and whose paths may look like digests."""
+    named = draw(st.sets(st.one_of(PATHS, DIGESTS), min_size=1, max_size=6))
+    entries, end = [], 0
+    for path in sorted(named):
+        if draw(st.booleans()):
+            digests = (draw(DIGESTS),)
+            entries.append(replace(SMALL, path=path, digests=digests, offset=end))
+            end += SMALL.nbytes
+        else:
+            digests = tuple(draw(st.tuples(DIGESTS, DIGESTS, DIGESTS)))
+            entries.append(replace(LARGE, path=path, digests=digests))
+    bundle = Bundle(digest=draw(DIGESTS), size=end) if end else None
+    return Page(entries=tuple(entries), bundle=bundle)
+
+
+@given(pages())
+def test_what_a_page_reaches_is_found_in_its_bytes(page: Page) -> None:
+    data = page.encode()
+    assert Page.decode(data, name="page") == page
+    exact = {digest for digest, _ in page.digests()}
+    found = reached(data, name="page")
+    assert exact <= found <= exact | {entry.path for entry in page.entries}
+
+
+def test_a_digest_that_is_spelled_in_another_way_is_found() -> None:
+    data = PAGE.encode().decode()
+    first = LARGE.digests[0]
+    spelled = data.replace(first, f"\\u{ord(first[0]):04x}{first[1:]}").encode()
+    assert Page.decode(spelled, name="page") == PAGE
+    assert reached(spelled, name="page") == {digest for digest, _ in PAGE.digests()}
 
 
 def test_a_page_out_of_order_is_refused() -> None:

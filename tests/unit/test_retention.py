@@ -46,17 +46,19 @@ class Graph:
         self.heads[branch], self.numbers[id] = id, number
         return id
 
-    def verdicts(self, policy: Policy) -> Any:
+    def verdicts(self, policy: Policy, branches: Any = None) -> Any:
         return decide(
             policy,
             heads=self.heads,
             tags=self.tags,
             lookup=self.manifests.get,
             is_expired=self.expired.__contains__,
+            branches=branches,
         )
 
-    def kept(self, policy: Policy) -> list[int]:
-        return sorted(self.numbers[verdict.id] for verdict in self.verdicts(policy) if verdict.kept)
+    def kept(self, policy: Policy, branches: Any = None) -> list[int]:
+        verdicts = self.verdicts(policy, branches)
+        return sorted(self.numbers[verdict.id] for verdict in verdicts if verdict.kept)
 
 
 def line(*facts: dict[str, Any]) -> Graph:
@@ -131,6 +133,24 @@ def test_each_branch_is_judged_by_itself_and_one_is_enough() -> None:
     assert graph.kept(MaxToKeep(2)) == [1, 2, 3, 4]
     shared = next(v for v in graph.verdicts(MaxToKeep(2)) if graph.numbers[v.id] == 0)
     assert shared.branches == ("main", "side")
+
+
+def test_a_policy_for_some_branches_leaves_what_others_and_tags_reach() -> None:
+    graph = line(*[{}] * 4)
+    graph.heads["side"] = list(graph.manifests)[1]
+    for _ in range(3):
+        graph.add("side")
+    graph.tags["v1"] = graph.add("gone")
+    graph.add("gone")
+    graph.tags["v2"] = graph.heads.pop("gone")
+    assert graph.kept(MaxToKeep(1), ["main"]) == [0, 1, 3, 4, 5, 6, 7, 8]
+    assert graph.kept(MaxToKeep(1), ["side"]) == [0, 1, 2, 3, 6, 7, 8]
+    assert graph.kept(MaxToKeep(1), ["main", "side"]) == [3, 6, 7, 8]
+    assert graph.kept(MaxToKeep(1)) == [3, 6, 7, 8]
+    graph.heads["same"] = graph.heads["main"]
+    assert graph.kept(MaxToKeep(1), ["main"]) == list(range(9))
+    reasons = graph.verdicts(MaxToKeep(1), ["main"])[-1].reasons
+    assert reasons == ("on same, which is left alone", "on side, which is left alone")
 
 
 def test_what_only_a_tag_reaches_needs_a_tag_of_its_own() -> None:

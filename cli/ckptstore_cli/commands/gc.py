@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore_cli import output, text
-from ckptstore_cli.options import common
+from ckptstore_cli.options import common, complete_refs
 from ckptstore_cli.output import Column
 from ckptstore_cli.policies import policy_of, policy_options
 from ckptstore_cli.repo import open_repository
@@ -30,6 +30,15 @@ _COLUMNS = (
 
 @click.command()
 @policy_options
+@click.option(
+    "-b",
+    "--branch",
+    "branches",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_refs(tags=False),
+    help="Apply the policy to this branch, and leave the others alone; may be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done and why, and do nothing.")
 @click.option(
     "--grace",
@@ -40,7 +49,13 @@ _COLUMNS = (
 @common
 @click.pass_context
 def gc(
-    ctx: click.Context, /, dry_run: bool, grace: float | None, as_json: bool, **policy: Any
+    ctx: click.Context,
+    /,
+    branches: tuple[str, ...],
+    dry_run: bool,
+    grace: float | None,
+    as_json: bool,
+    **policy: Any,
 ) -> None:
     """Give up the checkpoints that no policy keeps, and free their space.
 
@@ -55,7 +70,8 @@ def gc(
       ckptstore gc --max-to-keep 3 --keep-best val_acc:max:2 --keep-every-n-hours 6
     """
     repo = open_repository(ctx)
-    plan = repo.plan_gc(policy_of(policy), **({} if grace is None else {"grace": grace}))
+    given = {} if grace is None else {"grace": grace}
+    plan = repo.plan_gc(policy_of(policy), branches=branches or None, **given)
     if dry_run:
         _print_plan(plan, as_json=as_json)
     else:
