@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
@@ -60,6 +61,33 @@ def blake3_two_threads(views: Iterable[memoryview]) -> Contender:
             return list(pool.map(lambda piece: blake3(piece).hexdigest(), pieces))
 
     return Contender(name="BLAKE3, 2 threads", call=call)
+
+
+def memory_read_two_threads(views: Iterable[memoryview]) -> Contender:
+    """Every byte that lies in memory looked at once, on two threads: what the memory can do."""
+    words = [np.frombuffer(view[: len(view) // 8 * 8], np.int64) for view in views]
+    parts = [
+        array[start : start + HASHED_BYTES // 8]
+        for array in words
+        for start in range(0, len(array), HASHED_BYTES // 8)
+    ]
+
+    def call(_: object) -> list[np.int64]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(np.bitwise_or.reduce, parts))
+
+    return Contender(name="memory read, 2 threads", call=call)
+
+
+def numpy_compared(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Contender:
+    """The numbers of a numeric diff by whole-array calls in double precision, both sides in memory."""
+
+    def call(_: object) -> list[tuple[float, ...]]:
+        return [
+            _numbers(before.double().numpy(), after.double().numpy()) for before, after in pairs
+        ]
+
+    return Contender(name="numpy", call=call)
 
 
 def torch_load(path: Path, *, mapped: bool = False) -> Contender:
@@ -141,6 +169,22 @@ def read_full(readinto: Callable[[memoryview], int | None], view: memoryview) ->
         if not count:
             raise EOFError("The file is shorter than the arrays that were written to it.")
         view = view[count:]
+
+
+def _numbers(before: np.ndarray, after: np.ndarray) -> tuple[float, ...]:
+    before, after = before.reshape(-1), after.reshape(-1)
+    difference = after - before
+    norms = [float(np.sqrt(array @ array)) for array in (before, after, difference)]
+    return (
+        norms[2] / norms[0] if norms[0] else 0.0,
+        float(np.abs(difference).max(initial=0)),
+        float(before @ after) / (norms[0] * norms[1] or 1),
+        np.count_nonzero(difference) / max(1, difference.size),
+        float(np.count_nonzero(np.isnan(after) & ~np.isnan(before))),
+        float(np.count_nonzero(np.isinf(after) & ~np.isinf(before))),
+        norms[0],
+        norms[1],
+    )
 
 
 def _leaves(state: object) -> Iterable[torch.Tensor]:

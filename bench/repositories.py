@@ -81,6 +81,15 @@ def checkout_into(base: Path, into: object, *, name: str = "ckptstore") -> Conte
     )
 
 
+def diff(base: Path, a: str, b: str, *, numeric: bool) -> Contender:
+    """Compare two revisions."""
+    return Contender(
+        name="ckptstore",
+        prepare=lambda: ckptstore.open(base),
+        call=lambda repository: repository.diff(a, b, numeric=numeric),
+    )
+
+
 def branch(base: Path, at: str) -> Contender:
     """Make a branch at a revision."""
 

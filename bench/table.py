@@ -18,6 +18,7 @@ from bench.workloads import Training
 WITHIN_15_PERCENT = 1 / 1.15
 WITHIN_25_PERCENT = 1 / 1.25
 BRANCH_MILLISECONDS = 20
+DIFF_MILLISECONDS = 100
 INTO_MEGABYTES = 64
 COMMIT_MEGABYTES = 128
 
@@ -165,6 +166,36 @@ def branches(bench: Bench) -> Iterator[Figure]:
     )
 
 
+def diffs(bench: Bench) -> Iterator[Figure]:
+    """Two successive moments compared: from their pages alone, and number by number."""
+    first, second = bench.training.first, bench.training.second
+    base = repositories.prepared(bench.scratch, "diffs", first, second)
+    before, after = workloads.tensors(first), workloads.tensors(second)
+    views = peers.raw_views([*before.values(), *after.values()])
+    (structural,) = bench.run(repositories.diff(base, "main~1", "main", numeric=False))
+    yield Bound(
+        what="diff of two moments, from their pages",
+        values=tuple(1e3 * seconds for seconds in structural.seconds),
+        unit="ms",
+        must=DIFF_MILLISECONDS,
+    )
+    series = bench.run(
+        repositories.diff(base, "main~1", "main", numeric=True),
+        peers.numpy_compared([(before[path], after[path]) for path in before]),
+        peers.memory_read_two_threads(views),
+    )
+    gigabytes = sum(map(len, views)) / 2 / 1e9
+    yield Bound(
+        what="numeric diff, time for a GB of each side",
+        values=tuple(seconds / gigabytes for seconds in series[0].seconds),
+        unit="s",
+        must=1,
+    )
+    yield from comparisons(
+        "numeric diff, every array changed", series, aim={"memory read, 2 threads": 0.5}
+    )
+
+
 def peaks(bench: Bench) -> Iterator[Figure]:
     """Peak extra memory, each in a fresh process; nothing where it cannot be measured."""
     if not memory.SUPPORTED:
@@ -200,5 +231,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "checkouts": checkouts,
     "small-tensors": small_tensors,
     "branches": branches,
+    "diffs": diffs,
     "memory": peaks,
 }

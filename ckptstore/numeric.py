@@ -1,6 +1,6 @@
 """How far arrays moved between two checkpoints: norms, cosine, shares, from their bytes, in bounded memory.
 
-Only arrays that differ are read, chunk by chunk on a few threads, every byte checked against its digest. Relative L2 and
+Only arrays that differ are read, chunk by chunk, every byte checked against its digest. Relative L2 and
 cosine need the norms of the whole arrays, so a chunk that both sides share is read too, but once and from one side. Two
 chunks of equal digests are equal, so nothing else is computed of them.
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +24,10 @@ from ckptstore.diff import Numbers, is_cut_alike
 from ckptstore.format.chunks import chunks
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.page import chunk_sizes
-from ckptstore.parallel import Buffers, gather
 from ckptstore.reader import read_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ckptstore.diff import ArrayChange, Diff, StoredArray
     from ckptstore.digest import Digest
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
     Key = tuple[Any, ...]
 
-THREADS_MAX = 4
-BUFFERS_BYTES_MAX = 64 << 20  # of all threads together, unless two chunks of one thread need more
+READ_THREADS = 1 if (os.cpu_count() or 1) <= 2 else 2  # besides the one that computes
+AHEAD_MAX = 1  # pairs of chunks that are read while one is computed; fresh memory for more costs more than it gains
+BUFFERS_BYTES_MAX = 64 << 20  # of all pairs together, unless a single one needs more
 BLOCK_ITEMS = 1 << 16  # in float32 three blocks (before, after, difference) take 768 KiB of cache
 ROW_ITEMS = 1 << 10  # summed in float32, which loses 1e-6 at the very most
 NORMS_RATIO_MAX = (
@@ -57,12 +57,8 @@ def measure(diff: Diff, *, before: ObjectStore, after: ObjectStore) -> Diff:
             pair = _Pair.of(change)
             keys[change.path] = pair.key  # tied arrays are measured once
             pairs.setdefault(pair.key, pair)
-    jobs = list(_jobs(pairs.values(), before, after))
-    largest = max((pair.chunk_bytes for pair in pairs.values()), default=1)
-    room = max(1, BUFFERS_BYTES_MAX // (2 * max(1, largest)))
-    threads = min(THREADS_MAX, max(2, os.cpu_count() or 1), room)
     totals = {key: _Sums() for key in pairs}
-    for key, sums in chain.from_iterable(gather(jobs, threads=threads)):
+    for key, sums in _computed(list(_jobs(pairs.values(), before, after))):
         totals[key].add(sums)
     numbers = {
         key: total.numbers(math.prod(pairs[key].before.shape)) for key, total in totals.items()
@@ -141,11 +137,45 @@ class _Pair:
         return max(size for _, size, _ in found)
 
 
-def _jobs(
-    pairs: Iterable[_Pair], before: ObjectStore, after: ObjectStore
-) -> Iterator[Callable[[], list[tuple[Key, _Sums]]]]:
-    """Jobs that each read two chunks at a time at most, or two bundles."""
-    buffers = Buffers(), Buffers()
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something to read and then to compute. read: fills two buffers of `size` bytes, and returns what computes."""
+
+    size: int
+    read: Callable[[memoryview, memoryview], Callable[[], list[tuple[Key, _Sums]]]]
+
+
+def _computed(jobs: Sequence[_Job]) -> Iterator[tuple[Key, _Sums]]:
+    """The sums of all jobs: another thread reads ahead, this one computes.
+
+    Not several that compute: numpy's calls on a block take some microseconds, and threads that all make such calls spend
+    their time handing each other the interpreter (measured: the same work took 1.5 times as long on two as on one).
+    """
+    largest = max((job.size for job in jobs), default=0)
+    ahead = min(AHEAD_MAX, BUFFERS_BYTES_MAX // (2 * max(1, largest)) - 1)
+    idle = [(bytearray(largest), bytearray(largest)) for _ in range(max(1, ahead + 1))]
+    waiting: deque[tuple[Future[Callable[[], list[tuple[Key, _Sums]]]], Any]] = deque()
+
+    def finish() -> list[tuple[Key, _Sums]]:
+        future, pair = waiting.popleft()
+        found = future.result()()
+        idle.append(pair)
+        return found
+
+    with ThreadPoolExecutor(READ_THREADS, "ckptstore") as readers:
+        for job in jobs:
+            if not idle:
+                yield from finish()
+            pair = idle.pop()
+            one, other = (memoryview(buffer)[: job.size] for buffer in pair)
+            waiting.append((readers.submit(partial(job.read, one, other)), pair))
+        while waiting:
+            yield from finish()
+
+
+def _jobs(pairs: Iterable[_Pair], before: ObjectStore, after: ObjectStore) -> Iterator[_Job]:
+    """Jobs that each hold two chunks at a time at most, or two bundles."""
+    objects = before, after
     small: defaultdict[Any, list[_Pair]] = defaultdict(list)
     for pair in pairs:
         one, other = pair.before.entry, pair.after.entry
@@ -154,70 +184,74 @@ def _jobs(
         elif is_cut_alike(one, other) and one.offset is None and other.offset is None:
             digests = zip(chunk_sizes(one), other.digests, strict=True)
             for (digest, size), other_digest in digests:
-                yield partial(_chunk, pair, digest, other_digest, size, (before, after), buffers)
+                yield _Job(size, partial(_read_chunk, pair, digest, other_digest, objects))
         else:
-            yield partial(_whole, pair, (before, after), buffers)
+            yield _Job(pair.chunk_bytes, partial(_read_as_needed, pair, objects))
     for found in small.values():
-        yield partial(_bundled, found, (before, after))
+        yield _Job(0, partial(_read_bundles, found, objects))
 
 
-def _chunk(
+def _read_chunk(
     pair: _Pair,
     digest: Digest,
     other: Digest,
-    size: int,
     objects: tuple[ObjectStore, ObjectStore],
-    buffers: tuple[Buffers, Buffers],
-) -> list[tuple[Key, _Sums]]:
+    data: memoryview,
+    other_data: memoryview,
+) -> Callable[[], list[tuple[Key, _Sums]]]:
     """Two chunks that lie at the same place; one is enough when they are equal."""
-    data = buffers[0].of(size)
     objects[0].read_into(digest, data)
     if digest == other:
-        return [(pair.key, sums_of_equal(pair.before.dtype, data))]
-    other_data = buffers[1].of(size)
+        return lambda: [(pair.key, sums_of_equal(pair.before.dtype, data))]
     objects[1].read_into(other, other_data)
-    return [(pair.key, sums_of(pair.before.dtype, data, other_data))]
+    return lambda: [(pair.key, sums_of(pair.before.dtype, data, other_data))]
 
 
-def _bundled(
-    pairs: list[_Pair], objects: tuple[ObjectStore, ObjectStore]
-) -> list[tuple[Key, _Sums]]:
+def _read_bundles(
+    pairs: list[_Pair], objects: tuple[ObjectStore, ObjectStore], *_: memoryview
+) -> Callable[[], list[tuple[Key, _Sums]]]:
     """Small arrays of one bundle on each side."""
     sides = ([pair.before for pair in pairs], [pair.after for pair in pairs])
-    (before, after) = (
-        read_bundle(side[0].bundle, [array.entry for array in side], store)
+    before, after = (
+        list(read_bundle(side[0].bundle, [array.entry for array in side], store))
         for side, store in zip(sides, objects, strict=True)
         if side[0].bundle
     )
-    return [
+    return lambda: [
         (pair.key, sums_of(pair.before.dtype, data, other))
         for pair, (_, data), (_, other) in zip(pairs, before, after, strict=True)
     ]
 
 
-def _whole(
-    pair: _Pair, objects: tuple[ObjectStore, ObjectStore], buffers: tuple[Buffers, Buffers]
-) -> list[tuple[Key, _Sums]]:
-    """An array that is cut in different ways: piece by piece, one chunk of each side at a time."""
-    total = _Sums()
-    sides = [
-        _Side(array, store, buffer)
-        for array, store, buffer in zip((pair.before, pair.after), objects, buffers, strict=True)
-    ]
-    position = 0
-    while position < pair.before.nbytes:
-        found = [side.at(position) for side in sides]
-        size = min(map(len, found))
-        total.add(sums_of(pair.before.dtype, *(data[:size] for data in found)))
-        position += size
-    return [(pair.key, total)]
+def _read_as_needed(
+    pair: _Pair, objects: tuple[ObjectStore, ObjectStore], *buffers: memoryview
+) -> Callable[[], list[tuple[Key, _Sums]]]:
+    """An array that is cut in different ways: piece by piece, one chunk of each side at a time, when it is computed."""
+
+    def compute() -> list[tuple[Key, _Sums]]:
+        total = _Sums()
+        sides = [
+            _Side(array, store, buffer)
+            for array, store, buffer in zip(
+                (pair.before, pair.after), objects, buffers, strict=True
+            )
+        ]
+        position = 0
+        while position < pair.before.nbytes:
+            found = [side.at(position) for side in sides]
+            size = min(map(len, found))
+            total.add(sums_of(pair.before.dtype, *(data[:size] for data in found)))
+            position += size
+        return [(pair.key, total)]
+
+    return compute
 
 
 class _Side:
     """An array that is read from its begin to its end, one chunk at a time."""
 
-    def __init__(self, array: StoredArray, objects: ObjectStore, buffers: Buffers) -> None:
-        self._array, self._objects, self._buffers = array, objects, buffers
+    def __init__(self, array: StoredArray, objects: ObjectStore, buffer: memoryview) -> None:
+        self._array, self._objects, self._buffer = array, objects, buffer
         self._runs = _runs(array)
         self._start, self._data = 0, memoryview(b"")
 
@@ -225,7 +259,7 @@ class _Side:
         """The bytes from a position to the end of its chunk; positions only grow."""
         while position >= self._start + len(self._data):
             self._start, size, digest = next(self._runs)
-            self._data = self._buffers.of(size)
+            self._data = self._buffer[:size]
             offset, bundle = self._array.entry.offset, self._array.bundle
             if offset is not None and bundle:
                 self._objects.read_range(bundle.digest, self._data, start=offset, expected=digest)
@@ -336,9 +370,9 @@ def _dot(one: Array, other: Array) -> Any:
     """
     end = len(one) - len(one) % ROW_ITEMS
     rows, other_rows = (array[:end].reshape(-1, ROW_ITEMS) for array in (one, other))
-    sums = np.einsum("ij,ij->i", rows, other_rows)
-    rest = np.einsum("i,i->", one[end:], other[end:])
-    return sums.sum(dtype=np.promote_types(sums.dtype, np.float64)) + rest
+    sums = np.vecdot(rows, other_rows)
+    rest = np.vecdot(one[end:], other[end:])
+    return sums.sum(dtype=np.longdouble if sums.dtype == np.longdouble else np.float64) + rest
 
 
 def _is_sound(squares: Any, array: Array) -> bool:

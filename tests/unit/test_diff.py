@@ -486,20 +486,20 @@ def test_an_expired_checkpoint_cannot_be_compared_on_either_side(numeric: bool) 
 def test_one_that_expires_while_it_is_compared_is_said_to_have_expired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ckptstore import catalog, repository
+    from ckptstore import catalog, diff
     from ckptstore.retention import MaxToKeep
 
     url = "memory://expires-while-compared"
     repo = ckptstore.init(url)
     for step in range(2):
         repo.commit({"w": np.full(5, float(step))}, step=step)
-    real = repository.compare
+    real = diff.compare
 
     def compare_after_gc(*args: Any, **options: Any) -> Diff:
         ckptstore.open(url).gc(MaxToKeep(1), grace=0)
         return real(*args, **options)
 
-    monkeypatch.setattr(repository, "compare", compare_after_gc)
+    monkeypatch.setattr(diff, "compare", compare_after_gc)
     monkeypatch.setattr(catalog, "CACHED_PAGES", 0)
     with pytest.raises(ckptstore.ExpiredError):
         ckptstore.open(url).diff("main~1", "main")
