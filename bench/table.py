@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench import memory, peers, repositories, workloads
+from bench import memory, peers, repositories, training, workloads
 from bench.figures import Bound, Comparison, Figure, comparisons
 from bench.measure import Contender, Patience, Series, compete
 from bench.workloads import Training
@@ -232,5 +232,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "small-tensors": small_tensors,
     "branches": branches,
     "diffs": diffs,
+    "training": training.figures,
     "memory": peaks,
 }

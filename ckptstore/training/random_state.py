@@ -1,0 +1,121 @@
+"""The random numbers of a process: Python's, numpy's and torch's, on every device, as a state that can be saved."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from ckptstore.errors import InvalidInputError
+
+_ACCELERATORS = ("cuda", "xpu", "mps")
+
+
+class RandomState:
+    """The global generators, as anything else that has a state_dict."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the states of all generators."""
+        state = {"python": _python(random.getstate()), "numpy": _numpy(np.random.get_state())}
+        state["torch"] = {"cpu": torch.get_rng_state()}
+        for name in _ACCELERATORS:
+            module = getattr(torch, name)
+            if module.is_available():
+                if name == "mps":
+                    state["torch"][name] = [module.get_rng_state()]
+                else:
+                    state["torch"][name] = list(module.get_rng_state_all())
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the generators. Devices that are not here are passed over, and so are those that the state lacks."""
+        try:
+            random.setstate(_to_python(state["python"]))
+            np.random.set_state(_to_numpy(state["numpy"]))
+            torch.set_rng_state(state["torch"]["cpu"])
+            for name in _ACCELERATORS:
+                module = getattr(torch, name)
+                for number, saved in enumerate(state["torch"].get(name, ())):
+                    if not module.is_available() or (
+                        name != "mps" and number >= module.device_count()
+                    ):
+                        break
+                    if name == "mps":
+                        module.set_rng_state(saved)
+                    else:
+                        module.set_rng_state(saved, number)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(
+                f"The checkpoint's random numbers are not what this version saves: {error!r}."
+            ) from error
+
+
+class Generator:
+    """One generator of one's own as something that has a state_dict: random.Random, numpy's or torch's."""
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    @staticmethod
+    def is_one(value: object) -> bool:
+        """True for what this class can wrap."""
+        return isinstance(
+            value, random.Random | np.random.Generator | np.random.RandomState | torch.Generator
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of its state."""
+        generator = self.generator
+        if isinstance(generator, random.Random):
+            return {"python": _python(generator.getstate())}
+        if isinstance(generator, np.random.RandomState):
+            return {"numpy": _numpy(generator.get_state())}
+        if isinstance(generator, np.random.Generator):
+            return {"bits": _plain(generator.bit_generator.state)}
+        return {"torch": generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set its state."""
+        generator = self.generator
+        if isinstance(generator, random.Random):
+            generator.setstate(_to_python(state["python"]))
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(_to_numpy(state["numpy"]))
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = state["bits"]
+        else:
+            generator.set_state(state["torch"])
+
+
+def _python(state: Any) -> dict[str, Any]:
+    """The words of the Mersenne twister as an array: as numbers they would fill the structure."""
+    version, words, gauss = state
+    return {"version": version, "words": np.array(words, np.uint32), "gauss": gauss}
+
+
+def _to_python(state: dict[str, Any]) -> Any:
+    return state["version"], tuple(state["words"].tolist()), state["gauss"]
+
+
+def _numpy(state: Any) -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = state
+    return {
+        "kind": kind,
+        "keys": keys,
+        "position": position,
+        "has_gauss": has_gauss,
+        "gauss": gauss,
+    }
+
+
+def _to_numpy(state: dict[str, Any]) -> Any:
+    return tuple(state[name] for name in ("kind", "keys", "position", "has_gauss", "gauss"))
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a generator's nested state."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.copy() if isinstance(value, np.ndarray) else value

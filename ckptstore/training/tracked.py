@@ -1,0 +1,95 @@
+"""Tracked: the objects whose state makes up a checkpoint of a training, as one nest to commit and to fill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.training.random_state import Generator, RandomState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RANDOM, PROGRESS = "rng", "progress"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything that gives its state and takes it again: modules, optimizers, schedulers, scalers, data loaders."""
+
+    def state_dict(self) -> Any:
+        """The state."""
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take a state."""
+
+
+class Box:
+    """Takes a state and holds it until it is wanted."""
+
+    def __init__(self) -> None:
+        self.state: Any = None
+
+    def state_dict(self) -> Any:
+        """What it holds."""
+        return self.state
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Hold this."""
+        self.state = state_dict
+
+
+def stateful(name: str, value: object) -> Stateful:
+    """What is to be tracked of an object; InvalidInputError for one that has no state."""
+    if name in (RANDOM, PROGRESS):
+        raise InvalidInputError(
+            f"{name!r} is what the manager itself saves under that name. Choose another."
+        )
+    value = getattr(value, "_orig_mod", value)  # torch.compile's wrapper, whose names would differ
+    if type(value).__name__ == "DistributedDataParallel":
+        value = value.module  # type: ignore[attr-defined]
+    if Generator.is_one(value):
+        return Generator(value)
+    if isinstance(value, Stateful) and not isinstance(value, type):
+        return value
+    raise InvalidInputError(
+        f"{name}={shown(value)} cannot be tracked: it has no state_dict and load_state_dict."
+    )
+
+
+def capture(
+    tracked: Mapping[str, Stateful], *, progress: Mapping[str, object], random: bool
+) -> dict[str, Any]:
+    """The states of all, as they are now; arrays are those in use, not copies."""
+    state: dict[str, Any] = {name: item.state_dict() for name, item in tracked.items()}
+    state[PROGRESS] = dict(progress)
+    if random:
+        state[RANDOM] = RandomState().state_dict()
+    return state
+
+
+def destination(tracked: Mapping[str, Stateful], tops: set[str]) -> tuple[dict[str, Any], Box, Box]:
+    """What a checkout fills, and the boxes for random numbers and progress. tops: the checkpoint's outermost names.
+
+    Data loaders come last of the others: making their iterator draws random numbers.
+    """
+    random, progress = Box(), Box()
+    loaders = [name for name, item in tracked.items() if _is_loader(item)]
+    into: dict[str, Any] = {name: item for name, item in tracked.items() if name not in loaders}
+    into |= {name: tracked[name] for name in loaders}
+    into |= {name: box for name, box in ((RANDOM, random), (PROGRESS, progress)) if name in tops}
+    return into, random, progress
+
+
+def settle(tracked: Mapping[str, Stateful], random: Box) -> None:
+    """Do what has to come after everything was filled: loaders make their iterators, then random numbers are set."""
+    for item in tracked.values():
+        if _is_loader(item):
+            item.state_dict()
+    if random.state is not None:
+        RandomState().load_state_dict(random.state)
+
+
+def _is_loader(item: object) -> bool:
+    """True for a data loader that knows its position, such as torchdata's StatefulDataLoader."""
+    return hasattr(item, "__iter__") and hasattr(item, "dataset")

@@ -1,0 +1,587 @@
+"""CheckpointManager: what it saves and when, what it restores, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ckptstore
+from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValueError
+from ckptstore.retention import KeepAll, KeepBest, KeepSteps, MaxToKeep
+from ckptstore.storage import MemoryStorage
+from ckptstore.training import CheckpointManager
+
+ROOT = Path(__file__).parents[2]
+
+
+def model(width: int = 4, layers: int = 1) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+
+
+def manager(store: Any = "memory://", **options: Any) -> CheckpointManager:
+    options.setdefault("model", model())
+    return CheckpointManager(store, **options)
+
+
+def steps(found: CheckpointManager) -> list[int | None]:
+    return [checkpoint.step for checkpoint in found.checkpoints]
+
+
+@pytest.fixture(params=[True, False], ids=["async", "sync"])
+def saving(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_what_was_saved_is_restored(saving: bool) -> None:
+    one = model()
+    optimizer = torch.optim.AdamW(one.parameters())
+    one(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    first = manager(model=one, optimizer=optimizer, async_save=saving)
+    assert first.restore_or_initialize() == 0
+    assert first.save(7, metrics={"loss": torch.tensor(0.5)}, message="hello", epoch=2, batch=3)
+    first.wait()
+    other = model()
+    moments = torch.optim.AdamW(other.parameters())
+    second = manager(first.repository, model=other, optimizer=moments)
+    assert second.restore_or_initialize() == 7
+    assert (second.epoch, second.batch) == (2, 3)
+    for name, value in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+    assert torch.equal(
+        moments.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
+    )
+    assert second.latest is not None
+    assert (second.latest.metrics, second.latest.message) == ({"loss": 0.5}, "hello")
+
+
+def test_what_is_done_to_the_model_after_save_returned_is_not_stored() -> None:
+    net = model(256, 4)
+    found = manager(model=net)
+    for step in range(8):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.fill_(step)
+        found.save(step)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.fill_(-1)
+    found.wait()
+    for checkpoint in found.checkpoints:
+        state = found.repository.checkout(checkpoint.id)["model"]
+        assert all(bool((value == checkpoint.step).all()) for value in state.values())
+
+
+def test_tied_strided_and_numpy_arrays_are_staged_bit_for_bit() -> None:
+    class Odd:
+        def __init__(self) -> None:
+            weight = torch.randn(300, 400)
+            self.state: dict[str, Any] = {
+                "weight": weight,
+                "tied": weight,
+                "turned": weight.t(),
+                "part": weight[::3, 5:],
+                "half": weight.to(torch.bfloat16),
+                "complex": torch.randn(40, dtype=torch.complex64).conj(),
+                "empty": torch.empty(0, 3),
+                "scalar": torch.tensor(3),
+                "numpy": np.arange(30_000)[::2],
+                "small": np.float32([1, 2]),
+                "list": [1, "two", None, (3.5, True)],
+            }
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.state
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.state = state
+
+    odd = Odd()
+    found = manager(model=odd)
+    found.save(1)
+    found.wait()
+    state = found.repository.checkout("main")["model"]
+    assert state["tied"] is state["weight"]
+    for name, value in odd.state.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(state[name], value), name
+        elif isinstance(value, np.ndarray):
+            assert np.array_equal(state[name], value), name
+        else:
+            assert state[name] == value
+
+
+def test_staging_memory_is_used_again() -> None:
+    found = manager(model=model(64, 3))
+    found.save(1)
+    found.wait()
+    assert found._staging is not None
+    room = found._staging._room.data_ptr()
+    size = found._staging.nbytes
+    for step in range(2, 6):
+        found.save(step)
+    found.wait()
+    assert (found._staging._room.data_ptr(), found._staging.nbytes) == (room, size)
+    assert size < 3 * 64 * 65 * 4 + 40_000
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        ({}, list(range(1, 13))),
+        ({"save_interval_steps": 4}, [4, 8, 12]),
+        ({"save_interval_minutes": 3}, [3, 6, 9, 12]),
+        ({"save_interval_steps": 5, "save_interval_minutes": 3}, [3, 5, 8, 10]),
+    ],
+    ids=str,
+)
+def test_save_saves_when_it_is_due(options: dict[str, Any], saved: list[int]) -> None:
+    now = [0.0]
+    found = manager(clock=lambda: now[0], **options)
+    did = []
+    for step in range(1, 13):
+        now[0] += 60
+        assert found.should_save(step) == (step in saved)
+        if found.save(step):
+            did.append(step)
+    found.wait()
+    assert did == steps(found) == saved
+    assert found.save(13, force=True)
+
+
+def test_steps_that_jump_over_a_multiple_are_saved() -> None:
+    found = manager(save_interval_steps=10)
+    assert [step for step in range(0, 60, 7) if found.save(step)] == [14, 21, 35, 42, 56]
+
+
+def test_after_a_restore_intervals_go_on_from_there() -> None:
+    first = manager(save_interval_steps=10)
+    first.save(10)
+    first.wait()
+    second = manager(first.repository, save_interval_steps=10)
+    assert second.restore_or_initialize() == 10
+    assert [step for step in range(11, 32) if second.save(step)] == [20, 30]
+
+
+def test_policies_are_joined_and_only_this_branch_is_collected(saving: bool) -> None:
+    repo = ckptstore.init("memory://")
+    for step in range(4):
+        repo.commit({"w": np.full(3, step)}, step=step, branch="other")
+    found = manager(repo, branch="run", max_to_keep=2, keep_best="loss:min", async_save=saving)
+    for step, loss in enumerate([5.0, 1.0, 4.0, 3.0, 2.0]):
+        found.save(step, metrics={"loss": loss})
+    found.wait()
+    assert steps(found) == [1, 3, 4]
+    assert found.best is not None
+    assert (found.best.step, found.latest.step if found.latest else None) == (1, 4)
+    assert [c.step for c in repo.log("other") if not c.expired] == [3, 2, 1, 0]
+
+
+def test_a_best_that_no_checkpoint_has_yet_stops_nothing() -> None:
+    found = manager(max_to_keep=1, keep_best="val_acc")
+    for step in range(3):
+        found.save(step)
+    found.wait()
+    assert steps(found) == [2]
+    assert found.best is None
+    found.save(3, metrics={"val_acc": 0.5})
+    found.save(4)
+    found.wait()
+    assert steps(found) == [3, 4]
+
+
+def test_the_saved_policy_is_applied_unless_one_is_given() -> None:
+    repo = ckptstore.init("memory://")
+    repo.set_retention(MaxToKeep(2))
+    saved, own = manager(repo, branch="a"), manager(repo, branch="b", policy=KeepSteps([0, 1]))
+    for step in range(5):
+        own.save(step)
+    own.wait()
+    assert steps(own) == [0, 1, 4]
+    for step in range(5):
+        saved.save(step)
+    saved.wait()
+    assert steps(saved) == [3, 4]
+
+
+def test_without_any_policy_everything_stays() -> None:
+    found = manager()
+    for step in range(5):
+        found.save(step)
+    found.wait()
+    assert steps(found) == [0, 1, 2, 3, 4]
+    with pytest.raises(InvalidInputError, match="keep_best"):
+        _ = found.best
+
+
+@pytest.mark.parametrize(
+    ("given", "best"),
+    [
+        ("loss", KeepBest("loss")),
+        ("acc:max", KeepBest("acc", "max")),
+        ("acc:max:3", KeepBest("acc", "max", 3)),
+        (KeepBest("x", n=2), KeepBest("x", n=2)),
+    ],
+    ids=str,
+)
+def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
+    assert manager(keep_best=given)._policies == [best]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"save_interval_steps": 0},
+        {"save_interval_steps": 2.5},
+        {"save_interval_minutes": 0},
+        {"save_interval_minutes": float("nan")},
+        {"when_busy": "never"},
+        {"max_to_keep": 0},
+        {"keep_best": "loss:best"},
+        {"keep_best": "loss:min:many"},
+        {"keep_best": 3},
+        {"branch": ""},
+        {"model": 3},
+        {"rng_state": object()},
+        {"progress": model()},
+        {"optimizer": torch.optim.AdamW},
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError):
+        manager(**options)
+
+
+def test_nothing_is_made_when_the_arguments_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError):
+        manager(tmp_path / "store", max_to_keep=-1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_that_changed_is_an_error_that_lists_every_difference() -> None:
+    first = manager(model=model(4, 2))
+    first.save(1)
+    first.wait()
+    second = manager(first.repository, model=model(5, 3))
+    before = {name: value.clone() for name, value in second.tracked["model"].state_dict().items()}
+    with pytest.raises(CheckoutMismatchError) as caught:
+        second.restore_or_initialize(init_fn=lambda: pytest.fail("it began anew"))
+    found = caught.value.incompatible
+    assert len(found.mismatched) == 4
+    assert sorted(found.missing) == ["model/2.bias", "model/2.weight"]
+    assert "include=" in caught.value.__notes__[0]
+    for name, value in second.tracked["model"].state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_what_fits_is_restored_when_that_is_asked_for() -> None:
+    first = manager(model=model(4, 2))
+    first.save(3)
+    first.wait()
+    net = model(4, 3)
+    second = manager(first.repository, model=net)
+    assert second.restore_or_initialize(strict=False) == 3
+    assert torch.equal(net[0].weight, first.tracked["model"].state_dict()["0.weight"])
+    other = model(4, 2)
+    manager(first.repository, model=other).restore(include="model/0.*")
+    assert torch.equal(other[0].weight, net[0].weight)
+    assert not torch.equal(other[1].weight, net[1].weight)
+
+
+def test_something_new_to_track_is_a_difference_too() -> None:
+    first = manager()
+    first.save(3)
+    first.wait()
+    net = model()
+    both = {"model": net, "optimizer": torch.optim.SGD(net.parameters(), momentum=0.9)}
+    with pytest.raises(CheckoutMismatchError, match="optimizer"):
+        manager(first.repository, **both).restore_or_initialize()
+
+
+def test_a_checkpoint_that_is_damaged_is_no_fresh_start(tmp_path: Path) -> None:
+    first = manager(tmp_path / "store", model=model(200))
+    first.save(3)
+    first.wait()
+    largest = max((tmp_path / "store" / "objects").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.chmod(0o600)
+    largest.write_bytes(bytes(largest.stat().st_size))
+    with pytest.raises(ckptstore.CorruptError):
+        manager(tmp_path / "store", model=model(200)).restore_or_initialize(
+            init_fn=lambda: pytest.fail("it began anew")
+        )
+
+
+def test_a_branch_without_checkpoints_is_initialized() -> None:
+    called = []
+    assert manager().restore_or_initialize(init_fn=lambda: called.append(1)) == 0
+    assert called == [1]
+
+
+def test_a_seed_can_be_started_from() -> None:
+    first = manager(model=model(4, 2), optimizer=torch.optim.SGD(model().parameters()))
+    first.save(9)
+    first.wait()
+    first.repository.branch("task", "main", include=["model/0.*"])
+    net = model(4, 3)
+    second = manager(first.repository, branch="task", model=net)
+    assert second.restore_or_initialize(strict=False) == 0
+    assert torch.equal(net[0].weight, first.tracked["model"].state_dict()["0.weight"])
+    second.save(1)
+    second.wait()
+    assert second.latest is not None
+    assert [c.step for c in first.repository.log("task")] == [1, None, 9]
+
+
+class Slow(MemoryStorage):
+    """Lets a put through when it is told to, or fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+        self.error: Exception | None = None
+
+    def put(self, key: str, data: Any, **options: Any) -> None:
+        assert self.go.wait(60)
+        if self.error is not None:
+            raise self.error
+        super().put(key, data, **options)
+
+
+def slow() -> tuple[Slow, ckptstore.Repository]:
+    from ckptstore.format.marker import Marker
+
+    storage, marker = Slow(), Marker(store="0" * 32)
+    storage.create("ckptstore.json", marker.encode())
+    return storage, ckptstore.Repository(storage, marker)
+
+
+def test_save_returns_before_anything_is_stored_and_wait_waits() -> None:
+    storage, repo = slow()
+    found = manager(repo)
+    storage.go.clear()
+    assert found.save(1)
+    assert found.latest is None
+    storage.go.set()
+    made = found.wait()
+    assert made is not None
+    assert found.latest is not None
+    assert made.id == found.latest.id
+
+
+def test_a_second_save_waits_for_the_first_or_is_skipped() -> None:
+    storage, repo = slow()
+    skipping = manager(repo, when_busy="skip")
+    storage.go.clear()
+    assert skipping.save(1)
+    assert not skipping.save(2)
+    threading.Timer(0.05, storage.go.set).start()
+    assert skipping.save(3, force=True)
+    skipping.wait()
+    assert steps(skipping) == [1, 3]
+    waiting = manager(repo, branch="waiting")
+    storage.go.clear()
+    waiting.save(1)
+    threading.Timer(0.05, storage.go.set).start()
+    assert waiting.save(2)
+    waiting.wait()
+    assert steps(waiting) == [1, 2]
+
+
+@pytest.mark.parametrize("call", ["save", "should_save", "wait", "close", "exit", "restore"])
+def test_an_error_in_the_background_is_raised_at_the_next_call_and_once(call: str) -> None:
+    storage, repo = slow()
+    found = manager(repo)
+    storage.error = OSError("the disk is gone")
+    found.save(1)
+    assert found._background._thread is not None
+    found._background._thread.join()
+    calls = {
+        "save": lambda: found.save(2),
+        "should_save": lambda: found.should_save(2),
+        "wait": found.wait,
+        "close": found.close,
+        "exit": lambda: found.__exit__(None, None, None),
+        "restore": found.restore,
+    }
+    with pytest.raises(OSError, match="the disk is gone"):
+        calls[call]()
+    storage.error = None
+    found.save(3)
+    found.wait()
+    assert steps(found) == [3]
+
+
+def test_an_error_in_the_background_does_not_hide_that_of_the_loop() -> None:
+    storage, repo = slow()
+    found = manager(repo)
+
+    def loop() -> None:
+        with found:
+            storage.error = OSError("the disk is gone")
+            found.save(1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        loop()
+    assert "the disk is gone" in caught.value.__notes__[0]
+
+
+def test_a_state_that_cannot_be_stored_is_told_at_once() -> None:
+    class Bad:
+        def state_dict(self) -> object:
+            return {"f": print}
+
+        def load_state_dict(self, state: object) -> None: ...
+
+    with pytest.raises(UnsupportedValueError, match="model/f"):
+        manager(model=Bad()).save(1)
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    generators = {"a": random.Random(1), "b": np.random.default_rng(2), "c": torch.Generator()}
+    generators["d"] = np.random.RandomState(4)
+    found = manager(**generators)
+
+    def draw() -> list[float]:
+        own = [generators["a"].random(), generators["b"].random(), generators["d"].rand()]
+        own.append(torch.rand(1, generator=generators["c"]).item())
+        return [*own, random.gauss(0, 1), np.random.randn(), torch.randn(1).item()]
+
+    draw()
+    found.save(1)
+    found.wait()
+    first = draw()
+    found.restore()
+    assert draw() == first
+    silent = manager(found.repository, rng=False, **generators)
+    silent.save(2)
+    silent.wait()
+    state = random.getstate()
+    silent.restore()
+    assert random.getstate() == state
+
+
+def test_compiled_and_plain_models_have_the_same_names() -> None:
+    net = model()
+    found = manager(model=torch.compile(net, backend="eager"))
+    found.save(1)
+    found.wait()
+    state = found.repository.checkout("main")["model"]
+    assert state.keys() == net.state_dict().keys()
+
+
+def test_two_managers_may_save_to_one_branch() -> None:
+    repo = ckptstore.init("memory://")
+    one, other = manager(repo), manager(repo)
+    for step in range(0, 10, 2):
+        one.save(step)
+        other.save(step + 1)
+    one.wait()
+    other.wait()
+    assert sorted(step for step in steps(one) if step is not None) == list(range(10))
+
+
+def test_sigterm_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with manager(save_on_signal=True) as found:
+        assert signal.getsignal(signal.SIGTERM) is not before
+        signal.raise_signal(signal.SIGTERM)
+        assert found.preempted
+        assert found.should_save(1)
+        with pytest.raises(SystemExit) as caught:
+            found.save(1)
+    assert caught.value.code == 143
+    assert steps(found) == [1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signals_belong_to_the_main_thread() -> None:
+    caught: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            manager(save_on_signal=True)
+        except InvalidInputError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(caught[0])
+
+
+AT_EXIT = """
+import sys, torch
+from ckptstore.training import CheckpointManager
+net = torch.nn.Linear(2000, 500)
+manager = CheckpointManager(sys.argv[1], model=net)
+manager.save(1)
+if sys.argv[2] == "again":
+    manager.save(2)
+if sys.argv[2] == "raise":
+    raise ValueError("the loop failed")
+if sys.argv[2] == "break":
+    import shutil
+    manager.wait()
+    shutil.rmtree(sys.argv[1])
+    open(sys.argv[1], "w").close()
+    manager.save(2)
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "again", "raise"])
+def test_the_interpreter_waits_for_a_save_when_it_ends(tmp_path: Path, how: str) -> None:
+    store = tmp_path / "store"
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(store), how], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode == 0) == (how != "raise"), done.stderr
+    repo = ckptstore.open(store)
+    assert repo.resolve("main").step == (2 if how == "again" else 1)
+    assert repo.verify().ok
+
+
+def test_an_error_that_nobody_can_catch_any_more_is_printed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", AT_EXIT, str(tmp_path / "store"), "break"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert "the last save failed" in done.stderr
+    assert "ckptstore.errors." in done.stderr
+
+
+def test_a_manager_that_nobody_holds_is_freed() -> None:
+    found = manager()
+    found.save(1)
+    found.wait()
+    background = found._background
+    import weakref
+
+    gone = weakref.ref(background)
+    del found, background
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while gone() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert gone() is None
+
+
+def test_everything_is_kept_when_that_is_asked_for() -> None:
+    found = manager(policy=KeepAll(), max_to_keep=1)
+    for step in range(3):
+        found.save(step)
+    found.wait()
+    assert steps(found) == [0, 1, 2]

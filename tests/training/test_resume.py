@@ -1,0 +1,96 @@
+"""A run that is killed and goes on ends with the same bits as one that never stopped."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ckptstore
+
+ROOT = Path(__file__).parents[2]
+STEPS = 30
+
+
+def start(store: Path, log: Path, *options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.training.run", store, log, STEPS, *options]
+    return subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(store: Path, log: Path, *options: object) -> int:
+    process = start(store, log, *options)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL, 143), said
+    return process.returncode
+
+
+def lines(log: Path) -> dict[str, str]:
+    """What each step was, the last time that it was done."""
+    return dict(line.split(" ", 1) for line in log.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("standard")
+    assert run(folder / "store", folder / "log") == 0
+    found = lines(folder / "log")
+    assert len(found) == STEPS + 1
+    return found
+
+
+@pytest.mark.parametrize("options", [(), ("--sync",)], ids=["in the background", "at once"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, standard: dict[str, str], seed: int, options: tuple[str, ...]
+) -> None:
+    store, log = tmp_path / "store", tmp_path / "log"
+    kills = sorted(random.Random(seed).sample(range(1, STEPS), 3))
+    for step in kills:
+        assert run(store, log, "--kill-at", step, *options) == -signal.SIGKILL
+    assert run(store, log, *options) == 0
+    assert lines(log) == standard
+    repo = ckptstore.open(store)
+    assert repo.verify().ok
+    assert len([c for c in repo.log("run") if not c.expired]) in (3, 4)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.003, 0.01])
+def test_a_run_that_is_killed_while_it_saves_goes_on_too(
+    tmp_path: Path, standard: dict[str, str], seconds: float
+) -> None:
+    store, log = tmp_path / "store", tmp_path / "log"
+    code = run(store, log, "--kill-after-save", seconds)
+    assert code == -signal.SIGKILL
+    assert run(store, log) == 0
+    assert lines(log) == standard
+    assert ckptstore.open(store).verify().ok
+
+
+def test_sigterm_saves_and_ends_the_run(tmp_path: Path, standard: dict[str, str]) -> None:
+    store, log = tmp_path / "store", tmp_path / "log"
+    process = start(store, log, "--signal")
+    while not log.exists() or len(log.read_text().splitlines()) < 7:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    done = len(log.read_text().splitlines())
+    assert f"saved step {done} to run" in said
+    assert ckptstore.open(store).resolve("run").step == done < STEPS
+    assert run(store, log) == 0
+    assert lines(log) == standard
+
+
+def test_the_comparison_would_notice(tmp_path: Path, standard: dict[str, str]) -> None:
+    """Without what was drawn: a store that another run of other random numbers made."""
+    changed = dict(standard, **{"7": standard["7"].replace("0", "1", 1)})
+    assert changed != standard
+    assert len({line.split()[0] for step, line in standard.items() if step != "end"}) == STEPS
