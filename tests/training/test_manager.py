@@ -585,3 +585,35 @@ def test_everything_is_kept_when_that_is_asked_for() -> None:
         found.save(step)
     found.wait()
     assert steps(found) == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torch's DataLoader calls it
+def test_a_stateful_data_loader_goes_on_in_the_middle_of_an_epoch() -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def world() -> tuple[Any, Any, CheckpointManager]:
+        torch.manual_seed(1)
+        loader = StatefulDataLoader(torch.arange(20.0).reshape(20, 1), batch_size=3, shuffle=True)
+        net = nn.Sequential(nn.Dropout(0.5), nn.Linear(1, 1))
+        return loader, net, manager(repo, model=net, loader=loader, async_save=False)
+
+    def train(loader: Any, net: Any, found: CheckpointManager, stop: int | None) -> list[float]:
+        step, seen = found.restore_or_initialize(), []
+        while step < 20:
+            for batch in loader:
+                seen += [*batch.flatten().tolist(), net(batch).sum().item()]
+                step += 1
+                if step == stop:
+                    found.save(step)
+                    return seen
+                if step == 20:
+                    break
+        return seen
+
+    for stop in (4, 7, 12):
+        repo = ckptstore.init("memory://")
+        whole = train(*world(), None)
+        first = train(*world(), stop)
+        torch.manual_seed(99)
+        rest = train(*world(), None)
+        assert first + rest == whole, stop
