@@ -1,4 +1,4 @@
-"""A repository beside a model of plain dicts, under random commits, branches, tags, undos and checkouts."""
+"""A repository beside a model of plain dicts, under random commits, branches, tags, undos, checkouts and gcs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,8 +23,12 @@ from hypothesis.stateful import (
 )
 
 import ckptstore
-from ckptstore import CheckoutMismatchError, ConflictError, NotFoundError
+from ckptstore import CheckoutMismatchError, ConflictError, ExpiredError, NotFoundError
+from ckptstore.retention import KeepBest, KeepEveryNSteps, MaxToKeep
 from tests.properties.same import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BRANCHES = ("main", "task-b", "seed/1")
 TAGS = ("v1", "v2")
@@ -62,6 +66,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.other = ckptstore.open(self.url, clock=self.clock)
         self.made: dict[str, Made] = {}
         self.moments = [Refs()]
+        self.expired: set[str] = set()
 
     def clock(self) -> float:
         self.now += 1
@@ -109,10 +114,14 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule(id=checkpoints, digits=st.integers(8, 64))
     def checkout(self, id: str, digits: int) -> None:
+        if self.refuses(id, lambda: self.repo.checkout(id[:digits])):
+            return
         assert difference(self.made[id].state, self.repo.checkout(id[:digits])) is None
 
     @rule(id=checkpoints)
     def checkout_a_part(self, id: str) -> None:
+        if self.refuses(id, lambda: self.repo.checkout(id, include="model/b")):
+            return
         state = self.made[id].state
         found = self.repo.checkout(id, include=["model/b", "optimizer/7"], exclude="model/w")
         expected = {"model": {"b": state["model"]["b"]}}
@@ -123,6 +132,8 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule(id=checkpoints)
     def checkout_into(self, id: str) -> None:
         """A destination without an optimizer is a misfit exactly for a checkpoint with one."""
+        if self.refuses(id, lambda: self.repo.checkout(id, into={}, strict=False)):
+            return
         state = self.made[id].state
         target = {
             "model": {"w": np.zeros(20_000), "b": np.zeros(3, np.int64), "twin": [9]},
@@ -145,6 +156,8 @@ class RepositoryMachine(RuleBasedStateMachine):
             with pytest.raises(ConflictError):
                 self.repo.branch(name, at=id)
             return
+        if self.refuses(id, lambda: self.repo.branch(name, at=id)):
+            return
         assert self.repo.branch(name, at=id).id == id
         self.moments.append(Refs({**self.refs.heads, name: id}, self.refs.tags))
 
@@ -153,6 +166,8 @@ class RepositoryMachine(RuleBasedStateMachine):
         if name in self.refs.tags:
             with pytest.raises(ConflictError):
                 self.repo.tag(name, at=id)
+            return
+        if self.refuses(id, lambda: self.repo.tag(name, at=id)):
             return
         assert self.repo.tag(name, at=id).id == id
         self.moments.append(Refs(self.refs.heads, {**self.refs.tags, name: id}))
@@ -184,8 +199,62 @@ class RepositoryMachine(RuleBasedStateMachine):
             with pytest.raises(NotFoundError):
                 self.repo.undo()
             return
+        before = self.moments[-2]
+        named = {*before.heads.values(), *before.tags.values()}
+        if gone := named & self.expired:
+            self.refuses(next(iter(gone)), self.repo.undo)
+            return
         self.repo.undo()
         self.moments.pop()
+
+    def refuses(self, id: str, call: Callable[[], object]) -> bool:
+        """Whether a checkpoint has expired, and so cannot be read or named."""
+        if id in self.expired:
+            with pytest.raises(ExpiredError):
+                call()
+        return id in self.expired
+
+    @rule(
+        keep=st.integers(1, 3),
+        best=st.booleans(),
+        steps=st.none() | st.integers(1, 5),
+        only=st.none() | st.sampled_from(BRANCHES),
+    )
+    def gc(self, keep: int, best: bool, steps: int | None, only: str | None) -> None:
+        """What no branch's policy keeps expires, and so does what nothing reaches any more."""
+        refs = self.refs
+        if only is not None and only not in refs.heads:
+            with pytest.raises(NotFoundError):
+                self.repo.gc(MaxToKeep(keep), branches=[only])
+            return
+        policy = MaxToKeep(keep)
+        policy = policy | KeepBest("val_loss") if best and refs.heads else policy
+        policy = policy | KeepEveryNSteps(steps) if steps else policy
+        kept = {*refs.heads.values(), *refs.tags.values()}
+        reached = {id for head in refs.heads.values() for id in self.history(head)}
+        for name, head in refs.heads.items():
+            history = [id for id in self.history(head) if id not in self.expired]
+            if only not in (None, name):
+                kept.update(history)
+                continue
+            kept.update(history[:keep])
+            known = [id for id in history if not math.isnan(self.made[id].loss)]
+            if best and known:
+                kept.add(min(known, key=lambda id: self.made[id].loss))
+            last = None
+            for id in reversed(history if steps else []):
+                if last is None or self.made[id].step - last >= steps:
+                    last = self.made[id].step
+                    kept.add(id)
+        if only is not None:
+            for tagged in refs.tags.values():
+                kept.update(set(self.history(tagged)) - reached)
+        expiring = set(self.made) - self.expired - kept
+        plan = self.repo.plan_gc(policy, branches=only and [only], grace=0)
+        assert {verdict.id for verdict in plan.expired} == expiring
+        report = self.repo.gc(policy, branches=only and [only], grace=0)
+        assert set(report.expired) == expiring
+        self.expired |= expiring
 
     @rule()
     def reopen(self) -> None:
@@ -260,7 +329,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     def verify(self) -> None:
         report = self.repo.verify()
         assert report.ok
-        assert report.checkpoints == len(self.made)
+        assert report.checkpoints == len(self.made) - len(self.expired)
 
     @precondition(lambda self: self.made)
     @rule()
@@ -272,7 +341,7 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule(id=consumes(checkpoints), name=st.sampled_from(TAGS))
     def forget(self, id: str, name: str) -> None:
-        """The test lets go of a checkpoint; the repository keeps it all the same."""
+        """The test lets go of a checkpoint; the repository still knows its step and metrics."""
         assert self.repo.resolve(id).step == self.made[id].step
 
     @invariant()
