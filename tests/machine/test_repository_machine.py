@@ -112,6 +112,15 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.moments.append(Refs({**self.refs.heads, branch: found.id}, self.refs.tags))
         return found.id
 
+    @rule(
+        branch=st.sampled_from(BRANCHES),
+        losses=st.lists(st.sampled_from([0.1, 0.3, 0.6]), min_size=2),
+    )
+    def train(self, branch: str, losses: list[float]) -> None:
+        """Several commits, so that there is something for gc to give up."""
+        for number, loss in enumerate(losses[:6]):
+            self.commit(branch, number % 3, len(losses) % 4, number, loss, 0)
+
     @rule(id=checkpoints, digits=st.integers(8, 64))
     def checkout(self, id: str, digits: int) -> None:
         if self.refuses(id, lambda: self.repo.checkout(id[:digits])):
