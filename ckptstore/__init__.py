@@ -30,9 +30,11 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedValueError,
     )
+    from ckptstore.follow import Follower, Update
     from ckptstore.gc import GcPlan, GcReport
     from ckptstore.repository import Repository, Undone, Usage, init, open
     from ckptstore.verify import Problem, VerifyReport
+    from ckptstore.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -53,9 +55,11 @@ _HOMES = {
         "StorageError",
         "UnsupportedValueError",
     ),
+    "follow": ("Follower", "Update"),
     "gc": ("GcPlan", "GcReport"),
     "repository": ("Repository", "Undone", "Usage", "init", "open"),
     "verify": ("Problem", "VerifyReport"),
+    "weights": ("load_weights",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -70,6 +74,7 @@ __all__ = [
     "Diff",
     "Digest",
     "ExpiredError",
+    "Follower",
     "GcPlan",
     "GcReport",
     "Incompatible",
@@ -82,10 +87,12 @@ __all__ = [
     "StoredArray",
     "Undone",
     "UnsupportedValueError",
+    "Update",
     "Usage",
     "ValueChange",
     "VerifyReport",
     "init",
+    "load_weights",
     "open",
     "register_codec",
 ]

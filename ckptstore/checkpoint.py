@@ -93,6 +93,13 @@ class Checkpoint:
         )
 
     @property
+    def names(self) -> tuple[str | int, ...]:
+        """The keys of the state's outermost dict, in order; none of any other state. Read at each call."""
+        from ckptstore.state import entries
+
+        return tuple(entries(self._catalog.structure(self._manifest)))
+
+    @property
     def values(self) -> dict[str, object]:
         """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
         from ckptstore import codecs

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from ckptstore.diff import Diff, Source
     from ckptstore.digest import Digest
+    from ckptstore.follow import Follower
     from ckptstore.format.operation import Operation
     from ckptstore.gc import Gc, GcPlan, GcReport
     from ckptstore.retention import Policy
@@ -208,10 +209,12 @@ class Repository:
         strict: bool = True,
         include: Patterns = None,
         exclude: Patterns = None,
+        part: str | None = None,
         device: Any = None,
     ) -> Any:
         """Read a checkpoint: the same nesting, bit for bit, in fresh writable memory.
 
+        part: a key of the outermost dict, such as "model"; what lies under it is all that is read, as if it were the whole.
         include, exclude: globs over paths ("model/**"); only what they choose is read. A dict loses the other keys, a
         list or tuple has None in their place. device: where tensors go; the CPU when None.
         into: an nn.Module, or a nest of dicts and lists of tensors, arrays, plain values, modules and other objects
@@ -223,7 +226,9 @@ class Repository:
         selection = Selection.of(include, exclude)
         id, manifest = self._readable(rev)
         with self._reading(id):
-            return self._checkout(id, manifest, selection, into=into, strict=strict, device=device)
+            return self._checkout(
+                id, manifest, selection, into=into, strict=strict, part=part, device=device
+            )
 
     def _checkout(
         self,
@@ -233,6 +238,7 @@ class Repository:
         *,
         into: object,
         strict: bool,
+        part: str | None,
         device: Any,
     ) -> Any:
         """Read a checkpoint that was live a moment ago."""
@@ -247,6 +253,8 @@ class Repository:
                     raise InvalidInputError(
                         f"Nothing in checkpoint {id.short} is chosen by {selection}."
                     )
+            if part is not None:
+                root = state.part(root, part)
             pages = list(self._catalog.pages(manifest))
         if into is None:
             return fresh(root, pages, objects=self._objects, device=device)
@@ -344,6 +352,23 @@ class Repository:
             from ckptstore.numeric import measure
 
             return measure(found, before=objects, after=other_objects)
+
+    def follow(self, branch: str = DEFAULT_BRANCH, *, poll_seconds: float = 1.0) -> Follower:
+        """Follow a branch that others commit to: wait for new checkpoints, and keep a model at the newest.
+
+        poll_seconds: how often to look. A branch that does not exist yet is waited for.
+        """
+        from ckptstore.follow import Follower
+
+        check_ref_name(branch, kind="branch")
+        return Follower(
+            branch,
+            oplog=self._oplog,
+            catalog=self._catalog,
+            objects=self._objects,
+            checkpoint=self._checkpoint,
+            poll_seconds=poll_seconds,
+        )
 
     def branches(self) -> dict[str, Checkpoint]:
         """The head of each branch, by name."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MARKS_UNCOUNTED = 50_000  # a state that needs more is counted before the walk goes on
 ROOT = "array"  # the path of a state that is one array
+WEIGHTS = "model"  # the part in which the state of a training has its weights
 
 
 class Leaf(Protocol):
@@ -202,6 +203,21 @@ def unflatten(
         return made[name]
 
     return build(root)
+
+
+def entries(root: Node) -> list[str | int]:
+    """The keys of the outermost dict, in order; none for any other structure."""
+    tag = tag_of(root) if isinstance(root, dict) else ""
+    return [unkey(key) for key, _ in root[tag]] if tag in ("dict", "ordered_dict") else []
+
+
+def part(root: Node, name: str) -> Node:
+    """What the outermost dict has under a key. InvalidInputError names the keys there are."""
+    known = entries(root)
+    if name not in known:
+        there = ", ".join(map(shown, known[:12])) or "no names"
+        raise InvalidInputError(f"The checkpoint has no part {shown(name)}. It has {there}.")
+    return root[tag_of(root)][known.index(name)][1]
 
 
 def select(root: Node, chosen: Callable[[str], bool]) -> Node:

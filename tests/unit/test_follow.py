@@ -1,0 +1,353 @@
+"""Following a branch: what is given when, what an update reads, and that it is all or nothing."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ckptstore
+from ckptstore import CheckoutMismatchError, CorruptError, InvalidInputError, NotFoundError, follow
+from ckptstore.objects import ObjectStore, key_of
+from ckptstore.retention import MaxToKeep
+from tests.properties.same import difference
+
+CHUNK = 64 << 10
+
+
+def net(width: int = 200) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, width), nn.BatchNorm1d(width), nn.Linear(width, 3, dtype=torch.bfloat16)
+    )
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    return {"model": model.state_dict(), "optimizer": {"lr": 0.1, "moment": torch.ones(9000)}}
+
+
+@pytest.fixture
+def repo() -> ckptstore.Repository:
+    return ckptstore.init("memory://", chunk_size=CHUNK)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each read of array data."""
+    found: list[int] = []
+    whole, part = ObjectStore.read_into, ObjectStore.read_range
+
+    def read_into(self: ObjectStore, digest: Any, buffer: memoryview) -> None:
+        found.append(len(buffer))
+        whole(self, digest, buffer)
+
+    def read_range(self: ObjectStore, digest: Any, buffer: memoryview, **options: Any) -> None:
+        found.append(len(buffer))
+        part(self, digest, buffer, **options)
+
+    monkeypatch.setattr(ObjectStore, "read_into", read_into)
+    monkeypatch.setattr(ObjectStore, "read_range", read_range)
+    return found
+
+
+def test_the_newest_is_given_first_and_then_each_new_one(repo: ckptstore.Repository) -> None:
+    for step in range(3):
+        repo.commit({"w": step}, step=step)
+    follower = repo.follow()
+    assert follower.poll().step == 2
+    assert follower.poll() is None
+    for step in range(3, 6):
+        repo.commit({"w": step}, step=step)
+    assert [follower.poll().step for _ in range(3)] == [3, 4, 5]
+    assert follower.poll() is None
+
+
+def test_a_branch_that_is_not_there_yet_is_waited_for_and_given_from_its_beginning(
+    repo: ckptstore.Repository,
+) -> None:
+    follower = repo.follow("later")
+    assert follower.poll() is None
+    assert follower.wait(timeout=0.01) is None
+    assert follower.update(net()) is None
+    for step in range(3):
+        repo.commit({"w": step}, step=step, branch="later")
+    assert [follower.poll().step for _ in range(3)] == [0, 1, 2]
+    repo.delete_branch("later")
+    assert follower.poll() is None
+
+
+def test_a_branch_that_was_moved_elsewhere_is_given_by_its_head(repo: ckptstore.Repository) -> None:
+    for step in range(4):
+        repo.commit({"w": step}, step=step)
+    follower = repo.follow()
+    assert follower.poll().step == 3
+    repo.delete_branch("main")
+    repo.branch("main", at=repo.log()[0].id) if repo.log() else None
+    repo.commit({"w": 9}, step=9)
+    repo.commit({"w": 10}, step=10)
+    assert follower.poll().step == 10
+    assert follower.poll() is None
+
+
+def test_what_expired_meanwhile_is_passed_over(repo: ckptstore.Repository) -> None:
+    repo.commit({"w": 0}, step=0)
+    follower = repo.follow()
+    assert follower.poll().step == 0
+    for step in range(1, 6):
+        repo.commit({"w": np.full(3, step)}, step=step)
+    repo.gc(MaxToKeep(2), grace=0)
+    assert [follower.poll().step for _ in range(2)] == [4, 5]
+    assert follower.poll() is None
+
+
+def test_iterating_ends_when_it_is_closed(repo: ckptstore.Repository) -> None:
+    repo.commit({"w": 0}, step=0)
+    seen = []
+    with repo.follow(poll_seconds=0.005) as follower:
+        thread = threading.Thread(target=lambda: seen.extend(c.step for c in follower))
+        thread.start()
+        deadline = time.monotonic() + 30
+        for step in range(1, 4):
+            repo.commit({"w": step}, step=step)
+        while len(seen) < 4 and time.monotonic() < deadline:
+            time.sleep(0.005)
+    thread.join(30)
+    assert not thread.is_alive()
+    assert seen == [0, 1, 2, 3]
+    assert follower.wait() is None
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_poll_without_a_pause_is_refused(repo: ckptstore.Repository, seconds: float) -> None:
+    with pytest.raises(InvalidInputError, match="poll_seconds"):
+        repo.follow(poll_seconds=seconds)
+
+
+def test_an_update_reads_what_differs_and_nothing_else(
+    repo: ckptstore.Repository, reads: list[int]
+) -> None:
+    trained, served = net(), net()
+    repo.commit(state_of(trained))
+    follower = repo.follow()
+    whole = sum(value.nbytes for value in trained.state_dict().values())
+    first = follower.update(served)
+    assert (first.read_bytes, first.whole_bytes) == (whole, whole)
+    assert sum(reads) == whole
+    reads.clear()
+    same = follower.update(served)
+    assert (same.read_bytes, same.changed, reads) == (0, (), [])
+    with torch.no_grad():
+        trained[0].weight[150, 7] += 1
+        trained[2].bias[1] = 5
+    repo.commit(state_of(trained))
+    second = follower.update(served)
+    assert second.changed == ("model/0.weight", "model/2.bias")
+    rows = CHUNK // (200 * 4)
+    assert second.read_bytes == sum(reads) == rows * 200 * 4 + 6
+    assert second.checkpoint.id == repo.resolve("main").id
+    assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+
+
+def test_memory_stays_where_it_is(repo: ckptstore.Repository) -> None:
+    trained, served = net(), net()
+    repo.commit(state_of(trained))
+    follower = repo.follow()
+    places = [value.data_ptr() for value in served.state_dict().values()]
+    follower.update(served)
+    with torch.no_grad():
+        trained[0].weight.mul_(2)
+    repo.commit(state_of(trained))
+    follower.update(served)
+    assert [value.data_ptr() for value in served.state_dict().values()] == places
+
+
+def test_each_model_holds_its_own(repo: ckptstore.Repository) -> None:
+    trained, one, other = net(), net(), net()
+    repo.commit(state_of(trained))
+    follower = repo.follow()
+    follower.update(one)
+    with torch.no_grad():
+        trained[0].weight.mul_(2)
+    repo.commit(state_of(trained))
+    follower.update(other)
+    follower.update(one)
+    for served in (one, other):
+        assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+    gone = weakref.ref(one)
+    del one, served
+    gc.collect()
+    assert gone() is None
+
+
+def test_who_changed_the_model_asks_for_all_of_it(repo: ckptstore.Repository) -> None:
+    trained, served = net(), net()
+    repo.commit(state_of(trained))
+    follower = repo.follow()
+    for ask in (lambda: follower.forget(served), lambda: None):
+        follower.update(served)
+        with torch.no_grad():
+            served[0].weight.zero_()
+        assert not follower.update(served).changed
+        ask()
+        update = follower.update(served, full=not served[0].weight.any() and ask() is None)
+        assert update.read_bytes == update.whole_bytes
+        assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+
+
+def test_a_nest_and_a_bare_state_are_followed_too(repo: ckptstore.Repository) -> None:
+    state = {"a": [np.arange(40_000.0), 3], "b": {"c": torch.ones(5), "name": "one"}}
+    repo.commit(state)
+    target = {"a": [np.zeros(40_000), 0], "b": {"c": torch.zeros(5), "name": ""}}
+    follower = repo.follow()
+    follower.update(target)
+    assert difference(state, target) is None
+    state["a"][0][30_000] = -1
+    state["b"]["name"] = "two"
+    repo.commit(state)
+    update = follower.update(target)
+    assert update.changed == ("a/0",)
+    assert update.read_bytes == CHUNK
+    assert difference(state, target) is None
+    served, weights = net(), net().state_dict()
+    repo.commit(weights, branch="bare")
+    repo.follow("bare").update(served)
+    assert difference(dict(weights), dict(served.state_dict())) is None
+
+
+def test_parts_are_named(repo: ckptstore.Repository) -> None:
+    trained = net()
+    repo.commit({"model": net().state_dict(), "ema": trained.state_dict()})
+    served = net()
+    repo.follow().update(served, part="ema")
+    assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+    with pytest.raises(InvalidInputError, match="'model', 'ema'"):
+        repo.follow().update(served, part="teacher")
+
+
+def test_a_model_of_another_shape_is_left_as_it_was(repo: ckptstore.Repository) -> None:
+    repo.commit(state_of(net()))
+    served = nn.Sequential(nn.Linear(200, 200), nn.BatchNorm1d(100))
+    before = {name: value.clone() for name, value in served.state_dict().items()}
+    with pytest.raises(CheckoutMismatchError, match=r"1.weight.*Nothing was changed"):
+        repo.follow().update(served)
+    assert difference(before, dict(served.state_dict())) is None
+
+
+def test_damage_leaves_the_model_as_it_was(repo: ckptstore.Repository) -> None:
+    trained, served = net(), net()
+    repo.commit(state_of(trained))
+    follower = repo.follow()
+    follower.update(served)
+    before = {name: value.clone() for name, value in served.state_dict().items()}
+    with torch.no_grad():
+        for value in trained.parameters():
+            value.add_(1)
+    made = repo.commit(state_of(trained))
+    page = next(repo._catalog.pages(made._manifest))
+    entry = next(entry for entry in page.entries if entry.path == "model/0.weight")
+    key = key_of(entry.digests[-1])
+    whole = repo._storage.get(key, bytes_max=CHUNK)
+    repo._storage.put(key, bytes(len(whole)))
+    with pytest.raises(CorruptError):
+        follower.update(served)
+    assert difference(before, dict(served.state_dict())) is None
+    repo._storage.put(key, whole)
+    assert follower.update(served).changed
+    assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+
+
+def test_a_checkpoint_that_expires_while_it_is_read_is_given_up_for_the_newest(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, served = net(), net()
+    repo.commit(state_of(trained))
+    follower = repo.follow()
+    real = follow._Change.read
+    left = [3]
+
+    def read(self: Any, objects: ObjectStore) -> memoryview:
+        if left[0]:
+            left[0] -= 1
+            with torch.no_grad():
+                trained[0].weight.add_(1)
+            repo.commit(state_of(trained))
+            repo.gc(MaxToKeep(1), grace=0)
+        return real(self, objects)
+
+    monkeypatch.setattr(follow._Change, "read", read)
+    monkeypatch.setattr(follow, "READ_THREADS", 1)
+    assert follower.update(served).checkpoint.id == repo.resolve("main").id
+    assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+
+
+def test_readers_and_updates_wait_for_each_other_and_no_update_starves() -> None:
+    gate = follow._Gate()
+    order: list[str] = []
+    inside, go = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with gate.reading():
+            inside.set()
+            go.wait(30)
+            order.append("first reader")
+
+    def write() -> None:
+        with gate.writing():
+            order.append("writer")
+
+    def read_later() -> None:
+        with gate.reading():
+            order.append("later reader")
+
+    threads = [threading.Thread(target=target) for target in (read, write, read_later)]
+    threads[0].start()
+    inside.wait(30)
+    threads[1].start()
+    while not gate._is_written:
+        time.sleep(0.001)
+    threads[2].start()
+    time.sleep(0.02)
+    assert order == []
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["first reader", "writer", "later reader"]
+
+
+def test_weights_are_loaded_and_nothing_else(repo: ckptstore.Repository, reads: list[int]) -> None:
+    trained, served = net(), net()
+    repo.commit(state_of(trained), step=1)
+    assert not ckptstore.load_weights(served, repo, "main@step=1")
+    assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+    assert sum(reads) <= sum(value.nbytes for value in served.state_dict().values()) + 40_000
+    with pytest.raises(CheckoutMismatchError, match="missing"):
+        ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo)
+    found = ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo, strict=False)
+    assert found.missing == ("3.weight", "3.bias")
+    with pytest.raises(NotFoundError):
+        ckptstore.load_weights(served, repo, "nothing")
+
+
+def test_weights_come_from_a_folder_and_from_a_bare_state(tmp_path: Any) -> None:
+    trained, served = net(), net()
+    ckptstore.init(tmp_path / "store").commit(trained.state_dict())
+    ckptstore.load_weights(served, tmp_path / "store")
+    assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
+
+
+def test_a_part_can_be_checked_out_by_itself(repo: ckptstore.Repository) -> None:
+    trained = net()
+    made = repo.commit(state_of(trained))
+    assert made.names == ("model", "optimizer")
+    assert difference(trained.state_dict(), repo.checkout(part="model")) is None
+    assert repo.checkout(part="optimizer", include="optimizer/lr") == {"lr": 0.1}
+    with pytest.raises(
+        InvalidInputError, match=r"no part 'scheduler'\. It has 'model', 'optimizer'"
+    ):
+        repo.checkout(part="scheduler")
