@@ -223,13 +223,12 @@ class Follower:
             now = _Held(structure=manifest.structure, entries=entries)
             self._holds.remember(model, now)
         changed = dict.fromkeys(change.path for change in changes)
-        whole = {path: entries[path] for path in placement.targets}
         return Update(
             checkpoint=self._checkpoint(id, manifest),
             changed=tuple(changed),
             read_bytes=sum(change.chunk.size for change in changes)
             + sum(_bytes_of(node, entries) for node, _, _ in loads),
-            whole_bytes=sum(entry.nbytes for entry in whole.values())
+            whole_bytes=_whole_bytes(placement.targets, entries)
             + sum(_bytes_of(node, entries) for node, _ in placement.loads),
         )
 
@@ -340,21 +339,24 @@ def _changes(
             new.shape,
             new.chunk_shape,
         )
-        if is_alike and old is not None and old.digests == new.digests:
+        if id(target) in seen or (is_alike and old is not None and old.digests == new.digests):
             continue
+        seen.add(id(target))  # a tied name is the same memory, with the same digests
         if new.offset is not None:
             everything = tuple(slice(0, length) for length in new.shape)
             whole = Chunk(0, new.nbytes, everything)
             yield _Change(path, target, whole, new.digests[0], bundles[path], new.offset)
             continue
-        if id(target) in seen:  # a tied name: the same memory and the same digests
-            continue
-        seen.add(id(target))
         held = old.digests if is_alike and old is not None else (None,) * len(new.digests)
         grid = chunks(new.shape, new.chunk_shape, item_bytes=ITEM_BYTES[new.dtype])
         for digest, known, chunk in zip(new.digests, held, grid, strict=True):
             if digest != known:
                 yield _Change(path, target, chunk, digest)
+
+
+def _whole_bytes(targets: Mapping[str, Any], entries: Mapping[str, ArrayEntry]) -> int:
+    """Bytes of all that is filled in place; tied names count once."""
+    return sum({id(target): entries[path].nbytes for path, target in targets.items()}.values())
 
 
 def _paths(node: Node) -> list[str]:
