@@ -1,0 +1,317 @@
+"""TensorBoard: metrics, weights, the graph and checkpoints of a training, written by the tensorboard package through torch."""
+
+# ruff: noqa: ARG002 - a hook is called with all that there is to tell
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import warnings
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.training.callbacks.base import Callback
+from ckptstore.training.callbacks.monitor import metrics_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from ckptstore.checkpoint import Checkpoint
+    from ckptstore.training.callbacks.base import Logs
+
+TRAIN, VALIDATION = "train", "validation"
+CHANNELS = (1, 3, 4)  # what an image can have
+
+
+class TensorBoard(Callback):
+    """Writes what TensorBoard shows, to log_dir/train and log_dir/validation.
+
+    histogram_freq, embeddings_freq: epochs between histograms of the weights, and between snapshots of embedding layers; 0
+    for none. write_graph: the model's graph, traced once with the first batch's inputs; a Keras model's layers instead.
+    write_images: the weights as images, with the histograms. write_steps_per_second: for each epoch, and each batch that
+    is written. update_freq: "epoch", "batch", or a number of batches. profile_batch: a batch (from 1), or the first and
+    the last of some, to profile with torch.profiler; 0 for none. embeddings_metadata: a file of labels, a line for each row,
+    or such files by the name of the layer.
+    Each checkpoint that a callback of the same training makes is written too: its id, step and metrics.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | PathLike[str] = "logs",
+        histogram_freq: int = 0,
+        write_graph: bool = True,
+        write_images: bool = False,
+        write_steps_per_second: bool = False,
+        update_freq: str | int = "epoch",
+        profile_batch: int | str | Sequence[int] = 0,
+        embeddings_freq: int = 0,
+        embeddings_metadata: str | Mapping[str, str] | None = None,
+    ) -> None:
+        _writer_class()
+        self.log_dir = Path(log_dir)
+        self.histogram_freq, self.embeddings_freq = histogram_freq, embeddings_freq
+        self.write_graph, self.write_images = write_graph, write_images
+        self.write_steps_per_second = write_steps_per_second
+        self.update_freq = 1 if update_freq == "batch" else update_freq
+        self.embeddings_metadata = embeddings_metadata
+        self._profiled = _batches_to_profile(profile_batch)
+        self._writers: dict[str, Any] = {}
+        self._graph_hook: Any = None
+        self._profiler: Any = None
+        self._has_ended = False
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._train_batch = self._test_batch = 0
+        self._epoch_began = self._batch_began = 0.0
+        self._epoch_first_batch = 0
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Training begins."""
+        self._has_ended = False
+        self._begin_anew()
+        if self.embeddings_freq:
+            self._check_metadata()
+        if self.write_graph:
+            self._prepare_graph()
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Training ended."""
+        self._stop_profiler()
+        self._remove_graph_hook()
+        self._close()
+        self._has_ended = True
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """An epoch begins."""
+        self._epoch_began, self._epoch_first_batch = time.monotonic(), self._train_batch
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Write the epoch's metrics, and weights when it is time for them."""
+        self._write_epoch(epoch, logs)
+        if self.histogram_freq and epoch % self.histogram_freq == 0:
+            self._write_weights(epoch)
+        if self.embeddings_freq and epoch % self.embeddings_freq == 0:
+            self._write_embeddings(epoch)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """A batch begins."""
+        self._train_batch += 1
+        self._batch_began = time.monotonic()
+        if self._profiled is not None and self._train_batch == self._profiled[0]:
+            self._start_profiler()
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Write the batch's metrics when it is time for them."""
+        if self._is_due(self._train_batch):
+            for name, value in metrics_of(logs).items():
+                self._scalar(TRAIN, f"batch_{name}", value, self._train_batch)
+            if self.write_steps_per_second:
+                seconds = max(time.monotonic() - self._batch_began, 1e-9)
+                self._scalar(TRAIN, "batch_steps_per_second", 1 / seconds, self._train_batch)
+        if self._profiled is not None and self._train_batch >= self._profiled[1]:
+            self._stop_profiler()
+
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Write the batch's metrics when it is time for them."""
+        self._test_batch += 1
+        if self._is_due(self._test_batch):
+            for name, value in metrics_of(logs).items():
+                self._scalar(VALIDATION, f"batch_{name}", value, self._test_batch)
+
+    def on_test_end(self, logs: Logs = None) -> None:
+        """Write the metrics of an evaluation by the steps of training that were done."""
+        step = self.training.position[2]
+        for name, value in metrics_of(logs).items():
+            self._scalar(VALIDATION, f"evaluation_{name}_vs_iterations", value, step)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def on_checkpoint(self, checkpoint: Checkpoint, branch: str) -> None:
+        """Write the id, step and metrics of a checkpoint."""
+        step = checkpoint.step or 0
+        listed = "".join(f"\n- {name}: {value}" for name, value in checkpoint.metrics.items())
+        text = f"`{checkpoint.id}`\n\n- branch: {branch}\n- step: {step}\n- message: {checkpoint.message}{listed}"
+        self._writer(TRAIN).add_text("checkpoint", text, step)
+        self._scalar(TRAIN, "checkpoint/step", step, step)
+        for name, value in checkpoint.metrics.items():
+            self._scalar(TRAIN, f"checkpoint/{name}", value, step)
+        if self._has_ended:  # somebody's last save, after our own end
+            self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The batches counted."""
+        return {"train_batch": self._train_batch, "test_batch": self._test_batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._train_batch, self._test_batch = state["train_batch"], state["test_batch"]
+
+    def _is_due(self, batch: int) -> bool:
+        return isinstance(self.update_freq, int) and batch % self.update_freq == 0
+
+    def _writer(self, part: str) -> Any:
+        """The writer of a part, made when it is first wanted: no empty files."""
+        if part not in self._writers:
+            self._writers[part] = _writer_class()(str(self.log_dir / part))
+        return self._writers[part]
+
+    def _close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+    def _scalar(self, part: str, name: str, value: float, step: int) -> None:
+        self._writer(part).add_scalar(name, value, step)
+
+    def _write_epoch(self, epoch: int, logs: Logs) -> None:
+        """Training's metrics and those of validation, each in its part under the same name."""
+        metrics = metrics_of(logs)
+        if not metrics:
+            return
+        with suppress(InvalidInputError):  # no optimizer is known
+            metrics |= self.training.learning_rates
+        if self.write_steps_per_second:
+            seconds = max(time.monotonic() - self._epoch_began, 1e-9)
+            metrics["steps_per_second"] = (self._train_batch - self._epoch_first_batch) / seconds
+        for name, value in metrics.items():
+            part = VALIDATION if name.startswith("val_") else TRAIN
+            self._scalar(part, f"epoch_{name.removeprefix('val_')}", value, epoch)
+
+    def _write_weights(self, epoch: int) -> None:
+        writer = self._writer(TRAIN)
+        for name, weight in self.training.weights:
+            array = weight.detach().float().cpu()
+            writer.add_histogram(f"{name}/histogram", array, epoch)
+            if self.write_images and (image := _image(array)) is not None:
+                writer.add_images(f"{name}/image", image, epoch, dataformats="NHWC")
+
+    def _write_embeddings(self, epoch: int) -> None:
+        writer = self._writer(TRAIN)
+        for name, table in self.training.embeddings.items():
+            file = self.embeddings_metadata
+            if isinstance(file, dict):
+                file = file.get(name)
+            labels = Path(str(file)).read_text().splitlines() if file is not None else None
+            writer.add_embedding(table.detach().cpu(), metadata=labels, global_step=epoch, tag=name)
+
+    def _check_metadata(self) -> None:
+        if not isinstance(self.embeddings_metadata, dict):
+            return
+        unknown = sorted(set(self.embeddings_metadata) - set(self.training.embeddings))
+        if unknown:
+            known = ", ".join(self.training.embeddings) or "none"
+            raise InvalidInputError(
+                f"TensorBoard: there is no embedding layer {shown(unknown[0])}. There are: {known}."
+            )
+
+    def _prepare_graph(self) -> None:
+        """Write a Keras model's layers, or wait for the inputs to trace a torch model with."""
+        layers = self.training.architecture
+        if layers is not None:
+            self._write_layers(layers)
+        elif (module := self.training.traceable) is not None:
+            self._remove_graph_hook()
+            self._graph_hook = module.register_forward_pre_hook(self._write_graph)
+
+    def _write_layers(self, layers: str) -> None:
+        """The layers as the graph plugin reads them of a Keras model."""
+        summary, tensors, types = (
+            import_module(f"tensorboard.compat.proto.{name}_pb2")
+            for name in ("summary", "tensor", "types")
+        )
+        plugin = summary.SummaryMetadata.PluginData(plugin_name="graph_keras_model", content=b"1")
+        tensor = tensors.TensorProto(dtype=types.DT_STRING, string_val=[layers.encode()])
+        metadata = summary.SummaryMetadata(plugin_data=plugin)
+        value = summary.Summary.Value(tag="keras", metadata=metadata, tensor=tensor)
+        self._writer(TRAIN).file_writer.add_summary(summary.Summary(value=[value]), 0)
+
+    def _write_graph(self, model: Any, inputs: tuple[Any, ...]) -> None:
+        """Trace the model once, so that the training does not notice: torch sets the whole model to eval, and back."""
+        import torch
+
+        self._remove_graph_hook()
+        modes = [(module, module.training) for module in model.modules()]
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+        try:
+            with (
+                torch.random.fork_rng(devices),
+                torch.no_grad(),
+                warnings.catch_warnings(action="ignore"),  # of what the tracer makes constant
+                redirect_stdout(io.StringIO()),  # torch prints its error, and raises it
+            ):
+                self._writer(TRAIN).add_graph(model, inputs)
+        except Exception as error:  # noqa: BLE001 - many models cannot be traced, and torch says so in many ways
+            warnings.warn(
+                f"TensorBoard gets no graph: the model cannot be traced ({type(error).__name__}).",
+                stacklevel=2,
+            )
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _remove_graph_hook(self) -> None:
+        if self._graph_hook is not None:
+            self._graph_hook.remove()
+            self._graph_hook = None
+
+    def _start_profiler(self) -> None:
+        from torch.profiler import profile, tensorboard_trace_handler
+
+        folder = os.fspath(self.log_dir / TRAIN)
+        self._profiler = profile(on_trace_ready=tensorboard_trace_handler(folder))
+        self._profiler.start()
+
+    def _stop_profiler(self) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+
+def _writer_class() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "The TensorBoard callback needs the tensorboard package: pip install 'ckptstore[tensorboard]'."
+        ) from error
+    return SummaryWriter
+
+
+def _batches_to_profile(given: int | str | Sequence[int]) -> tuple[int, int] | None:
+    """The first and the last batch, counted from 1; None for none."""
+    try:
+        parts = given.split(",") if isinstance(given, str) else given
+        numbers = [parts] if isinstance(parts, int) else [int(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if not 1 <= len(numbers) <= 2 or numbers[0] < 0 or numbers[-1] < numbers[0]:
+        raise InvalidInputError(
+            f"TensorBoard: profile_batch is {shown(given)}; a batch, or the first and the last of some, is expected."
+        )
+    return (numbers[0], numbers[-1]) if numbers[-1] else None
+
+
+def _image(weight: Any) -> Any:
+    """Weights as images of shape N, H, W, channels, from 0 to 1; None for what no image can show."""
+    squeezed = weight.squeeze()
+    if squeezed.ndim == 1:
+        shaped = squeezed.reshape(1, -1, 1, 1)
+    elif squeezed.ndim == 2:
+        wide = squeezed if squeezed.shape[0] <= squeezed.shape[1] else squeezed.T
+        shaped = wide.reshape(1, *wide.shape, 1)
+    elif squeezed.ndim == 3:
+        shaped = squeezed.unsqueeze(-1)
+    elif squeezed.ndim == 4 and squeezed.shape[-1] in CHANNELS:
+        shaped = squeezed
+    else:
+        return None
+    low, high = shaped.min(), shaped.max()
+    return (shaped - low) / (high - low if high > low else 1)
