@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ALIKE_MAX = 20  # names that begin alike and are told one by one; all of them are in the error's `incompatible`
+
 
 class CkptStoreError(Exception):
     """Base of everything that ckptstore raises on purpose."""
@@ -68,15 +70,27 @@ class Incompatible:
 
     def __str__(self) -> str:
         parts = [
-            f"{len(names)} {label}: {', '.join(names)}"
+            f"{len(names)} {label}: {', '.join(_gathered(names))}"
             for label, names in (
+                ("mismatched", self.mismatched),
                 ("missing from the checkpoint", self.missing),
                 ("not expected by the destination", self.unexpected),
-                ("mismatched", self.mismatched),
             )
             if names
         ]
         return "; ".join(parts) or "no differences"
+
+
+def _gathered(names: tuple[str, ...]) -> list[str]:
+    """Names as a message tells them: many that begin alike are one, with their number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.split("/")[0], []).append(name)
+    return [
+        text
+        for top, found in groups.items()
+        for text in (found if len(found) <= ALIKE_MAX else [f"{top}/… ({len(found)} names)"])
+    ]
 
 
 class CheckoutMismatchError(InvalidInputError):

@@ -200,7 +200,7 @@ class Follower:
         with paused_collector():
             root = _part(self._catalog.structure(manifest), model, part)
             entries, bundles = self._arrays(manifest)
-            placement = place(root, model, entries)
+            placement = place(root, arrays.in_place(model), entries)
         if placement.incompatible:
             raise CheckoutMismatchError(
                 f"The checkpoint does not fit: {placement.incompatible}. Nothing was changed.",

@@ -308,7 +308,8 @@ class Repository:
         and its meta says what was chosen and renamed.
         """
         check_ref_name(name, kind="branch")
-        if include is None and exclude is None and rename is None:
+        asked = (include, exclude, rename or None)
+        if asked == (None, None, None) and tuple(reset) == ("step", "metrics"):
             return self._branch_at(name, self._durable(at))
         from ckptstore.seed import Seed
 

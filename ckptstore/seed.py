@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ckptstore.objects import ObjectStore
 
 RESETTABLE = ("step", "metrics")
+SEED = "seed"  # what the meta of a seed has, and says there what was taken from the source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class Seed:
             message=f"seed from {id.short}{step}",
             created=now,
             new_bytes=written.new_bytes,
-            meta=check_meta({"seed": dict(self.asked)}),
+            meta=check_meta({SEED: dict(self.asked)}),
         )
 
 

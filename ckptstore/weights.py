@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import repository
-from ckptstore.arrays import is_module
+from ckptstore.arrays import in_place, is_module
 from ckptstore.repository import Repository
 from ckptstore.state import WEIGHTS
 
@@ -25,7 +25,7 @@ def load_weights(
 ) -> Incompatible:
     """Fill a model in place with the weights of a checkpoint, and return what did not fit.
 
-    model: an nn.Module, or a nest of dicts and lists of tensors and arrays. store: a repository, or where it lies.
+    model: an nn.Module, a Keras model, or a nest of dicts and lists of tensors and arrays. store: a repository, or where it lies.
     part: the key of the outermost dict that holds the weights; None takes "model" where a module is filled and there is
     one, as a training manager commits it, else everything. Nothing else is read.
     strict: CheckoutMismatchError lists every difference before anything changes.
@@ -34,5 +34,7 @@ def load_weights(
     checkpoint = repo.resolve(rev)
     if part is None and is_module(model) and WEIGHTS in checkpoint.names:
         part = WEIGHTS
-    found: Incompatible = repo.checkout(checkpoint.id, into=model, part=part, strict=strict)
+    found: Incompatible = repo.checkout(
+        checkpoint.id, into=in_place(model), part=part, strict=strict
+    )
     return found

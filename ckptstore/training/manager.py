@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +21,7 @@ from ckptstore.retention import (
     Policy,
     Union,
 )
+from ckptstore.seed import SEED
 from ckptstore.staging import Staging
 from ckptstore.training.background import Background
 from ckptstore.training.preemption import EXIT_CODE, Preemption
@@ -87,13 +90,14 @@ class CheckpointManager:
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
         self.tracked: dict[str, Stateful] = {
-            name: stateful(name, value) for name, value in tracked.items() if value is not None
+            name: _tracked(name, value) for name, value in tracked.items() if value is not None
         }
         self.epoch: int | None = None
         self.batch: int | None = None
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
         self._staging = Staging() if async_save else None
         self._background: Background[Checkpoint] = Background()
+        self._made: Checkpoint | None = None
         self._preemption = Preemption()
         self._saved_step, self._saved_time = 0, clock()
         self.repository = (
@@ -161,6 +165,7 @@ class CheckpointManager:
         init_fn: Callable[[], object] | None = None,
         strict: bool = True,
         include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
     ) -> int:
         """Restore the newest checkpoint of the branch, or call init_fn when there is none: how many steps are done.
 
@@ -170,7 +175,7 @@ class CheckpointManager:
             if init_fn is not None:
                 init_fn()
             return 0
-        return self.restore(rev, strict=strict, include=include).step or 0
+        return self.restore(rev, strict=strict, include=include, exclude=exclude).step or 0
 
     def restore(
         self,
@@ -178,22 +183,27 @@ class CheckpointManager:
         *,
         strict: bool = True,
         include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
     ) -> Checkpoint:
         """Bring everything tracked to a checkpoint, the newest of the branch by default.
 
         strict: CheckoutMismatchError lists every difference before anything changes; without it what fits is restored.
-        include: globs of what to restore ("model/**").
+        include, exclude: globs of what to restore ("model/**"). What they leave out, and what a seed did not take from its
+        source, stays as it is.
         """
         self.wait()
         try:
             checkpoint = self.repository.resolve(rev or self.branch)
-            tops = {path.split("/")[0] for path in _paths(checkpoint)}
-            into, random, progress = destination(self.tracked, tops)
-            self.repository.checkout(checkpoint.id, into=into, strict=strict, include=include)
+            into, random, progress = destination(self.tracked, checkpoint.names)
+            if include is None and SEED in checkpoint.meta:
+                include = [f"{path}/**" for path in _tops(checkpoint)]
+            self.repository.checkout(
+                checkpoint.id, into=into, strict=strict, include=include, exclude=exclude
+            )
         except CkptStoreError as error:
             error.add_note(
-                "Nothing was started anew. Restore another checkpoint (rev=), only parts (include=, strict=False), or "
-                "choose another branch."
+                "Nothing was started anew. Restore another checkpoint (rev=), only parts (include=, exclude=, strict=False), "
+                "or choose another branch."
             )
             raise
         settle(self.tracked, random)
@@ -245,7 +255,8 @@ class CheckpointManager:
 
     def wait(self) -> Checkpoint | None:
         """Wait for the save in flight, and raise its error: the newest checkpoint that this manager made."""
-        return self._background.wait()
+        self._background.wait()
+        return self._made
 
     def close(self) -> None:
         """Wait, raise the error of the last save, and give SIGTERM back."""
@@ -254,7 +265,7 @@ class CheckpointManager:
 
     def _commit(self, state: object, facts: Mapping[str, Any]) -> Checkpoint:
         """Store a state, then give up what the policy does not keep."""
-        made = self.repository.commit(state, branch=self.branch, retry=True, **facts)
+        made = self._made = self.repository.commit(state, branch=self.branch, retry=True, **facts)
         policies = self._decidable()
         if policies:
             policy = policies[0] if len(policies) == 1 else Union(tuple(policies))
@@ -279,8 +290,21 @@ class CheckpointManager:
         raise SystemExit(EXIT_CODE)
 
 
-def _paths(checkpoint: Checkpoint) -> list[str]:
-    return [*checkpoint.values, *(array.path for array in checkpoint.arrays)]
+def _tracked(name: str, value: object) -> Stateful:
+    """What to track under a name; one that looks like an option is most likely that, mistyped."""
+    try:
+        return stateful(name, value)
+    except InvalidInputError as error:
+        options = inspect.signature(CheckpointManager).parameters
+        if close := difflib.get_close_matches(name, options, n=1):
+            raise InvalidInputError(f"{error} Did you mean {close[0]}?") from error
+        raise
+
+
+def _tops(checkpoint: Checkpoint) -> list[str]:
+    """The first parts of all paths."""
+    paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
+    return sorted({path.split("/")[0] for path in paths})
 
 
 def _best(text: str | KeepBest | None) -> KeepBest | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ckptstore.arrays import is_keras
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.random_state import Generator, RandomState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 RANDOM, PROGRESS = "rng", "progress"
 
@@ -45,6 +47,9 @@ def stateful(name: str, value: object) -> Stateful:
         raise InvalidInputError(
             f"{name!r} is what the manager itself saves under that name. Choose another."
         )
+    if is_keras(value):
+        found: Stateful = import_module("ckptstore.integrations.keras").ModelState(value)
+        return found
     value = getattr(value, "_orig_mod", value)  # torch.compile's wrapper, whose names would differ
     if type(value).__name__ == "DistributedDataParallel":
         value = value.module  # type: ignore[attr-defined]
@@ -68,8 +73,10 @@ def capture(
     return state
 
 
-def destination(tracked: Mapping[str, Stateful], tops: set[str]) -> tuple[dict[str, Any], Box, Box]:
-    """What a checkout fills, and the boxes for random numbers and progress. tops: the checkpoint's outermost names.
+def destination(
+    tracked: Mapping[str, Stateful], names: Collection[str | int]
+) -> tuple[dict[str, Any], Box, Box]:
+    """What a checkout fills, and the boxes for random numbers and progress. names: the checkpoint's outermost ones.
 
     Data loaders come last of the others: making their iterator draws random numbers.
     """
@@ -77,7 +84,7 @@ def destination(tracked: Mapping[str, Stateful], tops: set[str]) -> tuple[dict[s
     loaders = [name for name, item in tracked.items() if _is_loader(item)]
     into: dict[str, Any] = {name: item for name, item in tracked.items() if name not in loaders}
     into |= {name: tracked[name] for name in loaders}
-    into |= {name: box for name, box in ((RANDOM, random), (PROGRESS, progress)) if name in tops}
+    into |= {name: box for name, box in ((RANDOM, random), (PROGRESS, progress)) if name in names}
     return into, random, progress
 
 

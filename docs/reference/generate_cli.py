@@ -148,7 +148,7 @@ def _paragraph(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    escaped = text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").replace("[", "\\[")
     return " ".join(escaped.split())
 
 

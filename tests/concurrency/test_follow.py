@@ -45,6 +45,12 @@ def net() -> nn.Sequential:
     return model
 
 
+def values(model: nn.Module) -> set[float]:
+    """The least and the greatest number of each array: one number, where all is of one step."""
+    arrays = list(model.state_dict().values())
+    return {float(end) for array in arrays for end in (array.min(), array.max())}
+
+
 def serve(store: Path) -> tuple[list[int], list[set[float]]]:
     """Follow a trainer to its end: the steps served, and every mixture of steps that a reader saw."""
     repo = ckptstore.init(store, chunk_size=64 << 10)
@@ -54,8 +60,7 @@ def serve(store: Path) -> tuple[list[int], list[set[float]]]:
     def read() -> None:
         while not done.is_set():
             with follower.reading():
-                seen = {float(p.min()) for p in model.parameters()}
-                seen |= {float(p.max()) for p in model.parameters()}
+                seen = values(model)
             if len(seen) > 1:
                 mixtures.append(seen)
 
@@ -67,11 +72,11 @@ def serve(store: Path) -> tuple[list[int], list[set[float]]]:
     try:
         while not served or served[-1] < STEPS:
             assert process.poll() in (None, 0)
-            if follower.wait(timeout=60) is not None:
-                update = follower.update(model)
-                assert update is not None
-                served.append(update.checkpoint.step or 0)
-                assert {float(p.min()) for p in model.parameters()} == {float(served[-1])}
+            assert follower.wait(timeout=60) is not None
+            update = follower.update(model)
+            assert update is not None
+            served.append(update.checkpoint.step or 0)
+            assert values(model) == {float(served[-1])}
     finally:
         done.set()
         for reader in readers:

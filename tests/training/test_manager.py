@@ -258,7 +258,7 @@ def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
         {"progress": model()},
         {"optimizer": torch.optim.AdamW},
     ],
-    ids=str,
+    ids=[str(number) for number in range(14)],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):
@@ -617,3 +617,50 @@ def test_a_stateful_data_loader_goes_on_in_the_middle_of_an_epoch() -> None:
         torch.manual_seed(99)
         rest = train(*world(), None)
         assert first + rest == whole, stop
+
+
+def test_what_a_seed_holds_has_to_fit_and_the_rest_stays() -> None:
+    first = manager(model=model(4, 2), optimizer=torch.optim.SGD(model().parameters()))
+    first.save(9)
+    first.wait()
+    first.repository.branch("task", "main", include=["model/0.*"])
+    net = model(4, 3)
+    head = net[2].weight.clone()
+    task = manager(
+        first.repository, branch="task", model=net, optimizer=torch.optim.SGD(net.parameters())
+    )
+    assert task.restore_or_initialize() == 0
+    assert torch.equal(net[0].weight, first.tracked["model"].state_dict()["0.weight"])
+    assert torch.equal(net[2].weight, head)
+    with pytest.raises(CheckoutMismatchError, match="2 mismatched: model/0"):
+        manager(first.repository, branch="task", model=model(5)).restore_or_initialize()
+    task.save(1)
+    task.wait()
+    with pytest.raises(CheckoutMismatchError, match="missing"):
+        manager(first.repository, branch="task", model=model(4, 4)).restore_or_initialize()
+
+
+def test_a_mistyped_option_is_recognised() -> None:
+    with pytest.raises(InvalidInputError, match="Did you mean max_to_keep"):
+        manager(max_to_kep=3)
+
+
+def test_what_was_not_asked_for_stays() -> None:
+    net = model()
+    first = manager(model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.5))
+    first.save(2)
+    first.wait()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    second = manager(first.repository, model=net, optimizer=optimizer)
+    assert second.restore_or_initialize(exclude="optimizer/**") == 2
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_long_list_of_names_is_told_in_short() -> None:
+    net = model(4, 30)
+    first = manager(model=net, optimizer=torch.optim.AdamW(net.parameters()))
+    first.save(1)
+    first.wait()
+    with pytest.raises(CheckoutMismatchError, match=r"optimizer/… \(\d+ names\)") as caught:
+        manager(first.repository, model=model(4, 30)).restore()
+    assert len(caught.value.incompatible.unexpected) > 60
