@@ -72,6 +72,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     ema = AveragedModel(model, use_buffers=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=5)
     loader = Shuffled()
     own = np.random.default_rng(5)
     manager = CheckpointManager(
@@ -81,6 +82,7 @@ def main() -> None:
         optimizer=optimizer,
         scheduler=scheduler,
         ema=ema,
+        scaler=scaler,
         data=loader,
         own=own,
         max_to_keep=3,
@@ -99,9 +101,10 @@ def main() -> None:
             for _ in range(ACCUMULATE):
                 x, y = loader.next()
                 part = nn.functional.mse_loss(model(x), y) / ACCUMULATE
-                part.backward()
+                scaler.scale(part).backward()
                 loss = loss + part.detach()
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()
             ema.update_parameters(model)
             with open(options.log, "a") as log:
@@ -115,7 +118,7 @@ def main() -> None:
                 delay = options.kill_after_save
                 threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     hasher = blake3()
-    parts = (model.state_dict(), optimizer.state_dict(), scheduler.state_dict(), ema.state_dict())
+    parts = tuple(part.state_dict() for part in (model, optimizer, scheduler, ema, scaler))
     for path, value in _flat(parts):
         hasher.update(path.encode())
         hasher.update(value)
