@@ -105,7 +105,11 @@ def test_an_entry_that_cannot_be_is_refused(entry: ArrayEntry) -> None:
 
 
 DIGESTS = st.sampled_from([Digest.of(bytes([n])) for n in range(9)])
-PATHS = st.text(st.characters(categories=("L", "N", "P"), exclude_characters="/", codec="utf-8"), min_size=1, max_size=9)
+PATHS = st.text(
+    st.characters(categories=("L", "N", "P"), exclude_characters="/", codec="utf-8"),
+    min_size=1,
+    max_size=9,
+)
 
 
 @st.composite
