@@ -42,13 +42,14 @@ def fill(
     objects: ObjectStore,
     strict: bool,
     complete: bool,
+    path: str = "",
 ) -> Incompatible:
     """Fill an existing destination, and return what did not fit.
 
-    complete: the structure is a whole checkpoint, so that what the destination has beyond it counts as missing.
+    path: of the root in the checkpoint, where it is a part of it. complete: the structure is a whole checkpoint, so that what the destination has beyond it counts as missing.
     """
     entries = {entry.path: entry for page in pages for entry in page.entries}
-    placement = place(root, into, entries)
+    placement = place(root, into, entries, path=path)
     found = placement.incompatible if complete else replace(placement.incompatible, missing=())
     if strict and found:
         raise CheckoutMismatchError(
@@ -85,7 +86,7 @@ def _way_out(into: object, found: Incompatible) -> str:
         first = found.missing[0]
         homes = [top for top in tops if f"{top}/{first}" in found.unexpected]
         if homes:
-            return f"The names lie under {homes[0]!r}: pass into={{{homes[0]!r}: module}}, include={homes[0]!r}."
+            return f"The names lie under {homes[0]!r}: pass part={homes[0]!r}."
     if isinstance(into, dict) and tops and not found.missing and not found.mismatched:
         return f"Pass exclude={tops!r} to leave these out, or strict=False to do what can be done."
     return "Pass strict=False to do what can be done."

@@ -198,9 +198,16 @@ class Follower:
         manifest = self._catalog.manifest(id)
         held = None if full else self._holds.of(model)
         with paused_collector():
-            root = _part(self._catalog.structure(manifest), model, part)
+            whole = self._catalog.structure(manifest)
+            name = _name_of_part(whole, model, part)
+            root = whole if name is None else state.part(whole, name)
             entries, bundles = self._arrays(manifest)
-            placement = place(root, arrays.in_place(model), entries)
+            placement = place(
+                root,
+                arrays.in_place(model),
+                entries,
+                path="" if name is None else state.path_of(name),
+            )
         if placement.incompatible:
             raise CheckoutMismatchError(
                 f"The checkpoint does not fit: {placement.incompatible}. Nothing was changed.",
@@ -263,11 +270,11 @@ class Follower:
         return loads
 
 
-def _part(root: Node, model: object, name: str | None) -> Node:
-    """The part of a structure that goes into a model."""
+def _name_of_part(root: Node, model: object, name: str | None) -> str | None:
+    """The part of a structure that goes into a model; None for the whole."""
     if name is None and arrays.is_module(model) and WEIGHTS in state.entries(root):
-        name = WEIGHTS
-    return root if name is None else state.part(root, name)
+        return WEIGHTS
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

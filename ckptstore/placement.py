@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import has_no_memory, is_array, is_lazy, is_module, is_ndarray
 from ckptstore.errors import CorruptError, Incompatible, shown
+from ckptstore.format.names import escape_key
 from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.state import join, leaves, node_segments, unkey
 
@@ -46,10 +47,12 @@ class Placement:
         )
 
 
-def place(root: Node, destination: object, entries: Mapping[str, ArrayEntry]) -> Placement:
-    """Match the structure of a checkpoint against a destination."""
+def place(
+    root: Node, destination: object, entries: Mapping[str, ArrayEntry], *, path: str = ""
+) -> Placement:
+    """Match the structure of a checkpoint against a destination. path: of the root in the whole, where it is a part."""
     walk = _Place(entries)
-    walk.node(root, destination, "", None)
+    walk.node(root, destination, path, None)
     return walk.placement
 
 
@@ -176,7 +179,8 @@ class _Place:
                     self.placement.loads.append((item, _loader(module, name)))
             else:
                 self.placement.loads.append((item, _loader(module, name)))
-        self.placement.missing += [join(path, name) for name in expected if name not in found]
+        missing = (escape_key(name) for name in expected if name not in found)
+        self.placement.missing += [join(path, name) for name in missing]
 
 
 def _setter(target: Any, key: Any) -> Callable[[Any], object]:

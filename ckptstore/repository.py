@@ -265,6 +265,7 @@ class Repository:
             objects=self._objects,
             strict=strict,
             complete=selection.is_everything,
+            path="" if part is None else state.path_of(part),
         )
 
     def resolve(self, rev: str) -> Checkpoint:

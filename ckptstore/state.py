@@ -220,6 +220,11 @@ def part(root: Node, name: str) -> Node:
     return root[tag_of(root)][known.index(name)][1]
 
 
+def path_of(name: str) -> str:
+    """The path of what the outermost dict has under a key."""
+    return escape_key(name)
+
+
 def select(root: Node, chosen: Callable[[str], bool]) -> Node:
     """The structure of what is chosen, or NOTHING.
 

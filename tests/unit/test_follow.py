@@ -329,7 +329,7 @@ def test_weights_are_loaded_and_nothing_else(repo: ckptstore.Repository, reads: 
     with pytest.raises(CheckoutMismatchError, match="missing"):
         ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo)
     found = ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo, strict=False)
-    assert found.missing == ("3.weight", "3.bias")
+    assert found.missing == ("model/3.weight", "model/3.bias")
     with pytest.raises(NotFoundError):
         ckptstore.load_weights(served, repo, "nothing")
 
@@ -351,3 +351,21 @@ def test_a_part_can_be_checked_out_by_itself(repo: ckptstore.Repository) -> None
         InvalidInputError, match=r"no part 'scheduler'\. It has 'model', 'optimizer'"
     ):
         repo.checkout(part="scheduler")
+
+
+def test_differences_are_told_by_whole_paths(repo: ckptstore.Repository) -> None:
+    repo.commit(state_of(net()))
+    other = nn.Sequential(
+        nn.Linear(200, 200), nn.BatchNorm1d(200), nn.Linear(200, 3), nn.Linear(3, 3)
+    )
+    for call in (
+        lambda: ckptstore.load_weights(other, repo),
+        lambda: repo.follow().update(other),
+        lambda: repo.checkout(part="model", into=other),
+    ):
+        with pytest.raises(CheckoutMismatchError) as caught:
+            call()
+        assert caught.value.incompatible.missing == ("model/3.weight", "model/3.bias")
+        assert caught.value.incompatible.mismatched[0].startswith("model/2.weight (")
+    with pytest.raises(CheckoutMismatchError, match="pass part='model'"):
+        repo.checkout(into=other)
