@@ -3,6 +3,9 @@
 An update compares digests with those of the update before, and reads the chunks that differ and nothing else. All of it is
 read and checked before anything changes; then it is copied into the model while nobody reads that. So a model never
 holds a part of a checkpoint, and an update that fails leaves it as it was.
+
+What an array holds is remembered by where it lies in memory, and for as long as that memory lives: what was put in its
+place holds nothing, whichever model it belongs to.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import deque
+from bisect import bisect_right
+from collections import Counter, deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore import arrays, state
@@ -25,38 +31,43 @@ from ckptstore.errors import (
     ExpiredError,
     InvalidInputError,
     NotFoundError,
+    UnsupportedValueError,
     shown,
 )
 from ckptstore.format.chunks import Chunk, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.format.structure import array_path
-from ckptstore.history import first_parents
+from ckptstore.format.structure import array_path, tag_of
+from ckptstore.history import ancestors, first_parents
+from ckptstore.objects import ObjectStore
 from ckptstore.parallel import gather
 from ckptstore.placement import place
+from ckptstore.reader import read_bundle
+from ckptstore.selection import Selection
 from ckptstore.state import WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.catalog import Catalog
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
-    from ckptstore.format.page import ArrayEntry, Bundle
+    from ckptstore.format.page import ArrayEntry, Bundle, Page
     from ckptstore.format.structure import Node
-    from ckptstore.objects import ObjectStore
     from ckptstore.oplog import Oplog
     from ckptstore.placement import Placement
 
+    Patterns = str | Sequence[str] | None
 READ_THREADS = 4
 ATTEMPTS = 5  # at a newest checkpoint that gc gives up while it is read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What an update did: arrays and values that changed, and bytes of arrays that were read for it.
+    """What an update did.
 
-    whole_bytes: what a checkout of the same part reads.
+    changed: the paths of the arrays that were read. read_bytes: bytes of arrays that came from the storage for it; small
+    arrays may bring others of their bundle with them. whole_bytes: bytes of all the arrays that go into the model.
     """
 
     checkpoint: Checkpoint
@@ -78,7 +89,8 @@ class Follower:
         checkpoint: Callable[[Digest, Manifest], Checkpoint],
         poll_seconds: float,
     ) -> None:
-        if not 0 < poll_seconds < threading.TIMEOUT_MAX:
+        is_number = isinstance(poll_seconds, int | float)
+        if not is_number or not 0 < poll_seconds < threading.TIMEOUT_MAX:
             raise InvalidInputError(
                 f"poll_seconds is {shown(poll_seconds)}; a number of seconds above 0 is expected."
             )
@@ -87,12 +99,12 @@ class Follower:
         self._checkpoint, self._poll_seconds = checkpoint, poll_seconds
         self._closed = threading.Event()
         self._seen: Digest | None = None
-        self._saw_none = False
+        self._others: tuple[Digest, ...] | None = None
         self._waiting: deque[Digest] = deque()
         self._looking = threading.Lock()
         self._updating = threading.Lock()
         self._gate = _Gate()
-        self._holds = _Holds()
+        self._memory = _Memory()
 
     def __enter__(self) -> Self:
         return self
@@ -138,53 +150,84 @@ class Follower:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While this is held, no update changes a model. Several threads may hold it at once; do not update inside it."""
+        """While this is held, no update changes a model. Several threads may hold it at once, each more than once.
+
+        On a GPU it covers what was queued on the stream that updates copy on (the default one); before leaving it,
+        synchronize any other.
+        """
         with self._gate.reading():
             yield
 
-    def update(self, model: Any, *, part: str | None = None, full: bool = False) -> Update | None:
+    def update(
+        self,
+        model: Any,
+        *,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        part: str | None = None,
+        full: bool = False,
+    ) -> Update | None:
         """Bring a model to the newest checkpoint of the branch; None while there is none.
 
         model: an nn.Module, or a nest as `Repository.checkout(into=)` fills it; its arrays stay where they are in memory.
-        part: the name in the outermost dict of what goes into it; None takes "model" for a module where there is such a
-        name, else everything. The first update reads everything, the next what differs from the one before. Who changes
-        the model in between calls `forget`, or passes full=True.
-        CheckoutMismatchError lists every difference in names, shapes and dtypes; then, as after any error, nothing has
-        changed. Takes memory for what is read.
+        include, exclude: globs over the checkpoint's paths, as checkout takes them. part: the name in the outermost dict
+        of what goes into the model; None takes "model" for a module where there is such a name, else everything.
+        The first update reads everything, the next what differs from what the one before brought to the same memory. Who
+        changes that in between calls `forget`, or passes full=True. Plain values that a module has no place for are left
+        out. Takes memory for what is read; for a module that computes some of its state, also for what was there before.
+        CheckoutMismatchError lists every difference in names, shapes and dtypes; then, as after any error, the arrays
+        are as they were. Not inside `reading`, which would wait for itself.
         """
+        if self._gate.is_mine():
+            raise InvalidInputError(
+                "This thread is reading() and would wait for itself. Update after that."
+            )
+        choice = _Choice(selection=Selection.of(include, exclude), part=part)
         with self._updating:
-            for attempt in range(ATTEMPTS):
+            failed: Exception | None = None
+            for _ in range(ATTEMPTS):
                 head = self._oplog.newest().heads.get(self.branch)
                 if head is None:
                     return None
                 try:
-                    return self._bring(model, head, part=part, full=full)
-                except (CorruptError, NotFoundError, ExpiredError):
-                    if attempt == ATTEMPTS - 1 or not self._catalog.is_expired(head):
+                    return self._bring(model, head, choice, full=full)
+                except (CorruptError, NotFoundError, ExpiredError) as error:
+                    if not self._catalog.is_expired(head):
                         raise
-        return None
+                    failed = error
+        raise ExpiredError(
+            f"The newest checkpoint of {self.branch!r} expired while it was read, {ATTEMPTS} times in a row. "
+            "Keep more of them, or collect less often."
+        ) from failed
 
     def forget(self, model: Any) -> None:
         """Forget what a model holds: the next update reads everything."""
-        self._holds.forget(model)
+        held = list(_holders(model, {}))
+        keys = [_place_of(holder) for holder in held if arrays.is_array(holder)]
+        self._memory.forget(keys=keys, owners=held)
 
     def _look(self) -> None:
         """Find what is new on the branch; of a branch that was moved elsewhere only its head is."""
-        head = self._oplog.newest().heads.get(self.branch)
+        newest = self._oplog.newest()
+        head = newest.heads.get(self.branch)
         if head is None:
-            self._saw_none = True  # so whatever comes is new
+            self._others = tuple(newest.refs.values())  # what they do not reach is new
         if head is None or head == self._seen:
             return
+        if self._seen is not None:
+            known = {self._seen}
+        elif self._others is not None:
+            known = {id for id, _ in ancestors(self._others, self._manifest)}
+        else:
+            known = set(self._catalog.manifest(head).parents[:1])
         new: list[Digest] = []
         for id, _ in first_parents(head, self._manifest):
-            if id == self._seen:
+            if id in known:
                 break
             new.append(id)
-            if self._seen is None and not self._saw_none:
-                break
         else:
-            new = new if self._seen is None else [head]
-        self._waiting.extend(reversed(new))
+            new = [head] if self._seen is not None else new
+        self._waiting.extend(reversed(new or [head]))
         self._seen = head
 
     def _manifest(self, id: Digest) -> Manifest | None:
@@ -193,208 +236,384 @@ class Follower:
         except NotFoundError:
             return None
 
-    def _bring(self, model: Any, id: Digest, *, part: str | None, full: bool) -> Update:
+    def _bring(self, model: Any, id: Digest, choice: _Choice, *, full: bool) -> Update:
         """Read what a checkpoint has that a model does not hold, then change the model."""
-        manifest = self._catalog.manifest(id)
-        held = None if full else self._holds.of(model)
+        manifest, objects = self._catalog.manifest(id), _CountedObjects(self._objects)
+        memory = _Memory() if full else self._memory
         with paused_collector():
-            whole = self._catalog.structure(manifest)
-            name = _name_of_part(whole, model, part)
-            root = whole if name is None else state.part(whole, name)
-            entries, bundles = self._arrays(manifest)
-            placement = place(
-                root,
-                arrays.in_place(model),
-                entries,
-                path="" if name is None else state.path_of(name),
-            )
-        if placement.incompatible:
-            raise CheckoutMismatchError(
-                f"The checkpoint does not fit: {placement.incompatible}. Nothing was changed.",
-                placement.incompatible,
-            )
-        before = held.entries if held else {}
-        changes = list(_changes(placement.targets, entries, bundles, before))
-        staged = gather(
-            [partial(change.read, self._objects) for change in changes], threads=READ_THREADS
-        )
-        loads = self._loads(placement, manifest, entries, held)
+            root, path = choice.of(self._catalog.structure(manifest), model)
+            pages = self._pages(manifest, root)
+            entries = {entry.path: entry for page in pages for entry in page.entries}
+            placement = place(root, arrays.in_place(model), entries, path=path)
+        _refuse_misfit(placement, model, entries, is_whole=choice.selection.is_everything)
+        fills = [_Fill(path, target, entries[path]) for path, target in placement.targets.items()]
+        loads = _loads(placement, model, entries)
+        changes = _changes(fills, memory)
+        staged = _read(changes, pages, objects)
+        new = [load for load in loads if not memory.was_handed(load)]
+        handed = [(load, fresh(load.node, pages, objects=objects)) for load in new]
+        may_undo = any(load.may_refuse and not load.is_own for load in new)
+        before = [(change, change.copy()) for change in changes] if may_undo else []
         with self._gate.writing():
-            self._holds.forget(
-                model
-            )  # whatever happens now, nobody knows what it holds until all is done
-            for change, data in zip(changes, staged, strict=True):
-                arrays.copy_chunk(change.target, change.chunk, data)
-            for _, assign, value in loads:
-                assign(value)
-            now = _Held(structure=manifest.structure, entries=entries)
-            self._holds.remember(model, now)
-        changed = dict.fromkeys(change.path for change in changes)
+            self._memory.forget(keys=(), owners=[load.owner for load in new])
+            _hand_over(load for load in handed if load[0].is_own)  # one that refuses does so first
+            self._memory.forget(keys=[change.fill.key for change in changes], owners=())
+            try:
+                _copy_all(staged)
+                _hand_over(load for load in handed if not load[0].is_own)
+            except BaseException:  # back where something refused, on where only copying was cut off
+                _copy_all(before or staged)
+                raise
+            self._memory.remember([change.fill for change in changes], loads)
+        changed = [
+            *(change.fill.path for change in changes),
+            *chain.from_iterable(load.paths for load in new),
+        ]
+        wholes = {fill.key: fill.entry.nbytes for fill in fills}
         return Update(
             checkpoint=self._checkpoint(id, manifest),
-            changed=tuple(changed),
-            read_bytes=sum(change.chunk.size for change in changes)
-            + sum(_bytes_of(node, entries) for node, _, _ in loads),
-            whole_bytes=_whole_bytes(placement.targets, entries)
-            + sum(_bytes_of(node, entries) for node, _ in placement.loads),
+            changed=tuple(dict.fromkeys(changed)),
+            read_bytes=sum(objects.read_bytes),
+            whole_bytes=sum(wholes.values()) + sum(load.nbytes for load in loads),
         )
 
-    def _arrays(self, manifest: Manifest) -> tuple[dict[str, ArrayEntry], dict[str, Bundle | None]]:
-        """Every array of a checkpoint by its path, and the bundle that it lies in."""
-        entries: dict[str, ArrayEntry] = {}
-        bundles: dict[str, Bundle | None] = {}
-        for page in self._catalog.pages(manifest):
-            for entry in page.entries:
-                entries[entry.path], bundles[entry.path] = entry, page.bundle
-        return entries, bundles
-
-    def _loads(
-        self,
-        placement: Placement,
-        manifest: Manifest,
-        entries: Mapping[str, ArrayEntry],
-        held: _Held | None,
-    ) -> list[tuple[Node, Callable[[Any], object], Any]]:
-        """What is handed over whole (plain values, optimizers), built; what is the same as before is left out."""
-        is_same = held is not None and held.structure == manifest.structure
-        loads = []
-        for node, assign in placement.loads:
-            paths = _paths(node)
-            if (
-                held is None
-                or not is_same
-                or any(held.entries.get(path) != entries.get(path) for path in paths)
-            ):
-                pages = list(self._catalog.pages(manifest)) if paths else []
-                loads.append((node, assign, fresh(node, pages, objects=self._objects)))
-        return loads
-
-
-def _name_of_part(root: Node, model: object, name: str | None) -> str | None:
-    """The part of a structure that goes into a model; None for the whole."""
-    if name is None and arrays.is_module(model) and WEIGHTS in state.entries(root):
-        return WEIGHTS
-    return name
+    def _pages(self, manifest: Manifest, root: Node) -> list[Page]:
+        """The pages that list the arrays of a structure, and no others."""
+        firsts = [ref.first for ref in manifest.pages]
+        nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
+        names = chain.from_iterable({node[tag_of(node)], node.get("tied", "")} for node in nodes)
+        chosen = {bisect_right(firsts, name) - 1 for name in names} - {-1}
+        refs = tuple(manifest.pages[position] for position in sorted(chosen))
+        return list(self._catalog.pages(replace(manifest, pages=refs)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Held:
-    """What a model was last brought to."""
+class _Choice:
+    """What of a checkpoint goes into a model."""
 
-    structure: Digest
-    entries: Mapping[str, ArrayEntry]
+    selection: Selection
+    part: str | None
 
-
-@dataclass(slots=True)
-class _Holds:
-    """What each model holds; a model that is gone is forgotten."""
-
-    _weak: weakref.WeakKeyDictionary[Any, _Held] = field(default_factory=weakref.WeakKeyDictionary)
-    _strong: dict[int, tuple[Any, _Held]] = field(default_factory=dict)
-
-    def of(self, model: Any) -> _Held | None:
-        if arrays.is_module(model):
-            return self._weak.get(model)
-        return self._strong.get(id(model), (None, None))[1]
-
-    def remember(self, model: Any, held: _Held) -> None:
-        if arrays.is_module(model):
-            self._weak[model] = held
-        else:
-            self._strong[id(model)] = model, held
-
-    def forget(self, model: Any) -> None:
-        if arrays.is_module(model):
-            self._weak.pop(model, None)
-        else:
-            self._strong.pop(id(model), None)
+    def of(self, root: Node, model: object) -> tuple[Node, str]:
+        """The structure of what is chosen, and where it lies in the whole."""
+        if not self.selection.is_everything:
+            root = state.select(root, self.selection)
+            if root is state.NOTHING:
+                raise InvalidInputError(f"Nothing in the checkpoint is chosen by {self.selection}.")
+        name = self.part
+        if name is None and arrays.is_module(model) and WEIGHTS in state.entries(root):
+            name = WEIGHTS
+        return (root, "") if name is None else (state.part(root, name), state.path_of(name))
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """Bytes to read, and where they go. bundle: the object they are a part of, from `start` on."""
+def _refuse_misfit(
+    placement: Placement, model: object, entries: Mapping[str, ArrayEntry], *, is_whole: bool
+) -> None:
+    """Raise when a checkpoint does not fit; plain values that a module has no place for do not count."""
+    found = placement.incompatible
+    if not is_whole:
+        found = replace(found, missing=())
+    if arrays.is_module(model):
+        arrays_only = tuple(name for name in found.unexpected if name in entries)
+        found = replace(found, unexpected=arrays_only)
+    if found:
+        raise CheckoutMismatchError(
+            f"The checkpoint does not fit: {found}. Nothing was changed.", found
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Fill:
+    """An array of a model, and what of a checkpoint goes into it. key: where the array lies in memory."""
 
     path: str
     target: Any
+    entry: ArrayEntry
+    key: object = None
+
+    def __post_init__(self) -> None:
+        self.key = _place_of(self.target) or id(self.target)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """Bytes to read, and where they go."""
+
+    fill: _Fill
     chunk: Chunk
     digest: Digest
-    bundle: Bundle | None = None
-    start: int = 0
 
-    def read(self, objects: ObjectStore) -> memoryview:
-        """The checked bytes."""
-        data = memoryview(bytearray(self.chunk.size))
-        if self.bundle:
-            objects.read_range(self.bundle.digest, data, start=self.start, expected=self.digest)
-        else:
-            objects.read_into(self.digest, data)
+    @property
+    def is_small(self) -> bool:
+        """True for an array that lies in a bundle."""
+        return self.fill.entry.offset is not None
+
+    def read(self, objects: ObjectStore) -> list[tuple[_Change, memoryview]]:
+        """The checked bytes of a chunk."""
+        data = self._buffer()
+        objects.read_into(self.digest, data)
+        return [(self, data)]
+
+    def copy(self) -> memoryview:
+        """The bytes that are there now."""
+        data, target = self._buffer(), self.fill.target
+        target = target if arrays.is_ndarray(target) else target.detach()
+        arrays.copy_out(target[self.chunk.index] if self.chunk.index else target, data)
         return data
 
+    def _buffer(self) -> memoryview:
+        return arrays.allocate(arrays.NDARRAY, "uint8", (self.chunk.size,))[1]
 
-def _changes(
-    targets: Mapping[str, Any],
-    entries: Mapping[str, ArrayEntry],
-    bundles: Mapping[str, Bundle | None],
-    before: Mapping[str, ArrayEntry],
-) -> Iterator[_Change]:
-    """The chunks of what goes into a model that differ from what it holds."""
-    seen: set[int] = set()
-    for path, target in targets.items():
-        new, old = entries[path], before.get(path)
-        is_alike = old is not None and (old.dtype, old.shape, old.chunk_shape) == (
-            new.dtype,
-            new.shape,
-            new.chunk_shape,
-        )
-        if id(target) in seen or (is_alike and old is not None and old.digests == new.digests):
+
+def _changes(fills: Iterable[_Fill], memory: _Memory) -> list[_Change]:
+    """The chunks of what goes into a model that differ from what it holds; tied arrays are the same memory."""
+    filled: dict[object, ArrayEntry] = {}
+    changes: list[_Change] = []
+    for fill in fills:
+        new = fill.entry
+        first = filled.setdefault(fill.key, new)
+        if first is not new and first.digests == new.digests:
             continue
-        seen.add(id(target))  # a tied name is the same memory, with the same digests
+        held = memory.entry(fill.key) if first is new else None
+        if held is not None and held.chunk_shape != new.chunk_shape:
+            held = None
+        if held is not None and held.digests == new.digests:
+            continue
         if new.offset is not None:
             everything = tuple(slice(0, length) for length in new.shape)
-            whole = Chunk(0, new.nbytes, everything)
-            yield _Change(path, target, whole, new.digests[0], bundles[path], new.offset)
+            changes.append(_Change(fill, Chunk(0, new.nbytes, everything), new.digests[0]))
             continue
-        held = old.digests if is_alike and old is not None else (None,) * len(new.digests)
+        known = (None,) * len(new.digests) if held is None else held.digests
         grid = chunks(new.shape, new.chunk_shape, item_bytes=ITEM_BYTES[new.dtype])
-        for digest, known, chunk in zip(new.digests, held, grid, strict=True):
-            if digest != known:
-                yield _Change(path, target, chunk, digest)
+        changes += [
+            _Change(fill, chunk, digest)
+            for digest, old, chunk in zip(new.digests, known, grid, strict=True)
+            if digest != old
+        ]
+    return changes
 
 
-def _whole_bytes(targets: Mapping[str, Any], entries: Mapping[str, ArrayEntry]) -> int:
-    """Bytes of all that is filled in place; tied names count once."""
-    return sum({id(target): entries[path].nbytes for path, target in targets.items()}.values())
+def _read(
+    changes: Iterable[_Change], pages: Iterable[Page], objects: ObjectStore
+) -> list[tuple[_Change, memoryview]]:
+    """The checked bytes of all changes; small arrays of a page come together where most of its bundle is wanted."""
+    small: dict[str, _Change] = {}
+    jobs = []
+    for change in changes:
+        if change.is_small:
+            small[change.fill.path] = change
+        else:
+            jobs.append(partial(change.read, objects))
+    for page in pages:
+        found = [small[entry.path] for entry in page.entries if entry.path in small]
+        if found and page.bundle:
+            jobs.append(partial(_read_small, page.bundle, found, objects))
+    return list(chain.from_iterable(gather(jobs, threads=READ_THREADS)))
 
 
-def _paths(node: Node) -> list[str]:
-    found = (array_path(leaf) for _, leaf in state.leaves(node))
-    return [path for path in found if path is not None]
+def _read_small(
+    bundle: Bundle, changes: list[_Change], objects: ObjectStore
+) -> list[tuple[_Change, memoryview]]:
+    found = read_bundle(bundle, [change.fill.entry for change in changes], objects)
+    return [(change, data) for change, (_, data) in zip(changes, found, strict=True)]
 
 
-def _bytes_of(node: Node, entries: Mapping[str, ArrayEntry]) -> int:
-    return sum(entries[path].nbytes for path in _paths(node))
+def _copy_all(staged: Iterable[tuple[_Change, memoryview]]) -> None:
+    for change, data in staged:
+        arrays.copy_chunk(change.fill.target, change.chunk, data)
+
+
+class _CountedObjects(ObjectStore):
+    """Objects, and the bytes of each read of them."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self.read_bytes: list[int] = []
+
+    def read_into(self, digest: Digest, buffer: memoryview) -> None:
+        """Read a whole object."""
+        self._objects.read_into(digest, buffer)
+        self.read_bytes.append(buffer.nbytes)
+
+    def read_range(
+        self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
+    ) -> None:
+        """Read a part of an object."""
+        self._objects.read_range(digest, buffer, start=start, expected=expected)
+        self.read_bytes.append(buffer.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Load:
+    """What is handed over whole (plain values, optimizers), and to whom, where that can be told.
+
+    content: equal for what is the same to the last bit; None for what holds no array, and costs nothing to hand over again.
+    """
+
+    node: Node
+    assign: Callable[[Any], object]
+    owner: object
+    paths: tuple[str, ...]
+    nbytes: int
+    content: object
+
+    @property
+    def is_own(self) -> bool:
+        """True for an object with a state of its own, such as an optimizer; it knows nothing of the arrays."""
+        return hasattr(self.assign, "__self__")
+
+    @property
+    def may_refuse(self) -> bool:
+        """True but for a value in a dict or list, which is only exchanged."""
+        return not getattr(self.assign, "__qualname__", "").startswith("_setter.")
+
+
+def _hand_over(loads: Iterable[tuple[_Load, Any]]) -> None:
+    """Give each object what is its own; its load_state_dict may refuse that in any way it likes."""
+    for load, value in loads:
+        try:
+            load.assign(value)
+        except Exception as error:
+            raise InvalidInputError(
+                f"A load_state_dict refused what the checkpoint holds for it ({type(error).__name__}: {error}). "
+                "Arrays are as they were before."
+            ) from error
+
+
+def _loads(placement: Placement, model: object, entries: Mapping[str, ArrayEntry]) -> list[_Load]:
+    """What is handed over."""
+    loads = []
+    for node, assign in placement.loads:
+        paths = tuple(path for _, leaf in state.leaves(node) if (path := array_path(leaf)))
+        unlisted = next((path for path in paths if path not in entries), None)
+        if unlisted is not None:
+            raise CorruptError(
+                f"The structure names {unlisted!r:.200}, which no page lists. Run verify."
+            )
+        load = _Load(
+            node=node,
+            assign=assign,
+            owner=getattr(assign, "__self__", model if arrays.is_module(model) else None),
+            paths=paths,
+            nbytes=sum(entries[path].nbytes for path in paths),
+            content=(repr(node), *(entries[path].digests for path in paths)) if paths else None,
+        )
+        loads.append(load)
+    return loads
+
+
+class _Memory:
+    """What arrays were filled with, by where they lie, and what objects were handed last; both weakly."""
+
+    def __init__(self) -> None:
+        self._filled: dict[object, tuple[Callable[[], bool], ArrayEntry]] = {}
+        self._handed: dict[int, tuple[Callable[[], bool], set[object]]] = {}
+        self._lock = threading.Lock()
+
+    def entry(self, key: object) -> ArrayEntry | None:
+        """What lies at this place in memory; None when nobody knows."""
+        is_gone, entry = self._filled.get(key, (None, None))
+        return None if is_gone is None or is_gone() else entry
+
+    def was_handed(self, load: _Load) -> bool:
+        """True when an object got just this from the last update that had anything for it."""
+        is_gone, contents = self._handed.get(id(load.owner), (None, set()))
+        return is_gone is not None and not is_gone() and load.content in contents
+
+    def remember(self, fills: Iterable[_Fill], loads: Iterable[_Load]) -> None:
+        """Remember what was filled and what was handed over, and let go of what is gone."""
+        filled: dict[object, tuple[Callable[[], bool], ArrayEntry]] = {}
+        handed: dict[int, tuple[Callable[[], bool], set[object]]] = {}
+        disputed = set()  # memory that two arrays share and that got two different things
+        for fill in fills:
+            if (is_gone := _end_of(fill.target)) is not None:
+                _, entry = filled.setdefault(fill.key, (is_gone, fill.entry))
+                disputed |= {fill.key} if entry.digests != fill.entry.digests else set()
+        for load in loads:
+            if load.content is not None and (is_gone := _end_of(load.owner)) is not None:
+                handed.setdefault(id(load.owner), (is_gone, set()))[1].add(load.content)
+        with self._lock:
+            self._filled = {key: held for key, held in self._filled.items() if not held[0]()}
+            self._filled |= {key: held for key, held in filled.items() if key not in disputed}
+            self._handed = {key: held for key, held in self._handed.items() if not held[0]()}
+            self._handed |= handed
+
+    def forget(self, *, keys: Iterable[object], owners: Iterable[object]) -> None:
+        """Know nothing more of what lies at places in memory, and of objects."""
+        with self._lock:
+            for key in keys:
+                self._filled.pop(key, None)
+            for owner in owners:
+                self._handed.pop(id(owner), None)
+
+
+def _place_of(array: Any) -> object:
+    """Equal for the same memory read in the same way, while that lives; None where that cannot be told."""
+    try:
+        source = arrays.describe_only(array)
+    except UnsupportedValueError:
+        return None
+    return None if source is None else source.identity
+
+
+def _end_of(holder: Any) -> Callable[[], bool] | None:
+    """A function that tells whether something is gone: of a tensor its memory, which views share. None if that cannot be told."""
+    if arrays.is_array(holder) and not arrays.is_ndarray(holder):
+        if _place_of(holder) is None:
+            return None
+        reductions = import_module("torch.multiprocessing.reductions")
+        expired: Callable[[], bool] = reductions.StorageWeakRef(holder.untyped_storage()).expired
+        return expired
+    try:
+        found = weakref.ref(holder)
+    except TypeError:
+        return None
+    return lambda: found() is None
+
+
+def _holders(value: Any, seen: dict[int, object]) -> Iterator[Any]:
+    """The arrays and objects of a model, which may hold itself."""
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    if arrays.is_module(value):
+        yield value
+        named: Any = arrays.in_place(value)
+        yield from _holders(value.state_dict(keep_vars=True) if named is value else named, seen)
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _holders(item, seen)
+    else:
+        yield value
 
 
 class _Gate:
-    """Many may read or one may write; who wants to write comes before those who want to read after that."""
+    """Many may read or one may write; who wants to write comes before those who begin to read after that."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._readers = 0
+        self._readers: Counter[int] = Counter()  # by thread
         self._is_written = False
+
+    def is_mine(self) -> bool:
+        """True while this thread reads."""
+        with self._changed:
+            return self._readers[threading.get_ident()] > 0
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold it together with others who read."""
+        """Hold it together with others who read; a thread that does so already never waits."""
+        reader = threading.get_ident()  # whoever ends it may be another thread
         with self._changed:
-            while self._is_written:
+            while self._is_written and not self._readers[reader]:
                 self._changed.wait()
-            self._readers += 1
+            self._readers[reader] += 1
         try:
             yield
         finally:
             with self._changed:
-                self._readers -= 1
+                self._readers[reader] -= 1
+                self._readers += Counter()  # drops those that are at 0
                 self._changed.notify_all()
 
     @contextmanager
@@ -403,10 +622,11 @@ class _Gate:
         with self._changed:
             while self._is_written:
                 self._changed.wait()
-            self._is_written = True  # from here on nobody begins to read
-            while self._readers:
-                self._changed.wait()
+            self._is_written = True  # from here on no other thread begins to read
         try:
+            with self._changed:
+                while self._readers:
+                    self._changed.wait()
             yield
         finally:
             with self._changed:
