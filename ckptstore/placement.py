@@ -51,7 +51,7 @@ def place(
     root: Node, destination: object, entries: Mapping[str, ArrayEntry], *, path: str = ""
 ) -> Placement:
     """Match the structure of a checkpoint against a destination. path: of the root in the whole, where it is a part."""
-    walk = _Place(entries)
+    walk = _Place(entries, path)
     walk.node(root, destination, path, None)
     return walk.placement
 
@@ -59,8 +59,8 @@ def place(
 class _Place:
     """The walk of one destination."""
 
-    def __init__(self, entries: Mapping[str, ArrayEntry]) -> None:
-        self.entries = entries
+    def __init__(self, entries: Mapping[str, ArrayEntry], root: str) -> None:
+        self.entries, self.root = entries, root
         self.placement = Placement()
         self.first: dict[int, tuple[str, Any]] = {}  # by id: what fills it first, and the array
 
@@ -75,7 +75,7 @@ class _Place:
             self.placement.loads.append((node, target.load_state_dict))
         elif array_path(node) or is_array(target):
             self.array(node, target, name)
-        elif path and not _holds_arrays(node) and _is_plain(target):
+        elif path != self.root and not _holds_arrays(node) and _is_plain(target):
             self.value(node, name, assign)
         elif isinstance(target, dict) and _tag(node) in ("dict", "ordered_dict"):
             self.dict(node, target, path)

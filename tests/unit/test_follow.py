@@ -767,3 +767,10 @@ def test_whoever_ends_reading_may_be_another_thread() -> None:
     assert not gate.is_mine()
     with gate.writing():
         pass
+
+
+def test_a_part_of_plain_values_is_filled(repo: ckptstore.Repository) -> None:
+    repo.commit({"model": net().state_dict(), "config": {"lr": 0.5, "n": 3}})
+    target = {"lr": 0, "n": 0}
+    assert not repo.checkout(part="config", into=target)
+    assert target == {"lr": 0.5, "n": 3}
