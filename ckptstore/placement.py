@@ -63,6 +63,7 @@ class _Place:
         self.entries, self.root = entries, root
         self.placement = Placement()
         self.first: dict[int, tuple[str, Any]] = {}  # by id: what fills it first, and the array
+        self.plain: set[int] = set()  # ids of what was found to hold nothing to fill
 
     def node(
         self, node: Node, target: Any, path: str, assign: Callable[[Any], object] | None
@@ -75,7 +76,7 @@ class _Place:
             self.placement.loads.append((node, target.load_state_dict))
         elif array_path(node) or is_array(target):
             self.array(node, target, name)
-        elif path != self.root and not _holds_arrays(node) and _is_plain(target):
+        elif path != self.root and not _holds_arrays(node) and self.is_plain(target):
             self.value(node, name, assign)
         elif isinstance(target, dict) and _tag(node) in ("dict", "ordered_dict"):
             self.dict(node, target, path)
@@ -87,6 +88,22 @@ class _Place:
             self.placement.mismatched.append(
                 f"{name} (a {_tag(node)} there, a {type(target).__name__} here)"
             )
+
+    def is_plain(self, value: object) -> bool:
+        """True when nothing in a destination, which may hold itself, could be filled in place; each part is looked at once."""
+        seen: set[int] = set()
+        left = [value]
+        while left:
+            item = left.pop()
+            if isinstance(item, (dict, list, tuple)):
+                key = id(item)
+                if key not in seen and key not in self.plain:
+                    seen.add(key)
+                    left.extend(item.values() if isinstance(item, dict) else item)
+            elif is_array(item) or hasattr(item, "load_state_dict"):
+                return False
+        self.plain |= seen
+        return True
 
     def value(self, node: Node, name: str, assign: Callable[[Any], object] | None) -> None:
         """Exchange plain values, whole as they stand in the checkpoint."""
@@ -202,21 +219,6 @@ def _tag(node: Node) -> str:
 
 def _holds_arrays(node: Node) -> bool:
     return any(array_path(leaf) for _, leaf in leaves(node))
-
-
-def _is_plain(value: object) -> bool:
-    """True when nothing in a destination, which may hold itself, could be filled in place."""
-    seen: set[int] = set()
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, (dict, list, tuple)):
-            if id(item) not in seen:
-                seen.add(id(item))
-                left.extend(item.values() if isinstance(item, dict) else item)
-        elif is_array(item) or hasattr(item, "load_state_dict"):
-            return False
-    return True
 
 
 def _text(key: object) -> str:

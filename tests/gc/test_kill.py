@@ -62,7 +62,9 @@ def test_a_gc_killed_at_any_call_that_changes_files_is_finished_by_the_next(
     record_property("kills", len(points[part::PARTS]))
 
 
-def complaint(url: Path, *, commits: int = COMMITS) -> str | None:
+def complaint(
+    url: Path, *, commits: int = COMMITS, metrics: frozenset[str] = frozenset({"loss"})
+) -> str | None:
     """What is wrong with the repository, or None. It gets one more commit, of a state that expired or is about to."""
     repo = ckptstore.open(url)
     if not repo.verify().ok:
@@ -78,7 +80,7 @@ def complaint(url: Path, *, commits: int = COMMITS) -> str | None:
         (step, step <= commits + 1 - KEPT) for step in range(commits + 1, 0, -1)
     ]:
         return "the log does not tell of all checkpoints"
-    if any(c.metrics.keys() != log[1].metrics.keys() for c in log[1:]):
+    if any(c.metrics.keys() != metrics for c in log[1:]) or log[0].metrics.keys() != {"loss"}:
         return "metrics were lost"
     if repo._oplog.newest().condemned is not None:
         return "something is still condemned"

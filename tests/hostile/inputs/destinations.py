@@ -106,8 +106,8 @@ CASES = (
         "a dict that holds itself, of plain values", _plain_inside_itself, plain=True, refused=False
     ),
     _destination(
-        "20,000 lists in one another, of plain values",
-        lambda: _deep(20_000),
+        "100,000 lists in one another, of plain values",
+        lambda: _deep(100_000),
         plain=True,
         refused=False,
     ),
