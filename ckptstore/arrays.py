@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import InvalidInputError, StorageError, UnsupportedValueError, shown
 from ckptstore.format.chunks import DIMENSIONS_MAX
 from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.lazy import LazyArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ckptstore.format.chunks import Chunk
 
@@ -46,7 +47,7 @@ class ArraySource:
     """An array of a state, ready to be read chunk by chunk. Never changed once made.
 
     identity: equal for two names of the same memory, so that tied weights come out tied; None when that means nothing.
-    is_private: nobody else writes to `flat`.
+    array: a tensor, an ndarray, or a LazyArray. is_private: nobody else writes to `flat`.
     """
 
     kind: str
@@ -66,13 +67,34 @@ class ArraySource:
         if self.flat is not None:
             return self.flat[chunk.start : chunk.start + chunk.size]
         data = buffer(chunk.size)
-        copy_out(self.array[chunk.index] if chunk.index else self.array, data)
+        if isinstance(self.array, LazyArray):
+            self.array.read_into(data, chunk.start)
+        else:
+            copy_out(self.array[chunk.index] if chunk.index else self.array, data)
         return data
+
+    def pieces(self) -> Iterator[memoryview]:
+        """All bytes, in C order, a piece at a time: of a lazy array never more than one, valid until the next is asked for."""
+        if not isinstance(self.array, LazyArray):
+            yield self.whole()
+            return
+        buffer = bytearray()
+        for start, size in self.array.pieces():
+            if len(buffer) < size:
+                buffer = bytearray(size)
+            part = memoryview(buffer)[:size]
+            self.array.read_into(part, start)
+            yield part
 
     def whole(self) -> memoryview:
         """All bytes, in C order."""
         if self.flat is not None:
             return self.flat
+        if isinstance(self.array, LazyArray):
+            data = memoryview(bytearray(self.nbytes))
+            if self.nbytes:
+                self.array.read_into(data, 0)
+            return data
         return _tensor_bytes(self.array) if self.kind == TENSOR else _ndarray_bytes(self.array)
 
 
@@ -83,6 +105,8 @@ def describe(value: object) -> ArraySource | None:
         return _describe_tensor(value, torch)
     if is_ndarray(value):
         return _describe_ndarray(value)
+    if isinstance(value, LazyArray):
+        return _describe_lazy(value)
     return None
 
 
@@ -95,7 +119,7 @@ def describe_only(value: object) -> ArraySource | None:
 
 
 def is_array(value: object) -> bool:
-    """True for a torch tensor and a numpy array."""
+    """True for a torch tensor and a numpy array, which have memory of their own."""
     torch = sys.modules.get("torch")
     return is_ndarray(value) or (torch is not None and isinstance(value, torch.Tensor))
 
@@ -353,6 +377,18 @@ def _describe_ndarray(value: Any) -> ArraySource:
         identity=identity,
         array=value,
         flat=flat,
+    )
+
+
+def _describe_lazy(value: LazyArray) -> ArraySource:
+    return ArraySource(
+        kind=value.kind,
+        dtype=value.dtype,
+        shape=value.shape,
+        nbytes=value.nbytes,
+        identity=value.identity,
+        array=value,
+        flat=None,
     )
 
 
