@@ -1,28 +1,40 @@
-"""Files that people have already, in and out: .safetensors, and torch's .pt and .pth.
+"""Files and folders that people have already, in and out: .safetensors, .npz, .npy, .zarr, torch's .pt and .pth, and in only
+the folders of torch.distributed.checkpoint.
 
-Nothing here runs code from a file: .pt is read with `weights_only=True`, and there is no fallback.
+Nothing here runs code from a file: .pt is read with `weights_only=True`, and there is no fallback. Arrays are streamed both
+ways: what is read holds arrays that read the file as they are wanted, and what is written is read a piece at a time. A module
+of this package is imported when its format is met, so that nobody waits for a framework that theirs does not need.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptstore import arrays, codecs
+from ckptstore.collector import paused_collector
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
-from ckptstore.formats import safetensors, torch_file
+from ckptstore.state import flatten
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-_BY_SUFFIX: dict[str, ModuleType] = {
-    ".safetensors": safetensors,
-    ".pt": torch_file,
-    ".pth": torch_file,
+SAFETENSORS = ".safetensors"
+_BY_SUFFIX = {
+    SAFETENSORS: "safetensors",
+    ".pt": "torch_file",
+    ".pth": "torch_file",
+    ".npz": "npz",
+    ".npy": "npy",
+    ".zarr": "zarr_folder",
 }
+_FOLDERS = frozenset({"sharded", "dcp", "zarr_folder"})  # modules whose form is a folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,62 +51,126 @@ def has_format(path: str | Path) -> bool:
 
 
 def read_file(path: str | Path) -> FileState:
-    """Read a checkpoint file; the suffix says how. InvalidInputError when it is not what its suffix says."""
+    """Read a checkpoint file or folder; the suffix says how, or what the folder holds.
+
+    Its arrays are read from it only as they are wanted, so it must stay as it is until the state is committed.
+    InvalidInputError when it is not what it seems.
+    """
     path = _path(path)
-    module = _module(path)
     try:
         if not path.exists():
             raise NotFoundError(f"{path} is not there.")
-        if not path.is_file():
-            raise InvalidInputError(f"{path} is not a regular file.")
+        module = _module(_of_folder(path) if path.is_dir() else _of_file(path))
         state, meta = module.read(path)
     except OSError as error:
         raise StorageError(f"{shown(str(path))} could not be read: {error.strerror}.") from error
-    return FileState(state=state, meta={"file": path.name, **meta})
+    return FileState(state=state, meta={"file": os.path.basename(os.path.abspath(path)), **meta})
 
 
 def write_file(
-    state: Any, path: str | Path, *, overwrite: bool = False, drop_values: bool = False
+    state: Any,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    drop_values: bool = False,
+    shard_bytes: int | None = None,
 ) -> None:
-    """Write a state to a file, whole or not at all; the suffix says how.
+    """Write a state to a file or folder, whole or not at all; the suffix says how.
 
-    drop_values: leave out plain values when the format has no place for them (.safetensors).
+    drop_values: leave out plain values when the format has no place for them.
+    shard_bytes: write a folder of .safetensors files of at most so many bytes of arrays each, or of one larger array.
     """
     path = _path(path)
-    module = _module(path)
-    check_free(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}")
+    name = _of_output(path, shard_bytes)
+    check_free(path, overwrite=overwrite, shard_bytes=shard_bytes)
+    options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
+    with paused_collector():
+        flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
+    temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}")
     try:
-        module.write(state, temporary, drop_values=drop_values)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if overwrite:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)
+        _module(name).write(flat, temporary, drop_values=drop_values, **options)
+        _flush(temporary)
+        _publish(temporary, path.absolute(), overwrite=overwrite)
     except FileExistsError as error:
-        raise InvalidInputError(
-            f"{path} exists. Pass another name, or overwrite it on purpose (--force)."
-        ) from error
+        raise _exists(path) from error
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        _remove(temporary)
 
 
-def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+def check_free(
+    path: str | Path, *, overwrite: bool = False, shard_bytes: int | None = None
+) -> None:
     """Refuse a destination that cannot be written, before anything is read."""
     path = _path(path)
-    _module(path)
-    if os.path.lexists(path) and not overwrite:
-        raise InvalidInputError(
-            f"{path} exists. Pass another name, or overwrite it on purpose (--force)."
-        )
-    if path.is_dir():
-        raise InvalidInputError(f"{path} is a folder.")
+    name = _of_output(path, shard_bytes)
+    if os.path.lexists(path):
+        if not overwrite:
+            raise _exists(path)
+        is_folder = name in _FOLDERS
+        if path.is_dir() != is_folder or (is_folder and path.is_symlink()):
+            raise InvalidInputError(
+                f"{path} is {_kind(path)}, and {'a folder' if is_folder else 'a file'} would take its place. "
+                "Pass another name."
+            )
+        if is_folder and not _module(name).is_exported(path):
+            raise InvalidInputError(
+                f"{path} holds more than an export of a checkpoint, so nothing takes its place. Pass another name."
+            )
     if not path.absolute().parent.is_dir():
         raise NotFoundError(f"The folder {path.absolute().parent} is not there.")
+
+
+def _of_file(path: Path) -> str:
+    """The module that reads a file."""
+    name = _of_suffix(path)
+    if name in _FOLDERS:
+        raise InvalidInputError(f"{path} is {_kind(path)}; a {path.suffix.lower()} is a folder.")
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a regular file.")
+    return name
+
+
+def _of_folder(path: Path) -> str:
+    """The module that reads a folder, by the files in it."""
+    if path.joinpath(".metadata").exists():
+        return "dcp"
+    if any(path.joinpath(name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+        return "zarr_folder"
+    if any(name.endswith((SAFETENSORS, ".safetensors.index.json")) for name in os.listdir(path)):
+        return "sharded"
+    raise InvalidInputError(
+        f"{path} is a folder without a checkpoint that could be read: .safetensors files, zarr.json, or the .metadata "
+        "of torch.distributed.checkpoint."
+    )
+
+
+def _of_output(path: Path, shard_bytes: int | None) -> str:
+    """The module that writes to a path."""
+    if shard_bytes is None:
+        return _of_suffix(path)
+    if not isinstance(shard_bytes, int) or shard_bytes < 1:
+        raise InvalidInputError(f"{shown(shard_bytes)} is not a size in bytes.")
+    if has_format(path) and path.suffix.lower() != SAFETENSORS:
+        raise InvalidInputError(
+            f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name of a folder for them."
+        )
+    return "sharded"
+
+
+def _of_suffix(path: Path) -> str:
+    try:
+        return _BY_SUFFIX[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(_BY_SUFFIX)
+        raise InvalidInputError(
+            f"{shown(path.name)} has no suffix that says how to read or write it: {known}."
+        ) from None
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{name}")
 
 
 def _path(path: object) -> Path:
@@ -103,11 +179,55 @@ def _path(path: object) -> Path:
     return Path(path)
 
 
-def _module(path: Path) -> ModuleType:
+def _kind(path: Path) -> str:
+    return "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
+
+
+def _exists(path: Path) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} exists. Pass another name, or overwrite it on purpose (--force)."
+    )
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or a folder with all that it holds, lie on the disk."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            _flush(inside)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _BY_SUFFIX[path.suffix.lower()]
-    except KeyError:
-        known = ", ".join(_BY_SUFFIX)
-        raise InvalidInputError(
-            f"{shown(path.name)} has no suffix that says how to read or write it: {known}."
-        ) from None
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Give what was written its name; FileExistsError when that is taken."""
+    if not temporary.is_dir():
+        if overwrite:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
+        return
+    if not overwrite or not path.exists():
+        if path.exists():
+            raise FileExistsError
+        temporary.rename(path)
+        return
+    former = temporary.with_name(f"{temporary.name}.former")
+    path.rename(former)
+    try:
+        temporary.rename(path)
+    except OSError:
+        former.rename(path)
+        raise
+    shutil.rmtree(former)
+
+
+def _remove(path: Path) -> None:
+    """Remove what is left of a file or folder that was not published."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -1,66 +1,184 @@
-"""Hugging Face's .safetensors: tensors by name. It has no place for plain values, nor for nesting."""
+"""Hugging Face's .safetensors: tensors by name. It has no place for plain values, nor for nesting.
+
+The library checks a file; the tensors are then read where its header says they lie. What is written is, byte for byte,
+what `safetensors.torch.save_file` writes of the same tensors.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from typing import TYPE_CHECKING, Any
 
-from ckptstore import arrays, codecs
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.structure import array_path
-from ckptstore.state import flatten, leaves
+from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.formats.arrays_only import check_dtypes, check_values
+from ckptstore.formats.file_array import FileArray, OpenFile
+from ckptstore.formats.names import nested
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from ckptstore.arrays import ArraySource
+    from ckptstore.state import Flat
+
 HEADER_BYTES_MAX = 16 << 20  # some 100,000 tensors; a structure names about 250,000
+LIBRARY_HEADER_BYTES_MAX = 100_000_000
+KIND = "tensor"
+FORM = "A .safetensors file"
+_LENGTH_BYTES = 8  # of the header's length, at the very beginning
+_METADATA = "__metadata__"
+_PAIR = "float4_e2m1fn_x2"  # counted here by the byte, and in the format by the 4 bits
+DTYPES = {  # in the order in which the library writes arrays
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int8": "I8",
+    "uint8": "U8",
+    _PAIR: "F4",
+    "bool": "BOOL",
+}
+_ORDER = {dtype: position for position, dtype in enumerate(DTYPES)}
+_NAMES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors by name, mapped from the file, and its metadata."""
-    from safetensors import SafetensorError, safe_open
+    """The tensors by name, and the file's metadata."""
+    tensors, metadata = read_tensors(path)
+    return nested(tensors), {"safetensors": metadata} if metadata else {}
 
-    _check_header(path)
+
+def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArray], dict[str, str]]:
+    """The tensors of one file by name, in the order of its header, and its metadata. follow: whether it may be a link."""
+    file = OpenFile(path, follow=follow)
+    length = _header_length(file)
+    _check(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
-            metadata = file.metadata()
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise InvalidInputError(f"{path} is not a safetensors file: {error}.") from error
-    return tensors, {"safetensors": dict(metadata)} if metadata else {}
+        header = json.loads(file.read(_LENGTH_BYTES, length), object_pairs_hook=_unique)
+        metadata = header.pop(_METADATA, None) or {}
+        start = _LENGTH_BYTES + length
+        return {name: _array(file, start, entry) for name, entry in header.items()}, metadata
+    except InvalidInputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _invalid(path, error) from error
 
 
-def _check_header(path: Path) -> None:
-    """Refuse a header that is larger than any that could be committed, before it is parsed."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+def _header_length(file: OpenFile) -> int:
+    """The length of the header, once it is no longer than any that could be committed."""
+    if file.nbytes < _LENGTH_BYTES:
+        raise _invalid(file.path, "it is too short to have a header")
+    length = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
     if length > HEADER_BYTES_MAX:
         raise InvalidInputError(
-            f"{path} is not a safetensors file that can be committed: its header has {length} bytes; at most "
+            f"{file.path} is not a safetensors file that can be committed: its header has {length} bytes; at most "
             f"{HEADER_BYTES_MAX} are read."
         )
+    return length
 
 
-def write(state: Any, path: Path, *, drop_values: bool) -> None:
-    """Write every array under its path; a state with plain values is refused unless they are to be dropped."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def _check(path: Path) -> None:
+    """Have the library look for all that is wrong: offsets that overlap or leave holes, sizes, dtypes, the length."""
+    from safetensors import SafetensorError, safe_open
 
-    flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
-    values = [name or "the state" for name, node in leaves(flat.root) if array_path(node) is None]
-    if values and not drop_values:
-        raise InvalidInputError(
-            f"A .safetensors file holds arrays only, and the state has {len(values)} plain values "
-            f"({', '.join(values[:5])}{', …' if len(values) > 5 else ''}). "
-            "Leave them out with --drop-values, choose arrays (--include), or write a .pt file."
-        )
     try:
-        save_file({name: _tensor(source) for name, source in flat.arrays.items()}, path)
-    except SafetensorError as error:  # a full disk, a folder that takes no files
-        raise OSError(str(error)) from error
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InvalidInputError(f"The state has no .safetensors form: {error}") from error
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise _invalid(path, error) from error
 
 
-def _tensor(source: arrays.ArraySource) -> Any:
-    """The array as a contiguous tensor of its own memory: the format refuses arrays that share."""
-    return arrays.from_bytes(arrays.TENSOR, source.dtype, source.shape, source.whole())
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the library takes one that has a name twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"it has two tensors named {twice[:60]!r}")
+    return found
+
+
+def _array(file: OpenFile, start: int, entry: Mapping[str, Any]) -> FileArray:
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] not in _NAMES:
+        raise ValueError(f"it has a tensor of dtype {entry['dtype']}, which no checkpoint can hold")
+    dtype = _NAMES[entry["dtype"]]
+    shape = tuple(entry["shape"])
+    if dtype == _PAIR:
+        if not shape or shape[-1] % 2:
+            raise ValueError(f"it has a tensor of dtype F4 whose rows end within a byte: {shape}")
+        shape = (*shape[:-1], shape[-1] // 2)
+    if (
+        not begin <= end <= file.nbytes - start
+        or end - begin != math.prod(shape) * ITEM_BYTES[dtype]
+    ):
+        raise ValueError("it was changed while it was read")  # since the library looked
+    return FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=start + begin)
+
+
+def _invalid(path: Path, why: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} is not a safetensors file: {str(why).removesuffix('.')[:500]}."
+    )
+
+
+def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
+    """Write every array under its path; a state with plain values is refused unless they are to be dropped."""
+    check(flat, drop_values=drop_values)
+    write_tensors(flat.arrays, path)
+
+
+def check(flat: Flat[ArraySource], *, drop_values: bool) -> None:
+    """Refuse what the format cannot hold."""
+    check_values(flat, form=FORM, drop_values=drop_values)
+    check_dtypes(flat, DTYPES, form=FORM)
+
+
+def write_tensors(
+    tensors: Mapping[str, ArraySource], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name to a new file."""
+    ordered = sorted(tensors.items(), key=_place)
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for name, source in ordered:
+        begin, end = end, end + source.nbytes
+        shape = list(source.shape)
+        if source.dtype == _PAIR:
+            shape = [*shape[:-1], 2 * shape[-1]] if shape else [2]
+        header[name] = {
+            "dtype": DTYPES[source.dtype],
+            "shape": shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > LIBRARY_HEADER_BYTES_MAX:
+        raise InvalidInputError(
+            f"The state has {len(ordered)} arrays, and their names and shapes take {len(text)} bytes. {FORM} has room "
+            f"for {LIBRARY_HEADER_BYTES_MAX}. Choose arrays (--include), or write shards (--shard-size)."
+        )
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        for _, source in ordered:
+            for piece in source.pieces():
+                file.write(piece)
+
+
+def _place(item: tuple[str, ArraySource]) -> tuple[int, str]:
+    name, source = item
+    return _ORDER[source.dtype], name

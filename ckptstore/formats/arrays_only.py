@@ -1,0 +1,45 @@
+"""What a format cannot hold, told before anything is written: plain values, and dtypes that it has no name for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import InvalidInputError
+from ckptstore.format.structure import array_path
+from ckptstore.state import leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ckptstore.arrays import ArraySource
+    from ckptstore.state import Flat
+
+NAMED_MAX = 5  # in a message
+
+
+def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> None:
+    """Refuse a state with plain values, unless they are to be dropped. form: "A .npz file"."""
+    values = [name or "the state" for name, node in leaves(flat.root) if array_path(node) is None]
+    if values and not drop_values:
+        raise InvalidInputError(
+            f"{form} holds arrays only, and the state has {len(values)} plain values ({_some(values)}). "
+            "Leave them out with --drop-values, choose arrays (--include), or write a .pt file."
+        )
+
+
+def check_dtypes(flat: Flat[ArraySource], known: Collection[str], *, form: str) -> None:
+    """Refuse a state with arrays of dtypes that a format has no name for."""
+    others = [
+        f"{name} ({source.dtype})"
+        for name, source in flat.arrays.items()
+        if source.dtype not in known
+    ]
+    if others:
+        raise InvalidInputError(
+            f"{form} cannot hold the dtype of {len(others)} arrays: {_some(others)}. "
+            "Choose other arrays (--include), or write a .pt file, which holds every dtype."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:NAMED_MAX])}{', …' if len(names) > NAMED_MAX else ''}"

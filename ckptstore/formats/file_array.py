@@ -1,0 +1,93 @@
+"""Arrays that lie in a file, read by position as they are wanted.
+
+Not mapped: pages of a map count as this process's memory, and a file that shrinks under a map ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import weakref
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import InvalidInputError, StorageError, shown
+from ckptstore.format.chunks import DIMENSIONS_MAX
+from ckptstore.lazy import LazyArray
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not be waited for
+
+
+class OpenFile:
+    """A regular file that several arrays read; it is closed when the last of them is gone."""
+
+    def __init__(self, path: Path, *, follow: bool = True) -> None:
+        """follow: whether the path may be a link; a name from inside a folder may not."""
+        self.path = path
+        flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
+        try:
+            self._descriptor = os.open(path, flags)
+        except OSError as error:
+            raise StorageError(
+                f"{shown(str(path))} could not be read: {error.strerror}."
+            ) from error
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self._close()
+            raise InvalidInputError(f"{path} is not a regular file.")
+        self.nbytes = status.st_size
+        self._stamp = status.st_size, status.st_mtime_ns
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer from this position of the file; InvalidInputError when the file was changed since it was opened."""
+        filled = 0
+        try:
+            while filled < len(buffer):
+                count = os.preadv(self._descriptor, [buffer[filled:]], start + filled)
+                if not count:
+                    break
+                filled += count
+            status = os.fstat(self._descriptor)
+        except OSError as error:
+            raise StorageError(f"{self.path} could not be read: {error.strerror}.") from error
+        if filled < len(buffer) or (status.st_size, status.st_mtime_ns) != self._stamp:
+            raise InvalidInputError(
+                f"{self.path} was changed while it was read. Read it again once nobody writes to it."
+            )
+
+    def read(self, start: int, size: int) -> bytes:
+        """So many bytes from this position of the file."""
+        data = bytearray(size)
+        self.read_into(memoryview(data), start)
+        return bytes(data)
+
+
+class FileArray(LazyArray):
+    """An array whose bytes lie in a file from `offset` on, in C order, little-endian.
+
+    That they lie within the file is for whoever makes one to check.
+    """
+
+    def __init__(
+        self,
+        file: OpenFile,
+        *,
+        kind: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        offset: int,
+        identity: object = None,
+    ) -> None:
+        if len(shape) > DIMENSIONS_MAX:
+            raise InvalidInputError(
+                f"{file.path} has an array of {len(shape)} dimensions; a checkpoint holds at most {DIMENSIONS_MAX}."
+            )
+        self.file, self.offset = file, offset
+        self.kind, self.dtype, self.shape, self.identity = kind, dtype, shape, identity
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the array's bytes from position `start`."""
+        self.file.read_into(buffer, self.offset + start)
