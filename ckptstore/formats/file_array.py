@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ckptstore.errors import InvalidInputError, StorageError, shown
 from ckptstore.format.chunks import DIMENSIONS_MAX
 from ckptstore.lazy import LazyArray
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not be waited for
@@ -25,16 +27,36 @@ class OpenFile:
 
     def __init__(self, path: Path, *, follow: bool = True) -> None:
         """follow: whether the path may be a link; a name from inside a folder may not."""
-        self.path = path
         flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
         try:
-            self._descriptor = os.open(path, flags)
+            descriptor = os.open(path, flags)
         except OSError as error:
             raise StorageError(
                 f"{shown(str(path))} could not be read: {error.strerror}."
             ) from error
-        self._close = weakref.finalize(self, os.close, self._descriptor)
-        status = os.fstat(self._descriptor)
+        self._take(descriptor, path)
+
+    @classmethod
+    def made(cls, path: Path, write: Callable[[BinaryIO], None]) -> OpenFile:
+        """What is written to a file without a name, which is gone once nobody reads it. path: of what it was made from."""
+        try:
+            with tempfile.TemporaryFile() as file:
+                write(file)
+                file.flush()
+                made = cls.__new__(cls)
+                made._take(os.dup(file.fileno()), path)  # noqa: SLF001 (it is of this class)
+        except OSError as error:
+            raise StorageError(
+                f"There is no room in {tempfile.gettempdir()} to unpack {path}: {error.strerror}. Set TMPDIR to a "
+                "folder that has more."
+            ) from error
+        return made
+
+    def _take(self, descriptor: int, path: Path) -> None:
+        """Begin to read an open file, and answer for closing it."""
+        self.path, self._descriptor = path, descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             self._close()
             raise InvalidInputError(f"{path} is not a regular file.")

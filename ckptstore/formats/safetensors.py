@@ -175,8 +175,7 @@ def write_tensors(
     with path.open("xb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for _, source in ordered:
-            for piece in source.pieces():
-                file.write(piece)
+            file.writelines(source.pieces())
 
 
 def _place(item: tuple[str, ArraySource]) -> tuple[int, str]:

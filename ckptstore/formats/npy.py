@@ -1,0 +1,172 @@
+"""numpy's .npy: one array. numpy reads and writes the header; no pickle is ever read."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from itertools import product
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ckptstore import arrays
+from ckptstore.errors import InvalidInputError
+from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.formats.arrays_only import check_dtypes, check_values
+from ckptstore.formats.file_array import FileArray, OpenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from ckptstore.arrays import ArraySource
+    from ckptstore.state import Flat
+
+KIND = "ndarray"
+HEADER_BYTES_MAX = 1 << 16  # numpy itself reads 10,000 characters
+TILE_BYTES = 16 << 20  # of an array in Fortran's order, turned at once
+DTYPES = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
+)
+
+
+def read(path: Path) -> tuple[FileArray, dict[str, Any]]:
+    """The array in the file."""
+    file = OpenFile(path)
+    return array_in(file, 0, file.nbytes, name=str(path)), {}
+
+
+def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
+    """The array that lies in so many bytes of a file, in numpy's format. name: for messages."""
+    head = io.BytesIO(file.read(start, min(size, HEADER_BYTES_MAX)))
+    shape, is_fortran, numpy_dtype = _read_header(head, name)
+    dtype = _known(numpy_dtype, name)
+    nbytes, found = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
+    if min(shape, default=0) < 0 or nbytes != found:
+        raise InvalidInputError(
+            f"{name} is damaged: its header says dtype {dtype} and shape {shape}, and {found} bytes follow."
+        )
+    offset = start + head.tell()
+    array = FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
+    return _turned(array) if is_fortran and nbytes and len(shape) > 1 else array
+
+
+def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
+    from numpy.lib import format as numpy_format
+
+    readers = {
+        (1, 0): numpy_format.read_array_header_1_0,
+        (2, 0): numpy_format.read_array_header_2_0,
+    }
+    try:
+        read_header = readers[numpy_format.read_magic(head)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Python 2 wrote
+            shape, is_fortran, dtype = read_header(head)
+    except KeyError as error:  # 3.0 is for fields whose names are not Latin 1
+        raise InvalidInputError(
+            f"{name} is not an array of numbers: only structured ones need version {error} of the format."
+        ) from error
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200].removesuffix(".")
+        raise InvalidInputError(f"{name} is not an array of numpy: {reason}.") from error
+    return tuple(map(int, shape)), bool(is_fortran), dtype
+
+
+def _known(dtype: Any, name: str) -> str:
+    """Our name of a numpy dtype."""
+    if dtype.hasobject:
+        raise InvalidInputError(
+            f"{name} holds Python objects, which only pickle can read, and pickle could run code. Store them as arrays of "
+            "numbers."
+        )
+    if dtype.names is not None or dtype.name not in DTYPES:
+        raise InvalidInputError(
+            f"{name} has the dtype {str(dtype)[:100]}, which no checkpoint can hold. Store it as numbers, or leave it out."
+        )
+    if not dtype.isnative:
+        raise InvalidInputError(
+            f"{name} has the byte order of another machine ({dtype.str}). Save array.astype(array.dtype.newbyteorder('<'))."
+        )
+    return str(dtype.name)
+
+
+def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
+    """Write the only array of a state."""
+    form = "A .npy file"
+    check_values(flat, form=form, drop_values=drop_values)
+    if len(flat.arrays) != 1:
+        raise InvalidInputError(
+            f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one (--tensor), or write a .npz file."
+        )
+    check_dtypes(flat, DTYPES, form=form)
+    with path.open("xb") as file:
+        for source in flat.arrays.values():
+            write_array(source, file)
+
+
+def write_array(source: ArraySource, file: BinaryIO) -> None:
+    """Write an array as numpy.save does."""
+    import numpy as np
+    from numpy.lib import format as numpy_format
+
+    descr = numpy_format.dtype_to_descr(np.dtype(source.dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": source.shape}
+    numpy_format.write_array_header_1_0(file, header)
+    file.writelines(source.pieces())
+
+
+def _turned(array: FileArray) -> FileArray:
+    """An array whose first index runs fastest as one whose last does, by way of a file without a name."""
+    stored = array.shape[::-1]  # its bytes are those of the transposed array in C order
+
+    def write(file: BinaryIO) -> None:
+        item = ITEM_BYTES[array.dtype]
+        for tile in _tiles(array.shape, TILE_BYTES // item):
+            turned = tile[::-1]
+            lengths = tuple(len(span) for span in turned)
+            part, data = arrays.allocate(KIND, array.dtype, lengths)
+            filled = 0
+            for start, length in _runs(stored, turned):
+                array.read_into(data[filled : filled + length * item], start * item)
+                filled += length * item
+            copy, data = arrays.allocate(KIND, array.dtype, lengths[::-1])
+            copy[...] = part.T
+            written = 0
+            for start, length in _runs(array.shape, tile):
+                file.seek(start * item)
+                file.write(data[written : written + length * item])
+                written += length * item
+
+    made = OpenFile.made(array.file.path, write)
+    return FileArray(made, kind=array.kind, dtype=array.dtype, shape=array.shape, offset=0)
+
+
+def _tiles(shape: Sequence[int], size: int) -> Iterator[tuple[range, ...]]:
+    """Parts of a shape of at most so many elements, long in the first dimensions as well as in the last."""
+    lengths = [1] * len(shape)
+    while math.prod(lengths) * 2 <= size and list(shape) != lengths:
+        first = next(i for i, length in enumerate(lengths) if length < shape[i])
+        last = next(i for i in reversed(range(len(shape))) if lengths[i] < shape[i])
+        is_first = math.prod(lengths[: first + 1]) <= math.prod(lengths[last:])
+        axis = first if is_first else last
+        lengths[axis] = min(2 * lengths[axis], shape[axis])
+    steps = [
+        [range(start, min(start + length, whole)) for start in range(0, whole, length)]
+        for length, whole in zip(lengths, shape, strict=True)
+    ]
+    return product(*steps)
+
+
+def _runs(shape: Sequence[int], tile: Sequence[range]) -> Iterator[tuple[int, int]]:
+    """Where the elements of a tile lie in an array in C order: the start and length of each run, in order."""
+    axis = len(shape) - 1  # the last one that is not a part of each run in full
+    while axis > 0 and len(tile[axis]) == shape[axis]:
+        axis -= 1
+    inner = math.prod(shape[axis + 1 :])
+    length = len(tile[axis]) * inner
+    for index in product(*tile[:axis]):
+        start = 0
+        for position, whole in zip((*index, tile[axis].start), shape[: axis + 1], strict=True):
+            start = start * whole + position
+        yield start * inner, length

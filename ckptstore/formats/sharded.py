@@ -1,0 +1,191 @@
+"""A folder of .safetensors files, as Hugging Face cuts large models, with an index that says which tensor lies where.
+
+Only the tensors are taken: what else lies in the folder (config.json, a tokenizer) is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError, NotFoundError, shown
+from ckptstore.formats import safetensors
+from ckptstore.formats.file_array import OpenFile
+from ckptstore.formats.names import nested
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from ckptstore.arrays import ArraySource
+    from ckptstore.formats.file_array import FileArray
+    from ckptstore.state import Flat
+
+INDEX_BYTES_MAX = 32 << 20  # the names of some 250,000 tensors
+FILES_MAX = 1_000  # each is open until its tensors were read
+_SUFFIX, _INDEX = ".safetensors", ".safetensors.index.json"
+_METADATA = {"format": "pt"}  # without which some loaders refuse a file
+_NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
+_OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors by name, of all files, and the files' metadata."""
+    names = sorted(os.listdir(path))
+    indices = [name for name in names if name.endswith(_INDEX)]
+    if len(indices) > 1:
+        raise InvalidInputError(
+            f"{path} has several indices ({', '.join(indices[:5])}). Keep one model in a folder of its own."
+        )
+    places = _read_index(path / indices[0]) if indices else None
+    files = sorted(set(places.values())) if places is not None else _files(path, names)
+    if len(files) > FILES_MAX:
+        raise InvalidInputError(
+            f"{path} has {len(files)} files of tensors; at most {FILES_MAX} are read."
+        )
+    tensors: dict[str, FileArray] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        found, said = safetensors.read_tensors(_inside(path, file), follow=False)
+        _check_places(path / file, found, tensors, places)
+        tensors |= found
+        metadata |= said
+    if places is not None and (missing := places.keys() - tensors.keys()):
+        name = min(missing)
+        raise InvalidInputError(
+            f"{path / indices[0]} says that {shown(name)} lies in {places[name]}, and it does not. Is the file another one?"
+        )
+    return nested(tensors), {"safetensors": metadata} if metadata else {}
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor."""
+    file = OpenFile(_inside(path.parent, path.name), follow=False)
+    if file.nbytes > INDEX_BYTES_MAX:
+        raise InvalidInputError(
+            f"{path} has {file.nbytes} bytes; an index has at most {INDEX_BYTES_MAX}."
+        )
+    try:
+        index = json.loads(file.read(0, file.nbytes), object_pairs_hook=_unique)
+        places = dict(index["weight_map"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{path} is not an index of .safetensors files: expected JSON with a weight_map ({str(error)[:100]})."
+        ) from error
+    for name, place in places.items():
+        if not isinstance(place, str) or not _is_plain(place):
+            raise InvalidInputError(
+                f"{path} says that {shown(name)} lies in {shown(place)}, which is not the name of a .safetensors file "
+                "beside it."
+            )
+    return places
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """True for a name that leads to a file in the same folder, and nowhere else."""
+    return name.endswith(_SUFFIX) and not set(name) & {"/", "\\", "\0"}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file in a folder; a link may not lead out of it."""
+    path = folder / name
+    if not os.path.lexists(path):
+        raise NotFoundError(f"{folder} lacks {shown(name)}, which its index names.")
+    if not path.is_symlink():
+        return path
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # it leads nowhere, or to itself
+        target = None
+    if target is None or target.parent != folder.resolve():
+        raise InvalidInputError(
+            f"{path} is a link out of its folder, and is not followed. Copy the folder with the files that its links mean "
+            "(cp -rL)."
+        )
+    return target
+
+
+def _files(path: Path, names: list[str]) -> list[str]:
+    """The files of a folder without an index; of numbered ones none may be missing."""
+    files = [name for name in names if name.endswith(_SUFFIX)]
+    for name in files:
+        if (match := _NUMBERED.fullmatch(name)) and int(match[3]) > len(files):
+            raise InvalidInputError(
+                f"{path} has {len(files)} files, and {name} is one of {int(match[3])}. Bring the others."
+            )
+    return files
+
+
+def _check_places(
+    path: Path,
+    found: Mapping[str, FileArray],
+    others: Mapping[str, FileArray],
+    places: Mapping[str, str] | None,
+) -> None:
+    """Each tensor must lie where the index says; without one, in one file only."""
+    for name in found:
+        if places is not None and places.get(name) != path.name:
+            where = f"in {places[name]}" if name in places else "nowhere"
+            raise InvalidInputError(
+                f"{path} has {shown(name)}, which lies {where} by the index. Write the index anew, or commit the file alone."
+            )
+        if name in others:
+            raise InvalidInputError(
+                f"{path} has {shown(name)}, and so has {others[name].file.path.name}. Commit one of the files by its name."
+            )
+
+
+def is_exported(path: Path) -> bool:
+    """True for a folder in which nothing lies but what `write` makes."""
+    with os.scandir(path) as entries:
+        return all(
+            _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            for entry in entries
+        )
+
+
+def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool, shard_bytes: int) -> None:
+    """Write every array under its path, to files of at most so many bytes of arrays, or of one larger array."""
+    safetensors.check(flat, drop_values=drop_values)
+    shards = list(_shards(flat.arrays, shard_bytes)) or [{}]
+    path.mkdir()
+    if len(shards) == 1:
+        safetensors.write_tensors(shards[0], path / f"model{_SUFFIX}", metadata=_METADATA)
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}{_SUFFIX}"
+        safetensors.write_tensors(shard, path / name, metadata=_METADATA)
+        places |= dict.fromkeys(shard, name)
+    total = sum(source.nbytes for source in flat.arrays.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (path / f"model{_INDEX}").write_text(text, encoding="utf-8")
+
+
+def _shards(
+    arrays: Mapping[str, ArraySource], shard_bytes: int
+) -> Iterator[dict[str, ArraySource]]:
+    """The arrays in order, as huggingface_hub cuts them: a larger one gets a file of its own and ends nothing."""
+    shard: dict[str, ArraySource] = {}
+    size = 0
+    for name, source in arrays.items():
+        if source.nbytes > shard_bytes:
+            yield {name: source}
+            continue
+        if size + source.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = source
+        size += source.nbytes
+    if shard:
+        yield shard
