@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import arrays, codecs
 from ckptstore.collector import paused_collector
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.formats import names as _names
 from ckptstore.state import flatten
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
 SAFETENSORS = ".safetensors"
@@ -48,6 +50,11 @@ class FileState:
 def has_format(path: str | Path) -> bool:
     """True when the suffix says how to read it."""
     return Path(path).suffix.lower() in _BY_SUFFIX
+
+
+def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of arrays by path, as a format without nesting is read."""
+    return _names.nested(arrays)
 
 
 def read_file(path: str | Path) -> FileState:
@@ -165,7 +172,7 @@ def _of_suffix(path: Path) -> str:
     except KeyError:
         known = ", ".join(_BY_SUFFIX)
         raise InvalidInputError(
-            f"{shown(path.name)} has no suffix that says how to read or write it: {known}."
+            f"{shown(path.name or str(path))} has no suffix that says how to read or write it: {known}."
         ) from None
 
 

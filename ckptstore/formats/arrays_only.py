@@ -37,8 +37,16 @@ def check_dtypes(flat: Flat[ArraySource], known: Collection[str], *, form: str) 
     if others:
         raise InvalidInputError(
             f"{form} cannot hold the dtype of {len(others)} arrays: {_some(others)}. "
-            "Choose other arrays (--include), or write a .pt file, which holds every dtype."
+            f"Choose other arrays (--include), or write {_others(flat)}."
         )
+
+
+def _others(flat: Flat[ArraySource]) -> str:
+    """The formats that hold every dtype of the state."""
+    from ckptstore.formats import safetensors
+
+    is_known = all(source.dtype in safetensors.DTYPES for source in flat.arrays.values())
+    return "a .safetensors or .pt file" if is_known else "a .pt file"
 
 
 def _some(names: list[str]) -> str:

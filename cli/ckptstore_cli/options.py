@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import click
@@ -16,10 +18,33 @@ if TYPE_CHECKING:
     Command = Callable[..., None]
 
 DEFAULT_BRANCH = "main"
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with its unit: 5GB is 5 * 1000 ** 3, 5GiB is 5 * 1024 ** 3."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read a number and its unit; a number alone could mean anything."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value)
+        if not match or (match[3] and not match[2]):
+            self.fail(f"{value!r} is not a size such as 500MB, 5GB or 2GiB.", param, ctx)
+        number, power, is_binary = match.groups()
+        size = int(Decimal(number) * (1024 if is_binary else 1000) ** _POWERS[power.upper()])
+        if not size:
+            self.fail(f"{value!r} is less than a byte.", param, ctx)
+        return size
 
 
 def common(function: Command) -> Command:

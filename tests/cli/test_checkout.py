@@ -1,10 +1,12 @@
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ckptstore import formats
+from ckptstore_cli.options import Size
 
 
 @pytest.fixture
@@ -60,6 +62,68 @@ def test_a_safetensors_takes_arrays_only(ckpt, trained):
     assert sorted(load_file("model.safetensors")) == ["model/bias", "model/weight"]
 
 
+def test_an_npz_takes_arrays_that_numpy_knows(ckpt, repo, trained):
+    ckpt("checkout", "main", "-o", "model.npz", "--include", "model")
+    with np.load("model.npz") as found:
+        assert sorted(found) == ["model/bias", "model/weight"]
+        assert (found["model/weight"] == trained["model"]["weight"].numpy()).all()
+    repo.commit({"half": torch.ones(3).bfloat16(), "w": torch.ones(3)})
+    error = ckpt.error("checkout", "main", "-o", "half.npz")
+    assert "half (bfloat16)" in error
+    assert ".safetensors" in error
+    assert not os.path.exists("half.npz")
+
+
+def test_one_array_is_written_to_an_npy(ckpt, trained):
+    said = ckpt.out("checkout", "main", "--tensor", "model/weight", "-o", "w.npy")
+    assert said.startswith("Wrote w.npy: model/weight of checkpoint ")
+    assert (np.load("w.npy") == trained["model"]["weight"].numpy()).all()
+    assert "Is it 'model/weight'" in ckpt.error("checkout", "main", "--tensor", "model.weight")
+    ckpt("checkout", "main", "--tensor", "model/weight", "-o", "w.safetensors")
+    assert list(load_file("w.safetensors")) == ["model/weight"]
+    assert "holds one array" in ckpt.error(
+        "checkout", "main", "-o", "many.npy", "--include", "model"
+    )
+    assert "--include" in ckpt.error(
+        "checkout", "main", "--tensor", "model/weight", "--include", "model", code=2
+    )
+
+
+def test_large_files_are_cut_into_shards(ckpt, repo, trained):
+    args = ("checkout", "main", "--include", "model", "-o", "out", "--shard-size")
+    made = ckpt.json(*args, "0.12kB")
+    assert sorted(os.listdir("out")) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert made["bytes"] == sum(os.path.getsize(f"out/{name}") for name in os.listdir("out"))
+    ckpt("commit", "out", "-b", "again")
+    assert torch.equal(repo.checkout("again")["model"]["weight"], trained["model"]["weight"])
+    assert "--force" in ckpt.error(*args, "5GB")
+    ckpt(*args, "5GB", "--force")
+    assert os.listdir("out") == ["model.safetensors"]
+    with open("out/config.json", "w") as file:
+        file.write("{}")
+    assert "out holds more than" in ckpt.error(*args, "5GB", "--force")
+    assert sorted(os.listdir("out")) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "size", ["5", "5G", "GB", "-5GB", "1e9B", "5 gb", "5iB", "0.1B", "0GB", ""]
+)
+def test_a_size_has_a_number_and_a_unit(ckpt, trained, size):
+    assert "--shard-size" in ckpt.error("checkout", "main", "--shard-size", size, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1B", 1), ("5GB", 5 * 10**9), ("1.5 kB", 1500), ("2GiB", 2 << 30), ("0.5KiB", 512)],
+)
+def test_a_size_is_what_its_unit_says(text, size):
+    assert Size().convert(text, None, None) == size
+
+
 def test_include_and_exclude_choose(ckpt, trained):
     ckpt("checkout", "main", "-o", "out.pt", "--include", "model", "--exclude", "**/bias")
     loaded = torch.load("out.pt", weights_only=True)
@@ -90,7 +154,10 @@ def test_a_link_is_not_written_through(ckpt, trained):
 
 def test_places_that_cannot_be_written_are_errors(ckpt, trained):
     assert "missing/folder" in ckpt.error("checkout", "main", "-o", "missing/folder/out.pt")
-    assert "is a directory" in ckpt.error("checkout", "main", "-o", ".", code=2)
+    assert "'.' has no suffix" in ckpt.error("checkout", "main", "-o", ".")
+    assert ".pt is not written in shards" in ckpt.error(
+        "checkout", "main", "-o", "out.pt", "--shard-size", "1GB"
+    )
     assert ".safetensors" in ckpt.error("checkout", "main", "-o", "out.txt")
     assert os.listdir() == [".ckptstore"]
 

@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -38,6 +41,37 @@ def test_a_safetensors_comes_back_with_its_metadata_as_meta(ckpt, repo, tensors)
         "ünï": "x y",
     }
     assert torch.equal(repo.checkout("main")["weight"], tensors["weight"])
+
+
+def test_an_npz_and_an_npy_come_back_as_numpy_arrays(ckpt, repo):
+    numbers = np.arange(12.0).reshape(3, 4)
+    np.savez("all.npz", **{"model/w": numbers, "bias": np.ones(3, "f4")})
+    ckpt("commit", "all.npz")
+    state = repo.checkout("main")
+    assert (state["model"]["w"] == numbers).all()
+    assert state["bias"].dtype == np.float32
+    np.save("one.npy", numbers.T)
+    assert ckpt.json("commit", "one.npy", "-b", "one")["meta"] == {"file": "one.npy"}
+    assert (repo.checkout("one") == numbers.T).all()
+
+
+def test_a_folder_of_hugging_face_is_one_checkpoint(ckpt, repo, tensors):
+    folder = ckpt.folder / "Tiny-1B"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    places = {}
+    for number, (name, tensor) in enumerate(tensors.items(), start=1):
+        places[name] = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensor}, folder / places[name], metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    made = ckpt.json("commit", "Tiny-1B/")
+    assert made["meta"] == {"file": "Tiny-1B", "safetensors": {"format": "pt"}}
+    state = repo.checkout("main")
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+    (folder / places["half"]).unlink()
+    assert places["half"] in ckpt.error("commit", "Tiny-1B", "-b", "other")
+    assert list(repo.branches()) == ["main"]
 
 
 def test_everything_said_of_it_is_kept(ckpt, repo, file):
@@ -105,8 +139,8 @@ def test_names_and_numbers_that_cannot_be_are_errors(ckpt, repo, file, args, sai
 def test_files_that_cannot_be_read_are_errors(ckpt, repo):
     assert "does not exist" in ckpt.error("commit", "missing.pt", code=2)
     (ckpt.folder / "folder.pt").mkdir()
-    assert "is a directory" in ckpt.error("commit", "folder.pt", code=2)
-    for name in ("broken.pt", "broken.safetensors", "notes.txt"):
+    assert "folder.pt is a folder without a checkpoint" in ckpt.error("commit", "folder.pt")
+    for name in ("broken.pt", "broken.safetensors", "broken.npz", "broken.npy", "notes.txt"):
         (ckpt.folder / name).write_bytes(b"no checkpoint")
         assert name in ckpt.error("commit", name)
     assert repo.log() == []

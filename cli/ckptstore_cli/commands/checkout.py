@@ -1,18 +1,18 @@
-"""`ckptstore checkout`: write a checkpoint to a file."""
+"""`ckptstore checkout`: write a checkpoint to a file or folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptstore_cli import output, text
-from ckptstore_cli.options import common, revision_argument, selection_options
+from ckptstore_cli.options import Size, common, revision_argument, selection_options
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
-    from ckptstore import Checkpoint
+    from ckptstore import Checkpoint, Repository
 
 
 @click.command()
@@ -21,14 +21,31 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A .pt, .pth or .safetensors file to write.  [default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
+    help="What to write; its suffix says the format: .pt, .pth, .safetensors, .npz, .npy, or .zarr, "
+    "which is a folder.  [default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
+)
+@click.option(
+    "--tensor",
+    "array",
+    metavar="PATH",
+    help="Write this array alone, say to a .npy; `ckptstore ls` tells the paths.",
 )
 @selection_options
-@click.option("--force", is_flag=True, help="Write over a file that exists.")
 @click.option(
-    "--drop-values", is_flag=True, help="Leave out what .safetensors cannot hold: all but arrays."
+    "--shard-size",
+    "shard_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Write a folder of .safetensors files of up to this size, and their index, as Hugging Face "
+    'does; "5GB", "500MB" or "2GiB".',
+)
+@click.option("--force", is_flag=True, help="Write over a file, or an export, that exists.")
+@click.option(
+    "--drop-values",
+    is_flag=True,
+    help="Leave out plain values, which only a .pt can hold.",
 )
 @common
 @click.pass_context
@@ -36,39 +53,73 @@ def checkout(
     ctx: click.Context,
     rev: str,
     file: Path | None,
+    array: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    shard_bytes: int | None,
     force: bool,
     drop_values: bool,
     as_json: bool,
 ) -> None:
-    """Write a checkpoint, or the arrays chosen of it, to a file.
+    """Write a checkpoint, or the arrays chosen of it, to a file or folder.
 
-    A .pt holds the state as it was committed; torch.load reads it. A .safetensors holds the arrays
-    by path. Every byte is verified, and the file appears whole or not at all.
+    A .pt holds the state as it was committed; torch.load reads it. The other formats hold the
+    arrays by path. Every byte is verified, and the file or folder appears whole or not at all.
 
     \b
     Examples:
       ckptstore checkout best:val_loss -o best.pt
       ckptstore checkout main --include model -o model.safetensors
+      ckptstore checkout main --include model --shard-size 5GB -o exported
+      ckptstore checkout main --tensor model/head.weight -o head.npy
     """
     from ckptstore import formats
 
+    if array is not None and (include or exclude):
+        raise click.UsageError(
+            "--tensor names one array; --include and --exclude choose many.", ctx
+        )
     repo = open_repository(ctx)
     checkpoint = repo.resolve(rev)
-    path = file or default_file(checkpoint)
-    formats.check_free(path, overwrite=force)
-    state = repo.checkout(checkpoint.id, include=include or None, exclude=exclude or None)
-    formats.write_file(state, path, overwrite=force, drop_values=drop_values)
-    size = path.stat().st_size
+    path = file or default_file(
+        checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
+    )
+    formats.check_free(path, overwrite=force, shard_bytes=shard_bytes)
+    state = _state(repo, checkpoint, array, include, exclude)
+    formats.write_file(
+        state, path, overwrite=force, drop_values=drop_values, shard_bytes=shard_bytes
+    )
+    size = _size(path)
     if as_json:
         step = checkpoint.step
         output.document({"id": checkpoint.id, "step": step, "file": str(path), "bytes": size})
     else:
-        output.line(f"Wrote {path}: checkpoint {checkpoint.id.short}, {text.size(size)}.")
+        what = "checkpoint" if array is None else f"{array} of checkpoint"
+        output.line(f"Wrote {path}: {what} {checkpoint.id.short}, {text.size(size)}.")
 
 
-def default_file(checkpoint: Checkpoint) -> Path:
+def default_file(checkpoint: Checkpoint, *, suffix: str = ".pt") -> Path:
     """The file for a checkpoint when none is given: its step, and the id to find it by again."""
     step = "" if checkpoint.step is None else f"{checkpoint.step}-"
-    return Path(f"ckpt-{step}{checkpoint.id.short}.pt")
+    return Path(f"ckpt-{step}{checkpoint.id.short}{suffix}")
+
+
+def _state(
+    repo: Repository,
+    checkpoint: Checkpoint,
+    array: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> Any:
+    """What to write, with arrays that are read only as they are written."""
+    from ckptstore import formats
+
+    if array is not None:
+        return formats.named({array: checkpoint.array(array)})
+    return repo.checkout(checkpoint.id, include=include or None, exclude=exclude or None, lazy=True)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    inside = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in inside if file.is_file())

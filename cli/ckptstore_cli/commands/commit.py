@@ -1,4 +1,4 @@
-"""`ckptstore commit`: store the checkpoint that a file holds."""
+"""`ckptstore commit`: store the checkpoint that a file or folder holds."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ class Metric(click.ParamType[tuple[str, float]]):
 @click.command()
 @click.argument(
     "file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="A .safetensors, .pt or .pth file. No code in it is run: a .pt is loaded with "
-    "weights_only=True.",
+    type=click.Path(exists=True),
+    help="A .safetensors, .npz, .npy, .pt or .pth file; or a folder: Hugging Face's with .safetensors "
+    "files, a .zarr, or one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded "
+    "with weights_only=True.",
 )
 @click.option(
     "-b",
@@ -109,12 +110,14 @@ def commit(
 ) -> None:
     """Store the checkpoint in FILE as the newest one of a branch.
 
-    Arrays that the repository holds already are not stored again. It is durable when this returns.
+    Arrays are read as they are stored, so one of any size needs little memory; those that the
+    repository holds already are not stored again. It is durable when this returns.
 
     \b
     Examples:
       ckptstore commit ckpt_100.pt --step 100 --metric val_loss=0.31 -m "warm-up done"
       ckptstore commit tuned.safetensors -b tuned
+      ckptstore commit Llama-3.2-1B/ -b base
     """
     from ckptstore import formats
 
