@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ckptstore.digest import Digest
-from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.errors import CorruptError, ExpiredError, NotFoundError
 from ckptstore.format import structure
 from ckptstore.format.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.format.manifest import MANIFEST_BYTES_MAX, Manifest
+from ckptstore.format.node_page import NodePage, reached_by_nodes
 from ckptstore.format.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.format.structure import STRUCTURE_BYTES_MAX
 from ckptstore.parallel import gather
+from ckptstore.revisions import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from ckptstore.format.manifest import PageRef
+    from ckptstore.format.operation import Operation
     from ckptstore.objects import ObjectStore
     from ckptstore.storage import Storage
 
@@ -37,14 +43,20 @@ Value = TypeVar("Value")
 
 
 class Catalog:
-    """The documents of the checkpoints of one repository."""
+    """The documents of the checkpoints of one repository. objects: where it reads them."""
 
     def __init__(self, storage: Storage, objects: ObjectStore) -> None:
         self._storage = storage
-        self._objects = objects
+        self.objects = objects
         self._manifests: _Cache[Digest, Manifest] = _Cache(CACHED_MANIFESTS)
         self._pages: _Cache[Digest, Page] = _Cache(CACHED_PAGES)
+        self._node_pages: _Cache[Digest, NodePage] = _Cache(CACHED_PAGES)
         self._written: _Cache[Digest, bool] = _Cache(CACHED_WRITTEN)
+
+    @property
+    def url(self) -> str:
+        """What to pass to `ckptstore.open` to come here again."""
+        return self._storage.url
 
     def manifest(self, id: Digest) -> Manifest:
         """The manifest of a checkpoint, live or expired; NotFoundError when there is none."""
@@ -56,6 +68,36 @@ class Catalog:
             self._storage.size(key_of(id)) is None
             and self._storage.size(key_of(id, EXPIRED)) is not None
         )
+
+    def refuse_expired(self, id: Digest) -> None:
+        """Raise ExpiredError, which says when and why, for a checkpoint whose arrays are gone."""
+        if self.is_expired(id):
+            expiry = self.expiry(id)
+            when = f" on {_date(expiry.time)}" if expiry else ""
+            why = f" ({expiry.why.rstrip('.')})" if expiry else ""
+            raise ExpiredError(
+                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, its step and metrics are kept."
+            )
+
+    @contextmanager
+    def reading(self, id: Digest) -> Iterator[None]:
+        """Say that a checkpoint expired when it did so while it was read."""
+        try:
+            yield
+        except (CorruptError, NotFoundError):
+            self.refuse_expired(id)
+            raise
+
+    def names(self, newest: Operation) -> Names:
+        """What revisions can name, as of an operation."""
+        return Names(heads=newest.heads, tags=newest.tags, lookup=self.lookup, ids=self.ids)
+
+    def lookup(self, id: Digest) -> Manifest | None:
+        """The manifest of a checkpoint, or None when there is none."""
+        try:
+            return self.manifest(id)
+        except NotFoundError:
+            return None
 
     def store(self, manifest: Manifest) -> Digest:
         """Store a manifest, durably, and return its id."""
@@ -101,9 +143,35 @@ class Catalog:
         """A page, checked."""
         return self._pages.get(digest, self._read_page)
 
-    def reached(self, page: Digest) -> set[str]:
-        """The objects that a page refers to, and perhaps some more; the page is not kept in the cache."""
-        return reached(self._page_bytes(page), name=f"page {page}")
+    def searches(
+        self, manifest: Manifest
+    ) -> Iterator[tuple[PageRef, Callable[[Digest], set[str]]]]:
+        """Every page of a checkpoint, with what finds the objects that it refers to, and perhaps some more.
+
+        No page is kept in the cache for it.
+        """
+        for ref in manifest.pages:
+            yield ref, self._reached
+        for ref in manifest.hierarchy or ():
+            yield ref, self._reached_by_nodes
+
+    def node_page(self, digest: Digest) -> NodePage:
+        """A page of Zarr nodes, checked."""
+        return self._node_pages.get(digest, self._read_node_page)
+
+    def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
+        """The pages of what came in through Zarr, in path order, held against what the manifest says of them."""
+        last: str | None = None
+        for ref in manifest.hierarchy or ():
+            page = self.node_page(ref.digest)
+            if (page.first, page.nbytes) != (ref.first, ref.bytes) or ref.arrays > len(page.nodes):
+                raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
+            if last is not None and page.first <= last:
+                raise CorruptError(
+                    f"Page {ref.digest} does not follow the page before it in path order."
+                )
+            last = page.nodes[-1].path
+            yield page
 
     def remember_page(self, digest: Digest, page: Page) -> None:
         """Keep a page that was just written, so that the next commit need not read it."""
@@ -134,7 +202,7 @@ class Catalog:
 
     def structure(self, manifest: Manifest) -> Any:
         """The root node of a checkpoint's structure."""
-        data = self._objects.get(manifest.structure, bytes_max=STRUCTURE_BYTES_MAX)
+        data = self.objects.get(manifest.structure, bytes_max=STRUCTURE_BYTES_MAX)
         return structure.decode(data, name=f"structure {manifest.structure}")
 
     def ids(self, prefix: str = "") -> Iterator[Digest]:
@@ -163,11 +231,20 @@ class Catalog:
             return Manifest.decode(data, name=key)
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
 
+    def _reached(self, page: Digest) -> set[str]:
+        return reached(self._page_bytes(page), name=f"page {page}")
+
+    def _reached_by_nodes(self, page: Digest) -> set[str]:
+        return reached_by_nodes(self._page_bytes(page), name=f"page {page}")
+
+    def _read_node_page(self, digest: Digest) -> NodePage:
+        return NodePage.decode(self._page_bytes(digest), name=f"page {digest}")
+
     def _read_page(self, digest: Digest) -> Page:
         return Page.decode(self._page_bytes(digest), name=f"page {digest}")
 
     def _page_bytes(self, digest: Digest) -> bytes:
-        return self._objects.get(digest, bytes_max=PAGE_BYTES_MAX)
+        return self.objects.get(digest, bytes_max=PAGE_BYTES_MAX)
 
 
 class _Cache(Generic[Key, Value]):
@@ -198,6 +275,10 @@ class _Cache(Generic[Key, Value]):
             self._values[key] = value
             if len(self._values) > self._count_max:
                 self._values.popitem(last=False)
+
+
+def _date(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def key_of(id: Digest, folder: str = LIVE) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays, codecs, state
+from ckptstore.array_opener import ZARR
 from ckptstore.collector import paused_collector
 from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible, InvalidInputError
 from ckptstore.format.structure import Node, array_path, tag_of
@@ -15,15 +16,25 @@ from ckptstore.reader import read_fresh, read_into
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ckptstore.array_opener import ArrayOpener
     from ckptstore.format.page import Page
     from ckptstore.objects import ObjectStore
 
 
-def fresh(root: Node, pages: list[Page], *, objects: ObjectStore, device: Any = None) -> Any:
-    """Build a new state in memory of its own."""
+def fresh(
+    root: Node,
+    pages: list[Page],
+    *,
+    objects: ObjectStore,
+    opener: ArrayOpener,
+    device: Any = None,
+) -> Any:
+    """Build a new state in memory of its own. opener: of the same checkpoint's arrays."""
     made = read_fresh(pages, _kinds(root), objects=objects)
 
     def array(path: str, kind: str) -> Any:
+        if kind == ZARR:
+            return opener.open(path, kind)[...]
         if path not in made:
             raise CorruptError(
                 f"The structure names the {kind} {path!r}, which no page lists. Run verify."
@@ -34,12 +45,19 @@ def fresh(root: Node, pages: list[Page], *, objects: ObjectStore, device: Any = 
         return state.unflatten(root, array=array, decode=codecs.decode)
 
 
+def lazy(root: Node, opener: ArrayOpener) -> Any:
+    """Build a new state whose arrays are read as they are indexed."""
+    with paused_collector():
+        return state.unflatten(root, array=opener.open, decode=codecs.decode)
+
+
 def fill(
     root: Node,
     pages: list[Page],
     into: object,
     *,
     objects: ObjectStore,
+    opener: ArrayOpener,
     strict: bool,
     complete: bool,
     path: str = "",
@@ -48,7 +66,10 @@ def fill(
 
     path: of the root in the checkpoint, where it is a part of it. complete: the structure is a whole checkpoint, so that what the destination has beyond it counts as missing.
     """
-    entries = {entry.path: entry for page in pages for entry in page.entries}
+    entries = {
+        **opener.encoded_entries(),
+        **{entry.path: entry for page in pages for entry in page.entries},
+    }
     placement = place(root, into, entries, path=path)
     found = placement.incompatible if complete else replace(placement.incompatible, missing=())
     if strict and found:
@@ -58,7 +79,7 @@ def fill(
         )
     read_into(pages, placement.targets, objects=objects)
     for node, assign in placement.loads:
-        _hand_over(fresh(node, pages, objects=objects), assign)
+        _hand_over(fresh(node, pages, objects=objects, opener=opener), assign)
     return found
 
 
@@ -75,7 +96,11 @@ def _hand_over(value: Any, assign: Callable[[Any], object]) -> None:
 
 def _kinds(root: Node) -> dict[str, str]:
     """The arrays to read: tensor or ndarray, by path; a tied array only under its first name."""
-    nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
+    nodes = (
+        node
+        for _, node in state.leaves(root)
+        if array_path(node) is not None and tag_of(node) != ZARR
+    )
     return {node.get("tied", node[tag_of(node)]): tag_of(node) for node in nodes}
 
 

@@ -5,21 +5,31 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import zarr
+
     from ckptstore.catalog import Catalog
+    from ckptstore.checkpoint_array import IndexedArray
     from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
+    from ckptstore.format.node_page import EncodedEntry
+    from ckptstore.format.page import ArrayEntry
 
+_path = attrgetter("path")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayInfo:
     """One array of a checkpoint: `nbytes` of data of this dtype and shape, stored as `chunk_count` chunks.
+
+    Of an array that came in through Zarr, `nbytes` is what its chunks take as they are encoded, and `dtype` is "" where only
+    Zarr knows such elements (texts, dates).
 
     A small array (under 64 KiB) lies in a bundle with others and counts as one chunk; its chunk_shape is its shape.
     """
@@ -30,6 +40,33 @@ class ArrayInfo:
     chunk_shape: tuple[int, ...]
     nbytes: int
     chunk_count: int
+
+    @classmethod
+    def of(cls, entry: ArrayEntry) -> Self:
+        """An array of a state."""
+        from ckptstore.format.chunks import chunk_count
+
+        is_small = entry.offset is not None
+        return cls(
+            path=entry.path,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            chunk_shape=entry.shape if is_small else entry.chunk_shape,
+            nbytes=entry.nbytes,
+            chunk_count=1 if is_small else chunk_count(entry.shape, entry.chunk_shape),
+        )
+
+    @classmethod
+    def of_encoded(cls, entry: EncodedEntry) -> Self:
+        """An array that came in through Zarr."""
+        return cls(
+            path=entry.path or "array",
+            dtype=entry.dtype,
+            shape=entry.shape,
+            chunk_shape=entry.chunk_shape,
+            nbytes=entry.nbytes,
+            chunk_count=entry.chunks,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +103,8 @@ class Checkpoint:
             meta=deepcopy(dict(manifest.meta)),  # the manifest is shared by all who ask
             expired=catalog.is_expired(id),
             new_bytes=manifest.new_bytes,
-            array_count=sum(ref.arrays for ref in manifest.pages),
-            array_bytes=sum(ref.bytes for ref in manifest.pages),
+            array_count=sum(ref.arrays for ref in manifest.refs),
+            array_bytes=manifest.array_bytes,
             _manifest=manifest,
             _catalog=catalog,
         )
@@ -75,22 +112,36 @@ class Checkpoint:
     @property
     def arrays(self) -> tuple[ArrayInfo, ...]:
         """Every array, in path order; read from the repository at each call."""
-        from ckptstore.format.chunks import chunk_count
+        from ckptstore.encoded import encoded_entries
 
-        return tuple(
-            ArrayInfo(
-                path=entry.path,
-                dtype=entry.dtype,
-                shape=entry.shape,
-                chunk_shape=entry.chunk_shape if entry.offset is None else entry.shape,
-                nbytes=entry.nbytes,
-                chunk_count=chunk_count(entry.shape, entry.chunk_shape)
-                if entry.offset is None
-                else 1,
-            )
+        listed = [
+            ArrayInfo.of(entry)
             for page in self._catalog.pages(self._manifest)
             for entry in page.entries
-        )
+        ]
+        encoded = encoded_entries(self._manifest, self._catalog).values()
+        return tuple(sorted([*listed, *map(ArrayInfo.of_encoded, encoded)], key=_path))
+
+    def array(self, path: str, *, framework: str | None = None) -> IndexedArray:
+        """One array, read as it is indexed: `checkpoint.array("model/wte.weight")[1000:1010]` reads only these rows' chunks.
+
+        framework: "torch" or "numpy": what indexing gives; None: what was committed. NotFoundError names what is like it.
+        """
+        from ckptstore.array_opener import ArrayOpener
+
+        self._catalog.refuse_expired(self.id)
+        return ArrayOpener(self.id, self._manifest, self._catalog).named(path, framework)
+
+    def zarr(self) -> zarr.Group:
+        """The checkpoint as a read-only Zarr group, whose arrays are read as they are indexed.
+
+        Its attributes tell the checkpoint's id, step, metrics, message and time. zarr-python, dask and xarray can open it.
+        """
+        import zarr
+
+        from ckptstore.zarr.store import CheckpointStore
+
+        return zarr.open_group(CheckpointStore.of(self.id, self._catalog), mode="r")
 
     @property
     def names(self) -> tuple[str | int, ...]:

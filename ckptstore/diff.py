@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckptstore.format.node_page import EncodedEntry
 from ckptstore.format.page import ArrayEntry, Bundle, Page, chunk_sizes
 from ckptstore.format.structure import array_path, tag_of
 from ckptstore.state import join, node_segments, plain
@@ -36,6 +37,7 @@ class Source:
     manifest: Manifest
     load_pages: Callable[[Sequence[PageRef]], Iterable[Page]]
     load_structure: Callable[[], Node]
+    load_encoded: Callable[[], Mapping[str, EncodedEntry]] = dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,11 @@ class StoredArray:
 
     entry: ArrayEntry
     bundle: Bundle | None = None
+
+    @property
+    def is_encoded(self) -> bool:
+        """True for an array that came in through Zarr."""
+        return isinstance(self.entry, EncodedEntry)
 
     @property
     def path(self) -> str:
@@ -236,12 +243,14 @@ def _count(refs: Sequence[PageRef], source: Source, selection: Selection) -> tup
 def _arrays(source: Source, common: set[Digest], selection: Selection) -> dict[str, StoredArray]:
     """The chosen arrays of the pages that only this side has."""
     refs = [ref for ref in source.manifest.pages if ref.digest not in common]
-    return {
+    found = {
         entry.path: StoredArray(entry=entry, bundle=page.bundle)
         for page in source.load_pages(refs)
         for entry in page.entries
         if selection(entry.path)
     }
+    encoded = source.load_encoded().items()
+    return found | {path: StoredArray(entry=entry) for path, entry in encoded if selection(path)}
 
 
 def _array_changes(
@@ -289,6 +298,8 @@ def is_cut_alike(one: ArrayEntry, other: ArrayEntry) -> bool:
 
 
 def _cut(entry: ArrayEntry) -> tuple[int, ...]:
+    if isinstance(entry, EncodedEntry):
+        return (-1,)  # as its codecs made it: like no array of a state
     if len(entry.digests) < 2:
         return entry.shape
     return tuple(map(min, entry.shape, entry.chunk_shape))
@@ -336,6 +347,8 @@ def _ending(path: str, length: int) -> tuple[str, ...]:
 
 def _sizes(entry: ArrayEntry) -> Iterable[tuple[Digest, int]]:
     """Each digest of an array with its bytes."""
+    if isinstance(entry, EncodedEntry):
+        return zip(entry.digests, entry.sizes, strict=True)
     if entry.offset is not None:
         return [(entry.digests[0], entry.nbytes)]
     return chunk_sizes(entry)

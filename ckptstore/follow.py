@@ -23,6 +23,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore import arrays, state
+from ckptstore.array_opener import ArrayOpener
 from ckptstore.checkout import fresh
 from ckptstore.collector import paused_collector
 from ckptstore.errors import (
@@ -243,7 +244,9 @@ class Follower:
         with paused_collector():
             root, path = choice.of(self._catalog.structure(manifest), model)
             pages = self._pages(manifest, root)
-            entries = {entry.path: entry for page in pages for entry in page.entries}
+            opener = ArrayOpener(id, manifest, self._catalog)
+            entries: dict[str, ArrayEntry] = {**opener.encoded_entries()}
+            entries |= {entry.path: entry for page in pages for entry in page.entries}
             placement = place(root, arrays.in_place(model), entries, path=path)
         _refuse_misfit(placement, model, entries, is_whole=choice.selection.is_everything)
         fills = [_Fill(path, target, entries[path]) for path, target in placement.targets.items()]
@@ -251,7 +254,7 @@ class Follower:
         changes = _changes(fills, memory)
         staged = _read(changes, pages, objects)
         new = [load for load in loads if not memory.was_handed(load)]
-        handed = [(load, fresh(load.node, pages, objects=objects)) for load in new]
+        handed = [(load, fresh(load.node, pages, objects=objects, opener=opener)) for load in new]
         may_undo = any(load.may_refuse and not load.is_own for load in new)
         before = [(change, change.copy()) for change in changes] if may_undo else []
         with self._gate.writing():
@@ -465,7 +468,7 @@ class _Load:
     @property
     def may_refuse(self) -> bool:
         """True but for a value in a dict or list, which is only exchanged."""
-        return not getattr(self.assign, "__qualname__", "").startswith("_setter.")
+        return not getattr(self.assign, "__qualname__", "").startswith("_setter")
 
 
 def _hand_over(loads: Iterable[tuple[_Load, Any]]) -> None:

@@ -338,11 +338,11 @@ class _Marks:
         must_be_whole: a page that cannot be read is an error that stops the gc, as nobody knows then what is needed. A
         checkpoint that is given up, or that nothing refers to (of a commit that died beside a gc), need not be.
         """
-        added = {manifest.structure, *(ref.digest for ref in manifest.pages)} - self.digests
-        for ref in manifest.pages:
+        added = manifest.documents() - self.digests
+        for ref, search in self._catalog.searches(manifest):
             if ref.digest in added:
                 try:
-                    listed = self._catalog.reached(ref.digest) - self.digests
+                    listed = search(ref.digest) - self.digests
                     added.update(map(Digest, listed))
                 except CorruptError:
                     if must_be_whole:

@@ -11,8 +11,17 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import has_no_memory, is_array, is_lazy, is_module, is_ndarray
+from ckptstore.arrays import (
+    copy_chunk,
+    describe,
+    has_no_memory,
+    is_array,
+    is_lazy,
+    is_module,
+    is_ndarray,
+)
 from ckptstore.errors import CorruptError, Incompatible, shown
+from ckptstore.format.chunks import Chunk
 from ckptstore.format.names import escape_key
 from ckptstore.format.structure import Node, array_path, tag_of
 from ckptstore.state import join, leaves, node_segments, unkey
@@ -168,6 +177,8 @@ class _Place:
             self.placement.mismatched.append(
                 f"{name} (not the same as {first} there, tied to it here)"
             )
+        elif _tag(node) == "zarr":
+            self.placement.loads.append((node, _setter_of(target)))
         else:
             self.placement.targets[path] = target
 
@@ -203,6 +214,18 @@ class _Place:
 def _setter(target: Any, key: Any) -> Callable[[Any], object]:
     def assign(value: Any) -> None:
         target[key] = value
+
+    return assign
+
+
+def _setter_of(target: Any) -> Callable[[Any], object]:
+    """What copies a whole array of the same dtype and shape into an existing one."""
+
+    def assign(value: Any) -> None:
+        source = describe(value)
+        assert source is not None
+        everything = tuple(slice(0, length) for length in source.shape)
+        copy_chunk(target, Chunk(0, source.nbytes, everything), source.whole())
 
     return assign
 

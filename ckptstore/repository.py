@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +20,6 @@ from ckptstore.condemned import GRACE_SECONDS, CondemnedError, refuse_condemned
 from ckptstore.errors import (
     ConflictError,
     CorruptError,
-    ExpiredError,
     InvalidInputError,
     NotFoundError,
     shown,
@@ -50,7 +47,7 @@ from ckptstore.selection import Selection
 from ckptstore.storage import BesideStorage, LocalStorage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import SupportsIndex
@@ -65,6 +62,7 @@ if TYPE_CHECKING:
     from ckptstore.storage import Storage
     from ckptstore.verify import VerifyReport
     from ckptstore.writer import Written
+    from ckptstore.zarr.session import Session, Staged
 
     Patterns = str | Sequence[str] | None
 
@@ -178,13 +176,7 @@ class Repository:
         UnsupportedValueError names the path and type of a value that no checkpoint can hold.
         """
         check_ref_name(branch, kind="branch")
-        describe = partial(
-            Manifest,
-            step=check_step(step),
-            metrics=check_metrics(metrics),
-            message=check_message(message),
-            meta=check_meta(meta),
-        )
+        describe = _describe(step, metrics, message, meta)
 
         def make() -> Checkpoint:
             newest = self._oplog.newest()
@@ -201,6 +193,58 @@ class Repository:
 
         return self._beside_gc(make)
 
+    def session(self, branch: str = DEFAULT_BRANCH) -> Session:
+        """Change a branch through Zarr: a writable store over its head, which nobody else sees before `commit`.
+
+        with repo.session("main") as session:
+            group = zarr.open_group(session.store)
+            group["curves/loss"].append([0.31])
+            session.commit(step=100)
+
+        A branch that does not exist begins empty. Any Zarr hierarchy can be written, with any codecs.
+        """
+        from ckptstore.zarr.session import Session, Staged
+
+        check_ref_name(branch, kind="branch")
+
+        def begin() -> Staged:
+            head = self._oplog.newest().heads.get(branch)
+            manifest = None if head is None else self._catalog.manifest(head)
+            return Staged(head, manifest, self._catalog, self._chunk_bytes)
+
+        return Session(branch, begin, partial(self._publish_session, branch))
+
+    def _publish_session(
+        self,
+        branch: str,
+        staged: Staged,
+        *,
+        step: SupportsIndex | None,
+        metrics: Mapping[str, object] | None,
+        message: str,
+        meta: Mapping[str, Any] | None,
+    ) -> Checkpoint:
+        """Make what a session has staged the head of its branch."""
+        from ckptstore.zarr.publish import write
+
+        describe = _describe(step, metrics, message, meta)
+
+        def make() -> Checkpoint:
+            newest = self._oplog.newest()
+            staged.check_there()  # what is there now, and was not condemned, stays
+            written = write(staged)
+            manifest = describe(
+                pages=written.pages,
+                structure=written.structure,
+                hierarchy=written.hierarchy,
+                new_bytes=written.new_bytes,
+                parents=(staged.head,) if staged.head else (),
+                created=self._now(),
+            )
+            return self._publish(manifest, written, branch=branch, retry=False, since=newest.seq)
+
+        return self._beside_gc(make)
+
     def checkout(
         self,
         rev: str = DEFAULT_BRANCH,
@@ -211,23 +255,37 @@ class Repository:
         exclude: Patterns = None,
         part: str | None = None,
         device: Any = None,
+        lazy: bool = False,
     ) -> Any:
         """Read a checkpoint: the same nesting, bit for bit, in fresh writable memory.
 
         part: a key of the outermost dict, such as "model"; what lies under it is all that is read, as if it were the whole.
         include, exclude: globs over paths ("model/**"); only what they choose is read. A dict loses the other keys, a
         list or tuple has None in their place. device: where tensors go; the CPU when None.
+        lazy: leave the arrays where they are; `state["model"]["wte.weight"][1000:1010]` reads what it is asked for, and
+        commit takes such a state as any other.
         into: an nn.Module, or a nest of dicts and lists of tensors, arrays, plain values, modules and other objects
         with load_state_dict. It is filled in place, without a second copy of the weights, and what did not fit
         is returned as Incompatible: with `strict` any misfit raises CheckoutMismatchError before anything changes.
         """
         if into is not None and device is not None:
             raise InvalidInputError("Pass into or device: what exists already stays where it is.")
+        if lazy and (into is not None or device is not None):
+            raise InvalidInputError(
+                "What is read later can neither go into something nor to a device."
+            )
         selection = Selection.of(include, exclude)
         id, manifest = self._readable(rev)
-        with self._reading(id):
+        with self._catalog.reading(id):
             return self._checkout(
-                id, manifest, selection, into=into, strict=strict, part=part, device=device
+                id,
+                manifest,
+                selection,
+                into=into,
+                strict=strict,
+                part=part,
+                device=device,
+                is_lazy=lazy,
             )
 
     def _checkout(
@@ -240,10 +298,14 @@ class Repository:
         strict: bool,
         part: str | None,
         device: Any,
+        is_lazy: bool,
     ) -> Any:
         """Read a checkpoint that was live a moment ago."""
         from ckptstore import state
-        from ckptstore.checkout import fill, fresh
+        from ckptstore.array_opener import ArrayOpener
+        from ckptstore.checkout import fill, fresh, lazy
+
+        opener = ArrayOpener(id, manifest, self._catalog)
 
         with paused_collector():
             root = self._catalog.structure(manifest)
@@ -255,14 +317,17 @@ class Repository:
                     )
             if part is not None:
                 root = state.part(root, part)
-            pages = list(self._catalog.pages(manifest))
+            pages = [] if is_lazy else list(self._catalog.pages(manifest))
+        if is_lazy:
+            return lazy(root, opener)
         if into is None:
-            return fresh(root, pages, objects=self._objects, device=device)
+            return fresh(root, pages, objects=self._objects, opener=opener, device=device)
         return fill(
             root,
             pages,
             into,
             objects=self._objects,
+            opener=opener,
             strict=strict,
             complete=selection.is_everything,
             path="" if part is None else state.path_of(part),
@@ -502,7 +567,7 @@ class Repository:
             checkpoints=len(live),
             branches=len(newest.heads),
             tags=len(newest.tags),
-            array_bytes=sum(ref.bytes for manifest in live for ref in manifest.pages),
+            array_bytes=sum(manifest.array_bytes for manifest in live),
             objects=len(sizes),
             stored_bytes=sum(sizes),
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
@@ -511,14 +576,16 @@ class Repository:
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ObjectStore]:
         """A checkpoint as a diff loads it."""
         from ckptstore.diff import Source
+        from ckptstore.encoded import encoded_entries
 
         id, manifest = self._readable(rev)
         source = Source(
             manifest=manifest,
             load_pages=lambda refs: self._catalog.pages(replace(manifest, pages=tuple(refs))),
             load_structure=lambda: self._catalog.structure(manifest),
+            load_encoded=lambda: encoded_entries(manifest, self._catalog),
         )
-        return self._reading(id), source, self._objects
+        return self._catalog.reading(id), source, self._objects
 
     def _holding(self, value: object, *, beside: str) -> Repository:
         """A repository whose only checkpoint holds a state, cut into chunks as here.
@@ -531,7 +598,7 @@ class Repository:
         keys = {object_key(digest) for digest in reached_by(id, self._catalog).digests}
         marker = Marker(store=secrets.token_hex(16), chunk_bytes=self._chunk_bytes)
         made = Repository(BesideStorage(self._storage, keys), marker)
-        with self._reading(id):
+        with self._catalog.reading(id):
             made.commit(value)
         return made
 
@@ -552,11 +619,11 @@ class Repository:
         newest = self._oplog.newest()
         _check_new_branch(name, newest)
         source = self._durable(at)
-        self._refuse_expired(source)
+        self._catalog.refuse_expired(source)
         try:
             written = plant(seed, source, objects=self._objects, catalog=self._catalog)
         except CorruptError:
-            self._refuse_expired(source)  # gc gave it up meanwhile
+            self._catalog.refuse_expired(source)  # gc gave it up meanwhile
             raise
         manifest = seed.manifest(source, self._catalog.manifest(source), written, now=self._now())
         check = partial(refuse_condemned, self._oplog, since=newest.seq, digests=written.relied)
@@ -637,7 +704,7 @@ class Repository:
             if id not in known:
                 if newest.condemned and id in newest.condemned.checkpoints:
                     raise CondemnedError
-                self._refuse_expired(id)
+                self._catalog.refuse_expired(id)
 
     def _beside_gc(self, act: Callable[[], Result]) -> Result:
         """Do something again for as long as a gc condemns what it relies on, each time when that gc has ended."""
@@ -658,26 +725,8 @@ class Repository:
         """The manifest of a checkpoint whose arrays are there."""
         id = resolve(rev, self._names())
         manifest = self._catalog.manifest(id)
-        self._refuse_expired(id)
+        self._catalog.refuse_expired(id)
         return id, manifest
-
-    @contextmanager
-    def _reading(self, id: Digest) -> Iterator[None]:
-        """Say that a checkpoint expired when it did so while it was read."""
-        try:
-            yield
-        except (CorruptError, NotFoundError):
-            self._refuse_expired(id)
-            raise
-
-    def _refuse_expired(self, id: Digest) -> None:
-        if self._catalog.is_expired(id):
-            expiry = self._catalog.expiry(id)
-            when = f" on {_date(expiry.time)}" if expiry else ""
-            why = f" ({expiry.why.rstrip('.')})" if expiry else ""
-            raise ExpiredError(
-                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, its step and metrics are kept."
-            )
 
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
         return Checkpoint.of(id, manifest, self._catalog)
@@ -690,24 +739,27 @@ class Repository:
 
     def _names(self) -> Names:
         """What revisions can name now."""
-        newest = self._oplog.newest()
-        return Names(
-            heads=newest.heads, tags=newest.tags, lookup=self._lookup, ids=self._catalog.ids
-        )
-
-    def _lookup(self, id: Digest) -> Manifest | None:
-        try:
-            return self._catalog.manifest(id)
-        except NotFoundError:
-            return None
+        return self._catalog.names(self._oplog.newest())
 
     def _now(self) -> int:
         """UTC now, in microseconds since 1970."""
         return max(0, int(self._clock() * 1e6))
 
 
-def _date(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+def _describe(
+    step: SupportsIndex | None,
+    metrics: Mapping[str, object] | None,
+    message: str,
+    meta: Mapping[str, Any] | None,
+) -> Callable[..., Manifest]:
+    """What a user says of a checkpoint, checked; makes its manifest."""
+    return partial(
+        Manifest,
+        step=check_step(step),
+        metrics=check_metrics(metrics),
+        message=check_message(message),
+        meta=check_meta(meta),
+    )
 
 
 def _decoded(name: str, value: object) -> object:

@@ -1,13 +1,11 @@
 """Seed: a checkpoint made of arrays of another one, under the same or other paths. No array is read or written.
 
-New pages list the chunks that are there, and point into the bundles that are there. A page has one bundle, so besides
-where the rule ends a page, one ends before a small array that lies in another bundle than those before it. Pages that
-come out as they were are not stored again.
+Pages that come out as they were are not stored again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -15,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import state
 from ckptstore.collector import paused_collector
 from ckptstore.digest import Digest
-from ckptstore.errors import CorruptError, InvalidInputError, shown
+from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format import structure
-from ckptstore.format.manifest import PAGES_MAX, Manifest, check_meta
-from ckptstore.format.page import Page, cut
+from ckptstore.format.manifest import Manifest, check_meta
+from ckptstore.format.repage import repage
 from ckptstore.parallel import gather
 from ckptstore.rename import Rename, move, paths
 from ckptstore.selection import Selection
 from ckptstore.writer import PUT_THREADS, Written, page_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ckptstore.catalog import Catalog
-    from ckptstore.format.page import ArrayEntry, Bundle
+    from ckptstore.format.page import Page
     from ckptstore.format.structure import Node
     from ckptstore.objects import ObjectStore
 
@@ -117,47 +115,6 @@ def _kept(reset: str | Sequence[str]) -> frozenset[str]:
             f"reset names {shown(unknown[0])}; a seed can reset {' and '.join(RESETTABLE)}."
         )
     return frozenset(RESETTABLE) - set(listed)
-
-
-def repage(pages: Sequence[Page], names: Mapping[str, str]) -> list[Page]:
-    """The pages of those arrays that have a new name, under that name; their bytes stay where they are."""
-    placed = sorted(
-        (
-            (replace(entry, path=names[entry.path]), page.bundle)
-            for page in pages
-            for entry in page.entries
-            if entry.path in names
-        ),
-        key=lambda found: found[0].path,
-    )
-    if len(placed) != len(names):
-        listed = {entry.path for page in pages for entry in page.entries}
-        missing = next(path for path in names if path not in listed)
-        raise CorruptError(
-            f"The structure names {shown(missing)}, which no page lists. Run verify."
-        )
-    by_rule = cut([(entry.path, len(entry.digests)) for entry, _ in placed])
-    made = list(chain.from_iterable(_by_bundle(placed[part]) for part in by_rule))
-    if len(made) > PAGES_MAX:
-        raise InvalidInputError(
-            f"Under these names the arrays need {len(made)} pages, and a checkpoint has {PAGES_MAX} at most: small ones "
-            "that were stored far apart would lie next to each other. Check the source out, and commit it renamed."
-        )
-    return made
-
-
-def _by_bundle(placed: Sequence[tuple[ArrayEntry, Bundle | None]]) -> Iterator[Page]:
-    """As few pages as there can be when each has one bundle at most."""
-    entries: list[ArrayEntry] = []
-    held: Bundle | None = None
-    for entry, bundle in placed:
-        needed = None if entry.offset is None else bundle
-        if held and needed and needed != held:
-            yield Page(entries=tuple(entries), bundle=held)
-            entries, held = [], None
-        entries.append(entry)
-        held = held or needed
-    yield Page(entries=tuple(entries), bundle=held)
 
 
 def _store(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.catalog import EXPIRED, EXPIRIES, LIVE, Catalog, key_of
 from ckptstore.digest import Digest
+from ckptstore.encoded import encoded_entries
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.format.marker import CHUNK_BYTES_MAX, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.format.structure import array_path
@@ -23,12 +24,13 @@ from ckptstore.oplog import KEPT_OPERATIONS, Oplog
 from ckptstore.oplog import PREFIX as OPERATIONS
 from ckptstore.oplog import key_of as operation_key
 from ckptstore.parallel import gather
-from ckptstore.state import leaves
+from ckptstore.state import ROOT, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ckptstore.format.manifest import Manifest
+    from ckptstore.format.node_page import NodePage
     from ckptstore.format.page import Page
     from ckptstore.storage import Storage
 
@@ -179,13 +181,33 @@ class _Verify:
                 page = self.catalog.page(ref.digest)
                 paths |= dict.fromkeys(entry.path for entry in page.entries)
                 self.check_page(id, key, page)
-        if not any(object_key(ref.digest) in self.wrong for ref in manifest.pages):
+        self.check_node_pages(id, manifest, paths)
+        if not any(object_key(ref.digest) in self.wrong for ref in manifest.refs):
             self.attempt(key_of(id), lambda: list(self.catalog.pages(manifest)))
+            self.attempt(key_of(id), lambda: list(self.catalog.node_pages(manifest)))
         key = self.used(manifest.structure, id)
         if self.is_there(key):
             self.attempt(key, partial(self.check_structure, manifest, paths))
 
-    def check_page(self, id: Digest, key: str, page: Page) -> None:
+    def check_node_pages(self, id: Digest, manifest: Manifest, paths: dict[str, None]) -> None:
+        """The same for what came in through Zarr, whose documents must tell of arrays."""
+        for ref in manifest.hierarchy or ():
+            key = self.used(ref.digest, id)
+            if self.is_there(key) and self.attempt(
+                key, partial(self.catalog.node_page, ref.digest)
+            ):
+                self.check_page(id, key, self.catalog.node_page(ref.digest))
+        if manifest.hierarchy and not any(
+            object_key(digest) in self.wrong for digest in manifest.documents()
+        ):
+            self.attempt(
+                key_of(id),
+                lambda: paths.update(
+                    dict.fromkeys(path or ROOT for path in encoded_entries(manifest, self.catalog))
+                ),
+            )
+
+    def check_page(self, id: Digest, key: str, page: Page | NodePage) -> None:
         """Follow the references of a page."""
         for digest, size in dict.fromkeys(page.digests()):
             inner = self.used(digest, id)
@@ -203,17 +225,13 @@ class _Verify:
         if found != size:
             raise CorruptError(f"{key} has {found} bytes; the page that lists it says {size}.")
 
-    def check_bundle(self, page: Page) -> None:
-        """Hold each small array's own digest against its place in the bundle."""
+    def check_bundle(self, page: Page | NodePage) -> None:
+        """Hold the own digest of each small array, and document, against its place in the bundle."""
         assert page.bundle is not None
         data = self.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
-        for entry in page.entries:
-            if entry.offset is not None:
-                part = data[entry.offset : entry.offset + entry.nbytes]
-                if Digest.of(part) != entry.digests[0]:
-                    raise CorruptError(
-                        f"The page lists a wrong place in its bundle for {entry.path!r}."
-                    )
+        for path, digest, part in page.bundled():
+            if Digest.of(data[part]) != digest:
+                raise CorruptError(f"The page lists a wrong place in its bundle for {path!r}.")
 
     def check_structure(self, manifest: Manifest, paths: Iterable[str]) -> None:
         """Every array that the structure names must be listed by a page."""
@@ -223,7 +241,7 @@ class _Verify:
             if (path := array_path(node))
         }
         unlisted = sorted(named - set(paths))
-        broken = any(object_key(ref.digest) in self.wrong for ref in manifest.pages)
+        broken = any(object_key(ref.digest) in self.wrong for ref in manifest.refs)
         if unlisted and not broken:
             raise CorruptError(
                 f"The structure names arrays that no page lists: {', '.join(unlisted[:5])}."

@@ -55,6 +55,7 @@ class Written:
     structure: Digest
     new_bytes: int
     relied: frozenset[Digest]
+    hierarchy: tuple[PageRef, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -113,7 +114,9 @@ def reached_by(id: Digest, catalog: Catalog) -> Reached:
     """What a checkpoint reaches, from its pages alone. One that is damaged must not keep the next from being made."""
     try:
         manifest = catalog.manifest(id)
-        reached = Reached(digests={manifest.structure, *(ref.digest for ref in manifest.pages)})
+        reached = Reached(digests=manifest.documents())
+        for nodes in catalog.node_pages(manifest):
+            reached.digests.update(digest for digest, _ in nodes.digests())
         for ref, page in zip(manifest.pages, catalog.pages(manifest), strict=True):
             reached.digests.update(digest for digest, _ in page.digests())
             if page.bundle and catalog.wrote_page(ref.digest):

@@ -36,6 +36,7 @@ _KNOWN = frozenset(
         "format",
         "pages",
         "structure",
+        "hierarchy",
         "parents",
         "step",
         "metrics",
@@ -49,7 +50,10 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRef:
-    """A page as the manifest lists it: enough to skip it without reading it."""
+    """A page as the manifest lists it: enough to skip it without reading it.
+
+    Of a page of Zarr nodes, `arrays` says how many of these are arrays, and `bytes` is what all values have.
+    """
 
     first: str
     digest: Digest
@@ -61,12 +65,14 @@ class PageRef:
 class Manifest:
     """One checkpoint: what it holds, by digest, and what is known of it.
 
+    hierarchy: the pages of what came in through Zarr; None for a checkpoint that did not.
     created: UTC time in microseconds since 1970. new_bytes: bytes of objects this commit had to store.
     other: fields of later versions, kept so that moving a manifest never changes its bytes.
     """
 
     pages: tuple[PageRef, ...]
     structure: Digest
+    hierarchy: tuple[PageRef, ...] | None = None
     parents: tuple[Digest, ...] = ()
     step: int | None = None
     metrics: Mapping[str, int | float] = field(default_factory=dict)
@@ -76,14 +82,25 @@ class Manifest:
     meta: Mapping[str, Any] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def refs(self) -> tuple[PageRef, ...]:
+        """All its pages, those of Zarr nodes last."""
+        return (*self.pages, *(self.hierarchy or ()))
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all its arrays; of those that came in through Zarr, as they are encoded."""
+        return sum(ref.bytes for ref in self.refs)
+
+    def documents(self) -> set[Digest]:
+        """The objects that the manifest names itself."""
+        return {self.structure, *(ref.digest for ref in self.refs)}
+
     def encode(self) -> bytes:
         """Encode to the canonical bytes whose digest is the checkpoint's id."""
         document: dict[str, Any] = {
             "format": 1,
-            "pages": [
-                {"first": ref.first, "digest": ref.digest, "arrays": ref.arrays, "bytes": ref.bytes}
-                for ref in self.pages
-            ],
+            "pages": [_ref_to_json(ref) for ref in self.pages],
             "structure": self.structure,
             "parents": list(self.parents),
             "step": self.step,
@@ -94,6 +111,8 @@ class Manifest:
             "meta": self.meta,
             **self.other,
         }
+        if self.hierarchy is not None:
+            document["hierarchy"] = [_ref_to_json(ref) for ref in self.hierarchy]
         return canonical.encode(document, name="The manifest", bytes_max=MANIFEST_BYTES_MAX)
 
     @classmethod
@@ -113,6 +132,7 @@ class Manifest:
         return cls(
             pages=tuple(_page_ref(item, name=name) for item in fields.array("pages")),
             structure=check_digest(fields.get("structure"), name=name),
+            hierarchy=_hierarchy(fields, name=name),
             parents=tuple(check_digest(parent, name=name) for parent in parents),
             step=None if step is None else fields.integer("step", low=-STEP_MAX, high=STEP_MAX),
             metrics=_metrics_from_json(fields.object("metrics"), name=name),
@@ -257,11 +277,24 @@ def _meta_from_json(document: dict[str, Any], *, name: str) -> dict[str, Any]:
         raise CorruptError(f"{name}: {error}") from error
 
 
-def _page_ref(document: object, *, name: str) -> PageRef:
+def _ref_to_json(ref: PageRef) -> dict[str, Any]:
+    return {"first": ref.first, "digest": ref.digest, "arrays": ref.arrays, "bytes": ref.bytes}
+
+
+def _page_ref(document: object, *, name: str, arrays_min: int = 1) -> PageRef:
     fields = Fields(document, name=f"{name}, page")
     return PageRef(
         first=fields.text("first", length_max=PATH_LENGTH_MAX),
         digest=check_digest(fields.get("digest"), name=name),
-        arrays=check_integer(fields.get("arrays"), name=f"{name}: arrays", low=1),
+        arrays=check_integer(fields.get("arrays"), name=f"{name}: arrays", low=arrays_min),
         bytes=fields.integer("bytes"),
     )
+
+
+def _hierarchy(fields: Fields, *, name: str) -> tuple[PageRef, ...] | None:
+    if "hierarchy" not in fields.document:
+        return None
+    listed = fields.array("hierarchy")
+    if len(listed) > PAGES_MAX:
+        raise CorruptError(f"{name} has more than {PAGES_MAX} pages of Zarr nodes.")
+    return tuple(_page_ref(item, name=f"{name}, hierarchy", arrays_min=0) for item in listed)

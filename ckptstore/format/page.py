@@ -135,6 +135,13 @@ class Page:
         for entry in self.entries:
             yield from chunk_sizes(entry)
 
+    def bundled(self) -> Iterator[tuple[str, Digest, slice]]:
+        """The path, the digest and the place in the bundle of each small array."""
+        for entry in self.entries:
+            if entry.offset is not None:
+                place = slice(entry.offset, entry.offset + entry.nbytes)
+                yield entry.path, entry.digests[0], place
+
     def encode(self) -> bytes:
         """Encode to the canonical bytes whose digest names the page."""
         document: dict[str, Any] = {"arrays": [entry.to_json() for entry in self.entries]}
@@ -148,7 +155,9 @@ class Page:
         """Decode a page, with every entry checked."""
         fields = Fields(canonical.decode(data, name=name, bytes_max=PAGE_BYTES_MAX), name=name)
         bundle = (
-            _bundle(fields.object("bundle"), name=name) if "bundle" in fields.document else None
+            bundle_from_json(fields.object("bundle"), name=name)
+            if "bundle" in fields.document
+            else None
         )
         listed = fields.array("arrays")
         if not 0 < len(listed) <= PAGE_ARRAYS_MAX:
@@ -222,7 +231,8 @@ def _path(fields: Fields) -> str:
         raise CorruptError(f"{fields.name}: {error}") from error
 
 
-def _bundle(document: dict[str, Any], *, name: str) -> Bundle:
+def bundle_from_json(document: dict[str, Any], *, name: str) -> Bundle:
+    """A bundle as a page names it, checked."""
     fields = Fields(document, name=f"{name}, bundle")
     digest = check_digest(fields.get("digest"), name=f"{name}, bundle")
     return Bundle(digest=digest, size=fields.integer("size", low=1, high=BUNDLE_BYTES_MAX))

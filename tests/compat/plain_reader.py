@@ -264,6 +264,8 @@ def build(node: Any, array: Callable[[str, str], Array], depth: int) -> Any:
             return array(str(node.get("tied", node["tensor"])), "tensor")
         case ["ndarray"] | ["ndarray", "tied"]:
             return array(str(node.get("tied", node["ndarray"])), "ndarray")
+        case ["zarr"]:
+            return array(str(node["zarr"]), "zarr")
         case ["type", "value"]:
             return Typed(node["type"], build(node["value"], array, depth + 1))
         case [tag] if tag in SCALARS:

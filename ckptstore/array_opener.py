@@ -1,0 +1,81 @@
+"""ArrayOpener: the arrays of a checkpoint one by one, none of them read before it is indexed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ckptstore.checkpoint_array import FRAMEWORKS, CheckpointArray, kind_of
+from ckptstore.encoded import encoded_entries
+from ckptstore.errors import CorruptError, NotFoundError, shown
+from ckptstore.format.structure import array_path, tag_of
+from ckptstore.state import ROOT, leaves
+
+if TYPE_CHECKING:
+    from ckptstore.catalog import Catalog
+    from ckptstore.checkpoint_array import IndexedArray
+    from ckptstore.digest import Digest
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.format.node_page import EncodedEntry
+    from ckptstore.zarr.store import CheckpointStore
+
+ZARR = "zarr"
+
+
+class ArrayOpener:
+    """Opens arrays of one checkpoint."""
+
+    def __init__(self, id: Digest, manifest: Manifest, catalog: Catalog) -> None:
+        self._id, self._manifest, self._catalog = id, manifest, catalog
+        self._firsts = [ref.first for ref in manifest.pages]
+        self._store: CheckpointStore | None = None
+
+    def named(self, path: str, framework: str | None) -> IndexedArray:
+        """The array that a user names; NotFoundError says which names are like it."""
+        with self._catalog.reading(self._id):
+            root = self._catalog.structure(self._manifest)
+        kinds = {name: tag_of(node) for name, node in leaves(root) if array_path(node) is not None}
+        if path not in kinds:
+            like = get_close_matches(str(path), kinds, n=3, cutoff=0.5)
+            hint = f" Is it {' or '.join(map(repr, like))}?" if like else ""
+            raise NotFoundError(
+                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} It has {len(kinds)}."
+            )
+        return self.open(path, kinds[path], framework=framework)
+
+    def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
+        """The array of a structure's node. tag: "tensor", "ndarray" or "zarr"."""
+        if tag == ZARR:
+            return self._zarr(path, kind_of(framework, FRAMEWORKS["numpy"]))
+        with self._catalog.reading(self._id):
+            number = bisect_right(self._firsts, path) - 1
+            refs = self._manifest.pages[max(0, number) : number + 1]
+            for page in self._catalog.pages(replace(self._manifest, pages=refs)):
+                for entry in page.entries:
+                    if entry.path == path:
+                        return CheckpointArray(
+                            entry,
+                            page.bundle,
+                            kind=kind_of(framework, tag),
+                            objects=self._catalog.objects,
+                            reading=partial(self._catalog.reading, self._id),
+                        )
+        raise CorruptError(f"The structure names {path!r:.200}, which no page lists. Run verify.")
+
+    def encoded_entries(self) -> dict[str, EncodedEntry]:
+        """The arrays that came in through Zarr, by path in the state."""
+        with self._catalog.reading(self._id):
+            found = encoded_entries(self._manifest, self._catalog)
+        return {path or ROOT: entry for path, entry in found.items()}
+
+    def _zarr(self, path: str, kind: str) -> IndexedArray:
+        from ckptstore.zarr.array import ZarrArray
+        from ckptstore.zarr.store import CheckpointStore
+
+        if self._store is None:
+            self._store = CheckpointStore.of(self._id, self._catalog)
+        is_root = path == ROOT and self._store.is_array("")
+        return ZarrArray(self._store, "" if is_root else path, kind=kind)

@@ -1,0 +1,114 @@
+"""Encoded: the arrays of a checkpoint that came in through Zarr, as their documents tell them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import CorruptError
+from ckptstore.format.chunks import DIMENSIONS_MAX
+from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.format.node_page import EncodedEntry, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ckptstore.catalog import Catalog
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.format.node_page import NodePage, Value, ZarrNode
+
+METADATA, METADATA_V2 = "zarr.json", ".zarray"
+_DOCUMENTS = {METADATA, METADATA_V2, ".zattrs"}
+
+_V2 = re.compile(r"[<>|]([bfiuc])([0-9]{1,2})")
+_KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
+
+
+def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEntry]:
+    """Every Zarr array of a checkpoint, by the path of its node."""
+    return {
+        entry.path: entry
+        for page in catalog.node_pages(manifest)
+        for node in page.nodes
+        for entry in _entries(node, page, catalog)
+    }
+
+
+def _entries(node: ZarrNode, page: NodePage, catalog: Catalog) -> Iterator[EncodedEntry]:
+    values = dict(node.values)
+    key = next((key for key in (METADATA, METADATA_V2) if key in values), None)
+    if key is None:
+        return
+    document = _parsed(_read(values[key], page, catalog))
+    if key == METADATA and document.get("node_type") != "array":
+        return
+    sizes = {key: tuple(_sizes(value, page)) for key, value in node.values}
+    yield EncodedEntry(
+        path=node.path,
+        dtype=_dtype(document),
+        shape=_shape(document.get("shape"), node.path),
+        chunk_shape=_shape(_chunk_shape(document), node.path),
+        digests=tuple(digest for _, value in node.values for digest in value.digests),
+        sizes=tuple(chain.from_iterable(sizes.values())),
+        chunks=len(sizes.keys() - _DOCUMENTS),
+    )
+
+
+def _sizes(value: Value, page: NodePage) -> Iterable[int]:
+    if value.offset is not None:
+        return (value.size,)
+    return (size for _, size in segments(value, page.segment_bytes))
+
+
+def _read(value: Value, page: NodePage, catalog: Catalog) -> bytes:
+    """The bytes of a document."""
+    if value.offset is not None and page.bundle is not None:
+        data = memoryview(bytearray(value.size))
+        catalog.objects.read_range(
+            page.bundle.digest, data, start=value.offset, expected=value.digests[0]
+        )
+        return bytes(data)
+    parts = segments(value, page.segment_bytes)
+    return b"".join(catalog.objects.get(digest, bytes_max=size) for digest, size in parts)
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """A document, or {} for what is none: only zarr-python could tell what is wrong with it."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _dtype(document: dict[str, Any]) -> str:
+    """Our name of a dtype, "" for one that no state can hold."""
+    name = document.get("data_type", document.get("dtype"))
+    if not isinstance(name, str):
+        return ""
+    if name in ITEM_BYTES:
+        return name
+    match = _V2.fullmatch(name)
+    if match is None:
+        return ""
+    name = "bool" if match[1] == "b" else f"{_KINDS[match[1]]}{8 * int(match[2])}"
+    return name if name in ITEM_BYTES else ""
+
+
+def _chunk_shape(document: dict[str, Any]) -> Any:
+    """The chunk shape that a document tells, in its version's way."""
+    grid = document.get("chunk_grid")
+    if not isinstance(grid, dict):
+        return document.get("chunks", [])
+    configuration = grid.get("configuration")
+    return configuration.get("chunk_shape", []) if isinstance(configuration, dict) else []
+
+
+def _shape(shape: Any, path: str) -> tuple[int, ...]:
+    is_shape = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if not is_shape or len(shape or ()) > DIMENSIONS_MAX or math.prod(shape or ()) >= 2**60:
+        raise CorruptError(f"The document of the Zarr array {path!r:.200} tells no shape.")
+    return tuple(shape or ())

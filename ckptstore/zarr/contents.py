@@ -1,0 +1,252 @@
+"""Contents: what a checkpoint holds, as the keys and values of a Zarr store.
+
+Arrays of states appear as uncompressed Zarr arrays, whose documents are made here and whose chunks are the objects that are
+there; what came in through Zarr appears as it was set. Nothing is read before it is asked for, and nothing is handed out
+that was not held against its digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ckptstore.format import zarr_document
+from ckptstore.format.chunks import chunks
+from ckptstore.format.dtypes import item_bytes
+from ckptstore.format.node_page import segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ckptstore.catalog import Catalog
+    from ckptstore.digest import Digest
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.format.node_page import Value
+    from ckptstore.format.page import ArrayEntry, Bundle
+    from ckptstore.objects import ObjectStore
+
+HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
+METADATA = "zarr.json"
+NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
+
+
+class Content(Protocol):
+    """What a key holds."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
+        """A part of them."""
+        ...
+
+
+class CachedObjects:
+    """The objects of a repository, with the last of those held that are read a part at a time."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.store = objects
+        self._held: OrderedDict[Digest, memoryview] = OrderedDict()
+        self._lock = Lock()
+
+    def whole(self, digest: Digest, size: int) -> memoryview:
+        """All bytes of an object, checked; read once while it is held, and never to be written to."""
+        with self._lock:
+            if digest in self._held:
+                self._held.move_to_end(digest)
+                return self._held[digest]
+        data = memoryview(bytearray(size))
+        self.store.read_into(digest, data)
+        with self._lock:
+            self._held[digest] = data
+            while len(self._held) > 1 and sum(map(len, self._held.values())) > HELD_BYTES:
+                self._held.popitem(last=False)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes in memory."""
+
+    data: bytes | memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.data)
+
+    def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
+        """A part of them."""
+        del objects
+        return memoryview(self.data)[start:stop]
+
+
+class Made:
+    """A document that is made when it is asked for. array: the path in the state of the array that it is of, or None."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Any]], array: str | None = None) -> None:
+        self._make = make
+        self.array = array
+
+    @cached_property
+    def data(self) -> bytes:
+        """Its bytes."""
+        return json.dumps(self._make()).encode("ascii")
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.data)
+
+    def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
+        """A part of them."""
+        del objects
+        return memoryview(self.data)[start:stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A value that came in through Zarr."""
+
+    value: Value
+    segment_bytes: int
+    bundle: Bundle | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.value.size
+
+    def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
+        """A part of them; no segment is read that is not needed."""
+        value = self.value
+        if value.offset is not None and self.bundle is not None:
+            data = objects.whole(self.bundle.digest, self.bundle.size)
+            return data[value.offset + start : value.offset + stop]
+        made = memoryview(bytearray(stop - start))
+        begin = 0
+        for digest, size in segments(value, self.segment_bytes):
+            low, high = max(start, begin), min(stop, begin + size)
+            if low < high:
+                part = made[low - start : high - start]
+                if high - low == size:
+                    objects.store.read_into(digest, part)
+                else:
+                    part[:] = objects.whole(digest, size)[low - begin : high - begin]
+            begin += size
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayChunk:
+    """A chunk of an array of a state; Zarr wants the last one as long as the others, so zeros are added to it.
+
+    array: the path in the state. size: with these zeros. stored_bytes: without.
+    """
+
+    array: str
+    digest: Digest
+    stored_bytes: int
+    size: int
+    bundle: Bundle | None = None
+    offset: int = 0
+
+    def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
+        """A part of it."""
+        if self.bundle is not None:
+            data = objects.whole(self.bundle.digest, self.bundle.size)
+            part = data[self.offset : self.offset + self.stored_bytes][start:stop]
+            if len(part) == stop - start:
+                return part
+            return bytes(part).ljust(stop - start, b"\0")
+        if (start, stop) == (0, self.size):
+            made = memoryview(bytearray(self.size))
+            objects.store.read_into(self.digest, made[: self.stored_bytes])
+            return made
+        part = objects.whole(self.digest, self.stored_bytes)[start:stop]
+        return bytes(part).ljust(stop - start, b"\0")
+
+
+Contents = dict[str, Content]
+
+
+def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
+    """Every key of a checkpoint. What came in through Zarr comes before what is made of a state."""
+    found: Contents = {}
+    groups: set[str] = set() if manifest.hierarchy is not None else {""}
+    for page in catalog.pages(manifest):
+        for entry in page.entries:
+            path = zarr_document.node_path(entry.path)
+            found |= _array(path, entry, page.bundle)
+            groups.update(above(path))
+    for path in groups:
+        found[join(path, METADATA)] = Made(lambda: zarr_document.group_document({}))
+    for nodes in catalog.node_pages(manifest):
+        for node in nodes.nodes:
+            for key, value in node.values:
+                found[join(node.path, key)] = Stored(value, nodes.segment_bytes, nodes.bundle)
+    return found
+
+
+def documents(contents: Mapping[str, Content], objects: CachedObjects) -> Iterator[tuple[str, Any]]:
+    """The path and the document of every Zarr v3 node, in path order; what is no such document is left out."""
+    for key in sorted(key for key in contents if key.rpartition("/")[2] == METADATA):
+        content = contents[key]
+        document = parsed(content.read(objects, 0, content.size))
+        if document is not None:
+            yield key.rpartition("/")[0], document
+
+
+def parsed(data: bytes | memoryview) -> dict[str, Any] | None:
+    """The document of a Zarr v3 node, or None."""
+    try:
+        document = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        return None
+    is_node = isinstance(document, dict) and document.get("zarr_format") == 3
+    return document if is_node and document.get("node_type") in ("array", "group") else None
+
+
+def above(path: str) -> Iterator[str]:
+    """The paths of the groups that a node lies in, the root last."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def join(path: str, key: str) -> str:
+    """A key of the store from a node's path and a key below it."""
+    return f"{path}/{key}" if path else key
+
+
+def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
+    """The keys of an array of a state."""
+    item = item_bytes(entry.dtype, name=entry.path)
+    is_small = entry.offset is not None
+    chunk_shape = tuple(max(1, length) for length in entry.shape) if is_small else entry.chunk_shape
+    name = path.rpartition("/")[2]
+    found: Contents = {
+        join(path, METADATA): Made(
+            lambda: zarr_document.array_document(
+                dtype=entry.dtype, shape=entry.shape, chunk_shape=chunk_shape, name=name
+            ),
+            entry.path,
+        )
+    }
+    keys = zarr_document.chunk_keys(entry.shape, chunk_shape)
+    size = zarr_document.padded_bytes(entry.dtype, entry.shape, chunk_shape)
+    if is_small:
+        content = ArrayChunk(
+            entry.path, entry.digests[0], entry.nbytes, size, bundle, entry.offset or 0
+        )
+        return found | {join(path, key): content for key in keys}
+    grid = chunks(entry.shape, chunk_shape, item_bytes=item)
+    for key, digest, chunk in zip(keys, entry.digests, grid, strict=True):
+        found[join(path, key)] = ArrayChunk(entry.path, digest, chunk.size, size)
+    return found

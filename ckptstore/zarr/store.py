@@ -1,0 +1,310 @@
+"""CheckpointStore: a checkpoint as a read-only store of zarr-python."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from bisect import bisect_left
+from datetime import UTC, datetime
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Self
+
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
+
+from ckptstore.catalog import Catalog
+from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.format import zarr_document
+from ckptstore.format.marker import MARKER_KEY
+from ckptstore.format.page import SMALL_BYTES
+from ckptstore.objects import ObjectStore
+from ckptstore.oplog import Oplog
+from ckptstore.revisions import resolve
+from ckptstore.storage import open_storage
+from ckptstore.zarr.contents import (
+    METADATA,
+    CachedObjects,
+    Contents,
+    Made,
+    contents_of,
+    documents,
+    join,
+    parsed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+    from ckptstore.digest import Digest
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.zarr.contents import Content
+
+
+class ContentStore(Store):
+    """What both stores have in common: reading and listing keys."""
+
+    supports_deletes: bool = False
+    supports_listing: bool = True
+    supports_writes: bool = False
+
+    def __init__(self, *, read_only: bool) -> None:
+        super().__init__(read_only=read_only)
+
+    def _contents(self) -> Mapping[str, Content]:
+        """What there is now, by key."""
+        raise NotImplementedError
+
+    def _keys(self) -> list[str]:
+        """Every key, sorted."""
+        raise NotImplementedError
+
+    def _objects(self) -> CachedObjects:
+        raise NotImplementedError
+
+    def _content(self, key: str) -> Content | None:
+        """What a key holds."""
+        return self._contents().get(key)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """The value of a key, or a part of it; None when there is none. CorruptError when it was damaged."""
+        content = self._content(key)
+        if content is None:
+            return None
+        start, stop = span(byte_range, content.size)
+        return self._read(content, start, stop, prototype)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """The value of a key, or a part of it; None when there is none. CorruptError when it was damaged."""
+        if not self._is_open:
+            await self._open()
+        content = self._content(key)
+        if content is None:
+            return None
+        start, stop = span(byte_range, content.size)
+        if stop - start < SMALL_BYTES:
+            return self._read(content, start, stop, prototype)
+        return await asyncio.to_thread(self._read, content, start, stop, prototype)
+
+    def _read(
+        self, content: Content, start: int, stop: int, prototype: BufferPrototype | None
+    ) -> Buffer:
+        data = content.read(self._objects(), start, stop)
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        """Parts of several values."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+
+    async def exists(self, key: str) -> bool:
+        """True when a key has a value."""
+        return self._content(key) is not None
+
+    async def getsize(self, key: str) -> int:
+        """Bytes of a value; FileNotFoundError when there is none."""
+        content = self._content(key)
+        if content is None:
+            raise FileNotFoundError(key)
+        return content.size
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        """Bytes of all values under a prefix."""
+        contents = self._contents()
+        return sum(contents[key].size for key in self._under(prefix))
+
+    async def list(self) -> AsyncIterator[str]:
+        """Every key."""
+        for key in self._keys():
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Every key that begins so."""
+        keys = self._keys()
+        for position in range(bisect_left(keys, prefix), len(keys)):
+            if not keys[position].startswith(prefix):
+                return
+            yield keys[position]
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """The next part of every key under a prefix, each once."""
+        folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+        keys = self._keys()
+        position = bisect_left(keys, folder)
+        while position < len(keys) and keys[position].startswith(folder):
+            name, slash, _ = keys[position][len(folder) :].partition("/")
+            yield name
+            # Behind all that begins with this part: "0" is what follows "/".
+            position = bisect_left(keys, f"{folder}{name}0") if slash else position + 1
+
+    def _under(self, prefix: str) -> Iterable[str]:
+        folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+        keys = self._keys()
+        for position in range(bisect_left(keys, folder), len(keys)):
+            if not keys[position].startswith(folder):
+                return
+            yield keys[position]
+
+
+class CheckpointStore(ContentStore):
+    """A checkpoint as a Zarr store; read-only, as no checkpoint ever changes.
+
+    url: of the repository. rev: any revision, resolved once. The document of the root group has in its attributes the
+    checkpoint's id, step, metrics, message and time, and all other documents beside them, so that opening takes one read.
+    Every byte is checked against its digest, and only the chunks that are asked for are read. It pickles.
+    """
+
+    def __init__(self, url: str, rev: str = "main") -> None:
+        storage = open_storage(url)
+        if storage.size(MARKER_KEY) is None:
+            raise NotFoundError(f"{storage.url} is not a repository.")
+        catalog = Catalog(storage, ObjectStore(storage))
+        self._show(resolve(rev, catalog.names(Oplog(storage).newest())), catalog)
+
+    @classmethod
+    def of(cls, id: Digest, catalog: Catalog) -> Self:
+        """The store of a checkpoint of a repository that is open."""
+        made = cls.__new__(cls)
+        made._show(id, catalog)
+        return made
+
+    def _show(self, id: Digest, catalog: Catalog) -> None:
+        super().__init__(read_only=True)
+        catalog.refuse_expired(id)
+        self._id, self._catalog = id, catalog
+        self._manifest = catalog.manifest(id)
+        self._cached = CachedObjects(catalog.objects)
+        self._found: Contents | None = None
+        self._sorted: list[str] | None = None
+        self._lock = RLock()
+
+    def is_array(self, path: str) -> bool:
+        """True when there is an array at this path."""
+        found = self._contents().get(join(path, METADATA))
+        document = parsed(found.read(self._cached, 0, found.size)) if found else None
+        is_v2 = join(path, ".zarray") in self._contents()
+        return is_v2 or (document is not None and document["node_type"] == "array")
+
+    def _contents(self) -> Contents:
+        with self._lock:
+            if self._found is None:
+                with self._catalog.reading(self._id):
+                    self._found = contents_of(self._manifest, self._catalog)
+                self._complete_root(self._found)
+            return self._found
+
+    def _keys(self) -> list[str]:
+        with self._lock:
+            if self._sorted is None:
+                self._sorted = sorted(self._contents())
+            return self._sorted
+
+    def _objects(self) -> CachedObjects:
+        return self._cached
+
+    def _read(
+        self, content: Content, start: int, stop: int, prototype: BufferPrototype | None
+    ) -> Buffer:
+        with self._catalog.reading(self._id):
+            return super()._read(content, start, stop, prototype)
+
+    def _complete_root(self, found: Contents) -> None:
+        """Add to the document of the root group what is known of the checkpoint, and all other documents."""
+        root = found.get(METADATA)
+        if root is None:
+            return
+        document = parsed(root.read(self._cached, 0, root.size))
+        if document is None or document["node_type"] != "group":
+            return
+        others = {key: content for key, content in found.items() if key != METADATA}
+
+        def make() -> dict[str, Any]:
+            attributes = {**document.get("attributes", {}), **facts(self._id, self._manifest)}
+            return zarr_document.group_document(attributes, dict(documents(others, self._cached)))
+
+        found[METADATA] = Made(make)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self._catalog.url, "id": self._id, "is_open": self._is_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        storage = open_storage(state["url"])
+        self._show(state["id"], Catalog(storage, ObjectStore(storage)))
+        self._is_open = state["is_open"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CheckpointStore) and (self._id, self._catalog.url) == (
+            other._id,
+            other._catalog.url,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._id, self._catalog.url))
+
+    def __repr__(self) -> str:
+        return f"CheckpointStore({self._catalog.url!r}, {self._id.short!r})"
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """The same store; InvalidInputError when it is to be written to."""
+        if not read_only:
+            raise InvalidInputError(
+                "A checkpoint never changes. Write to the next one: with repo.session(branch) as s: use s.store."
+            )
+        return self.of(self._id, self._catalog)
+
+    async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
+        """Refused: a checkpoint never changes."""
+        self._check_writable()
+
+    async def delete(self, key: str) -> None:  # noqa: ARG002
+        """Refused: a checkpoint never changes."""
+        self._check_writable()
+
+
+def facts(id: Digest, manifest: Manifest) -> dict[str, Any]:
+    """What the attributes of the root group tell of a checkpoint. NaN and infinite metrics are strings, as in Zarr."""
+    return {
+        "id": str(id),
+        "step": manifest.step,
+        "metrics": {name: _metric(value) for name, value in manifest.metrics.items()},
+        "message": manifest.message,
+        "created": datetime.fromtimestamp(manifest.created / 1e6, tz=UTC).isoformat(),
+    }
+
+
+def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
+    """Where a part of so many bytes begins and ends."""
+    if byte_range is None:
+        return 0, size
+    if isinstance(byte_range, RangeByteRequest):
+        start, stop = byte_range.start, byte_range.end
+    elif isinstance(byte_range, OffsetByteRequest):
+        start, stop = byte_range.offset, size
+    elif isinstance(byte_range, SuffixByteRequest):
+        start, stop = size - byte_range.suffix, size
+    else:
+        raise TypeError(f"Unexpected byte_range, got {byte_range}.")
+    start = min(max(0, start), size)
+    return start, max(start, min(stop, size))
+
+
+def _metric(value: float) -> float | str:
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
