@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench import follow, memory, peers, repositories, training, workloads
+from bench import follow, hierarchies, memory, peers, repositories, training, workloads
 from bench.figures import Bound, Comparison, Figure, comparisons
 from bench.measure import Contender, Patience, Series, compete
 from bench.workloads import Training
@@ -234,5 +234,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "diffs": diffs,
     "training": training.figures,
     "follow": follow.figures,
+    "zarr": hierarchies.figures,
     "memory": peaks,
 }
