@@ -1,0 +1,107 @@
+"""Where the two formats of torch.save keep things: a zip archive, and before 1.6 pickles with the storages behind them."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats.torch_unpickle import Loader
+from ckptstore.formats.torch_zip import MAGIC, PICKLE_BYTES_MAX, Archive, Window
+
+if TYPE_CHECKING:
+    from ckptstore.formats.file_array import OpenFile
+
+_LENGTH_BYTES = 8  # before each storage of the old format: its number of elements
+_BUFFER_BYTES = 64 << 10
+_TAR_MAGIC, _TAR_PLACE = b"ustar", 257
+
+
+def load(file: OpenFile, *, start: int = 0, size: int | None = None) -> Any:
+    """What torch.save wrote to a file, or to this part of one, with arrays that read the file in place of its tensors."""
+    window = Window(file, start=start, size=size)
+    if window.read(len(MAGIC)) == MAGIC:
+        return _load_zip(window)
+    if window.size > _TAR_PLACE and file.read(start, min(512, window.size))[_TAR_PLACE:].startswith(
+        _TAR_MAGIC
+    ):
+        raise InvalidInputError(
+            f"{file.path} has the oldest format of torch, a tar archive, which cannot be read without running what it "
+            "says. If you trust it, load it yourself and commit its state_dict."
+        )
+    return _load_old(window)
+
+
+def _load_zip(window: Window) -> Any:
+    archive, loader = Archive(window), Loader(window.file)
+    if "constants.pkl" in archive:
+        raise InvalidInputError(
+            f"{window.file.path} is a TorchScript archive, which holds code. If you trust it, load it yourself and commit "
+            "its state_dict."
+        )
+    order = archive.read("byteorder") if "byteorder" in archive else b"little"
+    if order not in (b"little", b"big"):
+        raise archive.invalid(f"it has the byte order {shown(order)}.")
+    state = loader.unpickle(io.BytesIO(archive.read("data.pkl")))
+    places = {}
+    for key, storage in loader.roots.items():
+        places[key], size = archive.place(f"data/{key}")
+        if storage.root_nbytes > size:
+            raise loader.invalid(
+                f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has {size}."
+            )
+    return loader.with_arrays(state, places.__getitem__, is_swapped=order == b"big")
+
+
+def _load_old(window: Window) -> Any:
+    loader = Loader(window.file)
+    stream = io.BufferedReader(_Pickles(window), _BUFFER_BYTES)
+    stream.seek(0)
+    if loader.unpickle(stream) != MAGIC_NUMBER:
+        raise loader.invalid("it does not begin as one.")
+    if loader.unpickle(stream) != PROTOCOL_VERSION:
+        raise loader.invalid("it has a version that is not known.")
+    system = loader.unpickle(stream)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise loader.invalid("it is of a machine with another byte order.")
+    state = loader.unpickle(stream)
+    keys = loader.unpickle(stream)
+    places = _places(loader, window, keys, stream.tell())
+    for key in loader.roots:
+        if key not in places:
+            raise loader.invalid(f"its storage {shown(key)} is missing.")
+    return loader.with_arrays(state, places.__getitem__, is_swapped=False)
+
+
+def _places(loader: Loader, window: Window, keys: object, position: int) -> dict[str, int]:
+    """Where each storage begins: they lie one behind the other, each behind its number of elements."""
+    places: dict[str, int] = {}
+    for key in keys if isinstance(keys, list) else [keys]:
+        storage = loader.roots.get(key) if isinstance(key, str) else None
+        if storage is None or storage.key in places:
+            raise loader.invalid(f"it lists a storage {shown(key)} that no tensor has.")
+        room = window.size - position - _LENGTH_BYTES - storage.root_nbytes
+        if room < 0:
+            raise loader.invalid(f"its storage {shown(key)} lies beyond its end.")
+        begin = window.start + position
+        length = int.from_bytes(window.file.read(begin, _LENGTH_BYTES), "little")
+        if length * storage.item_bytes != storage.root_nbytes:
+            raise loader.invalid(
+                f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has {length * storage.item_bytes}."
+            )
+        places[storage.key] = begin + _LENGTH_BYTES
+        position += _LENGTH_BYTES + storage.root_nbytes
+    return places
+
+
+class _Pickles(Window):
+    """The beginning of a window, as far as pickles may take."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__(window.file, start=window.start, size=min(window.size, PICKLE_BYTES_MAX))
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill a part of a buffer: the bytes that were read."""
+        return super().readinto(memoryview(buffer)[:_BUFFER_BYTES])
