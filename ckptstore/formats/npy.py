@@ -64,13 +64,17 @@ def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, An
             warnings.simplefilter("ignore")  # of what Python 2 wrote
             shape, is_fortran, dtype = read_header(head)
     except KeyError as error:  # 3.0 is for fields whose names are not Latin 1
-        raise InvalidInputError(
-            f"{name} is not an array of numbers: only structured ones need version {error} of the format."
-        ) from error
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise _not_read(name, f"only structured ones need version {error} of the format") from error
+    except (
+        Exception
+    ) as error:  # a header is read as a literal of Python: TokenError, MemoryError, …
         reason = (str(error).splitlines() or [""])[0][:200].removesuffix(".")
-        raise InvalidInputError(f"{name} is not an array of numpy: {reason}.") from error
+        raise _not_read(name, reason) from error
     return tuple(map(int, shape)), bool(is_fortran), dtype
+
+
+def _not_read(name: str, reason: str) -> InvalidInputError:
+    return InvalidInputError(f"{name} is not an array of numbers as numpy writes them: {reason}.")
 
 
 def _known(dtype: Any, name: str) -> str:

@@ -30,6 +30,7 @@ READ_BYTES_MAX = 8 << 20  # at once: the longest list of members, some 80,000
 PIECE_BYTES = 1 << 20
 DEFLATE_RATIO_MAX = 1032  # of what was compressed to that
 _SUFFIX = ".npy"
+_ERRORS = (EOFError, ValueError, OSError, NotImplementedError, RuntimeError)  # of zipfile, too
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 1
 
@@ -43,9 +44,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             arrays = {name: _array(archive, info, file) for name, info in members.items()}
     except InvalidInputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error) as error:
-        raise _damaged(path, error) from error
-    except (NotImplementedError, RuntimeError) as error:  # compressed or encrypted in other ways
+    except (zipfile.BadZipFile, zlib.error, struct.error, *_ERRORS) as error:
         raise _damaged(path, error) from error
     return nested(arrays), {}
 
@@ -65,7 +64,7 @@ class _Reader:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.file.nbytes}[whence]
         if base + offset < 0:
-            raise ValueError("it points before its beginning")
+            raise OSError("it points before its beginning")
         self.position = base + offset
         return self.position
 

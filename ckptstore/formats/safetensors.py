@@ -146,6 +146,12 @@ def check(flat: Flat[ArraySource], *, drop_values: bool) -> None:
     """Refuse what the format cannot hold."""
     check_values(flat, form=FORM, drop_values=drop_values)
     check_dtypes(flat, DTYPES, form=FORM)
+    for name, source in flat.arrays.items():
+        if source.dtype == _PAIR and not source.shape:
+            raise InvalidInputError(
+                f"{FORM} counts 4-bit floats one by one, so {name}, two of them without a dimension, has no form in it. "
+                "Reshape it to (1,), or write a .pt file."
+            )
 
 
 def write_tensors(
@@ -159,7 +165,7 @@ def write_tensors(
         begin, end = end, end + source.nbytes
         shape = list(source.shape)
         if source.dtype == _PAIR:
-            shape = [*shape[:-1], 2 * shape[-1]] if shape else [2]
+            shape[-1] *= 2
         header[name] = {
             "dtype": DTYPES[source.dtype],
             "shape": shape,

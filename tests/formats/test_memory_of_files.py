@@ -1,0 +1,28 @@
+"""Committing a file, and writing one, takes memory that does not grow with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXTRA_MIB = 256
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
+@pytest.mark.parametrize("size_mib", [512, pytest.param(2048, marks=pytest.mark.deep)])
+@pytest.mark.parametrize(
+    "name", ["x.safetensors", "shards", "x.npz", "turned.npz", "packed.npz", "x.npy"]
+)
+def test_extra_memory_is_bounded(tmp_path: Path, name: str, size_mib: int) -> None:
+    """512 MiB are twice the bound: whoever holds a whole array is found out."""
+    command = [sys.executable, "-m", "tests.formats.memory", name, str(tmp_path), str(size_mib)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found.pop("torch") == 0
+    assert found.keys() == {"commit", "checkout"}
+    assert {what: mib for what, mib in found.items() if mib >= EXTRA_MIB} == {}
