@@ -5,7 +5,7 @@ Pages that come out as they were are not stored again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import state
 from ckptstore.collector import paused_collector
 from ckptstore.digest import Digest
+from ckptstore.encoded import encoded_entries
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format import structure
 from ckptstore.format.manifest import Manifest, check_meta
+from ckptstore.format.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.format.repage import repage
 from ckptstore.parallel import gather
 from ckptstore.rename import Rename, move, paths
@@ -23,7 +25,7 @@ from ckptstore.selection import Selection
 from ckptstore.writer import PUT_THREADS, Written, page_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ckptstore.catalog import Catalog
@@ -80,6 +82,7 @@ class Seed:
         return Manifest(
             pages=written.pages,
             structure=written.structure,
+            hierarchy=written.hierarchy,
             parents=(id,),
             step=source.step if "step" in self.kept else None,
             metrics=source.metrics if "metrics" in self.kept else {},
@@ -102,9 +105,13 @@ def plant(seed: Seed, id: Digest, *, objects: ObjectStore, catalog: Catalog) -> 
             )
         names = seed.rename.names(paths(chosen))
         moved = move(chosen, names, source=root)
-        made = repage(pages, names)
-    held = {source.structure, *(ref.digest for ref in source.pages)}
-    return _store(moved, made, objects, held=held)
+        encoded = encoded_entries(source, catalog)
+        zarr = {path or state.ROOT for path in encoded}
+        made = repage(pages, {old: new for old, new in names.items() if old not in zarr})
+    written = _store(moved, made, objects, held=source.documents())
+    return (
+        written if source.hierarchy is None else _with_nodes(written, id, encoded, names, catalog)
+    )
 
 
 def _kept(reset: str | Sequence[str]) -> frozenset[str]:
@@ -115,6 +122,32 @@ def _kept(reset: str | Sequence[str]) -> frozenset[str]:
             f"reset names {shown(unknown[0])}; a seed can reset {' and '.join(RESETTABLE)}."
         )
     return frozenset(RESETTABLE) - set(listed)
+
+
+def _with_nodes(
+    written: Written,
+    id: Digest,
+    encoded: Collection[str],
+    names: Mapping[str, str],
+    catalog: Catalog,
+) -> Written:
+    """The same with those arrays of the source that came in through Zarr. encoded: the paths of their nodes."""
+    from ckptstore.zarr.publish import NodeWriter, renamed
+    from ckptstore.zarr.staged import Staged
+
+    source = catalog.manifest(id)
+    segment_bytes = next((page.segment_bytes for page in catalog.node_pages(source)), None)
+    staged = Staged(id, source, catalog, segment_bytes or CHUNK_BYTES_DEFAULT)
+    nodes = NodeWriter(staged)
+    refs = nodes.write(renamed(staged, encoded, names))
+    relied = nodes.reached | {ref.digest for ref in refs}
+    catalog.objects.flush(staged.relied)
+    return replace(
+        written,
+        hierarchy=refs,
+        new_bytes=written.new_bytes + staged.new_bytes,
+        relied=written.relied | relied,
+    )
 
 
 def _store(

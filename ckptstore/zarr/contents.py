@@ -157,6 +157,10 @@ class ArrayChunk:
     bundle: Bundle | None = None
     offset: int = 0
 
+    def is_object(self, segment_bytes: int) -> bool:
+        """True when all of it, as Zarr wants it, is one object that is no longer than a segment."""
+        return self.bundle is None and self.stored_bytes == self.size <= segment_bytes
+
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
         """A part of it."""
         if self.bundle is not None:

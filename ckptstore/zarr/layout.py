@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptstore.zarr.contents import METADATA, NODE_DOCUMENTS, Made, above, join
+from ckptstore.zarr.contents import NODE_DOCUMENTS, Made, above
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from ckptstore.zarr.contents import Content
 
@@ -45,7 +45,7 @@ def lay_out(staged: Mapping[str, Content], *, written: Collection[str]) -> Layou
     }
     kept = frozenset(node_of.keys() - converted.keys())
     nodes: dict[str, dict[str, Content]] = {}
-    for key in chain_keys(foreign, own, converted, _lost_groups(staged, node_of, kept)):
+    for key in _node_keys(foreign, own, converted, _lost_groups(staged, node_of, kept)):
         path = homes.of(key)
         nodes.setdefault(path, {})[key[len(path) + 1 :] if path else key] = staged[key]
     return Layout(
@@ -61,12 +61,12 @@ def array_of(content: Content) -> str | None:
     return found
 
 
-def chain_keys(
+def _node_keys(
     foreign: Iterable[str],
     own: Mapping[str, str],
     converted: Mapping[str, str],
     groups: Iterable[str],
-) -> Iterable[str]:
+) -> Iterator[str]:
     """The keys that become nodes."""
     yield from foreign
     yield from (key for key, array in own.items() if array in converted)
@@ -106,8 +106,3 @@ class _Homes:
             paths = (folder, *above(folder)) if folder else ("",)
             self._known[folder] = next((path for path in paths if path in self._documents), "")
         return self._known[folder]
-
-
-def metadata_key(path: str) -> str:
-    """The key of a node's document."""
-    return join(path, METADATA)

@@ -7,23 +7,32 @@ from typing import TYPE_CHECKING
 
 from ckptstore.collector import paused_collector
 from ckptstore.digest import Digest
-from ckptstore.format import structure
+from ckptstore.format import structure, zarr_document
 from ckptstore.format.manifest import PageRef
 from ckptstore.format.node_page import NodePage, Value, ZarrNode
 from ckptstore.format.page import SMALL_BYTES, Bundle, cut
 from ckptstore.format.repage import repage
 from ckptstore.graft import graft
 from ckptstore.parallel import gather
+from ckptstore.state import ROOT
 from ckptstore.writer import PUT_THREADS, Reached, Written, page_ref, reached_by
-from ckptstore.zarr.contents import NODE_DOCUMENTS, ArrayChunk, Stored, parsed
+from ckptstore.zarr.contents import (
+    METADATA,
+    NODE_DOCUMENTS,
+    ArrayChunk,
+    Made,
+    Stored,
+    above,
+    parsed,
+)
 from ckptstore.zarr.layout import lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ckptstore.zarr.contents import Content
     from ckptstore.zarr.layout import Layout
-    from ckptstore.zarr.session import Staged
+    from ckptstore.zarr.staged import Staged
 
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
 
@@ -34,7 +43,7 @@ def write(staged: Staged) -> Written:
     with paused_collector():
         layout = lay_out(staged.contents, written=staged.written)
         pages = _array_pages(staged, layout)
-        nodes = _NodeWriter(staged)
+        nodes = NodeWriter(staged)
         hierarchy = nodes.write(layout.nodes)
         root = _structure(staged, layout, nodes)
     root_digest = staged.document(structure.encode(root))
@@ -51,6 +60,20 @@ def write(staged: Staged) -> Written:
     )
 
 
+def renamed(staged: Staged, arrays: Collection[str], names: Mapping[str, str]) -> Nodes:
+    """The nodes of those Zarr arrays that have a new path, under it, and of the groups that these then lie in.
+
+    arrays: the paths of all nodes that are arrays. names: new paths, by path in the state.
+    """
+    nodes = dict(lay_out(staged.contents, written=()).nodes)
+    moved = {path: names[path or ROOT] for path in arrays if (path or ROOT) in names}
+    made = {"" if (path, new) == ("", ROOT) else new: nodes[path] for path, new in moved.items()}
+    for group in {group for path in made for group in above(path)}:
+        document = Made(lambda: zarr_document.group_document({}))
+        made[group] = nodes.get(group, ((METADATA, document),))
+    return sorted(made.items())
+
+
 def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
     """The pages of the head's arrays that stay; the same ones when all do."""
     manifest = staged.manifest
@@ -64,7 +87,7 @@ def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
     return tuple(page_ref(page, staged.document(page.encode())) for page in made)
 
 
-def _structure(staged: Staged, layout: Layout, nodes: _NodeWriter) -> structure.Node:
+def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> structure.Node:
     root = staged.catalog.structure(staged.manifest) if staged.manifest else {"dict": []}
     return graft(
         root,
@@ -75,7 +98,7 @@ def _structure(staged: Staged, layout: Layout, nodes: _NodeWriter) -> structure.
     )
 
 
-class _NodeWriter:
+class NodeWriter:
     """Makes the pages of the nodes. arrays, groups: the paths of the nodes that are such."""
 
     def __init__(self, staged: Staged) -> None:
@@ -100,21 +123,27 @@ class _NodeWriter:
             partial(self._put, content)
             for _, contents in nodes
             for key, content in contents
-            if not isinstance(content, Stored) and not _is_bundled(key, content)
+            if self._is_put(key, content)
         ]
         waiting = iter(gather(jobs, threads=PUT_THREADS))
         self._values = {
             id(content): next(waiting)
             for _, contents in nodes
             for key, content in contents
-            if not isinstance(content, Stored) and not _is_bundled(key, content)
+            if self._is_put(key, content)
         }
+
+    def _is_put(self, key: str, content: Content) -> bool:
+        """True for a value that is to be stored as objects of its own."""
+        is_there = (
+            isinstance(content, Stored) and content.segment_bytes == self.staged.segment_bytes
+        )
+        return not is_there and not _is_bundled(key, content)
 
     def _put(self, content: Content) -> Value:
         """A value as objects of its own; a whole chunk of an array of the head is one already."""
-        if isinstance(content, ArrayChunk) and content.bundle is None:
-            if content.stored_bytes == content.size <= self.staged.segment_bytes:
-                return Value(content.size, (content.digest,))
+        if isinstance(content, ArrayChunk) and content.is_object(self.staged.segment_bytes):
+            return Value(content.size, (content.digest,))
         return self.staged.stored(memoryview(content.read(self.staged.objects, 0, content.size)))
 
     def _page(self, nodes: Nodes) -> PageRef:
@@ -152,7 +181,7 @@ class _NodeWriter:
                     part = bytes(content.read(self.staged.objects, 0, content.size))
                     values.append((key, self._bundled(part, len(data))))
                     data += part
-                elif isinstance(content, Stored):
+                elif isinstance(content, Stored) and not self._is_put(key, content):
                     values.append((key, content.value))
                 else:
                     values.append((key, self._values[id(content)]))

@@ -181,7 +181,7 @@ class CheckpointStore(ContentStore):
     def of(cls, id: Digest, catalog: Catalog) -> Self:
         """The store of a checkpoint of a repository that is open."""
         made = cls.__new__(cls)
-        made._show(id, catalog)
+        made._show(id, catalog)  # noqa: SLF001 - it is ours
         return made
 
     def _show(self, id: Digest, catalog: Catalog) -> None:

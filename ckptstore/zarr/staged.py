@@ -1,0 +1,119 @@
+"""Staged: the contents of a head, with what was set and deleted since, before anybody else sees them."""
+
+from __future__ import annotations
+
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from ckptstore.digest import Digest
+from ckptstore.errors import ConflictError
+from ckptstore.format.node_page import Value
+from ckptstore.zarr.contents import CachedObjects, Contents, Held, Stored, contents_of
+from ckptstore.zarr.layout import array_of
+
+if TYPE_CHECKING:
+    from ckptstore.catalog import Catalog
+    from ckptstore.format.manifest import Manifest
+    from ckptstore.zarr.contents import Content
+
+HELD_BYTES_MAX = 64 << 20  # small values that wait for the commit; more become objects at once
+
+
+class Staged:
+    """What a session's store holds: the contents of the head, with what was set and deleted since."""
+
+    def __init__(
+        self,
+        head: Digest | None,
+        manifest: Manifest | None,
+        catalog: Catalog,
+        segment_bytes: int,
+    ) -> None:
+        self.head, self.manifest = head, manifest
+        self.catalog, self.segment_bytes = catalog, segment_bytes
+        self.contents: Contents = contents_of(manifest, catalog) if manifest else {}
+        self.objects = CachedObjects(catalog.objects)
+        self.written: set[str] = set()  # the head's arrays of whose keys one was set or deleted
+        self.relied: dict[
+            Digest, int
+        ] = {}  # objects that were put, or found there, with their sizes
+        self.new_bytes = 0
+        self._held_bytes = 0
+        self._sorted: list[str] | None = None
+        self._lock = RLock()
+
+    def keys(self) -> list[str]:
+        """Every key, sorted."""
+        with self._lock:
+            if self._sorted is None:
+                self._sorted = sorted(self.contents)
+            return self._sorted
+
+    def hold(self, key: str, data: bytes) -> bool:
+        """Keep a small value for the commit; False when too many are kept already."""
+        with self._lock:
+            if self._held_bytes + len(data) > HELD_BYTES_MAX:
+                return False
+            self._replace(key, Held(data))
+            return True
+
+    def put(self, key: str, data: memoryview) -> None:
+        """Store a value as objects."""
+        value = self.stored(data)
+        with self._lock:
+            self._replace(key, Stored(value, self.segment_bytes))
+
+    def delete(self, key: str) -> None:
+        """Remove a key; one that is not there is no error."""
+        with self._lock:
+            if key in self.contents:
+                self._replace(key, None)
+
+    def stored(self, data: memoryview) -> Value:
+        """Have the segments of a value in the repository, and rely on them. Not durable yet."""
+        parts = [
+            data[start : start + self.segment_bytes]
+            for start in range(0, len(data), self.segment_bytes)
+        ]
+        return Value(len(data), tuple(self._put(part) for part in parts))
+
+    def check_there(self) -> None:
+        """Raise ConflictError when a gc has deleted what was put."""
+        for digest, size in self.relied.items():
+            if not self.catalog.objects.has(digest, size=size):
+                raise ConflictError(
+                    "A gc took what this session has written for garbage, because it was open for too long. Write it again "
+                    "in a new session, and commit sooner."
+                )
+
+    def document(self, data: bytes) -> Digest:
+        """Have a document in the repository."""
+        return self._put(memoryview(data))
+
+    def _put(self, data: memoryview) -> Digest:
+        digest = Digest.of(data)
+        with self._lock:
+            if digest in self.relied:
+                return digest
+        if not self.catalog.objects.has(digest, size=len(data)):
+            self.catalog.objects.put(digest, data, is_shared=True)
+            with self._lock:
+                self.new_bytes += len(data)
+        with self._lock:
+            self.relied[digest] = len(data)
+        return digest
+
+    def _replace(self, key: str, content: Content | None) -> None:
+        before = self.contents.get(key)
+        if before is not None and (array := array_of(before)) is not None:
+            self.written.add(array)
+        if isinstance(before, Held):
+            self._held_bytes -= before.size
+        if content is None:
+            del self.contents[key]
+        else:
+            self.contents[key] = content
+        if isinstance(content, Held):
+            self._held_bytes += content.size
+        if (before is None) != (content is None):
+            self._sorted = None

@@ -1,0 +1,424 @@
+"""What a session does to a branch, and what other commands make of it."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.core.buffer import cpu
+
+import ckptstore
+from ckptstore.retention import MaxToKeep
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.normal(size=(600, 100)).astype(
+    "f4"
+)  # 240,000 bytes: four chunks of 64 KiB, the last one short
+STATE: dict[str, Any] = {
+    "model": {"weight": torch.from_numpy(WEIGHT), "bias": torch.arange(5.0)},
+    "layers": [np.arange(3), np.arange(20_000.0)],
+    "lr": 0.1,
+}
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> ckptstore.Repository:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
+    repo.commit(STATE, step=1, metrics={"loss": 0.5})
+    return repo
+
+
+def objects(repo: ckptstore.Repository) -> set[str]:
+    return {key for _, key, _ in repo._objects.list()}
+
+
+def test_a_new_branch_begins_empty_and_takes_any_hierarchy(repo: ckptstore.Repository) -> None:
+    with repo.session("curves") as session:
+        root = zarr.open_group(session.store, mode="w", attributes={"run": "a"})
+        root.create_array("loss", data=np.arange(7.0), chunks=(3,), attributes={"unit": "nat"})
+        made = session.commit(step=3, metrics={"loss": 2.0}, message="curves", meta={"host": "x"})
+    group = repo.resolve("curves").zarr()
+    assert group.attrs.asdict() == {
+        "run": "a",
+        "id": made.id,
+        "step": 3,
+        "metrics": {"loss": 2.0},
+        "message": "curves",
+        "created": made.created.isoformat(),
+    }
+    assert group["loss"].attrs["unit"] == "nat"
+    np.testing.assert_array_equal(group["loss"][:], np.arange(7.0))
+    np.testing.assert_array_equal(repo.checkout("curves")["loss"], np.arange(7.0))
+    assert made.meta == {"host": "x"}
+    assert repo.verify().ok
+
+
+def test_nothing_is_seen_before_the_commit_and_an_abandoned_session_leaves_garbage_for_gc(
+    repo: ckptstore.Repository,
+) -> None:
+    before = objects(repo)
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        group.create_array("big", data=RNG.normal(size=50_000), chunks=(25_000,), compressors=None)
+        assert "big" not in repo.resolve("main").zarr()
+        assert len(repo.log("main")) == 1
+    assert len(repo.log("main")) == 1
+    assert repo.verify().ok
+    assert len(objects(repo) - before) == 8  # 2 chunks of 200,000 bytes, in segments of 64 KiB
+    repo.gc(MaxToKeep(10), grace=0)
+    assert objects(repo) == before
+    with pytest.raises(ckptstore.InvalidInputError, match="closed"):
+        _ = session.store
+
+
+def test_arrays_that_nobody_touched_stay_page_for_page(repo: ckptstore.Repository) -> None:
+    before = repo.resolve("main")
+    with repo.session("main") as session:
+        zarr.open_group(session.store).create_array("new", data=np.arange(4))
+        after = session.commit()
+    assert after._manifest.pages == before._manifest.pages
+    assert after.new_bytes < 10_000
+    state = repo.checkout("main")
+    assert list(state) == ["model", "layers", "lr", "new"]
+    assert isinstance(state["model"]["weight"], torch.Tensor)
+    assert torch.equal(state["model"]["weight"], STATE["model"]["weight"])
+    np.testing.assert_array_equal(state["layers"][1], STATE["layers"][1])
+    np.testing.assert_array_equal(state["new"], np.arange(4))
+    assert state["lr"] == 0.1
+
+
+def test_an_array_that_was_written_to_keeps_its_untouched_chunks_and_its_place(
+    repo: ckptstore.Repository,
+) -> None:
+    before = objects(repo)
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        group["model/weight"][0] = 7
+        group["layers/0"][1] = -1
+        session.commit()
+    expected = WEIGHT.copy()
+    expected[0] = 7
+    state = repo.checkout("main")
+    np.testing.assert_array_equal(state["model"]["weight"], expected)
+    np.testing.assert_array_equal(state["layers"][0], [0, -1, 2])
+    assert state["layers"][1].shape == (20_000,)
+    assert list(state["model"]) == ["weight", "bias"]
+    sizes = [size for _, key, size in repo._objects.list() if key not in before]
+    chunk = 163 * 100 * 4  # rows of 400 bytes in 64 KiB
+    assert sizes.count(chunk) == 2  # the one that was written, and the last one, as Zarr pads it
+    assert repo.verify().ok
+
+
+def test_deleted_arrays_are_gone_from_the_state_and_groups_stay(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        del group["layers/0"]
+        del group["model"]["bias"]
+        del group["model"]["weight"]
+        session.commit()
+    state = repo.checkout("main")
+    assert state["layers"][0] is None
+    assert state["model"] == {}
+    assert state["lr"] == 0.1
+    assert "model" in repo.resolve("main").zarr()
+    assert repo.verify().ok
+
+
+def test_equal_chunks_are_stored_once_within_and_across_checkpoints(
+    repo: ckptstore.Repository,
+) -> None:
+    block = RNG.normal(size=(100,))
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        for name in "abc":
+            array = group.create_array(
+                name, shape=(500,), chunks=(100,), dtype="f8", compressors=None
+            )
+            array[:] = np.tile(block, 5)
+        session.commit()
+        sizes = [size for _, _, size in repo._objects.list()]
+        assert sizes.count(800) == 1
+        before = objects(repo)
+        group = zarr.open_group(session.store)
+        group["a"].append(block)
+        group["b"].resize((200,))
+        made = session.commit()
+    new = [size for _, key, size in repo._objects.list() if key not in before]
+    assert 800 not in new
+    assert made.zarr()["a"].shape == (600,)
+    np.testing.assert_array_equal(made.zarr()["b"][:], np.tile(block, 2))
+    np.testing.assert_array_equal(repo.checkout("main~1")["b"], np.tile(block, 5))
+
+
+def test_a_chunk_of_a_state_and_one_that_was_set_are_the_same_object(
+    repo: ckptstore.Repository,
+) -> None:
+    before = objects(repo)
+    with repo.session("copy") as session:
+        made = zarr.create_array(
+            session.store,
+            name="w",
+            shape=WEIGHT.shape,
+            chunks=(163, 100),
+            dtype="f4",
+            compressors=None,
+        )
+        made[:] = WEIGHT
+        session.commit()
+    new = [size for _, key, size in repo._objects.list() if key not in before]
+    assert new.count(163 * 400) == 1  # the last one, which Zarr pads
+
+
+def test_a_branch_that_moved_is_a_conflict_and_nothing_is_lost(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        zarr.open_group(session.store).create_array("new", data=np.arange(4))
+        repo.commit(STATE, step=2)
+        with pytest.raises(ckptstore.ConflictError, match="moved"):
+            session.commit(step=3)
+    assert repo.resolve("main").step == 2
+
+
+def test_a_session_whose_objects_a_gc_took_says_so(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        group.create_array("big", data=RNG.normal(size=50_000), chunks=(50_000,), compressors=None)
+        repo.gc(MaxToKeep(10), grace=0)
+        with pytest.raises(ckptstore.ConflictError, match="gc"):
+            session.commit()
+    assert len(repo.log("main")) == 1
+    assert repo.verify().ok
+
+
+def test_gc_keeps_what_zarr_arrays_need_and_frees_what_expired(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        for step in range(2, 6):
+            group = zarr.open_group(session.store)
+            group.create_array("big", data=RNG.normal(size=20_000), chunks=(7_000,), overwrite=True)
+            group.create_array("curves/small", data=np.arange(step), overwrite=True)
+            session.commit(step=step)
+    expected = repo.checkout("main")
+    report = repo.gc(MaxToKeep(1), grace=0)
+    assert len(report.expired) == 4
+    np.testing.assert_array_equal(repo.checkout("main")["big"], expected["big"])
+    assert repo.verify().ok
+    with pytest.raises(ckptstore.ExpiredError):
+        repo.resolve("main~1").zarr()
+    repo.delete_branch("main")
+    repo.gc(MaxToKeep(1), grace=0)
+    assert objects(repo) == set()
+
+
+def test_verify_finds_a_damaged_or_missing_chunk_that_came_in_through_zarr(
+    repo: ckptstore.Repository, tmp_path: Path
+) -> None:
+    before = objects(repo)
+    with repo.session("main") as session:
+        zarr.open_group(session.store).create_array("big", data=RNG.normal(size=20_000))
+        made = session.commit()
+    keys = sorted(objects(repo) - before)
+    for key in keys:
+        path = tmp_path / "store" / key
+        data = path.read_bytes()
+        for damage in (data[:-1], bytes([data[0] ^ 1]) + data[1:], None):
+            path.unlink()
+            if damage is not None:
+                path.write_bytes(damage)
+            report = ckptstore.open(repo.url).verify()
+            assert made.id in {id for problem in report.problems for id in problem.checkpoints}
+            with pytest.raises(ckptstore.CkptStoreError):
+                ckptstore.open(repo.url).checkout("main")
+            path.write_bytes(data)
+    assert ckptstore.open(repo.url).verify().ok
+
+
+def test_zarr_arrays_go_into_existing_arrays(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        zarr.open_group(session.store)["model/weight"][3] = 9
+        session.commit()
+    expected = WEIGHT.copy()
+    expected[3] = 9
+    tensor = torch.zeros(600, 100)
+    repo.checkout("main", into={"weight": tensor, "bias": torch.zeros(5)}, part="model")
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+    wrong = {"weight": torch.zeros(600, 100, dtype=torch.float64), "bias": torch.zeros(5)}
+    with pytest.raises(ckptstore.CheckoutMismatchError, match="float32"):
+        repo.checkout("main", into=wrong, part="model")
+
+
+def test_a_follower_takes_arrays_that_were_changed_through_zarr(
+    repo: ckptstore.Repository,
+) -> None:
+    model = {"weight": torch.zeros(600, 100), "bias": torch.zeros(5)}
+    follower = repo.follow("main")
+    follower.update({"model": model, "layers": [np.zeros(3, int), np.zeros(20_000)], "lr": 0.0})
+    with repo.session("main") as session:
+        zarr.open_group(session.store)["model/weight"][3] = 9
+        session.commit()
+    state = {"model": model, "layers": [np.zeros(3, int), np.zeros(20_000)], "lr": 0.0}
+    update = follower.update(state)
+    assert "model/weight" in update.changed
+    assert (model["weight"][3] == 9).all()
+    assert torch.equal(model["weight"][4:], STATE["model"]["weight"][4:])
+
+
+def test_diff_names_zarr_arrays(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        group.create_array("curves/loss", data=np.arange(7.0), chunks=(3,))
+        group.create_array("curves/same", data=np.arange(7.0), chunks=(3,))
+        session.commit()
+        zarr.open_group(session.store)["curves/loss"][5] = 0
+        session.commit()
+    found = repo.diff("main~2", "main~1")
+    assert [change.path for change in found.added] == ["curves/loss", "curves/same"]
+    found = repo.diff("main~1", "main", numeric=True)
+    assert [change.path for change in found.arrays] == ["curves/loss"]
+    assert found.arrays[0].kind == "changed"
+    assert found.unchanged == 5
+    assert repo.diff("main", "main").is_empty
+
+
+def test_a_seed_takes_zarr_arrays_under_other_names(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store)
+        group.create_group("curves", attributes={"by": "step"})
+        group.create_array("curves/loss", data=np.arange(7.0), chunks=(3,))
+        group.create_array("curves/more/acc", data=np.arange(3))
+        session.commit(step=9)
+    before = objects(repo)
+    repo.branch("seed", "main", include=["curves", "model/bias"], rename={"curves/(.*)": r"old/\1"})
+    state = repo.checkout("seed")
+    np.testing.assert_array_equal(state["old"]["loss"], np.arange(7.0))
+    np.testing.assert_array_equal(state["old"]["more"]["acc"], np.arange(3))
+    assert torch.equal(state["model"]["bias"], torch.arange(5.0))
+    assert sorted(state) == ["model", "old"]
+    group = repo.resolve("seed").zarr()
+    assert sorted(path for path, _ in group.members(max_depth=None)) == [
+        "model",
+        "model/bias",
+        "old",
+        "old/loss",
+        "old/more",
+        "old/more/acc",
+    ]
+    assert repo.verify().ok
+    assert sum(size for _, key, size in repo._objects.list() if key not in before) < 10_000
+    repo.branch("same", "main", exclude="layers")
+    assert repo.resolve("same").zarr()["curves"].attrs["by"] == "step"
+
+
+def test_a_store_pickles_and_reads_in_another_process(repo: ckptstore.Repository) -> None:
+    store = ckptstore.zarr.CheckpointStore(repo.url, "main")
+    code = (
+        "import pickle, sys, zarr; store = pickle.loads(sys.stdin.buffer.read());"
+        "print(zarr.open_group(store, mode='r')['model/bias'][:].tolist())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(store), capture_output=True, check=True
+    )
+    assert told.stdout.decode().strip() == "[0.0, 1.0, 2.0, 3.0, 4.0]"
+
+
+def test_a_range_of_a_large_value_reads_only_the_segments_that_hold_it(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = RNG.bytes(1_000_000)
+    with repo.session("shards") as session:
+        session.store.set_sync("c/0", cpu.Buffer.from_bytes(data))
+        session.commit()
+    store = ckptstore.zarr.CheckpointStore(repo.url, "shards")
+    asyncio.run(store.getsize("c/0"))
+    read: list[int] = []
+    whole = ckptstore.objects.ObjectStore.read_into
+
+    def counted(self: Any, digest: Any, buffer: memoryview) -> None:
+        read.append(len(buffer))
+        whole(self, digest, buffer)
+
+    monkeypatch.setattr(ckptstore.objects.ObjectStore, "read_into", counted)
+    part = zarr.abc.store.RangeByteRequest(65_530, 65_540)
+    found = store.get_sync("c/0", byte_range=part)
+    assert found is not None
+    assert found.to_bytes() == data[65_530:65_540]
+    assert read == [65_536, 65_536]
+
+
+SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
+STEPS = st.sampled_from(["create", "write", "resize", "delete", "attrs", "commit", "reopen"])
+
+
+@given(
+    steps=st.lists(st.tuples(STEPS, st.sampled_from(["a", "g/b", "g/h/c", "s/x"])), max_size=12),
+    shapes=st.lists(SHAPES, min_size=4, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+def test_any_changes_through_zarr_are_what_a_checkout_gives(
+    steps: list[tuple[str, str]], shapes: list[tuple[int, ...]], seed: int, tmp_path_factory: Any
+) -> None:
+    rng = np.random.default_rng(seed)
+    repo = ckptstore.init(tmp_path_factory.mktemp("store") / "store", chunk_size=64 << 10)
+    repo.commit({"s": {"x": rng.integers(0, 9, (4, 3)), "n": 1}})
+    model: dict[str, np.ndarray] = {"s/x": repo.checkout("main")["s"]["x"]}
+    session = repo.session("main")
+    for number, (step, path) in enumerate([*steps, ("commit", "")]):
+        group = zarr.open_group(session.store)
+        if step == "create" and path not in model:
+            shape = shapes[number % 4]
+            data = rng.integers(0, 9, shape)
+            chunks = tuple(max(1, int(rng.integers(1, 4))) for _ in shape)
+            group.create_array(path, data=data, chunks=chunks)
+            model[path] = data
+        elif step == "write" and path in model and model[path].size:
+            row = int(rng.integers(0, model[path].shape[0]))
+            model[path] = model[path].copy()
+            model[path][row] = number
+            group[path][row] = number
+        elif step == "resize" and path in model:
+            longer = (model[path].shape[0] + 2, *model[path].shape[1:])
+            resized = np.zeros(longer, model[path].dtype)
+            resized[: model[path].shape[0]] = model[path]
+            model[path] = resized
+            group[path].resize(longer)
+        elif step == "delete" and path in model:
+            del group[path]
+            del model[path]
+        elif step == "attrs" and path in model:
+            group[path].attrs["number"] = number
+        elif step == "commit":
+            session.commit(step=number)
+            check(repo, model)
+        elif step == "reopen":
+            session.commit(step=number)
+            session.close()
+            session = repo.session("main")
+    session.close()
+    assert repo.verify().ok
+
+
+def check(repo: ckptstore.Repository, model: dict[str, np.ndarray]) -> None:
+    state = repo.checkout("main")
+    assert state.get("s", {}).get("n") == 1
+    found = {}
+    stack = [("", state)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{path}/{key}" if path else key, item) for key, item in value.items()]
+        elif isinstance(value, np.ndarray):
+            found[path] = value
+    assert found.keys() == model.keys()
+    group = repo.resolve("main").zarr()
+    for path, expected in model.items():
+        np.testing.assert_array_equal(found[path], expected)
+        np.testing.assert_array_equal(group[path][...], expected)
+        np.testing.assert_array_equal(repo.resolve("main").array(path)[...], expected)
