@@ -243,7 +243,7 @@ def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
             entry.path,
         )
     }
-    keys = zarr_document.chunk_keys(entry.shape, chunk_shape)
+    keys = zarr_document.chunk_keys(entry.dtype, entry.shape, chunk_shape)
     size = zarr_document.padded_bytes(entry.dtype, entry.shape, chunk_shape)
     if is_small:
         content = ArrayChunk(
