@@ -1,19 +1,21 @@
 """LazyArray: an array that lies in a file or a repository, and is read as it is wanted.
 
 A state may hold them wherever it may hold arrays. `commit` and the file formats read them a piece at a time, so what they
-need of memory does not grow with the array.
+need of memory does not grow with the array. `ZarrFiles` is a whole state of that kind.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptstore.format.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PIECE_BYTES = 4 << 20
 
@@ -46,3 +48,10 @@ class LazyArray(ABC):
         """Where to cut the array to read it from begin to end: the start and size of each piece, in bytes."""
         for start in range(0, self.nbytes, PIECE_BYTES):
             yield start, min(PIECE_BYTES, self.nbytes - start)
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrFiles:
+    """A Zarr hierarchy in files, each under its key in the store; `commit` takes it as it is, whatever its codecs."""
+
+    files: tuple[tuple[str, Path], ...]

@@ -39,6 +39,7 @@ from ckptstore.format.marker import (
 )
 from ckptstore.format.names import check_ref_name
 from ckptstore.history import ancestors
+from ckptstore.lazy import ZarrFiles
 from ckptstore.objects import ObjectStore
 from ckptstore.objects import key_of as object_key
 from ckptstore.oplog import Oplog
@@ -62,7 +63,8 @@ if TYPE_CHECKING:
     from ckptstore.storage import Storage
     from ckptstore.verify import VerifyReport
     from ckptstore.writer import Written
-    from ckptstore.zarr.session import Session, Staged
+    from ckptstore.zarr.session import Session
+    from ckptstore.zarr.staged import Staged
 
     Patterns = str | Sequence[str] | None
 
@@ -171,12 +173,20 @@ class Repository:
         """Store a state as a new checkpoint at the head of a branch; durable when this returns.
 
         state: any nesting of dicts (str or int keys), lists and tuples with torch tensors, numpy arrays and plain
-        values. It is read during the call and never changed.
+        values. It is read during the call and never changed. Arrays that lie in a file or a repository (`formats.read_file`,
+        `checkout(lazy=True)`) are read a piece at a time.
         retry: when the branch moved meanwhile, make the new head the parent instead of raising ConflictError.
         UnsupportedValueError names the path and type of a value that no checkpoint can hold.
         """
         check_ref_name(branch, kind="branch")
         describe = _describe(step, metrics, message, meta)
+        if isinstance(state, ZarrFiles):
+            with self.session(branch) as session:
+                session.take(state)
+                found: Checkpoint = session.commit(
+                    step=step, metrics=metrics, message=message, meta=meta, retry=retry
+                )
+                return found
 
         def make() -> Checkpoint:
             newest = self._oplog.newest()
@@ -203,7 +213,8 @@ class Repository:
 
         A branch that does not exist begins empty. Any Zarr hierarchy can be written, with any codecs.
         """
-        from ckptstore.zarr.session import Session, Staged
+        from ckptstore.zarr.session import Session
+        from ckptstore.zarr.staged import Staged
 
         check_ref_name(branch, kind="branch")
 
@@ -223,6 +234,7 @@ class Repository:
         metrics: Mapping[str, object] | None,
         message: str,
         meta: Mapping[str, Any] | None,
+        retry: bool,
     ) -> Checkpoint:
         """Make what a session has staged the head of its branch."""
         from ckptstore.zarr.publish import write
@@ -241,7 +253,7 @@ class Repository:
                 parents=(staged.head,) if staged.head else (),
                 created=self._now(),
             )
-            return self._publish(manifest, written, branch=branch, retry=False, since=newest.seq)
+            return self._publish(manifest, written, branch=branch, retry=retry, since=newest.seq)
 
         return self._beside_gc(make)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
@@ -17,14 +18,20 @@ from zarr.core.buffer import Buffer
 from ckptstore.errors import InvalidInputError
 from ckptstore.format.node_page import check_key
 from ckptstore.format.page import SMALL_BYTES
+from ckptstore.parallel import gather
 from ckptstore.zarr.store import ContentStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
+    from typing import SupportsIndex
 
+    from ckptstore.lazy import ZarrFiles
     from ckptstore.zarr.contents import CachedObjects, Contents
     from ckptstore.zarr.staged import Staged
+
+
+TAKE_THREADS = 8  # each holds a segment
 
 
 class Session:
@@ -79,18 +86,29 @@ class Session:
     def commit(
         self,
         *,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         metrics: Mapping[str, object] | None = None,
         message: str = "",
         meta: Mapping[str, Any] | None = None,
+        retry: bool = False,
     ) -> Any:
         """Make what the store holds the new head of the branch, durable when this returns: the Checkpoint.
 
-        ConflictError when the branch moved since the session began. The session goes on over the new head.
+        ConflictError when the branch moved since the session began; with `retry`, the new head becomes the parent, and what
+        others changed there is not in this checkpoint. The session goes on over what it committed.
         """
-        made = self._publish(self.staged(), step=step, metrics=metrics, message=message, meta=meta)
+        made = self._publish(
+            self.staged(), step=step, metrics=metrics, message=message, meta=meta, retry=retry
+        )
         self._staged = self._begin()
         return made
+
+    def take(self, found: ZarrFiles) -> None:
+        """Put a hierarchy that lies in files in place of all that the store holds."""
+        staged = self.staged()
+        staged.clear()
+        jobs = [partial(staged.put_file, check_key(key), path) for key, path in found.files]
+        gather(jobs, threads=TAKE_THREADS)
 
     def close(self) -> None:
         """Give up what was not committed; the store cannot be used any more."""
