@@ -24,10 +24,12 @@ from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.structure import DEPTH_MAX
 from ckptstore.formats.file_array import FileArray
+from ckptstore.formats.torch_numpy import MoreThanNumbersError, PickledArray, allowed, is_allowable
 from ckptstore.formats.torch_strided import ChangedArray, StridedArray
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import IO
 
     from ckptstore.formats.file_array import OpenFile
     from ckptstore.lazy import LazyArray
@@ -60,26 +62,47 @@ class Loader:
         """An error that says why this is not a file of torch's."""
         return InvalidInputError(f"{self.file.path} is not a file that torch.save wrote: {why}")
 
-    def unpickle(self, stream: Any) -> Any:
+    def unpickle(self, stream: IO[bytes]) -> Any:
         """The next value of a stream, with tensors that have no memory."""
+        start = stream.tell()
         try:
             with warnings.catch_warnings():
                 # of storage classes: only torch's authors can act on it
                 warnings.simplefilter("ignore")
-                return _Unpickler(stream, self._storage).load()  # type: ignore[no-untyped-call]
+                try:
+                    return _Unpickler(stream, self._storage).load()  # type: ignore[no-untyped-call]
+                except pickle.UnpicklingError as error:
+                    if not is_allowable(error):
+                        raise
+                    stream.seek(start)
+                    with allowed():
+                        return _Unpickler(stream, self._storage).load()  # type: ignore[no-untyped-call]
         except CkptStoreError:
             raise
-        except pickle.UnpicklingError as error:
+        except Exception as error:
+            raise self._refused(error) from error
+        finally:
+            torch._utils._sparse_tensors_to_validate.clear()  # noqa: SLF001  as torch.load does
+
+    def _refused(self, error: Exception) -> InvalidInputError:
+        """What an error of the unpickler's means."""
+        if isinstance(error, pickle.UnpicklingError):
             foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-            raise InvalidInputError(
+            return InvalidInputError(
                 f"{self.file.path} holds more than tensors and plain values{f' ({foreign[1]})' if foreign else ''}, so "
                 "loading it could run code, and it is not loaded. If you trust it, load it yourself and commit its "
                 "state_dict."
-            ) from error
-        except Exception as error:
-            raise self.invalid(first_line(error)) from error
-        finally:
-            torch._utils._sparse_tensors_to_validate.clear()  # noqa: SLF001  as torch.load does
+            )
+        if isinstance(error, MoreThanNumbersError):
+            return InvalidInputError(
+                f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as numbers or plain values."
+            )
+        if isinstance(error, NotImplementedError):  # by the meta device
+            return InvalidInputError(
+                f"{self.file.path} holds a tensor that is more than its elements in memory (nested, say), which no "
+                f"checkpoint can hold. Store the plain tensors it is made of. ({_first_line(error)[:100]})."
+            )
+        return self.invalid(_first_line(error))
 
     def with_arrays(self, state: Any, place: Callable[[str], int], *, is_swapped: bool) -> Any:
         """The state, with arrays that read the file in place of tensors.
@@ -216,6 +239,8 @@ def _replaced(state: Any, array: Callable[[torch.Tensor], object]) -> Any:
                 known[id(value)] = array(value)
                 kept.append(value)
             return known[id(value)]
+        if isinstance(value, PickledArray):
+            return value.array
         kind = type(value)
         if kind not in (dict, list, tuple, OrderedDict, Counter) or depth > DEPTH_MAX + 1:
             return value
@@ -257,7 +282,7 @@ def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[me
         yield resolve
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """What an error of torch's says first."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line.split(". ")[0][:300].removesuffix(".") + "."
