@@ -78,8 +78,8 @@ def fill(
             found,
         )
     read_into(pages, placement.targets, objects=objects)
-    for node, assign in placement.loads:
-        _hand_over(fresh(node, pages, objects=objects, opener=opener), assign)
+    for load in placement.loads:
+        _hand_over(fresh(load.node, pages, objects=objects, opener=opener), load.assign)
     return found
 
 

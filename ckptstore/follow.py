@@ -3,22 +3,16 @@
 An update compares digests with those of the update before, and reads the chunks that differ and nothing else. All of it is
 read and checked before anything changes; then it is copied into the model while nobody reads that. So a model never
 holds a part of a checkpoint, and an update that fails leaves it as it was.
-
-What an array holds is remembered by where it lies in memory, and for as long as that memory lives: what was put in its
-place holds nothing, whichever model it belongs to.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import weakref
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,34 +26,41 @@ from ckptstore.errors import (
     ExpiredError,
     InvalidInputError,
     NotFoundError,
-    UnsupportedValueError,
     shown,
 )
-from ckptstore.format.chunks import Chunk, chunks
-from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.structure import array_path, tag_of
+from ckptstore.gate import Gate
 from ckptstore.history import ancestors, first_parents
-from ckptstore.objects import ObjectStore
-from ckptstore.parallel import gather
 from ckptstore.placement import place
-from ckptstore.reader import read_bundle
+from ckptstore.refill import (
+    CountedObjects,
+    Fill,
+    Memory,
+    changes_of,
+    copy_all,
+    hand_over,
+    holders,
+    loads_of,
+    place_of,
+    read_changes,
+)
 from ckptstore.selection import Selection
 from ckptstore.state import WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ckptstore.catalog import Catalog
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
-    from ckptstore.format.page import ArrayEntry, Bundle, Page
+    from ckptstore.format.page import ArrayEntry, Page
     from ckptstore.format.structure import Node
+    from ckptstore.objects import ObjectStore
     from ckptstore.oplog import Oplog
     from ckptstore.placement import Placement
 
     Patterns = str | Sequence[str] | None
-READ_THREADS = 4
 ATTEMPTS = 5  # at a newest checkpoint that gc gives up while it is read
 
 
@@ -104,8 +105,8 @@ class Follower:
         self._waiting: deque[Digest] = deque()
         self._looking = threading.Lock()
         self._updating = threading.Lock()
-        self._gate = _Gate()
-        self._memory = _Memory()
+        self._gate = Gate()
+        self._memory = Memory()
 
     def __enter__(self) -> Self:
         return self
@@ -203,8 +204,8 @@ class Follower:
 
     def forget(self, model: Any) -> None:
         """Forget what a model holds: the next update reads everything."""
-        held = list(_holders(model, {}))
-        keys = [_place_of(holder) for holder in held if arrays.is_array(holder)]
+        held = list(holders(model, {}))
+        keys = [place_of(holder) for holder in held if arrays.is_array(holder)]
         self._memory.forget(keys=keys, owners=held)
 
     def _look(self) -> None:
@@ -239,8 +240,8 @@ class Follower:
 
     def _bring(self, model: Any, id: Digest, choice: _Choice, *, full: bool) -> Update:
         """Read what a checkpoint has that a model does not hold, then change the model."""
-        manifest, objects = self._catalog.manifest(id), _CountedObjects(self._objects)
-        memory = _Memory() if full else self._memory
+        manifest, objects = self._catalog.manifest(id), CountedObjects(self._objects)
+        memory = Memory() if full else self._memory
         with paused_collector():
             root, path = choice.of(self._catalog.structure(manifest), model)
             pages = self._pages(manifest, root)
@@ -249,23 +250,24 @@ class Follower:
             entries |= {entry.path: entry for page in pages for entry in page.entries}
             placement = place(root, arrays.in_place(model), entries, path=path)
         _refuse_misfit(placement, model, entries, is_whole=choice.selection.is_everything)
-        fills = [_Fill(path, target, entries[path]) for path, target in placement.targets.items()]
-        loads = _loads(placement, model, entries)
-        changes = _changes(fills, memory)
-        staged = _read(changes, pages, objects)
+        fills = [Fill(path, target, entries[path]) for path, target in placement.targets.items()]
+        loads = loads_of(placement, model, entries)
+        changes = changes_of(fills, memory)
+        staged = read_changes(changes, pages, objects)
         new = [load for load in loads if not memory.was_handed(load)]
         handed = [(load, fresh(load.node, pages, objects=objects, opener=opener)) for load in new]
         may_undo = any(load.may_refuse and not load.is_own for load in new)
         before = [(change, change.copy()) for change in changes] if may_undo else []
         with self._gate.writing():
             self._memory.forget(keys=(), owners=[load.owner for load in new])
-            _hand_over(load for load in handed if load[0].is_own)  # one that refuses does so first
+            hand_over(load for load in handed if load[0].is_own)  # one that refuses does so first
             self._memory.forget(keys=[change.fill.key for change in changes], owners=())
             try:
-                _copy_all(staged)
-                _hand_over(load for load in handed if not load[0].is_own)
+                copy_all(staged)
+                others = [load for load in handed if not load[0].is_own]
+                hand_over(sorted(others, key=lambda load: not load[0].may_refuse))
             except BaseException:  # back where something refused, on where only copying was cut off
-                _copy_all(before or staged)
+                copy_all(before or staged)
                 raise
             self._memory.remember([change.fill for change in changes], loads)
         changed = [
@@ -323,315 +325,3 @@ def _refuse_misfit(
         raise CheckoutMismatchError(
             f"The checkpoint does not fit: {found}. Nothing was changed.", found
         )
-
-
-@dataclass(slots=True, eq=False)
-class _Fill:
-    """An array of a model, and what of a checkpoint goes into it. key: where the array lies in memory."""
-
-    path: str
-    target: Any
-    entry: ArrayEntry
-    key: object = None
-
-    def __post_init__(self) -> None:
-        self.key = _place_of(self.target) or id(self.target)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Change:
-    """Bytes to read, and where they go."""
-
-    fill: _Fill
-    chunk: Chunk
-    digest: Digest
-
-    @property
-    def is_small(self) -> bool:
-        """True for an array that lies in a bundle."""
-        return self.fill.entry.offset is not None
-
-    def read(self, objects: ObjectStore) -> list[tuple[_Change, memoryview]]:
-        """The checked bytes of a chunk."""
-        data = self._buffer()
-        objects.read_into(self.digest, data)
-        return [(self, data)]
-
-    def copy(self) -> memoryview:
-        """The bytes that are there now."""
-        data, target = self._buffer(), self.fill.target
-        target = target if arrays.is_ndarray(target) else target.detach()
-        arrays.copy_out(target[self.chunk.index] if self.chunk.index else target, data)
-        return data
-
-    def _buffer(self) -> memoryview:
-        return arrays.allocate(arrays.NDARRAY, "uint8", (self.chunk.size,))[1]
-
-
-def _changes(fills: Iterable[_Fill], memory: _Memory) -> list[_Change]:
-    """The chunks of what goes into a model that differ from what it holds; tied arrays are the same memory."""
-    filled: dict[object, ArrayEntry] = {}
-    changes: list[_Change] = []
-    for fill in fills:
-        new = fill.entry
-        first = filled.setdefault(fill.key, new)
-        if first is not new and first.digests == new.digests:
-            continue
-        held = memory.entry(fill.key) if first is new else None
-        if held is not None and held.chunk_shape != new.chunk_shape:
-            held = None
-        if held is not None and held.digests == new.digests:
-            continue
-        if new.offset is not None:
-            everything = tuple(slice(0, length) for length in new.shape)
-            changes.append(_Change(fill, Chunk(0, new.nbytes, everything), new.digests[0]))
-            continue
-        known = (None,) * len(new.digests) if held is None else held.digests
-        grid = chunks(new.shape, new.chunk_shape, item_bytes=ITEM_BYTES[new.dtype])
-        changes += [
-            _Change(fill, chunk, digest)
-            for digest, old, chunk in zip(new.digests, known, grid, strict=True)
-            if digest != old
-        ]
-    return changes
-
-
-def _read(
-    changes: Iterable[_Change], pages: Iterable[Page], objects: ObjectStore
-) -> list[tuple[_Change, memoryview]]:
-    """The checked bytes of all changes; small arrays of a page come together where most of its bundle is wanted."""
-    small: dict[str, _Change] = {}
-    jobs = []
-    for change in changes:
-        if change.is_small:
-            small[change.fill.path] = change
-        else:
-            jobs.append(partial(change.read, objects))
-    for page in pages:
-        found = [small[entry.path] for entry in page.entries if entry.path in small]
-        if found and page.bundle:
-            jobs.append(partial(_read_small, page.bundle, found, objects))
-    return list(chain.from_iterable(gather(jobs, threads=READ_THREADS)))
-
-
-def _read_small(
-    bundle: Bundle, changes: list[_Change], objects: ObjectStore
-) -> list[tuple[_Change, memoryview]]:
-    found = read_bundle(bundle, [change.fill.entry for change in changes], objects)
-    return [(change, data) for change, (_, data) in zip(changes, found, strict=True)]
-
-
-def _copy_all(staged: Iterable[tuple[_Change, memoryview]]) -> None:
-    for change, data in staged:
-        arrays.copy_chunk(change.fill.target, change.chunk, data)
-
-
-class _CountedObjects(ObjectStore):
-    """Objects, and the bytes of each read of them."""
-
-    def __init__(self, objects: ObjectStore) -> None:
-        self._objects = objects
-        self.read_bytes: list[int] = []
-
-    def read_into(self, digest: Digest, buffer: memoryview) -> None:
-        """Read a whole object."""
-        self._objects.read_into(digest, buffer)
-        self.read_bytes.append(buffer.nbytes)
-
-    def read_range(
-        self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
-    ) -> None:
-        """Read a part of an object."""
-        self._objects.read_range(digest, buffer, start=start, expected=expected)
-        self.read_bytes.append(buffer.nbytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Load:
-    """What is handed over whole (plain values, optimizers), and to whom, where that can be told.
-
-    content: equal for what is the same to the last bit; None for what holds no array, and costs nothing to hand over again.
-    """
-
-    node: Node
-    assign: Callable[[Any], object]
-    owner: object
-    paths: tuple[str, ...]
-    nbytes: int
-    content: object
-
-    @property
-    def is_own(self) -> bool:
-        """True for an object with a state of its own, such as an optimizer; it knows nothing of the arrays."""
-        return hasattr(self.assign, "__self__")
-
-    @property
-    def may_refuse(self) -> bool:
-        """True but for a value in a dict or list, which is only exchanged."""
-        return not getattr(self.assign, "__qualname__", "").startswith("_setter")
-
-
-def _hand_over(loads: Iterable[tuple[_Load, Any]]) -> None:
-    """Give each object what is its own; its load_state_dict may refuse that in any way it likes."""
-    for load, value in loads:
-        try:
-            load.assign(value)
-        except Exception as error:
-            raise InvalidInputError(
-                f"A load_state_dict refused what the checkpoint holds for it ({type(error).__name__}: {error}). "
-                "Arrays are as they were before."
-            ) from error
-
-
-def _loads(placement: Placement, model: object, entries: Mapping[str, ArrayEntry]) -> list[_Load]:
-    """What is handed over."""
-    loads = []
-    for node, assign in placement.loads:
-        paths = tuple(path for _, leaf in state.leaves(node) if (path := array_path(leaf)))
-        unlisted = next((path for path in paths if path not in entries), None)
-        if unlisted is not None:
-            raise CorruptError(
-                f"The structure names {unlisted!r:.200}, which no page lists. Run verify."
-            )
-        load = _Load(
-            node=node,
-            assign=assign,
-            owner=getattr(assign, "__self__", model if arrays.is_module(model) else None),
-            paths=paths,
-            nbytes=sum(entries[path].nbytes for path in paths),
-            content=(repr(node), *(entries[path].digests for path in paths)) if paths else None,
-        )
-        loads.append(load)
-    return loads
-
-
-class _Memory:
-    """What arrays were filled with, by where they lie, and what objects were handed last; both weakly."""
-
-    def __init__(self) -> None:
-        self._filled: dict[object, tuple[Callable[[], bool], ArrayEntry]] = {}
-        self._handed: dict[int, tuple[Callable[[], bool], set[object]]] = {}
-        self._lock = threading.Lock()
-
-    def entry(self, key: object) -> ArrayEntry | None:
-        """What lies at this place in memory; None when nobody knows."""
-        is_gone, entry = self._filled.get(key, (None, None))
-        return None if is_gone is None or is_gone() else entry
-
-    def was_handed(self, load: _Load) -> bool:
-        """True when an object got just this from the last update that had anything for it."""
-        is_gone, contents = self._handed.get(id(load.owner), (None, set()))
-        return is_gone is not None and not is_gone() and load.content in contents
-
-    def remember(self, fills: Iterable[_Fill], loads: Iterable[_Load]) -> None:
-        """Remember what was filled and what was handed over, and let go of what is gone."""
-        filled: dict[object, tuple[Callable[[], bool], ArrayEntry]] = {}
-        handed: dict[int, tuple[Callable[[], bool], set[object]]] = {}
-        disputed = set()  # memory that two arrays share and that got two different things
-        for fill in fills:
-            if (is_gone := _end_of(fill.target)) is not None:
-                _, entry = filled.setdefault(fill.key, (is_gone, fill.entry))
-                disputed |= {fill.key} if entry.digests != fill.entry.digests else set()
-        for load in loads:
-            if load.content is not None and (is_gone := _end_of(load.owner)) is not None:
-                handed.setdefault(id(load.owner), (is_gone, set()))[1].add(load.content)
-        with self._lock:
-            self._filled = {key: held for key, held in self._filled.items() if not held[0]()}
-            self._filled |= {key: held for key, held in filled.items() if key not in disputed}
-            self._handed = {key: held for key, held in self._handed.items() if not held[0]()}
-            self._handed |= handed
-
-    def forget(self, *, keys: Iterable[object], owners: Iterable[object]) -> None:
-        """Know nothing more of what lies at places in memory, and of objects."""
-        with self._lock:
-            for key in keys:
-                self._filled.pop(key, None)
-            for owner in owners:
-                self._handed.pop(id(owner), None)
-
-
-def _place_of(array: Any) -> object:
-    """Equal for the same memory read in the same way, while that lives; None where that cannot be told."""
-    try:
-        source = arrays.describe_only(array)
-    except UnsupportedValueError:
-        return None
-    return None if source is None else source.identity
-
-
-def _end_of(holder: Any) -> Callable[[], bool] | None:
-    """A function that tells whether something is gone: of a tensor its memory, which views share. None if that cannot be told."""
-    if arrays.is_array(holder) and not arrays.is_ndarray(holder):
-        if _place_of(holder) is None:
-            return None
-        reductions = import_module("torch.multiprocessing.reductions")
-        expired: Callable[[], bool] = reductions.StorageWeakRef(holder.untyped_storage()).expired
-        return expired
-    try:
-        found = weakref.ref(holder)
-    except TypeError:
-        return None
-    return lambda: found() is None
-
-
-def _holders(value: Any, seen: dict[int, object]) -> Iterator[Any]:
-    """The arrays and objects of a model, which may hold itself."""
-    if id(value) in seen:
-        return
-    seen[id(value)] = value
-    if arrays.is_module(value):
-        yield value
-        named: Any = arrays.in_place(value)
-        yield from _holders(value.state_dict(keep_vars=True) if named is value else named, seen)
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _holders(item, seen)
-    else:
-        yield value
-
-
-class _Gate:
-    """Many may read or one may write; who wants to write comes before those who begin to read after that."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._readers: Counter[int] = Counter()  # by thread
-        self._is_written = False
-
-    def is_mine(self) -> bool:
-        """True while this thread reads."""
-        with self._changed:
-            return self._readers[threading.get_ident()] > 0
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Hold it together with others who read; a thread that does so already never waits."""
-        reader = threading.get_ident()  # whoever ends it may be another thread
-        with self._changed:
-            while self._is_written and not self._readers[reader]:
-                self._changed.wait()
-            self._readers[reader] += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._readers[reader] -= 1
-                self._readers += Counter()  # drops those that are at 0
-                self._changed.notify_all()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold it alone."""
-        with self._changed:
-            while self._is_written:
-                self._changed.wait()
-            self._is_written = True  # from here on no other thread begins to read
-        try:
-            with self._changed:
-                while self._readers:
-                    self._changed.wait()
-            yield
-        finally:
-            with self._changed:
-                self._is_written = False
-                self._changed.notify_all()

@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from ckptstore.format.page import ArrayEntry
 
 
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """A part of the structure, and what takes what is made of it. may_refuse: False for what is only put in its place."""
+
+    node: Node
+    assign: Callable[[Any], object]
+    may_refuse: bool
+
+
 @dataclass(slots=True)
 class Placement:
     """What a checkout into an existing destination will do.
@@ -41,7 +50,7 @@ class Placement:
     """
 
     targets: dict[str, Any] = field(default_factory=dict)
-    loads: list[tuple[Node, Callable[[Any], object]]] = field(default_factory=list)
+    loads: list[Handover] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
@@ -82,7 +91,7 @@ class _Place:
         if is_module(target):
             self.module(node, target, path)
         elif hasattr(target, "load_state_dict") and not isinstance(target, type):
-            self.placement.loads.append((node, target.load_state_dict))
+            self.placement.loads.append(Handover(node, target.load_state_dict, may_refuse=True))
         elif array_path(node) or is_array(target):
             self.array(node, target, name)
         elif path != self.root and not _holds_arrays(node) and self.is_plain(target):
@@ -121,7 +130,7 @@ class _Place:
                 f"{name} (a plain value inside a tuple, which cannot be exchanged)"
             )
         else:
-            self.placement.loads.append((node, assign))
+            self.placement.loads.append(Handover(node, assign, may_refuse=False))
 
     def dict(self, node: Node, target: dict[Any, Any], path: str) -> None:
         """Match key by key."""
@@ -178,7 +187,7 @@ class _Place:
                 f"{name} (not the same as {first} there, tied to it here)"
             )
         elif _tag(node) == "zarr":
-            self.placement.loads.append((node, _setter_of(target)))
+            self.placement.loads.append(Handover(node, _copier(target), may_refuse=False))
         else:
             self.placement.targets[path] = target
 
@@ -204,9 +213,11 @@ class _Place:
                 self.array(item, expected[name], inner)
                 if id(expected[name]) not in own and len(self.placement.mismatched) == before:
                     self.placement.targets.pop(array_path(item) or "", None)
-                    self.placement.loads.append((item, _loader(module, name)))
+                    self.placement.loads.append(
+                        Handover(item, _loader(module, name), may_refuse=True)
+                    )
             else:
-                self.placement.loads.append((item, _loader(module, name)))
+                self.placement.loads.append(Handover(item, _loader(module, name), may_refuse=True))
         missing = (escape_key(name) for name in expected if name not in found)
         self.placement.missing += [join(path, name) for name in missing]
 
@@ -218,7 +229,7 @@ def _setter(target: Any, key: Any) -> Callable[[Any], object]:
     return assign
 
 
-def _setter_of(target: Any) -> Callable[[Any], object]:
+def _copier(target: Any) -> Callable[[Any], object]:
     """What copies a whole array of the same dtype and shape into an existing one."""
 
     def assign(value: Any) -> None:

@@ -1,15 +1,15 @@
-"""numpy's .npy: one array. numpy reads and writes the header; no pickle is ever read."""
+"""numpy's .npy: one array. No pickle is ever read."""
 
 from __future__ import annotations
 
 import io
 import math
-import warnings
+import re
 from itertools import product
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptstore import arrays
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats.arrays_only import check_dtypes, check_values
 from ckptstore.formats.file_array import FileArray, OpenFile
@@ -22,8 +22,19 @@ if TYPE_CHECKING:
     from ckptstore.state import Flat
 
 KIND = "ndarray"
-HEADER_BYTES_MAX = 1 << 16  # numpy itself reads 10,000 characters
+HEADER_BYTES_MAX = (
+    1 << 16
+)  # the longest that version 1.0 has room for; numpy itself reads 10,000 characters
 TILE_BYTES = 16 << 20  # of an array in Fortran's order, turned at once
+_MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # by version; of the header's length
+_NAMES = {"descr", "fortran_order", "shape"}
+_TRUTHS = ("True", "False")
+_FIELD = re.compile(
+    r"""\s*(['"])(?P<name>\w+)\1\s*:\s*(?P<value>'[^']*'|"[^"]*"|\([^()]*\)|\w+)\s*,?\s*"""
+)
+_LENGTH = r"\s*[0-9]{1,20}L?\s*"  # Python 2 wrote the L
+_SHAPE = re.compile(rf"\(\s*\)|\((?:{_LENGTH},)+(?:{_LENGTH})?\s*\)")
 DTYPES = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
     | {"float16", "float32", "float64", "complex64", "complex128"}
@@ -42,7 +53,7 @@ def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
     shape, is_fortran, numpy_dtype = _read_header(head, name)
     dtype = _known(numpy_dtype, name)
     nbytes, found = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
-    if min(shape, default=0) < 0 or nbytes != found:
+    if nbytes != found:
         raise InvalidInputError(
             f"{name} is damaged: its header says dtype {dtype} and shape {shape}, and {found} bytes follow."
         )
@@ -52,25 +63,35 @@ def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
-    from numpy.lib import format as numpy_format
+    """The shape, whether the first index runs fastest, and the numpy dtype.
 
-    readers = {
-        (1, 0): numpy_format.read_array_header_1_0,
-        (2, 0): numpy_format.read_array_header_2_0,
-    }
+    The header is a literal of Python. numpy gives it to Python's own parser, to which no text of strangers should get, so
+    the few forms that an array of numbers can have are matched here instead.
+    """
+    import numpy as np
+
+    magic, version = head.read(len(_MAGIC)), head.read(2)
+    length_bytes = _LENGTH_BYTES.get(version)
+    if magic != _MAGIC or length_bytes is None:
+        raise _not_read(name, "it does not begin as such a file does")
+    length = int.from_bytes(head.read(length_bytes), "little")
+    text = head.read(length).decode("latin-1").strip()
+    fields, place = {}, 1
+    while match := _FIELD.match(text, place):
+        fields[match["name"]], place = match["value"], match.end()
+    is_whole = text[:1] == "{" and text[place:] == "}" and fields.keys() == _NAMES
+    if (
+        not is_whole
+        or fields["fortran_order"] not in _TRUTHS
+        or not _SHAPE.fullmatch(fields["shape"])
+    ):
+        raise _not_read(name, f"its header is {shown(text)}")
     try:
-        read_header = readers[numpy_format.read_magic(head)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Python 2 wrote
-            shape, is_fortran, dtype = read_header(head)
-    except KeyError as error:  # 3.0 is for fields whose names are not Latin 1
-        raise _not_read(name, f"only structured ones need version {error} of the format") from error
-    except (
-        Exception
-    ) as error:  # a header is read as a literal of Python: TokenError, MemoryError, …
-        reason = (str(error).splitlines() or [""])[0][:200].removesuffix(".")
-        raise _not_read(name, reason) from error
-    return tuple(map(int, shape)), bool(is_fortran), dtype
+        dtype = np.dtype(fields["descr"][1:-1])
+    except (TypeError, ValueError) as error:
+        raise _not_read(name, f"its dtype is {shown(fields['descr'])}") from error
+    shape = tuple(map(int, re.findall("[0-9]+", fields["shape"])))
+    return shape, fields["fortran_order"] == "True", dtype
 
 
 def _not_read(name: str, reason: str) -> InvalidInputError:

@@ -116,7 +116,7 @@ class Loader:
                 return tensor  # no checkpoint can hold it; whoever commits it is told why
             return self._array(tensor, storage, place, is_swapped=is_swapped)
 
-        return _replaced(state, array)
+        return _Replacer(array).replace(state)
 
     def _storage(self, saved_id: Any) -> Any:
         """A storage without memory for what the pickle says of one."""
@@ -229,36 +229,42 @@ def _identity(storage: Any) -> int:
     return int(storage._cdata)  # noqa: SLF001  it has no public name
 
 
-def _replaced(state: Any, array: Callable[[torch.Tensor], object]) -> Any:
-    """A state with something in place of each of its tensors; lists and dicts are changed as they are."""
-    known: dict[int, Any] = {}
+class _Replacer:
+    """Puts something in place of each tensor of a state; lists and dicts are changed as they are."""
 
-    def replace(value: Any, depth: int) -> Any:
-        if isinstance(value, torch.Tensor):
-            if id(value) not in known:
-                known[id(value)] = array(value)
-                kept.append(value)
-            return known[id(value)]
-        if isinstance(value, PickledArray):
-            return value.array
-        kind = type(value)
-        if kind not in (dict, list, tuple, OrderedDict, Counter) or depth > DEPTH_MAX + 1:
-            return value
+    def __init__(self, array: Callable[[torch.Tensor], object]) -> None:
+        self._array = array
+        self._known: dict[int, Any] = {}
+        self._kept: list[Any] = []  # an id is given again once its object is gone
+
+    def replace(self, value: Any, depth: int = 0) -> Any:
+        """What takes the place of a value; of one that was met before, the same."""
+        known = self._known
         if id(value) in known:
             return known[id(value)]
-        known[id(value)] = value  # it may hold itself
-        if kind is tuple:
-            kept.append(value)
-            known[id(value)] = tuple([replace(item, depth + 1) for item in value])
-            return known[id(value)]
-        for key, item in enumerate(value) if kind is list else list(value.items()):
-            value[key] = replace(item, depth + 1)
-        if "_metadata" in getattr(value, "__dict__", ()):
-            value.__dict__["_metadata"] = replace(value.__dict__["_metadata"], depth + 1)
-        return value
+        kind = type(value)
+        if isinstance(value, torch.Tensor):
+            made = self._array(value)
+        elif isinstance(value, PickledArray):
+            made = value.array
+        elif kind is tuple and depth <= DEPTH_MAX + 1:
+            known[id(value)] = value  # it may hold itself, by way of a list
+            made = tuple([self.replace(item, depth + 1) for item in value])
+        else:
+            if kind in (list, dict, OrderedDict, Counter) and depth <= DEPTH_MAX + 1:
+                self._change(value, depth)
+            return value
+        self._kept.append(value)
+        known[id(value)] = made
+        return made
 
-    kept: list[Any] = []  # an id is given again once its object is gone
-    return replace(state, 0)
+    def _change(self, value: Any, depth: int) -> None:
+        """Replace the tensors in a list or dict, and in the _metadata that a module's state_dict has."""
+        self._known[id(value)] = value
+        for key, item in enumerate(value) if type(value) is list else list(value.items()):
+            value[key] = self.replace(item, depth + 1)
+        if "_metadata" in getattr(value, "__dict__", ()):
+            value.__dict__["_metadata"] = self.replace(value.__dict__["_metadata"], depth + 1)
 
 
 def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[memoryview], None]]:

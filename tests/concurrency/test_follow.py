@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ckptstore
-from ckptstore import follow
+from ckptstore import arrays, gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,13 +99,13 @@ def test_the_readers_would_notice_an_update_that_waits_for_nobody(
     def at_once(_: Any) -> Iterator[None]:
         yield
 
-    real = follow.arrays.copy_chunk
+    real = arrays.copy_chunk
 
     def slowly(*args: Any) -> None:
         real(*args)
         threading.Event().wait(0.002)
 
-    monkeypatch.setattr(follow._Gate, "writing", at_once)
-    monkeypatch.setattr(follow.arrays, "copy_chunk", slowly)
+    monkeypatch.setattr(gate.Gate, "writing", at_once)
+    monkeypatch.setattr(arrays, "copy_chunk", slowly)
     _, mixtures = serve(tmp_path / "store")
     assert mixtures

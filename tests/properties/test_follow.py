@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ckptstore import follow
+from ckptstore import follow, refill
 from ckptstore.format.chunks import chunks
 from ckptstore.format.marker import Marker
 from ckptstore.repository import Repository
@@ -214,8 +214,8 @@ def test_a_module_equals_the_checkpoint_after_every_update(
 
 
 def test_the_property_would_notice_a_chunk_that_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = follow._changes
-    monkeypatch.setattr(follow, "_changes", lambda *args: real(*args)[:-1])
+    real = follow.changes_of
+    monkeypatch.setattr(follow, "changes_of", lambda *args: real(*args)[:-1])
     with pytest.raises(AssertionError):
         follow_nest([([("large", 5), ("large", N - 1)], True)], {})
 
@@ -223,6 +223,6 @@ def test_the_property_would_notice_a_chunk_that_is_skipped(monkeypatch: pytest.M
 def test_the_property_would_notice_what_is_read_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(follow._Memory, "entry", lambda memory, key: None)
+    monkeypatch.setattr(refill.Memory, "entry", lambda memory, key: None)
     with pytest.raises(AssertionError):
         follow_nest([([("large", 5)], True)], {})

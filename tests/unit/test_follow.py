@@ -21,8 +21,10 @@ from ckptstore import (
     InvalidInputError,
     NotFoundError,
     follow,
+    refill,
 )
 from ckptstore.catalog import Catalog
+from ckptstore.gate import Gate
 from ckptstore.objects import ObjectStore, key_of
 from ckptstore.retention import MaxToKeep
 from tests.properties.same import difference
@@ -294,7 +296,7 @@ def test_a_checkpoint_that_expires_while_it_is_read_is_given_up_for_the_newest(
     trained, served = net(), net()
     repo.commit(state_of(trained))
     follower = repo.follow()
-    real = follow._Change.read
+    real = refill.Change.read
     left = [3]
 
     def read(self: Any, objects: ObjectStore) -> memoryview:
@@ -306,14 +308,14 @@ def test_a_checkpoint_that_expires_while_it_is_read_is_given_up_for_the_newest(
             repo.gc(MaxToKeep(1), grace=0)
         return real(self, objects)
 
-    monkeypatch.setattr(follow._Change, "read", read)
-    monkeypatch.setattr(follow, "READ_THREADS", 1)
+    monkeypatch.setattr(refill.Change, "read", read)
+    monkeypatch.setattr(refill, "READ_THREADS", 1)
     assert follower.update(served).checkpoint.id == repo.resolve("main").id
     assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
 
 
 def test_readers_and_updates_wait_for_each_other_and_no_update_starves() -> None:
-    gate = follow._Gate()
+    gate = Gate()
     order: list[str] = []
     inside, go = threading.Event(), threading.Event()
 
@@ -536,7 +538,7 @@ def test_arrays_are_put_back_when_a_module_refuses_what_it_computes(
 def test_what_nobody_can_refuse_is_not_copied_first(
     repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(follow._Change, "copy")
+    monkeypatch.delattr(refill.Change, "copy")
     repo.commit({"a": torch.ones(20_000), "step": 3, "names": ["x"], "o": {"n": 1}})
     target = {"a": torch.zeros(20_000), "step": 0, "names": [""], "o": Refusing()}
     repo.follow().update(target)
@@ -684,7 +686,7 @@ def test_one_who_expires_all_the_time_is_told_so(
 ) -> None:
     trained, served = net(), net()
     repo.commit(state_of(trained))
-    real = follow._Change.read
+    real = refill.Change.read
 
     def read(self: Any, objects: ObjectStore) -> Any:
         with torch.no_grad():
@@ -693,8 +695,8 @@ def test_one_who_expires_all_the_time_is_told_so(
         repo.gc(MaxToKeep(1), grace=0)
         return real(self, objects)
 
-    monkeypatch.setattr(follow._Change, "read", read)
-    monkeypatch.setattr(follow, "READ_THREADS", 1)
+    monkeypatch.setattr(refill.Change, "read", read)
+    monkeypatch.setattr(refill, "READ_THREADS", 1)
     before = {name: value.clone() for name, value in served.state_dict().items()}
     with pytest.raises(ExpiredError, match="5 times in a row"):
         repo.follow().update(served)
@@ -739,7 +741,7 @@ def test_reading_can_be_nested_and_an_update_inside_it_is_refused(
 def test_an_update_that_is_interrupted_while_it_waits_lets_readers_in_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gate = follow._Gate()
+    gate = Gate()
 
     def interrupted(timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
@@ -758,7 +760,7 @@ def test_an_update_that_is_interrupted_while_it_waits_lets_readers_in_again(
 
 
 def test_whoever_ends_reading_may_be_another_thread() -> None:
-    gate = follow._Gate()
+    gate = Gate()
     held = gate.reading()
     held.__enter__()
     thread = threading.Thread(target=held.__exit__, args=(None, None, None))

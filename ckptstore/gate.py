@@ -1,0 +1,58 @@
+"""Gate: a lock that many may hold to read, and one to write."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Gate:
+    """Many may read or one may write; who wants to write comes before those who begin to read after that."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers: Counter[int] = Counter()  # by thread
+        self._is_written = False
+
+    def is_mine(self) -> bool:
+        """True while this thread reads."""
+        with self._changed:
+            return self._readers[threading.get_ident()] > 0
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold it together with others who read; a thread that does so already never waits."""
+        reader = threading.get_ident()  # whoever ends it may be another thread
+        with self._changed:
+            while self._is_written and not self._readers[reader]:
+                self._changed.wait()
+            self._readers[reader] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers[reader] -= 1
+                self._readers += Counter()  # drops those that are at 0
+                self._changed.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold it alone."""
+        with self._changed:
+            while self._is_written:
+                self._changed.wait()
+            self._is_written = True  # from here on no other thread begins to read
+        try:
+            with self._changed:
+                while self._readers:
+                    self._changed.wait()
+            yield
+        finally:
+            with self._changed:
+                self._is_written = False
+                self._changed.notify_all()
