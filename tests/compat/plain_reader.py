@@ -14,7 +14,7 @@ import re
 import stat
 import struct
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -36,6 +36,7 @@ ITEM_BYTES = {
 }
 DIGEST = re.compile(r"[0-9a-f]{64}")
 OPERATION = re.compile(r"([0-9]{12})\.json")
+ZARR_KEY = re.compile(r"[^/\x00-\x1f\x7f\ud800-\udfff]+(?:/[^/\x00-\x1f\x7f\ud800-\udfff]+)*")
 REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 
 
@@ -168,6 +169,47 @@ class PlainReader:
             self.object(d, size=n) for d, n in zip(entry["digests"], sizes, strict=True)
         )
 
+    def values(self, manifest: dict[str, Any]) -> dict[str, bytes]:
+        """What each key of a Zarr hierarchy holds, as it was set (section 10.5)."""
+        found, last = {}, None
+        for ref in manifest.get("hierarchy", ()):
+            page = parse(self.object(ref["digest"], bytes_max=32 * MIB))
+            nodes, segment = page["nodes"], whole(page["segment_bytes"])
+            need(64 * KIB <= segment <= 256 * MIB, "segment_bytes is out of range")
+            need(1 <= len(nodes) <= 512, "a page lists too few or too many nodes")
+            need(nodes[0]["path"] == ref["first"], "a page begins with another path")
+            need(whole(ref["arrays"]) <= len(nodes), "a page lists fewer arrays")
+            sizes = sum(whole(value[1]) for node in nodes for value in node["values"])
+            need(sizes == ref["bytes"], "a page has another number of bytes")
+            for node in nodes:
+                path, keys = node["path"], [value[0] for value in node["values"]]
+                need(last is None or last < path, "the nodes are not in path order")
+                need(path == "" or is_key(path), "a path is illegal")
+                need(bool(keys) and all(map(is_key, keys)), "a key is illegal")
+                need(all(a < b for a, b in pairwise(keys)), "keys are unordered")
+                last = path
+                for key, size, offset, *digests in node["values"]:
+                    name = f"{path}/{key}" if path else key
+                    found[name] = self.value(page, segment, size, offset, digests)
+        return found
+
+    def value(
+        self, page: dict[str, Any], segment: int, size: int, offset: int | None, digests: list[str]
+    ) -> bytes:
+        """The bytes of one value."""
+        need(whole(size) <= 1 << 44, "a value is too large")
+        if offset is None:
+            starts = range(0, size, segment)
+            need(len(digests) == len(starts), "a value has too few or too many segments")
+            lengths = (min(segment, size - start) for start in starts)
+            return b"".join(self.object(d, size=n) for d, n in zip(digests, lengths, strict=True))
+        bundle = page["bundle"]
+        need(0 < size < SMALL_BYTES and len(digests) == 1, "a value cannot lie in a bundle")
+        need(whole(offset) + size <= bundle["size"] <= 32 * MIB, "a value lies outside its bundle")
+        data = self.object(bundle["digest"], size=bundle["size"])[offset : offset + size]
+        need(digest_of(data) == digests[0], "a small value does not have its digest")
+        return data
+
     def state(self, manifest: dict[str, Any]) -> Any:
         """The state of a checkpoint; tied arrays are one object (section 12)."""
         root = parse(self.object(manifest["structure"], bytes_max=32 * MIB))["structure"]
@@ -208,6 +250,11 @@ class PlainReader:
                 return file.read(bytes_max + 1)
         finally:
             os.close(fd)
+
+
+def is_key(text: object) -> bool:
+    """True for a legal key, or path, of a Zarr hierarchy (section 10.5)."""
+    return isinstance(text, str) and len(text) <= 4096 and bool(ZARR_KEY.fullmatch(text))
 
 
 def chunk_sizes(shape: list[int], chunk_shape: list[int], item_bytes: int) -> list[int]:

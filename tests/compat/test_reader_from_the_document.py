@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from zarr.core.buffer import cpu
 
 import ckptstore
 from tests.compat import plain_reader
@@ -45,6 +46,24 @@ def test_every_kind_of_value_and_every_dtype_comes_out_as_it_was_committed(tmp_p
     for state in (first_state(), second_state(), [], np.float64(1).reshape(()), 5):
         repo.commit(state)
         assert neutral(read(repo)) == neutral(state) == neutral(repo.checkout())
+
+
+def test_what_came_in_through_zarr_is_read_key_by_key(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=CHUNK)
+    rng = random.Random(0)
+    values = {f"g{n % 3}/a{n}/c/{n}/0": rng.randbytes(n * 4000) for n in range(40)}
+    values |= {f"g{n % 3}/a{n}/zarr.json": b'{"n": %d}' % n for n in range(40)}
+    values |= {"zarr.json": b"root", "\u00fc \u4e2d/x": b"", "big": rng.randbytes(200_001)}
+    with repo.session() as session:
+        for key, data in values.items():
+            session.store.set_sync(key, cpu.Buffer.from_bytes(data))
+        session.commit()
+        session.store.delete_sync("big")
+        session.commit()
+    reader = PlainReader(repo.url)
+    assert reader.values(reader.manifest(repo.resolve("main~1").id)) == values
+    del values["big"]
+    assert reader.values(reader.manifest(repo.resolve("main").id)) == values
 
 
 SHAPES = [
