@@ -1,0 +1,67 @@
+"""Measures the memory that committing a file of torch's and writing one take: python -m tests.formats.torch_memory FORM FOLDER MIB."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+import ckptstore
+from ckptstore.formats import read_file, write_file
+from tests.formats.memory import MIB, extra_mib
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(path: Path, form: str, mib: int) -> None:
+    """A file, or for "dcp" a folder, of two arrays of so many MiB together, no two pieces of them alike."""
+    whole = torch.arange(mib * MIB // 4, dtype=torch.int32).reshape(2, -1, 1024)
+    if form == "dcp":
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save({"a": whole[0], "b": whole[1].clone()}, checkpoint_id=path)
+        return
+    first = whole[0].T if form == "transposed" else whole[0].clone()
+    torch.save(
+        {"a": first, "b": whole[1].clone()}, path, _use_new_zipfile_serialization=form != "old"
+    )
+
+
+def measure(form: str, folder: Path, mib: int) -> dict[str, int]:
+    """The peaks by what was done; small ones are done first, so that every import is behind us."""
+    path = folder / ("folder" if form == "dcp" else "x.pt")
+    for size in (1, mib):
+        child = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            __spec__.name,
+            "--make",
+            form,
+            str(path),
+            str(size),
+        ]
+        subprocess.run(child, check=True, cwd=ROOT)
+        repo = ckptstore.init(folder / f"store-{size}")
+        found = {
+            "commit": extra_mib(lambda repo=repo: repo.commit(read_file(path).state)),
+            "checkout": extra_mib(
+                lambda repo=repo, size=size: write_file(
+                    repo.checkout("main", lazy=True), folder / f"again-{size}.pt"
+                )
+            ),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--make":
+        warnings.simplefilter("ignore")
+        make(Path(sys.argv[3]), sys.argv[2], int(sys.argv[4]))
+    else:
+        print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))
