@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptstore.checkpoint_array import FRAMEWORKS, CheckpointArray, kind_of
+from ckptstore.checkpoint_array import CheckpointArray, kind_of
 from ckptstore.encoded import encoded_entries
 from ckptstore.errors import CorruptError, NotFoundError, shown
-from ckptstore.format.structure import array_path, tag_of
+from ckptstore.format.structure import ZARR, array_path, tag_of
 from ckptstore.state import ROOT, leaves
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.node_page import EncodedEntry
     from ckptstore.zarr.store import CheckpointStore
-
-ZARR = "zarr"
 
 
 class ArrayOpener:
@@ -47,9 +45,9 @@ class ArrayOpener:
         return self.open(path, kinds[path], framework=framework)
 
     def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
-        """The array of a structure's node. tag: "tensor", "ndarray" or "zarr"."""
-        if tag == ZARR:
-            return self._zarr(path, kind_of(framework, FRAMEWORKS["numpy"]))
+        """The array of a structure's node. tag: of that node."""
+        if tag in ZARR:
+            return self._zarr(path, kind_of(framework, ZARR[tag]))
         with self._catalog.reading(self._id):
             number = bisect_right(self._firsts, path) - 1
             refs = self._manifest.pages[max(0, number) : number + 1]

@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays, codecs, state
-from ckptstore.array_opener import ZARR
 from ckptstore.collector import paused_collector
 from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible, InvalidInputError
-from ckptstore.format.structure import Node, array_path, tag_of
+from ckptstore.format.structure import ZARR, Node, array_path, tag_of
 from ckptstore.placement import place
 from ckptstore.reader import read_fresh, read_into
 
@@ -33,7 +32,7 @@ def fresh(
     made = read_fresh(pages, _kinds(root), objects=objects)
 
     def array(path: str, kind: str) -> Any:
-        if kind == ZARR:
+        if kind in ZARR:
             return opener.open(path, kind)[...]
         if path not in made:
             raise CorruptError(
@@ -99,7 +98,7 @@ def _kinds(root: Node) -> dict[str, str]:
     nodes = (
         node
         for _, node in state.leaves(root)
-        if array_path(node) is not None and tag_of(node) != ZARR
+        if array_path(node) is not None and tag_of(node) not in ZARR
     )
     return {node.get("tied", node[tag_of(node)]): tag_of(node) for node in nodes}
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.format.structure import DEPTH_MAX, array_path, tag_of
+from ckptstore.format.structure import DEPTH_MAX, ZARR, array_path, tag_of
 from ckptstore.state import NOTHING, ROOT, leaves, node_segments
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from ckptstore.format.structure import Node
+
+
+_ZARR_OF = {kind: tag for tag, kind in ZARR.items()}
 
 
 def graft(
@@ -101,12 +104,12 @@ class _Graft:
     def array(self, node: Node, tag: str) -> Node:
         """An array; its tie is to the first of its names that is left."""
         path = node[tag]
-        if tag == "zarr" or path in self.converted:
-            path = path if tag == "zarr" else self.converted[path]
+        if tag in ZARR or path in self.converted:
+            path = path if tag in ZARR else self.converted[path]
             if path not in self.arrays:
                 return NOTHING
             self.placed.add(path)
-            return {"zarr": path}
+            return {tag if tag in ZARR else _ZARR_OF[tag]: path}
         if path not in self.kept:
             return NOTHING
         first = self.first.setdefault(node.get("tied", path), path)

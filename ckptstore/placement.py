@@ -23,7 +23,7 @@ from ckptstore.arrays import (
 from ckptstore.errors import CorruptError, Incompatible, shown
 from ckptstore.format.chunks import Chunk
 from ckptstore.format.names import escape_key
-from ckptstore.format.structure import Node, array_path, tag_of
+from ckptstore.format.structure import ZARR, Node, array_path, tag_of
 from ckptstore.state import join, leaves, node_segments, unkey
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class _Place:
             self.placement.mismatched.append(
                 f"{name} (not the same as {first} there, tied to it here)"
             )
-        elif _tag(node) == "zarr":
+        elif _tag(node) in ZARR:
             self.placement.loads.append(Handover(node, _copier(target), may_refuse=False))
         else:
             self.placement.targets[path] = target

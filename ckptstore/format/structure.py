@@ -6,7 +6,7 @@ carries exactly one of these tags:
     {"dict": [[key, node], …]}            keys are strings or integers, in insertion order
     {"ordered_dict": [[key, node], …]}    the same, with "metadata": node where the dict carried a _metadata
     {"tuple": [node, …]}                  {"tensor": path}  {"ndarray": path}   with "tied": path of the array it is
-    {"zarr": path}                        an array that came in through Zarr, by the path of its node
+    {"zarr": path}  {"zarr_tensor": path} an array that came in through Zarr, by the path of its node; the second was a tensor
     {"float": "16 hex digits"}            IEEE 754, big-endian: what JSON has no number for
     {"complex": [16 hex, 16 hex]}         {"int": "hex"}    {"str": "hex of UTF-8 with surrogates"}
     {"bytes": "base64"}  {"bytearray": "base64"}            {"type": name, "value": node}   a registered codec's
@@ -32,7 +32,8 @@ DEPTH_MAX = 100
 INT_BITS_MAX = 1 << 16
 
 Node = Any
-_ARRAYS = frozenset({"tensor", "ndarray", "zarr"})
+ZARR = {"zarr": "ndarray", "zarr_tensor": "tensor"}  # what a checkout makes of each
+_ARRAYS = frozenset({"tensor", "ndarray", *ZARR})
 _COMPANIONS = {"ordered_dict": "metadata", "tensor": "tied", "ndarray": "tied", "type": "value"}
 
 
@@ -61,7 +62,7 @@ def array_path(node: Node) -> str | None:
     """The path of an array node, or None for any other node."""
     if not isinstance(node, dict):
         return None
-    path = node.get("tensor", node.get("ndarray", node.get("zarr")))
+    path = next((node[tag] for tag in node if tag in _ARRAYS), None)
     return path if isinstance(path, str) else None
 
 

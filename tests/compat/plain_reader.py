@@ -313,6 +313,8 @@ def build(node: Any, array: Callable[[str, str], Array], depth: int) -> Any:
             return array(str(node.get("tied", node["ndarray"])), "ndarray")
         case ["zarr"]:
             return array(str(node["zarr"]), "zarr")
+        case ["zarr_tensor"]:
+            return array(str(node["zarr_tensor"]), "zarr")
         case ["type", "value"]:
             return Typed(node["type"], build(node["value"], array, depth + 1))
         case [tag] if tag in SCALARS:

@@ -109,6 +109,7 @@ def test_an_array_that_was_written_to_keeps_its_untouched_chunks_and_its_place(
     expected = WEIGHT.copy()
     expected[0] = 7
     state = repo.checkout("main")
+    assert isinstance(state["model"]["weight"], torch.Tensor)
     np.testing.assert_array_equal(state["model"]["weight"], expected)
     np.testing.assert_array_equal(state["layers"][0], [0, -1, 2])
     assert state["layers"][1].shape == (20_000,)
