@@ -1,0 +1,193 @@
+"""A checkpoint of a state, seen through zarr-python."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+
+import ckptstore
+import ckptstore.retention
+from ckptstore.objects import ObjectStore
+from ckptstore.zarr import CheckpointStore
+from ckptstore.zarr.store import span
+
+CHUNK = 64 << 10
+DTYPES = ["bool", "i1", "u2", "i4", "u8", "f2", "f4", "f8", "c8", "c16"]
+SHAPES = (
+    st.just(())
+    | st.lists(st.integers(0, 7), min_size=1, max_size=4).map(tuple)
+    | st.sampled_from([(70_000,), (3, 40_000), (300, 200, 2), (65_537, 1), (5, 1, 30_000)])
+)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    shape, dtype = draw(SHAPES), np.dtype(draw(st.sampled_from(DTYPES)))
+    count = int(np.prod(shape, dtype=int))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    data = np.frombuffer(rng.bytes(count * dtype.itemsize), dtype)
+    return (
+        (data.view("u1") % 2).view("?").reshape(shape) if dtype.kind == "b" else data.reshape(shape)
+    )
+
+
+def bits(array: Any) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+NAMES = st.sampled_from(["a", "b/c", "d.e", "0", "zarr.json", "..", "__x", "c"])
+
+
+@given(state=st.dictionaries(NAMES, arrays()), nested=st.booleans())
+def test_every_array_reads_as_it_was_committed(
+    state: dict[str, np.ndarray], nested: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    repo = ckptstore.init(tmp_path_factory.mktemp("store") / "store", chunk_size=CHUNK)
+    made = repo.commit({"in": [state, 1]} if nested else state)
+    group = made.zarr()
+    found = {
+        path: array
+        for path, array in group.members(max_depth=None)
+        if isinstance(array, zarr.Array)
+    }
+    assert len(found) == len(state) == made.array_count
+    prefix = "in/0/" if nested else ""
+    for name, expected in state.items():
+        path = {
+            "b/c": "b%2Fc", "zarr.json": "%7Aarr.json", "..": "%2E.", "__x": "%5F_x"
+        }.get(name, name)  # fmt: skip
+        array = found[prefix + path]
+        assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
+        assert bits(array[...]) == bits(expected)
+        assert array.metadata.dimension_names == tuple(f"{path}[{n}]" for n in range(expected.ndim))
+        if expected.ndim and expected.shape[0] > 2:
+            assert bits(array[1:-1]) == bits(expected[1:-1])
+
+
+@pytest.fixture
+def repo(tmp_path: Any) -> ckptstore.Repository:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=CHUNK)
+    rng = np.random.default_rng(0)
+    small = {f"s{n}": rng.normal(size=9) for n in range(5)}
+    repo.commit(
+        {"big": rng.normal(size=(1000, 100)), **small, "lr": 0.5},
+        step=3,
+        metrics={"x": np.nan, "y": np.inf, "z": 1},
+    )
+    return repo
+
+
+def test_the_root_tells_of_the_checkpoint(repo: ckptstore.Repository) -> None:
+    made = repo.resolve("main")
+    assert made.zarr().attrs.asdict() == {
+        "id": made.id,
+        "step": 3,
+        "metrics": {"x": "NaN", "y": "Infinity", "z": 1},
+        "message": "",
+        "created": made.created.isoformat(),
+    }
+
+
+def test_a_checkpoint_without_arrays_is_an_empty_group(repo: ckptstore.Repository) -> None:
+    for state in ({"lr": 0.1}, [], 5):
+        assert list(repo.commit(state).zarr().members()) == []
+
+
+def test_a_part_of_an_array_reads_only_its_chunks(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = repo.resolve("main").zarr()
+    read: list[int] = []
+    whole = ObjectStore.read_into
+
+    def counted(self: ObjectStore, digest: Any, buffer: memoryview) -> None:
+        read.append(len(buffer))
+        whole(self, digest, buffer)
+
+    monkeypatch.setattr(ObjectStore, "read_into", counted)
+    _ = group["big"][100:110]
+    assert read == [81 * 800]  # rows of 800 bytes in 64 KiB
+    read.clear()
+    _ = group["big"][75:90]
+    assert read == [81 * 800, 81 * 800]
+    read.clear()
+    for name in ("s0", "s1", "s0"):
+        _ = group[name][...]
+    assert read == [5 * 72]  # the bundle, once
+
+
+def test_it_is_read_only_and_never_changes(repo: ckptstore.Repository) -> None:
+    group = repo.resolve("main").zarr()
+    with pytest.raises(ValueError, match="read-only"):
+        group["big"][0] = 1
+    before = group["big"][0].tolist()
+    repo.commit({"big": np.zeros((1000, 100))})
+    assert group["big"][0].tolist() == before
+    assert group.store == CheckpointStore(repo.url, "main~1")
+
+
+@given(
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.integers(0, 300),
+)
+def test_parts_of_values_are_those_of_the_whole(start: int, length: int, size: int) -> None:
+    data = bytes(n % 251 for n in range(size))
+    low, high = span(RangeByteRequest(start, start + length), size)
+    assert data[low:high] == data[start : start + length]
+    low, high = span(OffsetByteRequest(start), size)
+    assert data[low:high] == data[start:]
+    low, high = span(SuffixByteRequest(start), size)
+    assert data[low:high] == (data[-start:] if start else b"")
+
+
+def test_parts_of_chunks_and_documents_are_those_of_the_whole(repo: ckptstore.Repository) -> None:
+    store = CheckpointStore(repo.url)
+
+    async def check() -> None:
+        async for key in store.list():
+            whole = store.get_sync(key)
+            assert whole is not None
+            data = whole.to_bytes()
+            assert len(data) == await store.getsize(key)
+            for part in (
+                RangeByteRequest(3, 9),
+                OffsetByteRequest(len(data) - 5),
+                SuffixByteRequest(7),
+            ):
+                found = store.get_sync(key, byte_range=part)
+                assert found is not None
+                low, high = span(part, len(data))
+                assert found.to_bytes() == data[low:high]
+
+    asyncio.run(check())
+
+
+def test_damage_is_an_error_and_never_data(repo: ckptstore.Repository, tmp_path: Any) -> None:
+    group = repo.resolve("main").zarr()
+    for path in (tmp_path / "store" / "objects").rglob("*"):
+        if path.is_file() and path.stat().st_size > 60_000:
+            data = bytearray(path.read_bytes())
+            data[5] ^= 1
+            path.unlink()
+            path.write_bytes(data)
+    with pytest.raises(ckptstore.CorruptError, match="damaged"):
+        _ = group["big"][0]
+
+
+def test_an_expired_checkpoint_says_so(repo: ckptstore.Repository) -> None:
+    store = CheckpointStore(repo.url)
+    group = zarr.open_group(store, mode="r")
+    repo.commit({"other": np.zeros(5)})
+    repo.gc(ckptstore.retention.MaxToKeep(1), grace=0)
+    with pytest.raises(ckptstore.ExpiredError):
+        _ = group["big"][0]
+    with pytest.raises(ckptstore.ExpiredError):
+        CheckpointStore(repo.url, "main~1")
