@@ -21,6 +21,7 @@ from ckptstore.objects import ObjectStore
 from ckptstore.oplog import Oplog
 from ckptstore.revisions import resolve
 from ckptstore.storage import open_storage
+from ckptstore.zarr import dtypes
 from ckptstore.zarr.contents import (
     METADATA,
     CachedObjects,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
     from ckptstore.zarr.contents import Content
+
+
+assert dtypes.ALL, "importing them is what makes zarr-python know them"
 
 
 class ContentStore(Store):

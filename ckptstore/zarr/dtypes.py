@@ -1,0 +1,178 @@
+"""The element types of deep learning for zarr-python: bfloat16 and the 8-bit floats, over ml_dtypes.
+
+Named as in the registry of Zarr extensions and in TensorStore. zarr-python finds them by this package's entry points, in any
+program. zarr-python 3.1 collects entry points of data types, but looks at them only when one is asked for by name, never
+when it meets one in a document; it does look at those of buffers when it opens a group. So there is an entry point for a
+buffer too, zarr's own, whose use is that this module gets imported. A program that opens an array by itself, outside any
+group, and has not imported ckptstore.zarr, imports this module first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
+
+import ml_dtypes
+import numpy as np
+from zarr.core.buffer.cpu import Buffer
+from zarr.core.dtype import data_type_registry
+from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
+from zarr.dtype import ZDType
+
+if TYPE_CHECKING:
+    from zarr.core.common import ZarrFormat
+    from zarr.core.dtype.common import DTypeJSON
+
+__all__ = ["Buffer"]
+
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Float(ZDType[Any, Any], HasItemSize):
+    """A float of ml_dtypes. scalar: its type of scalars."""
+
+    scalar: ClassVar[type]
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of an element."""
+        return int(np.dtype(self.scalar).itemsize)
+
+    @classmethod
+    def _check_native_dtype(cls, dtype: Any) -> TypeGuard[Any]:
+        return bool(np.dtype(dtype) == np.dtype(cls.scalar))
+
+    @classmethod
+    def from_native_dtype(cls, dtype: Any) -> Self:
+        """Of numpy's dtype; DataTypeValidationError for another one's."""
+        if cls._check_native_dtype(dtype):
+            return cls()
+        raise DataTypeValidationError(f"{dtype} is not {cls._zarr_v3_name}.")
+
+    def to_native_dtype(self) -> Any:
+        """As numpy's dtype."""
+        return np.dtype(self.scalar)
+
+    @classmethod
+    def _from_json_v2(cls, data: DTypeJSON) -> Self:
+        raise DataTypeValidationError(f"Zarr v2 has no name for {cls._zarr_v3_name}, not {data!r}.")
+
+    @classmethod
+    def _from_json_v3(cls, data: DTypeJSON) -> Self:
+        if data == cls._zarr_v3_name:
+            return cls()
+        raise DataTypeValidationError(f"{data!r} is not {cls._zarr_v3_name}.")
+
+    def to_json(self, zarr_format: ZarrFormat) -> Any:
+        """Its name in a document; Zarr v2 has none."""
+        if zarr_format == 3:
+            return self._zarr_v3_name
+        raise ValueError(f"Zarr v2 has no name for {self._zarr_v3_name}. Write Zarr v3.")
+
+    def _check_scalar(self, data: object) -> bool:
+        return isinstance(data, (int, float, np.generic)) and not isinstance(
+            data, np.complexfloating
+        )
+
+    def _cast_scalar_unchecked(self, data: Any) -> Any:
+        return np.asarray(data).astype(self.scalar)[()]
+
+    def cast_scalar(self, data: object) -> Any:
+        """A number as an element; TypeError for what is none."""
+        if isinstance(data, str) and (data in _NAMED or _HEX.fullmatch(data)):
+            return self.from_json_scalar(data, zarr_format=3)
+        if not self._check_scalar(data):
+            raise TypeError(f"{data!r} is not a number, so it is no {self._zarr_v3_name}.")
+        return self._cast_scalar_unchecked(data)
+
+    def default_scalar(self) -> Any:
+        """Zero; of float8_e8m0fnu, which has none, the smallest number."""
+        return np.zeros((), self._bits).view(self.scalar)[()]
+
+    def from_json_scalar(self, data: Any, *, zarr_format: ZarrFormat) -> Any:
+        """A fill value: a number, "NaN", "Infinity", "-Infinity", or all its bits as "0x7fc0"."""
+        del zarr_format
+        if isinstance(data, str) and _HEX.fullmatch(data) and len(data) == 2 + 2 * self.item_size:
+            return np.asarray(int(data, 16), self._bits).view(self.scalar)[()]
+        if isinstance(data, str) and data in _NAMED:
+            return self._cast_scalar_unchecked(_NAMED[data])
+        if isinstance(data, (int, float)) and not isinstance(data, bool):
+            return self._cast_scalar_unchecked(float(data))
+        raise TypeError(f"{data!r} is not a fill value of {self._zarr_v3_name}.")
+
+    def to_json_scalar(self, data: object, *, zarr_format: ZarrFormat) -> Any:
+        """The same as JSON; what a number or a name would not bring back is told by its bits."""
+        scalar = np.asarray(self.cast_scalar(data))
+        for form in (float(scalar), *_NAMED):
+            if isinstance(form, float) and not np.isfinite(form):
+                continue
+            again = np.asarray(self.from_json_scalar(form, zarr_format=zarr_format))
+            if again.tobytes() == scalar.tobytes():
+                return form
+        return f"0x{int(scalar.view(self._bits)):0{2 * self.item_size}x}"
+
+    @property
+    def _bits(self) -> Any:
+        return np.dtype(f"u{self.item_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16(_Float, HasEndianness):
+    """bfloat16: the upper half of a float32."""
+
+    _zarr_v3_name: ClassVar[Any] = "bfloat16"
+    scalar = ml_dtypes.bfloat16
+    dtype_cls = type(np.dtype(ml_dtypes.bfloat16))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E4M3FN(_Float):
+    """float8_e4m3fn: finite values and NaN."""
+
+    _zarr_v3_name: ClassVar[Any] = "float8_e4m3fn"
+    scalar = ml_dtypes.float8_e4m3fn
+    dtype_cls = type(np.dtype(ml_dtypes.float8_e4m3fn))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E5M2(_Float):
+    """float8_e5m2: with infinities."""
+
+    _zarr_v3_name: ClassVar[Any] = "float8_e5m2"
+    scalar = ml_dtypes.float8_e5m2
+    dtype_cls = type(np.dtype(ml_dtypes.float8_e5m2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E4M3FNUZ(_Float):
+    """float8_e4m3fnuz: neither infinities nor a negative zero."""
+
+    _zarr_v3_name: ClassVar[Any] = "float8_e4m3fnuz"
+    scalar = ml_dtypes.float8_e4m3fnuz
+    dtype_cls = type(np.dtype(ml_dtypes.float8_e4m3fnuz))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E5M2FNUZ(_Float):
+    """float8_e5m2fnuz: neither infinities nor a negative zero."""
+
+    _zarr_v3_name: ClassVar[Any] = "float8_e5m2fnuz"
+    scalar = ml_dtypes.float8_e5m2fnuz
+    dtype_cls = type(np.dtype(ml_dtypes.float8_e5m2fnuz))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E8M0FNU(_Float):
+    """float8_e8m0fnu: an exponent and nothing else."""
+
+    _zarr_v3_name: ClassVar[Any] = "float8_e8m0fnu"
+    scalar = ml_dtypes.float8_e8m0fnu
+    dtype_cls = type(np.dtype(ml_dtypes.float8_e8m0fnu))
+
+
+ALL = (BFloat16, Float8E4M3FN, Float8E5M2, Float8E4M3FNUZ, Float8E5M2FNUZ, Float8E8M0FNU)
+for _dtype in ALL:
+    data_type_registry.register(_dtype._zarr_v3_name, _dtype)  # noqa: SLF001 - it is ours
