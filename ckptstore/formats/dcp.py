@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state in the folder, with arrays that read its files."""
-    metadata = read_metadata(OpenFile(path / ".metadata", follow=False))
+    metadata = read_metadata(_opened(path, ".metadata"))
     files = _Files(path)
     values = {name: _value(name, entry, files) for name, entry in metadata.entries.items()}
     return _nested(path, metadata, values), {}
@@ -47,17 +47,25 @@ class _Files:
                 f"{self.folder} refers to the file {shown(name)}; only names of files in the folder itself are expected."
             )
         if name not in self._open:
-            if not os.path.lexists(self.folder / name):
-                raise InvalidInputError(
-                    f"{self.folder} refers to the file {shown(name)}, which is not there. Get the whole folder."
-                )
-            self._open[name] = OpenFile(self.folder / name, follow=False)
+            self._open[name] = _opened(self.folder, name)
         file = self._open[name]
         if not 0 <= place.offset <= place.offset + place.size <= file.nbytes or place.size < 0:
             raise InvalidInputError(
                 f"{file.path} has {file.nbytes} bytes, and should hold {place.size} from {place.offset} on."
             )
         return load(file, start=place.offset, size=place.size)
+
+
+def _opened(folder: Path, name: str) -> OpenFile:
+    """A file of a folder; links lead out of it."""
+    path = folder / name
+    if path.is_symlink():
+        raise InvalidInputError(f"{path} is a link, and links are not followed out of a folder.")
+    if not path.exists():
+        raise InvalidInputError(
+            f"{folder} refers to the file {shown(name)}, which is not there. Get the whole folder."
+        )
+    return OpenFile(path, follow=False)
 
 
 class ShardedArray(BoxesArray):

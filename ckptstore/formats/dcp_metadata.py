@@ -1,18 +1,15 @@
 """The .metadata of a folder that torch.distributed.checkpoint wrote: what it holds, where that lies, and how it is nested.
 
-The file is a pickle. It is read with nothing but inert records in place of the classes that such a pickle names, and any
-other name is refused, so nothing is run. Then every field that is wanted is checked.
+Every field that is wanted is checked; the rest is passed over.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from collections import Counter
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,16 +17,14 @@ from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.format.chunks import DIMENSIONS_MAX
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.structure import DEPTH_MAX
+from ckptstore.formats.dcp_pickle import ForeignNameError, Record, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ckptstore.formats.file_array import OpenFile
 
 METADATA_BYTES_MAX = 32 << 20
-OPERATIONS_MAX = (
-    3_000_000  # about 72 bytes of memory each at worst; a shard of a tensor takes some 45
-)
 SPLIT_AXES_MAX = 6
 
 Index = tuple[int, ...]
@@ -78,7 +73,7 @@ def read_metadata(file: OpenFile) -> Metadata:
             f"{file.path} has {file.nbytes} bytes; at most {METADATA_BYTES_MAX} are read."
         )
     try:
-        root = _Unpickler(io.BytesIO(file.read(0, file.nbytes))).load()
+        root = load(file.read(0, file.nbytes))
         state = _state(root, "Metadata")
         places = dict(_places(state))
         entries = {
@@ -86,7 +81,7 @@ def read_metadata(file: OpenFile) -> Metadata:
             for name, entry in _of(state.get("state_dict_metadata"), dict).items()
         }
         return Metadata(entries, dict(_paths(state)))
-    except _ForeignError as error:
+    except ForeignNameError as error:
         raise InvalidInputError(
             f"{file.path} names {error}, which no metadata of torch.distributed.checkpoint needs. Reading it could run "
             "code, and it is not read."
@@ -98,94 +93,6 @@ def read_metadata(file: OpenFile) -> Metadata:
         raise InvalidInputError(
             f"{file.path} is not the metadata of torch.distributed.checkpoint: {said.removesuffix('.')}."
         ) from error
-
-
-class _ForeignError(Exception):
-    """The pickle names what is not expected there."""
-
-
-class _Record:
-    """Stands for an object of any class: what it was called with, and what its state is said to be."""
-
-    __slots__ = ("arguments", "state")
-
-    def __new__(cls, *arguments: object) -> _Record:
-        made = object.__new__(cls)
-        made.arguments, made.state = arguments, None
-        return made
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    arguments: tuple[Any, ...]
-    state: Any
-
-
-_CHECKPOINT = "torch.distributed.checkpoint."
-_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # before torch 2.3
-_KNOWN = frozenset(
-    {(f"{_CHECKPOINT}metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")}
-    | {
-        (f"{_CHECKPOINT}metadata", f"{name}StorageMetadata")
-        for name in ("Bytes", "Chunk", "Tensor")
-    }
-    | {(f"{_CHECKPOINT}metadata", name) for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")}
-    | {(_SHARDED, name) for name in ("TensorProperties", "MEM_FORMAT_ENCODING")}
-    | {(f"{_CHECKPOINT}filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")}
-    | {(module, "PosixPath") for module in ("pathlib", "pathlib._local")}
-    | {(module, "WindowsPath") for module in ("pathlib", "pathlib._local")}
-    | {("torch", "Size"), ("torch.serialization", "_get_layout")}
-    | {("collections", "OrderedDict"), ("builtins", "getattr")}  # as names only: see _Record
-)
-
-
-def _counted(
-    handler: Callable[[Any], None],
-) -> Callable[[Any], None]:
-    def handle(unpickler: _Unpickler) -> None:
-        unpickler.operations += 1
-        if unpickler.operations > OPERATIONS_MAX:
-            raise InvalidInputError(
-                f"The metadata of a folder takes more than {OPERATIONS_MAX} operations to read, too many for one checkpoint."
-            )
-        handler(unpickler)
-
-    return handle
-
-
-class _Unpickler(pickle._Unpickler):  # noqa: SLF001  the one in Python: the other takes memory that a file only claims
-    """Makes plain values and records, from the operations that plain values and objects need."""
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        code[0]: _counted(pickle._Unpickler.dispatch[code[0]])  # noqa: SLF001
-        for code in (
-            *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE),
-            *(pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT),
-            *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
-            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
-            *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-            *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
-            *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
-            *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.NEWOBJ, pickle.REDUCE, pickle.BUILD),
-            *(pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT),
-            *(pickle.BINGET, pickle.LONG_BINGET),
-        )
-    }
-
-    def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream)
-        self.operations = 0
-        self._classes: dict[tuple[str, str], type] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A class of records, made for this file alone, or a dtype."""
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-            return dtype
-        if (module, name) not in _KNOWN:
-            raise _ForeignError(f"{module}.{name}"[:200])
-        if (module, name) not in self._classes:
-            self._classes[module, name] = type(name, (_Record,), {"__slots__": ()})
-        return self._classes[module, name]
 
 
 def _entry(
@@ -289,7 +196,7 @@ def _paths(state: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]
 
 def _index(value: object) -> Index:
     """A torch.Size."""
-    lengths = tuple(_of(_of(value, _Record).arguments[0], tuple))
+    lengths = tuple(_of(_of(value, Record).arguments[0], tuple))
     if not all(type(length) is int and 0 <= length < 2**62 for length in lengths):
         raise ValueError(f"it has the lengths {shown(lengths)}")
     return lengths
@@ -297,7 +204,7 @@ def _index(value: object) -> Index:
 
 def _state(value: object, name: str) -> Any:
     """The state of a record of this class."""
-    if not isinstance(value, _Record) or type(value).__name__ != name:
+    if not isinstance(value, Record) or type(value).__name__ != name:
         raise ValueError(f"it has a {type(value).__name__} where a {name} is expected")
     return value.state if value.state is not None else {}
 

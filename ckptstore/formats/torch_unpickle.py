@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ckptstore.formats.file_array import OpenFile
     from ckptstore.lazy import LazyArray
 
+READS_MAX = 10_000_000  # a tensor takes some 80
+CONTAINERS_MAX = 1_500_000
+
 
 @dataclass(frozen=True, slots=True)
 class Storage:
@@ -215,12 +218,33 @@ class _Unpickler(Unpickler):
     def __init__(self, stream: Any, storage: Callable[[Any], Any]) -> None:
         super().__init__(stream, encoding="utf-8")
         self._storage = storage
+        self.read = _bounded(stream.read)
 
     def persistent_load(self, pid: Any) -> Any:
         """The storage that the pickle refers to."""
         return self._storage(pid)
 
 
+def _bounded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """The same, as often as a pickle of a checkpoint may ask for it: an operation of one byte can take 72 of memory."""
+    reads, containers = READS_MAX, CONTAINERS_MAX
+
+    def bounded(size: int) -> bytes:
+        nonlocal reads, containers
+        data = read(size)
+        reads -= 1
+        if data in _CONTAINERS:
+            containers -= 1
+        if reads < 0 or containers < 0:
+            raise ValueError("it has more values than any checkpoint")
+        return data
+
+    return bounded
+
+
+_CONTAINERS = frozenset(
+    {pickle.MARK, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.TUPLE1}
+)
 _QUANTIZED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 
 

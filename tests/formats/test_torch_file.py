@@ -27,7 +27,7 @@ import ckptstore
 from ckptstore.arrays import REPEATED_BYTES_MAX
 from ckptstore.errors import CkptStoreError, InvalidInputError, UnsupportedValueError
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats import read_file, write_file
+from ckptstore.formats import read_file, torch_unpickle, write_file
 from ckptstore.formats.torch_save import ALIGNMENT
 from ckptstore.formats.torch_strided import SPAN_BYTES_MAX, StridedArray
 from ckptstore.lazy import LazyArray
@@ -374,6 +374,19 @@ def test_an_archive_that_is_compressed_or_says_a_name_twice_is_refused(tmp_path:
         warnings.simplefilter("ignore")
         archive.writestr("x/data/0", bytes(8))
     with pytest.raises(InvalidInputError, match="two records"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("code", ["]", "}", "(", "\x8f", ")\x85", "N"], ids=ascii)
+def test_a_pickle_of_more_values_than_a_checkpoint_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """With bounds that are reached sooner."""
+    monkeypatch.setattr(torch_unpickle, "READS_MAX", 10_000)
+    monkeypatch.setattr(torch_unpickle, "CONTAINERS_MAX", 1_500)
+    path = save({}, tmp_path / "x.pt")
+    pickled(path, lambda _: b"\x80\x02" + code.encode("latin-1") * 10_001 + b".")
+    with pytest.raises(InvalidInputError, match="more values"):
         read_file(path)
 
 

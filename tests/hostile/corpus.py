@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.hostile.inputs import arguments, destinations, files, states
+from tests.hostile.inputs import arguments, destinations, files, states, torch_files
 from tests.hostile.repositories import (
     entries,
     manifests,
@@ -27,4 +27,5 @@ CASES = (
     *arguments.CASES,
     *destinations.CASES,
     *files.CASES,
+    *torch_files.CASES,
 )
