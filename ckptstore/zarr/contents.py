@@ -200,11 +200,12 @@ def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
 
 def documents(contents: Mapping[str, Content], objects: CachedObjects) -> Iterator[tuple[str, Any]]:
     """The path and the document of every Zarr v3 node, in path order; what is no such document is left out."""
-    for key in sorted(key for key in contents if key.rpartition("/")[2] == METADATA):
-        content = contents[key]
+    paths = (key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] == METADATA)
+    for path in sorted(paths):
+        content = contents[join(path, METADATA)]
         document = parsed(content.read(objects, 0, content.size))
         if document is not None:
-            yield key.rpartition("/")[0], document
+            yield path, document
 
 
 def parsed(data: bytes | memoryview) -> dict[str, Any] | None:

@@ -1,0 +1,290 @@
+"""Zarr folders, out and in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptstore
+from ckptstore import formats
+from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.formats import zarr_folder
+from ckptstore.lazy import LazyArray, ZarrFiles
+from tests.properties.same import difference
+
+SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple) | st.sampled_from(
+    [(70, 9), (3, 40), (500,)]
+)
+KEYS = st.sampled_from(
+    [
+        "a",
+        "b/c",
+        ".",
+        "..",
+        "...",
+        "zarr.json",
+        "__x",
+        ".zarray",
+        "c",
+        "0",
+        "é",
+        "50%",
+        "%2E",
+        0,
+        7,
+        -3,
+    ]
+)
+# torch says so of complex32, once a process
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Any:
+    dtype, shape = draw(st.sampled_from(sorted(ITEM_BYTES))), draw(SHAPES)
+    count = int(np.prod(shape, dtype=int))
+    raw = np.random.default_rng(draw(st.integers(0, 2**32))).bytes(count * ITEM_BYTES[dtype])
+    if dtype == "bool":
+        raw = bytes(byte % 2 for byte in raw)
+    if draw(st.booleans()) and dtype not in ("complex32", "float4_e2m1fn_x2"):
+        return np.frombuffer(raw, getattr(ml_dtypes, dtype, dtype)).reshape(shape).copy()
+    if not raw:
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    return (
+        torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        .view(getattr(torch, dtype))
+        .reshape(shape)
+    )
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.binary(max_size=3)
+)
+STATES = st.recursive(
+    tensors() | VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(KEYS, inner, max_size=4)
+        | st.tuples(inner, inner)
+    ),
+    max_leaves=8,
+)
+
+
+def loaded(state: Any) -> Any:
+    """The state with every lazy array read, by way of a repository."""
+    repo = ckptstore.open("memory://loaded", create=True)
+    repo.commit(state, retry=True)
+    return repo.checkout()
+
+
+@given(state=STATES, chunk_bytes=st.sampled_from([16, 100, 1000, 8 << 20]))
+def test_any_state_comes_back_to_the_bit(
+    state: Any, chunk_bytes: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("out") / "x.zarr"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(zarr_folder, "CHUNK_BYTES", chunk_bytes)
+        formats.write_file(state, folder)
+    found = formats.read_file(folder)
+    assert found.meta == {"file": "x.zarr"}
+    assert difference(state, loaded(found.state)) is None
+    zarr.open_group(folder, mode="r")
+    shutil.rmtree(folder)
+
+
+def test_ties_survive(tmp_path: Path) -> None:
+    weight = torch.arange(6.0)
+    formats.write_file({"a": weight, "b": weight}, tmp_path / "x.zarr")
+    state = loaded(formats.read_file(tmp_path / "x.zarr").state)
+    assert state["a"] is state["b"]
+    assert zarr.open_group(tmp_path / "x.zarr", mode="r")["b"][1] == 1
+
+
+def test_an_export_that_is_committed_again_stores_no_array_anew(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    state = {"w": torch.randn(3000, 1000), "b": torch.randn(10), "lr": 0.1, 5: [1, None]}
+    first = repo.commit(state)
+    formats.write_file(repo.checkout("main", lazy=True), tmp_path / "x.zarr")
+    again = repo.commit(formats.read_file(tmp_path / "x.zarr").state)
+    assert again.new_bytes == 0
+    assert again._manifest.pages == first._manifest.pages
+    assert again._manifest.structure == first._manifest.structure
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "x.zarr"
+    formats.write_file({"g": {"w": np.arange(12.0).reshape(4, 3)}, "lr": 0.1}, folder)
+    return folder
+
+
+def edited(file: Path, change: Any) -> None:
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def test_a_folder_that_another_program_changed_is_taken_file_by_file(folder: Path) -> None:
+    group = zarr.open_group(folder, use_consolidated=False)
+    group.create_array("new", data=np.arange(3))
+    found = formats.read_file(folder).state
+    assert isinstance(found, ZarrFiles)
+    repo = ckptstore.init("memory://changed-folder")
+    made = repo.commit(found)
+    np.testing.assert_array_equal(repo.checkout()["new"], np.arange(3))
+    np.testing.assert_array_equal(made.zarr()["g/w"][...], np.arange(12.0).reshape(4, 3))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_any_hierarchy_of_another_program_is_committed_as_it_is(
+    tmp_path: Path, zarr_format: Any
+) -> None:
+    group = zarr.open_group(
+        tmp_path / "theirs", mode="w", zarr_format=zarr_format, attributes={"by": "us"}
+    )
+    group.create_array("x", data=np.arange(1000.0), chunks=(300,), attributes={"unit": "m"})
+    group.create_group("empty")
+    repo = ckptstore.init(tmp_path / "store")
+    made = repo.commit(formats.read_file(tmp_path / "theirs").state, step=4)
+    assert made.step == 4
+    np.testing.assert_array_equal(repo.checkout()["x"], np.arange(1000.0))
+    seen = zarr.open_group(
+        ckptstore.zarr.CheckpointStore(repo.url), mode="r", zarr_format=zarr_format
+    )
+    assert seen.attrs["by"] == "us"
+    assert seen["x"].attrs["unit"] == "m"
+    assert repo.verify().ok
+    # Again, over what is there: what is no longer in the folder is gone.
+    shutil.rmtree(tmp_path / "theirs" / "x")
+    made = repo.commit(formats.read_file(tmp_path / "theirs").state)
+    assert made.array_count == 0
+
+
+def test_a_missing_chunk_is_zeros_as_zarr_has_it(folder: Path) -> None:
+    (folder / "g" / "w" / "c" / "0" / "0").unlink()
+    state = loaded(formats.read_file(folder).state)
+    np.testing.assert_array_equal(state["g"]["w"], np.zeros((4, 3)))
+
+
+def test_a_chunk_of_another_length_is_refused_and_nothing_is_stored(
+    folder: Path, tmp_path: Path
+) -> None:
+    chunk = folder / "g" / "w" / "c" / "0" / "0"
+    whole = chunk.read_bytes()
+    repo = ckptstore.init(tmp_path / "store")
+    for data in (b"", whole[:-1], whole + b"0"):
+        chunk.write_bytes(data)
+        with pytest.raises(ckptstore.InvalidInputError, match="bytes"):
+            repo.commit(formats.read_file(folder).state)
+    assert repo.branches() == {}
+
+
+def _link(folder: Path) -> None:
+    (folder / "g" / "w" / "c" / "0" / "0").unlink()
+    (folder / "g" / "w" / "c" / "0" / "0").symlink_to("/etc/hostname")
+
+
+def _fifo(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+
+def _linked_folder(folder: Path) -> None:
+    (folder / "h").symlink_to("/etc")
+
+
+def _structure(node: Any) -> Any:
+    return lambda folder: edited(
+        folder / "zarr.json",
+        lambda d: d["attributes"]["ckptstore"].update(structure=node),
+    )
+
+
+REFUSED = {
+    "a link for a chunk": _link,
+    "a pipe": _fifo,
+    "a link for a folder": _linked_folder,
+    "no JSON": lambda folder: (folder / "zarr.json").write_text("{"),
+    "a list": lambda folder: (folder / "zarr.json").write_text("[]"),
+    "deep JSON": lambda folder: (folder / "zarr.json").write_text("[" * 100_000),
+    "an unknown tag": _structure({"pickle": "x"}),
+    "two tags": _structure({"tensor": "g/w", "dict": []}),
+    "a type that nobody registered": _structure({"dict": [["g", {"dict": [["w", {"ndarray": "g/w"}]]}], ["x", {"type": "os.system", "value": 1}]]}),
+    "NaN": _structure(float("nan")),
+    "no document of a group that is a folder": lambda folder: (folder / "g" / "w" / "zarr.json").write_text("7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_nobody_would_write_is_refused_by_name(folder: Path, name: str) -> None:
+    REFUSED[name](folder)
+    with pytest.raises(ckptstore.InvalidInputError, match=r"x\.zarr|type"):
+        loaded(formats.read_file(folder).state)
+
+
+OTHERS = {
+    "another dtype": lambda d: d.update(data_type="float32"),
+    "a codec": lambda d: d["codecs"].append({"name": "zstd", "configuration": {"level": 1}}),
+    "big-endian": lambda d: d["codecs"][0]["configuration"].update(endian="big"),
+    "a fill value": lambda d: d.update(fill_value=1.0),
+    "other chunks": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[4, 2]),
+    "chunks of nothing": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[0, 3]),
+    "another shape": lambda d: d.update(shape=[4, 3, 1]),
+    "a huge shape": lambda d: (d.update(shape=[10**15, 3]), d["chunk_grid"]["configuration"].update(chunk_shape=[1, 3])),
+    "no shape": lambda d: d.pop("shape"),
+    "other keys": lambda d: d["chunk_key_encoding"]["configuration"].update(separator="."),
+    "a transformer": lambda d: d.update(storage_transformers=[{"name": "x"}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_document_that_is_not_ours_makes_the_folder_another_programs(
+    folder: Path, name: str
+) -> None:
+    edited(folder / "g" / "w" / "zarr.json", OTHERS[name])
+    state = formats.read_file(folder).state
+    if not isinstance(state, ZarrFiles):
+        assert isinstance(state["g"]["w"], LazyArray)
+        assert name == "another dtype"  # whose chunks are of another length then
+        with pytest.raises(ckptstore.InvalidInputError, match="bytes"):
+            loaded(state)
+
+
+def test_attributes_and_names_of_dimensions_may_differ(folder: Path) -> None:
+    edited(
+        folder / "g" / "w" / "zarr.json",
+        lambda d: d.update(attributes={"unit": "m"}, dimension_names=None),
+    )
+    assert not isinstance(formats.read_file(folder).state, ZarrFiles)
+
+
+def test_neither_torch_nor_zarr_is_imported(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, ckptstore; from ckptstore import formats\n"
+        "repo = ckptstore.init(sys.argv[2]); repo.commit(formats.read_file(sys.argv[1]).state)\n"
+        "formats.write_file(repo.checkout('main', lazy=True), sys.argv[3])\n"
+        "assert not {'torch', 'zarr'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, folder, tmp_path / "store", tmp_path / "again.zarr"]
+    subprocess.run(list(map(str, command)), check=True)
+    assert (tmp_path / "again.zarr" / "zarr.json").read_bytes() == (
+        folder / "zarr.json"
+    ).read_bytes()
