@@ -42,7 +42,7 @@ class PickledArray:
         found = dtype.found()
         if not all(type(length) is int and length >= 0 for length in shape):
             raise MoreThanNumbersError("a numpy array of a negative shape")
-        if False:
+        if math.prod(shape) * found.itemsize != len(data):
             raise MoreThanNumbersError("a numpy array whose bytes do not fit its shape")
         flat = np.frombuffer(bytearray(data), dtype=found)
         self.array = flat.reshape(shape, order="F" if is_fortran else "C")
