@@ -246,6 +246,21 @@ def test_a_file_that_changes_before_it_is_committed_is_refused(tmp_path: Path) -
         ckptstore.init("memory://").commit(state)
 
 
+def test_views_of_the_same_elements_are_tied_only_when_they_read_the_same(tmp_path: Path) -> None:
+    base = torch.randn(4, 4, dtype=torch.complex64)
+    state = {
+        "a": base,
+        "b": base,
+        "conj": base.conj(),
+        "t": base.T,
+        "row": base[0],
+        "h": base.T.conj(),
+    }
+    path = save(state, tmp_path / "x.pt")
+    assert_the_same_as_torch_reads(path)
+    assert flatten(read_file(path).state).tied == {"b": "a"}
+
+
 def test_states_of_two_files_are_not_tied(tmp_path: Path) -> None:
     state = [
         read_file(save({"w": torch.full((3,), n)}, tmp_path / f"{n}.pt")).state for n in (1, 2)
