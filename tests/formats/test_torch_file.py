@@ -379,6 +379,24 @@ def test_a_storage_of_the_old_format_has_the_length_that_its_tensor_says(
         read_file(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "data"),
+    [(28, b"\xff\xff"), (26, b"\xff\xff"), (0, b"PK\1\2")],
+    ids=["extra", "name", "magic"],
+)
+def test_a_record_lies_within_the_archive_and_has_a_header(
+    tmp_path: Path, place: int, data: bytes
+) -> None:
+    path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("x/data/0").header_offset + place
+    content = bytearray(path.read_bytes())
+    content[start : start + len(data)] = data
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match="record 'data/0' lies beyond its end, or has no"):
+        read_file(path)
+
+
 def test_an_archive_that_is_compressed_or_says_a_name_twice_is_refused(tmp_path: Path) -> None:
     path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
     rewrite(path, lambda name, data: data, compression=zipfile.ZIP_DEFLATED)
