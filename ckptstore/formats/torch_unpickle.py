@@ -11,7 +11,6 @@ import math
 import pickle
 import re
 import warnings
-from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,9 @@ from torch._weights_only_unpickler import Unpickler
 from ckptstore.arrays import REPEATED_BYTES_MAX, copy_out
 from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.format.structure import DEPTH_MAX
 from ckptstore.formats.file_array import FileArray
-from ckptstore.formats.torch_numpy import MoreThanNumbersError, PickledArray, allowed, is_allowable
+from ckptstore.formats.torch_numpy import MoreThanNumbersError, allowed, is_allowable
+from ckptstore.formats.torch_replace import Replacer
 from ckptstore.formats.torch_strided import ChangedArray, StridedArray
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Loader:
                 return tensor  # no checkpoint can hold it; whoever commits it is told why
             return self._array(tensor, storage, place, is_swapped=is_swapped)
 
-        return _Replacer(array).replace(state)
+        return Replacer(array).replace(state)
 
     def _storage(self, saved_id: Any) -> Any:
         """A storage without memory for what the pickle says of one."""
@@ -251,44 +250,6 @@ _QUANTIZED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2,
 def _identity(storage: Any) -> int:
     """The same for every Python object of one storage, while it is alive; torch.save goes by it too."""
     return int(storage._cdata)  # noqa: SLF001  it has no public name
-
-
-class _Replacer:
-    """Puts something in place of each tensor of a state; lists and dicts are changed as they are."""
-
-    def __init__(self, array: Callable[[torch.Tensor], object]) -> None:
-        self._array = array
-        self._known: dict[int, Any] = {}
-        self._kept: list[Any] = []  # an id is given again once its object is gone
-
-    def replace(self, value: Any, depth: int = 0) -> Any:
-        """What takes the place of a value; of one that was met before, the same."""
-        known = self._known
-        if id(value) in known:
-            return known[id(value)]
-        kind = type(value)
-        if isinstance(value, torch.Tensor):
-            made = self._array(value)
-        elif isinstance(value, PickledArray):
-            made = value.array
-        elif kind is tuple and depth <= DEPTH_MAX + 1:
-            known[id(value)] = value  # it may hold itself, by way of a list
-            made = tuple([self.replace(item, depth + 1) for item in value])
-        else:
-            if kind in (list, dict, OrderedDict, Counter) and depth <= DEPTH_MAX + 1:
-                self._change(value, depth)
-            return value
-        self._kept.append(value)
-        known[id(value)] = made
-        return made
-
-    def _change(self, value: Any, depth: int) -> None:
-        """Replace the tensors in a list or dict, and in the _metadata that a module's state_dict has."""
-        self._known[id(value)] = value
-        for key, item in enumerate(value) if type(value) is list else list(value.items()):
-            value[key] = self.replace(item, depth + 1)
-        if "_metadata" in getattr(value, "__dict__", ()):
-            value.__dict__["_metadata"] = self.replace(value.__dict__["_metadata"], depth + 1)
 
 
 def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[memoryview], None]]:

@@ -1,0 +1,52 @@
+"""The walk of an unpickled state that puts lazy arrays in place of its tensors."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ckptstore.format.structure import DEPTH_MAX
+from ckptstore.formats.torch_numpy import PickledArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Replacer:
+    """Puts something in place of each tensor of a state; lists and dicts are changed as they are."""
+
+    def __init__(self, array: Callable[[torch.Tensor], object]) -> None:
+        self._array = array
+        self._known: dict[int, Any] = {}
+        self._kept: list[Any] = []  # an id is given again once its object is gone
+
+    def replace(self, value: Any, depth: int = 0) -> Any:
+        """What takes the place of a value; of one that was met before, the same."""
+        known = self._known
+        if id(value) in known:
+            return known[id(value)]
+        kind = type(value)
+        if isinstance(value, torch.Tensor):
+            made = self._array(value)
+        elif isinstance(value, PickledArray):
+            made = value.array
+        elif kind is tuple and depth <= DEPTH_MAX + 1:
+            known[id(value)] = value  # it may hold itself, by way of a list
+            made = tuple([self.replace(item, depth + 1) for item in value])
+        else:
+            if kind in (list, dict, OrderedDict, Counter) and depth <= DEPTH_MAX + 1:
+                self._change(value, depth)
+            return value
+        self._kept.append(value)
+        known[id(value)] = made
+        return made
+
+    def _change(self, value: Any, depth: int) -> None:
+        """Replace the tensors in a list or dict, and in the _metadata that a module's state_dict has."""
+        self._known[id(value)] = value
+        for key, item in enumerate(value) if type(value) is list else list(value.items()):
+            value[key] = self.replace(item, depth + 1)
+        if "_metadata" in getattr(value, "__dict__", ()):
+            value.__dict__["_metadata"] = self.replace(value.__dict__["_metadata"], depth + 1)
