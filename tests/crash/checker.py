@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ckptstore import NotFoundError
 from tests.crash.victim import CHUNK_BYTES, state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -36,18 +36,26 @@ class Told:
         )
 
 
-def complaint(url: str | Path, told: Told, *, writers: int = 1) -> str | None:
+def complaint(
+    url: str | Path,
+    told: Told,
+    *,
+    writers: int = 1,
+    state: Callable[[int], dict[str, Any]] = state,
+) -> str | None:
     """What is wrong with the repository, or None. It gets one more commit.
 
-    writers: how many victims were at work, each of which may have had one commit in flight.
+    writers: how many victims were at work, each of which may have had one commit in flight. state: gives what commit n holds.
     """
     try:
-        return next(_complaints(url, told, writers), None)
+        return next(_complaints(url, told, writers, state), None)
     except Exception as error:  # noqa: BLE001 whatever is raised here would have met a user
         return f"{type(error).__name__}: {error}"
 
 
-def _complaints(url: str | Path, told: Told, writers: int) -> Iterator[str]:
+def _complaints(
+    url: str | Path, told: Told, writers: int, state: Callable[[int], dict[str, Any]]
+) -> Iterator[str]:
     try:
         repo = ckptstore.open(url)
     except NotFoundError:

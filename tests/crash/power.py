@@ -12,13 +12,14 @@ import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.crash.checker import Told, complaint
 from tests.crash.strace import OPENS
+from tests.crash.victim import state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.crash.strace import Call
@@ -246,13 +247,18 @@ def _choices(
 
 
 def complaints(
-    found: Iterable[tuple[Told, Tree]], folder: Path, *, url: str, writers: int = 1
+    found: Iterable[tuple[Told, Tree]],
+    folder: Path,
+    *,
+    url: str,
+    writers: int = 1,
+    state: Callable[[int], dict[str, Any]] = state,
 ) -> Iterator[str | None]:
     """Lay out each state in the folder and check the repository at `url` in it: what is wrong, or None, for each."""
     for told, tree in found:
         folder.mkdir()
         lay_out(tree, folder)
-        yield complaint(folder / url, told, writers=writers)
+        yield complaint(folder / url, told, writers=writers, state=state)
         shutil.rmtree(folder)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore import catalog, reader, verify, writer
 from ckptstore.storage import local
+from ckptstore.zarr import publish
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -14,6 +15,7 @@ COUNTS: tuple[tuple[ModuleType, str], ...] = (
     (writer, "HASH_THREADS"),
     (writer, "COPY_THREADS"),
     (writer, "PUT_THREADS"),
+    (publish, "PUT_THREADS"),
     (catalog, "EXPIRE_THREADS"),
     (reader, "READ_THREADS"),
     (verify, "VERIFY_THREADS"),

@@ -8,6 +8,7 @@ It imports as little as it can: it is started a thousand times.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -17,10 +18,12 @@ import numpy as np
 
 import ckptstore
 from ckptstore import CkptStoreError, NotFoundError
+from ckptstore.format import zarr_document
+from ckptstore.format.page import SMALL_BYTES
 from tests.crash.threads import COUNTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 CHUNK_BYTES = 1 << 16
@@ -37,6 +40,44 @@ def state(n: int) -> dict[str, Any]:
         model["added"] = np.arange(20 << 10, dtype=np.int32)
     momentum = -np.arange(16 << 10, dtype=np.float64).reshape(128, 128)
     return {"model": model, "optimizer": {"state": {0: momentum}, "lr": 0.5}, "step": n}
+
+
+def arrays(n: int) -> dict[str, Any]:
+    """What a session's commit n holds: arrays alone, in groups; in the order of their names, and what is new last."""
+    made = state(n)
+    names = sorted(made["model"], key=lambda name: (name == "added", name))
+    model = {name: np.asarray(made["model"][name]) for name in names}
+    return {"model": model, "momentum": made["optimizer"]["state"][0]}
+
+
+def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> ckptstore.Checkpoint:
+    """Commit them as `Repository.session` does, key by key, but without importing zarr, which takes a second."""
+    from ckptstore.zarr.staged import Staged
+
+    head = repo._oplog.newest().heads.get("main")
+    manifest = repo._catalog.manifest(head) if head else None
+    staged = Staged(head, manifest, repo._catalog, CHUNK_BYTES)
+    staged.clear()
+    for key, data in keys(arrays(n)):
+        if len(data) >= SMALL_BYTES or not staged.hold(key, data):
+            staged.put(key, memoryview(data))
+    return repo._publish_session(
+        "main", staged, step=n, metrics=None, message="", meta=None, retry=retry
+    )
+
+
+def keys(state: dict[str, Any], path: str = "") -> Iterator[tuple[str, bytes]]:
+    """Every key of a Zarr hierarchy, each array one chunk."""
+    yield f"{path}zarr.json", json.dumps(zarr_document.group_document({})).encode()
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{path}{name}/")
+            continue
+        document = zarr_document.array_document(
+            dtype=str(value.dtype), shape=value.shape, chunk_shape=value.shape, name=name
+        )
+        yield f"{path}{name}/zarr.json", json.dumps(document).encode()
+        yield f"{path}{name}/{'/'.join(['c', *'0' * value.ndim])}", value.tobytes()
 
 
 def open_or_init(url: str) -> ckptstore.Repository:
@@ -67,10 +108,16 @@ def say(line: str) -> None:
     os.writev(1, [f"{line}\n".encode()])
 
 
-def commit_all(url: str, numbers: range, *, retry: bool) -> None:
+def commit_all(url: str, numbers: range, *, retry: bool, through_zarr: bool) -> None:
     repo = attempt(0, lambda: open_or_init(url))
+
+    def commit(n: int) -> ckptstore.Checkpoint:
+        if through_zarr:
+            return commit_through_zarr(repo, n, retry=retry)
+        return repo.commit(state(n), step=n, retry=retry)
+
     for n in numbers:
-        made = attempt(n, lambda n=n: repo.commit(state(n), step=n, retry=retry))
+        made = attempt(n, lambda n=n: commit(n))
         say(f"ACK {n} {made.id}")
 
 
@@ -91,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--rival", type=int, help="fork, and let the child commit from here on")
     parser.add_argument("--keep", type=int, help="in the end gc, and keep so many checkpoints")
+    parser.add_argument("--zarr", action="store_true", help="commit sessions instead of states")
     parser.add_argument("--bug", help="a mistake to make, from bugs.py")
     options = parser.parse_args()
     for module, name in COUNTS:
@@ -101,7 +149,8 @@ def main() -> None:
     if child == 0:
         numbers = range(options.rival, options.rival + len(numbers))
     with seeded(options.bug):
-        commit_all(options.url, numbers, retry=options.rival is not None)
+        retry = options.rival is not None
+        commit_all(options.url, numbers, retry=retry, through_zarr=options.zarr)
         if options.keep:
             collect(options.url, options.keep)
     if child:
