@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from ckptstore.state import Flat
 
 KIND = "ndarray"
-HEADER_BYTES_MAX = (
-    1 << 16
-)  # the longest that version 1.0 has room for; numpy itself reads 10,000 characters
+HEADER_BYTES_MAX = 10_000  # as numpy has it
 TILE_BYTES = 16 << 20  # of an array in Fortran's order, turned at once
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # by version; of the header's length
@@ -49,7 +47,7 @@ def read(path: Path) -> tuple[FileArray, dict[str, Any]]:
 
 def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
     """The array that lies in so many bytes of a file, in numpy's format. name: for messages."""
-    head = io.BytesIO(file.read(start, min(size, HEADER_BYTES_MAX)))
+    head = io.BytesIO(file.read(start, min(size, HEADER_BYTES_MAX + 64)))
     shape, is_fortran, numpy_dtype = _read_header(head, name)
     dtype = _known(numpy_dtype, name)
     nbytes, found = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
@@ -75,6 +73,8 @@ def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, An
     if magic != _MAGIC or length_bytes is None:
         raise _not_read(name, "it does not begin as such a file does")
     length = int.from_bytes(head.read(length_bytes), "little")
+    if length > HEADER_BYTES_MAX:
+        raise _not_read(name, f"its header has {length} bytes")
     text = head.read(length).decode("latin-1").strip()
     fields, place = {}, 1
     while match := _FIELD.match(text, place):

@@ -74,6 +74,8 @@ def _read_index(path: Path) -> dict[str, str]:
         raise InvalidInputError(
             f"{path} is not an index of .safetensors files: expected JSON with a weight_map ({str(error)[:100]})."
         ) from error
+    if not places:
+        raise InvalidInputError(f"{path} names no tensor.")
     for name, place in places.items():
         if not isinstance(place, str) or not _is_plain(place):
             raise InvalidInputError(

@@ -7,20 +7,32 @@ import json
 import os
 import pickle
 import struct
+import tempfile
+import warnings
 import zipfile
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ckptstore.errors import CkptStoreError
+from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.formats import read_file
 from tests.hostile.cases import Case, World, call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 COMMAND = "touch ../outside/ran"
+
+for module in (
+    "ckptstore.formats.npz",
+    "ckptstore.formats.sharded",
+    "numpy.lib.format",
+    "tokenize",
+):
+    import_module(module)  # now, as no case may import anything
 
 
 class _Runs:
@@ -33,7 +45,13 @@ class _Runs:
         return self.function, self.arguments
 
 
-def _file(story: str, name: str, write: Callable[[Path], object]) -> Case:
+def _file(
+    story: str,
+    name: str,
+    write: Callable[[Path], object],
+    *,
+    error: type[CkptStoreError] = CkptStoreError,
+) -> Case:
     """Reading it, and committing what was read, must fail."""
 
     def given(world: World) -> Path:
@@ -45,7 +63,7 @@ def _file(story: str, name: str, write: Callable[[Path], object]) -> Case:
         f"a file that is {story}",
         lambda world: world.repo.commit(read_file(world.given).state),
         given=given,
-        error=CkptStoreError,
+        error=error,
     )
 
 
@@ -146,6 +164,104 @@ def _tarred() -> bytes:
     return buffer.getvalue()
 
 
+def _folder(story: str, **files: bytes | str | None) -> Case:
+    """A folder called "model" with these files; a text is what a link leads to, None takes the good file away."""
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        (path.parent / "beside.safetensors").write_bytes(GOOD)
+        good = {"a_safetensors": GOOD, "model_safetensors_index_json": _index(w="a.safetensors")}
+        for name, data in (good | files).items():
+            file = path / name.replace("_", ".")
+            if isinstance(data, str):
+                file.symlink_to(data)
+            elif data is not None:
+                file.write_bytes(data)
+
+    return _file(f"a folder {story}", "model", write, error=InvalidInputError)
+
+
+def _index(**places: Any) -> bytes:
+    return json.dumps({"weight_map": places}).encode()
+
+
+def _npy(
+    shape: str = "(2,)", data: bytes = bytes(8), *, descr: str = "'<f4'", order: str = "False"
+) -> bytes:
+    """A .npy with such a header."""
+    text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + data
+
+
+def _zip(members: Sequence[tuple[str, bytes]], *, packed: bool = False) -> bytes:
+    """An archive; what is unpacked from it has to lie in the folder of the repository."""
+    buffer = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for name, data in members:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def _npz(*, packed: bool = False, **change: int) -> bytes:
+    """A .npz of one array, with changes to its entry in the list of members. packed: compressed."""
+    data = bytearray(_zip([("w.npy", _npy("(1000,)", bytes(4000)))], packed=packed))
+    entry = data.rindex(b"PK\1\2")
+    places = {"method": (10, "<H"), "crc": (16, "<I"), "packed": (20, "<I"), "size": (24, "<I")}
+    for name, value in change.items():
+        offset, form = places[name.removesuffix("_")]
+        struct.pack_into(form, data, entry + offset, value)
+    return bytes(data)
+
+
+def _overlapping(count: int) -> bytes:
+    """An archive whose list of members names one array many times, under many names."""
+    one = _zip([("w000000.npy", _npy("(100000,)", bytes(400_000)))])
+    start, end = one.rindex(b"PK\1\2"), one.rindex(b"PK\5\6")
+    entry = one[start:end]
+    entries = b"".join(entry.replace(b"w000000", b"w%06d" % number) for number in range(count))
+    counts = struct.pack("<HHLL", count, count, len(entries), start)
+    return one[:start] + entries + one[end : end + 8] + counts + bytes(2)
+
+
+def _members(count: int) -> bytes:
+    """An archive of members without a byte."""
+    entries, data = io.BytesIO(), io.BytesIO()
+    for number in range(count):
+        name = b"w%06d.npy" % number
+        common = struct.pack("<5H3L2H", 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0)
+        entries.write(
+            b"PK\1\2\x14\0" + common + struct.pack("<3HLL", 0, 0, 0, 0, data.tell()) + name
+        )
+        data.write(b"PK\3\4" + common + name)
+    size = len(entries.getvalue())
+    long = struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, size, data.tell())
+    locator = struct.pack("<LQL", 0, data.tell() + size, 1)
+    end = struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, 2**32 - 1, 2**32 - 1, 0)
+    return (
+        data.getvalue()
+        + entries.getvalue()
+        + b"PK\6\6"
+        + long
+        + b"PK\6\7"
+        + locator
+        + b"PK\5\6"
+        + end
+    )
+
+
+def _unpacking(case: Case) -> Case:
+    """The case, with files that are unpacked in the folder where it may write."""
+
+    def given(world: World) -> Any:
+        world.store.mkdir(exist_ok=True)
+        tempfile.tempdir = str(world.store)
+        return case.given(world)
+
+    return replace(case, given=given)
+
+
 GOOD = _safetensors({"w": _tensor(0, 8)}, bytes(8))
 
 CASES = (
@@ -230,6 +346,130 @@ CASES = (
         ),
     ),
     _bytes("a pickle called .safetensors", "x.safetensors", pickle.dumps({"w": 1})),
+    _bytes(
+        "a .safetensors with a tensor twice",
+        "x.safetensors",
+        _safetensors(
+            b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
+            b'"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+            bytes(4),
+        ),
+    ),
+    _bytes(
+        "a .safetensors of half a byte",
+        "x.safetensors",
+        _safetensors({"w": _tensor(0, 3, dtype="F4", shape=(2, 3))}, bytes(3)),
+    ),
+    _folder(
+        "whose index leads out", model_safetensors_index_json=_index(w="../beside.safetensors")
+    ),
+    _folder("whose index names /etc/passwd", model_safetensors_index_json=_index(w="/etc/passwd")),
+    _folder("whose index names a number", model_safetensors_index_json=_index(w=7)),
+    _folder(
+        "whose index names what is not there",
+        model_safetensors_index_json=_index(w="a.safetensors", v="a.safetensors"),
+    ),
+    _folder("whose index forgets a tensor", model_safetensors_index_json=_index()),
+    _folder(
+        "whose index names another file",
+        b_safetensors=_safetensors({}),
+        model_safetensors_index_json=_index(w="b.safetensors"),
+    ),
+    _folder("whose index is a link out", model_safetensors_index_json="../beside.safetensors"),
+    _folder("whose index is no JSON", model_safetensors_index_json=b"{" * 1000),
+    _folder("whose index is 100,000 levels deep", model_safetensors_index_json=b"[" * 100_000),
+    _folder("whose index is a list", model_safetensors_index_json=b"[]"),
+    _folder("whose index has 33 MB", model_safetensors_index_json=b" " * (33 << 20)),
+    _folder(
+        "whose index names 100,000 files",
+        model_safetensors_index_json=_index(
+            **{f"w{n}": f"{n}.safetensors" for n in range(100_000)}
+        ),
+    ),
+    _folder("with two indices", other_safetensors_index_json=_index(w="a.safetensors")),
+    _folder("whose file is a link out", a_safetensors="../beside.safetensors"),
+    _folder("whose file is a link to itself", a_safetensors="a.safetensors"),
+    _folder("whose file is a link to /dev/zero", a_safetensors="/dev/zero"),
+    _folder("whose file is cut", a_safetensors=GOOD[:-1]),
+    _folder("with a tensor in two files", b_safetensors=GOOD, model_safetensors_index_json=None),
+    _folder("without a checkpoint", a_safetensors=None, model_safetensors_index_json=None),
+    _bytes("an empty .npy", "x.npy", b""),
+    _bytes("a .npy cut in its header", "x.npy", _npy()[:20]),
+    _bytes("a .npy cut in its data", "x.npy", _npy()[:-1]),
+    _bytes("a .npy with bytes behind its data", "x.npy", _npy() + b"x"),
+    _bytes("a .npy of shape 2^40 x 2^40", "x.npy", _npy("(1099511627776, 1099511627776)")),
+    _bytes("a .npy of shape 2^62", "x.npy", _npy("(4611686018427387904,)")),
+    _bytes("a .npy of a negative shape", "x.npy", _npy("(-2,)")),
+    _bytes("a .npy of two negative lengths", "x.npy", _npy("(-1, -2)")),
+    _bytes("a .npy of 65 dimensions", "x.npy", _npy(f"({'1,' * 64}2)")),
+    _bytes(
+        "a .npy of an array in Fortran's order that is cut", "x.npy", _npy("(2, 2)", order="True")
+    ),
+    _bytes(
+        "a .npy of objects",
+        "x.npy",
+        _npy("()", pickle.dumps(_Runs(os.system, COMMAND)), descr="'|O'"),
+    ),
+    _bytes("a .npy of fields", "x.npy", _npy(descr="[('a', '<f4')]")),
+    _bytes("a .npy of 1,000 fields in one another", "x.npy", _npy(descr="[('a'," * 1000)),
+    _bytes("a .npy of text", "x.npy", _npy(descr="'<U1'")),
+    _bytes("a .npy of another machine", "x.npy", _npy(descr="'>f4'")),
+    _bytes("a .npy whose header calls", "x.npy", _npy(f"__import__('os').system({COMMAND!r})")),
+    _bytes("a .npy whose header is 9,000 brackets", "x.npy", _npy("(" * 9000)),
+    _bytes("a .npy whose header is 9,000 signs", "x.npy", _npy("-" * 9000 + "1")),
+    _bytes("a .npy whose header has 4 GB", "x.npy", b"\x93NUMPY\2\0" + b"\xff" * 4 + bytes(99)),
+    _bytes("a .npy whose header has 60,000 characters", "x.npy", _npy(" " * 60_000 + "(2,)")),
+    _bytes("a pickle called .npy", "x.npy", pickle.dumps(_Runs(os.system, COMMAND))),
+    _bytes("an empty file called .npz", "x.npz", b""),
+    _bytes("a .npz of zeros", "x.npz", bytes(1000)),
+    _bytes("a .npz cut in half", "x.npz", _npz()[:2000]),
+    _bytes("a .npz without its end", "x.npz", _npz()[:-1]),
+    _bytes("a pickle called .npz", "x.npz", pickle.dumps(_Runs(os.system, COMMAND))),
+    _bytes("a .pt called .npz", "x.npz", lambda: _saved({"w": torch.zeros(2)})),
+    _bytes(
+        "a .npz of objects",
+        "x.npz",
+        _zip([("w.npy", _npy("()", pickle.dumps(_Runs(os.system, COMMAND)), descr="'|O'"))]),
+    ),
+    _bytes(
+        "a .npz of what is no array",
+        "x.npz",
+        _zip([("w.npy", _npy()), ("setup.py", b"raise SystemExit")]),
+    ),
+    _bytes("a .npz with an array twice", "x.npz", _zip([("w.npy", _npy()), ("w.npy", _npy())])),
+    _bytes("a .npz that claims 4 GB", "x.npz", _npz(size=2**32 - 2)),
+    _bytes("a .npz whose compressed array claims 4 GB", "x.npz", _npz(packed=True, size=2**32 - 2)),
+    _bytes("a .npz of another checksum", "x.npz", _npz(crc=1)),
+    _bytes("a .npz compressed otherwise", "x.npz", _npz(method=14)),
+    _unpacking(
+        _bytes(
+            "a .npz whose compressed array has another checksum", "x.npz", _npz(packed=True, crc=1)
+        )
+    ),
+    _unpacking(
+        _bytes(
+            "a .npz whose compressed array is longer than it claims",
+            "x.npz",
+            _npz(packed=True, size=200),
+        )
+    ),
+    _unpacking(
+        _bytes(
+            "a .npz whose compressed array is shorter than it claims",
+            "x.npz",
+            _npz(packed=True, size=9000),
+        )
+    ),
+    _unpacking(
+        _bytes(
+            "a .npz that unpacks to less than its header claims",
+            "x.npz",
+            _zip([("w.npy", _npy("(1099511627776,)"))], packed=True),
+        )
+    ),
+    _bytes("a .npz whose members overlap", "x.npz", lambda: _overlapping(1000)),
+    _bytes("a .npz of 200,000 members", "x.npz", lambda: _members(200_000)),
+    _bytes("a .npz of 70,000 members of nothing", "x.npz", lambda: _members(70_000)),
     _bytes("an empty .pt", "x.pt", b""),
     _bytes("a .pt of zeros", "x.pt", bytes(1000)),
     _bytes("a .pt cut in half", "x.pt", lambda: _saved({"w": torch.zeros(1000)})[:2500]),
