@@ -10,7 +10,7 @@ from ckptstore.collector import paused_collector
 from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible, InvalidInputError
 from ckptstore.format.structure import ZARR, Node, array_path, tag_of
 from ckptstore.placement import place
-from ckptstore.reader import read_fresh, read_into
+from ckptstore.reader import check_memory, read_fresh, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +30,16 @@ def fresh(
 ) -> Any:
     """Build a new state in memory of its own. opener: of the same checkpoint's arrays."""
     made = read_fresh(pages, _kinds(root), objects=objects)
+    encoded = {
+        node[tag_of(node)]: opener.open(node[tag_of(node)], tag_of(node))
+        for _, node in state.leaves(root)
+        if array_path(node) is not None and tag_of(node) in ZARR
+    }
+    check_memory(array.nbytes for array in encoded.values())
 
     def array(path: str, kind: str) -> Any:
         if kind in ZARR:
-            return opener.open(path, kind)[...]
+            return encoded[path][...]
         if path not in made:
             raise CorruptError(
                 f"The structure names the {kind} {path!r}, which no page lists. Run verify."

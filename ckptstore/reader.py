@@ -37,7 +37,7 @@ def read_fresh(
 ) -> dict[str, Any]:
     """New arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else read."""
     wanted = [_Wanted.of(page, kinds) for page in pages]
-    _check_memory(entry.nbytes for part in wanted for entry in (*part.small, *part.large))
+    check_memory(entry.nbytes for part in wanted for entry in (*part.small, *part.large))
     made: dict[str, Any] = {}
     jobs: list[Callable[[], object]] = []
     for part in wanted:
@@ -139,7 +139,7 @@ def _copy_chunk(
     arrays.copy_chunk(target, chunk, data)
 
 
-def _check_memory(sizes: Iterable[int]) -> None:
+def check_memory(sizes: Iterable[int]) -> None:
     """Refuse what this machine cannot hold before anything is allocated."""
     needed = math.fsum(sizes)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

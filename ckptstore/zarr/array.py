@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import zarr
 
 from ckptstore import arrays
 from ckptstore.checkpoint_array import IndexedArray
-from ckptstore.errors import CorruptError
+from ckptstore.errors import CkptStoreError, CorruptError
 from ckptstore.format.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
@@ -27,10 +29,8 @@ class ZarrArray(IndexedArray):
     """
 
     def __init__(self, store: ContentStore, path: str, *, kind: str = arrays.NDARRAY) -> None:
-        try:
+        with _ours(path):
             found = zarr.open_array(store, path=path, mode="r")
-        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-            raise CorruptError(f"The Zarr array {path!r} cannot be opened: {error}") from error
         name = found.dtype.newbyteorder("=").name
         self.path, self.kind, self.identity = path, kind, object()
         self.dtype = name if name in ITEM_BYTES else ""
@@ -38,18 +38,24 @@ class ZarrArray(IndexedArray):
         self.chunk_shape = tuple(found.shards or found.chunks)
         self._array = found
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, decoded."""
+        return math.prod(self.shape) * int(self._array.dtype.itemsize)
+
     def __getitem__(self, index: Any) -> Any:
         """Read a part."""
-        return self._made(self._array[index])
+        with _ours(self.path, passed=IndexError):
+            return self._made(self._array[index])
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`."""
         if not self.shape:
-            buffer[:] = _bytes(self._array[()])[start : start + len(buffer)]
+            buffer[:] = self._read(())[start : start + len(buffer)]
             return
         row_bytes = self.nbytes // self.shape[0]
         first, last = start // row_bytes, -(-(start + len(buffer)) // row_bytes)
-        data = _bytes(self._array[first:last])
+        data = self._read(slice(first, last))
         buffer[:] = data[start - first * row_bytes :][: len(buffer)]
 
     def pieces(self) -> Iterator[tuple[int, int]]:
@@ -65,6 +71,10 @@ class ZarrArray(IndexedArray):
         for start in range(0, self.nbytes, step):
             yield start, min(step, self.nbytes - start)
 
+    def _read(self, index: Any) -> memoryview:
+        with _ours(self.path):
+            return _bytes(self._array[index])
+
     def _made(self, value: Any) -> Any:
         """What was read, as the framework has it."""
         array = np.asarray(value)
@@ -73,6 +83,18 @@ class ZarrArray(IndexedArray):
         if self.kind == arrays.NDARRAY or not self.dtype:
             return array if array.flags.owndata and array.flags.writeable else array.copy()
         return arrays.from_bytes(self.kind, self.dtype, array.shape, _bytes(array))
+
+
+@contextmanager
+def _ours(path: str, *, passed: type[Exception] = CkptStoreError) -> Iterator[None]:
+    """Make an error of ours of what zarr-python or a codec raises. passed: what stays as it is."""
+    try:
+        yield
+    except (CkptStoreError, passed):
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorruptError(f"The Zarr array {path!r:.200} cannot be read: {said[:300]}") from error
 
 
 def _bytes(value: Any) -> memoryview:

@@ -14,6 +14,7 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ckptstore.errors import InvalidInputError
 from ckptstore.format import zarr_document
 from ckptstore.format.chunks import chunks
 from ckptstore.format.dtypes import item_bytes
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
 METADATA = "zarr.json"
 NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
+ARRAY_DOCUMENTS = frozenset({METADATA, ".zarray", ".zmetadata"})  # the last one has all, in Zarr v2
 
 
 class Content(Protocol):
@@ -203,9 +205,43 @@ def documents(contents: Mapping[str, Content], objects: CachedObjects) -> Iterat
     paths = (key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] == METADATA)
     for path in sorted(paths):
         content = contents[join(path, METADATA)]
+        refuse_pickle(join(path, METADATA), content, objects)
         document = parsed(content.read(objects, 0, content.size))
         if document is not None:
             yield path, document
+
+
+def refuse_pickle(key: str, content: Content, objects: CachedObjects) -> None:
+    """Raise InvalidInputError for the document of an array whose codecs unpickle: reading it could run code."""
+    if key.rpartition("/")[2] not in ARRAY_DOCUMENTS:
+        return
+    data = bytes(content.read(objects, 0, content.size))
+    if b"pickle" not in data.lower() and b"\\u" not in data:
+        return
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return  # no array is made of it
+    if _names_pickle(document):
+        raise InvalidInputError(
+            f"The Zarr array {key.rpartition('/')[0]!r:.200} is stored with pickle, and reading it could run code. "
+            "Write it anew with other codecs."
+        )
+
+
+def _names_pickle(document: object) -> bool:
+    """True when a codec, at any depth, has pickle in its name; attributes may hold anything."""
+    left = [document]
+    while left:
+        found = left.pop()
+        if isinstance(found, dict):
+            names = (found.get("id"), found.get("name"))
+            if any(isinstance(name, str) and "pickle" in name.lower() for name in names):
+                return True
+            left.extend(value for key, value in found.items() if key != "attributes")
+        elif isinstance(found, list):
+            left.extend(found)
+    return False
 
 
 def parsed(data: bytes | memoryview) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from ckptstore.zarr.contents import (
     documents,
     join,
     parsed,
+    refuse_pickle,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class ContentStore(Store):
         if content is None:
             return None
         start, stop = span(byte_range, content.size)
-        return self._read(content, start, stop, prototype)
+        return self._read(key, content, start, stop, prototype)
 
     async def get(
         self,
@@ -100,12 +101,18 @@ class ContentStore(Store):
             return None
         start, stop = span(byte_range, content.size)
         if stop - start < SMALL_BYTES:
-            return self._read(content, start, stop, prototype)
-        return await asyncio.to_thread(self._read, content, start, stop, prototype)
+            return self._read(key, content, start, stop, prototype)
+        return await asyncio.to_thread(self._read, key, content, start, stop, prototype)
 
     def _read(
-        self, content: Content, start: int, stop: int, prototype: BufferPrototype | None
+        self,
+        key: str,
+        content: Content,
+        start: int,
+        stop: int,
+        prototype: BufferPrototype | None,
     ) -> Buffer:
+        refuse_pickle(key, content, self._objects())
         data = content.read(self._objects(), start, stop)
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
@@ -223,10 +230,15 @@ class CheckpointStore(ContentStore):
         return self._cached
 
     def _read(
-        self, content: Content, start: int, stop: int, prototype: BufferPrototype | None
+        self,
+        key: str,
+        content: Content,
+        start: int,
+        stop: int,
+        prototype: BufferPrototype | None,
     ) -> Buffer:
         with self._catalog.reading(self._id):
-            return super()._read(content, start, stop, prototype)
+            return super()._read(key, content, start, stop, prototype)
 
     def _complete_root(self, found: Contents) -> None:
         """Add to the document of the root group what is known of the checkpoint, and all other documents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import subprocess
 import sys
@@ -423,3 +424,68 @@ def check(repo: ckptstore.Repository, model: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(found[path], expected)
         np.testing.assert_array_equal(group[path][...], expected)
         np.testing.assert_array_equal(repo.resolve("main").array(path)[...], expected)
+
+
+@pytest.mark.parametrize("field", ["filters", "compressor", "codecs", "nested"])
+def test_an_array_that_is_stored_with_pickle_is_never_decoded(
+    repo: ckptstore.Repository, tmp_path: Path, field: str
+) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    codec = {"id": "pickle", "name": "numcodecs.pickle", "configuration": {}}
+    v2 = {
+        "zarr_format": 2,
+        "shape": [1],
+        "chunks": [1],
+        "dtype": "<f8",
+        "fill_value": 0,
+        "order": "C",
+    }
+    v3 = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [1],
+        "data_type": "float64",
+        "fill_value": 0,
+    }
+    v3 |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}}}
+    v3 |= {"chunk_key_encoding": {"name": "default"}, "attributes": {}}
+    documents: dict[str, tuple[str, dict[str, Any]]] = {
+        "filters": (".zarray", v2 | {"filters": [{"id": "delta", "dtype": "<f8"}, codec], "compressor": None}),
+        "compressor": (".zarray", v2 | {"filters": None, "compressor": codec}),
+        "codecs": ("zarr.json", v3 | {"codecs": [codec]}),
+        "nested": ("zarr.json", v3 | {"codecs": [{"name": "sharding_indexed", "configuration": {"codecs": [codec]}}]}),
+    }  # fmt: skip
+    name, document = documents[field]
+    text = json.dumps(document).replace("pickle", r"pi\u0063kle")
+    with repo.session("evil") as session:
+        for key, data in ((f"a/{name}", text.encode()), ("a/0", b""), ("a/c/0", b"")):
+            session.store.set_sync(key, cpu.Buffer.from_bytes(data or pickle.dumps(Runs())))
+        session.commit()
+    for act in (
+        lambda: repo.checkout("evil"),
+        lambda: repo.checkout("evil", lazy=True)["a"][...],
+        lambda: repo.resolve("evil").array("a"),
+        lambda: ckptstore.zarr.CheckpointStore(repo.url, "evil").get_sync(f"a/{name}"),
+        lambda: zarr.open_array(
+            ckptstore.zarr.CheckpointStore(repo.url, "evil"), path="a", mode="r"
+        ),
+    ):
+        with pytest.raises(ckptstore.InvalidInputError, match="pickle"):
+            act()
+    assert not (tmp_path / "ran").exists()
+    assert repo.verify().ok
+
+
+def test_a_document_that_claims_more_than_this_machine_holds_is_refused(
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session("huge") as session:
+        group = zarr.open_group(session.store, mode="w")
+        group.create_array("a", shape=(1 << 40,), chunks=(1 << 20,), dtype="f8")
+        session.commit()
+    with pytest.raises(ckptstore.StorageError, match="memory"):
+        repo.checkout("huge")
+    assert repo.resolve("huge").array("a")[5:7].tolist() == [0, 0]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--drop-values",
     is_flag=True,
-    help="Leave out plain values, which only a .pt can hold.",
+    help="Leave out plain values, which only .pt and .zarr can hold.",
 )
 @common
 @click.pass_context
@@ -63,8 +63,9 @@ def checkout(
 ) -> None:
     """Write a checkpoint, or the arrays chosen of it, to a file or folder.
 
-    A .pt holds the state as it was committed; torch.load reads it. The other formats hold the
-    arrays by path. Every byte is verified, and the file or folder appears whole or not at all.
+    A .pt holds the state as it was committed, for torch.load, and a .zarr does for any Zarr reader.
+    The other formats hold the arrays by path. Every byte is verified, and the file or folder
+    appears whole or not at all.
 
     \b
     Examples:
