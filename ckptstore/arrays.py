@@ -381,6 +381,10 @@ def _describe_ndarray(value: Any) -> ArraySource:
 
 
 def _describe_lazy(value: LazyArray) -> ArraySource:
+    if value.dtype not in ITEM_BYTES:
+        raise UnsupportedValueError(
+            "has elements that only Zarr knows. Leave it out (exclude), or export a .zarr"
+        )
     return ArraySource(
         kind=value.kind,
         dtype=value.dtype,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.node_page import EncodedEntry
     from ckptstore.format.page import ArrayEntry
+    from ckptstore.lazy import ZarrValues
 
 _path = attrgetter("path")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -142,6 +143,15 @@ class Checkpoint:
         from ckptstore.zarr.store import CheckpointStore
 
         return zarr.open_group(CheckpointStore.of(self.id, self._catalog), mode="r")
+
+    def zarr_values(self) -> ZarrValues | None:
+        """A checkpoint that is nothing but a Zarr hierarchy, key by key as it was set, for `formats.write_file`; else None."""
+        if self._manifest.hierarchy is None or self._manifest.pages or self.values:
+            return None
+        from ckptstore.zarr.contents import Values
+
+        self._catalog.refuse_expired(self.id)
+        return Values(self._manifest, self._catalog)
 
     @property
     def names(self) -> tuple[str | int, ...]:

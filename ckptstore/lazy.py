@@ -1,7 +1,7 @@
 """LazyArray: an array that lies in a file or a repository, and is read as it is wanted.
 
 A state may hold them wherever it may hold arrays. `commit` and the file formats read them a piece at a time, so what they
-need of memory does not grow with the array. `ZarrFiles` is a whole state of that kind.
+need of memory does not grow with the array. `ZarrFiles` is a whole state of that kind, and `ZarrValues` is one that lies in a repository.
 """
 
 from __future__ import annotations
@@ -55,3 +55,15 @@ class ZarrFiles:
     """A Zarr hierarchy in files, each under its key in the store; `commit` takes it as it is, whatever its codecs."""
 
     files: tuple[tuple[str, Path], ...]
+
+
+class ZarrValues(ABC):
+    """A Zarr hierarchy in a repository, key by key as it was set; what `formats.write_file` makes a folder of."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """Every key of the store, in order."""
+
+    @abstractmethod
+    def pieces(self, key: str) -> Iterator[bytes | memoryview]:
+        """What a key holds, a piece at a time."""

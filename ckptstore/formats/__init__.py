@@ -13,6 +13,7 @@ import secrets
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from ckptstore import arrays, codecs
 from ckptstore.collector import paused_collector
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
+from ckptstore.lazy import ZarrValues
 from ckptstore.state import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
 SAFETENSORS = ".safetensors"
@@ -90,12 +92,10 @@ def write_file(
     path = _path(path)
     name = _of_output(path, shard_bytes)
     check_free(path, overwrite=overwrite, shard_bytes=shard_bytes)
-    options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
-    with paused_collector():
-        flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
+    write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
     temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}")
     try:
-        _module(name).write(flat, temporary, drop_values=drop_values, **options)
+        write(temporary)
         _flush(temporary)
         _publish(temporary, path.absolute(), overwrite=overwrite)
     except FileExistsError as error:
@@ -104,6 +104,21 @@ def write_file(
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
         _remove(temporary)
+
+
+def _writer(
+    name: str, state: Any, *, drop_values: bool, shard_bytes: int | None
+) -> Callable[[Path], None]:
+    """What writes a state to a path that is free."""
+    module = _module(name)
+    if isinstance(state, ZarrValues):
+        if name != "zarr_folder":
+            raise InvalidInputError("A Zarr hierarchy as it was set is written to a .zarr only.")
+        return partial(module.write_values, state)
+    options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
+    with paused_collector():
+        flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
+    return lambda path: module.write(flat, path, drop_values=drop_values, **options)
 
 
 def check_free(

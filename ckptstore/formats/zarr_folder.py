@@ -19,7 +19,7 @@ from ckptstore.format import canonical, structure, zarr_document
 from ckptstore.format.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.structure import array_path, tag_of
-from ckptstore.lazy import LazyArray, ZarrFiles
+from ckptstore.lazy import LazyArray, ZarrFiles, ZarrValues
 from ckptstore.parallel import Buffers, gather
 from ckptstore.state import leaves, unflatten
 
@@ -38,6 +38,7 @@ DOCUMENT_BYTES_MAX = 256 << 20  # of a root with the documents of 250,000 arrays
 CHUNKS_MAX = 1_000_000  # of one array; far more than any that a commit can list
 FILES_MAX = 4_000_000
 DEPTH_MAX = 200
+NAME_BYTES_MAX = 255  # of a part of a path, as file systems have it
 METADATA, ATTRIBUTE, VERSION = "zarr.json", "ckptstore", 1
 _ROOTS = frozenset({METADATA, ".zgroup", ".zarray"})
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -60,6 +61,31 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     told = {ATTRIBUTE: {"version": VERSION, "structure": flat.root}}
     root = zarr_document.group_document(told, dict(sorted(documents.items())))
     _write_document(path, root)
+
+
+def write_values(values: ZarrValues, path: Path) -> None:
+    """Write a hierarchy as it was set, each key a file. InvalidInputError for keys that can be no file's path."""
+    path.mkdir()
+    for key in values.keys():  # noqa: SIM118 - no mapping
+        if any(
+            not part.strip(".") or len(os.fsencode(part)) > NAME_BYTES_MAX
+            for part in key.split("/")
+        ):
+            raise InvalidInputError(
+                f"The key {key!r:.200} of the Zarr hierarchy cannot be the path of a file. Read it with "
+                "ckptstore.zarr.CheckpointStore."
+            )
+        file = path / key
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("xb") as out:
+                for piece in values.pieces(key):
+                    out.write(piece)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise InvalidInputError(
+                f"The Zarr hierarchy has the key {key!r:.200} and another below it, which files cannot. Read it with "
+                "ckptstore.zarr.CheckpointStore."
+            ) from error
 
 
 def is_exported(path: Path) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptstore.zarr.store import ContentStore
 
 PIECE_BYTES = 8 << 20
+_NUMBERS = "iufc"
 
 
 class ZarrArray(IndexedArray):
@@ -31,7 +32,7 @@ class ZarrArray(IndexedArray):
     def __init__(self, store: ContentStore, path: str, *, kind: str = arrays.NDARRAY) -> None:
         with _ours(path):
             found = zarr.open_array(store, path=path, mode="r")
-        name = found.dtype.newbyteorder("=").name
+        name = _name(found.dtype)
         self.path, self.kind, self.identity = path, kind, object()
         self.dtype = name if name in ITEM_BYTES else ""
         self.shape = tuple(found.shape)
@@ -77,9 +78,7 @@ class ZarrArray(IndexedArray):
 
     def _made(self, value: Any) -> Any:
         """What was read, as the framework has it."""
-        array = np.asarray(value)
-        if array.dtype.kind not in "OSUMT" and not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
+        array = _native(value)
         if self.kind == arrays.NDARRAY or not self.dtype:
             return array if array.flags.owndata and array.flags.writeable else array.copy()
         return arrays.from_bytes(self.kind, self.dtype, array.shape, _bytes(array))
@@ -99,8 +98,18 @@ def _ours(path: str, *, passed: type[Exception] = CkptStoreError) -> Iterator[No
 
 def _bytes(value: Any) -> memoryview:
     """The bytes of an array in C order, little-endian."""
-    array = np.asarray(value)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    flat: Any = np.ascontiguousarray(_native(value)).reshape(-1).view(np.uint8)
     return memoryview(flat)
+
+
+def _native(value: Any) -> Any:
+    """An array of numbers in this machine's byte order; any other as it is."""
+    array = np.asarray(value)
+    if array.dtype.kind in _NUMBERS and not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def _name(dtype: Any) -> str:
+    """The name of a dtype, whatever its byte order."""
+    return str(dtype.newbyteorder("=").name if dtype.kind in _NUMBERS else dtype.name)

@@ -18,7 +18,9 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.format import zarr_document
 from ckptstore.format.chunks import chunks
 from ckptstore.format.dtypes import item_bytes
+from ckptstore.format.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.format.node_page import segments
+from ckptstore.lazy import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ckptstore.format.page import ArrayEntry, Bundle
     from ckptstore.objects import ObjectStore
 
+PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
 HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
 METADATA = "zarr.json"
 NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
@@ -198,6 +201,24 @@ def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
             for key, value in node.values:
                 found[join(node.path, key)] = Stored(value, nodes.segment_bytes, nodes.bundle)
     return found
+
+
+class Values(ZarrValues):
+    """The values of a checkpoint as they were set, without what a store adds to the root's document."""
+
+    def __init__(self, manifest: Manifest, catalog: Catalog) -> None:
+        self._contents = contents_of(manifest, catalog)
+        self._objects = CachedObjects(catalog.objects)
+
+    def keys(self) -> Iterator[str]:
+        """Every key of the store, in order."""
+        return iter(sorted(self._contents))
+
+    def pieces(self, key: str) -> Iterator[bytes | memoryview]:
+        """What a key holds, a piece at a time."""
+        content = self._contents[key]
+        for start in range(0, content.size, PIECE_BYTES):
+            yield content.read(self._objects, start, min(start + PIECE_BYTES, content.size))
 
 
 def documents(contents: Mapping[str, Content], objects: CachedObjects) -> Iterator[tuple[str, Any]]:

@@ -288,3 +288,55 @@ def test_neither_torch_nor_zarr_is_imported(folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "again.zarr" / "zarr.json").read_bytes() == (
         folder / "zarr.json"
     ).read_bytes()
+
+
+def test_a_hierarchy_goes_out_as_it_came_in(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "in.zarr", mode="w", attributes={"by": "us"})
+    group.create_array("g/x", data=np.arange(1000), chunks=(90,), attributes={"unit": "m"})
+    group.create_array("names", data=np.array(["a", "bc"], dtype=np.dtypes.StringDType()))
+    repo = ckptstore.init(tmp_path / "store")
+    made = repo.commit(formats.read_file(tmp_path / "in.zarr").state)
+    formats.write_file(made.zarr_values(), tmp_path / "out.zarr")
+    before, after = (dict(zarr_folder.files(tmp_path / name)) for name in ("in.zarr", "out.zarr"))
+    assert before.keys() == after.keys()
+    assert all(file.read_bytes() == after[key].read_bytes() for key, file in before.items())
+    assert repo.commit(formats.read_file(tmp_path / "out.zarr").state).new_bytes == 0
+    with pytest.raises(ckptstore.InvalidInputError, match=r"\.zarr only"):
+        formats.write_file(made.zarr_values(), tmp_path / "out.npz")
+    with pytest.raises(
+        ckptstore.InvalidInputError, match="'names' has elements that only Zarr knows"
+    ):
+        formats.write_file(repo.checkout("main", lazy=True), tmp_path / "out.npz")
+    assert repo.checkout("main")["names"].tolist() == ["a", "bc"]
+
+
+def test_a_checkpoint_that_holds_more_than_a_hierarchy_has_no_such_form(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    assert repo.commit({"w": np.ones(3)}).zarr_values() is None
+    for state in ({"lr": 0.1}, {"w": np.ones(3)}):
+        repo.commit(state)
+        with repo.session("main") as session:
+            zarr.open_group(session.store).create_array(f"x{len(repo.log())}", data=np.arange(3))
+            assert session.commit().zarr_values() is None
+
+
+@pytest.mark.parametrize("key", ["../out", "a/../../out", "./a", "a/..", "x" * 256])
+def test_no_key_leads_out_of_the_folder(tmp_path: Path, key: str) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    with repo.session("main") as session:
+        session.store.set_sync(key, zarr.core.buffer.cpu.Buffer.from_bytes(b"out"))
+        made = session.commit()
+    with pytest.raises(ckptstore.InvalidInputError, match="path of a file"):
+        formats.write_file(made.zarr_values(), tmp_path / "x.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_keys_below_keys_are_refused(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    with repo.session("main") as session:
+        for key in ("a", "a/b"):
+            session.store.set_sync(key, zarr.core.buffer.cpu.Buffer.from_bytes(b"x"))
+        made = session.commit()
+    with pytest.raises(ckptstore.InvalidInputError, match="another below it"):
+        formats.write_file(made.zarr_values(), tmp_path / "x.zarr")
+    assert not (tmp_path / "x.zarr").exists()

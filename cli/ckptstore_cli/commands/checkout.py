@@ -86,7 +86,7 @@ def checkout(
         checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
     )
     formats.check_free(path, overwrite=force, shard_bytes=shard_bytes)
-    state = _state(repo, checkpoint, array, include, exclude)
+    state = _state(repo, checkpoint, path, array, include, exclude)
     formats.write_file(
         state, path, overwrite=force, drop_values=drop_values, shard_bytes=shard_bytes
     )
@@ -108,15 +108,20 @@ def default_file(checkpoint: Checkpoint, *, suffix: str = ".pt") -> Path:
 def _state(
     repo: Repository,
     checkpoint: Checkpoint,
+    path: Path,
     array: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> Any:
-    """What to write, with arrays that are read only as they are written."""
+    """What to write, with arrays that are read only as they are written; to a .zarr, a hierarchy as it was set."""
     from ckptstore import formats
 
     if array is not None:
         return formats.named({array: checkpoint.array(array)})
+    if path.suffix.lower() == ".zarr" and not (include or exclude):
+        values = checkpoint.zarr_values()
+        if values is not None:
+            return values
     return repo.checkout(checkpoint.id, include=include or None, exclude=exclude or None, lazy=True)
 
 
