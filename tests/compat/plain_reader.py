@@ -311,10 +311,8 @@ def build(node: Any, array: Callable[[str, str], Array], depth: int) -> Any:
             return array(str(node.get("tied", node["tensor"])), "tensor")
         case ["ndarray"] | ["ndarray", "tied"]:
             return array(str(node.get("tied", node["ndarray"])), "ndarray")
-        case ["zarr"]:
-            return array(str(node["zarr"]), "zarr")
-        case ["zarr_tensor"]:
-            return array(str(node["zarr_tensor"]), "zarr")
+        case ["zarr"] | ["zarr_tensor"]:
+            return array(str(*node.values()), "zarr")
         case ["type", "value"]:
             return Typed(node["type"], build(node["value"], array, depth + 1))
         case [tag] if tag in SCALARS:
