@@ -69,6 +69,10 @@ class Catalog:
             and self._storage.size(key_of(id, EXPIRED)) is not None
         )
 
+    def is_live(self, id: Digest) -> bool:
+        """True for a checkpoint whose arrays are there, unless a gc has condemned it."""
+        return self._storage.size(key_of(id)) is not None
+
     def refuse_expired(self, id: Digest) -> None:
         """Raise ExpiredError, which says when and why, for a checkpoint whose arrays are gone."""
         if self.is_expired(id):

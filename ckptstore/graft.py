@@ -1,16 +1,18 @@
 """Graft: the structure of a state when some of its arrays are gone, and arrays from Zarr have come.
 
 An array that was written to through Zarr stays where it was in the state. A new one comes into the dicts that its node's path
-names; where these lead into something that is no dict, it lies in the outermost dict, under its whole path.
+names; where these lead into something that is no dict, it lies in the outermost dict, under its whole path. No array that stays
+ever makes room for it.
 """
 
 from __future__ import annotations
 
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.structure import DEPTH_MAX, ZARR, array_path, tag_of
-from ckptstore.state import NOTHING, ROOT, leaves, node_segments
+from ckptstore.state import NOTHING, ROOT, leaves, node_segments, unkey
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -38,16 +40,20 @@ def graft(
     walk = _Graft(kept, converted, listed)
     made = walk.node(root)
     new = listed - walk.placed
-    if new == {""}:
+    if "" in new:
         return {"zarr": ROOT}
+    if made is NOTHING:
+        made = {"dict": []}
+    if new and not _is_dict(made):
+        made = {"dict": [] if made is None else [[ROOT, made]]}
     if not _is_dict(made):
-        made = {"dict": [] if made is NOTHING or made is None else [[ROOT, made]]}
+        return made
     hidden = _below_arrays(listed)
     insert = _Insert(made)
-    for path in sorted(path for path in groups if path and path not in hidden):
-        insert.node(path, {"dict": []})
     for path in sorted(path for path in new if path and path not in hidden):
-        insert.node(path, {"zarr": path})
+        insert.array(path)
+    for path in sorted(path for path in groups if path):
+        insert.group(path)
     return made
 
 
@@ -121,37 +127,75 @@ class _Insert:
 
     def __init__(self, root: Node) -> None:
         self.root = root
-        self.known: dict[
-            int, dict[str, list[Node]]
-        ] = {}  # by id of a list of pairs: these, by segment
+        self.known: dict[int, _Dict] = {}
 
-    def node(self, path: str, node: Node) -> None:
-        """Put a node where its path says; a dict that is there already stays."""
-        segments = path.split("/")
-        if len(segments) > DEPTH_MAX - 2:
-            raise InvalidInputError(
-                f"{shown(path)} lies in more than {DEPTH_MAX - 2} groups; a checkpoint has no place for that."
-            )
-        pairs = self.root[tag_of(self.root)]
-        for segment in segments[:-1]:
-            pair = self.pair(pairs, segment, {"dict": []})
-            if not _is_dict(pair[1]):
-                pairs, segments = self.root[tag_of(self.root)], [path]
-                break
-            pairs = pair[1][tag_of(pair[1])]
-        pair = self.pair(pairs, segments[-1], node)
-        if "zarr" in node or not _is_dict(pair[1]):
-            pair[1] = node
+    def array(self, path: str) -> None:
+        """Put an array where its path says; plain values that are in its place go, other arrays stay."""
+        names = _names(path)
+        place = self.inside(names[:-1])
+        self.put(*((self.root, path) if place is None else (place, names[-1])), path)
 
-    def pair(self, pairs: list[list[Node]], segment: str, new: Node) -> list[Node]:
-        """The pair of a dict whose key has this path segment; a new one when there is none."""
-        if id(pairs) not in self.known:
-            self.known[id(pairs)] = dict(zip(node_segments(pairs), pairs, strict=True))
-        known = self.known[id(pairs)]
-        if segment not in known:
-            known[segment] = [segment, new]
-            pairs.append(known[segment])
-        return known[segment]
+    def put(self, place: Node, name: str, path: str) -> None:
+        """Put an array under a name, or one like it where another array has that."""
+        found = self.dict(place)
+        pair = found.pair(name)
+        if pair is None or any(array_path(leaf) is not None for _, leaf in leaves(pair[1])):
+            found.add(name, {"zarr": path})
+        else:
+            pair[1] = {"zarr": path}
+
+    def group(self, path: str) -> None:
+        """Have a dict where a group's path says, unless something else is there."""
+        self.inside(_names(path))
+
+    def inside(self, names: Iterable[str]) -> Node | None:
+        """The dict that a path leads to, new where it led to nothing; None where it leads to what is no dict."""
+        node = self.root
+        for name in names:
+            found = self.dict(node)
+            pair = found.pair(name) or found.add(name, {"dict": []})
+            node = pair[1]
+            if not _is_dict(node):
+                return None
+        return node
+
+    def dict(self, node: Node) -> _Dict:
+        """What is known of a dict."""
+        if id(node) not in self.known:
+            self.known[id(node)] = _Dict(node)
+        return self.known[id(node)]
+
+
+class _Dict:
+    """The pairs of a dict node, by path segment and by key."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node  # which keeps its id its own
+        self.pairs = node[tag_of(node)]
+        self.by_segment = dict(zip(node_segments(self.pairs), self.pairs, strict=True))
+        self.by_key = {unkey(pair[0]): pair for pair in self.pairs}
+
+    def pair(self, name: str) -> list[Node] | None:
+        """What the name of a node stands for: a path segment, or else a key, as a name may be no escaped one."""
+        return self.by_segment.get(name) or self.by_key.get(name)
+
+    def add(self, name: str, node: Node) -> list[Node]:
+        """A new pair under a name that is not taken, else with a number behind it."""
+        tries = chain([name], (f"{name}_{number}" for number in count(2)))
+        key = next(key for key in tries if self.pair(key) is None)
+        pair = [key, node]
+        self.pairs.append(pair)
+        self.by_key[key] = pair
+        return pair
+
+
+def _names(path: str) -> list[str]:
+    names = path.split("/")
+    if len(names) > DEPTH_MAX - 2:
+        raise InvalidInputError(
+            f"{shown(path)} lies in more than {DEPTH_MAX - 2} groups; a checkpoint has no place for that."
+        )
+    return names
 
 
 def _is_dict(node: Node) -> bool:

@@ -243,8 +243,12 @@ class Repository:
 
         def make() -> Checkpoint:
             newest = self._oplog.newest()
-            staged.check_there()  # what is there now, and was not condemned, stays
-            written = write(staged)
+            staged.check_there()  # what is there now, and is not condemned from now on, stays
+            try:
+                written = write(staged)
+            except CorruptError:
+                staged.check_there()  # a gc took it meanwhile
+                raise
             manifest = describe(
                 pages=written.pages,
                 structure=written.structure,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.collector import paused_collector
 from ckptstore.digest import Digest
+from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format import structure, zarr_document
 from ckptstore.format.manifest import PageRef
 from ckptstore.format.node_page import NodePage, Value, ZarrNode
@@ -88,6 +89,11 @@ def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
 
 
 def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> structure.Node:
+    for path in sorted(layout.kept & nodes.arrays):
+        raise InvalidInputError(
+            f"{shown(path)} is the path of an array of the state, which Zarr shows as {shown(zarr_document.node_path(path))}. "
+            "Give the new Zarr array another name."
+        )
     root = staged.catalog.structure(staged.manifest) if staged.manifest else {"dict": []}
     return graft(
         root,

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import SupportsIndex
 
+    from zarr.core.buffer import BufferPrototype
+
     from ckptstore.lazy import ZarrFiles
-    from ckptstore.zarr.contents import CachedObjects, Contents
+    from ckptstore.zarr.contents import CachedObjects, Content, Contents
     from ckptstore.zarr.staged import Staged
 
 
@@ -140,6 +142,17 @@ class SessionStore(ContentStore):
 
     def _objects(self) -> CachedObjects:
         return self._session.staged().objects
+
+    def _read(
+        self,
+        key: str,
+        content: Content,
+        start: int,
+        stop: int,
+        prototype: BufferPrototype | None,
+    ) -> Buffer:
+        with self._session.staged().reading():
+            return super()._read(key, content, start, stop, prototype)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Stage a value."""

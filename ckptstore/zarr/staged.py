@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from ckptstore.zarr.contents import CachedObjects, Contents, Held, Stored, conte
 from ckptstore.zarr.layout import array_of
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ckptstore.catalog import Catalog
@@ -45,6 +47,10 @@ class Staged:
         self._held_bytes = 0
         self._sorted: list[str] | None = None
         self._lock = RLock()
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Say that the head expired when it did so while it was read."""
+        return nullcontext() if self.head is None else self.catalog.reading(self.head)
 
     def keys(self) -> list[str]:
         """Every key, sorted."""
@@ -109,7 +115,12 @@ class Staged:
         return Value(len(data), tuple(self._put(part) for part in parts))
 
     def check_there(self) -> None:
-        """Raise ConflictError when a gc has deleted what was put."""
+        """Raise ConflictError when a gc has deleted what was put, or given up the head."""
+        if self.head is not None and not self.catalog.is_live(self.head):
+            raise ConflictError(
+                f"Checkpoint {self.head.short}, from which this session began, expired meanwhile. Write the changes again in a "
+                "new session."
+            )
         for digest, size in self.relied.items():
             if not self.catalog.objects.has(digest, size=size):
                 raise ConflictError(

@@ -1,0 +1,108 @@
+"""Sessions beside a gc: what they rely on is there when they are committed, or they are told that it is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import zarr
+
+import ckptstore
+from ckptstore.retention import MaxToKeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ckptstore.zarr import Session
+
+BIG = np.arange(100_000.0)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> ckptstore.Repository:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
+    repo.commit({"old": BIG}, step=1)
+    return repo
+
+
+def replace_branch(repo: ckptstore.Repository) -> None:
+    repo.commit({"other": np.zeros(3)}, step=2)
+
+
+def delete_branch(repo: ckptstore.Repository) -> None:
+    repo.delete_branch("main")
+
+
+def write_one(session: Session) -> None:
+    zarr.open_group(session.store).create_array("new", data=np.arange(3))
+
+
+def write_over(session: Session) -> None:
+    zarr.open_group(session.store)["old"][5] = 0
+
+
+def write_nothing(session: Session) -> None:
+    del session
+
+
+@pytest.mark.parametrize("write", [write_one, write_over, write_nothing])
+@pytest.mark.parametrize("lose", [replace_branch, delete_branch])
+def test_a_session_whose_beginning_expired_is_a_conflict_and_never_a_checkpoint_without_arrays(
+    lose: Callable[[ckptstore.Repository], None],
+    write: Callable[[Session], None],
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session() as session:
+        write(session)
+        lose(repo)
+        repo.gc(MaxToKeep(1), grace=0)
+        with pytest.raises(ckptstore.ConflictError, match="expired"):
+            session.commit(retry=True)
+    assert repo.verify().ok
+    with repo.session() as session:
+        write_one(session)
+        session.commit()
+    assert repo.verify().ok
+
+
+def test_what_a_session_reads_after_its_beginning_expired_says_so(
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session() as session:
+        group = zarr.open_group(session.store)
+        replace_branch(repo)
+        repo.gc(MaxToKeep(1), grace=0)
+        with pytest.raises(ckptstore.ExpiredError):
+            _ = group["old"][:]
+
+
+def test_a_session_that_lost_its_objects_to_a_gc_that_ran_to_its_end_is_a_conflict(
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session("other") as session:
+        zarr.create_array(session.store, name="big", data=BIG, chunks=(50_000,), compressors=None)
+        repo.gc(MaxToKeep(1), grace=0)
+        with pytest.raises(ckptstore.ConflictError, match="gc took"):
+            session.commit(retry=True)
+    assert repo.verify().ok
+
+
+def test_chunks_that_a_session_found_in_a_checkpoint_that_then_expires_are_not_lost(
+    repo: ckptstore.Repository,
+) -> None:
+    """Equal chunks are not written again, so a session may rely on those of a checkpoint that is not its own."""
+    with repo.session("other") as session:
+        group = zarr.open_group(session.store)
+        group.create_array("same", data=BIG, chunks=(8_192,), compressors=None)
+        replace_branch(repo)
+        repo.gc(MaxToKeep(1), grace=0)
+        with pytest.raises(ckptstore.ConflictError, match="gc took"):
+            session.commit()
+    with repo.session("other") as session:
+        group = zarr.open_group(session.store)
+        group.create_array("same", data=BIG, chunks=(8_192,), compressors=None)
+        session.commit()
+    np.testing.assert_array_equal(repo.checkout("other")["same"], BIG)
+    assert repo.verify().ok
