@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ckptstore.arrays import NDARRAY
 from ckptstore.checkpoint_array import CheckpointArray, kind_of
 from ckptstore.encoded import encoded_entries
 from ckptstore.errors import CorruptError, NotFoundError, shown
@@ -17,10 +18,13 @@ from ckptstore.state import ROOT, leaves
 if TYPE_CHECKING:
     from ckptstore.catalog import Catalog
     from ckptstore.checkpoint_array import IndexedArray
+    from ckptstore.diff import StoredArray
     from ckptstore.digest import Digest
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.node_page import EncodedEntry
     from ckptstore.zarr.store import CheckpointStore
+
+ZARR_TAG = "zarr"
 
 
 class ArrayOpener:
@@ -63,11 +67,15 @@ class ArrayOpener:
                         )
         raise CorruptError(f"The structure names {path!r:.200}, which no page lists. Run verify.")
 
+    def bytes_of(self, array: StoredArray) -> IndexedArray:
+        """An array that a diff names, to be read run by run."""
+        return self.open(array.path, ZARR_TAG if array.is_encoded else NDARRAY)
+
     def encoded_entries(self) -> dict[str, EncodedEntry]:
         """The arrays that came in through Zarr, by path in the state."""
         with self._catalog.reading(self._id):
             found = encoded_entries(self._manifest, self._catalog)
-        return {path or ROOT: entry for path, entry in found.items()}
+        return {path or ROOT: replace(entry, path=path or ROOT) for path, entry in found.items()}
 
     def _zarr(self, path: str, kind: str) -> IndexedArray:
         from ckptstore.zarr.array import ZarrArray

@@ -29,6 +29,7 @@ from ckptstore.reader import read_bundle
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from ckptstore.array_opener import ArrayOpener
     from ckptstore.diff import ArrayChange, Diff, StoredArray
     from ckptstore.digest import Digest
     from ckptstore.objects import ObjectStore
@@ -48,15 +49,27 @@ INTEGER_MAX = 2.0**53  # up to here doubles hold every integer
 _SQUARES_MIN = {"float32": 1e-27, "float64": 1e-290}  # sums below lose digits to underflow
 
 
-def measure(diff: Diff, *, before: ObjectStore, after: ObjectStore) -> Diff:
-    """The diff with the numbers of every array of the same dtype and shape that changed, or may have."""
+def measure(
+    diff: Diff,
+    *,
+    before: ObjectStore,
+    after: ObjectStore,
+    openers: tuple[ArrayOpener, ArrayOpener],
+) -> Diff:
+    """The diff with the numbers of every array of the same dtype and shape that changed, or may have.
+
+    openers: of the arrays of each side, for those that came in through Zarr.
+    """
     pairs: dict[Key, _Pair] = {}
     keys: dict[str, Key] = {}
+    decoded: dict[str, Numbers] = {}
     for change in diff.arrays:
         if change.kind in ("changed", "undecided"):
             pair = _Pair.of(change)
             if pair.before.is_encoded or pair.after.is_encoded:
-                continue  # only zarr-python can decode it
+                if change.after and change.after.dtype in ITEM_BYTES:
+                    decoded[change.path] = _decoded(pair, openers)
+                continue
             keys[change.path] = pair.key  # tied arrays are measured once
             pairs.setdefault(pair.key, pair)
     totals = {key: _Sums() for key in pairs}
@@ -65,7 +78,19 @@ def measure(diff: Diff, *, before: ObjectStore, after: ObjectStore) -> Diff:
     numbers = {
         key: total.numbers(math.prod(pairs[key].before.shape)) for key, total in totals.items()
     }
-    return diff.with_numbers({path: numbers[key] for path, key in keys.items()})
+    return diff.with_numbers({path: numbers[key] for path, key in keys.items()} | decoded)
+
+
+def _decoded(pair: _Pair, openers: tuple[ArrayOpener, ArrayOpener]) -> Numbers:
+    """The numbers of an array of which zarr-python decodes a side, a piece at a time."""
+    before, after = openers[0].bytes_of(pair.before), openers[1].bytes_of(pair.after)
+    total = _Sums()
+    for start, size in before.pieces():
+        one, other = (memoryview(bytearray(size)) for _ in range(2))
+        before.read_into(one, start)
+        after.read_into(other, start)
+        total.add(sums_of(before.dtype, one, other))
+    return total.numbers(math.prod(before.shape))
 
 
 @dataclass(slots=True)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import SupportsIndex
 
+    from ckptstore.array_opener import ArrayOpener
     from ckptstore.diff import Diff, Source
     from ckptstore.digest import Digest
     from ckptstore.follow import Follower
@@ -425,8 +426,8 @@ class Repository:
                 raise InvalidInputError("Pass a revision of the other repository, or a state.")
             other, b = self._holding(b, beside=a), DEFAULT_BRANCH
         other = self if other is None else other
-        reading, source, objects = self._side(a)
-        other_reading, other_source, other_objects = other._side(b)  # noqa: SLF001 - one of us
+        reading, source, opener = self._side(a)
+        other_reading, other_source, other_opener = other._side(b)  # noqa: SLF001 - one of us
         with reading, other_reading:
             with paused_collector():
                 found = compare(source, other_source, selection, decode=_decoded)
@@ -434,7 +435,12 @@ class Repository:
                 return found
             from ckptstore.numeric import measure
 
-            return measure(found, before=objects, after=other_objects)
+            return measure(
+                found,
+                before=self._objects,
+                after=other._objects,  # noqa: SLF001
+                openers=(opener, other_opener),
+            )
 
     def follow(self, branch: str = DEFAULT_BRANCH, *, poll_seconds: float = 1.0) -> Follower:
         """Follow a branch that others commit to: wait for new checkpoints, and keep a model at the newest.
@@ -589,19 +595,20 @@ class Repository:
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
         )
 
-    def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ObjectStore]:
+    def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""
+        from ckptstore.array_opener import ArrayOpener
         from ckptstore.diff import Source
-        from ckptstore.encoded import encoded_entries
 
         id, manifest = self._readable(rev)
+        opener = ArrayOpener(id, manifest, self._catalog)
         source = Source(
             manifest=manifest,
             load_pages=lambda refs: self._catalog.pages(replace(manifest, pages=tuple(refs))),
             load_structure=lambda: self._catalog.structure(manifest),
-            load_encoded=lambda: encoded_entries(manifest, self._catalog),
+            load_encoded=opener.encoded_entries,
         )
-        return self._catalog.reading(id), source, self._objects
+        return self._catalog.reading(id), source, opener
 
     def _holding(self, value: object, *, beside: str) -> Repository:
         """A repository whose only checkpoint holds a state, cut into chunks as here.

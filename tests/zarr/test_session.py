@@ -286,8 +286,28 @@ def test_diff_names_zarr_arrays(repo: ckptstore.Repository) -> None:
     found = repo.diff("main~1", "main", numeric=True)
     assert [change.path for change in found.arrays] == ["curves/loss"]
     assert found.arrays[0].kind == "changed"
+    numbers = found.arrays[0].numbers
+    assert numbers is not None
+    assert (numbers.max_abs, numbers.changed_share) == (5, 1 / 7)
     assert found.unchanged == 5
     assert repo.diff("main", "main").is_empty
+
+
+def test_a_numeric_diff_tells_that_an_array_is_the_same_in_other_codecs(
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session("other") as session:
+        group = zarr.open_group(session.store, mode="w")
+        group.create_array("model/weight", data=WEIGHT, chunks=(50, 33))
+        group.create_array("model/bias", data=np.arange(5.0, dtype="f4") + 1)
+        session.commit()
+    found = repo.diff("main", "other", include="model")
+    assert [change.path for change in found.undecided] == ["model/bias", "model/weight"]
+    found = repo.diff("main", "other", include="model", numeric=True)
+    assert [change.path for change in found.changed] == ["model/bias"]
+    assert found.changed[0].numbers is not None
+    assert found.changed[0].numbers.max_abs == 1
+    assert found.unchanged == 1
 
 
 def test_a_seed_takes_zarr_arrays_under_other_names(repo: ckptstore.Repository) -> None:
