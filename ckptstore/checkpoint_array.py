@@ -145,7 +145,7 @@ class CheckpointArray(IndexedArray):
                 for (position, _, _), step, length in zip(parts, steps, self.shape, strict=True)
             )
             inside = tuple(part[1] for part in parts)
-            target = made[tuple(part[2] for part in parts)]
+            target = made[(*(part[2] for part in parts), ...)]  # also of 0 axes a view
             yield partial(self._copy, entry.digests[number], shape, inside, target)
 
     def _copy(

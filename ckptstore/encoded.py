@@ -8,7 +8,8 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import CorruptError
+from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.format import canonical
 from ckptstore.format.chunks import DIMENSIONS_MAX
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.node_page import EncodedEntry, segments
@@ -42,7 +43,7 @@ def _entries(node: ZarrNode, page: NodePage, catalog: Catalog) -> Iterator[Encod
     key = next((key for key in (METADATA, METADATA_V2) if key in values), None)
     if key is None:
         return
-    document = _parsed(_read(values[key], page, catalog))
+    document = _parsed(_read(f"{node.path}/{key}", values[key], page, catalog))
     if key == METADATA and document.get("node_type") != "array":
         return
     sizes = {key: tuple(_sizes(value, page)) for key, value in node.values}
@@ -63,16 +64,32 @@ def _sizes(value: Value, page: NodePage) -> Iterable[int]:
     return (size for _, size in segments(value, page.segment_bytes))
 
 
-def _read(value: Value, page: NodePage, catalog: Catalog) -> bytes:
-    """The bytes of a document."""
-    if value.offset is not None and page.bundle is not None:
-        data = memoryview(bytearray(value.size))
-        catalog.objects.read_range(
-            page.bundle.digest, data, start=value.offset, expected=value.digests[0]
+def check_document(key: str, data: bytes, *, size: int) -> None:
+    """Raise InvalidInputError for a document with more in it than anybody wants to parse. size: its bytes, all of which may not be read yet."""
+    try:
+        canonical.check_size(data, name=f"The Zarr document {key!r:.200}")
+    except CorruptError as error:
+        raise InvalidInputError(f"{error} Consolidated metadata can be left out.") from error
+    if size > canonical.DOCUMENT_BYTES_MAX:
+        raise InvalidInputError(
+            f"The Zarr document {key!r:.200} has {size} bytes; one has at most {canonical.DOCUMENT_BYTES_MAX}. "
+            "Consolidated metadata can be left out."
         )
-        return bytes(data)
+
+
+def _read(key: str, value: Value, page: NodePage, catalog: Catalog) -> bytes:
+    """The bytes of a document."""
+    check_document(key, b"", size=value.size)
+    if value.offset is not None and page.bundle is not None:
+        part = memoryview(bytearray(value.size))
+        catalog.objects.read_range(
+            page.bundle.digest, part, start=value.offset, expected=value.digests[0]
+        )
+        return bytes(part)
     parts = segments(value, page.segment_bytes)
-    return b"".join(catalog.objects.get(digest, bytes_max=size) for digest, size in parts)
+    data = b"".join(catalog.objects.get(digest, bytes_max=size) for digest, size in parts)
+    check_document(key, data, size=value.size)
+    return data
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

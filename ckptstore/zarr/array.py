@@ -10,9 +10,11 @@ import numpy as np
 import zarr
 
 from ckptstore import arrays
+from ckptstore.basic_index import wanted
 from ckptstore.checkpoint_array import IndexedArray
 from ckptstore.errors import CkptStoreError, CorruptError
 from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.reader import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +46,16 @@ class ZarrArray(IndexedArray):
         """Bytes of all elements, decoded."""
         return math.prod(self.shape) * int(self._array.dtype.itemsize)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: object) -> Any:
         """Read a part."""
-        with _ours(self.path, passed=IndexError):
-            return self._made(self._array[index])
+        chosen = wanted(index, self.shape)
+        check_memory([math.prod(chosen.shape) * int(self._array.dtype.itemsize)])
+        with _ours(self.path):
+            found = np.asarray(self._array[tuple(map(_ascending, chosen.ranges))])
+            backwards = tuple(slice(None, None, -1 if r.step < 0 else 1) for r in chosen.ranges)
+            if any(part.step < 0 for part in backwards):
+                found = found[backwards].copy()
+            return self._made(found).reshape(chosen.shape)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`."""
@@ -84,12 +92,18 @@ class ZarrArray(IndexedArray):
         return arrays.from_bytes(self.kind, self.dtype, array.shape, _bytes(array))
 
 
+def _ascending(part: range) -> slice:
+    """The same elements as zarr-python takes them, from first to last."""
+    found = part if part.step > 0 else part[::-1]
+    return slice(found.start, found.stop, found.step) if found else slice(0, 0)
+
+
 @contextmanager
-def _ours(path: str, *, passed: type[Exception] = CkptStoreError) -> Iterator[None]:
-    """Make an error of ours of what zarr-python or a codec raises. passed: what stays as it is."""
+def _ours(path: str) -> Iterator[None]:
+    """Make an error of ours of what zarr-python or a codec raises."""
     try:
         yield
-    except (CkptStoreError, passed):
+    except CkptStoreError:
         raise
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]

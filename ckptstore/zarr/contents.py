@@ -14,13 +14,15 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ckptstore.encoded import check_document
 from ckptstore.errors import InvalidInputError
-from ckptstore.format import zarr_document
+from ckptstore.format import canonical, zarr_document
 from ckptstore.format.chunks import chunks
 from ckptstore.format.dtypes import item_bytes
 from ckptstore.format.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.format.node_page import segments
 from ckptstore.lazy import ZarrValues
+from ckptstore.reader import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -134,6 +136,7 @@ class Stored:
         if value.offset is not None and self.bundle is not None:
             data = objects.whole(self.bundle.digest, self.bundle.size)
             return data[value.offset + start : value.offset + stop]
+        check_memory([stop - start])
         made = memoryview(bytearray(stop - start))
         begin = 0
         for digest, size in segments(value, self.segment_bytes):
@@ -227,17 +230,27 @@ def documents(contents: Mapping[str, Content], objects: CachedObjects) -> Iterat
     for path in sorted(paths):
         content = contents[join(path, METADATA)]
         refuse_pickle(join(path, METADATA), content, objects)
-        document = parsed(content.read(objects, 0, content.size))
+        document = parsed(document_bytes(path, content, objects))
         if document is not None:
             yield path, document
+
+
+def document_bytes(key: str, content: Content, objects: CachedObjects) -> bytes:
+    """The bytes of a document. InvalidInputError for more than anybody wants to parse, before they are read."""
+    data = b""
+    if content.size <= canonical.DOCUMENT_BYTES_MAX:
+        data = bytes(content.read(objects, 0, content.size))
+    check_document(key, data, size=content.size)
+    return data
 
 
 def refuse_pickle(key: str, content: Content, objects: CachedObjects) -> None:
     """Raise InvalidInputError for the document of an array whose codecs unpickle: reading it could run code."""
     if key.rpartition("/")[2] not in ARRAY_DOCUMENTS:
         return
-    data = bytes(content.read(objects, 0, content.size))
-    if b"pickle" not in data.lower() and b"\\u" not in data:
+    data = document_bytes(key, content, objects)
+    # Only an escape, or an encoding with zeros (UTF-16), can spell it otherwise.
+    if b"pickle" not in data.lower() and b"\\u" not in data and b"\0" not in data:
         return
     try:
         document = json.loads(data)
@@ -251,7 +264,7 @@ def refuse_pickle(key: str, content: Content, objects: CachedObjects) -> None:
 
 
 def _names_pickle(document: object) -> bool:
-    """True when a codec, at any depth, has pickle in its name; attributes may hold anything."""
+    """True when a codec, at any depth, has pickle in its name; a node's attributes may hold anything."""
     left = [document]
     while left:
         found = left.pop()
@@ -259,7 +272,8 @@ def _names_pickle(document: object) -> bool:
             names = (found.get("id"), found.get("name"))
             if any(isinstance(name, str) and "pickle" in name.lower() for name in names):
                 return True
-            left.extend(value for key, value in found.items() if key != "attributes")
+            is_node = isinstance(found.get("zarr_format"), int)
+            left.extend(value for key, value in found.items() if key != "attributes" or not is_node)
         elif isinstance(found, list):
             left.extend(found)
     return False

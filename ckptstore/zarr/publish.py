@@ -24,6 +24,8 @@ from ckptstore.zarr.contents import (
     Made,
     Stored,
     above,
+    document_bytes,
+    join,
     parsed,
 )
 from ckptstore.zarr.layout import lay_out
@@ -157,7 +159,7 @@ class NodeWriter:
         page = self._unchanged(nodes) or self._made(nodes)
         arrays = 0
         for path, contents in nodes:
-            kind = self._kind(contents)
+            kind = self._kind(path, contents)
             arrays += kind == "array"
             if kind:
                 (self.arrays if kind == "array" else self.groups).add(path)
@@ -198,7 +200,7 @@ class NodeWriter:
     def _bundled(self, data: bytes, offset: int) -> Value:
         return Value(len(data), (Digest.of(data),), offset)
 
-    def _kind(self, contents: Sequence[tuple[str, Content]]) -> str:
+    def _kind(self, path: str, contents: Sequence[tuple[str, Content]]) -> str:
         """What a node is: "array", "group" or, without a document that says so, ""."""
         for key, content in contents:
             if key == ".zarray":
@@ -206,7 +208,7 @@ class NodeWriter:
             if key == ".zgroup":
                 return "group"
             if key in NODE_DOCUMENTS:
-                document = parsed(content.read(self.staged.objects, 0, content.size))
+                document = parsed(document_bytes(join(path, key), content, self.staged.objects))
                 if document is not None:
                     return str(document["node_type"])
         return ""

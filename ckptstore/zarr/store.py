@@ -28,6 +28,7 @@ from ckptstore.zarr.contents import (
     Contents,
     Made,
     contents_of,
+    document_bytes,
     documents,
     join,
     parsed,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from ckptstore.format.manifest import Manifest
     from ckptstore.zarr.contents import Content
 
+
+CONSOLIDATED_BYTES_MAX = 64 << 20  # documents that are put into the root's; of about 100,000 arrays
 
 assert dtypes.ALL, "importing them is what makes zarr-python know them"
 
@@ -208,7 +211,7 @@ class CheckpointStore(ContentStore):
     def is_array(self, path: str) -> bool:
         """True when there is an array at this path."""
         found = self._contents().get(join(path, METADATA))
-        document = parsed(found.read(self._cached, 0, found.size)) if found else None
+        document = parsed(document_bytes(path, found, self._cached)) if found else None
         is_v2 = join(path, ".zarray") in self._contents()
         return is_v2 or (document is not None and document["node_type"] == "array")
 
@@ -245,14 +248,22 @@ class CheckpointStore(ContentStore):
         root = found.get(METADATA)
         if root is None:
             return
-        document = parsed(root.read(self._cached, 0, root.size))
+        document = parsed(document_bytes(METADATA, root, self._cached))
         if document is None or document["node_type"] != "group":
             return
         others = {key: content for key, content in found.items() if key != METADATA}
+        told = document.get("attributes", {})
+        attributes = {
+            **(told if isinstance(told, dict) else {}),
+            **facts(self._id, self._manifest),
+        }
+        size = sum(item.size for key, item in others.items() if key.endswith(f"/{METADATA}"))
 
         def make() -> dict[str, Any]:
-            attributes = {**document.get("attributes", {}), **facts(self._id, self._manifest)}
-            return zarr_document.group_document(attributes, dict(documents(others, self._cached)))
+            is_small = size <= CONSOLIDATED_BYTES_MAX
+            return zarr_document.group_document(
+                attributes, dict(documents(others, self._cached)) if is_small else None
+            )
 
         found[METADATA] = Made(make)
 
