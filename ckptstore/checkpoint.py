@@ -137,12 +137,11 @@ class Checkpoint:
         """The checkpoint as a read-only Zarr group, whose arrays are read as they are indexed.
 
         Its attributes tell the checkpoint's id, step, metrics, message and time. zarr-python, dask and xarray can open it.
+        NotFoundError when it is no group but an array, which `array` reads.
         """
-        import zarr
+        from ckptstore.zarr.store import CheckpointStore, open_group
 
-        from ckptstore.zarr.store import CheckpointStore
-
-        return zarr.open_group(CheckpointStore.of(self.id, self._catalog), mode="r")
+        return open_group(CheckpointStore.of(self.id, self._catalog))
 
     def zarr_values(self) -> ZarrValues | None:
         """A checkpoint that is nothing but a Zarr hierarchy, key by key as it was set, for `formats.write_file`; else None."""

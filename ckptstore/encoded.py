@@ -33,17 +33,26 @@ def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEn
     return {
         entry.path: entry
         for page in catalog.node_pages(manifest)
-        for node in page.nodes
-        for entry in _entries(node, page, catalog)
+        for entry in _page_entries(page, catalog)
     }
 
 
-def _entries(node: ZarrNode, page: NodePage, catalog: Catalog) -> Iterator[EncodedEntry]:
+def _page_entries(page: NodePage, catalog: Catalog) -> Iterator[EncodedEntry]:
+    bundle = b""
+    if page.bundle:  # documents, and nothing else
+        bundle = catalog.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
+    for node in page.nodes:
+        yield from _entries(node, page, bundle, catalog)
+
+
+def _entries(
+    node: ZarrNode, page: NodePage, bundle: bytes, catalog: Catalog
+) -> Iterator[EncodedEntry]:
     values = dict(node.values)
     key = next((key for key in (METADATA, METADATA_V2) if key in values), None)
     if key is None:
         return
-    document = _parsed(_read(f"{node.path}/{key}", values[key], page, catalog))
+    document = _parsed(_read(f"{node.path}/{key}", values[key], page, bundle, catalog))
     if key == METADATA and document.get("node_type") != "array":
         return
     sizes = {key: tuple(_sizes(value, page)) for key, value in node.values}
@@ -77,17 +86,14 @@ def check_document(key: str, data: bytes, *, size: int) -> None:
         )
 
 
-def _read(key: str, value: Value, page: NodePage, catalog: Catalog) -> bytes:
+def _read(key: str, value: Value, page: NodePage, bundle: bytes, catalog: Catalog) -> bytes:
     """The bytes of a document."""
     check_document(key, b"", size=value.size)
-    if value.offset is not None and page.bundle is not None:
-        part = memoryview(bytearray(value.size))
-        catalog.objects.read_range(
-            page.bundle.digest, part, start=value.offset, expected=value.digests[0]
-        )
-        return bytes(part)
-    parts = segments(value, page.segment_bytes)
-    data = b"".join(catalog.objects.get(digest, bytes_max=size) for digest, size in parts)
+    if value.offset is not None:
+        data = bundle[value.offset : value.offset + value.size]
+    else:
+        parts = segments(value, page.segment_bytes)
+        data = b"".join(catalog.objects.get(digest, bytes_max=size) for digest, size in parts)
     check_document(key, data, size=value.size)
     return data
 

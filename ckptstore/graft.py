@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.structure import DEPTH_MAX, ZARR, array_path, tag_of
+from ckptstore.format.zarr_document import segment_of
 from ckptstore.state import NOTHING, ROOT, leaves, node_segments, unkey
 
 if TYPE_CHECKING:
@@ -102,10 +103,16 @@ class _Graft:
 
     def typed(self, node: Node) -> Node:
         """What a codec made; it needs all its arrays."""
-        listed = [path for _, leaf in leaves(node["value"]) if (path := array_path(leaf))]
-        if any(path not in self.kept and path not in self.converted for path in listed):
+        if not all(self.stays(leaf) for _, leaf in leaves(node["value"])):
             return NOTHING
         return {**node, "value": self.node(node["value"])}
+
+    def stays(self, node: Node) -> bool:
+        """False for an array that is gone."""
+        path = array_path(node)
+        if path is None or (path in self.kept and tag_of(node) not in ZARR):
+            return True
+        return (path if tag_of(node) in ZARR else self.converted.get(path)) in self.arrays
 
     def array(self, node: Node, tag: str) -> Node:
         """An array; its tie is to the first of its names that is left."""
@@ -177,7 +184,7 @@ class _Dict:
 
     def pair(self, name: str) -> list[Node] | None:
         """What the name of a node stands for: a path segment, or else a key, as a name may be no escaped one."""
-        return self.by_segment.get(name) or self.by_key.get(name)
+        return self.by_segment.get(segment_of(name)) or self.by_key.get(name)
 
     def add(self, name: str, node: Node) -> list[Node]:
         """A new pair under a name that is not taken, else with a number behind it."""

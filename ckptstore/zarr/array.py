@@ -107,7 +107,9 @@ def _ours(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptError(f"The Zarr array {path!r:.200} cannot be read: {said[:300]}") from error
+        raise CorruptError(
+            f"The Zarr array {path!r:.200} cannot be read: {said[:300].rstrip('.')}."
+        ) from error
 
 
 def _bytes(value: Any) -> memoryview:

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Self
 
+import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
 from ckptstore.catalog import Catalog
-from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, NotFoundError
 from ckptstore.format import zarr_document
 from ckptstore.format.marker import MARKER_KEY
 from ckptstore.format.page import SMALL_BYTES
@@ -36,7 +37,7 @@ from ckptstore.zarr.contents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -262,7 +263,7 @@ class CheckpointStore(ContentStore):
         def make() -> dict[str, Any]:
             is_small = size <= CONSOLIDATED_BYTES_MAX
             return zarr_document.group_document(
-                attributes, dict(documents(others, self._cached)) if is_small else None
+                attributes, dict(in_groups(documents(others, self._cached))) if is_small else None
             )
 
         found[METADATA] = Made(make)
@@ -302,6 +303,32 @@ class CheckpointStore(ContentStore):
     async def delete(self, key: str) -> None:  # noqa: ARG002
         """Refused: a checkpoint never changes."""
         self._check_writable()
+
+
+def open_group(store: CheckpointStore) -> zarr.Group:
+    """The root group. An array whose document zarr-python cannot take is an error only where that array is opened."""
+    try:
+        return zarr.open_group(store, mode="r")
+    except Exception:  # noqa: BLE001 - whatever one of the documents brings about
+        try:
+            return zarr.open_group(store, mode="r", use_consolidated=False)
+        except CkptStoreError:
+            raise
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{store!r} has no group at its root.") from error
+        except Exception as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CorruptError(f"{store!r} cannot be opened: {said[:300].rstrip('.')}.") from error
+
+
+def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Those of the nodes, in path order, that groups with documents lead to; zarr-python can consolidate no others."""
+    groups = {""}
+    for path, document in nodes:
+        if path.rpartition("/")[0] in groups and path:
+            if document["node_type"] == "group":
+                groups.add(path)
+            yield path, document
 
 
 def facts(id: Digest, manifest: Manifest) -> dict[str, Any]:

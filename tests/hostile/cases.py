@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from zarr.core.buffer import cpu
 
 import ckptstore
 from ckptstore.errors import CkptStoreError
+from ckptstore.retention import MaxToKeep
 from tests.hostile.forge import Forge
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 CPU_SECONDS = 1.0
 EXTRA_BYTES = 256 << 20
 SENTINEL = -7.0  # what a destination holds before a checkout that must not touch it
+
+GROUP = b'{"zarr_format":3,"node_type":"group"}'
 
 READING = "checkout"  # the one verb that reads everything a checkpoint needs
 
@@ -114,6 +119,37 @@ VERBS: dict[str, Callable[[World], object]] = {
     "branch": lambda world: world.repo.branch("mine"),
     "commit": lambda world: world.repo.commit({"w": torch.zeros(2)}, branch="work"),
     "undo": lambda world: world.repo.undo(),
+}
+
+
+def _zarr(world: World) -> object:
+    group = world.repo.resolve("main").zarr()
+    return group.attrs.asdict()
+
+
+def _session(world: World) -> object:
+    with world.repo.session("main") as session:
+        session.store.set_sync("new/zarr.json", cpu.Buffer.from_bytes(GROUP))
+        made = session.commit()
+    world.repo.resolve("main").values  # noqa: B018 - what was committed can be read
+    return made
+
+
+def _follow(world: World) -> object:
+    with world.repo.follow("main") as follower:
+        return follower.update({"w": torch.zeros(2), "x": np.zeros(2, np.float32)})
+
+
+# What there is beside them for checkpoints that came in through Zarr.
+ZARR_VERBS: dict[str, Callable[[World], object]] = {
+    "zarr": _zarr,
+    "lazy": lambda world: world.repo.checkout(lazy=True),
+    "array": lambda world: world.repo.resolve("main").array("x")[...],
+    "diff": lambda world: world.repo.diff("main", {"w": torch.ones(2)}, numeric=True),
+    "seed": lambda world: world.repo.branch("seeded", "main", include="x"),
+    "follow": _follow,
+    "session": _session,
+    "gc": lambda world: world.repo.gc(MaxToKeep(1), grace=0),
 }
 
 

@@ -12,6 +12,7 @@ from tests.hostile.repositories import (
     planted,
     structures,
     text,
+    zarr_nodes,
 )
 
 CASES = (
@@ -23,6 +24,7 @@ CASES = (
     *structures.CASES,
     *text.CASES,
     *planted.CASES,
+    *zarr_nodes.CASES,
     *states.CASES,
     *arguments.CASES,
     *destinations.CASES,

@@ -6,7 +6,11 @@ hook, a limit on processor time and a measured peak of memory; a case that dies 
 
 from __future__ import annotations
 
-import encodings.cp437  # noqa: F401  zipfile asks for it
+import encodings.cp437
+import encodings.utf_16_be
+import encodings.utf_16_le
+import encodings.utf_32_be
+import encodings.utf_32_le  # noqa: F401  json asks for these
 import gc
 import json
 import os
@@ -24,11 +28,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numcodecs
+import numpy as np
 import torch
+import zarr
+from zarr.core.sync import _get_loop
 
 import ckptstore
 from ckptstore.formats import read_file, write_file
-from tests.hostile.cases import CPU_SECONDS, VERBS, Case, World
+from tests.hostile.cases import CPU_SECONDS, VERBS, ZARR_VERBS, Case, World
 from tests.hostile.corpus import CASES
 from tests.hostile.forge import Forge
 from tests.hostile.seeded import SEEDED
@@ -121,6 +129,7 @@ def run(case: Case, folder: Path, say: Any) -> None:
     os.chdir(here)
     signal.alarm(GIVEN_SECONDS)
     world.given = case.given(world)
+    _get_loop()  # zarr-python's, which no fork inherits, has a pair of sockets
     guard = Guard(world.store)
     before = _everything(world)
     for name, action in case.calls.items():
@@ -274,7 +283,7 @@ def _warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         Forge(world.store, world.outside).honest()
-        for action in VERBS.values():
+        for action in (*VERBS.values(), _write_zarr, *ZARR_VERBS.values()):
             with suppress(Exception):
                 action(world)
         for name in ("x.pt", "x.safetensors"):
@@ -282,6 +291,22 @@ def _warm_up() -> None:
             write_file({"w": torch.zeros(2)}, path)
             world.repo.commit(read_file(path).state)
     warnings.simplefilter("error")
+
+
+def _write_zarr(world: World) -> None:
+    """Write Zarr arrays of all kinds, and read them."""
+    with world.repo.session("main") as session:
+        zarr.create_array(session.store, name="x", shape=(2,), shards=(2,), chunks=(1,), dtype="f4")
+        zarr.create_array(session.store, name="y", data=np.zeros(2), zarr_format=2)
+        zarr.create_array(
+            session.store, name="z", data=np.zeros(2), compressors=zarr.codecs.GzipCodec()
+        )
+        session.commit()
+    world.repo.checkout()
+    for name in ("pickle", "vlen-utf8", "msgpack2"):
+        with suppress(Exception):
+            zarr.registry.get_codec_class(name)
+        numcodecs.get_codec({"id": name})
 
 
 if __name__ == "__main__":

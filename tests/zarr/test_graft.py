@@ -257,3 +257,25 @@ def test_a_zarr_array_cannot_take_the_path_of_another_array(tmp_path: Path) -> N
         with pytest.raises(ckptstore.InvalidInputError, match="'__x'"):
             session.commit()
     assert len(repo.log()) == 1
+
+
+def test_what_a_codec_made_of_arrays_stays_when_one_was_written_to() -> None:
+    root = {"dict": [["p", {"type": "pair", "value": [{"tensor": "p/0"}, {"tensor": "p/1"}]}]]}
+    once = graft(root, kept={"p/0"}, converted={"p/1": "p/1"}, arrays={"p/1"}, groups=())
+    assert once["dict"][0][1]["value"] == [{"tensor": "p/0"}, {"zarr_tensor": "p/1"}]
+    assert graft(once, kept={"p/0"}, converted={}, arrays={"p/1"}, groups=()) == once
+    assert graft(once, kept={"p/0"}, converted={}, arrays=(), groups=()) == {"dict": []}
+
+
+def test_what_lies_under_a_name_that_zarr_shows_otherwise_stays_together(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    repo.commit({"..": {"a": np.arange(3)}, "__x": {"a": np.arange(3)}})
+    with repo.session() as session:
+        group = zarr.open_group(session.store)
+        for name in group:
+            group[name].create_array("b", data=np.arange(4))
+        session.commit()
+    assert {key: sorted(part) for key, part in repo.checkout().items()} == {
+        "..": ["a", "b"],
+        "__x": ["a", "b"],
+    }
