@@ -14,6 +14,8 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from ckptstore.encoded import check_document
 from ckptstore.errors import InvalidInputError
 from ckptstore.format import canonical, zarr_document
@@ -58,7 +60,7 @@ class CachedObjects:
     """The objects of a repository, with the last of those held that are read a part at a time."""
 
     def __init__(self, objects: ObjectStore) -> None:
-        self.store = objects
+        self.store = objects.alone()  # zarr-python reads one chunk after another, as a rule
         self._held: OrderedDict[Digest, memoryview] = OrderedDict()
         self._lock = Lock()
 
@@ -68,7 +70,7 @@ class CachedObjects:
             if digest in self._held:
                 self._held.move_to_end(digest)
                 return self._held[digest]
-        data = memoryview(bytearray(size))
+        data = _memory(size)
         self.store.read_into(digest, data)
         with self._lock:
             self._held[digest] = data
@@ -137,7 +139,7 @@ class Stored:
             data = objects.whole(self.bundle.digest, self.bundle.size)
             return data[value.offset + start : value.offset + stop]
         check_memory([stop - start])
-        made = memoryview(bytearray(stop - start))
+        made = _memory(stop - start)
         begin = 0
         for digest, size in segments(value, self.segment_bytes):
             low, high = max(start, begin), min(stop, begin + size)
@@ -178,7 +180,7 @@ class ArrayChunk:
                 return part
             return bytes(part).ljust(stop - start, b"\0")
         if (start, stop) == (0, self.size):
-            made = memoryview(bytearray(self.size))
+            made = _memory(self.size)
             objects.store.read_into(self.digest, made[: self.stored_bytes])
             return made
         part = objects.whole(self.digest, self.stored_bytes)[start:stop]
@@ -186,6 +188,12 @@ class ArrayChunk:
 
 
 Contents = dict[str, Content]
+
+
+def _memory(size: int) -> memoryview:
+    """Writable memory with whatever lies there: zeros would be written over at once."""
+    fresh: Any = np.empty(size, np.uint8)
+    return memoryview(fresh)
 
 
 def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptstore import catalog, reader, verify, writer
+from ckptstore import catalog, objects, reader, verify, writer
 from ckptstore.storage import local
 from ckptstore.zarr import publish
 
@@ -17,6 +17,7 @@ COUNTS: tuple[tuple[ModuleType, str], ...] = (
     (writer, "PUT_THREADS"),
     (publish, "PUT_THREADS"),
     (catalog, "EXPIRE_THREADS"),
+    (objects, "ALONE_THREADS"),
     (reader, "READ_THREADS"),
     (verify, "VERIFY_THREADS"),
     (local, "FLUSH_THREADS"),
