@@ -80,9 +80,10 @@ class ObjectStore:
         On an error the buffer's content is undefined: the caller must not let anyone see it.
         """
         key = key_of(digest)
-        hasher = blake3(max_threads=self._hash_threads)
+        is_alone = self._hash_threads > 1
+        hasher = blake3(max_threads=self._hash_threads) if is_alone else blake3()
         try:
-            if self._hash_threads == 1:
+            if not is_alone:
                 self._storage.read_into(key, buffer, seen=hasher.update)
             else:
                 self._storage.read_into(key, buffer)
