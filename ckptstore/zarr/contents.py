@@ -182,6 +182,7 @@ class ArrayChunk:
         if (start, stop) == (0, self.size):
             made = _memory(self.size)
             objects.store.read_into(self.digest, made[: self.stored_bytes])
+            made[self.stored_bytes :] = bytes(self.size - self.stored_bytes)
             return made
         part = objects.whole(self.digest, self.stored_bytes)[start:stop]
         return bytes(part).ljust(stop - start, b"\0")
