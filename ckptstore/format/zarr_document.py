@@ -92,6 +92,16 @@ def chunk_keys(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> 
         yield "/".join(["c", *map(str, position)])
 
 
+def chunk_key(number: int, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> str:
+    """The key of the chunk that stands there among all; the reverse of `chunk_number`."""
+    _, more = _SHOWN_AS.get(dtype, (dtype, ()))
+    parts = ["0" for _ in more]
+    for length, step in zip(reversed(shape), reversed(chunk_shape), strict=True):
+        number, part = divmod(number, -(-length // step))
+        parts.append(str(part))
+    return "/".join(["c", *reversed(parts)])
+
+
 def chunk_number(
     key: str, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]
 ) -> int | None:
@@ -107,6 +117,11 @@ def chunk_number(
             return None
         number = number * count + int(part)
     return number
+
+
+def has_name(dtype: str) -> bool:
+    """True for a dtype that Zarr has a name for; others appear as something else of the same bits."""
+    return dtype not in _SHOWN_AS
 
 
 def described(document: Mapping[str, Any], *, name: str) -> tuple[str, tuple[int, ...]]:

@@ -7,16 +7,23 @@ So it is read as the same state again. Another folder, or one that somebody chan
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import stat
-from bisect import bisect_right
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import codecs
-from ckptstore.errors import CkptStoreError, InvalidInputError, StorageError
+from ckptstore.errors import CkptStoreError, InvalidInputError, StorageError, shown
 from ckptstore.format import canonical, structure, zarr_document
-from ckptstore.format.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
+from ckptstore.format.chunks import (
+    DIMENSIONS_MAX,
+    chunk_count,
+    chunk_shape,
+    chunks,
+    is_contiguous_grid,
+)
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.structure import array_path, tag_of
 from ckptstore.lazy import LazyArray, ZarrFiles, ZarrValues
@@ -35,12 +42,16 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 8 << 20
 WRITE_THREADS = 4  # each holds a chunk
 DOCUMENT_BYTES_MAX = 256 << 20  # of a root with the documents of 250,000 arrays
-CHUNKS_MAX = 1_000_000  # of one array; far more than any that a commit can list
+MISSING_BYTES_MAX = (
+    1 << 30
+)  # of chunks that are not there: what they claim to hold costs whoever wrote them nothing
+ARRAY_BYTES_MAX = (1 << 63) - 1  # numpy counts no further, also where a length is 0
 FILES_MAX = 4_000_000
 DEPTH_MAX = 200
 NAME_BYTES_MAX = 255  # of a part of a path, as file systems have it
 METADATA, ATTRIBUTE, VERSION = "zarr.json", "ckptstore", 1
 _ROOTS = frozenset({METADATA, ".zgroup", ".zarray"})
+_CHUNK_FILE = re.compile(r"(.+)/(c(?:/[0-9]+)*)")
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -52,6 +63,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     documents: dict[str, Any] = {}
     for name, source in flat.arrays.items():
         node = zarr_document.node_path(name)
+        _check_names(name, node)
         for group in _above(node):
             documents.setdefault(group, zarr_document.group_document({}))
         documents[node] = _write_array(source, path / node, buffers)
@@ -135,6 +147,15 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Path]]:
             yield key, folder / entry.name
 
 
+def _check_names(name: str, node: str) -> None:
+    """Refuse an array that no folder can be named for."""
+    if any(len(os.fsencode(part)) > NAME_BYTES_MAX for part in node.split("/")):
+        raise InvalidInputError(
+            f"The array {shown(name)} would lie in a folder whose name has more than {NAME_BYTES_MAX} bytes, which file "
+            "systems do not have. Choose other arrays (--include), or write a .pt file."
+        )
+
+
 def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[str, Any]:
     """Write the chunks of an array: its document."""
     item = ITEM_BYTES[source.dtype]
@@ -198,11 +219,13 @@ def _state(told: Mapping[str, Any], path: Path, listed: Mapping[str, Path]) -> t
         kinds = {tag_of(node) for node in named.values()}
         if arrays.keys() != named.keys() or not kinds <= {"tensor", "ndarray"}:
             return None
-        opened = {
-            found: _FolderArray.of(listed[arrays[found]], tag_of(node))
-            for found, node in named.items()
-        }
-        if any(array is None for array in opened.values()):
+        opened = {}
+        for found, node in named.items():
+            array = _FolderArray.of(listed[arrays[found]], tag_of(node))
+            if array is None:
+                return None
+            opened[found] = array
+        if _missing_bytes(opened, arrays, listed) > MISSING_BYTES_MAX:
             return None
         return (unflatten(root, array=lambda found, _: opened[found], decode=codecs.decode),)
     except InvalidInputError:
@@ -211,16 +234,39 @@ def _state(told: Mapping[str, Any], path: Path, listed: Mapping[str, Path]) -> t
         raise InvalidInputError(f"{path} is not what ckptstore has written: {error}") from error
 
 
-class _FolderArray(LazyArray):
-    """An array whose chunks are files, each as long as the others; one that is not there is zeros."""
+def _missing_bytes(
+    opened: Mapping[str, _FolderArray], arrays: Mapping[str, str], listed: Mapping[str, Path]
+) -> int:
+    """The bytes of all chunks that are not there; InvalidInputError for one of another length than its array's."""
+    by_node = {key.rpartition("/")[0]: opened[found] for found, key in arrays.items()}
+    missing = sum(array.chunk_count * array.chunk_bytes for array in opened.values())
+    for key, file in listed.items():
+        match = _CHUNK_FILE.fullmatch(key)
+        array = by_node.get(match[1]) if match else None
+        if array is not None and match is not None and array.has_chunk(match[2]):
+            array.check_size(file, file.lstat().st_size)
+            missing -= array.chunk_bytes
+    return missing
 
-    def __init__(self, folder: Path, kind: str, dtype: str, shape: tuple[int, ...]) -> None:
+
+class _FolderArray(LazyArray):
+    """An array whose chunks are files, each as long as the others; one that is not there is zeros.
+
+    Where a chunk lies is computed, not listed: a document of a few bytes may claim any number of them.
+    """
+
+    def __init__(
+        self, folder: Path, *, kind: str, dtype: str, shape: tuple[int, ...], steps: tuple[int, ...]
+    ) -> None:
         self.kind, self.dtype, self.shape = kind, dtype, shape
         self.identity = object()
+        self.chunk_count = chunk_count(shape, steps)
+        self.chunk_bytes = zarr_document.padded_bytes(dtype, shape, steps)
+        cut = next((axis for axis, step in enumerate(steps) if step != 1), len(shape))
+        self._row_bytes = math.prod(shape[cut:]) * ITEM_BYTES[dtype]  # what the cut axis is cut of
+        self._row_chunks = chunk_count(shape[cut:], steps[cut:])
         self._folder = folder
-        self._starts: list[int] = []
-        self._files: list[tuple[str, int]] = []
-        self._size = 0
+        self._steps = steps
 
     @classmethod
     def of(cls, file: Path, kind: str) -> _FolderArray | None:
@@ -230,43 +276,46 @@ class _FolderArray(LazyArray):
             dtype, shape = zarr_document.described(document, name=str(file))
             more = len(document["shape"]) - len(shape)
             told = document["chunk_grid"]["configuration"]["chunk_shape"]
-            steps = tuple(int(step) for step in told[: len(told) - more])
-        except (CkptStoreError, KeyError, TypeError, ValueError):
-            return None
-        if not is_contiguous_grid(shape, steps) or chunk_count(shape, steps) > CHUNKS_MAX:
-            return None
-        ours = zarr_document.array_document(
-            dtype=dtype, shape=shape, chunk_shape=steps, name=file.parent.name
-        )
-        free = ("attributes", "dimension_names", "storage_transformers")
-        if any(document.get(key) != value for key, value in ours.items() if key not in free):
+            steps = tuple(told[: len(told) - more])
+            if not _is_possible(kind, dtype, shape) or any(type(step) is not int for step in steps):
+                return None
+            if not is_contiguous_grid(shape, steps):
+                return None
+            ours = zarr_document.array_document(
+                dtype=dtype, shape=shape, chunk_shape=steps, name=file.parent.name
+            )
+            for key in ours.keys() - {"attributes", "dimension_names"}:
+                # As text: 0.0 and -0.0 are equal, and other bits.
+                if _text(document.get(key)) != _text(ours[key]):
+                    return None
+        except (CkptStoreError, KeyError, TypeError, ValueError, RecursionError):
             return None
         if document.get("storage_transformers"):
             return None
-        made = cls(file.parent, kind, dtype, shape)
-        made._size = zarr_document.padded_bytes(dtype, shape, steps)
-        keys = zarr_document.chunk_keys(dtype, shape, steps)
-        grid = chunks(shape, steps, item_bytes=ITEM_BYTES[dtype])
-        for key, chunk in zip(keys, grid, strict=True):
-            made._starts.append(chunk.start)
-            made._files.append((key, chunk.size))
-        return made
+        return cls(file.parent, kind=kind, dtype=dtype, shape=shape, steps=steps)
+
+    def has_chunk(self, key: str) -> bool:
+        """True for the key of a chunk of this array."""
+        return zarr_document.chunk_number(key, self.dtype, self.shape, self._steps) is not None
+
+    def check_size(self, file: Path, size: int) -> None:
+        """Refuse a chunk's file of another length than the document makes it."""
+        if size != self.chunk_bytes:
+            raise InvalidInputError(
+                f"{file} has {size} bytes; the array's document makes chunks of {self.chunk_bytes}. Write the folder again."
+            )
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`."""
-        end = start + len(buffer)
-        position = bisect_right(self._starts, start) - 1
-        while start < end:
-            begin, (key, size) = self._starts[position], self._files[position]
-            stop = min(end, begin + size)
-            part, buffer = buffer[: stop - start], buffer[stop - start :]
-            self._read(self._folder / key, part, start - begin)
-            start, position = stop, position + 1
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """The start and size of each chunk."""
-        for begin, (_, size) in zip(self._starts, self._files, strict=True):
-            yield begin, size
+        while buffer:
+            row, within = divmod(start, self._row_bytes)
+            number, skip = divmod(within, self.chunk_bytes)
+            stop = min(len(buffer), self.chunk_bytes - skip, self._row_bytes - within)
+            key = zarr_document.chunk_key(
+                row * self._row_chunks + number, self.dtype, self.shape, self._steps
+            )
+            self._read(self._folder / key, buffer[:stop], skip)
+            buffer, start = buffer[stop:], start + stop
 
     def _read(self, file: Path, part: memoryview, start: int) -> None:
         """Fill a buffer from a chunk's file."""
@@ -279,10 +328,9 @@ class _FolderArray(LazyArray):
             raise StorageError(f"{file} could not be read: {error.strerror}.") from error
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != self._size:
-                raise InvalidInputError(
-                    f"{file} has {status.st_size} bytes; the array's document makes chunks of {self._size}."
-                )
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidInputError(f"{file} is not a regular file.")
+            self.check_size(file, status.st_size)
             while part:
                 count = os.preadv(descriptor, [part], start)
                 if not count:
@@ -294,14 +342,26 @@ class _FolderArray(LazyArray):
             os.close(descriptor)
 
 
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _is_possible(kind: str, dtype: str, shape: tuple[int, ...]) -> bool:
+    """True for what can be the dtype and shape of an array in memory."""
+    size = math.prod(max(1, length) for length in shape) * ITEM_BYTES[dtype]
+    has_dtype = kind == "tensor" or zarr_document.has_name(dtype)  # numpy lacks the same as Zarr
+    return len(shape) <= DIMENSIONS_MAX and size <= ARRAY_BYTES_MAX and has_dtype
+
+
 def _document(file: Path) -> dict[str, Any]:
     """A JSON document; InvalidInputError when it is none."""
     with open(os.open(file, _FLAGS), "rb") as opened:
-        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise InvalidInputError(f"{file} is not a regular file.")
-        data = opened.read(DOCUMENT_BYTES_MAX + 1)
-    if len(data) > DOCUMENT_BYTES_MAX:
-        raise InvalidInputError(f"{file} has more than {DOCUMENT_BYTES_MAX} bytes.")
+        if status.st_size > DOCUMENT_BYTES_MAX:
+            raise InvalidInputError(f"{file} has more than {DOCUMENT_BYTES_MAX} bytes.")
+        data = opened.read(status.st_size)  # whose memory is asked for before anything is read
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

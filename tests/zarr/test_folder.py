@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import ckptstore
 from ckptstore import formats
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats import zarr_folder
-from ckptstore.lazy import LazyArray, ZarrFiles
+from ckptstore.lazy import ZarrFiles
 from tests.properties.same import difference
 
 SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple) | st.sampled_from(
@@ -198,6 +199,10 @@ def test_a_chunk_of_another_length_is_refused_and_nothing_is_stored(
     assert repo.branches() == {}
 
 
+def regular(steps: list[int]) -> dict[str, Any]:
+    return {"name": "regular", "configuration": {"chunk_shape": steps}}
+
+
 def _link(folder: Path) -> None:
     (folder / "g" / "w" / "c" / "0" / "0").unlink()
     (folder / "g" / "w" / "c" / "0" / "0").symlink_to("/etc/hostname")
@@ -241,16 +246,20 @@ def test_what_nobody_would_write_is_refused_by_name(folder: Path, name: str) -> 
 
 
 OTHERS = {
-    "another dtype": lambda d: d.update(data_type="float32"),
     "a codec": lambda d: d["codecs"].append({"name": "zstd", "configuration": {"level": 1}}),
     "big-endian": lambda d: d["codecs"][0]["configuration"].update(endian="big"),
     "a fill value": lambda d: d.update(fill_value=1.0),
     "other chunks": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[4, 2]),
     "chunks of nothing": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[0, 3]),
     "another shape": lambda d: d.update(shape=[4, 3, 1]),
-    "a huge shape": lambda d: (d.update(shape=[10**15, 3]), d["chunk_grid"]["configuration"].update(chunk_shape=[1, 3])),
     "no shape": lambda d: d.pop("shape"),
     "other keys": lambda d: d["chunk_key_encoding"]["configuration"].update(separator="."),
+    "negative zero for a fill value": lambda d: d.update(fill_value=-0.0),
+    "chunks without end": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[float("inf"), 3]),
+    "chunks in fractions": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[4.0, 3.0]),
+    "a length of 300 digits": lambda d: (d.update(shape=[10**300, 0]), d["chunk_grid"]["configuration"].update(chunk_shape=[10**300, 1])),
+    "too many dimensions": lambda d: (d.update(shape=[1] * 65), d["chunk_grid"]["configuration"].update(chunk_shape=[1] * 65)),
+    "a dtype that numpy lacks": lambda d: d.update(data_type="uint8", fill_value=0, codecs=[{"name": "bytes"}], attributes={"ckptstore_dtype": "float4_e2m1fn_x2"}),
     "a transformer": lambda d: d.update(storage_transformers=[{"name": "x"}]),
 }  # fmt: skip
 
@@ -260,12 +269,77 @@ def test_a_document_that_is_not_ours_makes_the_folder_another_programs(
     folder: Path, name: str
 ) -> None:
     edited(folder / "g" / "w" / "zarr.json", OTHERS[name])
+    assert isinstance(formats.read_file(folder).state, ZarrFiles)
+
+
+@pytest.mark.parametrize(
+    ("change", "claimed"),
+    [
+        ({"data_type": "float32"}, 48),
+        ({"shape": [10**15, 3], "chunk_grid": regular([10**15, 3])}, 24 * 10**15),
+        ({"shape": [10**15, 3], "chunk_grid": regular([1, 3])}, 24),
+    ],
+    ids=["another dtype", "a huge chunk", "many chunks"],
+)
+def test_chunks_of_another_length_than_a_document_claims_are_refused_unread(
+    folder: Path, change: dict[str, Any], claimed: int
+) -> None:
+    edited(folder / "g" / "w" / "zarr.json", lambda d: d.update(change))
+    with pytest.raises(ckptstore.InvalidInputError, match=rf"w/c/0/0 has 96 .* of {claimed}\."):
+        formats.read_file(folder)
+
+
+@pytest.mark.parametrize("length", [10**10, 10**16])
+def test_chunks_that_are_not_there_claim_no_memory(tmp_path: Path, length: int) -> None:
+    folder = tmp_path / "x.zarr"
+    formats.write_file({"w": np.zeros(3, np.int8)}, folder)
+    for step in (1, length):
+        edited(
+            folder / "w" / "zarr.json",
+            lambda d, step=step: d.update(shape=[length], chunk_grid=regular([step])),
+        )
+        shutil.rmtree(folder / "w" / "c", ignore_errors=True)
+        assert isinstance(formats.read_file(folder).state, ZarrFiles)
+
+
+def test_a_million_chunks_that_are_not_there_cost_nothing_to_open(tmp_path: Path) -> None:
+    folder = tmp_path / "x.zarr"
+    formats.write_file({"w": np.zeros(3, np.int8)}, folder)
+    edited(
+        folder / "w" / "zarr.json",
+        lambda d: d.update(shape=[10**6], chunk_grid=regular([1])),
+    )
+    shutil.rmtree(folder / "w" / "c")
+    tracemalloc.start()
     state = formats.read_file(folder).state
-    if not isinstance(state, ZarrFiles):
-        assert isinstance(state["g"]["w"], LazyArray)
-        assert name == "another dtype"  # whose chunks are of another length then
-        with pytest.raises(ckptstore.InvalidInputError, match="bytes"):
-            loaded(state)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert state["w"].nbytes == 10**6
+    assert peak < 1 << 20
+
+
+@given(data=st.data())
+def test_any_range_of_an_array_is_read_from_its_chunks(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shape = data.draw(st.lists(st.integers(1, 7), max_size=4).map(tuple))
+    array = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
+    folder = tmp_path_factory.mktemp("out") / "x.zarr"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(zarr_folder, "CHUNK_BYTES", data.draw(st.sampled_from([2, 6, 20, 64])))
+        formats.write_file({"w": array}, folder)
+    lazy = formats.read_file(folder).state["w"]
+    start = data.draw(st.integers(0, array.nbytes))
+    found = bytearray(data.draw(st.integers(0, array.nbytes - start)))
+    lazy.read_into(memoryview(found), start)
+    assert bytes(found) == array.tobytes()[start : start + len(found)]
+    shutil.rmtree(folder)
+
+
+def test_a_name_that_no_folder_can_have_is_told_with_its_array(tmp_path: Path) -> None:
+    with pytest.raises(ckptstore.InvalidInputError, match=r"The array 'éé.*255 bytes"):
+        formats.write_file({"é" * 200: np.ones(3)}, tmp_path / "x.zarr")
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def test_attributes_and_names_of_dimensions_may_differ(folder: Path) -> None:
