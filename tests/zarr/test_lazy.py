@@ -117,7 +117,7 @@ def writable(array: Any) -> None:
         assert array.flags.c_contiguous
     else:
         assert not array.requires_grad
-        array.view(torch.uint8 if array.dim() else array.dtype)[...] = 0
+        array.reshape(-1).view(torch.uint8)[...] = 0  # torch fills no float4
 
 
 def words(array: Any) -> np.ndarray:

@@ -331,7 +331,11 @@ CASES = (
         ),
         refused=("verify",),
     ),
-    case("16 TB of segments that are not there", _missing_terabytes),
+    case(
+        "16 TB of segments that are not there",
+        _missing_terabytes,
+        refused=(READING, "array", "verify"),
+    ),
     case(
         "105 GB from an object of 1 MiB in a Zarr chunk",
         lambda forge: _terabytes_of_one_object(forge, "c/0"),
