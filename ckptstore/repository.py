@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.catalog import Catalog
 from ckptstore.catalog import key_of as manifest_key
 from ckptstore.checkpoint import Checkpoint
 from ckptstore.collector import paused_collector
-from ckptstore.condemned import GRACE_SECONDS, CondemnedError, refuse_condemned
+from ckptstore.condemned import GRACE_SECONDS
 from ckptstore.errors import (
     ConflictError,
     CorruptError,
@@ -43,6 +43,7 @@ from ckptstore.lazy import ZarrFiles
 from ckptstore.objects import ObjectStore
 from ckptstore.objects import key_of as object_key
 from ckptstore.oplog import Oplog
+from ckptstore.refs import Refs, check_known, check_new_branch
 from ckptstore.revisions import Names, resolve
 from ckptstore.selection import Selection
 from ckptstore.storage import BesideStorage, LocalStorage, open_storage
@@ -71,8 +72,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BRANCH = "main"
 RETENTION = "retention"  # the setting that holds the saved policy
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +150,7 @@ class Repository:
         self._objects = ObjectStore(storage)
         self._oplog = Oplog(storage)
         self._catalog = Catalog(storage, self._objects)
+        self._refs = Refs(self._oplog, self._catalog, now=self._now, finish_gc=self._finish_gc)
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"
@@ -193,16 +193,11 @@ class Repository:
             newest = self._oplog.newest()
             head = newest.heads.get(branch)
             written = self._write(state, head)
-            manifest = describe(
-                pages=written.pages,
-                structure=written.structure,
-                new_bytes=written.new_bytes,
-                parents=(head,) if head else (),
-                created=self._now(),
+            return self._publish(
+                describe, written, branch=branch, parent=head, retry=retry, since=newest
             )
-            return self._publish(manifest, written, branch=branch, retry=retry, since=newest.seq)
 
-        return self._beside_gc(make)
+        return self._refs.beside_gc(make)
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
         """Change a branch through Zarr: a writable store over its head, which nobody else sees before `commit`.
@@ -250,17 +245,11 @@ class Repository:
             except CorruptError:
                 staged.check_there()  # a gc took it meanwhile
                 raise
-            manifest = describe(
-                pages=written.pages,
-                structure=written.structure,
-                hierarchy=written.hierarchy,
-                new_bytes=written.new_bytes,
-                parents=(staged.head,) if staged.head else (),
-                created=self._now(),
+            return self._publish(
+                describe, written, branch=branch, parent=staged.head, retry=retry, since=newest
             )
-            return self._publish(manifest, written, branch=branch, retry=retry, since=newest.seq)
 
-        return self._beside_gc(make)
+        return self._refs.beside_gc(make)
 
     def checkout(
         self,
@@ -393,13 +382,13 @@ class Repository:
         check_ref_name(name, kind="branch")
         asked = (include, exclude, rename or None)
         if asked == (None, None, None) and tuple(reset) == ("step", "metrics"):
-            return self._branch_at(name, self._durable(at))
+            return self._branch_at(name, at)
         from ckptstore.seed import Seed
 
         seed = Seed.of(include, exclude, rename, reset)
         if seed.is_everything:
-            return self._branch_at(name, self._durable(at))
-        return self._beside_gc(lambda: self._plant(name, at, seed))
+            return self._branch_at(name, at)
+        return self._refs.beside_gc(lambda: self._plant(name, at, seed))
 
     def diff(
         self,
@@ -461,43 +450,26 @@ class Repository:
 
     def branches(self) -> dict[str, Checkpoint]:
         """The head of each branch, by name."""
-        return self._refs(self._oplog.newest().heads)
+        return self._at(self._oplog.newest().heads)
 
     def delete_branch(self, name: str) -> None:
         """Delete a branch; its checkpoints stay until gc finds that nothing else reaches them."""
-
-        def decide(newest: Operation) -> Operation:
-            return replace(newest, heads=_without(newest.heads, name, kind="branch"))
-
-        self._append(decide, lambda: f"deleted branch {name}")
+        self._refs.delete_branch(name)
 
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
         """Give a checkpoint a name that does not move."""
         check_ref_name(name, kind="tag")
         id = self._durable(at)
-
-        def decide(newest: Operation) -> Operation:
-            if name in newest.tags:
-                raise ConflictError(
-                    f"Tag {name!r} exists, at {newest.tags[name].short}. Delete it first."
-                )
-            _check_unused(name, newest.heads, kind="branch")
-            return replace(newest, tags={**newest.tags, name: id})
-
-        self._beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
+        self._refs.make_tag(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:
         """The checkpoint of each tag, by name."""
-        return self._refs(self._oplog.newest().tags)
+        return self._at(self._oplog.newest().tags)
 
     def delete_tag(self, name: str) -> None:
         """Delete a tag."""
-
-        def decide(newest: Operation) -> Operation:
-            return replace(newest, tags=_without(newest.tags, name, kind="tag"))
-
-        self._append(decide, lambda: f"deleted tag {name}")
+        self._refs.delete_tag(name)
 
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
         """The ids that branches and tags point at, by name, sorted; no checkpoint is read for it."""
@@ -506,7 +478,7 @@ class Repository:
 
     def undo(self) -> Undone:
         """Take back the newest operation that was not taken back yet: branches, tags and settings as before it."""
-        last = self._beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
+        last = self._refs.undo()
         return Undone(operation=last.seq, description=last.done)
 
     @property
@@ -521,15 +493,10 @@ class Repository:
 
     def set_retention(self, policy: Policy | None) -> None:
         """Save a policy in the repository; None saves that there is none."""
-        document = None if policy is None else policy.to_json()
-
-        def decide(newest: Operation) -> Operation:
-            settings = {key: value for key, value in newest.settings.items() if key != RETENTION}
-            if document is not None:
-                settings[RETENTION] = document
-            return replace(newest, settings=settings)
-
-        self._append(decide, "saved no retention" if policy is None else f"saved: {policy}")
+        if policy is None:
+            self._refs.set(RETENTION, None, done="saved no retention")
+        else:
+            self._refs.set(RETENTION, policy.to_json(), done=f"saved: {policy}")
 
     def plan_gc(
         self,
@@ -552,7 +519,7 @@ class Repository:
             )
         heads = self._oplog.newest().heads
         for name in branches or ():
-            _check_known(name, heads, kind="branch")
+            check_known(name, heads, kind="branch")
         return self._gc().plan(policy, branches=branches, grace=grace)
 
     def gc(
@@ -625,14 +592,10 @@ class Repository:
             made.commit(value)
         return made
 
-    def _branch_at(self, name: str, id: Digest) -> Checkpoint:
-        """Make a branch at a checkpoint that is durable."""
-
-        def decide(newest: Operation) -> Operation:
-            _check_new_branch(name, newest)
-            return replace(newest, heads={**newest.heads, name: id})
-
-        self._beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
+    def _branch_at(self, name: str, at: str) -> Checkpoint:
+        """Make a branch at a revision, with the checkpoint that is there."""
+        id = self._durable(at)
+        self._refs.make_branch(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def _plant(self, name: str, at: str, seed: Seed) -> Checkpoint:
@@ -640,7 +603,7 @@ class Repository:
         from ckptstore.seed import plant
 
         newest = self._oplog.newest()
-        _check_new_branch(name, newest)
+        check_new_branch(name, newest)
         source = self._durable(at)
         self._catalog.refuse_expired(source)
         try:
@@ -649,22 +612,20 @@ class Repository:
             self._catalog.refuse_expired(source)  # gc gave it up meanwhile
             raise
         manifest = seed.manifest(source, self._catalog.manifest(source), written, now=self._now())
-        check = partial(refuse_condemned, self._oplog, since=newest.seq, digests=written.relied)
-        check(newest, id=source)
-        id = self._catalog.store(manifest)
-
-        def decide(latest: Operation) -> Operation:
-            _check_new_branch(name, latest)
-            check(latest, id=id)
-            return replace(latest, heads={**latest.heads, name: id})
-
-        self._append(decide, f"made branch {name} at {id.short}, from {source.short}")
+        id = self._refs.publish_seed(
+            manifest, branch=name, source=source, since=newest, relied=written.relied
+        )
         return self._checkpoint(id, manifest)
 
     def _gc(self) -> Gc:
         from ckptstore.gc import Gc
 
         return Gc(self._storage, self._objects, self._oplog, self._catalog, self._now)
+
+    def _finish_gc(self) -> None:
+        """Wait for a gc that is under way, and finish one that died."""
+        with self._storage.lock():
+            self._gc().finish()
 
     def _write(self, value: object, head: Digest | None) -> Written:
         """Store the arrays and the structure of a state."""
@@ -680,63 +641,29 @@ class Repository:
         )
 
     def _publish(
-        self, manifest: Manifest, written: Written, *, branch: str, retry: bool, since: int
+        self,
+        describe: Callable[..., Manifest],
+        written: Written,
+        *,
+        branch: str,
+        parent: Digest | None,
+        retry: bool,
+        since: Operation,
     ) -> Checkpoint:
-        """Make a durable state a checkpoint: its manifest, then the operation that moves the branch to it.
-
-        since: the operation that was the newest before anything was relied upon. CondemnedError when gc came between.
-        """
-        made: dict[str, Any] = {"manifest": manifest, "id": self._catalog.store(manifest)}
-
-        def decide(newest: Operation) -> Operation:
-            parents = (newest.heads[branch],) if branch in newest.heads else ()
-            if made["manifest"].parents != parents:
-                if not retry:
-                    raise ConflictError(
-                        f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} while committing. "
-                        "Commit again, or pass retry=True (--retry)."
-                    )
-                made["manifest"] = replace(made["manifest"], parents=parents)
-                made["id"] = self._catalog.store(made["manifest"])
-            _check_unused(branch, newest.tags, kind="tag")
-            refuse_condemned(
-                self._oplog, newest, since=since, digests=written.relied, id=made["id"]
+        """Make what was written a checkpoint at the head of a branch."""
+        manifest = describe(
+            pages=written.pages,
+            structure=written.structure,
+            hierarchy=written.hierarchy,
+            new_bytes=written.new_bytes,
+            parents=(parent,) if parent else (),
+            created=self._now(),
+        )
+        return self._checkpoint(
+            *self._refs.publish(
+                manifest, branch=branch, retry=retry, since=since, relied=written.relied
             )
-            return replace(newest, heads={**newest.heads, branch: made["id"]})
-
-        self._append(decide, lambda: f"committed {made['id'].short} to {branch}")
-        return self._checkpoint(made["id"], made["manifest"])
-
-    def _append(
-        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
-    ) -> None:
-        """Append an operation with the time and what it did; what it newly refers to must have its arrays."""
-
-        def complete(newest: Operation) -> Operation:
-            decided = decide(newest)
-            self._check_live(newest, decided)
-            text = done if isinstance(done, str) else done()
-            return replace(decided, time=self._now(), done=text, undoes=None)
-
-        self._oplog.append(complete)
-
-    def _check_live(self, newest: Operation, decided: Operation) -> None:
-        """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""
-        known = set(newest.refs.values())
-        for id in dict.fromkeys(decided.refs.values()):
-            if id not in known:
-                if newest.condemned and id in newest.condemned.checkpoints:
-                    raise CondemnedError
-                self._catalog.refuse_expired(id)
-
-    def _beside_gc(self, act: Callable[[], Result]) -> Result:
-        """Do something again for as long as a gc condemns what it relies on, each time when that gc has ended."""
-        while True:
-            try:
-                return act()
-            except CondemnedError:
-                with self._storage.lock():
-                    self._gc().finish()
+        )
 
     def _durable(self, rev: str) -> Digest:
         """The id of what a revision names, flushed: who stored it may have been killed before that."""
@@ -754,7 +681,7 @@ class Repository:
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
         return Checkpoint.of(id, manifest, self._catalog)
 
-    def _refs(self, refs: Mapping[str, Digest]) -> dict[str, Checkpoint]:
+    def _at(self, refs: Mapping[str, Digest]) -> dict[str, Checkpoint]:
         return {
             name: self._checkpoint(id, self._catalog.manifest(id))
             for name, id in sorted(refs.items())
@@ -793,30 +720,3 @@ def _decoded(name: str, value: object) -> object:
         return codecs.decode(name, value)
     except InvalidInputError:
         return value
-
-
-def _check_new_branch(name: str, newest: Operation) -> None:
-    if name in newest.heads:
-        raise ConflictError(
-            f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
-        )
-    _check_unused(name, newest.tags, kind="tag")
-
-
-def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
-    """One name never means both a branch and a tag."""
-    if name in others:
-        raise ConflictError(
-            f"{name!r} is a {kind} already. Choose another name, or delete the {kind}."
-        )
-
-
-def _check_known(name: str, refs: Mapping[str, Digest], *, kind: str) -> None:
-    if not isinstance(name, str) or name not in refs:
-        known = ", ".join(sorted(refs)[:12]) or "none"
-        raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
-
-
-def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, Digest]:
-    _check_known(name, refs, kind=kind)
-    return {other: id for other, id in refs.items() if other != name}
