@@ -52,9 +52,10 @@ class LazyArray(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ZarrFiles:
-    """A Zarr hierarchy in files, each under its key in the store; `commit` takes it as it is, whatever its codecs."""
+    """A Zarr hierarchy in a folder, each file under its key in the store; `commit` takes it as it is, whatever its codecs."""
 
-    files: tuple[tuple[str, Path], ...]
+    folder: Path
+    keys: tuple[str, ...]
 
 
 class ZarrValues(ABC):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 Result = TypeVar("Result")
+
+AHEAD = (
+    64  # jobs for each thread that wait, so that a slow one does not leave the other threads idle
+)
 
 
 class Workers:
@@ -61,10 +66,22 @@ def results(futures: Iterable[Future[Result]]) -> list[Result]:
     return [future.result() for future in futures]
 
 
-def gather(jobs: Sequence[Callable[[], Result]], *, threads: int) -> list[Result]:
-    """The results of all jobs, in order. When one fails no further one is begun, and its error is raised."""
-    with Workers(min(threads, len(jobs))) as workers:
-        return results([workers.submit(job) for job in jobs])
+def gather(jobs: Iterable[Callable[[], Result]], *, threads: int) -> list[Result]:
+    """The results of all jobs, in order. When one fails no further one is begun, and its error is raised.
+
+    Jobs are taken as they can be done: a job that waits takes 2 KB, and there may be a million.
+    """
+    left = iter(jobs)
+    first = list(islice(left, threads))
+    done: list[Result] = []
+    waiting: deque[Future[Result]] = deque()
+    with Workers(len(first)) as workers:
+        for job in chain(first, left):
+            if len(waiting) >= AHEAD * threads:
+                done.append(waiting.popleft().result())
+            waiting.append(workers.submit(job))
+        done.extend(results(waiting))
+    return done
 
 
 class Buffers(threading.local):

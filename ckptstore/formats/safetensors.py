@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError
 from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.formats import json_document
 from ckptstore.formats.arrays_only import check_dtypes, check_values
 from ckptstore.formats.file_array import FileArray, OpenFile
 from ckptstore.formats.names import nested
@@ -66,15 +67,16 @@ def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArra
     """The tensors of one file by name, in the order of its header, and its metadata. follow: whether it may be a link."""
     file = OpenFile(path, follow=follow)
     length = _header_length(file)
-    _check(path)
     try:
-        header = json.loads(file.read(_LENGTH_BYTES, length), object_pairs_hook=_unique)
+        data = json_document.read(file, _LENGTH_BYTES, min(length, file.nbytes - _LENGTH_BYTES))
+        _check(path)
+        header = json_document.parse(data)
         metadata = header.pop(_METADATA, None) or {}
         start = _LENGTH_BYTES + length
         return {name: _array(file, start, entry) for name, entry in header.items()}, metadata
     except InvalidInputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _invalid(path, error) from error
 
 
@@ -100,16 +102,6 @@ def _check(path: Path) -> None:
             pass
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise _invalid(path, error) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; the library takes one that has a name twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"it has two tensors named {twice[:60]!r}")
-    return found
 
 
 def _array(file: OpenFile, start: int, entry: Mapping[str, Any]) -> FileArray:

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, NotFoundError, shown
-from ckptstore.formats import safetensors
+from ckptstore.formats import json_document, safetensors
 from ckptstore.formats.file_array import OpenFile
 from ckptstore.formats.names import nested
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ckptstore.formats.file_array import FileArray
     from ckptstore.state import Flat
 
-INDEX_BYTES_MAX = 32 << 20  # the names of some 250,000 tensors
 FILES_MAX = 1_000  # each is open until its tensors were read
+TENSORS_MAX = 250_000  # in all files; a structure names no more
+METADATA_LENGTH_MAX = 16 << 20
 _SUFFIX, _INDEX = ".safetensors", ".safetensors.index.json"
 _METADATA = {"format": "pt"}  # without which some loaders refuse a file
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
@@ -47,11 +48,18 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     tensors: dict[str, FileArray] = {}
     metadata: dict[str, str] = {}
+    left = METADATA_LENGTH_MAX
     for file in files:
         found, said = safetensors.read_tensors(_inside(path, file), follow=False)
         _check_places(path / file, found, tensors, places)
         tensors |= found
         metadata |= said
+        left -= sum(len(name) + len(text) for name, text in said.items())
+        if len(tensors) > TENSORS_MAX or left < 0:
+            raise InvalidInputError(
+                f"{path} has more than {TENSORS_MAX} tensors, or {METADATA_LENGTH_MAX} characters of metadata, which no "
+                "checkpoint holds. Commit its files one by one."
+            )
     if places is not None and (missing := places.keys() - tensors.keys()):
         name = min(missing)
         raise InvalidInputError(
@@ -63,14 +71,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_index(path: Path) -> dict[str, str]:
     """The file of each tensor."""
     file = OpenFile(_inside(path.parent, path.name), follow=False)
-    if file.nbytes > INDEX_BYTES_MAX:
-        raise InvalidInputError(
-            f"{path} has {file.nbytes} bytes; an index has at most {INDEX_BYTES_MAX}."
-        )
     try:
-        index = json.loads(file.read(0, file.nbytes), object_pairs_hook=_unique)
-        places = dict(index["weight_map"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        places = dict(json_document.parse(json_document.read(file))["weight_map"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
             f"{path} is not an index of .safetensors files: expected JSON with a weight_map ({str(error)[:100]})."
         ) from error
@@ -83,13 +86,6 @@ def _read_index(path: Path) -> dict[str, str]:
                 "beside it."
             )
     return places
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
 
 
 def _is_plain(name: str) -> bool:

@@ -7,31 +7,27 @@ So it is read as the same state again. Another folder, or one that somebody chan
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import stat
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import codecs
-from ckptstore.errors import CkptStoreError, InvalidInputError, StorageError, shown
+from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.format import canonical, structure, zarr_document
-from ckptstore.format.chunks import (
-    DIMENSIONS_MAX,
-    chunk_count,
-    chunk_shape,
-    chunks,
-    is_contiguous_grid,
-)
+from ckptstore.format.chunks import chunk_shape, chunks
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.structure import array_path, tag_of
-from ckptstore.lazy import LazyArray, ZarrFiles, ZarrValues
+from ckptstore.formats import json_document
+from ckptstore.formats.file_array import OpenFile
+from ckptstore.formats.zarr_array import FolderArray
+from ckptstore.lazy import ZarrFiles, ZarrValues
 from ckptstore.parallel import Buffers, gather
 from ckptstore.state import leaves, unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ckptstore.arrays import ArraySource
@@ -41,18 +37,15 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 8 << 20
 WRITE_THREADS = 4  # each holds a chunk
-DOCUMENT_BYTES_MAX = 256 << 20  # of a root with the documents of 250,000 arrays
-MISSING_BYTES_MAX = (
-    1 << 30
-)  # of chunks that are not there: what they claim to hold costs whoever wrote them nothing
-ARRAY_BYTES_MAX = (1 << 63) - 1  # numpy counts no further, also where a length is 0
+CONSOLIDATED_MAX = 20_000  # nodes; each takes some 4 KB of memory
+MISSING_BYTES_MAX = 1 << 30  # of chunks that are not there, whatever their array claims to have
 FILES_MAX = 4_000_000
 DEPTH_MAX = 200
 NAME_BYTES_MAX = 255  # of a part of a path, as file systems have it
+KINDS = frozenset({"tensor", "ndarray"})
 METADATA, ATTRIBUTE, VERSION = "zarr.json", "ckptstore", 1
 _ROOTS = frozenset({METADATA, ".zgroup", ".zarray"})
 _CHUNK_FILE = re.compile(r"(.+)/(c(?:/[0-9]+)*)")
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
@@ -60,19 +53,20 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     del drop_values  # nothing has to be
     path.mkdir()
     buffers = Buffers()
-    documents: dict[str, Any] = {}
+    nodes: dict[str, Any] = {}  # the first ones, for the root
+    groups: set[str] = set()
     for name, source in flat.arrays.items():
         node = zarr_document.node_path(name)
         _check_names(name, node)
-        for group in _above(node):
-            documents.setdefault(group, zarr_document.group_document({}))
-        documents[node] = _write_array(source, path / node, buffers)
-    for node in sorted(documents.keys() - {""}):
-        _write_document(path / node, documents[node])
-    documents.pop("", None)
-    told = {ATTRIBUTE: {"version": VERSION, "structure": flat.root}}
-    root = zarr_document.group_document(told, dict(sorted(documents.items())))
-    _write_document(path, root)
+        groups.update(_above(node))
+        document = _write_array(source, path / node, buffers)
+        _write_document(path / node, _encoded(document))
+        if len(nodes) <= CONSOLIDATED_MAX:
+            nodes[node] = document
+    for node in groups - {""}:
+        nodes[node] = zarr_document.group_document({})
+        _write_document(path / node, _encoded(nodes[node]))
+    _write_document(path, _root(flat.root, nodes))
 
 
 def write_values(values: ZarrValues, path: Path) -> None:
@@ -110,27 +104,28 @@ def is_exported(path: Path) -> bool:
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
     """The state of a folder that `write` has written; any other hierarchy as its files."""
-    listed = dict(files(path))
-    root = _document(path / METADATA) if METADATA in listed else {}
+    found = list(keys(path))
+    root = _document(path / METADATA) if METADATA in found else {}
     told = _structure_of(root)
+    del root
     if told is not None:
-        state = _state(told, path, listed)
+        state = _state(told, path, found)
         if state is not None:
             return state[0], {}
-    return ZarrFiles(tuple(listed.items())), {}
+    return ZarrFiles(path, tuple(found)), {}
 
 
-def files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Every file of a Zarr folder with its key in the store, in order; InvalidInputError for anything but files and folders."""
+def keys(path: Path) -> Iterator[str]:
+    """The key of every file of a Zarr folder, in order; InvalidInputError for anything but files and folders."""
     if not any(path.joinpath(name).is_file() for name in _ROOTS):
         raise InvalidInputError(f"{path} is not a Zarr folder: it has no zarr.json.")
-    for number, found in enumerate(_walk(path, "", 0)):
+    for number, key in enumerate(_walk(path, "", 0)):
         if number >= FILES_MAX:
             raise InvalidInputError(f"{path} holds more than {FILES_MAX} files.")
-        yield found
+        yield key
 
 
-def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, prefix: str, depth: int) -> Iterator[str]:
     if depth > DEPTH_MAX:
         raise InvalidInputError(f"{folder} lies more than {DEPTH_MAX} folders deep.")
     with os.scandir(folder) as entries:
@@ -144,7 +139,7 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, Path]]:
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{key}/", depth + 1)
         else:
-            yield key, folder / entry.name
+            yield key
 
 
 def _check_names(name: str, node: str) -> None:
@@ -174,7 +169,7 @@ def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[st
 
     grid = chunks(source.shape, shape, item_bytes=item)
     gather(
-        [partial(put, key, chunk) for key, chunk in zip(keys, grid, strict=True)],
+        (partial(put, key, chunk) for key, chunk in zip(keys, grid, strict=True)),
         threads=WRITE_THREADS,
     )
     return zarr_document.array_document(
@@ -182,10 +177,25 @@ def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[st
     )
 
 
-def _write_document(folder: Path, document: Mapping[str, Any]) -> None:
+def _root(told: Node, nodes: Mapping[str, Any]) -> bytes:
+    """The root's document, with those of all other nodes unless they are too many to be read at once."""
+    attributes = {ATTRIBUTE: {"version": VERSION, "structure": told}}
+    if len(nodes) <= CONSOLIDATED_MAX:
+        data = _encoded(zarr_document.group_document(attributes, dict(sorted(nodes.items()))))
+        with suppress(ValueError):
+            json_document.check(data)
+            return data
+    return _encoded(zarr_document.group_document(attributes))
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False).encode("ascii")
+
+
+def _write_document(folder: Path, data: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with folder.joinpath(METADATA).open("x", encoding="ascii") as out:
-        json.dump(document, out, allow_nan=False)
+    with folder.joinpath(METADATA).open("xb") as out:
+        out.write(data)
 
 
 def _above(node: str) -> Iterator[str]:
@@ -203,169 +213,58 @@ def _structure_of(document: Mapping[str, Any]) -> Node | None:
     return told if is_ours else None
 
 
-def _state(told: Mapping[str, Any], path: Path, listed: Mapping[str, Path]) -> tuple[Any] | None:
+def _state(told: Mapping[str, Any], path: Path, files: Sequence[str]) -> tuple[Any] | None:
     """The state of a folder whose arrays are those that its structure names, as we wrote them; else None."""
     name = f"The structure in {path / METADATA}"
     try:
         data = canonical.encode({"structure": told["structure"]}, name=name)
         root = structure.decode(data, name=name)
         named = {found: node for _, node in leaves(root) if (found := array_path(node))}
-        arrays = {
-            zarr_document.path_of_node(key.rpartition("/")[0]): key
-            for key in listed
-            if key.endswith(f"/{METADATA}")
-            if _document(listed[key]).get("node_type") == "array"
-        }
-        kinds = {tag_of(node) for node in named.values()}
-        if arrays.keys() != named.keys() or not kinds <= {"tensor", "ndarray"}:
-            return None
-        opened = {}
-        for found, node in named.items():
-            array = _FolderArray.of(listed[arrays[found]], tag_of(node))
+        opened: dict[str, FolderArray] = {}  # by its node
+        for key in files:
+            node, _, last = key.rpartition("/")
+            document = _document(path / key) if last == METADATA and node else {}
+            if document.get("node_type") != "array":
+                continue
+            told_as = named.get(zarr_document.path_of_node(node))
+            kind = "" if told_as is None else tag_of(told_as)
+            array = FolderArray.of(document, path / node, kind) if kind in KINDS else None
             if array is None:
                 return None
-            opened[found] = array
-        if _missing_bytes(opened, arrays, listed) > MISSING_BYTES_MAX:
+            opened[node] = array
+        by_path = {zarr_document.path_of_node(node): array for node, array in opened.items()}
+        if by_path.keys() != named.keys():
             return None
-        return (unflatten(root, array=lambda found, _: opened[found], decode=codecs.decode),)
+        if _missing_bytes(opened, path, files) > MISSING_BYTES_MAX:
+            return None
+        return (unflatten(root, array=lambda found, _: by_path[found], decode=codecs.decode),)
     except InvalidInputError:
         raise
     except (CkptStoreError, KeyError) as error:
         raise InvalidInputError(f"{path} is not what ckptstore has written: {error}") from error
 
 
-def _missing_bytes(
-    opened: Mapping[str, _FolderArray], arrays: Mapping[str, str], listed: Mapping[str, Path]
-) -> int:
+def _missing_bytes(opened: Mapping[str, FolderArray], path: Path, files: Sequence[str]) -> int:
     """The bytes of all chunks that are not there; InvalidInputError for one of another length than its array's."""
-    by_node = {key.rpartition("/")[0]: opened[found] for found, key in arrays.items()}
     missing = sum(array.chunk_count * array.chunk_bytes for array in opened.values())
-    for key, file in listed.items():
+    for key in files:
         match = _CHUNK_FILE.fullmatch(key)
-        array = by_node.get(match[1]) if match else None
+        array = opened.get(match[1]) if match else None
         if array is not None and match is not None and array.has_chunk(match[2]):
+            file = path / key
             array.check_size(file, file.lstat().st_size)
             missing -= array.chunk_bytes
     return missing
 
 
-class _FolderArray(LazyArray):
-    """An array whose chunks are files, each as long as the others; one that is not there is zeros.
-
-    Where a chunk lies is computed, not listed: a document of a few bytes may claim any number of them.
-    """
-
-    def __init__(
-        self, folder: Path, *, kind: str, dtype: str, shape: tuple[int, ...], steps: tuple[int, ...]
-    ) -> None:
-        self.kind, self.dtype, self.shape = kind, dtype, shape
-        self.identity = object()
-        self.chunk_count = chunk_count(shape, steps)
-        self.chunk_bytes = zarr_document.padded_bytes(dtype, shape, steps)
-        cut = next((axis for axis, step in enumerate(steps) if step != 1), len(shape))
-        self._row_bytes = math.prod(shape[cut:]) * ITEM_BYTES[dtype]  # what the cut axis is cut of
-        self._row_chunks = chunk_count(shape[cut:], steps[cut:])
-        self._folder = folder
-        self._steps = steps
-
-    @classmethod
-    def of(cls, file: Path, kind: str) -> _FolderArray | None:
-        """The array of a document; None when it is not as we write them."""
-        document = _document(file)
-        try:
-            dtype, shape = zarr_document.described(document, name=str(file))
-            more = len(document["shape"]) - len(shape)
-            told = document["chunk_grid"]["configuration"]["chunk_shape"]
-            steps = tuple(told[: len(told) - more])
-            if not _is_possible(kind, dtype, shape) or any(type(step) is not int for step in steps):
-                return None
-            if not is_contiguous_grid(shape, steps):
-                return None
-            ours = zarr_document.array_document(
-                dtype=dtype, shape=shape, chunk_shape=steps, name=file.parent.name
-            )
-            for key in ours.keys() - {"attributes", "dimension_names"}:
-                # As text: 0.0 and -0.0 are equal, and other bits.
-                if _text(document.get(key)) != _text(ours[key]):
-                    return None
-        except (CkptStoreError, KeyError, TypeError, ValueError, RecursionError):
-            return None
-        if document.get("storage_transformers"):
-            return None
-        return cls(file.parent, kind=kind, dtype=dtype, shape=shape, steps=steps)
-
-    def has_chunk(self, key: str) -> bool:
-        """True for the key of a chunk of this array."""
-        return zarr_document.chunk_number(key, self.dtype, self.shape, self._steps) is not None
-
-    def check_size(self, file: Path, size: int) -> None:
-        """Refuse a chunk's file of another length than the document makes it."""
-        if size != self.chunk_bytes:
-            raise InvalidInputError(
-                f"{file} has {size} bytes; the array's document makes chunks of {self.chunk_bytes}. Write the folder again."
-            )
-
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`."""
-        while buffer:
-            row, within = divmod(start, self._row_bytes)
-            number, skip = divmod(within, self.chunk_bytes)
-            stop = min(len(buffer), self.chunk_bytes - skip, self._row_bytes - within)
-            key = zarr_document.chunk_key(
-                row * self._row_chunks + number, self.dtype, self.shape, self._steps
-            )
-            self._read(self._folder / key, buffer[:stop], skip)
-            buffer, start = buffer[stop:], start + stop
-
-    def _read(self, file: Path, part: memoryview, start: int) -> None:
-        """Fill a buffer from a chunk's file."""
-        try:
-            descriptor = os.open(file, _FLAGS)
-        except FileNotFoundError:
-            part[:] = bytes(len(part))
-            return
-        except OSError as error:
-            raise StorageError(f"{file} could not be read: {error.strerror}.") from error
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidInputError(f"{file} is not a regular file.")
-            self.check_size(file, status.st_size)
-            while part:
-                count = os.preadv(descriptor, [part], start)
-                if not count:
-                    raise InvalidInputError(f"{file} was changed while it was read.")
-                part, start = part[count:], start + count
-        except OSError as error:
-            raise StorageError(f"{file} could not be read: {error.strerror}.") from error
-        finally:
-            os.close(descriptor)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _is_possible(kind: str, dtype: str, shape: tuple[int, ...]) -> bool:
-    """True for what can be the dtype and shape of an array in memory."""
-    size = math.prod(max(1, length) for length in shape) * ITEM_BYTES[dtype]
-    has_dtype = kind == "tensor" or zarr_document.has_name(dtype)  # numpy lacks the same as Zarr
-    return len(shape) <= DIMENSIONS_MAX and size <= ARRAY_BYTES_MAX and has_dtype
-
-
 def _document(file: Path) -> dict[str, Any]:
-    """A JSON document; InvalidInputError when it is none."""
-    with open(os.open(file, _FLAGS), "rb") as opened:
-        status = os.fstat(opened.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidInputError(f"{file} is not a regular file.")
-        if status.st_size > DOCUMENT_BYTES_MAX:
-            raise InvalidInputError(f"{file} has more than {DOCUMENT_BYTES_MAX} bytes.")
-        data = opened.read(status.st_size)  # whose memory is asked for before anything is read
+    """The document of a node; InvalidInputError when it is none, or more than anybody wants to parse."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{file} is not a JSON document: {error}.") from error
+        document = json_document.parse(json_document.read(OpenFile(file, follow=False)))
+    except CkptStoreError:
+        raise
+    except ValueError as error:
+        raise InvalidInputError(f"{file} is not a Zarr document to read: {error}.") from error
     if not isinstance(document, dict):
         raise InvalidInputError(f"{file} is not a JSON object.")
     return document

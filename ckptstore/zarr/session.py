@@ -109,8 +109,12 @@ class Session:
         """Put a hierarchy that lies in files in place of all that the store holds."""
         staged = self.staged()
         staged.clear()
-        jobs = [partial(staged.put_file, check_key(key), path) for key, path in found.files]
-        gather(jobs, threads=TAKE_THREADS)
+        for key in found.keys:
+            check_key(key)
+        gather(
+            (partial(staged.put_file, key, found.folder / key) for key in found.keys),
+            threads=TAKE_THREADS,
+        )
 
     def close(self) -> None:
         """Give up what was not committed; the store cannot be used any more."""

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore import formats
+from ckptstore.format import canonical
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats import zarr_folder
 from ckptstore.lazy import ZarrFiles
@@ -371,9 +372,11 @@ def test_a_hierarchy_goes_out_as_it_came_in(tmp_path: Path) -> None:
     repo = ckptstore.init(tmp_path / "store")
     made = repo.commit(formats.read_file(tmp_path / "in.zarr").state)
     formats.write_file(made.zarr_values(), tmp_path / "out.zarr")
-    before, after = (dict(zarr_folder.files(tmp_path / name)) for name in ("in.zarr", "out.zarr"))
-    assert before.keys() == after.keys()
-    assert all(file.read_bytes() == after[key].read_bytes() for key, file in before.items())
+    before, after = (list(zarr_folder.keys(tmp_path / name)) for name in ("in.zarr", "out.zarr"))
+    assert before == after
+    for key in before:
+        ours, theirs = (tmp_path / name / key for name in ("in.zarr", "out.zarr"))
+        assert ours.read_bytes() == theirs.read_bytes()
     assert repo.commit(formats.read_file(tmp_path / "out.zarr").state).new_bytes == 0
     with pytest.raises(ckptstore.InvalidInputError, match=r"\.zarr only"):
         formats.write_file(made.zarr_values(), tmp_path / "out.npz")
@@ -414,3 +417,20 @@ def test_keys_below_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ckptstore.InvalidInputError, match="another below it"):
         formats.write_file(made.zarr_values(), tmp_path / "x.zarr")
     assert not (tmp_path / "x.zarr").exists()
+
+
+@pytest.mark.parametrize(("most", "values"), [(3, 10**6), (10**6, 60)], ids=["nodes", "values"])
+def test_a_root_that_would_be_too_large_leaves_the_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, values: int
+) -> None:
+    monkeypatch.setattr(zarr_folder, "CONSOLIDATED_MAX", most)
+    monkeypatch.setattr(canonical, "VALUES_MAX", values)
+    state = {"a": {"b": np.arange(3.0), "c": np.arange(5)}, "d": np.ones(2)}
+    formats.write_file(state, tmp_path / "x.zarr")
+    root = json.loads((tmp_path / "x.zarr" / "zarr.json").read_bytes())
+    assert "consolidated_metadata" not in root
+    group = zarr.open_group(tmp_path / "x.zarr", mode="r")
+    np.testing.assert_array_equal(group["a/c"][:], np.arange(5))
+    repo = ckptstore.init(f"memory://large-root-{most}")
+    repo.commit(formats.read_file(tmp_path / "x.zarr").state)
+    assert difference(repo.checkout(), state) is None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckptstore.errors import CkptStoreError, InvalidInputError
-from ckptstore.formats import read_file
+from ckptstore.formats import read_file, write_file
 from tests.hostile.cases import Case, World, call
 
 if TYPE_CHECKING:
@@ -164,7 +164,24 @@ def _tarred() -> bytes:
     return buffer.getvalue()
 
 
-def _folder(story: str, **files: bytes | str | None) -> Case:
+def _brackets(before: bytes, after: bytes) -> Callable[[], bytes]:
+    """30 MB of JSON that takes a GB once it is parsed."""
+    return lambda: before + b"[]," * 10_000_000 + b"[]" + after
+
+
+def _zarr(story: str, **documents: bytes | Callable[[], bytes]) -> Case:
+    """A Zarr folder as we write it, but for these documents; "root" is the root's."""
+
+    def write(path: Path) -> None:
+        write_file({"w": torch.zeros(3)}, path)
+        for name, data in documents.items():
+            file = (path if name == "root" else path / name) / "zarr.json"
+            file.write_bytes(data() if callable(data) else data)
+
+    return _file(f"a Zarr folder {story}", "x.zarr", write, error=InvalidInputError)
+
+
+def _folder(story: str, **files: bytes | str | Callable[[], bytes] | None) -> Case:
     """A folder called "model" with these files; a text is what a link leads to, None takes the good file away."""
 
     def write(path: Path) -> None:
@@ -176,7 +193,7 @@ def _folder(story: str, **files: bytes | str | None) -> Case:
             if isinstance(data, str):
                 file.symlink_to(data)
             elif data is not None:
-                file.write_bytes(data)
+                file.write_bytes(data() if callable(data) else data)
 
     return _file(f"a folder {story}", "model", write, error=InvalidInputError)
 
@@ -345,6 +362,25 @@ CASES = (
             {f"w{number}": _tensor(0, 0, shape=(0,)) for number in range(500_000)}
         ),
     ),
+    _bytes(
+        "a .safetensors of 250,000 tensors of short names",
+        "x.safetensors",
+        lambda: _safetensors(
+            {f"{number:x}": _tensor(0, 0, shape=(0,)) for number in range(250_000)}
+        ),
+    ),
+    _bytes(
+        "a .safetensors whose last of 80,000 names is there twice",
+        "x.safetensors",
+        lambda: _safetensors(
+            b"{"
+            + b",".join(
+                b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % min(number, 79_998)
+                for number in range(80_000)
+            )
+            + b"}"
+        ),
+    ),
     _bytes("a pickle called .safetensors", "x.safetensors", pickle.dumps({"w": 1})),
     _bytes(
         "a .safetensors with a tensor twice",
@@ -392,6 +428,20 @@ CASES = (
     _folder("whose file is a link to /dev/zero", a_safetensors="/dev/zero"),
     _folder("whose file is cut", a_safetensors=GOOD[:-1]),
     _folder("with a tensor in two files", b_safetensors=GOOD, model_safetensors_index_json=None),
+    _folder(
+        "whose index holds 10 million lists",
+        model_safetensors_index_json=_brackets(b'{"weight_map":{"w":"a.safetensors"},"x":[', b"]}"),
+    ),
+    _zarr(
+        "whose root holds 10 million lists",
+        root=_brackets(b'{"zarr_format":3,"node_type":"group","attributes":{"x":[', b"]}}"),
+    ),
+    _zarr(
+        "whose array holds 10 million lists",
+        w=_brackets(b'{"zarr_format":3,"node_type":"array","attributes":{"x":[', b"]}}"),
+    ),
+    _zarr("whose root is cut", root=b'{"zarr_format":3,'),
+    _zarr("whose root is a list", root=b"[]"),
     _folder("without a checkpoint", a_safetensors=None, model_safetensors_index_json=None),
     _bytes("an empty .npy", "x.npy", b""),
     _bytes("a .npy cut in its header", "x.npy", _npy()[:20]),
