@@ -165,16 +165,16 @@ class Catalog:
 
     def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
         """The pages of what came in through Zarr, in path order, held against what the manifest says of them."""
-        last: str | None = None
+        last: tuple[str, str] | None = None
         for ref in manifest.hierarchy or ():
             page = self.node_page(ref.digest)
             if (page.first, page.nbytes) != (ref.first, ref.bytes) or ref.arrays > len(page.nodes):
                 raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
-            if last is not None and page.first <= last:
+            if last is not None and page.begin <= last:
                 raise CorruptError(
                     f"Page {ref.digest} does not follow the page before it in path order."
                 )
-            last = page.nodes[-1].path
+            last = page.nodes[-1].end
             yield page
 
     def remember_page(self, digest: Digest, page: Page) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptstore.errors import CorruptError, InvalidInputError
 from ckptstore.format import canonical
@@ -15,7 +15,7 @@ from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.node_page import EncodedEntry, segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ckptstore.catalog import Catalog
     from ckptstore.format.manifest import Manifest
@@ -28,42 +28,51 @@ _V2 = re.compile(r"[<>|]([bfiuc])([0-9]{1,2})")
 _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 
 
+class _Part(NamedTuple):
+    """A node, or a part of one, on its page. bundle: the page's."""
+
+    node: ZarrNode
+    page: NodePage
+    bundle: bytes
+
+
 def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEntry]:
     """Every Zarr array of a checkpoint, by the path of its node."""
-    return {
-        entry.path: entry
-        for page in catalog.node_pages(manifest)
-        for entry in _page_entries(page, catalog)
+    parts = groupby(_parts(manifest, catalog), key=lambda part: part.node.path)
+    entries = (_entry(path, list(found), catalog) for path, found in parts)
+    return {entry.path: entry for entry in entries if entry is not None}
+
+
+def _parts(manifest: Manifest, catalog: Catalog) -> Iterator[_Part]:
+    for page in catalog.node_pages(manifest):
+        bundle = b""
+        if page.bundle:  # documents, and nothing else
+            bundle = catalog.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
+        for node in page.nodes:
+            yield _Part(node, page, bundle)
+
+
+def _entry(path: str, parts: Sequence[_Part], catalog: Catalog) -> EncodedEntry | None:
+    """A node as its document tells it; None for one that is no array."""
+    documents = {
+        key: (value, part) for part in parts for key, value in part.node.values if key in _DOCUMENTS
     }
-
-
-def _page_entries(page: NodePage, catalog: Catalog) -> Iterator[EncodedEntry]:
-    bundle = b""
-    if page.bundle:  # documents, and nothing else
-        bundle = catalog.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
-    for node in page.nodes:
-        yield from _entries(node, page, bundle, catalog)
-
-
-def _entries(
-    node: ZarrNode, page: NodePage, bundle: bytes, catalog: Catalog
-) -> Iterator[EncodedEntry]:
-    values = dict(node.values)
-    key = next((key for key in (METADATA, METADATA_V2) if key in values), None)
+    key = next((key for key in (METADATA, METADATA_V2) if key in documents), None)
     if key is None:
-        return
-    document = _parsed(_read(f"{node.path}/{key}", values[key], page, bundle, catalog))
+        return None
+    value, part = documents[key]
+    document = _parsed(_read(f"{path}/{key}", value, part.page, part.bundle, catalog))
     if key == METADATA and document.get("node_type") != "array":
-        return
-    sizes = {key: tuple(_sizes(value, page)) for key, value in node.values}
-    yield EncodedEntry(
-        path=node.path,
+        return None
+    values = [(value, part.page) for part in parts for _, value in part.node.values]
+    return EncodedEntry(
+        path=path,
         dtype=_dtype(document),
-        shape=_shape(document.get("shape"), node.path),
-        chunk_shape=_shape(_chunk_shape(document), node.path),
-        digests=tuple(digest for _, value in node.values for digest in value.digests),
-        sizes=tuple(chain.from_iterable(sizes.values())),
-        chunks=len(sizes.keys() - _DOCUMENTS),
+        shape=_shape(document.get("shape"), path),
+        chunk_shape=_shape(_chunk_shape(document), path),
+        digests=tuple(digest for value, _ in values for digest in value.digests),
+        sizes=tuple(chain.from_iterable(_sizes(*item) for item in values)),
+        chunks=len(values) - len(documents),
     )
 
 

@@ -3,6 +3,7 @@
 A node is an array or a group of a Zarr hierarchy; its keys are "zarr.json" and, of an array, those of its chunks. What they
 hold is kept as it was set, whatever its codecs, and is never looked into here. Small values lie in the page's bundle, one
 behind the other; larger ones are objects, cut into segments so that a part of a shard can be read and checked by itself.
+A node with more values than one page should list goes on in the pages behind it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from blake3 import blake3
 
 from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.format import canonical
 from ckptstore.format.canonical import Fields, check_digest, check_integer
 from ckptstore.format.marker import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
-from ckptstore.format.page import SMALL_BYTES, ArrayEntry, Bundle, bundle_from_json
+from ckptstore.format.page import SMALL_BYTES, ArrayEntry, Bundle, bundle_from_json, cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ckptstore.digest import Digest
 
@@ -29,6 +32,10 @@ KEY_LENGTH_MAX = 4096
 VALUE_BYTES_MAX = (
     1 << 44
 )  # 16 TB, in a billion segments of 16 KiB at the least: far beyond any page
+
+PART_WEIGHT_MAX = 65_536  # of a node that lies on one page; 7 MB
+PART_WEIGHT_MIN = 4_096
+PART_CUT_MODULUS = 8_192  # one key in so many ends a part: 12,000 values on average
 
 _PART = r"[^/\x00-\x1f\x7f\ud800-\udfff]+"
 _KEY = re.compile(rf"{_PART}(?:/{_PART})*")
@@ -55,6 +62,11 @@ class ZarrNode:
     def nbytes(self) -> int:
         """Bytes of all values."""
         return sum(value.size for _, value in self.values)
+
+    @property
+    def end(self) -> tuple[str, str]:
+        """The path and the last key, behind which the next node begins, or goes on."""
+        return self.path, self.values[-1][0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +97,11 @@ class NodePage:
     def first(self) -> str:
         """The path of the first node."""
         return self.nodes[0].path
+
+    @property
+    def begin(self) -> tuple[str, str]:
+        """The path of the first node, and its first key."""
+        return self.first, self.nodes[0].values[0][0]
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +135,7 @@ class NodePage:
         }
         if self.bundle:
             document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
-        name = f"The list of Zarr chunks from {self.first!r:.100} on (use larger chunks, or shards)"
+        name = f"The list of Zarr chunks from {'/'.join(self.begin)!r:.100} on"
         return canonical.encode(document, name=name, bytes_max=NODE_PAGE_BYTES_MAX)
 
     @classmethod
@@ -148,6 +165,52 @@ def reached_by_nodes(data: bytes, *, name: str) -> set[str]:
     if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
         return {digest for digest, _ in NodePage.decode(data, name=name).digests()}
     return set(_DIGEST.findall(text))
+
+
+class Weighed(NamedTuple):
+    """A node that is to be put on pages, with what each of its values weighs."""
+
+    path: str
+    keys: Sequence[str]
+    weights: Sequence[int]
+
+
+def weight(key: str, digests: int) -> int:
+    """What the value of a key, of so many segments, counts for where pages end."""
+    return max(1, digests) + len(key.encode()) // 32
+
+
+def cut_nodes(nodes: Sequence[Weighed]) -> Iterator[list[tuple[int, slice]]]:
+    """What goes on each page: nodes by their numbers, with all their values, or a part of one that has too many."""
+    totals = [(node.path, sum(node.weights)) for node in nodes]
+    large = [total > PART_WEIGHT_MAX for _, total in totals]
+    for is_large, group in itertools.groupby(range(len(nodes)), key=large.__getitem__):
+        numbers = list(group)
+        if is_large:
+            for number in numbers:
+                yield from ([(number, part)] for part in _parts(nodes[number]))
+        else:
+            for part in cut([totals[number] for number in numbers]):
+                yield [(number, slice(0, len(nodes[number].keys))) for number in numbers[part]]
+
+
+def _parts(node: Weighed) -> Iterator[slice]:
+    start = total = 0
+    for position, (key, weighs) in enumerate(zip(node.keys, node.weights, strict=True), start=1):
+        total += weighs
+        if position == len(node.keys) or ends_part(key, total):
+            yield slice(start, position)
+            start, total = position, 0
+
+
+def ends_part(key: str, weight: int) -> bool:
+    """True when a part of a node, which with this key weighs so much, ends behind it."""
+    if weight >= PART_WEIGHT_MAX:
+        return True
+    if weight < PART_WEIGHT_MIN:
+        return False
+    hashed = int.from_bytes(blake3(key.encode()).digest(4), "little")
+    return hashed % PART_CUT_MODULUS == 0
 
 
 def segments(value: Value, segment_bytes: int) -> Iterator[tuple[Digest, int]]:

@@ -10,8 +10,15 @@ from ckptstore.digest import Digest
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format import structure, zarr_document
 from ckptstore.format.manifest import PageRef
-from ckptstore.format.node_page import NodePage, Value, ZarrNode
-from ckptstore.format.page import SMALL_BYTES, Bundle, cut
+from ckptstore.format.node_page import (
+    NodePage,
+    Value,
+    Weighed,
+    ZarrNode,
+    cut_nodes,
+    weight,
+)
+from ckptstore.format.page import SMALL_BYTES, Bundle
 from ckptstore.format.repage import repage
 from ckptstore.graft import graft
 from ckptstore.parallel import gather
@@ -31,7 +38,7 @@ from ckptstore.zarr.contents import (
 from ckptstore.zarr.layout import lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ckptstore.zarr.contents import Content
     from ckptstore.zarr.layout import Layout
@@ -114,32 +121,47 @@ class NodeWriter:
         self.arrays: set[str] = set()
         self.groups: set[str] = set()
         self.reached: set[Digest] = set()
-        self._known: dict[str, NodePage] = {}
+        self._known: dict[tuple[str, str], NodePage] = {}
         if staged.manifest:
             pages = staged.catalog.node_pages(staged.manifest)
-            self._known = {page.first: page for page in pages}
+            self._known = {page.begin: page for page in pages}
 
     def write(self, nodes: Nodes) -> tuple[PageRef, ...]:
         """Have all pages stored, and what they refer to."""
         self._put_values(nodes)
-        parts = cut([(path, len(contents)) for path, contents in nodes])
-        return tuple(self._page(nodes[part]) for part in parts)
+        return tuple(self._page(part) for part in self._cut(nodes))
+
+    def _cut(self, nodes: Nodes) -> Iterator[Nodes]:
+        """What goes on each page: some nodes, or a part of one that has too many values."""
+        weighed = [
+            Weighed(path, [key for key, _ in contents], [self._weight(*item) for item in contents])
+            for path, contents in nodes
+        ]
+        for page in cut_nodes(weighed):
+            yield [(nodes[number][0], nodes[number][1][part]) for number, part in page]
+
+    def _weight(self, key: str, content: Content) -> int:
+        value = self._value(key, content)
+        return weight(key, 1 if value is None else len(value.digests))
+
+    def _value(self, key: str, content: Content) -> Value | None:
+        """A value that was stored; None for one that goes into its page's bundle."""
+        if _is_bundled(key, content):
+            return None
+        if isinstance(content, Stored) and not self._is_put(key, content):
+            return content.value
+        return self._values[id(content)]
 
     def _put_values(self, nodes: Nodes) -> None:
         """Have every value stored that is not yet, on several threads."""
-        jobs = [
-            partial(self._put, content)
+        waiting = [
+            content
             for _, contents in nodes
             for key, content in contents
             if self._is_put(key, content)
         ]
-        waiting = iter(gather(jobs, threads=PUT_THREADS))
-        self._values = {
-            id(content): next(waiting)
-            for _, contents in nodes
-            for key, content in contents
-            if self._is_put(key, content)
-        }
+        found = gather((partial(self._put, content) for content in waiting), threads=PUT_THREADS)
+        self._values = dict(zip(map(id, waiting), found, strict=True))
 
     def _is_put(self, key: str, content: Content) -> bool:
         """True for a value that is to be stored as objects of its own."""
@@ -168,7 +190,8 @@ class NodeWriter:
         return PageRef(first=page.first, digest=digest, arrays=arrays, bytes=page.nbytes)
 
     def _unchanged(self, nodes: Nodes) -> NodePage | None:
-        page = self._known.get(nodes[0][0])
+        first, contents = nodes[0]
+        page = self._known.get((first, contents[0][0]))
         if page is None or len(page.nodes) != len(nodes):
             return None
         for node, (path, contents) in zip(page.nodes, nodes, strict=True):
@@ -185,20 +208,15 @@ class NodeWriter:
         for path, contents in nodes:
             values = []
             for key, content in contents:
-                if _is_bundled(key, content):
+                value = self._value(key, content)
+                if value is None:
                     part = bytes(content.read(self.staged.objects, 0, content.size))
-                    values.append((key, self._bundled(part, len(data))))
+                    value = Value(len(part), (Digest.of(part),), len(data))
                     data += part
-                elif isinstance(content, Stored) and not self._is_put(key, content):
-                    values.append((key, content.value))
-                else:
-                    values.append((key, self._values[id(content)]))
+                values.append((key, value))
             made.append(ZarrNode(path, tuple(values)))
         bundle = Bundle(digest=self.staged.document(bytes(data)), size=len(data)) if data else None
         return NodePage(nodes=tuple(made), segment_bytes=self.staged.segment_bytes, bundle=bundle)
-
-    def _bundled(self, data: bytes, offset: int) -> Value:
-        return Value(len(data), (Digest.of(data),), offset)
 
     def _kind(self, path: str, contents: Sequence[tuple[str, Content]]) -> str:
         """What a node is: "array", "group" or, without a document that says so, ""."""

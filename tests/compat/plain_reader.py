@@ -183,11 +183,15 @@ class PlainReader:
             need(sizes == ref["bytes"], "a page has another number of bytes")
             for node in nodes:
                 path, keys = node["path"], [value[0] for value in node["values"]]
-                need(last is None or last < path, "the nodes are not in path order")
                 need(path == "" or is_key(path), "a path is illegal")
                 need(bool(keys) and all(map(is_key, keys)), "a key is illegal")
+                begin = (
+                    path,
+                    keys[0] if node is nodes[0] else "",
+                )  # where a page begins, one may go on
+                need(last is None or last < begin, "the nodes are not in path order")
                 need(all(a < b for a, b in pairwise(keys)), "keys are unordered")
-                last = path
+                last = (path, keys[-1])
                 for key, size, offset, *digests in node["values"]:
                     name = f"{path}/{key}" if path else key
                     found[name] = self.value(page, segment, size, offset, digests)

@@ -37,6 +37,13 @@ def page_ends(path: str, arrays_in_page: int, digests_in_page: int) -> bool:
     return arrays_in_page >= 32 and number % 160 == 0
 
 
+def part_ends(key: str, weight_of_page: int) -> bool:
+    if weight_of_page >= 65_536:
+        return True
+    number = int.from_bytes(blake3(key.encode("utf-8")).digest()[:4], "little")
+    return weight_of_page >= 4_096 and number % 8_192 == 0
+
+
 class PlainWriter:
     """Writes one new repository in an empty folder."""
 

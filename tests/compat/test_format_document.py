@@ -17,7 +17,7 @@ from blake3 import blake3
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptstore.format import canonical, chunks, dtypes, names, page, structure
+from ckptstore.format import canonical, chunks, dtypes, names, node_page, page, structure
 from ckptstore.state import flatten
 from tests.compat import plain_reader, plain_writer
 from tests.compat.make_example import make
@@ -66,7 +66,7 @@ def test_the_dtypes_are_those_of_the_code() -> None:
 
 
 def test_the_algorithms_in_the_document_are_those_of_the_plain_writer() -> None:
-    for function in (plain_writer.chunk_shape, plain_writer.page_ends):
+    for function in (plain_writer.chunk_shape, plain_writer.page_ends, plain_writer.part_ends):
         assert inspect.getsource(function) in DOCUMENT
 
 
@@ -111,6 +111,13 @@ def test_pages_end_where_the_code_ends_them(path: str, arrays: int, count: int) 
     assert plain_writer.page_ends(path, arrays, count) == page.ends_page(
         path, arrays=arrays, chunks=count
     )
+
+
+@given(key=st.text(st.characters(codec="utf-8")), weight=st.integers(1, 70_000))
+@example(key="c/14321", weight=4_096)
+@example(key="c/14321", weight=4_095)
+def test_parts_of_nodes_end_where_the_code_ends_them(key: str, weight: int) -> None:
+    assert plain_writer.part_ends(key, weight) == node_page.ends_part(key, weight)
 
 
 def test_the_tables_of_chunk_shapes_and_page_ends_are_right() -> None:
