@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import partial
+from bisect import bisect_right
+from functools import cached_property, partial
+from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import arrays
@@ -97,28 +100,32 @@ class CheckpointArray(IndexedArray):
         """Fill a buffer with the array's bytes from position `start`."""
         with self._reading():
             end = start + len(buffer)
-            for digest, begin, size in self._runs():
+            first = bisect_right(self._runs, start, key=itemgetter(1)) - 1
+            for digest, begin, size in islice(self._runs, max(0, first), None):
                 low, high = max(start, begin), min(end, begin + size)
-                if low < high:
-                    part = buffer[low - start : high - start]
-                    if high - low == size and self._bundle is None:
-                        self._objects.read_into(digest, part)
-                    else:
-                        part[:] = self._chunk(digest, size)[low - begin : high - begin]
+                if low >= high:
+                    break
+                part = buffer[low - start : high - start]
+                if high - low == size and self._bundle is None:
+                    self._objects.read_into(digest, part)
+                else:
+                    part[:] = self._chunk(digest, size)[low - begin : high - begin]
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """The start and size of each chunk."""
-        return ((start, size) for _, start, size in self._runs())
+        return ((start, size) for _, start, size in self._runs)
 
-    def _runs(self) -> Iterator[tuple[Digest, int, int]]:
+    @cached_property
+    def _runs(self) -> list[tuple[Digest, int, int]]:
         """The digest, start and size of each chunk, in C order."""
         entry = self._entry
         if entry.offset is not None:
-            yield entry.digests[0], 0, entry.nbytes
-            return
+            return [(entry.digests[0], 0, entry.nbytes)]
         grid = chunks(entry.shape, entry.chunk_shape, item_bytes=ITEM_BYTES[entry.dtype])
-        for digest, chunk in zip(entry.digests, grid, strict=True):
-            yield digest, chunk.start, chunk.size
+        return [
+            (digest, chunk.start, chunk.size)
+            for digest, chunk in zip(entry.digests, grid, strict=True)
+        ]
 
     def _chunk(self, digest: Digest, size: int) -> memoryview:
         """All bytes of a chunk, checked."""

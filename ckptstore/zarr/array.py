@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ckptstore.checkpoint_array import IndexedArray
 from ckptstore.errors import CkptStoreError, CorruptError
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.reader import check_memory
+from ckptstore.zarr.bands import Bands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from ckptstore.zarr.store import ContentStore
 
 PIECE_BYTES = 8 << 20
+BAND_BYTES_MAX = (
+    16 << 20
+)  # of a row of chunks that is decoded to memory; a commit does it on 8 threads
 _NUMBERS = "iufc"
 
 
@@ -62,23 +67,37 @@ class ZarrArray(IndexedArray):
         if not self.shape:
             buffer[:] = self._read(())[start : start + len(buffer)]
             return
-        row_bytes = self.nbytes // self.shape[0]
-        first, last = start // row_bytes, -(-(start + len(buffer)) // row_bytes)
+        if not buffer:
+            return
+        bands = self._bands
+        if bands.band_bytes > BAND_BYTES_MAX:
+            bands.read_into(buffer, start)
+            return
+        first, last = start // bands.row_bytes, -(-(start + len(buffer)) // bands.row_bytes)
         data = self._read(slice(first, last))
-        buffer[:] = data[start - first * row_bytes :][: len(buffer)]
+        buffer[:] = data[start - first * bands.row_bytes :][: len(buffer)]
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Runs of whole rows of chunks, of a few MiB where chunks are smaller."""
+        """Runs of whole rows of chunks, of a few MiB where chunks are smaller; of larger ones a part."""
         if not self.nbytes:
             return
         if not self.shape:
             yield 0, self.nbytes
             return
-        row_bytes = self.nbytes // self.shape[0]
-        band = self.chunk_shape[0] * row_bytes
-        step = band * max(1, PIECE_BYTES // band)
+        band = self._bands.band_bytes
+        step = PIECE_BYTES if band > BAND_BYTES_MAX else band * max(1, PIECE_BYTES // band)
         for start in range(0, self.nbytes, step):
             yield start, min(step, self.nbytes - start)
+
+    @cached_property
+    def _bands(self) -> Bands:
+        return Bands(
+            self.path,
+            shape=self.shape,
+            chunk_shape=self.chunk_shape,
+            item_bytes=int(self._array.dtype.itemsize),
+            read=self._read,
+        )
 
     def _read(self, index: Any) -> memoryview:
         with _ours(self.path):

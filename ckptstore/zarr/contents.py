@@ -22,7 +22,6 @@ from ckptstore.format import canonical, zarr_document
 from ckptstore.format.chunks import chunks
 from ckptstore.format.dtypes import item_bytes
 from ckptstore.format.marker import CHUNK_BYTES_DEFAULT
-from ckptstore.format.node_page import segments
 from ckptstore.lazy import ZarrValues
 from ckptstore.reader import check_memory
 
@@ -140,16 +139,15 @@ class Stored:
             return data[value.offset + start : value.offset + stop]
         check_memory([stop - start])
         made = _memory(stop - start)
-        begin = 0
-        for digest, size in segments(value, self.segment_bytes):
+        for number in range(start // self.segment_bytes, -(-stop // self.segment_bytes)):
+            begin = number * self.segment_bytes
+            size = min(self.segment_bytes, value.size - begin)
             low, high = max(start, begin), min(stop, begin + size)
-            if low < high:
-                part = made[low - start : high - start]
-                if high - low == size:
-                    objects.store.read_into(digest, part)
-                else:
-                    part[:] = objects.whole(digest, size)[low - begin : high - begin]
-            begin += size
+            part = made[low - start : high - start]
+            if high - low == size:
+                objects.store.read_into(value.digests[number], part)
+            else:
+                part[:] = objects.whole(value.digests[number], size)[low - begin : high - begin]
         return made
 
 

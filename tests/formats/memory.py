@@ -38,6 +38,16 @@ def _status(name: str) -> int:
     return int(found[1]) << 10 if found else 0
 
 
+def make_columns(path: Path, size: int) -> None:
+    """The Zarr folder of another program: an array of so many bytes, whose chunks go through all rows."""
+    import zarr
+
+    group = zarr.open_group(path, mode="w")
+    array = group.create_array("w", shape=(1024, size // 4096), chunks=(1024, 1024), dtype="f4")
+    for at in range(0, array.shape[1], 1024):
+        array[:, at : at + 1024] = PATTERN.view("u1").reshape(1024, -1)[:, :1024] + np.float32(at)
+
+
 def make(path: Path, size: int) -> None:
     """A file of one array of so many bytes, no two pieces of it alike, but for a compressed one."""
     with zipfile.ZipFile(path.with_suffix(".npz"), "w") as archive:
@@ -60,8 +70,11 @@ def make(path: Path, size: int) -> None:
 def measure(name: str, folder: Path, size: int) -> dict[str, int]:
     """The peaks by what was done. What was read and written is taken apart before that, so that every import is behind us."""
     path = folder / name
-    make(path, size)
-    if path.suffix != ".npz":
+    if path.stem == "columns":
+        make_columns(path, size)
+    else:
+        make(path, size)
+    if path.suffix != ".npz" and path.stem != "columns":
         source = path.with_suffix(".npz")
         write_file(read_file(source).state, path, shard_bytes=None if path.suffix else size // 3)
         source.unlink()
@@ -69,7 +82,8 @@ def measure(name: str, folder: Path, size: int) -> dict[str, int]:
     small.commit({"w": np.zeros(100_000)})
     write_file(small.checkout("main", lazy=True), folder / "small.npz")
     repo = ckptstore.init(folder / "store")
-    again = folder / f"again-{name}"
+    other = ckptstore.init(folder / "other")
+    again = folder / f"again-{'x.npz' if path.stem == 'columns' else name}"
     return {
         "commit": extra_mib(lambda: repo.commit(read_file(path).state)),
         "checkout": extra_mib(
@@ -78,6 +92,9 @@ def measure(name: str, folder: Path, size: int) -> dict[str, int]:
                 again,
                 shard_bytes=None if path.suffix else size // 3,
             )
+        ),
+        "commit of a lazy checkout": extra_mib(
+            lambda: other.commit(repo.checkout("main", lazy=True))
         ),
         "torch": int("torch" in sys.modules),
     }

@@ -1,0 +1,108 @@
+"""Bands: an array read row by row whose chunks lie across the rows.
+
+The bytes of an array in C order go through one row of chunks, a band, after another. Where a band is too much for memory it is
+decoded once, a box of chunks at a time, into a file without a name, and read from there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, BinaryIO
+
+from ckptstore.formats.file_array import OpenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Box = tuple[slice, ...]
+
+BOX_BYTES = 32 << 20  # decoded at once, unless one chunk is larger
+BANDS_HELD = 3  # threads that read on, one ahead of another, are in two of them at most
+
+
+class Bands:
+    """The bands of an array of one dimension at least. read: gives the bytes of a box of it, in C order.
+
+    path: of the array, for errors.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        shape: Sequence[int],
+        chunk_shape: Sequence[int],
+        item_bytes: int,
+        read: Callable[[Box], memoryview],
+    ) -> None:
+        self._path, self._read = Path(path), read
+        self._shape, self._chunk_shape, self._item = tuple(shape), tuple(chunk_shape), item_bytes
+        self.row_bytes = math.prod(self._shape[1:]) * item_bytes
+        self.band_bytes = self._chunk_shape[0] * self.row_bytes
+        self._held: OrderedDict[int, OpenFile] = OrderedDict()
+        self._lock = Lock()
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the array's bytes from position `start`. StorageError when there is no room for a band."""
+        while buffer:
+            number, within = divmod(start, self.band_bytes)
+            part = buffer[: self.band_bytes - within]
+            self._band(number).read_into(part, within)
+            buffer, start = buffer[len(part) :], start + len(part)
+
+    def _band(self, number: int) -> OpenFile:
+        with self._lock:
+            if number not in self._held:
+                self._held[number] = OpenFile.made(
+                    self._path, lambda file: self._write(number, file)
+                )
+                if len(self._held) > BANDS_HELD:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(number)
+            return self._held[number]
+
+    def _write(self, number: int, file: BinaryIO) -> None:
+        """Decode a band."""
+        first = number * self._chunk_shape[0]
+        rows = slice(first, min(first + self._chunk_shape[0], self._shape[0]))
+        shape = (rows.stop - rows.start, *self._shape[1:])
+        for box in boxes(shape, self._chunk_shape, self._item):
+            data = self._read((rows, *box[1:]))
+            at = 0
+            for offset, size in runs(shape, box, self._item):
+                file.seek(offset)
+                file.write(data[at : at + size])
+                at += size
+
+
+def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
+    """Boxes of whole chunks that cover a band, each as long as fits along the last axes."""
+    steps = list(chunk_shape)
+    size = math.prod(steps) * item_bytes
+    for axis in reversed(range(1, len(shape))):
+        times = min(-(-shape[axis] // steps[axis]), max(1, BOX_BYTES // size))
+        steps[axis] *= times
+        size *= times
+    axes = [range(0, length, step) for length, step in zip(shape, steps, strict=True)]
+    for corner in itertools.product(*axes):
+        yield tuple(
+            slice(low, min(low + step, length))
+            for low, step, length in zip(corner, steps, shape, strict=True)
+        )
+
+
+def runs(shape: Sequence[int], box: Box, item_bytes: int) -> Iterator[tuple[int, int]]:
+    """Where the bytes of a box lie among those of the band, in order: the start and size of each run."""
+    lengths = [part.stop - part.start for part in box]
+    cut = len(shape)
+    while cut > 1 and lengths[cut - 1] == shape[cut - 1]:
+        cut -= 1
+    strides = [math.prod(shape[axis + 1 :]) * item_bytes for axis in range(len(shape))]
+    size = math.prod(lengths[cut - 1 :]) * item_bytes
+    last = box[cut - 1].start * strides[cut - 1]
+    for place in itertools.product(*(range(part.start, part.stop) for part in box[: cut - 1])):
+        yield last + sum(n * stride for n, stride in zip(place, strides, strict=False)), size

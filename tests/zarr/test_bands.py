@@ -1,0 +1,112 @@
+"""Arrays whose chunks lie across their rows, read from begin to end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptstore
+from ckptstore.zarr import array as zarr_array
+from ckptstore.zarr import bands
+from ckptstore.zarr.array import ZarrArray
+from ckptstore.zarr.bands import boxes, runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape without zeros, and chunks of it, some longer than it."""
+    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4).map(tuple))
+    return shape, tuple(draw(st.integers(1, length + 1)) for length in shape)
+
+
+@given(grids(), st.sampled_from([1, 20, 300]), st.data())
+def test_any_range_is_what_the_array_has_there(
+    grid: tuple[tuple[int, ...], tuple[int, ...]], box_bytes: int, data: st.DataObject
+) -> None:
+    shape, chunk_shape = grid
+    expected = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
+    store = zarr.storage.MemoryStore()
+    zarr.create_array(store, name="w", data=expected, chunks=chunk_shape, compressors=None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bands, "BOX_BYTES", box_bytes)
+        patched.setattr(bands, "BANDS_HELD", data.draw(st.integers(1, 3)))
+        patched.setattr(zarr_array, "BAND_BYTES_MAX", 0)
+        found = ZarrArray(store, "w")  # type: ignore[arg-type]  # any store does
+        for _ in range(3):
+            start = data.draw(st.integers(0, expected.nbytes))
+            stop = data.draw(st.integers(start, expected.nbytes))
+            buffer = bytearray(stop - start)
+            found.read_into(memoryview(buffer), start)
+            assert bytes(buffer) == expected.tobytes()[start:stop]
+        pieces = list(found.pieces())
+    assert sum(size for _, size in pieces) == expected.nbytes
+    assert [start for start, _ in pieces] == [
+        0,
+        *itertools.accumulate(size for _, size in pieces[:-1]),
+    ]
+
+
+@given(grids(), st.sampled_from([1, 20, 300]))
+def test_boxes_are_whole_chunks_and_cover_the_band_once(
+    grid: tuple[tuple[int, ...], tuple[int, ...]], box_bytes: int
+) -> None:
+    shape, chunk_shape = grid
+    shape = (min(shape[0], chunk_shape[0]), *shape[1:])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bands, "BOX_BYTES", box_bytes)
+        found = list(boxes(shape, chunk_shape, 2))
+    counts = np.zeros(shape, int)
+    flat = np.zeros(math.prod(shape), int)
+    for box in found:
+        counts[box] += 1
+        part = counts[box]
+        assert part.size * 2 <= max(box_bytes, math.prod(chunk_shape) * 2)
+        assert all(
+            side.start % step == 0 and (side.stop % step == 0 or side.stop == length)
+            for side, step, length in zip(box, chunk_shape, shape, strict=True)
+        )
+        for start, size in runs(shape, box, 1):
+            flat[start : start + size] += 1
+    assert (counts == 1).all()
+    assert (flat == 1).all()
+
+
+def test_each_chunk_is_decoded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 1 << 10)
+    repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
+    expected = np.random.default_rng(0).normal(size=(100, 900))
+    with repo.session("main") as session:
+        group = zarr.open_group(session.store, mode="w")
+        group.create_array("w", data=expected, chunks=(50, 30))
+        session.commit()
+    reads: list[Any] = []
+    whole = ZarrArray._read
+    monkeypatch.setattr(ZarrArray, "_read", lambda *args: reads.append(args[1]) or whole(*args))
+    monkeypatch.setattr(bands, "BOX_BYTES", 50 * 30 * 8)
+    other = ckptstore.init(tmp_path / "other", chunk_size=64 << 10)
+    other.commit(repo.checkout(lazy=True))
+    assert len(reads) == len({str(read) for read in reads}) == 60
+    np.testing.assert_array_equal(other.checkout()["w"], expected)
+
+
+def test_a_disk_without_room_is_an_error_that_says_what_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    store = zarr.storage.MemoryStore()
+    zarr.create_array(store, name="w", data=np.arange(10), chunks=(5,))
+    found = ZarrArray(store, "w")  # type: ignore[arg-type]
+    with pytest.raises(ckptstore.StorageError, match=r"no room .* to unpack w: .*TMPDIR"):
+        found.read_into(memoryview(bytearray(80)), 0)
