@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 DIMENSIONS_MAX = 64
 
@@ -75,3 +75,17 @@ def chunks(shape: tuple[int, ...], chunk: tuple[int, ...], *, item_bytes: int) -
         size = math.prod(part.stop - part.start for part in index) * item_bytes
         yield Chunk(start, size, index)
         start += size
+
+
+def runs(shape: Sequence[int], box: Sequence[range]) -> Iterator[tuple[int, int]]:
+    """Where the elements of a box lie in an array in C order: the start and length of each run, in order."""
+    axis = len(shape) - 1  # the last one that is not a part of each run in full
+    while axis > 0 and len(box[axis]) == shape[axis]:
+        axis -= 1
+    inner = math.prod(shape[axis + 1 :])
+    length = len(box[axis]) * inner
+    for index in itertools.product(*box[:axis]):
+        start = 0
+        for position, whole in zip((*index, box[axis].start), shape[: axis + 1], strict=True):
+            start = start * whole + position
+        yield start * inner, length

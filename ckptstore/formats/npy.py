@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from itertools import product
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ckptstore import arrays
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats.arrays_only import check_dtypes, check_values
 from ckptstore.formats.file_array import FileArray, OpenFile
+from ckptstore.formats.turned import turned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ckptstore.arrays import ArraySource
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 KIND = "ndarray"
 HEADER_BYTES_MAX = 10_000  # as numpy has it
-TILE_BYTES = 16 << 20  # of an array in Fortran's order, turned at once
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # by version; of the header's length
 _NAMES = {"descr", "fortran_order", "shape"}
@@ -57,7 +54,7 @@ def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
         )
     offset = start + head.tell()
     array = FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
-    return _turned(array) if is_fortran and nbytes and len(shape) > 1 else array
+    return turned(array) if is_fortran and nbytes and len(shape) > 1 else array
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
@@ -139,59 +136,3 @@ def write_array(source: ArraySource, file: BinaryIO) -> None:
     header = {"descr": descr, "fortran_order": False, "shape": source.shape}
     numpy_format.write_array_header_1_0(file, header)
     file.writelines(source.pieces())
-
-
-def _turned(array: FileArray) -> FileArray:
-    """An array whose first index runs fastest as one whose last does, by way of a file without a name."""
-    stored = array.shape[::-1]  # its bytes are those of the transposed array in C order
-
-    def write(file: BinaryIO) -> None:
-        item = ITEM_BYTES[array.dtype]
-        for tile in _tiles(array.shape, TILE_BYTES // item):
-            turned = tile[::-1]
-            lengths = tuple(len(span) for span in turned)
-            part, data = arrays.allocate(KIND, array.dtype, lengths)
-            filled = 0
-            for start, length in _runs(stored, turned):
-                array.read_into(data[filled : filled + length * item], start * item)
-                filled += length * item
-            copy, data = arrays.allocate(KIND, array.dtype, lengths[::-1])
-            copy[...] = part.T
-            written = 0
-            for start, length in _runs(array.shape, tile):
-                file.seek(start * item)
-                file.write(data[written : written + length * item])
-                written += length * item
-
-    made = OpenFile.made(array.file.path, write)
-    return FileArray(made, kind=array.kind, dtype=array.dtype, shape=array.shape, offset=0)
-
-
-def _tiles(shape: Sequence[int], size: int) -> Iterator[tuple[range, ...]]:
-    """Parts of a shape of at most so many elements, long in the first dimensions as well as in the last."""
-    lengths = [1] * len(shape)
-    while math.prod(lengths) * 2 <= size and list(shape) != lengths:
-        first = next(i for i, length in enumerate(lengths) if length < shape[i])
-        last = next(i for i in reversed(range(len(shape))) if lengths[i] < shape[i])
-        is_first = math.prod(lengths[: first + 1]) <= math.prod(lengths[last:])
-        axis = first if is_first else last
-        lengths[axis] = min(2 * lengths[axis], shape[axis])
-    steps = [
-        [range(start, min(start + length, whole)) for start in range(0, whole, length)]
-        for length, whole in zip(lengths, shape, strict=True)
-    ]
-    return product(*steps)
-
-
-def _runs(shape: Sequence[int], tile: Sequence[range]) -> Iterator[tuple[int, int]]:
-    """Where the elements of a tile lie in an array in C order: the start and length of each run, in order."""
-    axis = len(shape) - 1  # the last one that is not a part of each run in full
-    while axis > 0 and len(tile[axis]) == shape[axis]:
-        axis -= 1
-    inner = math.prod(shape[axis + 1 :])
-    length = len(tile[axis]) * inner
-    for index in product(*tile[:axis]):
-        start = 0
-        for position, whole in zip((*index, tile[axis].start), shape[: axis + 1], strict=True):
-            start = start * whole + position
-        yield start * inner, length

@@ -13,12 +13,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
+from ckptstore.format.chunks import runs
 from ckptstore.formats.file_array import OpenFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    Box = tuple[slice, ...]
+    Box = tuple[range, ...]
 
 BOX_BYTES = 32 << 20  # decoded at once, unless one chunk is larger
 BANDS_HELD = 3  # threads that read on, one ahead of another, are in two of them at most
@@ -37,7 +38,7 @@ class Bands:
         shape: Sequence[int],
         chunk_shape: Sequence[int],
         item_bytes: int,
-        read: Callable[[Box], memoryview],
+        read: Callable[[tuple[slice, ...]], memoryview],
     ) -> None:
         self._path, self._read = Path(path), read
         self._shape, self._chunk_shape, self._item = tuple(shape), tuple(chunk_shape), item_bytes
@@ -71,12 +72,12 @@ class Bands:
         rows = slice(first, min(first + self._chunk_shape[0], self._shape[0]))
         shape = (rows.stop - rows.start, *self._shape[1:])
         for box in boxes(shape, self._chunk_shape, self._item):
-            data = self._read((rows, *box[1:]))
-            at = 0
-            for offset, size in runs(shape, box, self._item):
-                file.seek(offset)
-                file.write(data[at : at + size])
-                at += size
+            data = self._read((rows, *(slice(part.start, part.stop) for part in box[1:])))
+            written = 0
+            for start, length in runs(shape, box):
+                file.seek(start * self._item)
+                file.write(data[written : written + length * self._item])
+                written += length * self._item
 
 
 def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
@@ -90,19 +91,6 @@ def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> 
     axes = [range(0, length, step) for length, step in zip(shape, steps, strict=True)]
     for corner in itertools.product(*axes):
         yield tuple(
-            slice(low, min(low + step, length))
+            range(low, min(low + step, length))
             for low, step, length in zip(corner, steps, shape, strict=True)
         )
-
-
-def runs(shape: Sequence[int], box: Box, item_bytes: int) -> Iterator[tuple[int, int]]:
-    """Where the bytes of a box lie among those of the band, in order: the start and size of each run."""
-    lengths = [part.stop - part.start for part in box]
-    cut = len(shape)
-    while cut > 1 and lengths[cut - 1] == shape[cut - 1]:
-        cut -= 1
-    strides = [math.prod(shape[axis + 1 :]) * item_bytes for axis in range(len(shape))]
-    size = math.prod(lengths[cut - 1 :]) * item_bytes
-    last = box[cut - 1].start * strides[cut - 1]
-    for place in itertools.product(*(range(part.start, part.stop) for part in box[: cut - 1])):
-        yield last + sum(n * stride for n, stride in zip(place, strides, strict=False)), size

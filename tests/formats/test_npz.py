@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.errors import InvalidInputError
-from ckptstore.formats import npy, npz, read_file, write_file
+from ckptstore.format import chunks
+from ckptstore.formats import npy, npz, read_file, turned, write_file
 from ckptstore.staging import flatten
 from ckptstore.testing.strategies import ndarrays
 from tests.formats.flat import committed
@@ -89,18 +90,18 @@ def test_an_npy_is_one_array(folder: Path, array: Any) -> None:
 @given(st.lists(st.integers(1, 7), min_size=2, max_size=5), st.integers(1, 200))
 def test_an_array_of_any_shape_is_turned_in_tiles_of_any_size(shape: list[int], size: int) -> None:
     counts = np.zeros(shape, int)
-    for tile in npy._tiles(shape, size):
+    for tile in turned._tiles(shape, size):
         index = tuple(slice(part.start, part.stop) for part in tile)
         counts[index] += 1
         assert counts[index].size <= size
-        runs = list(npy._runs(shape, tile))
+        runs = list(chunks.runs(shape, tile))
         places = [place for start, length in runs for place in range(start, start + length)]
         assert places == np.arange(counts.size).reshape(shape)[index].ravel().tolist()
     assert (counts == 1).all()
 
 
 def test_an_array_of_many_tiles_is_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy, "TILE_BYTES", 1000)
+    monkeypatch.setattr(turned, "TILE_BYTES", 1000)
     array = np.arange(20 * 30 * 7, dtype="i2").reshape(20, 30, 7)
     np.savez(tmp_path / "x.npz", w=np.asfortranarray(array), long=np.asfortranarray(array[0]))
     found = committed(tmp_path / "x.npz")
