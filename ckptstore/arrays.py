@@ -162,7 +162,7 @@ def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memory
         if kind == NDARRAY:
             import numpy as np
 
-            array = np.empty(shape, dtype=_numpy_dtype(dtype))
+            array = np.empty(shape, dtype=numpy_dtype(dtype))
             return array, _ndarray_bytes(array)
         import torch
 
@@ -441,7 +441,8 @@ def _ndarray_bytes(array: Any) -> memoryview:
     return memoryview(flat)
 
 
-def _numpy_dtype(dtype: str) -> Any:
+def numpy_dtype(dtype: str) -> Any:
+    """What numpy takes for a dtype of ours. UnsupportedValueError when it has none."""
     if dtype in _ML_DTYPES:
         try:
             import ml_dtypes

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats.torch_text import PickleStream
 from ckptstore.formats.torch_unpickle import Loader
-from ckptstore.formats.torch_zip import MAGIC, PICKLE_BYTES_MAX, Archive, Window
+from ckptstore.formats.torch_zip import MAGIC, Archive, Window
 
 if TYPE_CHECKING:
     from ckptstore.formats.file_array import OpenFile
 
 _LENGTH_BYTES = 8  # before each storage of the old format: its number of elements
-_BUFFER_BYTES = 64 << 10
 _TAR_MAGIC, _TAR_PLACE = b"ustar", 257
 
 
@@ -44,7 +43,8 @@ def _load_zip(window: Window) -> Any:
     order = archive.read("byteorder") if "byteorder" in archive else b"little"
     if order not in (b"little", b"big"):
         raise archive.invalid(f"it has the byte order {shown(order)}.")
-    state = loader.unpickle(io.BytesIO(archive.read("data.pkl")))
+    start, size = archive.place("data.pkl")
+    state = loader.unpickle(PickleStream(Window(window.file, start=start, size=size)))
     places = {}
     for key, storage in loader.roots.items():
         places[key], size = archive.place(f"data/{key}")
@@ -57,8 +57,7 @@ def _load_zip(window: Window) -> Any:
 
 def _load_old(window: Window) -> Any:
     loader = Loader(window.file)
-    stream = io.BufferedReader(_Pickles(window), _BUFFER_BYTES)
-    stream.seek(0)
+    stream = PickleStream(window)
     if loader.unpickle(stream) != MAGIC_NUMBER:
         raise loader.invalid("it does not begin as one.")
     if loader.unpickle(stream) != PROTOCOL_VERSION:
@@ -94,14 +93,3 @@ def _places(loader: Loader, window: Window, keys: object, position: int) -> dict
         places[storage.key] = begin + _LENGTH_BYTES
         position += _LENGTH_BYTES + storage.root_nbytes
     return places
-
-
-class _Pickles(Window):
-    """The beginning of a window, as far as pickles may take."""
-
-    def __init__(self, window: Window) -> None:
-        super().__init__(window.file, start=window.start, size=min(window.size, PICKLE_BYTES_MAX))
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill a part of a buffer: the bytes that were read."""
-        return super().readinto(memoryview(buffer)[:_BUFFER_BYTES])

@@ -10,7 +10,7 @@ import math
 import re
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +23,33 @@ if TYPE_CHECKING:
 _NUMBERS = re.compile(r"[biufc][0-9]{1,2}")
 _NAMES = re.compile(r"GLOBAL (numpy\.|ml_dtypes\.|bytes )")
 _ML_DTYPES = [name for name in ITEM_BYTES if name.startswith(("bfloat", "float8"))]
+NAME_LENGTH = 40  # of the name that stands for a long text
 _lock = Lock()  # torch keeps the list of what is allowed for the whole process
 
 
 class MoreThanNumbersError(ValueError):
     """What it says, as in: the file holds a numpy array of objects."""
+
+
+class LongArray(NamedTuple):
+    """A numpy array whose bytes may not have been read; `text` is the name that stands for them, or else its bytes."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    is_fortran: bool
+    text: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, data: bytes) -> Any:
+        """The array of these bytes."""
+        if self.nbytes != len(data):
+            raise MoreThanNumbersError("a numpy array whose bytes do not fit its shape")
+        flat = np.frombuffer(bytearray(data), dtype=self.dtype)
+        return flat.reshape(self.shape, order="F" if self.is_fortran else "C")
 
 
 class PickledArray:
@@ -42,10 +64,8 @@ class PickledArray:
         found = dtype.found()
         if not all(type(length) is int and length >= 0 for length in shape):
             raise MoreThanNumbersError("a numpy array of a negative shape")
-        if math.prod(shape) * found.itemsize != len(data):
-            raise MoreThanNumbersError("a numpy array whose bytes do not fit its shape")
-        flat = np.frombuffer(bytearray(data), dtype=found)
-        self.array = flat.reshape(shape, order="F" if is_fortran else "C")
+        array = LongArray(found, shape, bool(is_fortran), data.decode("latin-1"))
+        self.array = array if len(data) == NAME_LENGTH else array.of(data)
 
 
 class _Dtype:

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckptstore.format.structure import DEPTH_MAX
-from ckptstore.formats.torch_numpy import PickledArray
+from ckptstore.formats.torch_numpy import NAME_LENGTH, LongArray, PickledArray
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ckptstore.formats.torch_text import LongTexts
+
 
 class Replacer:
-    """Puts something in place of each tensor of a state; lists and dicts are changed as they are."""
+    """Puts something in place of each tensor of a state, and of what stands for a long text; lists and dicts are changed as they are."""
 
-    def __init__(self, array: Callable[[torch.Tensor], object]) -> None:
-        self._array = array
+    def __init__(self, array: Callable[[torch.Tensor], object], texts: LongTexts) -> None:
+        self._array, self._texts = array, texts
         self._known: dict[int, Any] = {}
         self._kept: list[Any] = []  # an id is given again once its object is gone
 
@@ -31,7 +33,9 @@ class Replacer:
         if isinstance(value, torch.Tensor):
             made = self._array(value)
         elif isinstance(value, PickledArray):
-            made = value.array
+            made = self._pickled(value)
+        elif kind in (str, bytes, bytearray) and len(value) == NAME_LENGTH:
+            made = self._text(value)
         elif kind is tuple and depth <= DEPTH_MAX + 1:
             known[id(value)] = value  # it may hold itself, by way of a list
             made = tuple([self.replace(item, depth + 1) for item in value])
@@ -43,10 +47,23 @@ class Replacer:
         known[id(value)] = made
         return made
 
+    def _pickled(self, value: PickledArray) -> Any:
+        found = value.array
+        return self._texts.array(found) if isinstance(found, LongArray) else found
+
+    def _text(self, value: str | bytes | bytearray) -> str | bytes | bytearray:
+        """The long text, or bytes, that a value stands for; else the value."""
+        name = value if isinstance(value, str) else value.decode("latin-1")
+        if name not in self._texts:
+            return value
+        text = self._texts.text(name)
+        return text if isinstance(value, str) else type(value)(text.encode("latin-1"))
+
     def _change(self, value: Any, depth: int) -> None:
         """Replace the tensors in a list or dict, and in the _metadata that a module's state_dict has."""
         self._known[id(value)] = value
         for key, item in enumerate(value) if type(value) is list else list(value.items()):
+            self._texts.check_key(key)
             value[key] = self.replace(item, depth + 1)
         if "_metadata" in getattr(value, "__dict__", ()):
             value.__dict__["_metadata"] = self.replace(value.__dict__["_metadata"], depth + 1)

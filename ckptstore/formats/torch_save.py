@@ -10,6 +10,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from ckptstore import arrays, codecs
 from ckptstore.errors import InvalidInputError
 from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.formats.torch_array_text import ArrayTexts
 from ckptstore.formats.torch_strided import c_strides
 from ckptstore.state import unflatten
 
@@ -39,20 +41,25 @@ _LARGEST_ITEM = max(ITEM_BYTES.values())
 
 
 def write(flat: Flat[ArraySource], path: Path) -> None:
-    """Write a state to a new file. A numpy array is a part of the pickle, and is held in memory for it."""
+    """Write a state to a new file."""
     sources: list[ArraySource] = []
+    texts = ArrayTexts()
 
     def stand_in(path: str, kind: str) -> Any:
         source = flat.arrays[path]
+        if kind == arrays.NDARRAY and texts.is_long(source):
+            return texts.stand_in(source, path)
         if kind == arrays.NDARRAY:
             return arrays.from_bytes(kind, source.dtype, source.shape, source.whole())
         sources.append(source)
         return _Tensor(source, str(len(sources) - 1))
 
     data = _pickled(unflatten(flat.root, array=stand_in, decode=codecs.decode))
+    parts = texts.filled(data)
     with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
         # Without .format_version, which would promise that places can be computed the way torch's own writer lays them out.
-        _write(archive, "data.pkl", len(data), iter([data]))
+        size = sum(part.size for part in parts)
+        _write(archive, "data.pkl", size, chain.from_iterable(part.pieces() for part in parts))
         _write(archive, "byteorder", len(b"little"), iter([b"little"]))
         _write(archive, "version", len(_VERSION), iter([_VERSION]))
         for number, source in enumerate(sources):

@@ -25,12 +25,14 @@ from ckptstore.formats.file_array import FileArray
 from ckptstore.formats.torch_numpy import MoreThanNumbersError, allowed, is_allowable
 from ckptstore.formats.torch_replace import Replacer
 from ckptstore.formats.torch_strided import ChangedArray, StridedArray
+from ckptstore.formats.torch_text import LongTexts
+from ckptstore.formats.torch_zip import PICKLE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import IO
 
     from ckptstore.formats.file_array import OpenFile
+    from ckptstore.formats.torch_text import PickleStream
     from ckptstore.lazy import LazyArray
 
 READS_MAX = 10_000_000  # a tensor takes some 80
@@ -56,6 +58,7 @@ class Loader:
 
     def __init__(self, file: OpenFile) -> None:
         self.file = file
+        self.texts = LongTexts(file)
         self.roots: dict[str, Storage] = {}  # the first that was said of each key
         self._storages: dict[int, Storage] = {}
         self._typed: dict[object, Any] = {}  # keeps them alive, so that the keys above stay true
@@ -64,7 +67,7 @@ class Loader:
         """An error that says why this is not a file of torch's."""
         return InvalidInputError(f"{self.file.path} is not a file that torch.save wrote: {why}")
 
-    def unpickle(self, stream: IO[bytes]) -> Any:
+    def unpickle(self, stream: PickleStream) -> Any:
         """The next value of a stream, with tensors that have no memory."""
         start = stream.tell()
         try:
@@ -72,13 +75,13 @@ class Loader:
                 # of storage classes: only torch's authors can act on it
                 warnings.simplefilter("ignore")
                 try:
-                    return _Unpickler(stream, self._storage).load()  # type: ignore[no-untyped-call]
+                    return _Unpickler(stream, self).load()  # type: ignore[no-untyped-call]
                 except pickle.UnpicklingError as error:
                     if not is_allowable(error):
                         raise
                     stream.seek(start)
                     with allowed():
-                        return _Unpickler(stream, self._storage).load()  # type: ignore[no-untyped-call]
+                        return _Unpickler(stream, self).load()  # type: ignore[no-untyped-call]
         except CkptStoreError:
             raise
         except Exception as error:
@@ -118,9 +121,9 @@ class Loader:
                 return tensor  # no checkpoint can hold it; whoever commits it is told why
             return self._array(tensor, storage, place, is_swapped=is_swapped)
 
-        return Replacer(array).replace(state)
+        return Replacer(array, self.texts).replace(state)
 
-    def _storage(self, saved_id: Any) -> Any:
+    def storage(self, saved_id: Any) -> Any:
         """A storage without memory for what the pickle says of one."""
         try:
             _, kind, key, _, length, *view = saved_id
@@ -212,29 +215,33 @@ class Loader:
 
 
 class _Unpickler(Unpickler):
-    """torch's, with storages of our own."""
+    """torch's, with storages of our own, and names for long texts."""
 
-    def __init__(self, stream: Any, storage: Callable[[Any], Any]) -> None:
+    def __init__(self, stream: PickleStream, loader: Loader) -> None:
         super().__init__(stream, encoding="utf-8")
-        self._storage = storage
-        self.read = _bounded(stream.read)
+        self._loader = loader
+        self.read = _bounded(stream, loader.texts)
 
     def persistent_load(self, pid: Any) -> Any:
         """The storage that the pickle refers to."""
-        return self._storage(pid)
+        return self._loader.storage(pid)
 
 
-def _bounded(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """The same, as often as a pickle of a checkpoint may ask for it: an operation of one byte can take 72 of memory."""
-    reads, containers = READS_MAX, CONTAINERS_MAX
+def _bounded(stream: PickleStream, texts: LongTexts) -> Callable[[int], bytes]:
+    """Reads a pickle as far as that of a checkpoint may go: an operation of one byte can take 72 of memory."""
+    read = stream.read
+    reads, containers, left = READS_MAX, CONTAINERS_MAX, PICKLE_BYTES_MAX
 
     def bounded(size: int) -> bytes:
-        nonlocal reads, containers
-        data = read(size)
+        nonlocal reads, containers, left
         reads -= 1
+        if texts.is_long(size):
+            return texts.skip(stream, size)
+        data = read(size)
+        left -= size
         if data in _CONTAINERS:
             containers -= 1
-        if reads < 0 or containers < 0:
+        if reads < 0 or containers < 0 or left < 0:
             raise ValueError("it has more values than any checkpoint")
         return data
 

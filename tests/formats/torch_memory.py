@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import ckptstore
@@ -19,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 def make(path: Path, form: str, mib: int) -> None:
     """A file, or for "dcp" a folder, of two arrays of so many MiB together, no two pieces of them alike."""
+    if form == "numpy":
+        torch.save({"a": np.arange(mib * MIB // 8).reshape(-1, 1024), "b": np.zeros(3)}, path)
+        return
     whole = torch.arange(mib * MIB // 4, dtype=torch.int32).reshape(2, -1, 1024)
     if form == "dcp":
         import torch.distributed.checkpoint as dcp

@@ -1,0 +1,219 @@
+"""Numpy arrays, and other long texts, in the pickles of torch's files: neither read nor written in memory."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import random
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptstore
+from ckptstore.errors import InvalidInputError
+from ckptstore.formats import read_file, torch_array_text, torch_text, turned, write_file
+from ckptstore.lazy import LazyArray
+from ckptstore.testing.strategies import ndarrays, states
+from tests.formats.flat import committed
+from tests.formats.test_torch_file import FORMS, pickled, save
+from tests.properties.same import difference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+LONG = 64  # bytes, in place of a million: more than any number or name has in these files
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new name of a file each time it is asked."""
+    folder = tmp_path_factory.mktemp("torch")
+    return (folder / f"{number}.pt" for number in itertools.count())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _long() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch_text, "LONG_BYTES", LONG)
+        patched.setattr(torch_array_text, "LONG_BYTES", LONG)
+        patched.setattr(torch_text, "PIECE_BYTES", 37)
+        patched.setattr(torch_array_text, "PIECE_BYTES", 41)
+        patched.setattr(turned, "TILE_BYTES", 100)
+        yield
+
+
+def same(state: Any, path: Path) -> None:
+    assert difference(state, committed(path)) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(arrays=st.lists(ndarrays(), max_size=3), more=states())
+def test_what_torch_wrote_comes_back(
+    names: Iterator[Path], form: str, arrays: list[np.ndarray], more: Any
+) -> None:
+    repo = ckptstore.init("memory://")
+    repo.commit({"arrays": arrays, "more": more})
+    state = repo.checkout()  # as it can be stored
+    path = next(names)
+    try:
+        save(state, path, form)
+    except (RuntimeError, AttributeError, ValueError, NotImplementedError):
+        return  # what torch cannot write
+    same(state, path)
+
+
+@given(arrays=st.lists(ndarrays(), max_size=4), more=states())
+def test_what_is_written_is_what_pickle_writes(
+    names: Iterator[Path], arrays: list[np.ndarray], more: Any
+) -> None:
+    repo = ckptstore.init("memory://")
+    repo.commit({"arrays": arrays, "more": more})
+    state = repo.checkout()
+    path = next(names)
+    write_file(repo.checkout(lazy=True), path)
+    same(state, path)
+    read = torch.load(path, weights_only=False)["arrays"]
+    for array, found in zip(state["arrays"], read, strict=True):
+        assert (found.dtype, found.shape, found.tobytes()) == (
+            array.dtype,
+            array.shape,
+            array.tobytes(),
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "dtype", [">f4", ">c16", ">u2", "<i8", "|b1", "<f2", ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_order_of_bytes_and_elements_is_read(
+    tmp_path: Path, form: str, dtype: Any, order: str
+) -> None:
+    raw = random.Random(0).randbytes(7 * 11 * 16)
+    array = np.frombuffer(raw, np.uint8)[: 77 * np.dtype(dtype).itemsize].view(dtype)
+    if array.dtype == bool:
+        array = (np.frombuffer(raw, np.uint8)[:77] & 1).view(bool)
+    array = np.asarray(array.reshape(7, 11), order=order)  # type: ignore[call-overload]
+    path = save({"x": array, "again": array}, tmp_path / "x.pt", form)
+    found = committed(path)["x"]
+    expected = array.astype(array.dtype.newbyteorder("="))
+    assert found.dtype == expected.dtype
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.array([{}] * 99, object), "objects"),
+        (np.zeros(99, "f4,i8"), "other than of numbers"),
+        (np.zeros(99, "M8[s]"), "other than of numbers"),
+        (np.zeros(99, "U3"), "other than of numbers"),
+        (np.zeros(99, np.longdouble), "float128"),
+    ],
+    ids=["objects", "fields", "dates", "texts", "long doubles"],
+)
+def test_what_is_no_array_of_numbers_is_refused(tmp_path: Path, value: Any, said: str) -> None:
+    path = save({"x": value}, tmp_path / "x.pt")
+    with pytest.raises(InvalidInputError, match=said):
+        read_file(path)
+
+
+CHANGES = {
+    "shape": (b"K\x64\x85", b"K\x65\x85", "do not fit its shape"),
+    "dtype": (b"X\2\0\0\0u1", b"X\2\0\0\0u2", "do not fit its shape"),
+    "characters": ("ÿ".encode(), "Āÿ".encode()[:2], "whose bytes are none"),
+    "encoding": ("ÿ".encode(), b"\xff\xff", "whose bytes are none"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_array_that_lies_is_refused(tmp_path: Path, name: str) -> None:
+    before, after, said = CHANGES[name]
+    path = save(np.full(100, 255, np.uint8), tmp_path / "x.pt")
+
+    def change(data: bytes) -> bytes:
+        assert before in data
+        return data.replace(before, after, 1)
+
+    pickled(path, change)
+    with pytest.raises(InvalidInputError, match=said):
+        read_file(path)
+
+
+def test_a_text_that_ends_behind_the_pickle_is_refused(tmp_path: Path) -> None:
+    path = save({"x": "y" * 100}, tmp_path / "x.pt")
+    pickled(path, lambda data: data.replace(b"X\x64\0\0\0", b"X\xff\xff\xff\x7f"))
+    with pytest.raises(InvalidInputError, match="middle of a text"):
+        read_file(path)
+
+
+def test_a_name_that_stands_for_nothing_is_an_array_that_lies(tmp_path: Path) -> None:
+    path = save(np.zeros(40, np.uint8), tmp_path / "x.pt")
+    pickled(path, lambda data: data.replace(b"K(\x85", b"K)\x85"))
+    with pytest.raises(InvalidInputError, match="do not fit its shape"):
+        read_file(path)
+
+
+def test_values_of_the_length_of_a_name_are_themselves(tmp_path: Path) -> None:
+    state = {"s": "x" * 40, "b": b"y" * 40, "a": bytearray(b"z" * 40), "t" * 40: (("u" * 40,),)}
+    same(state, save(state, tmp_path / "x.pt"))
+
+
+def test_long_values_come_back_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"s": "ü\ud800" * 99, "b": bytes(range(256)), "a": bytearray(300), "t": ("v" * 99,)}
+    path = save(state, tmp_path / "x.pt")
+    same(state, path)
+    monkeypatch.setattr(torch_text, "PICKLE_BYTES_MAX", 900)
+    with pytest.raises(InvalidInputError, match="texts or bytes of more than 900 bytes"):
+        read_file(path)
+
+
+def test_a_long_key_is_refused(tmp_path: Path) -> None:
+    path = save({"x": {"k" * 99: 1}}, tmp_path / "x.pt")
+    with pytest.raises(InvalidInputError, match="with a key of more than"):
+        read_file(path)
+
+
+def test_one_text_of_many_arrays_is_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    whole = torch_text.LongTexts._write
+    monkeypatch.setattr(
+        torch_text.LongTexts, "_write", lambda *args: made.append(args[1]) or whole(*args)
+    )
+    array = np.arange(50)
+    path = save([array] * 5, tmp_path / "x.pt")
+    same([array] * 5, path)
+    assert len(made) == 1
+
+
+class Zeros(LazyArray):
+    """An array that no memory holds."""
+
+    def __init__(self, size: int) -> None:
+        self.kind, self.dtype, self.shape = "ndarray", "uint8", (size,)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, 1)] if self.nbytes > 1 << 30 else [(0, self.nbytes)])
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        assert start + len(buffer) <= self.nbytes
+        buffer[:] = bytes(len(buffer))
+
+
+def test_an_array_that_the_protocol_has_no_room_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"array 'big'.* 4294967296 bytes.*4294967295"):
+        write_file({"small": Zeros(100), "big": Zeros(1 << 32)}, tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
+    write_file({"small": Zeros(100)}, tmp_path / "x.pt")
+    assert pickle.PROTO in (tmp_path / "x.pt").read_bytes()
