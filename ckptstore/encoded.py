@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptstore.catalog import Catalog
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.node_page import NodePage, Value, ZarrNode
+    from ckptstore.format.page import Bundle
 
 METADATA, METADATA_V2 = "zarr.json", ".zarray"
 _DOCUMENTS = {METADATA, METADATA_V2, ".zattrs"}
@@ -36,10 +37,19 @@ class _Part(NamedTuple):
     bundle: bytes
 
 
+class _Told(NamedTuple):
+    """What the document of an array tells."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+
+
 def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEntry]:
     """Every Zarr array of a checkpoint, by the path of its node."""
+    documents = _Documents(catalog)
     parts = groupby(_parts(manifest, catalog), key=lambda part: part.node.path)
-    entries = (_entry(path, list(found), catalog) for path, found in parts)
+    entries = (_entry(path, list(found), documents) for path, found in parts)
     return {entry.path: entry for entry in entries if entry is not None}
 
 
@@ -52,7 +62,34 @@ def _parts(manifest: Manifest, catalog: Catalog) -> Iterator[_Part]:
             yield _Part(node, page, bundle)
 
 
-def _entry(path: str, parts: Sequence[_Part], catalog: Catalog) -> EncodedEntry | None:
+class _Documents:
+    """Reads the documents of a checkpoint, each once: any number of arrays may share one."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._known: dict[tuple[Value, int, Bundle | None], _Told | None] = {}
+
+    def told(self, path: str, key: str, value: Value, part: _Part) -> _Told | None:
+        """What a document tells of an array; None when it is that of a group."""
+        page = part.page
+        place = value, page.segment_bytes, None if value.offset is None else page.bundle
+        if place not in self._known:
+            data = _read(f"{path}/{key}", value, page, part.bundle, self._catalog)
+            self._known[place] = _told(_parsed(data), path, key)
+        return self._known[place]
+
+
+def _told(document: dict[str, Any], path: str, key: str) -> _Told | None:
+    if key == METADATA and document.get("node_type") != "array":
+        return None
+    return _Told(
+        _dtype(document),
+        _shape(document.get("shape"), path),
+        _shape(_chunk_shape(document), path),
+    )
+
+
+def _entry(path: str, parts: Sequence[_Part], reader: _Documents) -> EncodedEntry | None:
     """A node as its document tells it; None for one that is no array."""
     documents = {
         key: (value, part) for part in parts for key, value in part.node.values if key in _DOCUMENTS
@@ -60,16 +97,15 @@ def _entry(path: str, parts: Sequence[_Part], catalog: Catalog) -> EncodedEntry 
     key = next((key for key in (METADATA, METADATA_V2) if key in documents), None)
     if key is None:
         return None
-    value, part = documents[key]
-    document = _parsed(_read(f"{path}/{key}", value, part.page, part.bundle, catalog))
-    if key == METADATA and document.get("node_type") != "array":
+    told = reader.told(path, key, *documents[key])
+    if told is None:
         return None
     values = [(value, part.page) for part in parts for _, value in part.node.values]
     return EncodedEntry(
         path=path,
-        dtype=_dtype(document),
-        shape=_shape(document.get("shape"), path),
-        chunk_shape=_shape(_chunk_shape(document), path),
+        dtype=told.dtype,
+        shape=told.shape,
+        chunk_shape=told.chunk_shape,
         digests=tuple(digest for value, _ in values for digest in value.digests),
         sizes=tuple(chain.from_iterable(_sizes(*item) for item in values)),
         chunks=len(values) - len(documents),

@@ -68,8 +68,13 @@ def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -
     """Refuse a document that is larger, or holds more values, than any correct writer makes."""
     if len(data) > bytes_max:
         raise CorruptError(f"{name} has {len(data)} bytes; a document has at most {bytes_max}.")
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > VALUES_MAX:
+    if values(data) > VALUES_MAX:
         raise CorruptError(f"{name} holds more than {VALUES_MAX} values.")
+
+
+def values(data: bytes) -> int:
+    """How many values a JSON document holds at most, before it is parsed."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ckptstore.objects import ObjectStore
 
 PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
+DOCUMENTS_VALUES_MAX = 500_000  # of all documents of a hierarchy; some 14,000 arrays
 HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
 METADATA = "zarr.json"
 NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
@@ -231,15 +232,27 @@ class Values(ZarrValues):
             yield content.read(self._objects, start, min(start + PIECE_BYTES, content.size))
 
 
-def documents(contents: Mapping[str, Content], objects: CachedObjects) -> Iterator[tuple[str, Any]]:
-    """The path and the document of every Zarr v3 node, in path order; what is no such document is left out."""
+def documents(
+    contents: Mapping[str, Content], objects: CachedObjects
+) -> list[tuple[str, Any]] | None:
+    """The path and the document of every Zarr v3 node, in path order; what is no such document is left out.
+
+    None when they are more than anybody wants to parse at once.
+    """
+    found = []
+    left = DOCUMENTS_VALUES_MAX
     paths = (key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] == METADATA)
     for path in sorted(paths):
         content = contents[join(path, METADATA)]
+        data = document_bytes(path, content, objects)
+        left -= canonical.values(data)
+        if left < 0:
+            return None
         refuse_pickle(join(path, METADATA), content, objects)
-        document = parsed(document_bytes(path, content, objects))
+        document = parsed(data)
         if document is not None:
-            yield path, document
+            found.append((path, document))
+    return found
 
 
 def document_bytes(key: str, content: Content, objects: CachedObjects) -> bytes:

@@ -121,6 +121,7 @@ class NodeWriter:
         self.arrays: set[str] = set()
         self.groups: set[str] = set()
         self.reached: set[Digest] = set()
+        self._kinds: dict[Digest, str] = {}  # by the document, which many nodes may share
         self._known: dict[tuple[str, str], NodePage] = {}
         if staged.manifest:
             pages = staged.catalog.node_pages(staged.manifest)
@@ -226,9 +227,13 @@ class NodeWriter:
             if key == ".zgroup":
                 return "group"
             if key in NODE_DOCUMENTS:
-                document = parsed(document_bytes(join(path, key), content, self.staged.objects))
-                if document is not None:
-                    return str(document["node_type"])
+                data = document_bytes(join(path, key), content, self.staged.objects)
+                digest = Digest.of(data)
+                if digest not in self._kinds:
+                    document = parsed(data)
+                    self._kinds[digest] = "" if document is None else str(document["node_type"])
+                if self._kinds[digest]:
+                    return self._kinds[digest]
         return ""
 
 

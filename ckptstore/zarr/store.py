@@ -262,8 +262,9 @@ class CheckpointStore(ContentStore):
 
         def make() -> dict[str, Any]:
             is_small = size <= CONSOLIDATED_BYTES_MAX
+            nodes = documents(others, self._cached) if is_small else None
             return zarr_document.group_document(
-                attributes, dict(in_groups(documents(others, self._cached))) if is_small else None
+                attributes, None if nodes is None else dict(in_groups(nodes))
             )
 
         found[METADATA] = Made(make)

@@ -15,7 +15,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 import ckptstore
 import ckptstore.retention
 from ckptstore.objects import ObjectStore
-from ckptstore.zarr import CheckpointStore
+from ckptstore.zarr import CheckpointStore, contents, store
 from ckptstore.zarr.store import span
 
 CHUNK = 64 << 10
@@ -93,6 +93,26 @@ def test_the_root_tells_of_the_checkpoint(repo: ckptstore.Repository) -> None:
         "message": "",
         "created": made.created.isoformat(),
     }
+
+
+@pytest.mark.parametrize(
+    ("module", "limit"), [(contents, "DOCUMENTS_VALUES_MAX"), (store, "CONSOLIDATED_BYTES_MAX")]
+)
+def test_too_many_documents_are_not_consolidated_and_still_read(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch, module: Any, limit: str
+) -> None:
+    whole = repo.resolve("main").zarr()
+    assert whole.metadata.consolidated_metadata is not None
+    monkeypatch.setattr(module, limit, 10)
+    group = repo.resolve("main").zarr()
+    assert group.metadata.consolidated_metadata is None
+    assert group.attrs.asdict() == whole.attrs.asdict()
+    expected = dict(whole.members(max_depth=None))
+    found = dict(group.members(max_depth=None))
+    assert found.keys() == expected.keys()
+    for path, array in found.items():
+        if isinstance(array, zarr.Array):
+            np.testing.assert_array_equal(array[...], expected[path][...])
 
 
 def test_a_checkpoint_without_arrays_is_an_empty_group(repo: ckptstore.Repository) -> None:

@@ -194,6 +194,14 @@ def _below_an_array(forge: Forge) -> None:
     array(forge, document(), path="w/y", structure={"dict": [["w", {"tensor": "w"}]]})
 
 
+def _many_lists(forge: Forge) -> None:
+    """40 arrays whose documents hold 300,000 lists each, which a consolidated root would hold all at once."""
+    told = json.dumps(document(attributes={"a": [[]] * 300_000}), separators=(",", ":")).encode()
+    value = large(forge, "zarr.json", told)
+    nodes = [{"path": f"x{number:02d}", "values": [value]} for number in range(40)]
+    checkpoint(forge, nodes, structure={"dict": [["w", {"tensor": "w"}]]}, ref={"arrays": 40})
+
+
 def _long_keys(forge: Forge) -> None:
     """Paths and keys each as long as they may be, together twice that, and no document anywhere."""
     path = "/".join("a" * 2047)
@@ -347,6 +355,7 @@ CASES = (
         says="Zarr document",
     ),
     case("110 Zarr arrays with one large document", _one_document_for_many, refused=()),
+    case("40 Zarr arrays with 300,000 lists each", _many_lists, refused=()),
     case("Zarr keys of 8,000 characters", _long_keys, refused=()),
     case("Zarr groups in 500 groups", _deep_groups, refused=()),
     case("a Zarr key that two nodes have", _twice_by_two_nodes, refused=()),
