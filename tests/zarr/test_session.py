@@ -121,6 +121,20 @@ def test_an_array_that_was_written_to_keeps_its_untouched_chunks_and_its_place(
     assert repo.verify().ok
 
 
+def test_what_is_set_below_an_array_goes_where_the_array_goes(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        asyncio.run(session.store.set("model/weight/notes", cpu.Buffer.from_bytes(b"mine")))
+        session.commit()
+    repo.branch("seed", include=["model/weight"], rename={"model/weight": "moved"})
+    for rev, path in (("main", "model/weight"), ("seed", "moved")):
+        store = repo.resolve(rev).zarr().store
+        read = asyncio.run(store.get(f"{path}/notes", cpu.buffer_prototype))
+        assert read is not None
+        assert read.to_bytes() == b"mine"
+        np.testing.assert_array_equal(repo.resolve(rev).zarr()[path][:], WEIGHT)
+    assert repo.verify().ok
+
+
 def test_deleted_arrays_are_gone_from_the_state_and_groups_stay(repo: ckptstore.Repository) -> None:
     with repo.session("main") as session:
         group = zarr.open_group(session.store)
