@@ -128,7 +128,7 @@ class Refs:
         def decide(newest: Operation) -> Operation:
             return replace(newest, heads=_without(newest.heads, name, kind="branch"))
 
-        self._append(decide, f"deleted branch {name}")
+        self._append(decide, lambda: f"deleted branch {name}")  # once it is known to be one
 
     def make_tag(self, name: str, id: Digest) -> None:
         """Make a tag at a checkpoint that is durable."""
@@ -149,7 +149,7 @@ class Refs:
         def decide(newest: Operation) -> Operation:
             return replace(newest, tags=_without(newest.tags, name, kind="tag"))
 
-        self._append(decide, f"deleted tag {name}")
+        self._append(decide, lambda: f"deleted tag {name}")
 
     def set(self, setting: str, document: Mapping[str, Any] | None, *, done: str) -> None:
         """Save a setting; None saves that there is none."""

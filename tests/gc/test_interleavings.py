@@ -17,7 +17,7 @@ from ckptstore import (
     Repository,
     condemned,
     gc,
-    repository,
+    refs,
 )
 from ckptstore.digest import Digest
 from ckptstore.format.marker import Marker
@@ -175,7 +175,7 @@ def test_whatever_the_order_nothing_that_was_acknowledged_is_lost(part: int) -> 
 
 
 def never_condemned() -> AbstractContextManager[object]:
-    return patch.object(repository, "refuse_condemned", lambda *args, **options: None)
+    return patch.object(refs, "refuse_condemned", lambda *args, **options: None)
 
 
 def only_the_newest() -> AbstractContextManager[object]:
@@ -184,7 +184,7 @@ def only_the_newest() -> AbstractContextManager[object]:
     def newest_only(oplog: Any, newest: Any, *, since: int, digests: Any, id: Any) -> None:
         real(oplog, newest, since=newest.seq, digests=digests, id=id)
 
-    return patch.object(repository, "refuse_condemned", newest_only)
+    return patch.object(refs, "refuse_condemned", newest_only)
 
 
 def nothing_is_spared() -> AbstractContextManager[object]:
@@ -213,7 +213,7 @@ def released_before_it_is_deleted() -> AbstractContextManager[object]:
 
 
 def names_for_what_expires() -> AbstractContextManager[object]:
-    return patch.object(Repository, "_check_live", lambda *args: None)
+    return patch.object(refs.Refs, "_check_live", lambda *args: None)
 
 
 def found_without_a_look() -> AbstractContextManager[object]:

@@ -135,6 +135,21 @@ def test_what_is_set_below_an_array_goes_where_the_array_goes(repo: ckptstore.Re
     assert repo.verify().ok
 
 
+def test_a_large_chunk_that_is_set_again_is_in_the_next_checkpoint(
+    repo: ckptstore.Repository,
+) -> None:
+    data = np.arange(30_000.0)
+    with repo.session("big") as session:
+        group = zarr.open_group(session.store, mode="w")
+        group.create_array("w", data=data, chunks=(10_000,), compressors=None)
+        first = session.commit()
+        zarr.open_group(session.store)["w"][12_000] = -1
+        second = session.commit()
+    np.testing.assert_array_equal(first.zarr()["w"][:], data)
+    data[12_000] = -1
+    np.testing.assert_array_equal(second.zarr()["w"][:], data)
+
+
 def test_deleted_arrays_are_gone_from_the_state_and_groups_stay(repo: ckptstore.Repository) -> None:
     with repo.session("main") as session:
         group = zarr.open_group(session.store)

@@ -11,6 +11,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.buffer import cpu
 
 import ckptstore
 import ckptstore.retention
@@ -166,6 +167,18 @@ def test_parts_of_values_are_those_of_the_whole(start: int, length: int, size: i
     assert data[low:high] == data[start:]
     low, high = span(SuffixByteRequest(start), size)
     assert data[low:high] == (data[-start:] if start else b"")
+
+
+def test_a_part_behind_the_end_is_empty(repo: ckptstore.Repository) -> None:
+    assert span(RangeByteRequest(10, 20), 5) == (5, 5)
+    assert span(OffsetByteRequest(10), 5) == (5, 5)
+    with repo.session("main") as session:
+        raw = bytes(range(250)) * 600
+        asyncio.run(session.store.set("raw", cpu.Buffer.from_bytes(raw)))
+        for part in (RangeByteRequest(200_000, 300_000), OffsetByteRequest(200_000)):
+            found = asyncio.run(session.store.get("raw", cpu.buffer_prototype, part))
+            assert found is not None
+            assert found.to_bytes() == b""
 
 
 def test_parts_of_chunks_and_documents_are_those_of_the_whole(repo: ckptstore.Repository) -> None:
