@@ -294,6 +294,8 @@ def test_chunks_of_another_length_than_a_document_claims_are_refused_unread(
 def test_chunks_that_are_not_there_claim_no_memory(tmp_path: Path, length: int) -> None:
     folder = tmp_path / "x.zarr"
     formats.write_file({"w": np.zeros(3, np.int8)}, folder)
+    edited(folder / "w" / "zarr.json", lambda d: d.update(shape=[length], chunk_grid=regular([3])))
+    assert isinstance(formats.read_file(folder).state, ZarrFiles)  # the first chunk is there
     for step in (1, length):
         edited(
             folder / "w" / "zarr.json",
