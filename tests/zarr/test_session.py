@@ -135,6 +135,19 @@ def test_what_is_set_below_an_array_goes_where_the_array_goes(repo: ckptstore.Re
     assert repo.verify().ok
 
 
+def test_a_chunk_that_becomes_all_zeros_is_deleted_and_reads_as_zeros(
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session("main") as session:
+        zarr.open_group(session.store)["model/weight"][163:326] = 0  # the second chunk
+        assert not asyncio.run(session.store.exists("model/weight/c/1/0"))
+        made = session.commit()
+    expected = WEIGHT.copy()
+    expected[163:326] = 0
+    np.testing.assert_array_equal(made.zarr()["model/weight"][:], expected)
+    np.testing.assert_array_equal(repo.checkout("main")["model"]["weight"], expected)
+
+
 def test_a_large_chunk_that_is_set_again_is_in_the_next_checkpoint(
     repo: ckptstore.Repository,
 ) -> None:
