@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from bisect import bisect_right
 from functools import cached_property, partial
 from itertools import islice
@@ -60,9 +61,9 @@ class IndexedArray(LazyArray):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {self.dtype}, shape={self.shape})"
 
+    @abstractmethod
     def __getitem__(self, index: object) -> Any:
         """Read a part."""
-        raise NotImplementedError
 
 
 class CheckpointArray(IndexedArray):

@@ -42,9 +42,7 @@ AHEAD_MAX = 1  # pairs of chunks that are read while one is computed; fresh memo
 BUFFERS_BYTES_MAX = 64 << 20  # of all pairs together, unless a single one needs more
 BLOCK_ITEMS = 1 << 16  # in float32 three blocks (before, after, difference) take 768 KiB of cache
 ROW_ITEMS = 1 << 10  # summed in float32, which loses 1e-6 at the very most
-NORMS_RATIO_MAX = (
-    4.0  # between norms further apart than that, their product would drown in rounding
-)
+NORMS_RATIO_MAX = 4.0  # of norms further apart the product would drown in rounding
 INTEGER_MAX = 2.0**53  # up to here doubles hold every integer
 _SQUARES_MIN = {"float32": 1e-27, "float64": 1e-290}  # sums below lose digits to underflow
 

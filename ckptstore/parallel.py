@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-AHEAD = (
-    64  # jobs for each thread that wait, so that a slow one does not leave the other threads idle
-)
+# Jobs for each thread that wait, so that a slow one does not leave the other threads idle.
+AHEAD = 64
 
 
 class Workers:

@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 12  # most of a thread's time is spent waiting for its fsync
-COPY_THREADS = (
-    8  # chunks that have to be copied are hashed and put by the thread that holds the copy
-)
+# Chunks that have to be copied are hashed and put by the thread that holds the copy.
+COPY_THREADS = 8
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks that are not contiguous, all at once
 BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once

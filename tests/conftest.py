@@ -1,11 +1,17 @@
-"""Hypothesis profiles. dev is for a working day; ci takes more examples, always the same; deep is for a night."""
+"""Hypothesis profiles, and what several folders of tests look through.
+
+dev is for a working day; ci takes more examples, always the same; deep is for a night.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
+from ckptstore.objects import ObjectStore
 from tests.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
 
 # No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
@@ -17,3 +23,22 @@ settings.register_profile("deep", _COMMON, max_examples=5000, print_blob=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
 )
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each read of an object, or of a part of one."""
+    found: list[int] = []
+    whole, part = ObjectStore.read_into, ObjectStore.read_range
+
+    def read_into(self: ObjectStore, digest: Any, buffer: memoryview) -> None:
+        found.append(len(buffer))
+        whole(self, digest, buffer)
+
+    def read_range(self: ObjectStore, digest: Any, buffer: memoryview, **options: Any) -> None:
+        found.append(len(buffer))
+        part(self, digest, buffer, **options)
+
+    monkeypatch.setattr(ObjectStore, "read_into", read_into)
+    monkeypatch.setattr(ObjectStore, "read_range", read_range)
+    return found

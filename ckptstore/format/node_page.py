@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 NODE_PAGE_BYTES_MAX = 32 << 20
 PAGE_NODES_MAX = 512
 KEY_LENGTH_MAX = 4096
-VALUE_BYTES_MAX = (
-    1 << 44
-)  # 16 TB, in a billion segments of 16 KiB at the least: far beyond any page
+# 16 TB, in a billion segments of 16 KiB at the least: far beyond any page.
+VALUE_BYTES_MAX = 1 << 44
 
 PART_WEIGHT_MAX = 65_536  # of a node that lies on one page; 7 MB
 PART_WEIGHT_MIN = 4_096

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from ckptstore.zarr.store import ContentStore
 
 PIECE_BYTES = 8 << 20
-BAND_BYTES_MAX = (
-    16 << 20
-)  # of a row of chunks that is decoded to memory; a commit does it on 8 threads
+BAND_BYTES_MAX = 16 << 20  # of a row of chunks decoded to memory; a commit does it on 8 threads
 _NUMBERS = "iufc"
 
 

@@ -23,13 +23,12 @@ from ckptstore.zarr.store import ContentStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import SupportsIndex
 
-    from zarr.core.buffer import BufferPrototype
-
     from ckptstore.lazy import ZarrFiles
-    from ckptstore.zarr.contents import CachedObjects, Content, Contents
+    from ckptstore.zarr.contents import CachedObjects, Contents
     from ckptstore.zarr.staged import Staged
 
 
@@ -147,16 +146,8 @@ class SessionStore(ContentStore):
     def _objects(self) -> CachedObjects:
         return self._session.staged().objects
 
-    def _read(
-        self,
-        key: str,
-        content: Content,
-        start: int,
-        stop: int,
-        prototype: BufferPrototype | None,
-    ) -> Buffer:
-        with self._session.staged().reading():
-            return super()._read(key, content, start, stop, prototype)
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._session.staged().reading()
 
     async def set(self, key: str, value: Buffer) -> None:
         """Stage a value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import abstractmethod
 from bisect import bisect_left
 from datetime import UTC, datetime
 from threading import RLock
@@ -38,6 +39,7 @@ from ckptstore.zarr.contents import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from ckptstore.zarr.contents import Content
 
 
-CONSOLIDATED_BYTES_MAX = 64 << 20  # documents that are put into the root's; of about 100,000 arrays
+CONSOLIDATED_BYTES_MAX = 64 << 20  # of documents with long values; DOCUMENTS_VALUES_MAX counts them
 
 assert dtypes.ALL, "importing them is what makes zarr-python know them"
 
@@ -62,16 +64,21 @@ class ContentStore(Store):
     def __init__(self, *, read_only: bool) -> None:
         super().__init__(read_only=read_only)
 
+    @abstractmethod
     def _contents(self) -> Mapping[str, Content]:
         """What there is now, by key."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keys(self) -> list[str]:
         """Every key, sorted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _objects(self) -> CachedObjects:
-        raise NotImplementedError
+        """Where contents are read from."""
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[None]:
+        """Goes around every read of contents, to tell what has been deleted from what is damaged."""
 
     def _content(self, key: str) -> Content | None:
         """What a key holds."""
@@ -116,8 +123,9 @@ class ContentStore(Store):
         stop: int,
         prototype: BufferPrototype | None,
     ) -> Buffer:
-        refuse_pickle(key, content, self._objects())
-        data = content.read(self._objects(), start, stop)
+        with self._reading():
+            refuse_pickle(key, content, self._objects())
+            data = content.read(self._objects(), start, stop)
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -219,7 +227,7 @@ class CheckpointStore(ContentStore):
     def _contents(self) -> Contents:
         with self._lock:
             if self._found is None:
-                with self._catalog.reading(self._id):
+                with self._reading():
                     self._found = contents_of(self._manifest, self._catalog)
                 self._complete_root(self._found)
             return self._found
@@ -233,16 +241,8 @@ class CheckpointStore(ContentStore):
     def _objects(self) -> CachedObjects:
         return self._cached
 
-    def _read(
-        self,
-        key: str,
-        content: Content,
-        start: int,
-        stop: int,
-        prototype: BufferPrototype | None,
-    ) -> Buffer:
-        with self._catalog.reading(self._id):
-            return super()._read(key, content, start, stop, prototype)
+    def _reading(self) -> AbstractContextManager[None]:
+        return self._catalog.reading(self._id)
 
     def _complete_root(self, found: Contents) -> None:
         """Add to the document of the root group what is known of the checkpoint, and all other documents."""

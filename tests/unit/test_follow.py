@@ -47,25 +47,6 @@ def repo() -> ckptstore.Repository:
     return ckptstore.init("memory://", chunk_size=CHUNK)
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The bytes of each read of array data."""
-    found: list[int] = []
-    whole, part = ObjectStore.read_into, ObjectStore.read_range
-
-    def read_into(self: ObjectStore, digest: Any, buffer: memoryview) -> None:
-        found.append(len(buffer))
-        whole(self, digest, buffer)
-
-    def read_range(self: ObjectStore, digest: Any, buffer: memoryview, **options: Any) -> None:
-        found.append(len(buffer))
-        part(self, digest, buffer, **options)
-
-    monkeypatch.setattr(ObjectStore, "read_into", read_into)
-    monkeypatch.setattr(ObjectStore, "read_range", read_range)
-    return found
-
-
 def test_the_newest_is_given_first_and_then_each_new_one(repo: ckptstore.Repository) -> None:
     for step in range(3):
         repo.commit({"w": step}, step=step)

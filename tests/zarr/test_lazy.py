@@ -17,7 +17,6 @@ from zarr.codecs import ShardingCodec, TransposeCodec
 import ckptstore
 from ckptstore.basic_index import touched, wanted
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.objects import ObjectStore
 from ckptstore.retention import MaxToKeep
 from ckptstore.testing.strategies import arrays
 from tests.properties.same import bits
@@ -136,28 +135,6 @@ def new_repo() -> ckptstore.Repository:
     return ckptstore.init(f"memory://{uuid.uuid4().hex}", chunk_size=64 << 10)
 
 
-class Reads(list[int]):
-    """The bytes of every read of an object."""
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    found = Reads()
-    whole, part = ObjectStore.read_into, ObjectStore.read_range
-
-    def read_into(self: Any, digest: Any, buffer: memoryview) -> None:
-        found.append(len(buffer))
-        whole(self, digest, buffer)
-
-    def read_range(self: Any, digest: Any, buffer: memoryview, **more: Any) -> None:
-        found.append(len(buffer))
-        part(self, digest, buffer, **more)
-
-    monkeypatch.setattr(ObjectStore, "read_into", read_into)
-    monkeypatch.setattr(ObjectStore, "read_range", read_range)
-    return found
-
-
 @pytest.fixture
 def repo(tmp_path: Path) -> ckptstore.Repository:
     repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
@@ -183,7 +160,7 @@ CHUNK = 81 * 800
     ids=str,
 )
 def test_only_the_chunks_that_hold_what_is_asked_for_are_read(
-    index: Any, sizes: list[int], repo: ckptstore.Repository, reads: Reads
+    index: Any, sizes: list[int], repo: ckptstore.Repository, reads: list[int]
 ) -> None:
     array = repo.resolve("main").array("long")
     reads.clear()
@@ -192,7 +169,7 @@ def test_only_the_chunks_that_hold_what_is_asked_for_are_read(
 
 
 def test_a_small_array_is_read_without_the_others_of_its_bundle(
-    repo: ckptstore.Repository, reads: Reads
+    repo: ckptstore.Repository, reads: list[int]
 ) -> None:
     array = repo.resolve("main").array("small/1")
     reads.clear()
@@ -200,7 +177,7 @@ def test_a_small_array_is_read_without_the_others_of_its_bundle(
     assert reads == [56]
 
 
-def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: Reads) -> None:
+def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: list[int]) -> None:
     state = repo.checkout(lazy=True)
     assert reads == []
     assert state["n"] == 1
@@ -216,7 +193,7 @@ def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: Reads
 )
 @pytest.mark.parametrize("path", ["long", "zarr"])
 def test_what_is_no_basic_index_of_the_array_is_an_index_error(
-    index: Any, path: str, repo: ckptstore.Repository, reads: Reads
+    index: Any, path: str, repo: ckptstore.Repository, reads: list[int]
 ) -> None:
     with repo.session() as session:
         zarr.create_array(session.store, name="zarr", data=LONG, chunks=(81, 100))
@@ -437,7 +414,7 @@ def test_a_lazy_zarr_array_that_is_committed_is_the_same_array(
 
 
 def test_a_slice_of_a_sharded_array_reads_only_the_segments_that_it_needs(
-    reads: Reads, tmp_path: Path
+    reads: list[int], tmp_path: Path
 ) -> None:
     repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
     data = np.random.default_rng(0).integers(0, 1 << 60, (8, 16_384))  # 1 MiB: rows of 128 KiB
