@@ -46,7 +46,8 @@ pytest: $(VENV)/.installed ## Run the tests.
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-deep: $(VENV)/.installed ## Run all tests, the deep ones too, with many more examples (hours).
-	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist worksteal -m '' $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist worksteal -m '' \
+		-o timeout=14400 -o faulthandler_timeout=0 $(ARGS)
 
 bench: $(VENV)/.bench ## Measure, beside torch.save and others in the same run; prints a table and writes JSON.
 	$(BIN)/python -m bench $(ARGS)
