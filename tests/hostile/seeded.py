@@ -32,7 +32,10 @@ COMPLAINTS: dict[str, tuple[Callable[[World], object], str]] = {
     ),
     "writes a file far away": (lambda world: open("/dev/null", "w").close(), "open"),
     "takes 300 MB": (lambda world: len(b"x" * (300 << 20)), "MB of memory"),
-    "takes two seconds of processor time": (lambda world: _burn(2), "s of processor time"),
+    "takes four seconds of processor time": (
+        lambda world: _burn(4),
+        "s of processor time",
+    ),
     "never ends": (lambda world: _burn(3600), "SIGPROF"),
     "dies": (lambda world: os.abort(), "SIGABRT"),
     "says nothing that can be read": (lambda world: _mumble(), "not a sentence"),
