@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.node_page import EncodedEntry
     from ckptstore.format.page import ArrayEntry
-    from ckptstore.lazy import ZarrValues
+    from ckptstore.hierarchy import ZarrValues
 
 _path = attrgetter("path")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -144,13 +144,16 @@ class Checkpoint:
         return open_group(CheckpointStore.of(self.id, self._catalog))
 
     def zarr_values(self) -> ZarrValues | None:
-        """A checkpoint that is nothing but a Zarr hierarchy, key by key as it was set, for `formats.write_file`; else None."""
-        if self._manifest.hierarchy is None or self._manifest.pages or self.values:
+        """All that a Zarr reader sees of a checkpoint that came in through Zarr, wholly or in part, for `formats.write_file`.
+
+        None for a checkpoint of a state alone, whose form in Zarr is made as it is written.
+        """
+        if self._manifest.hierarchy is None:
             return None
         from ckptstore.zarr.contents import Values
 
         self._catalog.refuse_expired(self.id)
-        return Values(self._manifest, self._catalog)
+        return Values(self.id, self._manifest, self._catalog)
 
     @property
     def names(self) -> tuple[str | int, ...]:

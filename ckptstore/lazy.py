@@ -1,21 +1,19 @@
 """LazyArray: an array that lies in a file or a repository, and is read as it is wanted.
 
 A state may hold them wherever it may hold arrays. `commit` and the file formats read them a piece at a time, so what they
-need of memory does not grow with the array. `ZarrFiles` is a whole state of that kind, and `ZarrValues` is one that lies in a repository.
+need of memory does not grow with the array.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptstore.format.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PIECE_BYTES = 4 << 20
 
@@ -48,23 +46,3 @@ class LazyArray(ABC):
         """Where to cut the array to read it from begin to end: the start and size of each piece, in bytes."""
         for start in range(0, self.nbytes, PIECE_BYTES):
             yield start, min(PIECE_BYTES, self.nbytes - start)
-
-
-@dataclass(frozen=True, slots=True)
-class ZarrFiles:
-    """A Zarr hierarchy in a folder, each file under its key in the store; `commit` takes it as it is, whatever its codecs."""
-
-    folder: Path
-    keys: tuple[str, ...]
-
-
-class ZarrValues(ABC):
-    """A Zarr hierarchy in a repository, key by key as it was set; what `formats.write_file` makes a folder of."""
-
-    @abstractmethod
-    def keys(self) -> Iterator[str]:
-        """Every key of the store, in order."""
-
-    @abstractmethod
-    def pieces(self, key: str) -> Iterator[bytes | memoryview]:
-        """What a key holds, a piece at a time."""

@@ -38,8 +38,8 @@ from ckptstore.format.marker import (
     Marker,
 )
 from ckptstore.format.names import check_ref_name
+from ckptstore.hierarchy import ZarrFiles
 from ckptstore.history import ancestors
-from ckptstore.lazy import ZarrFiles
 from ckptstore.objects import ObjectStore
 from ckptstore.objects import key_of as object_key
 from ckptstore.oplog import Oplog
@@ -181,13 +181,6 @@ class Repository:
         """
         check_ref_name(branch, kind="branch")
         describe = _describe(step, metrics, message, meta)
-        if isinstance(state, ZarrFiles):
-            with self.session(branch) as session:
-                session.take(state)
-                found: Checkpoint = session.commit(
-                    step=step, metrics=metrics, message=message, meta=meta, retry=retry
-                )
-                return found
 
         def make() -> Checkpoint:
             newest = self._oplog.newest()
@@ -628,17 +621,28 @@ class Repository:
             self._gc().finish()
 
     def _write(self, value: object, head: Digest | None) -> Written:
-        """Store the arrays and the structure of a state."""
+        """Store the arrays and the structure of a state, or a Zarr hierarchy in files."""
         from ckptstore.staging import Staged, flatten
         from ckptstore.writer import write
 
-        return write(
-            value.flat if isinstance(value, Staged) else flatten(value),
+        store = partial(
+            write,
             objects=self._objects,
             catalog=self._catalog,
             parent=head,
             chunk_bytes=self._chunk_bytes,
         )
+        if isinstance(value, ZarrFiles):
+            from ckptstore.zarr.take import take
+
+            return take(
+                value,
+                head=head,
+                catalog=self._catalog,
+                segment_bytes=self._chunk_bytes,
+                write=store,
+            )
+        return store(value.flat if isinstance(value, Staged) else flatten(value))
 
     def _publish(
         self,

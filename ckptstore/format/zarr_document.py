@@ -19,7 +19,7 @@ from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.names import escape_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 OWN_DTYPE = "ckptstore_dtype"  # the attribute of an array whose dtype Zarr has no name for
 _SHOWN_AS = {"complex32": ("float16", (2,)), "float4_e2m1fn_x2": ("uint8", ())}
@@ -68,6 +68,16 @@ def group_document(
             "metadata": dict(consolidated),
         }
     return document
+
+
+def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Those of the nodes, in path order, that groups with documents lead to; zarr-python can consolidate no others."""
+    groups = {""}
+    for path, document in nodes:
+        if path.rpartition("/")[0] in groups and path:
+            if document["node_type"] == "group":
+                groups.add(path)
+            yield path, document
 
 
 def grid(shape: Sequence[int], chunk_shape: Sequence[int]) -> tuple[int, ...]:
@@ -136,6 +146,13 @@ def described(document: Mapping[str, Any], *, name: str) -> tuple[str, tuple[int
     if own not in ITEM_BYTES or form != shown or tuple(lengths[len(lengths) - len(more) :]) != more:
         raise CorruptError(f"{name} tells no dtype and shape of ours.")
     return own, tuple(lengths[: len(lengths) - len(more)])
+
+
+def above(node: str) -> Iterator[str]:
+    """The paths of the groups that a node lies in, the root last."""
+    while node:
+        node = node.rpartition("/")[0]
+        yield node
 
 
 def node_path(path: str) -> str:

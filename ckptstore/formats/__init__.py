@@ -22,7 +22,7 @@ from ckptstore import arrays, codecs
 from ckptstore.collector import paused_collector
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
-from ckptstore.lazy import ZarrValues
+from ckptstore.hierarchy import ZarrValues
 from ckptstore.state import flatten
 
 if TYPE_CHECKING:

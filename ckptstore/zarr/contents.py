@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +22,12 @@ from ckptstore.format import canonical, zarr_document
 from ckptstore.format.chunks import chunks
 from ckptstore.format.dtypes import item_bytes
 from ckptstore.format.marker import CHUNK_BYTES_DEFAULT
-from ckptstore.lazy import ZarrValues
+from ckptstore.format.structure import array_path
+from ckptstore.formats.zarr_read import telling
+from ckptstore.graft import graft
+from ckptstore.hierarchy import ZarrValues
 from ckptstore.reader import check_memory
+from ckptstore.state import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,10 +37,14 @@ if TYPE_CHECKING:
     from ckptstore.format.manifest import Manifest
     from ckptstore.format.node_page import Value
     from ckptstore.format.page import ArrayEntry, Bundle
+    from ckptstore.format.structure import Node
     from ckptstore.objects import ObjectStore
 
 PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
 DOCUMENTS_VALUES_MAX = 500_000  # of all documents of a hierarchy; some 14,000 arrays
+CONSOLIDATED_BYTES_MAX = (
+    24 << 20
+)  # of documents with long values; what a root holds is read again as one document
 HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
 METADATA = "zarr.json"
 NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
@@ -204,7 +212,7 @@ def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
         for entry in page.entries:
             path = zarr_document.node_path(entry.path)
             found |= _array(path, entry, page.bundle)
-            groups.update(above(path))
+            groups.update(zarr_document.above(path))
     for path in groups:
         found[join(path, METADATA)] = Made(lambda: zarr_document.group_document({}))
     for nodes in catalog.node_pages(manifest):
@@ -215,11 +223,16 @@ def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
 
 
 class Values(ZarrValues):
-    """The values of a checkpoint as they were set, without what a store adds to the root's document."""
+    """The values of a checkpoint as they were set; where it holds a state besides, the root tells its structure."""
 
-    def __init__(self, manifest: Manifest, catalog: Catalog) -> None:
-        self._contents = contents_of(manifest, catalog)
+    def __init__(self, id: Digest, manifest: Manifest, catalog: Catalog) -> None:
+        self._reading = partial(catalog.reading, id)
+        with self._reading():
+            root = catalog.structure(manifest)
+            self._contents = contents_of(manifest, catalog)
         self._objects = CachedObjects(catalog.objects)
+        if manifest.pages or not _is_bare(root, self._contents):
+            self._contents |= completed_root(self._contents, self._objects, telling(root))
 
     def keys(self) -> Iterator[str]:
         """Every key of the store, in order."""
@@ -229,7 +242,38 @@ class Values(ZarrValues):
         """What a key holds, a piece at a time."""
         content = self._contents[key]
         for start in range(0, content.size, PIECE_BYTES):
-            yield content.read(self._objects, start, min(start + PIECE_BYTES, content.size))
+            with self._reading():
+                piece = content.read(self._objects, start, min(start + PIECE_BYTES, content.size))
+            yield piece
+
+
+def _is_bare(root: Node, contents: Contents) -> bool:
+    """True for a structure that whoever has the nodes can tell."""
+    arrays = {path for _, node in leaves(root) if (path := array_path(node)) is not None}
+    nodes = {key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] in NODE_DOCUMENTS}
+    told = graft({"dict": []}, kept=(), converted={}, arrays=arrays, groups=nodes - arrays)
+    return bool(told == root)
+
+
+def completed_root(contents: Contents, objects: CachedObjects, more: Mapping[str, Any]) -> Contents:
+    """The document of the root group with more attributes, and with all other documents; nothing where the root is no group."""
+    root = contents.get(METADATA)
+    document = None if root is None else parsed(document_bytes(METADATA, root, objects))
+    if document is None or document["node_type"] != "group":
+        return {}
+    others = {key: content for key, content in contents.items() if key != METADATA}
+    own = document.get("attributes", {})
+    attributes = {**(own if isinstance(own, dict) else {}), **more}
+    size = sum(item.size for key, item in others.items() if key.endswith(f"/{METADATA}"))
+
+    def make() -> dict[str, Any]:
+        is_small = size <= CONSOLIDATED_BYTES_MAX
+        nodes = documents(others, objects) if is_small else None
+        return zarr_document.group_document(
+            attributes, None if nodes is None else dict(zarr_document.in_groups(nodes))
+        )
+
+    return {METADATA: Made(make)}
 
 
 def documents(
@@ -307,13 +351,6 @@ def parsed(data: bytes | memoryview) -> dict[str, Any] | None:
         return None
     is_node = isinstance(document, dict) and document.get("zarr_format") == 3
     return document if is_node and document.get("node_type") in ("array", "group") else None
-
-
-def above(path: str) -> Iterator[str]:
-    """The paths of the groups that a node lies in, the root last."""
-    while path:
-        path = path.rpartition("/")[0]
-        yield path
 
 
 def join(path: str, key: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptstore.zarr.contents import NODE_DOCUMENTS, Made, above
+from ckptstore.format.zarr_document import above
+from ckptstore.zarr.contents import NODE_DOCUMENTS, Made
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -30,7 +30,6 @@ from ckptstore.zarr.contents import (
     ArrayChunk,
     Made,
     Stored,
-    above,
     document_bytes,
     join,
     parsed,
@@ -78,7 +77,7 @@ def renamed(staged: Staged, arrays: Collection[str], names: Mapping[str, str]) -
     nodes = dict(lay_out(staged.contents, written=()).nodes)
     moved = {path: names[path or ROOT] for path in arrays if (path or ROOT) in names}
     made = {"" if (path, new) == ("", ROOT) else new: nodes[path] for path, new in moved.items()}
-    for group in {group for path in made for group in above(path)}:
+    for group in {group for path in made for group in zarr_document.above(path)}:
         document = Made(lambda: zarr_document.group_document({}))
         made[group] = nodes.get(group, ((METADATA, document),))
     return sorted(made.items())

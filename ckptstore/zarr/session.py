@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
@@ -18,7 +17,6 @@ from zarr.core.buffer import Buffer
 from ckptstore.errors import InvalidInputError
 from ckptstore.format.node_page import check_key
 from ckptstore.format.page import SMALL_BYTES
-from ckptstore.parallel import gather
 from ckptstore.zarr.store import ContentStore
 
 if TYPE_CHECKING:
@@ -27,12 +25,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import SupportsIndex
 
-    from ckptstore.lazy import ZarrFiles
     from ckptstore.zarr.contents import CachedObjects, Contents
     from ckptstore.zarr.staged import Staged
-
-
-TAKE_THREADS = 8  # each holds a segment
 
 
 class Session:
@@ -103,17 +97,6 @@ class Session:
         )
         self._staged = self._begin()
         return made
-
-    def take(self, found: ZarrFiles) -> None:
-        """Put a hierarchy that lies in files in place of all that the store holds."""
-        staged = self.staged()
-        staged.clear()
-        for key in found.keys:
-            check_key(key)
-        gather(
-            (partial(staged.put_file, key, found.folder / key) for key in found.keys),
-            threads=TAKE_THREADS,
-        )
 
     def close(self) -> None:
         """Give up what was not committed; the store cannot be used any more."""

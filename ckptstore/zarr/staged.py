@@ -95,11 +95,6 @@ class Staged:
         with self._lock:
             self._replace(key, Stored(Value(size, tuple(digests)), self.segment_bytes))
 
-    def clear(self) -> None:
-        """Remove every key."""
-        for key in list(self.contents):
-            self.delete(key)
-
     def delete(self, key: str) -> None:
         """Remove a key; one that is not there is no error."""
         with self._lock:

@@ -16,7 +16,6 @@ from zarr.core.buffer import default_buffer_prototype
 
 from ckptstore.catalog import Catalog
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, NotFoundError
-from ckptstore.format import zarr_document
 from ckptstore.format.marker import MARKER_KEY
 from ckptstore.format.page import SMALL_BYTES
 from ckptstore.objects import ObjectStore
@@ -28,17 +27,16 @@ from ckptstore.zarr.contents import (
     METADATA,
     CachedObjects,
     Contents,
-    Made,
+    completed_root,
     contents_of,
     document_bytes,
-    documents,
     join,
     parsed,
     refuse_pickle,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from zarr.abc.store import ByteRequest
@@ -48,8 +46,6 @@ if TYPE_CHECKING:
     from ckptstore.format.manifest import Manifest
     from ckptstore.zarr.contents import Content
 
-
-CONSOLIDATED_BYTES_MAX = 64 << 20  # of documents with long values; DOCUMENTS_VALUES_MAX counts them
 
 assert dtypes.ALL, "importing them is what makes zarr-python know them"
 
@@ -228,8 +224,9 @@ class CheckpointStore(ContentStore):
         with self._lock:
             if self._found is None:
                 with self._reading():
-                    self._found = contents_of(self._manifest, self._catalog)
-                self._complete_root(self._found)
+                    found = contents_of(self._manifest, self._catalog)
+                told = facts(self._id, self._manifest)
+                self._found = found | completed_root(found, self._cached, told)
             return self._found
 
     def _keys(self) -> list[str]:
@@ -243,31 +240,6 @@ class CheckpointStore(ContentStore):
 
     def _reading(self) -> AbstractContextManager[None]:
         return self._catalog.reading(self._id)
-
-    def _complete_root(self, found: Contents) -> None:
-        """Add to the document of the root group what is known of the checkpoint, and all other documents."""
-        root = found.get(METADATA)
-        if root is None:
-            return
-        document = parsed(document_bytes(METADATA, root, self._cached))
-        if document is None or document["node_type"] != "group":
-            return
-        others = {key: content for key, content in found.items() if key != METADATA}
-        told = document.get("attributes", {})
-        attributes = {
-            **(told if isinstance(told, dict) else {}),
-            **facts(self._id, self._manifest),
-        }
-        size = sum(item.size for key, item in others.items() if key.endswith(f"/{METADATA}"))
-
-        def make() -> dict[str, Any]:
-            is_small = size <= CONSOLIDATED_BYTES_MAX
-            nodes = documents(others, self._cached) if is_small else None
-            return zarr_document.group_document(
-                attributes, None if nodes is None else dict(in_groups(nodes))
-            )
-
-        found[METADATA] = Made(make)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._catalog.url, "id": self._id, "is_open": self._is_open}
@@ -320,16 +292,6 @@ def open_group(store: CheckpointStore) -> zarr.Group:
         except Exception as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorruptError(f"{store!r} cannot be opened: {said[:300].rstrip('.')}.") from error
-
-
-def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Those of the nodes, in path order, that groups with documents lead to; zarr-python can consolidate no others."""
-    groups = {""}
-    for path, document in nodes:
-        if path.rpartition("/")[0] in groups and path:
-            if document["node_type"] == "group":
-                groups.add(path)
-            yield path, document
 
 
 def facts(id: Digest, manifest: Manifest) -> dict[str, Any]:
