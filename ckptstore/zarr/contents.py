@@ -70,21 +70,47 @@ class CachedObjects:
     def __init__(self, objects: ObjectStore) -> None:
         self.store = objects.alone()  # zarr-python reads one chunk after another, as a rule
         self._held: OrderedDict[Digest, memoryview] = OrderedDict()
+        self._begun: set[Digest] = set()  # bundles of which a value was read
         self._lock = Lock()
 
     def whole(self, digest: Digest, size: int) -> memoryview:
-        """All bytes of an object, checked; read once while it is held, and never to be written to."""
+        """All bytes of an object, checked; read once while it is held."""
+        known = self._known(digest, size)
+        if known is not None:
+            return known
+        data = _memory(size)
+        self.store.read_into(digest, data)
+        return self._hold(digest, data)
+
+    def bundled(self, bundle: Bundle, digest: Digest, *, start: int, size: int) -> memoryview:
+        """A small value, checked. The first of a bundle is read by itself; who wants a second one gets them all at once."""
+        known = self._known(digest, size)
+        if known is not None:
+            return known
+        with self._lock:
+            is_first = bundle.digest not in self._begun
+            self._begun.add(bundle.digest)
+        if not is_first:
+            return self.whole(bundle.digest, bundle.size)[start : start + size]
+        data = _memory(size)
+        self.store.read_range(bundle.digest, data, start=start, expected=digest)
+        return self._hold(digest, data)
+
+    def _known(self, digest: Digest, size: int) -> memoryview | None:
+        """What is held of this digest. A page may lie about the size: then it is not what was asked for."""
         with self._lock:
             if digest in self._held:
                 self._held.move_to_end(digest)
-                return self._held[digest]
-        data = _memory(size)
-        self.store.read_into(digest, data)
+            data = self._held.get(digest)
+        return data if data is not None and len(data) == size else None
+
+    def _hold(self, digest: Digest, data: memoryview) -> memoryview:
+        """Keep it for the next who asks, so that nobody can write to it from now on."""
         with self._lock:
-            self._held[digest] = data
+            held = self._held[digest] = data.toreadonly()
             while len(self._held) > 1 and sum(map(len, self._held.values())) > HELD_BYTES:
                 self._held.popitem(last=False)
-        return data
+        return held
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +170,10 @@ class Stored:
         """A part of them; no segment is read that is not needed."""
         value = self.value
         if value.offset is not None and self.bundle is not None:
-            data = objects.whole(self.bundle.digest, self.bundle.size)
-            return data[value.offset + start : value.offset + stop]
+            data = objects.bundled(
+                self.bundle, value.digests[0], start=value.offset, size=value.size
+            )
+            return data[start:stop]
         check_memory([stop - start])
         made = _memory(stop - start)
         for number in range(start // self.segment_bytes, -(-stop // self.segment_bytes)):
@@ -181,8 +209,10 @@ class ArrayChunk:
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
         """A part of it."""
         if self.bundle is not None:
-            data = objects.whole(self.bundle.digest, self.bundle.size)
-            part = data[self.offset : self.offset + self.stored_bytes][start:stop]
+            data = objects.bundled(
+                self.bundle, self.digest, start=self.offset, size=self.stored_bytes
+            )
+            part = data[start:stop]
             if len(part) == stop - start:
                 return part
             return bytes(part).ljust(stop - start, b"\0")
@@ -264,9 +294,9 @@ def completed_root(contents: Contents, objects: CachedObjects, more: Mapping[str
     others = {key: content for key, content in contents.items() if key != METADATA}
     own = document.get("attributes", {})
     attributes = {**(own if isinstance(own, dict) else {}), **more}
-    size = sum(item.size for key, item in others.items() if key.endswith(f"/{METADATA}"))
 
     def make() -> dict[str, Any]:
+        size = sum(item.size for key, item in others.items() if key.endswith(f"/{METADATA}"))
         is_small = size <= CONSOLIDATED_BYTES_MAX
         nodes = documents(others, objects) if is_small else None
         return zarr_document.group_document(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from zarr.core.buffer import cpu
 
 import ckptstore
 import ckptstore.retention
-from ckptstore.objects import ObjectStore
 from ckptstore.zarr import CheckpointStore, contents
 from ckptstore.zarr.store import span
 
@@ -120,26 +120,45 @@ def test_a_checkpoint_without_arrays_is_an_empty_group(repo: ckptstore.Repositor
 
 
 def test_a_part_of_an_array_reads_only_its_chunks(
-    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+    repo: ckptstore.Repository, reads: list[int]
 ) -> None:
     group = repo.resolve("main").zarr()
-    read: list[int] = []
-    whole = ObjectStore.read_into
-
-    def counted(self: ObjectStore, digest: Any, buffer: memoryview) -> None:
-        read.append(len(buffer))
-        whole(self, digest, buffer)
-
-    monkeypatch.setattr(ObjectStore, "read_into", counted)
+    reads.clear()
     _ = group["big"][100:110]
-    assert read == [81 * 800]  # rows of 800 bytes in 64 KiB
-    read.clear()
+    assert reads == [81 * 800]  # rows of 800 bytes in 64 KiB
+    reads.clear()
     _ = group["big"][75:90]
-    assert read == [81 * 800, 81 * 800]
-    read.clear()
-    for name in ("s0", "s1", "s0"):
+    assert reads == [81 * 800, 81 * 800]
+
+
+def test_a_small_array_is_read_by_itself_and_many_are_read_at_once(
+    repo: ckptstore.Repository, reads: list[int]
+) -> None:
+    group = repo.resolve("main").zarr()
+    reads.clear()
+    for name in ("s0", "s0", "s3", "s1", "s0"):
         _ = group[name][...]
-    assert read == [5 * 72]  # the bundle, once
+    assert reads == [72, 5 * 72]
+
+
+def test_what_a_reader_does_to_a_value_does_not_change_what_the_next_one_reads(
+    repo: ckptstore.Repository,
+) -> None:
+    store = CheckpointStore(repo.url)
+    for _ in range(2):
+        for name in ("s0/c/0", "s1/c/0"):  # by itself, and with the rest of its bundle
+            value = store.get_sync(name)
+            assert value is not None
+            assert value.to_bytes() == repo.checkout("main")[name[:2]].tobytes()
+            with suppress(ValueError):  # it may be read-only
+                value.as_numpy_array()[...] = 0
+    part = RangeByteRequest(0, 16)
+    value = store.get_sync("big/c/0/0", byte_range=part)
+    with suppress(ValueError):
+        value.as_numpy_array()[...] = 0
+    again = store.get_sync("big/c/0/0", byte_range=part)
+    assert again is not None
+    assert again.to_bytes() == repo.checkout("main")["big"].tobytes()[:16]
 
 
 def test_it_is_read_only_and_never_changes(repo: ckptstore.Repository) -> None:
