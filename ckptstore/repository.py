@@ -207,12 +207,12 @@ class Repository:
 
         check_ref_name(branch, kind="branch")
 
-        def begin() -> Staged:
-            head = self._oplog.newest().heads.get(branch)
+        def begin(head: Digest | None) -> Staged:
             manifest = None if head is None else self._catalog.manifest(head)
             return Staged(head, manifest, self._catalog, self._chunk_bytes)
 
-        return Session(branch, begin, partial(self._publish_session, branch))
+        head = self._oplog.newest().heads.get(branch)
+        return Session(branch, begin, partial(self._publish_session, branch), head=head)
 
     def _publish_session(
         self,

@@ -8,6 +8,7 @@ page; one that was written to through Zarr becomes a Zarr array, whose untouched
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
@@ -25,8 +26,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import SupportsIndex
 
+    from ckptstore.digest import Digest
     from ckptstore.zarr.contents import CachedObjects, Contents
     from ckptstore.zarr.staged import Staged
+
+
+ONE_PROCESS = (
+    "A session's store works only in the process that opened the session. Write from threads of that process, or open a "
+    "session in each."
+)
 
 
 class Session:
@@ -40,13 +48,16 @@ class Session:
     def __init__(
         self,
         branch: str,
-        begin: Callable[[], Staged],
+        begin: Callable[[Digest | None], Staged],
         publish: Callable[..., Any],
+        *,
+        head: Digest | None,
     ) -> None:
         self.branch = branch
         self.token = secrets.token_hex(16)
+        self._process = os.getpid()
         self._begin, self._publish = begin, publish
-        self._staged: Staged | None = begin()
+        self._staged: Staged | None = begin(head)
         _sessions[self.token] = self
 
     def __repr__(self) -> str:
@@ -71,7 +82,9 @@ class Session:
         return SessionStore(self)
 
     def staged(self) -> Staged:
-        """What is staged; InvalidInputError when the session is closed."""
+        """What is staged; InvalidInputError when the session is closed, or another process's."""
+        if os.getpid() != self._process:  # a forked one: nobody would ever see what it sets
+            raise InvalidInputError(ONE_PROCESS)
         if self._staged is None:
             raise InvalidInputError(
                 "The session is closed. Open another: with repo.session(branch) as s: …"
@@ -95,7 +108,7 @@ class Session:
         made = self._publish(
             self.staged(), step=step, metrics=metrics, message=message, meta=meta, retry=retry
         )
-        self._staged = self._begin()
+        self._staged = self._begin(made.id)
         return made
 
     def close(self) -> None:
@@ -187,8 +200,6 @@ class SessionStore(ContentStore):
     def __setstate__(self, state: dict[str, Any]) -> None:
         session = _sessions.get(state["token"])
         if session is None:
-            raise InvalidInputError(
-                "A session's store works only in the process that opened the session."
-            )
+            raise InvalidInputError(ONE_PROCESS)
         self.__init__(session, read_only=state["read_only"])  # type: ignore[misc]
         self._is_open = state["is_open"]

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import zarr
+from zarr.core.buffer import cpu
 
 import ckptstore
 from ckptstore.retention import MaxToKeep
@@ -19,7 +21,10 @@ from tests.concurrency.session_worker import common
 from tests.concurrency.test_processes import PROJECT, collect, join, release
 
 if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
     from pathlib import Path
+
+    from ckptstore.zarr import SessionStore
 
 COMMITS = 4
 
@@ -111,6 +116,46 @@ def test_beside_a_gc_without_grace_a_session_is_a_conflict_or_a_whole_checkpoint
             check(repo, head.id, head.step or 0)
     repo.gc(MaxToKeep(1), grace=0)
     assert ckptstore.open(repo.url).verify().ok
+
+
+def test_a_session_that_goes_on_after_its_commit_does_not_take_over_what_others_commit_then(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = ckptstore.Repository._publish_session
+
+    def and_another(self: ckptstore.Repository, *args: Any, **options: Any) -> Any:
+        made = publish(self, *args, **options)
+        repo.commit({"state": np.zeros(3)}, step=50)
+        return made
+
+    monkeypatch.setattr(ckptstore.Repository, "_publish_session", and_another)
+    with repo.session() as session:
+        group = zarr.open_group(session.store)
+        session.commit(step=1)
+        np.testing.assert_array_equal(group["state"][:], np.arange(30_000.0))
+        group["state"][5] = 0
+        with pytest.raises(ckptstore.ConflictError, match="moved"):
+            session.commit(step=2)
+    assert repo.resolve("main").step == 50
+
+
+def write_in_child(store: SessionStore, said: SimpleQueue[str]) -> None:
+    try:
+        store.set_sync("child", cpu.Buffer.from_bytes(b"x"))
+        said.put("written")
+    except ckptstore.InvalidInputError as error:
+        said.put(str(error))
+
+
+def test_a_forked_process_is_refused_the_session_of_its_parent(repo: ckptstore.Repository) -> None:
+    """What it set would be in its own memory, and lost without a word."""
+    fork = get_context("fork")
+    said = fork.SimpleQueue()
+    with repo.session() as session:
+        child = fork.Process(target=write_in_child, args=(session.store, said))
+        child.start()
+        child.join()
+        assert "in the process that opened" in said.get()
 
 
 def test_threads_write_one_store_at_once(repo: ckptstore.Repository) -> None:
