@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
 
+V2_KINDS = {".zarray": "array", ".zgroup": "group"}
+
 
 def write(staged: Staged) -> Written:
     """Store all that a manifest will refer to; durable when this returns."""
@@ -219,21 +221,16 @@ class NodeWriter:
         return NodePage(nodes=tuple(made), segment_bytes=self.staged.segment_bytes, bundle=bundle)
 
     def _kind(self, path: str, contents: Sequence[tuple[str, Content]]) -> str:
-        """What a node is: "array", "group" or, without a document that says so, ""."""
-        for key, content in contents:
-            if key == ".zarray":
-                return "array"
-            if key == ".zgroup":
-                return "group"
-            if key in NODE_DOCUMENTS:
-                data = document_bytes(join(path, key), content, self.staged.objects)
-                digest = Digest.of(data)
-                if digest not in self._kinds:
-                    document = parsed(data)
-                    self._kinds[digest] = "" if document is None else str(document["node_type"])
-                if self._kinds[digest]:
-                    return self._kinds[digest]
-        return ""
+        """What a node is: "array", "group" or, without a document that says so, "". Version 3 goes before 2, as in zarr-python."""
+        documents = {key: content for key, content in contents if key in NODE_DOCUMENTS}
+        if METADATA not in documents:
+            return next((V2_KINDS[key] for key in documents), "")
+        data = document_bytes(join(path, METADATA), documents[METADATA], self.staged.objects)
+        digest = Digest.of(data)
+        if digest not in self._kinds:
+            document = parsed(data)
+            self._kinds[digest] = "" if document is None else str(document["node_type"])
+        return self._kinds[digest]
 
 
 def _is_bundled(key: str, content: Content) -> bool:

@@ -216,9 +216,10 @@ class CheckpointStore(ContentStore):
     def is_array(self, path: str) -> bool:
         """True when there is an array at this path."""
         found = self._contents().get(join(path, METADATA))
-        document = parsed(document_bytes(path, found, self._cached)) if found else None
-        is_v2 = join(path, ".zarray") in self._contents()
-        return is_v2 or (document is not None and document["node_type"] == "array")
+        if found is None:
+            return join(path, ".zarray") in self._contents()
+        document = parsed(document_bytes(path, found, self._cached))
+        return document is not None and document["node_type"] == "array"
 
     def _contents(self) -> Contents:
         with self._lock:

@@ -417,6 +417,25 @@ def test_a_range_of_a_large_value_reads_only_the_segments_that_hold_it(
     assert read == [65_536, 65_536]
 
 
+@pytest.mark.filterwarnings("ignore:Both zarr.json")
+@pytest.mark.parametrize(("above", "below"), [(2, 3), (3, 2)])
+def test_of_a_node_with_documents_of_both_versions_the_newer_one_counts(
+    above: Any, below: Any, repo: ckptstore.Repository
+) -> None:
+    """As in zarr-python, which makes the groups above an array in that array's version."""
+    with repo.session("both") as session:
+        store = session.store
+        zarr.create_array(store, name="c", data=np.arange(3), zarr_format=above, overwrite=True)
+        zarr.create_array(store, name="c/g/x", data=np.arange(4), zarr_format=below)
+        is_array = isinstance(zarr.open(store, path="c", mode="r"), zarr.Array)
+        made = session.commit()
+    assert is_array == (above == 3)
+    state = repo.checkout("both")
+    found = state["c"] if is_array else state["c"]["g"]["x"]
+    np.testing.assert_array_equal(found, np.arange(3 if is_array else 4))
+    assert ("c" in {array.path for array in made.arrays}) == is_array
+
+
 SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
 STEPS = st.sampled_from(["create", "write", "resize", "delete", "attrs", "commit", "reopen"])
 
