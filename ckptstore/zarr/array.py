@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.errors import NodeTypeValidationError
 
 from ckptstore import arrays
 from ckptstore.basic_index import wanted
 from ckptstore.checkpoint_array import IndexedArray
-from ckptstore.errors import CkptStoreError, CorruptError
+from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.reader import check_memory
 from ckptstore.zarr.bands import Bands
@@ -35,8 +36,7 @@ class ZarrArray(IndexedArray):
     """
 
     def __init__(self, store: ContentStore, path: str, *, kind: str = arrays.NDARRAY) -> None:
-        with _ours(path):
-            found = zarr.open_array(store, path=path, mode="r")
+        found = _opened(store, path)
         name = _name(found.dtype)
         self.path, self.kind, self.identity = path, kind, object()
         self.dtype = name if name in ITEM_BYTES else ""
@@ -115,18 +115,40 @@ def _ascending(part: range) -> slice:
     return slice(found.start, found.stop, found.step) if found else slice(0, 0)
 
 
+def _opened(store: ContentStore, path: str) -> zarr.Array[Any]:
+    """The array. Its document is as it was set, so what zarr-python does not take in it is not damage."""
+    try:
+        return zarr.open_array(store, path=path, mode="r")
+    except (CkptStoreError, MemoryError):
+        raise
+    except (FileNotFoundError, NodeTypeValidationError) as error:
+        raise CorruptError(
+            f"The structure names {path!r:.200}, which is no array. Run verify."
+        ) from error
+    except Exception as error:
+        raise InvalidInputError(
+            f"zarr-python cannot open the array {path!r:.200}: {_said(error)}. Install what it needs (a codec, a dtype), or leave "
+            "the array out (exclude)."
+        ) from error
+
+
 @contextmanager
 def _ours(path: str) -> Iterator[None]:
     """Make an error of ours of what zarr-python or a codec raises."""
     try:
         yield
-    except CkptStoreError:
+    except (CkptStoreError, MemoryError):
         raise
     except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptError(
-            f"The Zarr array {path!r:.200} cannot be read: {said[:300].rstrip('.')}."
+            f"The Zarr array {path!r:.200} cannot be read: {_said(error)}."
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error's message."""
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return said[:300].rstrip(".")
 
 
 def _bytes(value: Any) -> memoryview:

@@ -21,6 +21,7 @@ from ckptstore.format.page import SMALL_BYTES
 from ckptstore.objects import ObjectStore
 from ckptstore.oplog import Oplog
 from ckptstore.revisions import resolve
+from ckptstore.state import ROOT
 from ckptstore.storage import open_storage
 from ckptstore.zarr import dtypes
 from ckptstore.zarr.contents import (
@@ -278,12 +279,20 @@ class CheckpointStore(ContentStore):
         """Refused: a checkpoint never changes."""
         self._check_writable()
 
+    async def delete_dir(self, prefix: str) -> None:  # noqa: ARG002
+        """Refused: a checkpoint never changes."""
+        self._check_writable()
+
 
 def open_group(store: CheckpointStore) -> zarr.Group:
     """The root group. An array whose document zarr-python cannot take is an error only where that array is opened."""
     try:
         return zarr.open_group(store, mode="r")
-    except Exception:  # noqa: BLE001 - whatever one of the documents brings about
+    except Exception as error:  # whatever one of the documents brings about
+        if store.is_array(""):
+            raise NotFoundError(
+                f"{store!r} is an array, not a group. checkpoint.array({ROOT!r}) reads it."
+            ) from error
         try:
             return zarr.open_group(store, mode="r", use_consolidated=False)
         except CkptStoreError:

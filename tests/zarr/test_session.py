@@ -436,6 +436,40 @@ def test_of_a_node_with_documents_of_both_versions_the_newer_one_counts(
     assert ("c" in {array.path for array in made.arrays}) == is_array
 
 
+def test_an_array_that_needs_what_is_not_installed_says_so_and_the_others_are_read(
+    repo: ckptstore.Repository,
+) -> None:
+    with repo.session("codec") as session:
+        group = zarr.open_group(session.store, mode="w")
+        group.create_array("bad", data=np.arange(3))
+        group.create_array("good", data=np.arange(4))
+        value = session.store.get_sync("bad/zarr.json")
+        assert value is not None
+        document = json.loads(value.to_bytes())
+        document["codecs"].append({"name": "not-here", "configuration": {}})
+        text = json.dumps(document).encode()
+        session.store.set_sync("bad/zarr.json", cpu.Buffer.from_bytes(text))
+        made = session.commit()
+    for act in (lambda: made.array("bad"), lambda: repo.checkout("codec")):
+        with pytest.raises(ckptstore.InvalidInputError, match=r"'bad': .*not-here.*exclude"):
+            act()
+    np.testing.assert_array_equal(made.zarr()["good"][:], np.arange(4))
+    np.testing.assert_array_equal(repo.checkout("codec", exclude="bad")["good"], np.arange(4))
+    assert repo.verify().ok
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_checkpoint_that_is_one_array_is_no_group_and_says_how_to_read_it(
+    zarr_format: Any, repo: ckptstore.Repository
+) -> None:
+    with repo.session("one") as session:
+        zarr.create_array(session.store, data=np.arange(5), zarr_format=zarr_format)
+        made = session.commit()
+    with pytest.raises(ckptstore.NotFoundError, match=r"checkpoint\.array\('array'\)"):
+        made.zarr()
+    np.testing.assert_array_equal(made.array("array")[1:3], [1, 2])
+
+
 SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
 STEPS = st.sampled_from(["create", "write", "resize", "delete", "attrs", "commit", "reopen"])
 

@@ -165,6 +165,8 @@ def test_it_is_read_only_and_never_changes(repo: ckptstore.Repository) -> None:
     group = repo.resolve("main").zarr()
     with pytest.raises(ValueError, match="read-only"):
         group["big"][0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        del group["big"]
     before = group["big"][0].tolist()
     repo.commit({"big": np.zeros((1000, 100))})
     assert group["big"][0].tolist() == before
