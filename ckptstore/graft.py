@@ -31,11 +31,12 @@ def graft(
     converted: Mapping[str, str],
     arrays: Iterable[str],
     groups: Iterable[str],
+    gone: Iterable[str] = (),
 ) -> Node:
     """The structure with the arrays of `kept`, those of `converted` as Zarr arrays, and more.
 
     converted: the path of the node of each array that became a Zarr array. arrays, groups: paths of all nodes that came in
-    through Zarr.
+    through Zarr. gone: those of nodes that did so earlier and are no more; what such a group held besides arrays stays.
     """
     listed = set(arrays)
     walk = _Graft(kept, converted, listed)
@@ -51,6 +52,8 @@ def graft(
         return made
     hidden = _below_arrays(listed)
     insert = _Insert(made)
+    for path, names in _by_group(gone):
+        insert.remove(path, names)
     for path in sorted(path for path in new if path and path not in hidden):
         insert.array(path)
     for path in sorted(path for path in groups if path):
@@ -155,6 +158,19 @@ class _Insert:
         """Have a dict where a group's path says, unless something else is there."""
         self.inside(_names(path))
 
+    def remove(self, path: str, names: Collection[str]) -> None:
+        """Take away the dicts that groups in this one have left, unless something is in them."""
+        node = self.root
+        for name in _names(path) if path else ():
+            pair = self.dict(node).pair(name)
+            if pair is None or not _is_dict(pair[1]):
+                return
+            node = pair[1]
+        pairs = map(self.dict(node).pair, names)
+        left = {id(pair) for pair in pairs if pair and _is_dict(pair[1]) and not _pairs(pair[1])}
+        _pairs(node)[:] = [pair for pair in _pairs(node) if id(pair) not in left]
+        del self.known[id(node)]
+
     def inside(self, names: Iterable[str]) -> Node | None:
         """The dict that a path leads to, new where it led to nothing; None where it leads to what is no dict."""
         node = self.root
@@ -178,7 +194,7 @@ class _Dict:
 
     def __init__(self, node: Node) -> None:
         self.node = node  # which keeps its id its own
-        self.pairs = node[tag_of(node)]
+        self.pairs = _pairs(node)
         self.by_segment = dict(zip(node_segments(self.pairs), self.pairs, strict=True))
         self.by_key = {unkey(pair[0]): pair for pair in self.pairs}
 
@@ -207,6 +223,21 @@ def _names(path: str) -> list[str]:
 
 def _is_dict(node: Node) -> bool:
     return isinstance(node, dict) and tag_of(node) in ("dict", "ordered_dict")
+
+
+def _pairs(node: Node) -> list[list[Node]]:
+    """The keys and values of a dict."""
+    found: list[list[Node]] = node[tag_of(node)]
+    return found
+
+
+def _by_group(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """The names of nodes by the path of the group that they lie in, groups inside of others first."""
+    found: dict[str, list[str]] = {}
+    for path in filter(None, paths):
+        group, _, name = path.rpartition("/")
+        found.setdefault(group, []).append(name)
+    return sorted(found.items(), reverse=True)
 
 
 def _below_arrays(arrays: Collection[str]) -> set[str]:

@@ -111,16 +111,18 @@ def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> structure.N
         converted=layout.converted,
         arrays=nodes.arrays,
         groups=nodes.groups,
+        gone=nodes.gone,
     )
 
 
 class NodeWriter:
-    """Makes the pages of the nodes. arrays, groups: the paths of the nodes that are such."""
+    """Makes the pages of the nodes. arrays, groups: the paths of the nodes that are such. gone: of the head's that are no more."""
 
     def __init__(self, staged: Staged) -> None:
         self.staged = staged
         self.arrays: set[str] = set()
         self.groups: set[str] = set()
+        self.gone: set[str] = set()
         self.reached: set[Digest] = set()
         self._kinds: dict[Digest, str] = {}  # by the document, which many nodes may share
         self._known: dict[tuple[str, str], NodePage] = {}
@@ -131,6 +133,8 @@ class NodeWriter:
     def write(self, nodes: Nodes) -> tuple[PageRef, ...]:
         """Have all pages stored, and what they refer to."""
         self._put_values(nodes)
+        before = {node.path for page in self._known.values() for node in page.nodes}
+        self.gone = before - {path for path, _ in nodes}
         return tuple(self._page(part) for part in self._cut(nodes))
 
     def _cut(self, nodes: Nodes) -> Iterator[Nodes]:
