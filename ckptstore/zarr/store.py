@@ -167,9 +167,12 @@ class ContentStore(Store):
         folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
         keys = self._keys()
         position = bisect_left(keys, folder)
+        told = set()  # a key may have others below it
         while position < len(keys) and keys[position].startswith(folder):
             name, slash, _ = keys[position][len(folder) :].partition("/")
-            yield name
+            if name not in told:
+                yield name
+            told.add(name)
             # Behind all that begins with this part: "0" is what follows "/".
             position = bisect_left(keys, f"{folder}{name}0") if slash else position + 1
 

@@ -234,6 +234,20 @@ def test_damage_is_an_error_and_never_data(repo: ckptstore.Repository, tmp_path:
         _ = group["big"][0]
 
 
+def test_a_key_with_others_below_it_is_listed_once(repo: ckptstore.Repository) -> None:
+    async def listed(shown: Any, prefix: str) -> list[str]:
+        return [name async for name in shown.list_dir(prefix)]
+
+    with repo.session("main") as session:
+        for key in ("raw", "raw-1", "raw/2"):
+            session.store.set_sync(key, cpu.Buffer.from_bytes(b"x"))
+        session.commit()
+    for shown in (CheckpointStore(repo.url), repo.session("main").store):
+        names = asyncio.run(listed(shown, ""))
+        assert [name for name in names if name.startswith("raw")] == ["raw", "raw-1"]
+        assert asyncio.run(listed(shown, "raw")) == ["2"]
+
+
 def test_an_expired_checkpoint_says_so(repo: ckptstore.Repository) -> None:
     store = CheckpointStore(repo.url)
     group = zarr.open_group(store, mode="r")
