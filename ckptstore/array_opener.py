@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ckptstore.arrays import NDARRAY
@@ -37,16 +37,20 @@ class ArrayOpener:
 
     def named(self, path: str, framework: str | None) -> IndexedArray:
         """The array that a user names; NotFoundError says which names are like it."""
-        with self._catalog.reading(self._id):
-            root = self._catalog.structure(self._manifest)
-        kinds = {name: tag_of(node) for name, node in leaves(root) if array_path(node) is not None}
-        if path not in kinds:
-            like = get_close_matches(str(path), kinds, n=3, cutoff=0.5)
+        if path not in self._tags:
+            like = get_close_matches(str(path), self._tags, n=3, cutoff=0.5)
             hint = f" Is it {' or '.join(map(repr, like))}?" if like else ""
             raise NotFoundError(
-                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} It has {len(kinds)}."
+                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} It has {len(self._tags)}."
             )
-        return self.open(path, kinds[path], framework=framework)
+        return self.open(path, self._tags[path], framework=framework)
+
+    @cached_property
+    def _tags(self) -> dict[str, str]:
+        """The tag of each array's node in the structure, by path."""
+        with self._catalog.reading(self._id):
+            root = self._catalog.structure(self._manifest)
+        return {name: tag_of(node) for name, node in leaves(root) if array_path(node) is not None}
 
     def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
         """The array of a structure's node. tag: of that node."""

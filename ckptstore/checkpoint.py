@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import zarr
 
+    from ckptstore.array_opener import ArrayOpener
     from ckptstore.catalog import Catalog
     from ckptstore.checkpoint_array import IndexedArray
     from ckptstore.digest import Digest
@@ -90,6 +91,8 @@ class Checkpoint:
     array_bytes: int
     _manifest: Manifest = field(repr=False, compare=False)
     _catalog: Catalog = field(repr=False, compare=False)
+    # Made when the first array is asked for, and kept: it reads the structure.
+    _openers: list[ArrayOpener] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, id: Digest, manifest: Manifest, catalog: Catalog) -> Checkpoint:
@@ -131,7 +134,9 @@ class Checkpoint:
         from ckptstore.array_opener import ArrayOpener
 
         self._catalog.refuse_expired(self.id)
-        return ArrayOpener(self.id, self._manifest, self._catalog).named(path, framework)
+        if not self._openers:
+            self._openers.append(ArrayOpener(self.id, self._manifest, self._catalog))
+        return self._openers[0].named(path, framework)
 
     def zarr(self) -> zarr.Group:
         """The checkpoint as a read-only Zarr group, whose arrays are read as they are indexed.

@@ -16,9 +16,11 @@ from zarr.codecs import ShardingCodec, TransposeCodec
 
 import ckptstore
 from ckptstore.basic_index import touched, wanted
+from ckptstore.catalog import Catalog
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.retention import MaxToKeep
 from ckptstore.testing.strategies import arrays
+from ckptstore.zarr import store
 from tests.properties.same import bits
 
 if TYPE_CHECKING:
@@ -175,6 +177,26 @@ def test_a_small_array_is_read_without_the_others_of_its_bundle(
     reads.clear()
     assert array[3:].tolist() == [3, 4, 5, 6]
     assert reads == [56]
+
+
+def test_arrays_that_are_opened_one_by_one_read_the_structure_once(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with repo.session() as session:
+        zarr.create_array(session.store, name="zarr", data=LONG)
+        made = session.commit()
+    read: list[Any] = []
+    structure, contents_of = Catalog.structure, store.contents_of
+    monkeypatch.setattr(
+        Catalog, "structure", lambda *args: (read.append("structure"), structure(*args))[1]
+    )
+    monkeypatch.setattr(
+        store, "contents_of", lambda *args: (read.append("contents"), contents_of(*args))[1]
+    )
+    for _ in range(2):
+        for path in ("small/0", "long", "zarr"):
+            _ = made.array(path)[0]
+    assert sorted(read) == ["contents", "structure"]
 
 
 def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: list[int]) -> None:
