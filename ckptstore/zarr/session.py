@@ -103,11 +103,14 @@ class Session:
         """Make what the store holds the new head of the branch, durable when this returns: the Checkpoint.
 
         ConflictError when the branch moved since the session began; with `retry`, the new head becomes the parent, and what
-        others changed there is not in this checkpoint. The session goes on over what it committed.
+        others changed there is not in this checkpoint. The session goes on over what it committed. What other threads write while
+        this runs is refused.
         """
-        made = self._publish(
-            self.staged(), step=step, metrics=metrics, message=message, meta=meta, retry=retry
-        )
+        staged = self.staged()
+        with staged.published():
+            made = self._publish(
+                staged, step=step, metrics=metrics, message=message, meta=meta, retry=retry
+            )
         self._staged = self._begin(made.id)
         return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from ckptstore.zarr.contents import CachedObjects, Contents, Held, Stored, conte
 from ckptstore.zarr.layout import array_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -44,6 +45,7 @@ class Staged:
             Digest, int
         ] = {}  # objects that were put, or found there, with their sizes
         self.new_bytes = 0
+        self._is_published = False
         self._held_bytes = 0
         self._sorted: list[str] | None = None
         self._lock = RLock()
@@ -51,6 +53,21 @@ class Staged:
     def reading(self) -> AbstractContextManager[None]:
         """Say that the head expired when it did so while it was read."""
         return nullcontext() if self.head is None else self.catalog.reading(self.head)
+
+    @contextmanager
+    def published(self) -> Iterator[None]:
+        """Refuse all changes while a commit stores the contents; afterwards too, unless it fails.
+
+        A value that another thread sets meanwhile would be in no checkpoint, and nobody would know.
+        """
+        with self._lock:
+            self._refuse_published()
+            self._is_published = True
+        try:
+            yield
+        except BaseException:
+            self._is_published = False
+            raise
 
     def keys(self) -> list[str]:
         """Every key, sorted."""
@@ -140,7 +157,14 @@ class Staged:
             self.relied[digest] = len(data)
         return digest
 
+    def _refuse_published(self) -> None:
+        if self._is_published:
+            raise InvalidInputError(
+                "The session is being committed. Wait for that to end, then write on, or commit again."
+            )
+
     def _replace(self, key: str, content: Content | None) -> None:
+        self._refuse_published()
         before = self.contents.get(key)
         if before is not None and (array := array_of(before)) is not None:
             self.written.add(array)

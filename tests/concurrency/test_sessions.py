@@ -16,6 +16,7 @@ from zarr.core.buffer import cpu
 
 import ckptstore
 from ckptstore.retention import MaxToKeep
+from ckptstore.zarr import CheckpointStore
 from tests.concurrency import session_worker
 from tests.concurrency.session_worker import common
 from tests.concurrency.test_processes import PROJECT, collect, join, release
@@ -137,6 +138,37 @@ def test_a_session_that_goes_on_after_its_commit_does_not_take_over_what_others_
         with pytest.raises(ckptstore.ConflictError, match="moved"):
             session.commit(step=2)
     assert repo.resolve("main").step == 50
+
+
+def test_what_a_thread_writes_while_the_session_is_committed_is_refused_and_never_lost(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = ckptstore.Repository._publish_session
+    stores: list[SessionStore] = []
+
+    def beside_a_writer(self: ckptstore.Repository, *args: Any, **options: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            for act in (
+                lambda: stores[0].set_sync("late", cpu.Buffer.from_bytes(b"x")),
+                lambda: stores[0].set_sync("large", cpu.Buffer.from_bytes(bytes(70_000))),
+                lambda: stores[0].delete_sync("state/zarr.json"),
+                lambda: stores[0]._session.commit(),
+            ):
+                with pytest.raises(ckptstore.InvalidInputError, match="being committed"):
+                    pool.submit(act).result()
+        return publish(self, *args, **options)
+
+    monkeypatch.setattr(ckptstore.Repository, "_publish_session", beside_a_writer)
+    with repo.session() as session:
+        stores.append(session.store)
+        with pytest.raises(ckptstore.InvalidInputError, match="step"):
+            session.commit(step="x")
+        session.store.set_sync("early", cpu.Buffer.from_bytes(b"x"))  # it was not committed
+        session.commit()
+        session.store.set_sync("next", cpu.Buffer.from_bytes(b"x"))
+        session.commit()
+    kept = [key for key in CheckpointStore(repo.url)._keys() if "/" not in key]
+    assert kept == ["early", "next", "zarr.json"]
 
 
 def write_in_child(store: SessionStore, said: SimpleQueue[str]) -> None:
