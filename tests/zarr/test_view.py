@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import cpu
+from zarr.core.sync import sync
 
 import ckptstore
 import ckptstore.retention
 from ckptstore.zarr import CheckpointStore, contents
 from ckptstore.zarr.store import span
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 CHUNK = 64 << 10
 DTYPES = ["bool", "i1", "u2", "i4", "u8", "f2", "f4", "f8", "c8", "c16"]
@@ -234,18 +239,33 @@ def test_damage_is_an_error_and_never_data(repo: ckptstore.Repository, tmp_path:
         _ = group["big"][0]
 
 
-def test_a_key_with_others_below_it_is_listed_once(repo: ckptstore.Repository) -> None:
-    async def listed(shown: Any, prefix: str) -> list[str]:
-        return [name async for name in shown.list_dir(prefix)]
+PARTS = st.sampled_from(["a", "a-", "a0", "ab", "b", "~"])
+KEYS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
 
-    with repo.session("main") as session:
-        for key in ("raw", "raw-1", "raw/2"):
-            session.store.set_sync(key, cpu.Buffer.from_bytes(b"x"))
+
+@given(keys=st.sets(KEYS, max_size=8), at=KEYS | st.just(""))
+def test_keys_are_listed_by_folder_and_by_beginning_each_once(keys: set[str], at: str) -> None:
+    """Names that begin alike are different folders; a key may have others below it."""
+    repo = ckptstore.init(f"memory://{uuid.uuid4().hex}")
+    with repo.session() as session:
+        for key in keys:
+            session.store.set_sync(key, cpu.Buffer.from_bytes(bytes(len(key))))
         session.commit()
-    for shown in (CheckpointStore(repo.url), repo.session("main").store):
-        names = asyncio.run(listed(shown, ""))
-        assert [name for name in names if name.startswith("raw")] == ["raw", "raw-1"]
-        assert asyncio.run(listed(shown, "raw")) == ["2"]
+        below = {key for key in keys if key.startswith(f"{at}/") or not at}
+        names = sorted({key[len(at) :].strip("/").split("/")[0] for key in below})
+        for shown in (session.store, CheckpointStore(repo.url)):
+            assert sync(collected(shown.list())) == sorted(keys)
+            for folder in (at, f"{at}/"):
+                assert sorted(sync(collected(shown.list_dir(folder)))) == names
+                assert sync(shown.getsize_prefix(folder)) == sum(map(len, below))
+            begins = [key for key in sorted(keys) if key.startswith(at)]
+            assert sync(collected(shown.list_prefix(at))) == begins
+        sync(session.store.delete_dir(at))
+        assert sync(collected(session.store.list())) == sorted(keys - below)
+
+
+async def collected(found: AsyncIterator[str]) -> list[str]:
+    return [key async for key in found]
 
 
 def test_an_expired_checkpoint_says_so(repo: ckptstore.Repository) -> None:
