@@ -20,6 +20,7 @@ from zarr.core.buffer import cpu
 
 import ckptstore
 from ckptstore.retention import MaxToKeep
+from ckptstore.zarr import staged
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(600, 100)).astype(
@@ -240,6 +241,28 @@ def test_a_chunk_of_a_state_and_one_that_was_set_are_the_same_object(
         session.commit()
     new = [size for _, key, size in repo._objects.list() if key not in before]
     assert new.count(163 * 400) == 1  # the last one, which Zarr pads
+
+
+def test_small_values_wait_for_the_commit_while_they_are_few_however_often_they_change(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged, "HELD_BYTES_MAX", 10_000)
+    before = objects(repo)
+    with repo.session("main") as session:
+        for number in range(30):
+            session.store.set_sync("x", cpu.Buffer.from_bytes(bytes([number]) * 900))
+            session.store.set_sync(f"deleted{number}", cpu.Buffer.from_bytes(bytes(900)))
+            session.store.delete_sync(f"deleted{number}")
+        assert objects(repo) == before
+        for number in range(30):
+            session.store.set_sync(f"x{number}", cpu.Buffer.from_bytes(bytes([number]) * 900))
+        assert len(objects(repo) - before) == 20
+        made = session.commit()
+    store = made.zarr().store
+    for number in range(30):
+        value = asyncio.run(store.get(f"x{number}", cpu.buffer_prototype))
+        assert value is not None
+        assert value.to_bytes() == bytes([number]) * 900
 
 
 def test_a_branch_that_moved_is_a_conflict_and_nothing_is_lost(repo: ckptstore.Repository) -> None:
