@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import abstractmethod
 from bisect import bisect_right
+from copy import copy as shallow_copy
 from functools import cached_property, partial
 from itertools import islice
 from operator import itemgetter
@@ -60,6 +61,16 @@ class IndexedArray(LazyArray):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r}, {self.dtype}, shape={self.shape})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """All of it, for numpy, which else would read it row by row."""
+        import numpy as np
+
+        if copy is False:
+            raise ValueError("An array that is read from a repository is always a copy.")
+        whole = shallow_copy(self)
+        whole.kind = arrays.NDARRAY
+        return np.asarray(whole[...], dtype=dtype)
 
     @abstractmethod
     def __getitem__(self, index: object) -> Any:

@@ -6,6 +6,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -197,6 +198,27 @@ def test_arrays_that_are_opened_one_by_one_read_the_structure_once(
         for path in ("small/0", "long", "zarr"):
             _ = made.array(path)[0]
     assert sorted(read) == ["contents", "structure"]
+
+
+def test_numpy_takes_the_whole_array_and_reads_each_chunk_once(
+    repo: ckptstore.Repository, reads: list[int]
+) -> None:
+    with repo.session() as session:
+        zarr.create_array(session.store, name="zarr", data=LONG, chunks=(81, 100))
+        session.commit()
+    repo.commit({**repo.checkout(), "one": np.array(7), "half": torch.arange(9).bfloat16()})
+    made = repo.resolve("main")
+    array = made.array("long")
+    reads.clear()
+    np.testing.assert_array_equal(np.asarray(array), LONG)
+    assert sum(reads) == LONG.nbytes
+    np.testing.assert_array_equal(made.array("zarr"), LONG)
+    assert np.asarray(array, dtype=np.float32).dtype == np.float32
+    assert np.asarray(made.array("one")).dtype == np.int64
+    assert np.array(made.array("half")).dtype == ml_dtypes.bfloat16
+    assert np.mean(made.array("small/1")) == 3
+    with pytest.raises(ValueError, match="copy"):
+        np.array(array, copy=False)
 
 
 def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: list[int]) -> None:
