@@ -10,12 +10,15 @@ import zarr
 
 import ckptstore
 from ckptstore.retention import MaxToKeep
+from ckptstore.zarr import publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from ckptstore.writer import Written
     from ckptstore.zarr import Session
+    from ckptstore.zarr.staged import Staged
 
 BIG = np.arange(100_000.0)
 
@@ -43,6 +46,11 @@ def write_over(session: Session) -> None:
     zarr.open_group(session.store)["old"][5] = 0
 
 
+def delete_one(session: Session) -> None:
+    """Then of the beginning only chunks are needed, and neither a page nor the structure."""
+    del zarr.open_group(session.store)["old"]
+
+
 def write_nothing(session: Session) -> None:
     del session
 
@@ -64,6 +72,28 @@ def test_a_session_whose_beginning_expired_is_a_conflict_and_never_a_checkpoint_
     with repo.session() as session:
         write_one(session)
         session.commit()
+    assert repo.verify().ok
+
+
+@pytest.mark.parametrize("write", [write_one, write_over, delete_one, write_nothing])
+def test_a_gc_between_what_is_stored_and_what_is_published_is_a_conflict(
+    write: Callable[[Session], None], repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.commit({"old": BIG, "kept": BIG + 1}, step=2)
+    stored = publish.write
+    other = ckptstore.open(repo.url)
+
+    def and_gc(staged: Staged) -> Written:
+        written = stored(staged)
+        replace_branch(other)
+        other.gc(MaxToKeep(1))  # with its grace: what was just stored stays
+        return written
+
+    monkeypatch.setattr(publish, "write", and_gc)
+    with repo.session() as session:
+        write(session)
+        with pytest.raises(ckptstore.ConflictError):
+            session.commit(retry=True)
     assert repo.verify().ok
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from ckptstore.errors import CorruptError
 from ckptstore.format import zarr_document
-from ckptstore.format.chunks import chunk_count, chunk_shape
+from ckptstore.format.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.names import escape_first, escape_key
 from ckptstore.zarr import dtypes
@@ -47,6 +48,30 @@ def test_zarr_python_takes_every_document_and_it_tells_what_it_was_made_of(
     for number, key in enumerate(keys):
         assert zarr_document.chunk_number(key, dtype, shape, steps) == number
         assert zarr_document.chunk_key(number, dtype, shape, steps) == key
+
+
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    ones=st.integers(0, 3),
+    cut=st.integers(1, 8),
+    more=st.integers(0, 2),
+)
+def test_zeros_behind_a_chunk_make_it_what_the_document_says(
+    shape: list[int], ones: int, cut: int, more: int
+) -> None:
+    """Also of a chunk shape that goes beyond the array behind the axis that is cut, as another writer may have it."""
+    ones = min(ones, len(shape) - 1)
+    steps = (*[1] * ones, cut, *(length + more for length in shape[ones + 1 :]))
+    assert is_contiguous_grid(tuple(shape), steps)
+    array = np.arange(1, math.prod(shape) + 1, dtype="u2").reshape(shape)
+    told = zarr_document.grid(shape, steps)
+    assert zarr_document.padded_bytes("uint16", shape, steps) == math.prod(told) * 2
+    for chunk in chunks(tuple(shape), steps, item_bytes=2):
+        stored = array[chunk.index]
+        padded = np.zeros(told, array.dtype)
+        padded.reshape(-1)[: stored.size] = stored.reshape(-1)
+        inside = tuple(slice(0, length) for length in stored.shape)
+        np.testing.assert_array_equal(padded[inside], stored)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,8 @@ CHUNK = 81 * 800
         (slice(None, None, 200), [CHUNK, CHUNK]),
         (slice(200, 200), []),
         (slice(399, None, -160), [CHUNK, CHUNK, 76 * 800]),
+        (slice(None, None, -1), [*[CHUNK] * 4, 76 * 800]),
+        ((slice(81, 162), slice(None, None, -1)), [CHUNK]),
         ((slice(161, 81, -1), slice(3, 4)), [CHUNK]),
     ],
     ids=str,
@@ -381,6 +383,19 @@ def test_any_part_of_a_zarr_array_is_what_the_array_has_there(
     assert part.dtype.isnative
     assert part.flags.writeable
     assert bits(part) == bits(np.asarray(expected[index]))
+
+
+@pytest.mark.parametrize("name", ZARR_ARRAYS)
+def test_a_checkpoint_tells_of_a_zarr_array_what_reading_it_gives(name: str) -> None:
+    repo = new_repo()
+    with repo.session() as session:
+        zarr.create_array(session.store, name="x", **ZARR_ARRAYS[name])
+        made = session.commit()
+    array = made.array("x")
+    (told,) = made.arrays
+    assert (told.path, told.dtype, told.shape) == ("x", array.dtype, array.shape)
+    assert told.dtype == str(array[...].dtype)
+    assert told.chunk_shape == array.chunk_shape
 
 
 def pieces_of(array: IndexedArray) -> Iterator[tuple[int, bytes]]:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from zarr.core.buffer import cpu
 
 import ckptstore
+from ckptstore.format import canonical
 from ckptstore.retention import MaxToKeep
 from ckptstore.zarr import staged
 
@@ -46,7 +47,7 @@ def objects(repo: ckptstore.Repository) -> set[str]:
 
 def test_a_new_branch_begins_empty_and_takes_any_hierarchy(repo: ckptstore.Repository) -> None:
     with repo.session("curves") as session:
-        root = zarr.open_group(session.store, mode="w", attributes={"run": "a"})
+        root = zarr.open_group(session.store, mode="w", attributes={"run": "a", "id": "mine"})
         root.create_array("loss", data=np.arange(7.0), chunks=(3,), attributes={"unit": "nat"})
         made = session.commit(step=3, metrics={"loss": 2.0}, message="curves", meta={"host": "x"})
     group = repo.resolve("curves").zarr()
@@ -162,6 +163,26 @@ def test_a_large_chunk_that_is_set_again_is_in_the_next_checkpoint(
     np.testing.assert_array_equal(first.zarr()["w"][:], data)
     data[12_000] = -1
     np.testing.assert_array_equal(second.zarr()["w"][:], data)
+
+
+def test_values_that_were_cut_otherwise_are_cut_anew(repo: ckptstore.Repository) -> None:
+    """Of a repository that another program wrote: each page says where its values are cut."""
+    data = np.arange(100_000.0)
+    with repo.session("cut") as session:
+        array = zarr.create_array(
+            session.store, name="x", data=data, chunks=(50_000,), compressors=None
+        )
+        session.commit()
+        repo._chunk_bytes = 256 << 10
+    with repo.session("cut") as session:
+        array = zarr.open_array(session.store, path="x")
+        array[0] = -1
+        made = session.commit()
+    data[0] = -1
+    for again in (repo, ckptstore.open(repo.url)):
+        np.testing.assert_array_equal(again.checkout("cut")["x"], data)
+    assert [page.segment_bytes for page in repo._catalog.node_pages(made._manifest)] == [256 << 10]
+    assert repo.verify().ok
 
 
 def test_deleted_arrays_are_gone_from_the_state_and_groups_stay(repo: ckptstore.Repository) -> None:
@@ -479,6 +500,19 @@ def test_of_a_node_with_documents_of_both_versions_the_newer_one_counts(
     assert ("c" in {array.path for array in made.arrays}) == is_array
 
 
+def test_a_node_that_no_group_leads_to_hinders_nobody(repo: ckptstore.Repository) -> None:
+    with repo.session("main") as session:
+        zarr.create_array(session.store, name="in/group", data=np.arange(3))
+        zarr.create_array(session.store, name="lost/array", data=np.arange(4))
+        session.store.delete_sync("lost/zarr.json")
+        made = session.commit()
+    group = made.zarr()
+    assert group.metadata.consolidated_metadata is not None
+    assert group["in/group"][:].tolist() == [0, 1, 2]
+    assert "lost" not in group
+    assert made.array("lost/array")[:].tolist() == [0, 1, 2, 3]
+
+
 def test_an_array_that_needs_what_is_not_installed_says_so_and_the_others_are_read(
     repo: ckptstore.Repository,
 ) -> None:
@@ -635,6 +669,21 @@ def test_an_array_that_is_stored_with_pickle_is_never_decoded(
             act()
     assert not (tmp_path / "ran").exists()
     assert repo.verify().ok
+
+
+def test_a_document_that_is_too_long_is_refused_before_it_is_committed(
+    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canonical, "DOCUMENT_BYTES_MAX", 10_000)
+    with repo.session("long") as session:
+        group = zarr.open_group(session.store, mode="w")
+        array = group.create_array("a", data=np.arange(3))
+        array.attrs["text"] = "x" * 10_000
+        with pytest.raises(ckptstore.InvalidInputError, match=r"'a/zarr.json' has 1\d+ bytes"):
+            session.commit()
+        array.attrs["text"] = "x" * 5_000
+        session.commit()
+    np.testing.assert_array_equal(repo.checkout("long")["a"], np.arange(3))
 
 
 def test_a_document_that_claims_more_than_this_machine_holds_is_refused(
