@@ -17,8 +17,13 @@ import ml_dtypes
 import numpy as np
 from zarr.core.buffer.cpu import Buffer
 from zarr.core.dtype import data_type_registry
-from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
+from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.dtype import ZDType
+
+try:  # where it lies since zarr-python 3.2, which warns of the other place, in any program that opens a group
+    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined, unused-ignore]
+except ImportError:
+    from zarr.dtype import DataTypeValidationError
 
 if TYPE_CHECKING:
     from zarr.core.common import ZarrFormat
