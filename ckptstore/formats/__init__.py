@@ -93,7 +93,7 @@ def write_file(
     name = _of_output(path, shard_bytes)
     check_free(path, overwrite=overwrite, shard_bytes=shard_bytes)
     write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
-    temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}")
+    temporary = path.absolute().with_name(f".ckptstore-{os.getpid()}-{secrets.token_hex(6)}")
     try:
         write(temporary)
         _flush(temporary)
@@ -127,7 +127,7 @@ def check_free(
     """Refuse a destination that cannot be written, before anything is read."""
     path = _path(path)
     name = _of_output(path, shard_bytes)
-    if os.path.lexists(path):
+    if _is_taken(path):
         if not overwrite:
             raise _exists(path)
         is_folder = name in _FOLDERS
@@ -142,6 +142,18 @@ def check_free(
             )
     if not path.absolute().parent.is_dir():
         raise NotFoundError(f"The folder {path.absolute().parent} is not there.")
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether anything has this name, a link too; an error when nothing can have it."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"{shown(str(path))} cannot be written: {why}.") from error
+    return True
 
 
 def _of_file(path: Path) -> str:
@@ -248,7 +260,7 @@ def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 def _remove(path: Path) -> None:
     """Remove what is left of a file or folder that was not published."""
-    if path.is_dir():
+    if os.path.isdir(path):  # which, unlike the method, never raises
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

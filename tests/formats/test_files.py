@@ -220,6 +220,18 @@ def test_what_is_no_path_is_refused(path: Any) -> None:
         write_file(STATE, path)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_may_be_as_long_as_the_file_system_has_names(tmp_path: Path, name: str) -> None:
+    shard_bytes = SHARD_BYTES.get(name)
+    long = tmp_path / f"{'x' * (255 - len(name))}{name}"
+    write_file(STATE, long, shard_bytes=shard_bytes)
+    assert os.listdir(tmp_path) == [long.name]
+    for impossible in (f"x{long.name}", f"\0{name}"):
+        with pytest.raises(StorageError, match="cannot be written"):
+            write_file(STATE, tmp_path / impossible, shard_bytes=shard_bytes)
+    assert os.listdir(tmp_path) == [long.name]
+
+
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="is not there"):
         read_file(tmp_path / "x.npz")
