@@ -35,11 +35,6 @@ def load(file: OpenFile, *, start: int = 0, size: int | None = None) -> Any:
 
 def _load_zip(window: Window) -> Any:
     archive, loader = Archive(window), Loader(window.file)
-    if "constants.pkl" in archive:
-        raise InvalidInputError(
-            f"{window.file.path} is a TorchScript archive, which holds code. If you trust it, load it yourself and commit "
-            "its state_dict."
-        )
     order = archive.read("byteorder") if "byteorder" in archive else b"little"
     if order not in (b"little", b"big"):
         raise archive.invalid(f"it has the byte order {shown(order)}.")

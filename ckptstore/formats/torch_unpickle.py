@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch._weights_only_unpickler import Unpickler
+from torch.serialization import DEFAULT_PROTOCOL
 
 from ckptstore.arrays import REPEATED_BYTES_MAX, copy_out
 from ckptstore.errors import CkptStoreError, InvalidInputError, shown
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 READS_MAX = 10_000_000  # a tensor takes some 80
 CONTAINERS_MAX = 1_500_000
+_UNKNOWN_OPERATION = "Unsupported operand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +72,33 @@ class Loader:
     def unpickle(self, stream: PickleStream) -> Any:
         """The next value of a stream, with tensors that have no memory."""
         start = stream.tell()
+        unpickler = _Unpickler(stream, self)
         try:
             with warnings.catch_warnings():
                 # of storage classes: only torch's authors can act on it
                 warnings.simplefilter("ignore")
                 try:
-                    return _Unpickler(stream, self).load()  # type: ignore[no-untyped-call]
+                    return unpickler.load()  # type: ignore[no-untyped-call]
                 except pickle.UnpicklingError as error:
                     if not is_allowable(error):
                         raise
                     stream.seek(start)
+                    unpickler = _Unpickler(stream, self)
                     with allowed():
-                        return _Unpickler(stream, self).load()  # type: ignore[no-untyped-call]
+                        return unpickler.load()  # type: ignore[no-untyped-call]
         except CkptStoreError:
             raise
         except Exception as error:
-            raise self._refused(error) from error
+            raise self._refused(error, protocol=unpickler.proto) from error
         finally:
             torch._utils._sparse_tensors_to_validate.clear()  # noqa: SLF001  as torch.load does
 
-    def _refused(self, error: Exception) -> InvalidInputError:
-        """What an error of the unpickler's means."""
+    def _refused(self, error: Exception, *, protocol: int) -> InvalidInputError:
+        """What an error of the unpickler's means. protocol: of the pickle, as far as it tells."""
+        if isinstance(error, EOFError):
+            return self.invalid("it ends early.")
         if isinstance(error, pickle.UnpicklingError):
-            foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-            return InvalidInputError(
-                f"{self.file.path} holds more than tensors and plain values{f' ({foreign[1]})' if foreign else ''}, so "
-                "loading it could run code, and it is not loaded. If you trust it, load it yourself and commit its "
-                "state_dict."
-            )
+            return self._more_than_plain(str(error), protocol)
         if isinstance(error, MoreThanNumbersError):
             return InvalidInputError(
                 f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as numbers or plain values."
@@ -108,6 +109,22 @@ class Loader:
                 f"checkpoint can hold. Store the plain tensors it is made of. ({_first_line(error)[:100]})."
             )
         return self.invalid(_first_line(error))
+
+    def _more_than_plain(self, said: str, protocol: int) -> InvalidInputError:
+        """What the unpickler means that met what it does not know."""
+        if not said.startswith(_UNKNOWN_OPERATION):
+            foreign = re.search(r"GLOBAL ([\w.]+)", said)
+            return InvalidInputError(
+                f"{self.file.path} holds more than tensors and plain values ({foreign[1] if foreign else said[:100]}), so "
+                "loading it could run code, and it is not loaded. If you trust it, load it yourself and commit its "
+                "state_dict."
+            )
+        if protocol <= DEFAULT_PROTOCOL:
+            return self.invalid("its pickle has an operation that no such file needs.")
+        return InvalidInputError(
+            f"{self.file.path} was saved with pickle protocol {protocol}, which weights_only=True does not know. If you trust "
+            f"it, load it yourself, and save it with protocol {DEFAULT_PROTOCOL}, as torch.save does unless told otherwise."
+        )
 
     def with_arrays(self, state: Any, place: Callable[[str], int], *, is_swapped: bool) -> Any:
         """The state, with arrays that read the file in place of tensors.

@@ -69,7 +69,7 @@ class Window(io.RawIOBase):
 
 
 class Archive:
-    """The records of one archive. InvalidInputError when it is none, or holds compressed records."""
+    """The records of one archive. InvalidInputError when it is none, or holds code or compressed records."""
 
     def __init__(self, window: Window) -> None:
         self._window = window
@@ -80,13 +80,18 @@ class Archive:
             raise
         except Exception as error:
             raise self.invalid(f"{str(error)[:200]}.") from error
-        self._check(entries)
         prefix = entries[0].filename.partition("/")[0] + "/" if entries else ""
         self._entries = {
             entry.filename.removeprefix(prefix): entry
             for entry in entries
             if entry.filename.startswith(prefix)
         }
+        if "constants.pkl" in self:
+            raise InvalidInputError(
+                f"{window.file.path} is a TorchScript archive, which holds code. If you trust it, load it yourself and commit "
+                "its state_dict."
+            )
+        self._check(entries)
 
     def invalid(self, why: str) -> InvalidInputError:
         """An error that says why this is not such an archive."""

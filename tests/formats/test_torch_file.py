@@ -424,10 +424,54 @@ def test_a_pickle_of_more_values_than_a_checkpoint_has_is_refused(
 
 
 def test_an_archive_of_code_is_refused(tmp_path: Path) -> None:
-    path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("x/constants.pkl", b"")
+    """torch compresses the code in it."""
+    path = tmp_path / "x.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     with pytest.raises(InvalidInputError, match="TorchScript"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_protocol_that_torch_does_not_read_is_told(
+    tmp_path: Path, form: str, protocol: int
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(
+        {"w": torch.ones(2), "n": np.ones(2)},
+        path,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=FORMS[form],
+    )
+    with pytest.raises(InvalidInputError, match=f"protocol {protocol}.*save it with protocol 2"):
+        read_file(path)
+
+
+def test_what_torch_says_of_more_than_plain_values_is_told(tmp_path: Path) -> None:
+    """Where no name is to blame; here a number is given a state."""
+    path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
+    pickled(path, lambda _: b"\x80\x02K\x01}b.")
+    with pytest.raises(InvalidInputError, match=r"plain values \(Can only build .*could run code"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"<!DOCTYPE html>", id="a page"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1", id="a pointer"),
+        pytest.param(b"\x93NUMPY\1\0", id="numpy"),
+        pytest.param(b"\x08\x08\x12\x07pytorch", id="onnx"),
+        pytest.param(b"\x80\x02ccollections\nOrderedDict\n)\x81", id="cut short"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_what_torch_never_wrote_is_not_said_to_run_code(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInputError, match=r"not a file that torch\.save wrote"):
         read_file(path)
 
 
