@@ -45,10 +45,12 @@ class LongArray(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def of(self, data: bytes) -> Any:
-        """The array of these bytes."""
+        """The array of these bytes, each element as this machine has it."""
         if self.nbytes != len(data):
             raise MoreThanNumbersError("a numpy array whose bytes do not fit its shape")
         flat = np.frombuffer(bytearray(data), dtype=self.dtype)
+        if not self.dtype.isnative:
+            flat = flat.byteswap(inplace=True).view(self.dtype.newbyteorder("="))
         return flat.reshape(self.shape, order="F" if self.is_fortran else "C")
 
 

@@ -93,9 +93,11 @@ def test_what_is_written_is_what_pickle_writes(
     "dtype", [">f4", ">c16", ">u2", "<i8", "|b1", "<f2", ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
 )
 @pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("long", [LONG, 10**6], ids=["long", "short"])
 def test_any_order_of_bytes_and_elements_is_read(
-    tmp_path: Path, form: str, dtype: Any, order: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, dtype: Any, order: str, long: int
 ) -> None:
+    monkeypatch.setattr(torch_text, "LONG_BYTES", long)
     raw = random.Random(0).randbytes(7 * 11 * 16)
     array = np.frombuffer(raw, np.uint8)[: 77 * np.dtype(dtype).itemsize].view(dtype)
     if array.dtype == bool:
