@@ -53,9 +53,9 @@ def _load_zip(window: Window) -> Any:
 def _load_old(window: Window) -> Any:
     loader = Loader(window.file)
     stream = PickleStream(window)
-    if loader.unpickle(stream) != MAGIC_NUMBER:
+    if not _is_number(loader.unpickle(stream), MAGIC_NUMBER):
         raise loader.invalid("it does not begin as one.")
-    if loader.unpickle(stream) != PROTOCOL_VERSION:
+    if not _is_number(loader.unpickle(stream), PROTOCOL_VERSION):
         raise loader.invalid("it has a version that is not known.")
     system = loader.unpickle(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -67,6 +67,11 @@ def _load_old(window: Window) -> Any:
         if key not in places:
             raise loader.invalid(f"its storage {shown(key)} is missing.")
     return loader.with_arrays(state, places.__getitem__, is_swapped=False)
+
+
+def _is_number(value: object, number: int) -> bool:
+    """Whether a value is this number; a tensor cannot even be compared with one that large."""
+    return type(value) is int and value == number
 
 
 def _places(loader: Loader, window: Window, keys: object, position: int) -> dict[str, int]:

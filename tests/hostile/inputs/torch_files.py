@@ -205,6 +205,8 @@ CASES = (
     _numpy("a .pt of a numpy array of objects", b"X\x02\0\0\0f8", b"X\x02\0\0\0O8"),
     _numpy("a .pt of a numpy array of arrays", b"X\x02\0\0\0f8", b"X\x0b\0\0\0(9999999,)f"),
     _old("a .pt of old that ends before its state", *_BEGIN),
+    _old("a .pt of old that begins with a tensor", _tensor(b"K\x02")),
+    _old("a .pt of old whose version is a tensor", _BEGIN[0], _tensor(b"K\x02")),
     _old("a .pt of old that runs os.system in its state", *_BEGIN, b"\x80\x02" + _RAN + b"."),
     _old("a .pt of old that runs os.system at the very beginning", b"\x80\x02" + _RAN + b"."),
     _old(
