@@ -36,22 +36,6 @@ class OpenFile:
             ) from error
         self._take(descriptor, path)
 
-    @classmethod
-    def made(cls, path: Path, write: Callable[[BinaryIO], None]) -> OpenFile:
-        """What is written to a file without a name, which is gone once nobody reads it. path: of what it was made from."""
-        try:
-            with tempfile.TemporaryFile() as file:
-                write(file)
-                file.flush()
-                made = cls.__new__(cls)
-                made._take(os.dup(file.fileno()), path)  # noqa: SLF001 (it is of this class)
-        except OSError as error:
-            raise StorageError(
-                f"There is no room in {tempfile.gettempdir()} to unpack {path}: {error.strerror}. Set TMPDIR to a "
-                "folder that has more."
-            ) from error
-        return made
-
     def _take(self, descriptor: int, path: Path) -> None:
         """Begin to read an open file, and answer for closing it."""
         self.path, self._descriptor = path, descriptor
@@ -75,7 +59,7 @@ class OpenFile:
             status = os.fstat(self._descriptor)
         except OSError as error:
             raise StorageError(f"{self.path} could not be read: {error.strerror}.") from error
-        if filled < len(buffer) or (status.st_size, status.st_mtime_ns) != self._stamp:
+        if filled < len(buffer) or self._is_changed(status):
             raise InvalidInputError(
                 f"{self.path} was changed while it was read. Read it again once nobody writes to it."
             )
@@ -85,6 +69,43 @@ class OpenFile:
         data = bytearray(size)
         self.read_into(memoryview(data), start)
         return bytes(data)
+
+    def _is_changed(self, status: os.stat_result) -> bool:
+        return (status.st_size, status.st_mtime_ns) != self._stamp
+
+
+class Scratch(OpenFile):
+    """A file without a name, for all that has to be unpacked from another; it is gone once nobody reads it.
+
+    One file, however much is unpacked, as a process may have only so many of them open. path: of the other file, for errors.
+    """
+
+    _descriptor = -1  # until something is written
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.nbytes = path, 0
+
+    def add(self, write: Callable[[BinaryIO], None]) -> int:
+        """Have something written to the end of the file: where it begins. StorageError when there is no room for it."""
+        try:
+            if self._descriptor < 0:
+                with tempfile.TemporaryFile() as file:
+                    self._descriptor = os.dup(file.fileno())
+                weakref.finalize(self, os.close, self._descriptor)
+            with os.fdopen(os.dup(self._descriptor), "r+b") as file:
+                begin = file.seek(self.nbytes)
+                write(file)
+                self.nbytes = file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise StorageError(
+                f"There is no room in the folder for temporary files to unpack {self.path}: {error.strerror}. Set TMPDIR to "
+                "a folder that has more."
+            ) from error
+        return begin
+
+    def _is_changed(self, status: os.stat_result) -> bool:
+        del status  # only this process knows the file
+        return False
 
 
 class FileArray(LazyArray):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats.arrays_only import check_dtypes, check_values
-from ckptstore.formats.file_array import FileArray, OpenFile
-from ckptstore.formats.turned import turned
+from ckptstore.formats.file_array import FileArray, OpenFile, Scratch
+from ckptstore.formats.turned import is_turned, turned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KIND = "ndarray"
 HEADER_BYTES_MAX = 10_000  # as numpy has it
+HEAD_BYTES_MAX = HEADER_BYTES_MAX + 64  # with what comes before
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # by version; of the header's length
 _NAMES = {"descr", "fortran_order", "shape"}
@@ -39,12 +40,18 @@ DTYPES = frozenset(
 def read(path: Path) -> tuple[FileArray, dict[str, Any]]:
     """The array in the file."""
     file = OpenFile(path)
-    return array_in(file, 0, file.nbytes, name=str(path)), {}
+    return array_in(file, 0, file.nbytes, scratch=Scratch(path), name=str(path)), {}
 
 
-def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
+def has_to_be_turned(head: bytes, name: str) -> bool:
+    """Whether the array that begins so is written out by `array_in`, as its elements lie in another order."""
+    shape, is_fortran, _ = _read_header(io.BytesIO(head), name)
+    return is_turned(is_fortran=is_fortran, shape=shape)
+
+
+def array_in(file: OpenFile, start: int, size: int, *, scratch: Scratch, name: str) -> FileArray:
     """The array that lies in so many bytes of a file, in numpy's format. name: for messages."""
-    head = io.BytesIO(file.read(start, min(size, HEADER_BYTES_MAX + 64)))
+    head = io.BytesIO(file.read(start, min(size, HEAD_BYTES_MAX)))
     shape, is_fortran, numpy_dtype = _read_header(head, name)
     dtype = _known(numpy_dtype, name)
     nbytes, found = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
@@ -54,7 +61,7 @@ def array_in(file: OpenFile, start: int, size: int, *, name: str) -> FileArray:
         )
     offset = start + head.tell()
     array = FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
-    return turned(array) if is_fortran and nbytes and len(shape) > 1 else array
+    return turned(array, scratch) if is_turned(is_fortran=is_fortran, shape=shape) else array
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy
 from ckptstore.formats.arrays_only import check_dtypes, check_values
-from ckptstore.formats.file_array import OpenFile
+from ckptstore.formats.file_array import OpenFile, Scratch
 from ckptstore.formats.names import nested
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ _ENCRYPTED = 1
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arrays by name."""
-    file = OpenFile(path)
+    file, scratch = OpenFile(path), Scratch(path)
     try:
         with zipfile.ZipFile(_Reader(file)) as archive:
             members = _members(archive, file)
-            arrays = {name: _array(archive, info, file) for name, info in members.items()}
+            arrays = {name: _array(archive, info, file, scratch) for name, info in members.items()}
     except InvalidInputError:
         raise
     except (zipfile.BadZipFile, zlib.error, struct.error, *_ERRORS) as error:
@@ -118,17 +118,23 @@ def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipI
     return in_order
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: OpenFile) -> FileArray:
+def _array(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: OpenFile, scratch: Scratch
+) -> FileArray:
     """One array, once its bytes agree with their checksum."""
     name = f"The member {info.filename[:60]!r} of {file.path}"
     if info.compress_type != zipfile.ZIP_STORED:
-        unpacked = OpenFile.made(file.path, lambda target: _copy(archive, info, target))
-        return npy.array_in(unpacked, 0, unpacked.nbytes, name=name)
+        with archive.open(info) as member:
+            is_brief = npy.has_to_be_turned(member.read(npy.HEAD_BYTES_MAX), name)
+        unpacked = Scratch(file.path) if is_brief else scratch
+        start = unpacked.add(lambda target: _copy(archive, info, target))
+        size = unpacked.nbytes - start
+        return npy.array_in(unpacked, start, size, scratch=scratch, name=name)
     _copy(archive, info, None)
     header = file.read(info.header_offset, _LOCAL_HEADER_BYTES)
     name_length, extra_length = struct.unpack("<HH", header[-4:])
     start = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
-    return npy.array_in(file, start, info.file_size, name=name)
+    return npy.array_in(file, start, info.file_size, scratch=scratch, name=name)
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO | None) -> None:

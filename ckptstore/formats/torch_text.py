@@ -15,10 +15,10 @@ import numpy as np
 
 from ckptstore.errors import InvalidInputError
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats.file_array import FileArray, OpenFile
+from ckptstore.formats.file_array import FileArray, OpenFile, Scratch
 from ckptstore.formats.torch_numpy import NAME_LENGTH, LongArray
 from ckptstore.formats.torch_zip import PICKLE_BYTES_MAX, Window
-from ckptstore.formats.turned import turned
+from ckptstore.formats.turned import is_turned, turned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,8 @@ class LongTexts:
         self._file = file
         self._secret = secrets.token_hex(16)
         self._places: dict[str, tuple[int, int]] = {}
-        self._made: dict[tuple[str, str], OpenFile] = {}
+        self._scratch = Scratch(file.path)
+        self._made: dict[tuple[str, str, bool], tuple[Scratch, int, int]] = {}
         self._left = PICKLE_BYTES_MAX
 
     def __contains__(self, name: str) -> bool:
@@ -109,17 +110,24 @@ class LongTexts:
             raise InvalidInputError(
                 f"{self._file.path} holds a numpy array of dtype {name}, which no checkpoint can hold."
             )
-        key = found.text, "" if found.dtype.isnative else found.dtype.str
+        has_to_turn = is_turned(is_fortran=found.is_fortran, shape=found.shape)
+        key = found.text, "" if found.dtype.isnative else found.dtype.str, has_to_turn
         if key not in self._made:
-            self._made[key] = OpenFile.made(
-                self._file.path, lambda file: self._write(found.text, found.dtype, file)
-            )
-        if self._made[key].nbytes != found.nbytes:
+            scratch = Scratch(self._file.path) if has_to_turn else self._scratch
+            offset = scratch.add(lambda file: self._write(found.text, found.dtype, file))
+            self._made[key] = scratch, offset, scratch.nbytes - offset
+        scratch, offset, size = self._made[key]
+        if size != found.nbytes:
             raise self._misfit()
-        array = FileArray(self._made[key], kind="ndarray", dtype=name, shape=found.shape, offset=0)
-        return (
-            turned(array) if found.is_fortran and found.nbytes and len(found.shape) > 1 else array
+        array = FileArray(
+            scratch,
+            kind="ndarray",
+            dtype=name,
+            shape=found.shape,
+            offset=offset,
+            identity=object(),
         )
+        return turned(array, self._scratch) if has_to_turn else array
 
     def _misfit(self) -> InvalidInputError:
         return InvalidInputError(

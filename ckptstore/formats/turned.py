@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, BinaryIO
 from ckptstore import arrays
 from ckptstore.format.chunks import runs
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats.file_array import FileArray, OpenFile
+from ckptstore.formats.file_array import FileArray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ckptstore.formats.file_array import Scratch
+
 TILE_BYTES = 16 << 20  # turned at once
 
 
-def turned(array: FileArray) -> FileArray:
-    """An array whose first index runs fastest as one whose last does, by way of a file without a name."""
+def is_turned(*, is_fortran: bool, shape: Sequence[int]) -> bool:
+    """Whether Fortran's order is another one for such a shape."""
+    return is_fortran and len(shape) > 1 and 0 not in shape
+
+
+def turned(array: FileArray, scratch: Scratch) -> FileArray:
+    """An array whose first index runs fastest as one whose last does, written out to a file without a name."""
     stored = array.shape[::-1]  # its bytes are those of the transposed array in C order
 
     def write(file: BinaryIO) -> None:
-        item = ITEM_BYTES[array.dtype]
+        item, begin = ITEM_BYTES[array.dtype], file.tell()
         for tile in _tiles(array.shape, TILE_BYTES // item):
             turned = tile[::-1]
             lengths = tuple(len(span) for span in turned)
@@ -35,12 +42,19 @@ def turned(array: FileArray) -> FileArray:
             copy[...] = part.T
             written = 0
             for start, length in runs(array.shape, tile):
-                file.seek(start * item)
+                file.seek(begin + start * item)
                 file.write(data[written : written + length * item])
                 written += length * item
 
-    made = OpenFile.made(array.file.path, write)
-    return FileArray(made, kind=array.kind, dtype=array.dtype, shape=array.shape, offset=0)
+    offset = scratch.add(write)
+    return FileArray(
+        scratch,
+        kind=array.kind,
+        dtype=array.dtype,
+        shape=array.shape,
+        offset=offset,
+        identity=array.identity,
+    )
 
 
 def _tiles(shape: Sequence[int], size: int) -> Iterator[tuple[range, ...]]:

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
 from ckptstore.format.chunks import runs
-from ckptstore.formats.file_array import OpenFile
+from ckptstore.formats.file_array import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ class Bands:
         self._shape, self._chunk_shape, self._item = tuple(shape), tuple(chunk_shape), item_bytes
         self.row_bytes = math.prod(self._shape[1:]) * item_bytes
         self.band_bytes = self._chunk_shape[0] * self.row_bytes
-        self._held: OrderedDict[int, OpenFile] = OrderedDict()
+        self._held: OrderedDict[int, Scratch] = OrderedDict()
         self._lock = Lock()
 
     def read_into(self, buffer: memoryview, start: int) -> None:
@@ -55,12 +55,12 @@ class Bands:
             self._band(number).read_into(part, within)
             buffer, start = buffer[len(part) :], start + len(part)
 
-    def _band(self, number: int) -> OpenFile:
+    def _band(self, number: int) -> Scratch:
         with self._lock:
             if number not in self._held:
-                self._held[number] = OpenFile.made(
-                    self._path, lambda file: self._write(number, file)
-                )
+                made = Scratch(self._path)
+                made.add(lambda file: self._write(number, file))
+                self._held[number] = made
                 if len(self._held) > BANDS_HELD:
                     self._held.popitem(last=False)
             self._held.move_to_end(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import warnings
@@ -22,7 +23,7 @@ from ckptstore.format import chunks
 from ckptstore.formats import npy, npz, read_file, turned, write_file
 from ckptstore.staging import flatten
 from ckptstore.testing.strategies import ndarrays
-from tests.formats.flat import committed
+from tests.formats.flat import bits_of, committed
 from tests.properties.same import difference
 
 if TYPE_CHECKING:
@@ -106,6 +107,20 @@ def test_an_array_of_many_tiles_is_turned(tmp_path: Path, monkeypatch: pytest.Mo
     np.savez(tmp_path / "x.npz", w=np.asfortranarray(array), long=np.asfortranarray(array[0]))
     found = committed(tmp_path / "x.npz")
     assert difference(found, {"w": array, "long": array[0]}) is None
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_two_files_are_open_for_any_number_of_members(
+    tmp_path: Path, save: Callable[..., None]
+) -> None:
+    """Its own, and one for all that had to be unpacked or turned."""
+    state = {f"w{number}": np.arange(12.0).reshape(3, 4) + number for number in range(30)}
+    turned = {f"f{name}": np.asfortranarray(array) for name, array in state.items()}
+    save(tmp_path / "x.npz", **state, **turned)
+    before = len(os.listdir("/proc/self/fd"))
+    found = read_file(tmp_path / "x.npz").state
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert bits_of(found) == bits_of({**state, **turned})
 
 
 def ragged() -> Any:

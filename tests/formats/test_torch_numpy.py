@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import random
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.formats import read_file, torch_array_text, torch_text, turned, write_file
 from ckptstore.lazy import LazyArray
 from ckptstore.testing.strategies import ndarrays, states
-from tests.formats.flat import committed
+from tests.formats.flat import bits_of, committed
 from tests.formats.test_torch_file import FORMS, pickled, save
 from tests.properties.same import difference
 
@@ -197,6 +198,24 @@ def test_one_text_of_many_arrays_is_unpacked_once(
     path = save([array] * 5, tmp_path / "x.pt")
     same([array] * 5, path)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_one_array_under_two_names_stays_one(tmp_path: Path, order: Any) -> None:
+    array = np.asarray(np.arange(50).reshape(5, 10), order=order)
+    found = committed(save({"a": array, "b": array, "c": array.copy()}, tmp_path / "x.pt"))
+    assert found["a"] is found["b"]
+    assert found["a"] is not found["c"]
+
+
+def test_one_file_is_open_for_any_number_of_long_arrays(tmp_path: Path) -> None:
+    arrays = [np.asarray(np.arange(20) + number).reshape(4, 5) for number in range(30)]
+    state = {"c": arrays, "f": [np.asfortranarray(array) for array in arrays]}
+    path = save(state, tmp_path / "x.pt")
+    before = len(os.listdir("/proc/self/fd"))
+    found = read_file(path).state
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert bits_of(found) == bits_of(state)
 
 
 class Zeros(LazyArray):
