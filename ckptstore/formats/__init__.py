@@ -1,5 +1,5 @@
-"""Files and folders that people have already, in and out: .safetensors, .npz, .npy, .zarr, torch's .pt and .pth, and in only
-the folders of torch.distributed.checkpoint.
+"""Files and folders that people have already, in and out: .safetensors, .npz, .npy, .zarr, torch's .pt under all its suffixes,
+and in only the folders of torch.distributed.checkpoint.
 
 Nothing here runs code from a file: .pt is read with `weights_only=True`, and there is no fallback. Arrays are streamed both
 ways: what is read holds arrays that read the file as they are wanted, and what is written is read a piece at a time. A module
@@ -34,10 +34,13 @@ _BY_SUFFIX = {
     SAFETENSORS: "safetensors",
     ".pt": "torch_file",
     ".pth": "torch_file",
+    ".ckpt": "torch_file",
+    ".bin": "torch_file",
     ".npz": "npz",
     ".npy": "npy",
     ".zarr": "zarr_folder",
 }
+_INDICES = (".safetensors.index.json", ".bin.index.json")
 _FOLDERS = frozenset({"sharded", "dcp", "zarr_folder"})  # modules whose form is a folder
 
 
@@ -172,11 +175,11 @@ def _of_folder(path: Path) -> str:
         return "dcp"
     if any(path.joinpath(name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
         return "zarr_folder"
-    if any(name.endswith((SAFETENSORS, ".safetensors.index.json")) for name in os.listdir(path)):
+    if any(name.endswith((SAFETENSORS, *_INDICES)) for name in os.listdir(path)):
         return "sharded"
     raise InvalidInputError(
-        f"{path} is a folder without a checkpoint that could be read: .safetensors files, zarr.json, or the .metadata "
-        "of torch.distributed.checkpoint."
+        f"{path} is a folder without a checkpoint that could be read: .safetensors files, the index of .bin files, "
+        "zarr.json, or the .metadata of torch.distributed.checkpoint. Commit any other file in it by its own name."
     )
 
 

@@ -1,6 +1,7 @@
 """A folder of .safetensors files, as Hugging Face cuts large models, with an index that says which tensor lies where.
 
-Only the tensors are taken: what else lies in the folder (config.json, a tokenizer) is left alone.
+Older models are cut into .bin files of torch's, with an index of the same form; those are only read. Only the tensors are
+taken: what else lies in the folder (config.json, a tokenizer, the state of an optimizer) is left alone.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, NotFoundError, shown
-from ckptstore.formats import json_document, safetensors
+from ckptstore.formats import json_document, safetensors, torch_file
 from ckptstore.formats.file_array import OpenFile
 from ckptstore.formats.names import nested
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ckptstore.arrays import ArraySource
-    from ckptstore.formats.file_array import FileArray
+    from ckptstore.lazy import LazyArray
     from ckptstore.state import Flat
 
 FILES_MAX = 1_000  # each is open until its tensors were read
 TENSORS_MAX = 250_000  # in all files; a structure names no more
 METADATA_LENGTH_MAX = 16 << 20
-_SUFFIX, _INDEX = ".safetensors", ".safetensors.index.json"
+_SUFFIX, _TORCH_SUFFIX, _INDEX = ".safetensors", ".bin", ".index.json"
+_READERS: Mapping[str, Callable[..., tuple[Mapping[str, LazyArray], Mapping[str, str]]]] = {
+    _SUFFIX: safetensors.read_tensors,
+    _TORCH_SUFFIX: torch_file.read_tensors,
+}
 _METADATA = {"format": "pt"}  # without which some loaders refuse a file
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
 _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
@@ -35,24 +40,28 @@ _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors by name, of all files, and the files' metadata."""
     names = sorted(os.listdir(path))
-    indices = [name for name in names if name.endswith(_INDEX)]
+    has_safetensors = any(name.endswith((_SUFFIX, _SUFFIX + _INDEX)) for name in names)
+    suffix = _SUFFIX if has_safetensors else _TORCH_SUFFIX
+    indices = [name for name in names if name.endswith(suffix + _INDEX)]
     if len(indices) > 1:
         raise InvalidInputError(
             f"{path} has several indices ({', '.join(indices[:5])}). Keep one model in a folder of its own."
         )
-    places = _read_index(path / indices[0]) if indices else None
+    places = _read_index(path / indices[0], suffix) if indices else None
     files = sorted(set(places.values())) if places is not None else _files(path, names)
     if len(files) > FILES_MAX:
         raise InvalidInputError(
             f"{path} has {len(files)} files of tensors; at most {FILES_MAX} are read."
         )
-    tensors: dict[str, FileArray] = {}
+    tensors: dict[str, LazyArray] = {}
+    homes: dict[str, str] = {}
     metadata: dict[str, str] = {}
     left = METADATA_LENGTH_MAX
     for file in files:
-        found, said = safetensors.read_tensors(_inside(path, file), follow=False)
-        _check_places(path / file, found, tensors, places)
+        found, said = _READERS[suffix](_inside(path, file), follow=False)
+        _check_places(path / file, found, homes, places)
         tensors |= found
+        homes |= dict.fromkeys(found, file)
         metadata |= said
         left -= sum(len(name) + len(text) for name, text in said.items())
         if len(tensors) > TENSORS_MAX or left < 0:
@@ -68,29 +77,28 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return nested(tensors), {"safetensors": metadata} if metadata else {}
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def _read_index(path: Path, suffix: str) -> dict[str, str]:
     """The file of each tensor."""
     file = OpenFile(_inside(path.parent, path.name), follow=False)
     try:
         places = dict(json_document.parse(json_document.read(file))["weight_map"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
-            f"{path} is not an index of .safetensors files: expected JSON with a weight_map ({str(error)[:100]})."
+            f"{path} is not an index of {suffix} files: expected JSON with a weight_map ({str(error)[:100]})."
         ) from error
     if not places:
         raise InvalidInputError(f"{path} names no tensor.")
     for name, place in places.items():
-        if not isinstance(place, str) or not _is_plain(place):
+        if not isinstance(place, str) or not _is_plain(place, suffix):
             raise InvalidInputError(
-                f"{path} says that {shown(name)} lies in {shown(place)}, which is not the name of a .safetensors file "
-                "beside it."
+                f"{path} says that {shown(name)} lies in {shown(place)}, which is not the name of a {suffix} file beside it."
             )
     return places
 
 
-def _is_plain(name: str) -> bool:
+def _is_plain(name: str, suffix: str) -> bool:
     """True for a name that leads to a file in the same folder, and nowhere else."""
-    return name.endswith(_SUFFIX) and not set(name) & {"/", "\\", "\0"}
+    return name.endswith(suffix) and not set(name) & {"/", "\\", "\0"}
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -125,8 +133,8 @@ def _files(path: Path, names: list[str]) -> list[str]:
 
 def _check_places(
     path: Path,
-    found: Mapping[str, FileArray],
-    others: Mapping[str, FileArray],
+    found: Iterable[str],
+    homes: Mapping[str, str],
     places: Mapping[str, str] | None,
 ) -> None:
     """Each tensor must lie where the index says; without one, in one file only."""
@@ -136,9 +144,9 @@ def _check_places(
             raise InvalidInputError(
                 f"{path} has {shown(name)}, which lies {where} by the index. Write the index anew, or commit the file alone."
             )
-        if name in others:
+        if name in homes:
             raise InvalidInputError(
-                f"{path} has {shown(name)}, and so has {others[name].file.path.name}. Commit one of the files by its name."
+                f"{path} has {shown(name)}, and so has {homes[name]}. Commit one of the files by its name."
             )
 
 
@@ -167,7 +175,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool, shard_bytes
     total = sum(source.nbytes for source in flat.arrays.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (path / f"model{_INDEX}").write_text(text, encoding="utf-8")
+    (path / f"model{_SUFFIX}{_INDEX}").write_text(text, encoding="utf-8")
 
 
 def _shards(

@@ -1,13 +1,15 @@
-"""torch's .pt and .pth, read as weights_only=True reads them: a file that wants to run code is refused, and nothing is run.
+"""torch's files, read as weights_only=True reads them: a file that wants to run code is refused, and nothing is run.
 
-Arrays are read from the file, and written to it, a piece at a time. torch is imported once such a file is met.
+They have many suffixes: .pt and .pth, .ckpt of Lightning, .bin of Hugging Face. Arrays are read from the file, and written to it, a piece at a time. torch is imported once such a file is met.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.errors import InvalidInputError
 from ckptstore.formats.file_array import OpenFile
+from ckptstore.lazy import LazyArray
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +23,20 @@ def read(path: Path) -> tuple[Any, dict[str, Any]]:
     from ckptstore.formats.torch_load import load
 
     return load(OpenFile(path)), {}
+
+
+def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, LazyArray], dict[str, str]]:
+    """The tensors by name of a file that holds nothing else. follow: whether it may be a link."""
+    from ckptstore.formats.torch_load import load
+
+    state = load(OpenFile(path, follow=follow))
+    if not isinstance(state, dict) or not all(
+        type(name) is str and isinstance(tensor, LazyArray) for name, tensor in state.items()
+    ):
+        raise InvalidInputError(
+            f"{path} holds something else than tensors by name, so it is no part of a model. Commit it by its name."
+        )
+    return dict(state), {}
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:

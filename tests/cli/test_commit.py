@@ -31,6 +31,16 @@ def test_a_pt_comes_back_as_it_was(ckpt, repo, file, tensors):
         assert torch.equal(state["model"][name], tensor)
 
 
+@pytest.mark.parametrize("suffix", ["pth", "ckpt", "bin"])
+def test_a_file_of_torch_may_have_other_suffixes(ckpt, repo, file, suffix):
+    ckpt("commit", file.rename(f"last.{suffix}"))
+    assert repo.checkout("main")["epoch"] == 3
+    ckpt("checkout", "main", "-o", f"out.{suffix}")
+    assert torch.load(f"out.{suffix}", weights_only=True)["epoch"] == 3
+    (ckpt.folder / f"none.{suffix}").write_bytes(b"GGUF")
+    assert "not a file that torch.save wrote" in ckpt.error("commit", f"none.{suffix}")
+
+
 def test_a_safetensors_comes_back_with_its_metadata_as_meta(ckpt, repo, tensors):
     save_file(tensors, ckpt.folder / "w.safetensors", metadata={"format": "pt"})
     made = ckpt.json("commit", "w.safetensors", "--meta", "run=a=b", "--meta", "ünï=x y")

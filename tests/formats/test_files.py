@@ -265,6 +265,6 @@ print(json.dumps(sorted({"torch", "zarr", "ml_dtypes"} & sys.modules.keys())))
 def test_the_formats_are_those_that_the_message_names(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as error:
         read_file(__file__)
-    for suffix in (".safetensors", ".pt", ".pth", ".npz", ".npy", ".zarr"):
+    for suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".npy", ".zarr"):
         assert suffix in str(error.value)
         assert formats.has_format(f"x{suffix.upper()}")

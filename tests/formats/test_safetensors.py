@@ -270,3 +270,67 @@ def test_two_indices_are_refused(shards: Path) -> None:
     (shards / "other.safetensors.index.json").write_text("{}")
     with pytest.raises(InvalidInputError, match="several indices"):
         read_file(shards)
+
+
+# Folders of older shards.
+
+
+TORCH_INDEX = "pytorch_model.bin.index.json"
+
+
+@pytest.fixture
+def torch_shards(tmp_path: Path) -> Path:
+    """A folder of two files as Hugging Face cut models before .safetensors: a and b in the first, c in the second."""
+    path = tmp_path / "older"
+    path.mkdir()
+    tied = torch.arange(6.0)
+    for number, held in enumerate(({"a": tied, "b": tied}, {"c.d": torch.ones(2).half()}), start=1):
+        torch.save(held, path / f"pytorch_model-0000{number}-of-00002.bin")
+    places = dict.fromkeys("ab", "pytorch_model-00001-of-00002.bin")
+    places["c.d"] = "pytorch_model-00002-of-00002.bin"
+    index = {"metadata": {"total_size": 28}, "weight_map": places}
+    (path / TORCH_INDEX).write_text(json.dumps(index))
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def test_shards_of_torch_are_read_by_their_index(torch_shards: Path) -> None:
+    expected = {"a": torch.arange(6.0), "b": torch.arange(6.0), "c.d": torch.ones(2).half()}
+    assert bits_of(committed(torch_shards)) == bits_of(expected)
+    assert flatten(read_file(torch_shards).state).tied == {"b": "a"}
+
+
+def test_shards_of_safetensors_are_read_where_both_are_there(torch_shards: Path) -> None:
+    save_file({"w": torch.ones(1)}, torch_shards / "model.safetensors")
+    assert list(committed(torch_shards)) == ["w"]
+
+
+def test_shards_of_torch_are_held_to_their_index(torch_shards: Path) -> None:
+    second = torch_shards / "pytorch_model-00002-of-00002.bin"
+    for held, said in (
+        ({"c.d": torch.ones(2), "e": torch.ones(1)}, "'e'.*nowhere"),
+        ({"c": {"d": torch.ones(2)}}, "something else than tensors by name"),
+        ([torch.ones(2)], "something else than tensors by name"),
+        ({"c.d": 1.5}, "something else than tensors by name"),
+        ({}, "'c.d' lies in"),
+    ):
+        torch.save(held, second)
+        with pytest.raises(InvalidInputError, match=said):
+            read_file(torch_shards)
+    second.unlink()
+    for target in ("../x.bin", "nowhere"):
+        torch.save({"c.d": torch.ones(2)}, torch_shards.parent / "x.bin")
+        second.symlink_to(target)
+        with pytest.raises(InvalidInputError, match="is a link out of its folder"):
+            read_file(torch_shards)
+        second.unlink()
+
+
+@pytest.mark.parametrize("place", ["../x.bin", "/x.bin", "a\\x.bin", "x.pt", "x.safetensors"])
+def test_an_index_of_torch_may_only_name_files_of_torch_beside_it(
+    torch_shards: Path, place: str
+) -> None:
+    index = torch_shards / TORCH_INDEX
+    index.write_text(json.dumps({"weight_map": {"a": place}}))
+    with pytest.raises(InvalidInputError, match=r"'a' lies in .* not the name of a \.bin"):
+        read_file(torch_shards)

@@ -278,6 +278,30 @@ def test_a_link_is_followed_and_nothing_stays_open(tmp_path: Path) -> None:
     assert file() is None
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".CKPT"])
+def test_a_file_of_torch_has_one_of_many_suffixes(tmp_path: Path, suffix: str, form: str) -> None:
+    """Here as Lightning writes one."""
+    model = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    state = {
+        "epoch": 1,
+        "global_step": 5,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": model.state_dict(),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 2}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": {"best_score": torch.tensor(0.5)}},
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [],
+        "hyper_parameters": {"lr": 1e-3, "layers": (3, 4)},
+    }
+    assert_the_same_as_torch_reads(save(state, tmp_path / f"x{suffix}", form))
+    write_file(state, tmp_path / f"y{suffix}")
+    assert difference(whole(tmp_path / f"y{suffix}"), state) is None
+
+
 # What a file may not be
 
 
@@ -457,6 +481,7 @@ def test_what_torch_says_of_more_than_plain_values_is_told(tmp_path: Path) -> No
         read_file(path)
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".bin"])
 @pytest.mark.parametrize(
     "data",
     [
@@ -468,8 +493,10 @@ def test_what_torch_says_of_more_than_plain_values_is_told(tmp_path: Path) -> No
         pytest.param(b"", id="nothing"),
     ],
 )
-def test_what_torch_never_wrote_is_not_said_to_run_code(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "x.pt"
+def test_what_torch_never_wrote_is_not_said_to_run_code(
+    tmp_path: Path, data: bytes, suffix: str
+) -> None:
+    path = tmp_path / f"x{suffix}"
     path.write_bytes(data)
     with pytest.raises(InvalidInputError, match=r"not a file that torch\.save wrote"):
         read_file(path)

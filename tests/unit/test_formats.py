@@ -138,13 +138,13 @@ def test_a_path_that_cannot_work_is_refused_before_anything_is_done(tmp_path: Pa
     os.mkfifo(tmp_path / "fifo.pt")
     with pytest.raises(NotFoundError, match="is not there"):
         read_file(tmp_path / "none.pt")
-    for name in ("folder.pt", "fifo.pt", "x.bin", "x", ".pt"):
+    for name in ("folder.pt", "fifo.pt", "x.dat", "x", ".pt"):
         (tmp_path / name).exists() or (tmp_path / name).touch()
         with pytest.raises(InvalidInputError):
             read_file(tmp_path / name)
     with pytest.raises(NotFoundError, match="folder"):
         write_file({}, tmp_path / "none" / "x.pt")
-    for name in ("folder.pt", "x.bin"):
+    for name in ("folder.pt", "x.dat"):
         with pytest.raises(InvalidInputError):
             write_file({}, tmp_path / name, overwrite=True)
 

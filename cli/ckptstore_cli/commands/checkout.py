@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What to write; its suffix says the format: .pt, .pth, .safetensors, .npz, .npy, or .zarr, "
-    "which is a folder.  [default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
+    help="What to write; its suffix says the format: .pt (or .pth, .ckpt, .bin), .safetensors, .npz, "
+    ".npy, or .zarr, which is a folder.  [default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
 )
 @click.option(
     "--tensor",

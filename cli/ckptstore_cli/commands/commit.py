@@ -62,9 +62,9 @@ class Metric(click.ParamType[tuple[str, float]]):
 @click.argument(
     "file",
     type=click.Path(exists=True),
-    help="A .safetensors, .npz, .npy, .pt or .pth file; or a folder: Hugging Face's with .safetensors "
-    "files, a .zarr, or one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded "
-    "with weights_only=True.",
+    help="A .safetensors, .npz or .npy file, or a file of torch.save: .pt, .pth, .ckpt or .bin; or a "
+    "folder: Hugging Face's with .safetensors files or an index of .bin files, a .zarr, or one of "
+    "torch.distributed.checkpoint. No code in it is run: a .pt is loaded with weights_only=True.",
 )
 @click.option(
     "-b",

@@ -53,7 +53,7 @@ _PATHS_SHOWN = 5
     "b",
     metavar="B",
     shell_complete=complete_refs(),
-    help="The checkpoint after: a revision, or a .safetensors, .pt or .pth file.",
+    help="The checkpoint after: a revision, or a file as `ckptstore commit` takes it.",
 )
 @click.option(
     "--numeric",

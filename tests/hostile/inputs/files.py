@@ -583,7 +583,7 @@ CASES = (
     _bytes("a .pt of 2^50 elements in 4 bytes", "x.pt", _expanded),
     _bytes("a .pt of old whose storage has 2^40 elements", "x.pt", _huge_legacy_storage),
     _bytes("a .pt of a set", "x.pt", lambda: _saved({"x": {1, 2}})),
-    _bytes("a .bin", "x.bin", GOOD),
+    _bytes("a .bin of safetensors", "x.bin", GOOD),
     _bytes("without a suffix", "x", GOOD),
     _file("a folder", "x.pt", lambda path: path.mkdir()),
     _file("a FIFO", "x.safetensors", os.mkfifo),
