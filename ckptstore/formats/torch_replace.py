@@ -60,10 +60,14 @@ class Replacer:
         return text if isinstance(value, str) else type(value)(text.encode("latin-1"))
 
     def _change(self, value: Any, depth: int) -> None:
-        """Replace the tensors in a list or dict, and in the _metadata that a module's state_dict has."""
+        """Replace what is in a list or dict, and in the _metadata that a module's state_dict has."""
         self._known[id(value)] = value
-        for key, item in enumerate(value) if type(value) is list else list(value.items()):
-            self._texts.check_key(key)
-            value[key] = self.replace(item, depth + 1)
+        if type(value) is list:
+            value[:] = [self.replace(item, depth + 1) for item in value]
+        else:
+            items = list(value.items())
+            value.clear()
+            for key, item in items:
+                value[self.replace(key, depth + 1)] = self.replace(item, depth + 1)
         if "_metadata" in getattr(value, "__dict__", ()):
             value.__dict__["_metadata"] = self.replace(value.__dict__["_metadata"], depth + 1)

@@ -611,7 +611,7 @@ def test_a_value_without_a_form_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
 @pytest.mark.parametrize("size_mib", [512, pytest.param(2048, marks=pytest.mark.deep)])
-@pytest.mark.parametrize("name", ["zip", "old", "transposed", "numpy", "dcp"])
+@pytest.mark.parametrize("name", ["zip", "old", "transposed", "numpy", "small numpy", "dcp"])
 def test_extra_memory_is_bounded(tmp_path: Path, name: str, size_mib: int) -> None:
     """512 MiB are twice the bound: whoever holds a whole array is found out."""
     command = [sys.executable, "-m", "tests.formats.torch_memory", name, str(tmp_path)]

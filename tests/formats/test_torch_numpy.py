@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-LONG = 64  # bytes, in place of a million: more than any number or name has in these files
+LONG = 64  # bytes, in place of a thousand: more than any number or name has in these files
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +180,14 @@ def test_long_values_come_back_up_to_a_bound(
         read_file(path)
 
 
-def test_a_long_key_is_refused(tmp_path: Path) -> None:
-    path = save({"x": {"k" * 99: 1}}, tmp_path / "x.pt")
-    with pytest.raises(InvalidInputError, match="with a key of more than"):
-        read_file(path)
+def test_a_long_key_comes_back_in_its_place(tmp_path: Path) -> None:
+    """Up to what the path of an array may have."""
+    state = {"x": {"a": torch.ones(1), "k" * 99: torch.ones(2), "\U0001f600" * 4000: 1, "b": 2}}
+    path = save(state, tmp_path / "x.pt")
+    same(state, path)
+    assert list(committed(path)["x"]) == list(state["x"])
+    with pytest.raises(InvalidInputError, match="more than 4096 characters"):
+        committed(save({"k" * 5000: 1}, path))
 
 
 def test_one_text_of_many_arrays_is_unpacked_once(

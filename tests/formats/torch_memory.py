@@ -16,12 +16,18 @@ from ckptstore.formats import read_file, write_file
 from tests.formats.memory import MIB, extra_mib
 
 ROOT = Path(__file__).parents[2]
+SMALL_BYTES = 256 << 10
 
 
 def make(path: Path, form: str, mib: int) -> None:
-    """A file, or for "dcp" a folder, of two arrays of so many MiB together, no two pieces of them alike."""
+    """A file, or for "dcp" a folder, of so many MiB, no two pieces of it alike: of two arrays, or of many small ones."""
     if form == "numpy":
         torch.save({"a": np.arange(mib * MIB // 8).reshape(-1, 1024), "b": np.zeros(3)}, path)
+        return
+    if form == "small numpy":
+        torch.save(
+            {f"a{n}": np.full(SMALL_BYTES // 8, n) for n in range(mib * MIB // SMALL_BYTES)}, path
+        )
         return
     whole = torch.arange(mib * MIB // 4, dtype=torch.int32).reshape(2, -1, 1024)
     if form == "dcp":
