@@ -74,6 +74,8 @@ def read_file(path: str | Path) -> FileState:
             raise NotFoundError(f"{path} is not there.")
         module = _module(_of_folder(path) if path.is_dir() else _of_file(path))
         state, meta = module.read(path)
+    except ImportError as error:
+        raise _lacking(path, error) from error
     except OSError as error:
         raise StorageError(f"{shown(str(path))} could not be read: {error.strerror}.") from error
     return FileState(state=state, meta={"file": os.path.basename(os.path.abspath(path)), **meta})
@@ -101,6 +103,8 @@ def write_file(
         write(temporary)
         _flush(temporary)
         _publish(temporary, path.absolute(), overwrite=overwrite)
+    except ImportError as error:
+        raise _lacking(path, error) from error
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
@@ -223,6 +227,13 @@ def _kind(path: Path) -> str:
 def _exists(path: Path) -> InvalidInputError:
     return InvalidInputError(
         f"{path} exists. Pass another name, or overwrite it on purpose (--force)."
+    )
+
+
+def _lacking(path: Path, error: ImportError) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} needs a package that cannot be imported ({error}). Install it, or use another format: .safetensors, .npz and "
+        ".zarr need no torch."
     )
 
 

@@ -22,8 +22,8 @@ def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> No
     values = [name or "the state" for name, node in leaves(flat.root) if array_path(node) is None]
     if values and not drop_values:
         raise InvalidInputError(
-            f"{form} holds arrays only, and the state has {len(values)} plain values ({_some(values)}). "
-            "Leave them out with --drop-values, choose arrays (--include), or write a .pt file."
+            f"{form} holds arrays only, and the state has {_count(values, 'plain value')} ({_some(values)}). "
+            "Leave them out with --drop-values, choose arrays (--include), or write a .zarr or .pt."
         )
 
 
@@ -36,7 +36,7 @@ def check_dtypes(flat: Flat[ArraySource], known: Collection[str], *, form: str) 
     ]
     if others:
         raise InvalidInputError(
-            f"{form} cannot hold the dtype of {len(others)} arrays: {_some(others)}. "
+            f"{form} cannot hold the dtype of {_count(others, 'array')}: {_some(others)}. "
             f"Choose other arrays (--include), or write {_others(flat)}."
         )
 
@@ -46,7 +46,11 @@ def _others(flat: Flat[ArraySource]) -> str:
     from ckptstore.formats import safetensors
 
     is_known = all(source.dtype in safetensors.DTYPES for source in flat.arrays.values())
-    return "a .safetensors or .pt file" if is_known else "a .pt file"
+    return "a .safetensors, .zarr or .pt" if is_known else "a .zarr or .pt"
+
+
+def _count(names: list[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 
 
 def _some(names: list[str]) -> str:

@@ -29,7 +29,7 @@ LIBRARY_HEADER_BYTES_MAX = 100_000_000
 KIND = "tensor"
 FORM = "A .safetensors file"
 _LENGTH_BYTES = 8  # of the header's length, at the very beginning
-_METADATA = "__metadata__"
+_METADATA, _PLACES = "__metadata__", "DCP_SHARDING_INFO"
 _PAIR = "float4_e2m1fn_x2"  # counted here by the byte, and in the format by the 4 bits
 DTYPES = {  # in the order in which the library writes arrays
     "uint64": "U64",
@@ -68,10 +68,11 @@ def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArra
     file = OpenFile(path, follow=follow)
     length = _header_length(file)
     try:
-        data = json_document.read(file, _LENGTH_BYTES, min(length, file.nbytes - _LENGTH_BYTES))
+        data = json_document.read(file, _LENGTH_BYTES, length)
         _check(path)
         header = json_document.parse(data)
         metadata = header.pop(_METADATA, None) or {}
+        _check_whole(path, metadata)
         start = _LENGTH_BYTES + length
         return {name: _array(file, start, entry) for name, entry in header.items()}, metadata
     except InvalidInputError:
@@ -85,6 +86,8 @@ def _header_length(file: OpenFile) -> int:
     if file.nbytes < _LENGTH_BYTES:
         raise _invalid(file.path, "it is too short to have a header")
     length = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
+    if length > file.nbytes - _LENGTH_BYTES:
+        raise _invalid(file.path, f"it has {file.nbytes} bytes, and its header would have {length}")
     if length > HEADER_BYTES_MAX:
         raise InvalidInputError(
             f"{file.path} is not a safetensors file that can be committed: its header has {length} bytes; at most "
@@ -102,6 +105,17 @@ def _check(path: Path) -> None:
             pass
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise _invalid(path, error) from error
+
+
+def _check_whole(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse parts of tensors: torch.distributed.checkpoint says in each file where in a tensor its part begins."""
+    told = metadata.get(_PLACES, "{}").encode()
+    json_document.check(told)
+    if any(any(place["saved_offsets"]) for place in json_document.parse(told).values()):
+        raise InvalidInputError(
+            f"{path} holds parts of tensors, one of several files that torch.distributed.checkpoint wrote. Have it put them "
+            "together (HuggingFaceStorageWriter with enable_consolidation=True), and commit what that makes."
+        )
 
 
 def _array(file: OpenFile, start: int, entry: Mapping[str, Any]) -> FileArray:

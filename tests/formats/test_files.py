@@ -262,6 +262,19 @@ print(json.dumps(sorted({"torch", "zarr", "ml_dtypes"} & sys.modules.keys())))
     assert bits_of(committed(again)) == bits_of(STATE)
 
 
+def test_a_package_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(STATE, tmp_path / "x.pt")
+    for name in [name for name in sys.modules if name.startswith("ckptstore.formats.torch_")]:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(formats, name.rpartition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InvalidInputError, match=r"x\.pt needs a package .*torch"):
+        read_file(tmp_path / "x.pt")
+    with pytest.raises(InvalidInputError, match=r"y\.pt needs a package .*torch"):
+        write_file(STATE, tmp_path / "y.pt")
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
 def test_the_formats_are_those_that_the_message_names(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as error:
         read_file(__file__)

@@ -160,7 +160,7 @@ def test_what_no_checkpoint_holds_is_refused_by_name(tmp_path: Path, array: Any,
 def test_what_numpy_has_not_is_refused_by_name(tmp_path: Path, dtype: str) -> None:
     odd = torch.zeros(8, dtype=torch.uint8).view(getattr(torch, dtype))
     for name in ("x.npz", "x.npy"):
-        with pytest.raises(InvalidInputError, match=rf"odd \({dtype}\).*\.pt file"):
+        with pytest.raises(InvalidInputError, match=rf"1 array: odd \({dtype}\)\..*\.zarr or \.pt"):
             write_file({"odd": odd} if name == "x.npy" else {"w": torch.ones(1), "odd": odd}, tmp_path / name)  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +168,7 @@ def test_what_numpy_has_not_is_refused_by_name(tmp_path: Path, dtype: str) -> No
 def test_an_npy_takes_one_array_only(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"has 2.*--tensor"):
         write_file({"a": np.ones(1), "b": np.ones(1)}, tmp_path / "x.npy")
-    with pytest.raises(InvalidInputError, match="1 plain values"):
+    with pytest.raises(InvalidInputError, match=r"1 plain value \("):
         write_file({"a": np.ones(1), "b": 1}, tmp_path / "x.npy")
     write_file({"a": np.ones(1), "b": 1}, tmp_path / "x.npy", drop_values=True)
     assert np.load(tmp_path / "x.npy").tolist() == [1]

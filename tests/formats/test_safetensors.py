@@ -125,6 +125,41 @@ def test_a_file_that_is_cut_is_refused(folder: Path, data: st.DataObject) -> Non
         read_file(path)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"PK\3\4" + bytes(2000)],
+    ids=["a pointer", "an archive"],
+)
+def test_what_is_no_such_file_is_not_said_to_have_a_long_header(
+    tmp_path: Path, data: bytes
+) -> None:
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(
+        InvalidInputError, match=f"not a safetensors file: it has {len(data)} bytes"
+    ):
+        read_file(tmp_path / "x.safetensors")
+
+
+def test_parts_of_tensors_are_refused(tmp_path: Path) -> None:
+    """As each process of torch.distributed.checkpoint writes them; whole tensors are told to begin at 0."""
+    for number, offsets in enumerate(([0, 0], [3, 0]), start=1):
+        told = json.dumps({"w": {"saved_offsets": offsets}})
+        name = f"shard-{number:05d}-model-00001-of-00001.safetensors"
+        save_file({"w": torch.ones(3, 2)}, tmp_path / name, metadata={"DCP_SHARDING_INFO": told})
+    assert list(committed(tmp_path / "shard-00001-model-00001-of-00001.safetensors")) == ["w"]
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(InvalidInputError, match="parts of tensors"):
+            read_file(path)
+
+
+@pytest.mark.parametrize("told", ["", "[]", '{"w":3}', '{"w":{}}', "{" * 1000])
+def test_places_that_are_none_are_refused(tmp_path: Path, told: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"w": torch.ones(3)}, path, metadata={"DCP_SHARDING_INFO": told})
+    with pytest.raises(InvalidInputError, match="not a safetensors file"):
+        read_file(path)
+
+
 def test_two_floats_of_4_bits_count_as_one_element_here_and_as_two_there(tmp_path: Path) -> None:
     pairs = torch.arange(6, dtype=torch.uint8).reshape(2, 3).view(torch.float4_e2m1fn_x2)
     write_file({"w": pairs}, tmp_path / "x.safetensors")
