@@ -109,8 +109,8 @@ class Archive:
             raise self.invalid(f"it has no record {shown(name)}.")
         window = self._window
         room = window.size - entry.header_offset - _HEADER.size
-        if room < 0:
-            raise self.invalid(f"its record {shown(name)} lies beyond its end.")
+        if room < 0 or entry.header_offset < 0:
+            raise self.invalid(f"its record {shown(name)} lies outside of it.")
         header = window.file.read(window.start + entry.header_offset, _HEADER.size)
         magic, *lengths = _HEADER.unpack(header)
         if magic != MAGIC or sum(lengths) + entry.file_size > room:

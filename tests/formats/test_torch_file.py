@@ -421,6 +421,23 @@ def test_a_record_lies_within_the_archive_and_has_a_header(
         read_file(path)
 
 
+@pytest.mark.parametrize("more", [2**62, 2**64 - 9999])
+def test_a_record_does_not_lie_before_the_archive(tmp_path: Path, more: int) -> None:
+    """Its directory says that it lies further back than it does, and so does every record."""
+    path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
+    rewrite(path, lambda _, data: data)  # without records for sizes beyond 4 GB
+    data = path.read_bytes()
+    end = struct.Struct("<4s4H2LH")
+    *fields, size, place, _ = end.unpack(data[-end.size :])
+    sizes = (44, 45, 45, 0, 0, *fields[3:], size, place + more)
+    long = struct.pack("<4sQ2H2L4Q", b"PK\6\6", *sizes)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - end.size, 1)
+    last = end.pack(*fields, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(data[: -end.size] + long + locator + last)
+    with pytest.raises(InvalidInputError, match="record 'byteorder' lies outside of it"):
+        read_file(path)
+
+
 def test_an_archive_that_is_compressed_or_says_a_name_twice_is_refused(tmp_path: Path) -> None:
     path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
     rewrite(path, lambda name, data: data, compression=zipfile.ZIP_DEFLATED)
