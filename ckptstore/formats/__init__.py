@@ -78,7 +78,8 @@ def read_file(path: str | Path) -> FileState:
         raise _lacking(path, error) from error
     except OSError as error:
         raise StorageError(f"{shown(str(path))} could not be read: {error.strerror}.") from error
-    return FileState(state=state, meta={"file": os.path.basename(os.path.abspath(path)), **meta})
+    name = os.fsencode(os.path.basename(os.path.abspath(path))).decode(errors="replace")
+    return FileState(state=state, meta={"file": name, **meta})
 
 
 def write_file(

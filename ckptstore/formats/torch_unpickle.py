@@ -113,7 +113,7 @@ class Loader:
     def _more_than_plain(self, said: str, protocol: int) -> InvalidInputError:
         """What the unpickler means that met what it does not know."""
         if not said.startswith(_UNKNOWN_OPERATION):
-            foreign = re.search(r"GLOBAL ([\w.]+)", said)
+            foreign = re.search(r"GLOBAL (\S{1,100})", said)
             return InvalidInputError(
                 f"{self.file.path} holds more than tensors and plain values ({foreign[1] if foreign else said[:100]}), so "
                 "loading it could run code, and it is not loaded. If you trust it, load it yourself and commit its "

@@ -144,6 +144,15 @@ def test_a_dot_is_the_folder_of_this_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_file(".").meta["file"] == tmp_path.name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_text_is_told_as_far_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / os.fsdecode(b"\xff" + name.encode())
+    write_file(STATE, path, shard_bytes=SHARD_BYTES.get(name))
+    found = read_file(path)
+    made = ckptstore.init("memory://").commit(found.state, meta=found.meta)
+    assert made.meta["file"] == f"\ufffd{name}"
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "x.zarr").write_text("")
     with pytest.raises(InvalidInputError, match=r"x\.zarr is a file; a \.zarr is a folder"):
