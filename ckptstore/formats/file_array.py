@@ -9,6 +9,7 @@ import os
 import stat
 import tempfile
 import weakref
+from errno import EMFILE
 from typing import TYPE_CHECKING, BinaryIO
 
 from ckptstore.errors import InvalidInputError, StorageError, shown
@@ -31,8 +32,9 @@ class OpenFile:
         try:
             descriptor = os.open(path, flags)
         except OSError as error:
+            what_helps = " Allow this process more (ulimit -n)." if error.errno == EMFILE else ""
             raise StorageError(
-                f"{shown(str(path))} could not be read: {error.strerror}."
+                f"{shown(str(path))} could not be read: {error.strerror}.{what_helps}"
             ) from error
         self._take(descriptor, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,17 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         OpenFile(tmp_path / "link", follow=False)
     assert OpenFile(tmp_path / "link").read(0, 1) == b"1"
+
+
+def test_more_files_than_may_be_open_are_told_with_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"Too many open files\. .*ulimit -n"):
+            _ = [OpenFile(tmp_path / "x") for _ in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize("path", ["", "a/b\0.npz", 3, None, b"x.npz"])
