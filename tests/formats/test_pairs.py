@@ -69,7 +69,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
-@settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(
+    max_examples=max(20, settings().max_examples // 10),
+    suppress_health_check=[HealthCheck.filter_too_much],
+)
 @given(state=states())
 def test_every_bit_is_kept(
     folders: Iterator[Path], first: str, second: str, state: dict[str, Any]
