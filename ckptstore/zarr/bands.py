@@ -12,6 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
+from weakref import WeakKeyDictionary
 
 from ckptstore.format.chunks import runs
 from ckptstore.formats.file_array import Scratch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BOX_BYTES = 32 << 20  # decoded at once, unless one chunk is larger
 BANDS_HELD = 3  # threads that read on, one ahead of another, are in two of them at most
+HOLDERS_MAX = 16  # arrays that hold bands at once; the 8 threads of a commit are in 8 at most
 
 
 class Bands:
@@ -55,7 +57,14 @@ class Bands:
             self._band(number).read_into(part, within)
             buffer, start = buffer[len(part) :], start + len(part)
 
+    def let_go(self) -> None:
+        """Give up what was decoded, unless more is being decoded."""
+        if self._lock.acquire(blocking=False):
+            self._held.clear()
+            self._lock.release()
+
     def _band(self, number: int) -> Scratch:
+        _hold(self)
         with self._lock:
             if number not in self._held:
                 made = Scratch(self._path)
@@ -78,6 +87,25 @@ class Bands:
                 file.seek(start * self._item)
                 file.write(data[written : written + length * self._item])
                 written += length * self._item
+
+
+_holders: WeakKeyDictionary[Bands, None] = WeakKeyDictionary()  # the one read last is the last
+_holders_lock = Lock()
+
+
+def _hold(bands: Bands) -> None:
+    """Note an array that holds bands; the one that was read longest ago lets go of its own.
+
+    A state keeps all of its arrays until it is written, and each band is an open file, and room on the disk.
+    """
+    with _holders_lock:
+        _holders.pop(bands, None)
+        _holders[bands] = None
+        oldest = next(iter(_holders)) if len(_holders) > HOLDERS_MAX else None
+        if oldest is not None:
+            del _holders[oldest]
+    if oldest is not None:
+        oldest.let_go()
 
 
 def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:

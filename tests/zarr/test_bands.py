@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,23 @@ def test_each_chunk_is_decoded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     other.commit(repo.checkout(lazy=True))
     assert len(reads) == len({str(read) for read in reads}) == 60
     np.testing.assert_array_equal(other.checkout()["w"], expected)
+
+
+def test_arrays_that_were_read_long_ago_hold_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state has its arrays to the end; what they were decoded to need not be there as long."""
+    monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 0)
+    monkeypatch.setattr(bands, "HOLDERS_MAX", 4)
+    store = zarr.storage.MemoryStore()
+    expected = np.arange(36).reshape(6, 6)
+    zarr.create_array(store, name="w", data=expected, chunks=(3, 3))
+    found = [ZarrArray(store, "w") for _ in range(30)]  # type: ignore[arg-type]
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for array in found:
+            buffer = bytearray(expected.nbytes)
+            array.read_into(memoryview(buffer), 0)
+            assert bytes(buffer) == expected.tobytes()
+    assert len(os.listdir("/proc/self/fd")) <= before + 4 * 2
 
 
 def test_a_disk_without_room_is_an_error_that_says_what_helps(
