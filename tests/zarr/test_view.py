@@ -146,6 +146,28 @@ def test_a_small_array_is_read_by_itself_and_many_are_read_at_once(
     assert reads == [72, 5 * 72]
 
 
+def test_only_so_many_bytes_are_held_of_what_is_read_in_part(
+    repo: ckptstore.Repository, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "HELD_BYTES", 2 * 81 * 800)
+    shown = CheckpointStore(repo.url)
+    for chunk, is_read in ((0, True), (1, True), (0, False), (2, True), (0, False), (1, True)):
+        reads.clear()
+        shown.get_sync(f"big/c/{chunk}/0", byte_range=RangeByteRequest(0, 8))
+        assert reads == [81 * 800] * is_read, chunk
+
+
+def test_an_object_that_is_listed_with_another_size_is_never_handed_out(
+    repo: ckptstore.Repository,
+) -> None:
+    held = contents.CachedObjects(repo._objects)
+    digest, _, size = next(found for found in repo._objects.list() if found[2] == 81 * 800)
+    assert digest is not None
+    assert len(held.whole(digest, size)) == size
+    with pytest.raises(ckptstore.CorruptError):
+        held.whole(digest, size - 1)
+
+
 def test_what_a_reader_does_to_a_value_does_not_change_what_the_next_one_reads(
     repo: ckptstore.Repository,
 ) -> None:
