@@ -267,6 +267,12 @@ def test_what_a_codec_made_of_arrays_stays_when_one_was_written_to() -> None:
     assert graft(once, kept={"p/0"}, converted={}, arrays=(), groups=()) == {"dict": []}
 
 
+def test_an_array_in_a_group_that_has_lost_its_document_keeps_its_place() -> None:
+    root = {"dict": [["g", {"dict": []}], ["h", {"dict": []}]]}
+    made = graft(root, kept=(), converted={}, arrays=["g/x"], groups=(), gone=["g", "h", "i/j"])
+    assert made == {"dict": [["g", {"dict": [["x", {"zarr": "g/x"}]]}]]}
+
+
 def test_what_lies_under_a_name_that_zarr_shows_otherwise_stays_together(tmp_path: Path) -> None:
     repo = ckptstore.init(tmp_path / "store")
     repo.commit({"..": {"a": np.arange(3)}, "__x": {"a": np.arange(3)}})

@@ -202,20 +202,22 @@ def test_deleted_arrays_are_gone_from_the_state_and_groups_stay(repo: ckptstore.
 
 
 def test_a_group_that_is_deleted_leaves_no_empty_dict_behind(repo: ckptstore.Repository) -> None:
-    repo.commit({**STATE, "mine": {}})
+    repo.commit({**STATE, "mine": {}, "betas": {"first": 0.9}})
     with repo.session("main") as session:
         group = zarr.open_group(session.store)
         group.create_group("curves/raw/more")
         group.create_group("kept/raw").create_array("x", data=np.arange(3))
         group.create_group("lr/no_dict")
+        group.create_group("betas")
         session.commit()
         assert repo.checkout("main")["curves"] == {"raw": {"more": {}}}
         group = zarr.open_group(session.store)
-        for name in ("curves", "kept/raw", "lr"):
+        for name in ("curves", "kept/raw", "lr", "betas"):
             del group[name]
         session.commit()
     state = repo.checkout("main")
-    assert list(state) == [*STATE, "mine", "kept"]
+    assert list(state) == [*STATE, "mine", "betas", "kept"]
+    assert state["betas"] == {"first": 0.9}
     assert state["mine"] == state["kept"] == {}
     assert state["lr"] == 0.1
 
