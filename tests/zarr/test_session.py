@@ -554,6 +554,33 @@ def test_a_checkpoint_that_is_one_array_is_no_group_and_says_how_to_read_it(
     assert made.zarr()["array"].shape == made.array("array").shape == (6,)
 
 
+EDGES = st.integers(0, 3).map(lambda segment: segment << 16)
+PLACES = st.builds(lambda edge, by: max(0, edge + by), EDGES, st.integers(-2, 2)) | st.integers(
+    0, 200_010
+)
+
+
+@pytest.fixture(scope="module")
+def large_value() -> tuple[list[Any], bytes]:
+    """The stores that have a value of some segments, and it."""
+    repo, data = ckptstore.init("memory://large-value", chunk_size=64 << 10), RNG.bytes(200_000)
+    session = repo.session()
+    session.store.set_sync("c/0", cpu.Buffer.from_bytes(data))
+    session.commit()
+    return [session.store, ckptstore.zarr.CheckpointStore(repo.url)], data
+
+
+@given(start=PLACES, stop=PLACES)
+def test_any_part_of_a_large_value_is_that_of_the_whole(
+    start: int, stop: int, large_value: tuple[list[Any], bytes]
+) -> None:
+    stores, data = large_value
+    start, stop = sorted((start, stop))
+    for shown in stores:
+        found = shown.get_sync("c/0", byte_range=zarr.abc.store.RangeByteRequest(start, stop))
+        assert found.to_bytes() == data[start:stop]
+
+
 SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple)
 STEPS = st.sampled_from(["create", "write", "resize", "delete", "attrs", "commit", "reopen"])
 
