@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import zarr
 
 import ckptstore
 from ckptstore.storage import LocalStorage
@@ -36,3 +37,30 @@ def test_an_array_that_changes_during_its_commit_is_refused_and_nothing_wrong_is
     assert repo.verify().ok
     repo.commit({"weights": weights})
     assert np.array_equal(repo.checkout()["weights"], weights)
+
+
+def test_a_zarr_chunk_that_changes_while_it_is_set_is_refused_and_nothing_wrong_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zarr-python hands over an uncompressed chunk as it lies in the array of whoever writes it."""
+    repo = ckptstore.init(tmp_path / "store")
+    weights = np.zeros(100_000, dtype=np.float32)
+    put = LocalStorage.put
+
+    def put_while_training(self: LocalStorage, key: str, data: Buffer, **options: object) -> None:
+        weights[5] += 1
+        put(self, key, data, **options)  # type: ignore[arg-type]
+
+    with repo.session() as session:
+        array = zarr.create_array(
+            session.store, name="w", shape=100_000, chunks=100_000, dtype="f4", compressors=None
+        )
+        weights[0] = 1  # zarr-python stores no chunk of zeros
+        monkeypatch.setattr(LocalStorage, "put", put_while_training)
+        with pytest.raises(ckptstore.InvalidInputError, match="changed while it was being"):
+            array[:] = weights
+        monkeypatch.undo()
+        array[:] = weights
+        session.commit()
+    assert np.array_equal(repo.checkout()["w"], weights)
+    assert repo.verify().ok

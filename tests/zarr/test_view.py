@@ -85,7 +85,7 @@ def repo(tmp_path: Any) -> ckptstore.Repository:
     repo.commit(
         {"big": rng.normal(size=(1000, 100)), **small, "lr": 0.5},
         step=3,
-        metrics={"x": np.nan, "y": np.inf, "z": 1},
+        metrics={"w": -np.inf, "x": np.nan, "y": np.inf, "z": 1},
     )
     return repo
 
@@ -95,7 +95,7 @@ def test_the_root_tells_of_the_checkpoint(repo: ckptstore.Repository) -> None:
     assert made.zarr().attrs.asdict() == {
         "id": made.id,
         "step": 3,
-        "metrics": {"x": "NaN", "y": "Infinity", "z": 1},
+        "metrics": {"w": "-Infinity", "x": "NaN", "y": "Infinity", "z": 1},
         "message": "",
         "created": made.created.isoformat(),
     }
