@@ -16,7 +16,8 @@ from ckptstore.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPERATIONS_MAX = 3_000_000  # at worst of 72 bytes of memory each; a shard of a tensor takes some 45
+OPERATIONS_MAX = 3_000_000  # at worst of 72 bytes of memory each
+SHARD_OPERATIONS = 70  # what the shard of a tensor takes, about
 
 
 def load(data: bytes) -> Any:
@@ -70,7 +71,9 @@ def _counted(handler: Callable[[Any], None]) -> Callable[[Any], None]:
         unpickler.operations += 1
         if unpickler.operations > OPERATIONS_MAX:
             raise InvalidInputError(
-                f"The metadata of a folder takes more than {OPERATIONS_MAX} operations to read, too many for one checkpoint."
+                f"The metadata of the folder takes more than {OPERATIONS_MAX} operations to read: it lists more than some "
+                f"{OPERATIONS_MAX // SHARD_OPERATIONS} shards. Have torch write it as one file, and commit that: "
+                "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
             )
         handler(unpickler)
 
