@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from functools import cached_property
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ckptstore.checkpoint_array import IndexedArray
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.reader import check_memory
-from ckptstore.zarr.bands import Bands
+from ckptstore.zarr.bands import BOX_BYTES, Bands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PIECE_BYTES = 8 << 20
 BAND_BYTES_MAX = 16 << 20  # of a row of chunks decoded to memory; a commit does it on 8 threads
 _NUMBERS = "iufc"
+# Each read takes several times the memory of what it decodes, and zarr-python's own threads are shared by all who read.
+_reading = BoundedSemaphore(2)
 
 
 class ZarrArray(IndexedArray):
@@ -41,7 +44,7 @@ class ZarrArray(IndexedArray):
         self.path, self.kind, self.identity = path, kind, object()
         self.dtype = name if name in ITEM_BYTES else ""
         self.shape = tuple(found.shape)
-        self.chunk_shape = tuple(found.shards or found.chunks)
+        self.chunk_shape = tuple(_read_at_once(found))
         self._array = found
 
     @property
@@ -98,7 +101,7 @@ class ZarrArray(IndexedArray):
         )
 
     def _read(self, index: Any) -> memoryview:
-        with _ours(self.path):
+        with _reading, _ours(self.path):
             return _bytes(self._array[index])
 
     def _made(self, value: Any) -> Any:
@@ -107,6 +110,13 @@ class ZarrArray(IndexedArray):
         if self.kind == arrays.NDARRAY or not self.dtype:
             return array if array.flags.owndata and array.flags.writeable else array.copy()
         return arrays.from_bytes(self.kind, self.dtype, array.shape, _bytes(array))
+
+
+def _read_at_once(found: zarr.Array[Any]) -> tuple[int, ...]:
+    """The shape of what is decoded at once: a chunk, or a shard of them unless that is too much for memory."""
+    shards = found.shards or found.chunks
+    is_small = math.prod(shards) * int(found.dtype.itemsize) <= BOX_BYTES
+    return shards if is_small else found.chunks
 
 
 def _ascending(part: range) -> slice:

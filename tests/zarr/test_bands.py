@@ -103,6 +103,24 @@ def test_each_chunk_is_decoded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     np.testing.assert_array_equal(other.checkout()["w"], expected)
 
 
+@pytest.mark.parametrize(("box_bytes", "at_once"), [(10**6, (8, 6)), (300, (2, 3))])
+def test_a_shard_is_decoded_at_once_unless_it_is_large(
+    monkeypatch: pytest.MonkeyPatch, box_bytes: int, at_once: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(zarr_array, "BOX_BYTES", box_bytes)
+    monkeypatch.setattr(bands, "BOX_BYTES", box_bytes)
+    store = zarr.storage.MemoryStore()
+    expected = np.arange(13 * 9).reshape(13, 9)
+    zarr.create_array(store, name="w", data=expected, chunks=(2, 3), shards=(8, 6))
+    for band_bytes in (0, 10**6):
+        monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", band_bytes)
+        found = ZarrArray(store, "w")  # type: ignore[arg-type]
+        assert found.chunk_shape == at_once
+        buffer = bytearray(expected.nbytes - 80)
+        found.read_into(memoryview(buffer), 72)
+        assert bytes(buffer) == expected.tobytes()[72:-8]
+
+
 def test_arrays_that_were_read_long_ago_hold_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state has its arrays to the end; what they were decoded to need not be there as long."""
     monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 0)
