@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import struct
+import tempfile
 import warnings
 import zipfile
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -326,6 +329,18 @@ def test_a_list_of_members_beyond_reason_is_refused(
     monkeypatch.setattr(npz, "READ_BYTES_MAX", 5000)
     with pytest.raises(InvalidInputError, match="list of members"):
         read_file(tmp_path / "x.npz")
+
+
+def test_what_unpacks_to_more_than_there_is_room_for_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1000), b=np.zeros(1000))
+    np.savez(tmp_path / "stored.npz", a=np.zeros(1000), b=np.zeros(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=16_000))
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    with pytest.raises(InvalidInputError, match=r"unpacks to 16256 bytes, .* has room for 16000"):
+        read_file(tmp_path / "x.npz")
+    assert sorted(read_file(tmp_path / "stored.npz").state) == ["a", "b"]
 
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
