@@ -25,7 +25,7 @@ from ckptstore.hierarchy import ZarrFiles
 from ckptstore.state import Flat, flatten, leaves, unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ckptstore.arrays import ArraySource
@@ -36,10 +36,8 @@ DEPTH_MAX = 200
 METADATA, ATTRIBUTE, VERSION = "zarr.json", "ckptstore", 1
 _KINDS = frozenset({"tensor", "ndarray"})
 _CHUNK_FILE = re.compile(r"(.+)/(c(?:/[0-9]+)*)")
-_ROOTS = frozenset({METADATA, ".zgroup", ".zarray"})
-_PLAIN = zarr_document.group_document(
-    {}
-)  # what a group has that is there only because of what lies in it
+_VERSIONS = {METADATA: 3, ".zgroup": 2, ".zarray": 2}  # by the name of a node's document
+_PLAIN = zarr_document.group_document({})  # of a group that says nothing but that it is there
 
 
 def read(path: Path) -> Any:
@@ -48,6 +46,7 @@ def read(path: Path) -> Any:
     root = document(path / METADATA) if METADATA in found else {}
     said = told(root)
     if said is None:
+        _check_nodes(path, found)
         return ZarrFiles(path, tuple(found))
     name = f"The structure in {path / METADATA}"
     try:
@@ -61,7 +60,7 @@ def read(path: Path) -> Any:
 
 def keys(path: Path) -> Iterator[str]:
     """The key of every file of a Zarr folder, in order; InvalidInputError for anything but files and folders."""
-    if not any(path.joinpath(name).is_file() for name in _ROOTS):
+    if not any(path.joinpath(name).is_file() for name in _VERSIONS):
         raise InvalidInputError(f"{path} is not a Zarr folder: it has no zarr.json.")
     for number, key in enumerate(_walk(path, "", 0)):
         if number >= FILES_MAX:
@@ -107,6 +106,7 @@ def _state(root: Node, rest: dict[str, Any], path: Path, files: Sequence[str]) -
     """The state that a structure tells, with whatever else lies in the folder. rest: the document of the root."""
     nodes = _nodes({name: tag_of(node) for name, node in _arrays(root)}, path, files)
     others = tuple(key for key in files if key != METADATA and not nodes.own(key))
+    _check_nodes(path, (METADATA, *others))
     by_path = {zarr_document.path_of_node(node): array for node, array in nodes.ours.items()}
     lost = [name for name, node in _arrays(root) if tag_of(node) in _KINDS and name not in by_path]
     root = graft(
@@ -216,6 +216,26 @@ def _look(nodes: _Nodes, node: str, path: Path, kind: str) -> None:
         nodes.ours[node] = array
     else:
         nodes.theirs.add(node)
+
+
+def _check_nodes(path: Path, files: Iterable[str]) -> None:
+    """Refuse documents that make no array or group for anybody, as one that was cut off."""
+    for key in files:
+        name = key.rpartition("/")[2]
+        if name in _VERSIONS and not _is_node(document(path / key), name):
+            raise InvalidInputError(f"{path / key} is not the document of a Zarr array or group.")
+
+
+def _is_node(found: Mapping[str, Any], name: str) -> bool:
+    kinds = {".zgroup": "group", ".zarray": "array"}
+    kind = kinds.get(name, found.get("node_type"))
+    shape = found.get("shape") if kind == "array" else []
+    return (
+        found.get("zarr_format") == _VERSIONS[name]
+        and kind in kinds.values()
+        and isinstance(shape, list)
+        and all(type(length) is int and length >= 0 for length in shape)
+    )
 
 
 def _walk(folder: Path, prefix: str, depth: int) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,31 @@ def test_any_hierarchy_of_another_program_is_committed_as_it_is(
     assert made.array_count == 0
 
 
+BROKEN = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "another version": lambda text: re.sub(r'("zarr_format": ?)\d', r"\g<1>7", text),
+    "a negative length": lambda text: text.replace("1000", "-1000"),
+    "half an element": lambda text: text.replace("1000", "1000.5"),
+    "no shape": lambda text: text.replace('"shape"', '"form"'),
+}
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("change", BROKEN)
+def test_a_hierarchy_with_a_document_that_is_none_is_refused(
+    tmp_path: Path, zarr_format: Any, change: str
+) -> None:
+    """Also where nothing else is wrong with it: it would be there without the array."""
+    group = zarr.open_group(tmp_path / "theirs", mode="w", zarr_format=zarr_format)
+    group.create_array("x", data=np.arange(1000.0), chunks=(300,))
+    document = tmp_path / "theirs" / "x" / {2: ".zarray", 3: "zarr.json"}[zarr_format]
+    document.write_text(BROKEN[change](document.read_text()))
+    with pytest.raises(ckptstore.InvalidInputError, match=r"document|is not a JSON object"):
+        formats.read_file(tmp_path / "theirs")
+
+
 def test_a_missing_chunk_is_zeros_as_zarr_has_it(tmp_path: Path) -> None:
     formats.write_file({"g": {"w": torch.ones(4, 3)}, "lr": 0.1}, tmp_path / "x.zarr")
     (tmp_path / "x.zarr" / "g" / "w" / "c" / "0" / "0").unlink()
@@ -299,7 +325,6 @@ OTHERS = {
     "other chunks": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[4, 2]),
     "chunks of nothing": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[0, 3]),
     "another shape": lambda d: d.update(shape=[4, 3, 1]),
-    "no shape": lambda d: d.pop("shape"),
     "other keys": lambda d: d["chunk_key_encoding"]["configuration"].update(separator="."),
     "negative zero for a fill value": lambda d: d.update(fill_value=-0.0),
     "chunks without end": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[float("inf"), 3]),
