@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager, nullcontext
 from threading import RLock
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import Digest
-from ckptstore.errors import ConflictError, InvalidInputError, StorageError
+from ckptstore.errors import ConflictError, InvalidInputError
 from ckptstore.format.node_page import Value
 from ckptstore.format.page import SMALL_BYTES
+from ckptstore.formats.file_array import OpenFile
 from ckptstore.zarr.contents import CachedObjects, Contents, Held, Stored, contents_of
 from ckptstore.zarr.layout import array_of
 
@@ -91,26 +91,17 @@ class Staged:
             self._replace(key, Stored(value, self.segment_bytes))
 
     def put_file(self, key: str, path: Path) -> None:
-        """Store what a regular file holds, a segment at a time. StorageError when it cannot be read."""
-        try:
-            with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                data = file.read(min(size, self.segment_bytes))
-                if size < SMALL_BYTES and len(data) == size and self.hold(key, data):
-                    return
-                digests = []
-                while data:
-                    digests.append(self._put(memoryview(data)))
-                    data = file.read(self.segment_bytes)
-                found = file.tell()
-        except OSError as error:
-            raise StorageError(f"{path} could not be read: {error.strerror}.") from error
-        if found != size:
-            raise InvalidInputError(
-                f"{path} was changed while it was read. Read it again once nobody writes to it."
-            )
+        """Store what a regular file holds, a segment at a time. InvalidInputError when it is none, or changes meanwhile."""
+        file = OpenFile(path, follow=False)
+        size, step = file.nbytes, self.segment_bytes
+        if size < SMALL_BYTES and self.hold(key, file.read(0, size)):
+            return
+        digests = tuple(
+            self._put(memoryview(file.read(start, min(step, size - start))))
+            for start in range(0, size, step)
+        )
         with self._lock:
-            self._replace(key, Stored(Value(size, tuple(digests)), self.segment_bytes))
+            self._replace(key, Stored(Value(size, digests), step))
 
     def delete(self, key: str) -> None:
         """Remove a key; one that is not there is no error."""

@@ -57,7 +57,8 @@ def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> c
     head = repo._oplog.newest().heads.get("main")
     manifest = repo._catalog.manifest(head) if head else None
     staged = Staged(head, manifest, repo._catalog, CHUNK_BYTES)
-    staged.clear()
+    for key in list(staged.keys()):
+        staged.delete(key)
     for key, data in keys(arrays(n)):
         if len(data) >= SMALL_BYTES or not staged.hold(key, data):
             staged.put(key, memoryview(data))

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore import formats
+from ckptstore.digest import Digest
 from ckptstore.format import canonical
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats import zarr_folder, zarr_read
@@ -250,6 +251,44 @@ def test_a_hierarchy_with_a_document_that_is_none_is_refused(
     document.write_text(BROKEN[change](document.read_text()))
     with pytest.raises(ckptstore.InvalidInputError, match=r"document|is not a JSON object"):
         formats.read_file(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "a link", "nothing"])
+def test_what_takes_the_place_of_a_file_before_it_is_committed_is_refused(
+    tmp_path: Path, what: str
+) -> None:
+    group = zarr.open_group(tmp_path / "theirs", mode="w")
+    group.create_array("x", data=np.arange(1000.0), chunks=(300,))
+    found = formats.read_file(tmp_path / "theirs").state
+    chunk = tmp_path / "theirs" / "x" / "c" / "1"
+    chunk.rename(tmp_path / "moved")
+    if what == "a FIFO":
+        os.mkfifo(chunk)
+    elif what == "a link":
+        chunk.symlink_to("../../../moved")
+    repo = ckptstore.init("memory://")
+    with pytest.raises(ckptstore.CkptStoreError, match=r"not a regular file|could not be read"):
+        repo.commit(found)
+    assert repo.log() == []
+
+
+def test_a_file_that_changes_while_it_is_committed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = zarr.open_group(tmp_path / "theirs", mode="w")
+    group.create_array("x", data=np.arange(100_000.0), chunks=(100_000,), compressors=None)
+    found = formats.read_file(tmp_path / "theirs").state
+    chunk = tmp_path / "theirs" / "x" / "c" / "0"
+    repo = ckptstore.init("memory://", chunk_size=64 << 10)
+    of = Digest.of
+
+    def touch(data: Any) -> Digest:
+        os.utime(chunk, ns=(1, 1))
+        return of(data)
+
+    monkeypatch.setattr(Digest, "of", touch)
+    with pytest.raises(ckptstore.InvalidInputError, match="was changed while it was read"):
+        repo.commit(found)
 
 
 def test_a_missing_chunk_is_zeros_as_zarr_has_it(tmp_path: Path) -> None:
