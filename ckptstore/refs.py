@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.condemned import CondemnedError, refuse_condemned
-from ckptstore.errors import ConflictError, NotFoundError, shown
+from ckptstore.errors import ConflictError, ExpiredError, NotFoundError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,7 +85,7 @@ class Refs:
             refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
             return replace(newest, heads={**newest.heads, branch: id})
 
-        self._append(decide, lambda: f"committed {id.short} to {branch}")
+        self._append_made(decide, lambda: f"committed {id.short} to {branch}")
         return id, manifest
 
     def publish_seed(
@@ -110,7 +110,7 @@ class Refs:
             check(newest, id)
             return replace(newest, heads={**newest.heads, branch: id})
 
-        self._append(decide, f"made branch {branch} at {id.short}, from {source.short}")
+        self._append_made(decide, f"made branch {branch} at {id.short}, from {source.short}")
         return id
 
     def make_branch(self, name: str, id: Digest) -> None:
@@ -165,6 +165,15 @@ class Refs:
     def undo(self) -> Operation:
         """Take back the newest operation that was not taken back yet, and return it."""
         return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
+
+    def _append_made(
+        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
+    ) -> None:
+        """Append an operation that refers to a checkpoint that was stored a moment ago."""
+        try:
+            self._append(decide, done)
+        except ExpiredError as error:  # to a gc that came after `decide` had seen none
+            raise CondemnedError from error
 
     def _append(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import zarr
 
 import ckptstore
 from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError
@@ -16,7 +17,10 @@ from ckptstore.retention import KeepAll, KeepBest, KeepIf, MaxToKeep
 from tests.properties.same import difference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from ckptstore.format.operation import Operation
 
 CHUNK = 64 << 10
 
@@ -358,6 +362,52 @@ def test_a_commit_in_the_middle_of_a_gc_is_never_lost() -> None:
     plan.execute()
     made = other.commit(arrays(0))
     assert difference(arrays(0), other.checkout(made.id)) is None
+
+
+@pytest.fixture
+def overtaken(monkeypatch: pytest.MonkeyPatch) -> Line:
+    """A gc comes to what is made next: when the newest operation told of none, and before the arrays are looked for."""
+    line = Line(2)
+    refs = line.repo._refs
+    check_live, lost = refs._check_live, []
+
+    def collect(newest: Operation, decided: Operation) -> None:
+        if not lost:
+            lost.append(decided.heads["new"])
+            line.repo.gc(KeepAll(), grace=0)
+            assert line.repo._catalog.is_expired(lost[0])
+        check_live(newest, decided)
+
+    monkeypatch.setattr(refs, "_check_live", collect)
+    return line
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda repo: repo.commit(arrays(1), branch="new"),
+        lambda repo: repo.branch("new", "main", include=["large"]),
+    ],
+    ids=["a commit", "a seed"],
+)
+def test_what_a_gc_takes_before_any_branch_has_it_is_made_again(
+    make: Callable[[ckptstore.Repository], ckptstore.Checkpoint], overtaken: Line
+) -> None:
+    made = make(overtaken.repo)
+    assert overtaken.repo.resolve("new").id == made.id
+    assert np.array_equal(overtaken.repo.checkout("new")["large"], arrays(1)["large"])
+    assert overtaken.repo.verify().problems == ()
+
+
+def test_what_a_gc_takes_of_a_session_before_any_branch_has_it_is_a_conflict(
+    overtaken: Line,
+) -> None:
+    """What it wrote is nowhere else, so only who wrote it can write it again."""
+    with overtaken.repo.session("new") as session:
+        zarr.open_group(session.store).create_array("large", data=np.arange(20_000))
+        with pytest.raises(ConflictError, match="A gc took what this session has written"):
+            session.commit()
+    assert overtaken.repo.verify().problems == ()
 
 
 def test_a_commit_that_died_beside_a_gc_and_lost_its_objects_stops_no_later_gc() -> None:
