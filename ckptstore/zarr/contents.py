@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
 DOCUMENTS_VALUES_MAX = 500_000  # of all documents of a hierarchy; some 14,000 arrays
-CONSOLIDATED_BYTES_MAX = (
-    24 << 20
-)  # of documents with long values; what a root holds is read again as one document
+CONSOLIDATED_BYTES_MAX = 24 << 20  # with long values; a root is read again as one document
+MADE_VALUES, MADE_BYTES = 24, 600  # of a document that is made, at most: of an array without axes,
+AXIS_VALUES, AXIS_BYTES, LETTER_BYTES = 4, 60, 6  # for each axis, and for each letter of its name
 HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
 METADATA = "zarr.json"
 NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
@@ -138,9 +138,21 @@ class Made:
         self.array = array
 
     @cached_property
+    def document(self) -> Mapping[str, Any]:
+        """What it says."""
+        return self._make()
+
+    @cached_property
     def data(self) -> bytes:
         """Its bytes."""
-        return json.dumps(self._make()).encode("ascii")
+        return json.dumps(self.document).encode("ascii")
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """How many values and bytes it has, at most, without making these."""
+        axes = self.document.get("dimension_names", ())
+        size = MADE_BYTES + sum(AXIS_BYTES + LETTER_BYTES * len(axis) for axis in axes)
+        return MADE_VALUES + AXIS_VALUES * len(axes), size
 
     @property
     def size(self) -> int:
@@ -296,9 +308,7 @@ def completed_root(contents: Contents, objects: CachedObjects, more: Mapping[str
     attributes = {**(own if isinstance(own, dict) else {}), **more}
 
     def make() -> dict[str, Any]:
-        size = sum(item.size for key, item in others.items() if key.endswith(f"/{METADATA}"))
-        is_small = size <= CONSOLIDATED_BYTES_MAX
-        nodes = documents(others, objects) if is_small else None
+        nodes = documents(others, objects)
         return zarr_document.group_document(
             attributes, None if nodes is None else dict(zarr_document.in_groups(nodes))
         )
@@ -313,17 +323,30 @@ def documents(
 
     None when they are more than anybody wants to parse at once.
     """
+    nodes = {
+        key.rpartition("/")[0]: content
+        for key, content in contents.items()
+        if key.rpartition("/")[2] == METADATA
+    }
+    stored = (content.size for content in nodes.values() if not isinstance(content, Made))
+    bytes_left, values_left = CONSOLIDATED_BYTES_MAX - sum(stored), DOCUMENTS_VALUES_MAX
     found = []
-    left = DOCUMENTS_VALUES_MAX
-    paths = (key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] == METADATA)
-    for path in sorted(paths):
-        content = contents[join(path, METADATA)]
-        data = document_bytes(path, content, objects)
-        left -= canonical.values(data)
-        if left < 0:
+    for path in sorted(nodes):
+        content = nodes[path]
+        document: Mapping[str, Any] | None
+        if isinstance(content, Made):  # it need not become bytes to be parsed again
+            document, data = content.document, b""
+            values, size = content.extent
+            bytes_left -= size
+        else:
+            document, data = None, document_bytes(path, content, objects)
+            values = canonical.values(data)
+        values_left -= values
+        if min(bytes_left, values_left) < 0:
             return None
-        refuse_pickle(join(path, METADATA), content, objects)
-        document = parsed(data)
+        if data:
+            refuse_pickle(join(path, METADATA), content, objects)
+            document = parsed(data)
         if document is not None:
             found.append((path, document))
     return found

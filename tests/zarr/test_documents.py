@@ -13,11 +13,12 @@ from zarr.core.group import GroupMetadata
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from ckptstore.errors import CorruptError
-from ckptstore.format import zarr_document
+from ckptstore.format import canonical, zarr_document
 from ckptstore.format.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
 from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.format.names import escape_first, escape_key
 from ckptstore.zarr import dtypes
+from ckptstore.zarr.contents import Made
 
 DTYPES = st.sampled_from(sorted(ITEM_BYTES))
 SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple)
@@ -123,6 +124,22 @@ def test_what_is_no_document_of_ours_is_refused(change: dict[str, object]) -> No
     )
     with pytest.raises(CorruptError, match="tells no dtype and shape"):
         zarr_document.described({**document, **change}, name="w")
+
+
+@given(
+    dtype=DTYPES, shape=st.lists(st.integers(0, 1 << 62), max_size=32).map(tuple), name=st.text()
+)
+def test_the_extent_of_a_document_is_never_told_too_small(
+    dtype: str, shape: tuple[int, ...], name: str
+) -> None:
+    made = Made(
+        lambda: zarr_document.array_document(
+            dtype=dtype, shape=shape, chunk_shape=tuple(max(1, n) for n in shape), name=name
+        )
+    )
+    values, size = made.extent
+    assert canonical.values(made.data) <= values
+    assert made.size <= size
 
 
 def test_every_dtype_that_zarr_lacks_is_registered_or_shown_as_another() -> None:
