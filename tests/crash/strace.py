@@ -1,16 +1,20 @@
 """Running a victim under strace: recording its system calls, killing it at one, or making one fail.
 
-strace counts the calls of each name for each thread by itself, so a victim with one thread meets the same calls with
+Victims are forked (see `spawner.py`), and traced from before their first call on. strace counts the calls of each name for each thread by itself, so a victim with one thread meets the same calls with
 the same numbers at every run.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash import victim
 from tests.crash.checker import Told
 
 if TYPE_CHECKING:
@@ -50,17 +53,15 @@ def works() -> bool:
     """Whether there is a strace that may trace."""
     if not shutil.which("strace"):
         return False
-    tried = subprocess.run(
-        ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fsync", "true"],
-        capture_output=True,
-        check=False,
-    )
-    return tried.returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return run(Path(folder, "log"), Path(folder, "store"), 1, 0).status == 0
+        except UntraceableError:
+            return False
 
 
-needed = pytest.mark.skipif(
-    not works(), reason="strace is missing, or may not trace: nothing was killed or recorded"
-)
+class UntraceableError(Exception):
+    """strace could not attach itself; says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,22 +140,59 @@ def run(
 
     inject: what strace's option of that name takes, e.g. "fsync:signal=KILL:when=3".
     """
-    names = ",".join(f"?{name}" for name in trace)
-    command = ["strace", "-f", "-qq", "-y", "-xx", "-s", "1000000", "-o", str(log)]
-    command += ["-e", f"trace={names}"]
+    output = log.with_suffix(".out")
+    spawner = _spawner()
+    victim = int(spawner.ask(json.dumps([[str(part) for part in arguments], str(output)])))
+    command = ["strace", "-f", "-y", "-xx", "-s", "1000000", "-o", str(log), "-p", str(victim)]
+    command += ["-e", "trace=" + ",".join(f"?{name}" for name in trace)]
     command += ["-e", f"inject={inject}"] if inject else []
-    if not (inject and "signal=" in inject):  # no signal is delivered where only some calls stop
-        command += ["--seccomp-bpf"]
-    command += [sys.executable, victim.__file__, *map(str, arguments)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(PROJECT),
-        "PYTHONHASHSEED": "0",  # the order of sets, and so of calls
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    ended = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)
-    told = Told.parse(ended.stdout)
-    return Run(status=ended.returncode, told=told, log=tuple(log.read_text().splitlines()))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr
+        said = tracer.stderr.readline()
+        is_attached = "attached" in said
+        if not is_attached:
+            os.kill(victim, signal.SIGKILL)
+        status = int(spawner.ask("begin"))
+        tracer.communicate()
+    if not is_attached:
+        raise UntraceableError(said)
+    told = Told.parse(output.read_bytes())
+    return Run(status=status, told=told, log=tuple(log.read_text().splitlines()))
+
+
+class _Spawner:
+    """The process that forks victims; it ends with this one."""
+
+    def __init__(self) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",  # the order of sets, and so of calls
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.spawner"],
+            cwd=PROJECT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self._process.communicate)
+
+    def ask(self, line: str) -> str:
+        """Send a line; the answer."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the spawner of victims died"
+        return answer
+
+
+@cache
+def _spawner() -> _Spawner:
+    return _Spawner()
 
 
 def points(run: Run, base: Path) -> list[tuple[str, int]]:
@@ -194,3 +232,8 @@ def parse(lines: Sequence[str]) -> Iterator[Call]:
 
 def _bytes(escaped: str) -> bytes:
     return bytes.fromhex(escaped.replace("\\x", ""))
+
+
+needed = pytest.mark.skipif(
+    not works(), reason="strace is missing, or may not trace: nothing was killed or recorded"
+)

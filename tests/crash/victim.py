@@ -2,7 +2,7 @@
 
 It commits state(FIRST) to state(LAST) to the branch main and writes "ACK n id" when a commit has returned, "FAILED n why"
 when one raised. A commit that failed is tried once more; when that fails too it ends with exit status 3.
-It imports as little as it can: it is started a thousand times.
+It imports as little as it can: `spawner.py` forks it a thousand times.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ckptstore.format.page import SMALL_BYTES
 from tests.crash.threads import COUNTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
 CHUNK_BYTES = 1 << 16
@@ -129,7 +129,7 @@ def collect(url: str, keep: int) -> None:
     say(f"GC {len(report.expired)} {report.objects}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("first", type=int)
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--keep", type=int, help="in the end gc, and keep so many checkpoints")
     parser.add_argument("--zarr", action="store_true", help="commit sessions instead of states")
     parser.add_argument("--bug", help="a mistake to make, from bugs.py")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for module, name in COUNTS:
         assert hasattr(module, name)
         setattr(module, name, options.threads)
