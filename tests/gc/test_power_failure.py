@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.crash import power, strace
-from tests.crash.test_power_failure import new_folder
+from tests.crash.test_power_failure import new_folder, some
 from tests.gc.test_kill import KEPT, complaint
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ STATES_MIN = 600
 pytestmark = strace.needed
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", some(range(0, PARTS, 2), range(PARTS)))
 @pytest.mark.parametrize("subsets", [2, pytest.param(60, marks=pytest.mark.deep)])
 def test_every_state_that_a_power_failure_may_leave_of_a_gc_is_finished_by_the_next(
     part: int, subsets: int, scratch: Path, record_property: Callable[[str, object], None]
