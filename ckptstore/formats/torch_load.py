@@ -9,7 +9,8 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats.torch_text import PickleStream
 from ckptstore.formats.torch_unpickle import Loader
-from ckptstore.formats.torch_zip import MAGIC, Archive, Window
+from ckptstore.formats.torch_zip import Archive, Window
+from ckptstore.formats.zip_directory import MAGIC
 
 if TYPE_CHECKING:
     from ckptstore.formats.file_array import OpenFile

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import io
-import struct
-import zipfile
+import os
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats import zip_directory
+from ckptstore.formats.zip_directory import HEADER_BYTES
 
 if TYPE_CHECKING:
     from ckptstore.formats.file_array import OpenFile
 
-READ_BYTES_MAX = 8 << 20  # of a directory: about 120,000 records, half a second of zipfile's time
+READ_BYTES_MAX = 8 << 20  # at once; of a pickle
 PICKLE_BYTES_MAX = 64 << 20
-MAGIC = b"PK\x03\x04"
-_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a record: the lengths of its name and of what else there is
-_ENCRYPTED = 1
 
 
 class Window(io.RawIOBase):
@@ -54,9 +50,7 @@ class Window(io.RawIOBase):
         left = max(0, self.size - self._position)
         size = left if size is None or size < 0 else min(size, left)
         if size > READ_BYTES_MAX:
-            raise ValueError(
-                f"{size} bytes of a directory, where at most {READ_BYTES_MAX} are read"
-            )
+            raise ValueError(f"{size} bytes at once, where at most {READ_BYTES_MAX} are read")
         data = self.file.read(self.start + self._position, size)
         self._position += size
         return data
@@ -74,24 +68,26 @@ class Archive:
     def __init__(self, window: Window) -> None:
         self._window = window
         try:
-            with zipfile.ZipFile(window) as archive:
-                entries = archive.infolist()
-        except InvalidInputError:
-            raise
-        except Exception as error:
-            raise self.invalid(f"{str(error)[:200]}.") from error
-        prefix = entries[0].filename.partition("/")[0] + "/" if entries else ""
-        self._entries = {
-            entry.filename.removeprefix(prefix): entry
-            for entry in entries
-            if entry.filename.startswith(prefix)
+            found = zip_directory.records(self._read, window.size)
+        except zip_directory.TooManyRecordsError as error:
+            raise InvalidInputError(
+                f"{window.file.path} has too many records: {error}. Save its state in several files."
+            ) from error
+        except ValueError as error:
+            raise self.invalid(f"{error}.") from error
+        folder = next(iter(found), b"").partition(b"/")[0] + b"/"
+        self._records = {
+            name.removeprefix(folder): record
+            for name, record in found.items()
+            if name.startswith(folder)
         }
         if "constants.pkl" in self:
             raise InvalidInputError(
                 f"{window.file.path} is a TorchScript archive, which holds code. If you trust it, load it yourself and commit "
                 "its state_dict."
             )
-        self._check(entries)
+        if not all(record.is_plain for record in found.values()):
+            raise self.invalid("it is compressed or encrypted. Unpack it yourself if you trust it.")
 
     def invalid(self, why: str) -> InvalidInputError:
         """An error that says why this is not such an archive."""
@@ -100,23 +96,20 @@ class Archive:
         )
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        return os.fsencode(name) in self._records
 
     def place(self, name: str) -> tuple[int, int]:
         """Where a record's bytes begin in the file, and how many there are."""
-        entry = self._entries.get(name)
-        if entry is None:
+        if name not in self:
             raise self.invalid(f"it has no record {shown(name)}.")
-        window = self._window
-        room = window.size - entry.header_offset - _HEADER.size
-        if room < 0 or entry.header_offset < 0:
+        at, size, _ = self._records[os.fsencode(name)]
+        room = self._window.size - at - HEADER_BYTES
+        if room < 0:
             raise self.invalid(f"its record {shown(name)} lies outside of it.")
-        header = window.file.read(window.start + entry.header_offset, _HEADER.size)
-        magic, *lengths = _HEADER.unpack(header)
-        if magic != MAGIC or sum(lengths) + entry.file_size > room:
+        behind = zip_directory.behind_header(self._read(at, HEADER_BYTES))
+        if behind is None or behind - HEADER_BYTES + size > room:
             raise self.invalid(f"its record {shown(name)} lies beyond its end, or has no header.")
-        start = window.start + entry.header_offset + _HEADER.size + sum(lengths)
-        return start, entry.file_size
+        return self._window.start + at + behind, size
 
     def read(self, name: str, *, bytes_max: int = PICKLE_BYTES_MAX) -> bytes:
         """The bytes of a small record."""
@@ -127,15 +120,5 @@ class Archive:
             )
         return self._window.file.read(start, size)
 
-    def _check(self, entries: list[zipfile.ZipInfo]) -> None:
-        """Refuse what unpacks to more than it is: torch.save packs without compressing."""
-        is_plain = all(
-            entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & _ENCRYPTED
-            for entry in entries
-        )
-        if not is_plain or sum(entry.file_size for entry in entries) > self._window.size:
-            raise self.invalid(
-                "it unpacks to more than it holds, or is compressed. Unpack it yourself if you trust it."
-            )
-        if len({entry.filename for entry in entries}) < len(entries):
-            raise self.invalid("it has two records of one name.")
+    def _read(self, start: int, size: int) -> bytes:
+        return self._window.file.read(self._window.start + start, size)

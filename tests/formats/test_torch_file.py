@@ -27,7 +27,7 @@ import ckptstore
 from ckptstore.arrays import REPEATED_BYTES_MAX
 from ckptstore.errors import CkptStoreError, InvalidInputError, UnsupportedValueError
 from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats import read_file, torch_unpickle, write_file
+from ckptstore.formats import read_file, torch_unpickle, write_file, zip_directory
 from ckptstore.formats.torch_save import ALIGNMENT
 from ckptstore.formats.torch_strided import SPAN_BYTES_MAX, StridedArray
 from ckptstore.lazy import LazyArray
@@ -434,7 +434,7 @@ def test_a_record_does_not_lie_before_the_archive(tmp_path: Path, more: int) -> 
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - end.size, 1)
     last = end.pack(*fields, 2**32 - 1, 2**32 - 1, 0)
     path.write_bytes(data[: -end.size] + long + locator + last)
-    with pytest.raises(InvalidInputError, match="record 'byteorder' lies outside of it"):
+    with pytest.raises(InvalidInputError, match="its directory lies outside of it"):
         read_file(path)
 
 
@@ -461,6 +461,15 @@ def test_a_pickle_of_more_values_than_a_checkpoint_has_is_refused(
     path = save({}, tmp_path / "x.pt")
     pickled(path, lambda _: b"\x80\x02" + code.encode("latin-1") * 10_001 + b".")
     with pytest.raises(InvalidInputError, match="more values"):
+        read_file(path)
+
+
+def test_an_archive_of_more_records_than_are_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zip_directory, "DIRECTORY_BYTES_MAX", 100)
+    path = save({"w": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(InvalidInputError, match=r"too many records: .* Save its state in several"):
         read_file(path)
 
 
