@@ -9,14 +9,16 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ckptstore.arrays import NDARRAY
-from ckptstore.checkpoint_array import CheckpointArray, kind_of
+from ckptstore.catalog import Catalog
+from ckptstore.checkpoint_array import FRAMEWORKS, CheckpointArray, kind_of
 from ckptstore.encoded import encoded_entries
 from ckptstore.errors import CorruptError, NotFoundError, shown
 from ckptstore.format.structure import ZARR, array_path, tag_of
+from ckptstore.objects import ObjectStore
 from ckptstore.state import ROOT, leaves
+from ckptstore.storage import open_storage
 
 if TYPE_CHECKING:
-    from ckptstore.catalog import Catalog
     from ckptstore.checkpoint_array import IndexedArray
     from ckptstore.diff import StoredArray
     from ckptstore.digest import Digest
@@ -54,6 +56,11 @@ class ArrayOpener:
 
     def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
         """The array of a structure's node. tag: of that node."""
+        found = self._open(path, tag, framework)
+        found.origin = reopened, (self._catalog.url, self._id, path, found.kind)
+        return found
+
+    def _open(self, path: str, tag: str, framework: str | None) -> IndexedArray:
         if tag in ZARR:
             return self._zarr(path, kind_of(framework, ZARR[tag]))
         with self._catalog.reading(self._id):
@@ -89,3 +96,12 @@ class ArrayOpener:
             self._store = CheckpointStore.of(self._id, self._catalog)
         is_root = path == ROOT and self._store.is_array("")
         return ZarrArray(self._store, "" if is_root else path, kind=kind)
+
+
+def reopened(url: str, id: Digest, path: str, kind: str) -> IndexedArray:
+    """An array of a checkpoint of a repository that is not open here. ExpiredError when gc gave it up meanwhile."""
+    storage = open_storage(url)
+    catalog = Catalog(storage, ObjectStore(storage))
+    catalog.refuse_expired(id)
+    framework = next(name for name, made in FRAMEWORKS.items() if made == kind)
+    return ArrayOpener(id, catalog.manifest(id), catalog).named(path, framework)

@@ -6,7 +6,6 @@ import itertools
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from copy import copy as shallow_copy
 from functools import cached_property, partial
 from itertools import islice
 from operator import itemgetter
@@ -39,10 +38,12 @@ class IndexedArray(LazyArray):
     """An array of a checkpoint: `array[1000:1010]` reads only the chunks that hold these rows, and checks every byte.
 
     path: in the state. dtype, shape: of the whole. What is read comes as a torch tensor or a numpy array, in fresh memory,
-    bit for bit. Integers, slices, `...` and None can index it; IndexError for the rest.
+    bit for bit. Integers, slices, `...` and None can index it; IndexError for the rest. It pickles, so that the workers of a
+    DataLoader can have it: each opens it by itself. origin: what to call for that, and with what.
     """
 
     path: str
+    origin: tuple[Callable[..., IndexedArray], tuple[object, ...]] | None = None
 
     @property
     def ndim(self) -> int:
@@ -68,9 +69,14 @@ class IndexedArray(LazyArray):
 
         if copy is False:
             raise ValueError("An array that is read from a repository is always a copy.")
-        whole = shallow_copy(self)
-        whole.kind = arrays.NDARRAY
+        whole = object.__new__(type(self))
+        whole.__dict__.update(self.__dict__, kind=arrays.NDARRAY)
         return np.asarray(whole[...], dtype=dtype)
+
+    def __reduce__(self) -> Any:
+        if self.origin is None:
+            raise TypeError(f"{self!r} does not pickle.")
+        return self.origin
 
     @abstractmethod
     def __getitem__(self, index: object) -> Any:

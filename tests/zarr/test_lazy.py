@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+import subprocess
+import sys
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -221,6 +226,43 @@ def test_numpy_takes_the_whole_array_and_reads_each_chunk_once(
     assert np.mean(made.array("small/1")) == 3
     with pytest.raises(ValueError, match="copy"):
         np.array(array, copy=False)
+
+
+@pytest.mark.parametrize("framework", [None, "numpy", "torch"])
+@pytest.mark.parametrize("path", ["state", "theirs"])
+def test_an_array_pickles_as_the_place_where_it_is(
+    tmp_path: Path, path: str, framework: str | None
+) -> None:
+    """As for a DataLoader whose workers are started anew."""
+    repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
+    repo.commit({"state": LONG})
+    with repo.session() as session:
+        zarr.open_group(session.store).create_array("theirs", data=LONG, chunks=(9, 9))
+        session.commit()
+    array = repo.resolve("main").array(path, framework=framework)
+    data = pickle.dumps(array)
+    assert len(data) < 1000
+    repo.commit({})  # it is the array of one checkpoint, whatever comes after it
+    again = pickle.loads(data)
+    assert (again.path, again.kind, again.dtype, again.shape) == (
+        *(array.path, array.kind, array.dtype, array.shape),
+    )
+    for found in (again[7:20, ::3], copy.copy(array)[7:20, ::3]):
+        assert type(found) is type(array[0])
+        np.testing.assert_array_equal(found, LONG[7:20, ::3])
+    repo.gc(MaxToKeep(1), grace=0)
+    with pytest.raises(ckptstore.ExpiredError):
+        pickle.loads(data)
+
+
+def test_a_process_that_is_started_anew_reads_an_array_that_it_is_given(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    array = repo.commit({"w": LONG}).array("w")
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)[5, :3].tolist())"
+    said = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(array), capture_output=True, check=True
+    )
+    assert json.loads(said.stdout) == LONG[5, :3].tolist()
 
 
 def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: list[int]) -> None:
