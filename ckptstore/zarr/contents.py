@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
 DOCUMENTS_VALUES_MAX = 500_000  # of all documents of a hierarchy; some 14,000 arrays
 CONSOLIDATED_BYTES_MAX = 24 << 20  # with long values; a root is read again as one document
-MADE_VALUES, MADE_BYTES = 24, 600  # of a document that is made, at most: of an array without axes,
+MADE_VALUES, MADE_BYTES = 28, 600  # of a document that is made, at most: of an array without axes,
 AXIS_VALUES, AXIS_BYTES, LETTER_BYTES = 4, 60, 6  # for each axis, and for each letter of its name
 HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
 METADATA = "zarr.json"

@@ -60,7 +60,8 @@ def write(staged: Staged) -> Written:
     root_digest = staged.document(structure.encode(root))
     reached = {root_digest, *(ref.digest for ref in (*pages, *hierarchy)), *nodes.reached}
     for ref in pages:
-        reached.update(digest for digest, _ in staged.catalog.page(ref.digest).digests())
+        known = held.pages.get(ref.digest)  # so that a page of the head need not be read again
+        reached.update(known or (digest for digest, _ in staged.catalog.page(ref.digest).digests()))
     staged.catalog.objects.flush(reached - held.digests)
     return Written(
         pages=pages,

@@ -38,7 +38,6 @@ class Staged:
     ) -> None:
         self.head, self.manifest = head, manifest
         self.catalog, self.segment_bytes = catalog, segment_bytes
-        self.contents: Contents = contents_of(manifest, catalog) if manifest else {}
         self.objects = CachedObjects(catalog.objects)
         self.written: set[str] = set()  # the head's arrays of whose keys one was set or deleted
         self.relied: dict[
@@ -47,8 +46,19 @@ class Staged:
         self.new_bytes = 0
         self._is_published = False
         self._held_bytes = 0
+        self._contents: Contents | None = None if manifest else {}
         self._sorted: list[str] | None = None
         self._lock = RLock()
+
+    @property
+    def contents(self) -> Contents:
+        """What there is now, by key. It is read when it is wanted: most sessions end with their first commit."""
+        with self._lock:
+            if self._contents is None:
+                assert self.manifest
+                with self.reading():
+                    self._contents = contents_of(self.manifest, self.catalog)
+            return self._contents
 
     def reading(self) -> AbstractContextManager[None]:
         """Say that the head expired when it did so while it was read."""
