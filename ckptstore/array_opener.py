@@ -12,7 +12,7 @@ from ckptstore.arrays import NDARRAY
 from ckptstore.catalog import Catalog
 from ckptstore.checkpoint_array import FRAMEWORKS, CheckpointArray, kind_of
 from ckptstore.encoded import encoded_entries
-from ckptstore.errors import CorruptError, NotFoundError, shown
+from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.format.structure import ZARR, array_path, tag_of
 from ckptstore.objects import ObjectStore
 from ckptstore.state import ROOT, leaves
@@ -62,7 +62,12 @@ class ArrayOpener:
 
     def _open(self, path: str, tag: str, framework: str | None) -> IndexedArray:
         if tag in ZARR:
-            return self._zarr(path, kind_of(framework, ZARR[tag]))
+            array = self._zarr(path, kind_of(framework, ZARR[tag]))
+            if framework == "torch" and not array.dtype:
+                raise InvalidInputError(
+                    f"torch has no tensors of what {shown(path)} holds. Read it with framework='numpy'."
+                )
+            return array
         with self._catalog.reading(self._id):
             number = bisect_right(self._firsts, path) - 1
             refs = self._manifest.pages[max(0, number) : number + 1]

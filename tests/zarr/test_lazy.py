@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import uuid
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +264,23 @@ def test_a_process_that_is_started_anew_reads_an_array_that_it_is_given(tmp_path
         [sys.executable, "-c", code], input=pickle.dumps(array), capture_output=True, check=True
     )
     assert json.loads(said.stdout) == LONG[5, :3].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["str", "datetime64[s]"])
+def test_texts_and_dates_are_numpy_arrays_and_no_tensors(
+    repo: ckptstore.Repository, dtype: str
+) -> None:
+    data = np.array(["2026", "1969"]).astype(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr-python has not settled how these are stored
+        with repo.session() as session:
+            group = zarr.open_group(session.store)
+            group.create_array("x", shape=(2,), dtype=data.dtype)[...] = data
+            made = session.commit()
+        for framework in (None, "numpy"):
+            np.testing.assert_array_equal(made.array("x", framework=framework)[...], data)
+        with pytest.raises(ckptstore.InvalidInputError, match="torch has no tensors of what 'x'"):
+            made.array("x", framework="torch")
 
 
 def test_a_lazy_checkout_reads_no_array(repo: ckptstore.Repository, reads: list[int]) -> None:
