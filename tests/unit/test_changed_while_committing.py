@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-def test_an_array_that_changes_during_its_commit_is_refused_and_nothing_wrong_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The array is changed between its hashing and its writing, as a training step on another thread would."""
-    repo = ckptstore.init(tmp_path / "store")
-    weights = np.zeros(100_000, dtype=np.float32)
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """An array that changes between its hashing and its writing, as by a training step on another thread."""
+    array = np.ones(100_000, dtype=np.float32)
     put = LocalStorage.put
 
     def put_while_training(self: LocalStorage, key: str, data: Buffer, **options: object) -> None:
-        weights[5] += 1
+        array[5] += 1
         put(self, key, data, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LocalStorage, "put", put_while_training)
+    return array
+
+
+def test_an_array_that_changes_during_its_commit_is_refused_and_nothing_wrong_is_stored(
+    tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = ckptstore.init(tmp_path / "store")
     with pytest.raises(ckptstore.InvalidInputError, match="changed while it was being committed"):
         repo.commit({"weights": weights})
     monkeypatch.undo()
@@ -40,23 +45,14 @@ def test_an_array_that_changes_during_its_commit_is_refused_and_nothing_wrong_is
 
 
 def test_a_zarr_chunk_that_changes_while_it_is_set_is_refused_and_nothing_wrong_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """zarr-python hands over an uncompressed chunk as it lies in the array of whoever writes it."""
     repo = ckptstore.init(tmp_path / "store")
-    weights = np.zeros(100_000, dtype=np.float32)
-    put = LocalStorage.put
-
-    def put_while_training(self: LocalStorage, key: str, data: Buffer, **options: object) -> None:
-        weights[5] += 1
-        put(self, key, data, **options)  # type: ignore[arg-type]
-
     with repo.session() as session:
         array = zarr.create_array(
             session.store, name="w", shape=100_000, chunks=100_000, dtype="f4", compressors=None
         )
-        weights[0] = 1  # zarr-python stores no chunk of zeros
-        monkeypatch.setattr(LocalStorage, "put", put_while_training)
         with pytest.raises(ckptstore.InvalidInputError, match="changed while it was being"):
             array[:] = weights
         monkeypatch.undo()
