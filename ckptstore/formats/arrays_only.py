@@ -27,26 +27,22 @@ def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> No
         )
 
 
-def check_dtypes(flat: Flat[ArraySource], known: Collection[str], *, form: str) -> None:
-    """Refuse a state with arrays of dtypes that a format has no name for."""
+def check_dtypes(
+    flat: Flat[ArraySource], known: Collection[str], *, form: str, safetensors: Collection[str] = ()
+) -> None:
+    """Refuse a state with arrays of dtypes that a format has no name for. safetensors: what that one holds, to be named."""
     others = [
         f"{name} ({source.dtype})"
         for name, source in flat.arrays.items()
         if source.dtype not in known
     ]
     if others:
+        is_held = all(source.dtype in safetensors for source in flat.arrays.values())
+        wider = "a .safetensors, .zarr or .pt" if is_held else "a .zarr or .pt"
         raise InvalidInputError(
             f"{form} cannot hold the dtype of {_count(others, 'array')}: {_some(others)}. "
-            f"Choose other arrays (--include), or write {_others(flat)}."
+            f"Choose other arrays (--include), or write {wider}."
         )
-
-
-def _others(flat: Flat[ArraySource]) -> str:
-    """The formats that hold every dtype of the state."""
-    from ckptstore.formats import safetensors
-
-    is_known = all(source.dtype in safetensors.DTYPES for source in flat.arrays.values())
-    return "a .safetensors, .zarr or .pt" if is_known else "a .zarr or .pt"
 
 
 def _count(names: list[str], noun: str) -> str:

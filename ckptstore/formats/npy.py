@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.formats import safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
 from ckptstore.formats.file_array import FileArray, OpenFile, Scratch
 from ckptstore.formats.turned import is_turned, turned
@@ -128,7 +129,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
         raise InvalidInputError(
             f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one (--tensor), or write a .npz file."
         )
-    check_dtypes(flat, DTYPES, form=form)
+    check_dtypes(flat, DTYPES, form=form, safetensors=safetensors.DTYPES)
     with path.open("xb") as file:
         for source in flat.arrays.values():
             write_array(source, file)

@@ -14,7 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptstore.errors import InvalidInputError
-from ckptstore.formats import npy
+from ckptstore.formats import npy, safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
 from ckptstore.formats.file_array import OpenFile, Scratch
 from ckptstore.formats.names import nested
@@ -158,7 +158,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     """Write every array under its path; numpy.load reads them by it."""
     form = "A .npz file"
     check_values(flat, form=form, drop_values=drop_values)
-    check_dtypes(flat, npy.DTYPES, form=form)
+    check_dtypes(flat, npy.DTYPES, form=form, safetensors=safetensors.DTYPES)
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
         for name, source in flat.arrays.items():
             with archive.open(f"{name}{_SUFFIX}", "w", force_zip64=True) as member:
