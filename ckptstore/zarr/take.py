@@ -46,8 +46,4 @@ def take(
         threads=TAKE_THREADS,
     )
     made = publish.write(staged)
-    if state is None:
-        return made
-    return replace(
-        made, new_bytes=made.new_bytes + state.new_bytes, relied=made.relied | state.relied
-    )
+    return made if state is None else replace(made, new_bytes=made.new_bytes + state.new_bytes)

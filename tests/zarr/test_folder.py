@@ -196,6 +196,58 @@ def test_what_another_program_added_comes_along_and_the_state_stays_what_it_was(
     assert entries == {"model/w", "model/tied", "model/b"}
 
 
+def test_an_attribute_of_the_root_alone_comes_along(folder: Path) -> None:
+    zarr.open_group(folder, use_consolidated=False).attrs["run"] = "r7"
+    repo = committed_of(folder)
+    assert repo.resolve("main").zarr().attrs["run"] == "r7"
+    np.testing.assert_array_equal(repo.checkout()["g"]["w"], np.arange(12.0).reshape(4, 3))
+
+
+def test_an_array_that_is_added_to_a_state_without_arrays_has_its_root(tmp_path: Path) -> None:
+    formats.write_file({"lr": 0.1}, tmp_path / "x.zarr")
+    zarr.open_group(tmp_path / "x.zarr", use_consolidated=False)["w"] = np.arange(3.0)
+    repo = committed_of(tmp_path / "x.zarr")
+    assert repo.resolve("main").zarr()["w"][1] == 1.0
+    assert repo.checkout()["lr"] == 0.1
+    formats.write_file(repo.resolve("main").zarr_values(), tmp_path / "again.zarr")
+    assert formats.read_file(tmp_path / "again.zarr").state.flat is not None
+
+
+def test_an_array_of_zarr_v2_that_is_added_comes_along(folder: Path) -> None:
+    zarr.create_array(folder / "g" / "old", data=np.arange(5.0), zarr_format=2)
+    repo = committed_of(folder)
+    assert repo.checkout()["g"]["old"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    np.testing.assert_array_equal(repo.checkout()["g"]["w"], np.arange(12.0).reshape(4, 3))
+
+
+def test_a_node_that_only_looks_like_one_of_the_state_is_another(tmp_path: Path) -> None:
+    """In Zarr a name of dots is written with an escape."""
+    folder = tmp_path / "x.zarr"
+    formats.write_file({"...": np.arange(3.0)}, folder)
+    shutil.copytree(folder / "%2E..", folder / "...")
+    (folder / "..." / "c" / "0").write_bytes(np.array([7.0, 8.0, 9.0]).tobytes())
+    with pytest.raises(ckptstore.InvalidInputError, match=r"'\.\.\.'"):
+        committed_of(folder)
+
+
+def test_a_file_whose_name_is_no_key_is_refused_before_anything_is_stored(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "theirs", mode="w")["x"] = np.arange(3.0)
+    (tmp_path / "theirs" / "a\nb").touch()
+    repo = ckptstore.init(tmp_path / "store")
+    with pytest.raises(ckptstore.InvalidInputError, match="is not a key of a Zarr store"):
+        repo.commit(formats.read_file(tmp_path / "theirs").state)
+    assert not any((tmp_path / "store" / "objects").rglob("*"))
+
+
+@pytest.mark.parametrize(("name", "says"), [("DEPTH_MAX", "folders deep"), ("FILES_MAX", "files")])
+def test_a_folder_without_end_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    monkeypatch.setattr(zarr_read, name, 3)
+    with pytest.raises(ckptstore.InvalidInputError, match=f"more than 3 {says}"):
+        formats.read_file(folder)
+
+
 def test_what_is_deleted_from_a_folder_is_gone_from_the_state(folder: Path) -> None:
     shutil.rmtree(folder / "g" / "w")
     assert committed_of(folder).checkout() == {"lr": 0.1, "g": {}}
@@ -325,7 +377,14 @@ def _fifo(folder: Path) -> None:
 
 
 def _linked_folder(folder: Path) -> None:
-    (folder / "h").symlink_to("/etc")
+    """With nothing in it that is refused anyway."""
+    shutil.copytree(folder / "g", folder.parent / "outside")
+    (folder / "h").symlink_to(folder.parent / "outside")
+
+
+def _broken_node(folder: Path) -> None:
+    zarr.open_group(folder, use_consolidated=False)["new"] = np.arange(3.0)
+    (folder / "new" / "zarr.json").write_text("{}")
 
 
 def _structure(node: Any) -> Any:
@@ -339,6 +398,7 @@ REFUSED = {
     "a link for a chunk": _link,
     "a pipe": _fifo,
     "a link for a folder": _linked_folder,
+    "another array whose document is none": _broken_node,
     "no JSON": lambda folder: (folder / "zarr.json").write_text("{"),
     "a list": lambda folder: (folder / "zarr.json").write_text("[]"),
     "deep JSON": lambda folder: (folder / "zarr.json").write_text("[" * 100_000),
