@@ -62,13 +62,12 @@ class Reached:
     """What a parent checkpoint reaches: durable, and not to be put again.
 
     bundles: each bundle that was written by this handle, by the digests of the small arrays in it, in order: what another
-    page says of its bundle may be a lie. pages: the objects of each page of arrays. is_sound: False when the parent could not be read; then nothing that is there
+    page says of its bundle may be a lie. is_sound: False when the parent could not be read; then nothing that is there
     already is relied upon, and what was damaged is healed.
     """
 
     digests: set[Digest] = field(default_factory=set)
     bundles: dict[tuple[Digest, ...], Bundle] = field(default_factory=dict)
-    pages: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict)
     is_sound: bool = True
 
 
@@ -118,8 +117,7 @@ def reached_by(id: Digest, catalog: Catalog) -> Reached:
         for nodes in catalog.node_pages(manifest):
             reached.digests.update(digest for digest, _ in nodes.digests())
         for ref, page in zip(manifest.pages, catalog.pages(manifest), strict=True):
-            objects = reached.pages[ref.digest] = tuple(digest for digest, _ in page.digests())
-            reached.digests.update(objects)
+            reached.digests.update(digest for digest, _ in page.digests())
             if page.bundle and catalog.wrote_page(ref.digest):
                 small = (entry.digests[0] for entry in page.entries if entry.offset is not None)
                 reached.bundles[tuple(small)] = page.bundle

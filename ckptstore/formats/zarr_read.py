@@ -123,8 +123,7 @@ def _state(root: Node, rest: dict[str, Any], path: Path, files: Sequence[str]) -
     )
     if not others and rest == _PLAIN:
         return state
-    is_made = rest == _PLAIN and nodes.ours  # a group above an array of a state needs no document
-    documents = {} if is_made else {METADATA: json.dumps(rest).encode("ascii")}
+    documents = {} if rest == _PLAIN else {METADATA: json.dumps(rest).encode("ascii")}
     return ZarrFiles(path, others, documents, _flat(state))
 
 

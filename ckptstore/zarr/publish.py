@@ -60,8 +60,9 @@ def write(staged: Staged) -> Written:
     root_digest = staged.document(structure.encode(root))
     reached = {root_digest, *(ref.digest for ref in (*pages, *hierarchy)), *nodes.reached}
     for ref in pages:
-        known = held.pages.get(ref.digest)  # so that a page of the head need not be read again
-        reached.update(known or (digest for digest, _ in staged.catalog.page(ref.digest).digests()))
+        if ref.digest not in held.digests:  # no gc takes what a page lists, and leaves the page
+            page = staged.catalog.page(ref.digest)
+            reached.update(digest for digest, _ in page.digests())
     staged.catalog.objects.flush(reached - held.digests)
     return Written(
         pages=pages,

@@ -220,6 +220,14 @@ def test_an_array_of_zarr_v2_that_is_added_comes_along(folder: Path) -> None:
     np.testing.assert_array_equal(repo.checkout()["g"]["w"], np.arange(12.0).reshape(4, 3))
 
 
+def test_a_tensor_that_becomes_an_array_of_zarr_v2_stays_a_tensor(tmp_path: Path) -> None:
+    formats.write_file({"w": torch.zeros(3), "v": torch.ones(2)}, tmp_path / "x.zarr")
+    shutil.rmtree(tmp_path / "x.zarr" / "w")
+    zarr.create_array(tmp_path / "x.zarr" / "w", data=np.arange(5.0), zarr_format=2)
+    state = committed_of(tmp_path / "x.zarr").checkout()
+    assert difference(state, {"w": torch.arange(5.0).double(), "v": torch.ones(2)}) is None
+
+
 def test_a_node_that_only_looks_like_one_of_the_state_is_another(tmp_path: Path) -> None:
     """In Zarr a name of dots is written with an escape."""
     folder = tmp_path / "x.zarr"
