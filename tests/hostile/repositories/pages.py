@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.hostile.cases import Case, repository
 from tests.hostile.forge import MISSING, Forge, digest_of, dumps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HUGE_CHUNK = 256 << 20
 REFUSED = ("checkout", "into", "verify")
@@ -14,8 +17,13 @@ FOUND = (
 )  # the bytes are what the page and the bundle's digest say: only verify holds one against the other
 
 
-def _page(story: str, page: bytes, *, ref: dict[str, Any] | None = None) -> Case:
-    return repository(f"a page {story}", lambda forge: forge.honest(page=page, ref=ref or {}))
+def _page(
+    story: str, page: bytes | Callable[[], bytes], *, ref: dict[str, Any] | None = None
+) -> Case:
+    def given(forge: Forge) -> None:
+        forge.honest(page=page() if callable(page) else page, ref=ref or {})
+
+    return repository(f"a page {story}", given)
 
 
 def _arrays(story: str, *entries: dict[str, Any]) -> Case:
@@ -109,7 +117,7 @@ CASES = (
             b'"path"', b'"shape":[2],"shape":[3],"path"'
         ),
     ),
-    _page("that is larger than any page", b'{"arrays":[' + b" " * (33 << 20) + b"]}"),
+    _page("that is larger than any page", lambda: b'{"arrays":[' + b" " * (33 << 20) + b"]}"),
     repository("a small array of a page without a bundle", _without_bundle),
     _bundled("that begins beyond its bundle", offset=9),
     _bundled("that ends beyond its bundle", offset=1),
