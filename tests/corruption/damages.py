@@ -33,8 +33,9 @@ def truncate(path: Path, chance: random.Random, length: int | None = None) -> st
 def lengths(size: int, count: int, chance: random.Random) -> list[int]:
     """Where to cut a file: at the ends, in the middle, at powers of two, and anywhere."""
     fixed = {0, 1, size // 2, size - 1, *(1 << power for power in range(12, 16))}
-    anywhere = {chance.randrange(size) for _ in range(count)}
-    return sorted(length for length in fixed | anywhere if length < size)[:count]
+    found = {length for length in fixed if length < size}
+    found |= {chance.randrange(size) for _ in range(count - len(found))}
+    return sorted(found)
 
 
 def extend(path: Path, chance: random.Random) -> str:
