@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,15 +55,14 @@ def works() -> bool:
     if not shutil.which("strace"):
         return False
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            # All that a victim imports late is compiled from here on, so that every run opens the same files.
+        # All that a victim imports late is compiled from here on, so that every run opens the same files.
+        with suppress(UntraceableError):
             tried = [
                 run(Path(folder, "log"), Path(folder, "store"), 1, 2, "--keep", 1, *more).status
                 for more in ((), ("--zarr",))
             ]
             return tried == [0, 0]
-        except UntraceableError:
-            return False
+    return False
 
 
 class UntraceableError(Exception):
