@@ -54,14 +54,13 @@ def works() -> bool:
     """Whether there is a strace that may trace."""
     if not shutil.which("strace"):
         return False
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, suppress(UntraceableError):
         # All that a victim imports late is compiled from here on, so that every run opens the same files.
-        with suppress(UntraceableError):
-            tried = [
-                run(Path(folder, "log"), Path(folder, "store"), 1, 2, "--keep", 1, *more).status
-                for more in ((), ("--zarr",))
-            ]
-            return tried == [0, 0]
+        tried = [
+            run(Path(folder, "log"), Path(folder, "store"), 1, 2, "--keep", 1, *more).status
+            for more in ((), ("--zarr",))
+        ]
+        return tried == [0, 0]
     return False
 
 
