@@ -7,6 +7,7 @@ Decoding refuses what a correct writer never writes: duplicate keys, NaN, absurd
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.digest import Digest
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 VALUES_MAX = 1_000_000  # about 100 bytes of memory each once parsed: 100 MB
 DOCUMENT_BYTES_MAX = 32 << 20
 
+# Without many digits, before the exponent or in it, no number is too large; then none has to be looked at one by one.
+_MAY_BE_INFINITE = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
 )
@@ -44,7 +47,7 @@ def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> di
             text(data, name=name, bytes_max=bytes_max),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
-            parse_float=_finite,
+            parse_float=_finite if _MAY_BE_INFINITE.search(data) else None,
         )
     except RecursionError as error:
         raise CorruptError(f"{name} is nested too deeply to be a document of ours.") from error
