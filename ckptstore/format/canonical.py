@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 VALUES_MAX = 1_000_000  # about 100 bytes of memory each once parsed: 100 MB
 DOCUMENT_BYTES_MAX = 32 << 20
 
-# Without many digits, before the exponent or in it, no number is too large; then none has to be looked at one by one.
-_MAY_BE_INFINITE = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")
+MANY_FLOATS = 10_000  # fewer are looked at one by one sooner than all bytes are searched
+_INFINITE = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")  # any number that is has one of these
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
 )
@@ -47,7 +47,7 @@ def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> di
             text(data, name=name, bytes_max=bytes_max),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
-            parse_float=_finite if _MAY_BE_INFINITE.search(data) else None,
+            parse_float=_finite if _may_be_infinite(data) else None,
         )
     except RecursionError as error:
         raise CorruptError(f"{name} is nested too deeply to be a document of ours.") from error
@@ -89,6 +89,11 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _may_be_infinite(data: bytes) -> bool:
+    """False when no number in it is too large for a double, so that none has to be looked at."""
+    return data.count(b".") < MANY_FLOATS or _INFINITE.search(data) is not None
 
 
 def _finite(text: str) -> float:

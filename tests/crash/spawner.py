@@ -11,6 +11,9 @@ import ctypes
 import json
 import os
 import sys
+import tempfile
+from contextlib import suppress
+from importlib import import_module
 
 from tests.crash import bugs, victim
 
@@ -20,6 +23,9 @@ PR_SET_PTRACER, ANY = 0x59616D61, -1
 
 
 def main() -> None:
+    for name in imported_late():
+        with suppress(ImportError):
+            import_module(name)
     while line := sys.stdin.readline():
         arguments, output = json.loads(line)
         gate, opened = os.pipe()
@@ -34,6 +40,25 @@ def main() -> None:
         sys.stdin.readline()
         os.close(opened)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def imported_late() -> list[str]:
+    """What a victim imports while it works: how many files that opens depends on what else happens in their folders."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as told:
+        child = os.fork()
+        if not child:
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                for options in ([], ["--zarr"]):
+                    victim.main([f"{folder}/store", "1", "2", "--keep", "1", *options])
+                os.write(told.fileno(), "\n".join(sys.modules).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        told.seek(0)
+        found = told.read().decode().splitlines()
+    assert found, "a victim that nobody kills fails"
+    return found
 
 
 def wait(gate: int, output: str) -> None:
