@@ -29,13 +29,20 @@ def main() -> None:
     while line := sys.stdin.readline():
         arguments, output = json.loads(line)
         gate, opened = os.pipe()
+        waiting, told = os.pipe()
         child = os.fork()
         if not child:
             os.close(opened)
-            wait(gate, output)
+            os.close(waiting)
+            wait(gate, output, told)
             victim.main(arguments)
             return
         os.close(gate)
+        os.close(told)
+        os.read(
+            waiting, 1
+        )  # ends when the victim closes its end: it does nothing more until it is traced
+        os.close(waiting)
         print(child, flush=True)
         sys.stdin.readline()
         os.close(opened)
@@ -61,12 +68,13 @@ def imported_late() -> list[str]:
     return found
 
 
-def wait(gate: int, output: str) -> None:
-    """Get ready in a new process, and let anybody trace it."""
+def wait(gate: int, output: str, told: int) -> None:
+    """Get ready in a new process, let anybody trace it, tell so, and wait."""
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANY, 0, 0, 0)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.close(file)
+    os.close(told)
     os.read(gate, 1)
     os.close(gate)
 
