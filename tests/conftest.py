@@ -6,6 +6,7 @@ dev is for a working day; ci takes more examples, always the same; deep is for a
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from ckptstore.objects import ObjectStore
 from tests.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
+from tests.forks import Forks
 
 # No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,6 +25,14 @@ settings.register_profile("deep", _COMMON, max_examples=5000, print_blob=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
 )
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A server of forks; it takes some seconds to begin, and then as many less for each program that imports torch."""
+    server = Forks()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.forks import Forks
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 RUNNABLE = frozenset({"bash", "console", "python"})
 MARK = re.compile(r"^\W*<!-- not run: \S.* -->$")
-# A warning is an error, but for one that torchdata causes by calling what torch has deprecated.
-WARNINGS = ("-W", "error", "-W", "ignore:'set_vital' is deprecated")
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
 
 
@@ -66,24 +66,24 @@ def parse(page: Path, text: str) -> list[Block]:
     return found
 
 
-def run(block: Block, folder: Path) -> None:
+def run(block: Block, folder: Path, forks: Forks) -> None:
     """Run a block in this folder: all of it, or of a console's the lines after "$ "."""
+    done: subprocess.CompletedProcess[str]
     if block.language == "python":
         script = folder / "example.py"
         script.write_text(block.text, encoding="utf-8")
-        command = [sys.executable, *WARNINGS, str(script)]
+        done = forks.run(script, cwd=folder, env=_environment())
     else:
         prompts = re.findall(r"^\$ (.*)$", block.text, flags=re.MULTILINE)
         text = "\n".join(prompts) if block.language == "console" else block.text
-        command = ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=folder,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, f"{block.place} failed:\n{done.stdout}{done.stderr}"
 
 

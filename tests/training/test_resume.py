@@ -12,20 +12,26 @@ from pathlib import Path
 import pytest
 
 import ckptstore
+from tests.forks import Forks, Program
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 
-def start(store: Path, log: Path, *options: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.training.run", store, log, STEPS, *options]
+def start(
+    forks: Forks | None, store: Path, log: Path, *options: object
+) -> subprocess.Popen[str] | Program:
+    """A run in a fork, or without forks in a process that has nothing in common with any other."""
+    arguments = [str(part) for part in ("-m", "tests.training.run", store, log, STEPS, *options)]
+    if forks:
+        return forks.start(*arguments, cwd=ROOT)
     return subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 
-def run(store: Path, log: Path, *options: object) -> int:
-    process = start(store, log, *options)
+def run(forks: Forks | None, store: Path, log: Path, *options: object) -> int:
+    process = start(forks, store, log, *options)
     _, said = process.communicate(timeout=120)
     assert process.returncode in (0, -signal.SIGKILL, 143), said
     return process.returncode
@@ -39,7 +45,7 @@ def lines(log: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("standard")
-    assert run(folder / "store", folder / "log") == 0
+    assert run(None, folder / "store", folder / "log") == 0
     found = lines(folder / "log")
     assert len(found) == STEPS + 1
     return found
@@ -48,13 +54,13 @@ def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("options", [(), ("--sync",)], ids=["in the background", "at once"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, standard: dict[str, str], seed: int, options: tuple[str, ...]
+    tmp_path: Path, standard: dict[str, str], forks: Forks, seed: int, options: tuple[str, ...]
 ) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
     kills = sorted(random.Random(seed).sample(range(1, STEPS), 3))
     for step in kills:
-        assert run(store, log, "--kill-at", step, *options) == -signal.SIGKILL
-    assert run(store, log, *options) == 0
+        assert run(forks, store, log, "--kill-at", step, *options) == -signal.SIGKILL
+    assert run(forks, store, log, *options) == 0
     assert lines(log) == standard
     repo = ckptstore.open(store)
     assert repo.verify().ok
@@ -63,19 +69,22 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize("seconds", [0.0, 0.003, 0.01])
 def test_a_run_that_is_killed_while_it_saves_goes_on_too(
-    tmp_path: Path, standard: dict[str, str], seconds: float
+    tmp_path: Path, standard: dict[str, str], forks: Forks, seconds: float
 ) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
-    code = run(store, log, "--kill-after-save", seconds)
+    code = run(forks, store, log, "--kill-after-save", seconds)
     assert code == -signal.SIGKILL
-    assert run(store, log) == 0
+    assert run(forks, store, log) == 0
     assert lines(log) == standard
     assert ckptstore.open(store).verify().ok
 
 
-def test_sigterm_saves_and_ends_the_run(tmp_path: Path, standard: dict[str, str]) -> None:
+def test_sigterm_saves_and_ends_the_run(
+    tmp_path: Path, standard: dict[str, str], forks: Forks
+) -> None:
+    """What goes on is another process than what was saved in: it orders sets otherwise, and draws other numbers."""
     store, log = tmp_path / "store", tmp_path / "log"
-    process = start(store, log, "--signal")
+    process = start(None, store, log, "--signal")
     while not log.exists() or len(log.read_text().splitlines()) < 7:
         assert process.poll() is None
         time.sleep(0.01)
@@ -85,7 +94,7 @@ def test_sigterm_saves_and_ends_the_run(tmp_path: Path, standard: dict[str, str]
     done = len(log.read_text().splitlines())
     assert f"saved step {done} to run" in said
     assert ckptstore.open(store).resolve("run").step == done < STEPS
-    assert run(store, log) == 0
+    assert run(forks, store, log) == 0
     assert lines(log) == standard
 
 

@@ -1,0 +1,199 @@
+"""Programs of the tests, in forks of a process that has torch imported: that takes longer than most of them run.
+
+A fork begins with nothing of this project imported, and ends as any program does: its threads joined, with an exit code or by a
+signal. But the forks of a server order sets alike, draw the same numbers where nobody seeds numpy, and find every part of MODULES
+imported: what may rely on that is tried in a process of its own too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import itertools
+import json
+import os
+import runpy
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A warning is an error, but for one that torchdata causes by calling what torch has deprecated.
+WARNINGS = ("-W", "error", "-W", "ignore:'set_vital' is deprecated")
+MODULES = ("torch", "torch._dynamo", "sklearn.datasets")  # the second is what an optimizer imports
+# As many tests run at once as there are processors; and a process with threads should not fork.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+MESSAGE_BYTES_MAX = 1 << 20
+
+
+class Program:
+    """One that was started; what there is of subprocess.Popen for those whose output is captured."""
+
+    def __init__(self, arguments: list[str], answer: IO[str], *outputs: IO[str]) -> None:
+        self.arguments, self._answer, self._outputs = arguments, answer, outputs
+        self.pid = int(answer.readline())  # nothing, if the server died
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, less than 0 for a signal, or None while it runs."""
+        if self.returncode is None and select.select([self._answer], [], [], 0)[0]:
+            self.returncode = int(self._answer.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Nothing is sent to one that has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end: what was written to stdout and to stderr."""
+        if self.returncode is None and not select.select([self._answer], [], [], timeout)[0]:
+            self.send_signal(signal.SIGKILL)
+            self._read()
+            raise subprocess.TimeoutExpired(self.arguments, timeout or 0)
+        self.poll()
+        return self._read()
+
+    def _read(self) -> tuple[str, str]:
+        said = []
+        for output in self._outputs:
+            output.seek(0)
+            said.append(output.read())
+            output.close()
+        self._answer.close()
+        return said[0], said[1]
+
+
+class Forks:
+    """A server of forks."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, *WARNINGS, __file__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **ONE_THREAD},
+                pass_fds=[theirs.fileno()],
+            )
+
+    def start(
+        self, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> Program:
+        """Start `python script arguments...`, or `python -m module arguments...`."""
+        words = [str(argument) for argument in arguments]
+        message = {
+            "arguments": words,
+            "cwd": str(cwd or Path.cwd()),
+            "env": dict(os.environ) if env is None else env,
+        }
+        outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  read and closed at the end
+        reader, writer = os.pipe()
+        descriptors = [*(output.fileno() for output in outputs), writer]
+        socket.send_fds(self._control, [json.dumps(message).encode()], descriptors)
+        os.close(writer)
+        return Program(words, os.fdopen(reader, buffering=1), *outputs)
+
+    def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        program = self.start(*arguments, **options)
+        stdout, stderr = program.communicate()
+        assert program.returncode is not None
+        return subprocess.CompletedProcess(arguments, program.returncode, stdout, stderr)
+
+    def close(self) -> None:
+        """End the server."""
+        self._control.close()
+        self._process.wait()
+
+
+def serve(control: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request until there are no more: None; or in a fork, what it is to do."""
+    for module in MODULES:
+        __import__(module)
+    gc.collect()
+    gc.freeze()  # else a fork that collects copies all of this
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.data:
+                    _tell_end(selector, key)
+                    continue
+                data, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES_MAX, 3)
+                if not data:
+                    return None
+                if _is_fork(selector, *descriptors):
+                    return dict(json.loads(data))
+
+
+def _is_fork(selector: selectors.BaseSelector, stdout: int, stderr: int, answer: int) -> bool:
+    """Fork; the fork has nothing open but its own, the server tells who it is and waits for its end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns when anything here has a thread
+        pid = os.fork()
+    if pid == 0:
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        others = [(key.fd, key.data[1]) for key in selector.get_map().values() if key.data]
+        for descriptor in (stdout, stderr, answer, *itertools.chain(*others)):
+            os.close(descriptor)
+        return True
+    os.write(answer, f"{pid}\n".encode())
+    os.close(stdout)
+    os.close(stderr)
+    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, answer))
+    return False
+
+
+def _tell_end(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    pid, answer = key.data
+    _, status = os.waitpid(pid, 0)
+    with suppress(BrokenPipeError):
+        os.write(answer, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    selector.unregister(key.fd)
+    os.close(key.fd)
+    os.close(answer)
+
+
+def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
+    """Be the program, as far as a process can that is another already."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    if arguments[0] == "-m":
+        sys.path[0], sys.argv = cwd, arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv = str(Path(arguments[0]).parent), arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+    gc.collect()  # what complains when it goes shall do so
+
+
+def leave() -> None:
+    """After all that a program has to do at its exit: taking apart what the server imported takes half a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    ends: list[Callable[[], None]] = []
+    # The first to be registered, so the last to run.
+    atexit.register(lambda: [end() for end in ends])
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        request = serve(control)
+    if request:
+        become(**request)
+        ends.append(leave)
