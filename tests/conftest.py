@@ -16,6 +16,10 @@ from ckptstore.objects import ObjectStore
 from tests.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.forks import Forks
 
+# Workers share the processors: with as many threads in each, torch's would mostly wait for one another. Read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
