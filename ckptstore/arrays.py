@@ -172,6 +172,8 @@ def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memory
             return raw.view(torch.complex32).reshape(shape), _contiguous_bytes(raw, torch)
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
         return tensor, _contiguous_bytes(tensor, torch)
+    except UnsupportedValueError:
+        raise
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"There is no memory for an array of dtype {dtype} and shape {shape}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from abc import abstractmethod
 from bisect import bisect_right
 from functools import cached_property, partial
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Reading = Callable[[], AbstractContextManager[None]]
 
 FRAMEWORKS = {"torch": arrays.TENSOR, "numpy": arrays.NDARRAY}
+_DLPACK_CPU = 1
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 
 
@@ -69,9 +71,18 @@ class IndexedArray(LazyArray):
 
         if copy is False:
             raise ValueError("An array that is read from a repository is always a copy.")
-        whole = object.__new__(type(self))
-        whole.__dict__.update(self.__dict__, kind=arrays.NDARRAY)
-        return np.asarray(whole[...], dtype=dtype)
+        return np.asarray(self._all(arrays.NDARRAY), dtype=dtype)
+
+    def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
+        """All of it, for torch and others that take tensors by DLPack. options: of that protocol."""
+        if copy is False:
+            raise BufferError("An array that is read from a repository is always a copy.")
+        kind = arrays.TENSOR if self.dtype and "torch" in sys.modules else arrays.NDARRAY
+        return self._all(kind).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The processor's memory."""
+        return _DLPACK_CPU, 0
 
     def __reduce__(self) -> Any:
         if self.origin is None:
@@ -81,6 +92,12 @@ class IndexedArray(LazyArray):
     @abstractmethod
     def __getitem__(self, index: object) -> Any:
         """Read a part."""
+
+    def _all(self, kind: str) -> Any:
+        """Read all of it, as an array of this kind."""
+        whole = object.__new__(type(self))
+        whole.__dict__.update(self.__dict__, kind=kind)
+        return whole[...]
 
 
 class CheckpointArray(IndexedArray):

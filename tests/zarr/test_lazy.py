@@ -31,7 +31,7 @@ from ckptstore.zarr import store
 from tests.properties.same import bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from hypothesis.strategies import DrawFn
@@ -227,6 +227,58 @@ def test_numpy_takes_the_whole_array_and_reads_each_chunk_once(
     assert np.mean(made.array("small/1")) == 3
     with pytest.raises(ValueError, match="copy"):
         np.array(array, copy=False)
+
+
+@pytest.mark.parametrize("framework", [None, "numpy", "torch"])
+@pytest.mark.parametrize("take", [torch.as_tensor, torch.tensor, torch.from_dlpack])
+def test_torch_takes_the_whole_array_and_reads_each_chunk_once(
+    repo: ckptstore.Repository, reads: list[int], take: Callable[[Any], Any], framework: str | None
+) -> None:
+    """Whichever framework it would be indexed for, also in the dtypes that numpy itself does not give away."""
+    with repo.session() as session:
+        zarr.create_array(session.store, name="zarr", data=LONG, chunks=(81, 100))
+        session.commit()
+    small: dict[str, Any] = {"half": torch.arange(9).bfloat16(), "none": np.zeros((0, 3), "u2")}
+    small |= {"one": np.array(7), "cold": torch.ones(2, 2).to(torch.float8_e5m2)}
+    repo.commit({**repo.checkout(), **small})
+    made = repo.resolve("main")
+    reads.clear()
+    assert torch.equal(take(made.array("long", framework=framework)), torch.from_numpy(LONG))
+    assert sum(reads) == LONG.nbytes
+    assert torch.equal(take(made.array("zarr", framework=framework)), torch.from_numpy(LONG))
+    for path, value in small.items():
+        found, expected = take(made.array(path, framework=framework)), torch.as_tensor(value)
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert torch.equal(found.float(), expected.float())
+
+
+def test_others_take_an_array_by_dlpack_without_torch(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store")
+    with repo.session() as session:
+        zarr.create_array(session.store, name="theirs", data=LONG)
+        zarr.create_array(session.store, name="words", shape=2, dtype=str)
+        session.commit()
+    program = f"""
+import sys, ckptstore, numpy as np
+made = ckptstore.open({str(tmp_path / "store")!r}).resolve("main")
+assert made.array("theirs").__dlpack_device__() == (1, 0)
+found = np.from_dlpack(made.array("theirs"))
+assert (found == made.array("theirs")[...]).all() and found.size
+for path, options in (("words", {{}}), ("theirs", {{"copy": False}})):
+    try:
+        np.from_dlpack(made.array(path), **options)
+    except BufferError:
+        continue
+    raise AssertionError(path)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_numpy_says_that_it_has_no_such_dtype(tmp_path: Path) -> None:
+    made = ckptstore.init(tmp_path / "store").commit({"pairs": torch.zeros(2).to(torch.complex32)})
+    with pytest.raises(ckptstore.UnsupportedValueError, match="no dtype complex32"):
+        np.asarray(made.array("pairs"))
 
 
 @pytest.mark.parametrize("framework", [None, "numpy", "torch"])
