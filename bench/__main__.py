@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import chunk_size, report, scale, table, workloads
+from bench.bench import Bench
 from bench.figures import HEADINGS, Figure
 from bench.measure import PATIENCE_SECONDS, ROUNDS, Patience
 
@@ -42,7 +43,7 @@ def _table(options: argparse.Namespace) -> None:
         training = workloads.training(options.cache)
         facts["workloads"] = _described(training)
         _say(facts)
-        bench = table.Bench(
+        bench = Bench(
             training=training,
             cache=options.cache,
             scratch=scratch,

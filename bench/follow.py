@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ckptstore
 from bench import repositories, workloads
+from bench.bench import Bench
 from bench.figures import Bound, Figure, comparisons
 from bench.measure import Contender
-
-if TYPE_CHECKING:
-    from bench.table import Bench
 
 READ_PERCENT = 10
 

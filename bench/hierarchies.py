@@ -6,18 +6,16 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 import ckptstore
 from bench import repositories, workloads
+from bench.bench import Bench
 from bench.figures import Bound, Figure, comparisons
 from bench.measure import Contender
-
-if TYPE_CHECKING:
-    from bench.table import Bench
 
 READ_MUST, WRITE_MUST = 0.8, 0.6
 MANY_ARRAYS, OPEN_SECONDS = 1_000, 1.0

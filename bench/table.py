@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from bench import follow, hierarchies, memory, peers, repositories, training, workloads
+from bench.bench import Bench
 from bench.figures import Bound, Comparison, Figure, comparisons
-from bench.measure import Contender, Patience, Series, compete
-from bench.workloads import Training
 
 WITHIN_15_PERCENT = 1 / 1.15
 WITHIN_25_PERCENT = 1 / 1.25
@@ -21,21 +19,6 @@ BRANCH_MILLISECONDS = 20
 DIFF_MILLISECONDS = 100
 INTO_MEGABYTES = 64
 COMMIT_MEGABYTES = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What every part of the table works with."""
-
-    training: Training
-    cache: Path
-    scratch: Path
-    rounds: int
-    patience: Patience
-
-    def run(self, *contenders: Contender) -> list[Series]:
-        """Time these contenders against each other."""
-        return compete(contenders, rounds=self.rounds, patience=self.patience)
 
 
 def figures(bench: Bench, parts: Iterable[str]) -> Iterator[Figure]:

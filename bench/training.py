@@ -6,18 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import ckptstore
 from bench import memory, workloads
+from bench.bench import Bench
 from bench.figures import Bound, Figure, comparisons
 from bench.measure import Contender
 from ckptstore.training import CheckpointManager
-
-if TYPE_CHECKING:
-    from bench.table import Bench
 
 STALL_MUST, STALL_AIM = 1 / 1.3, 1 / 1.1
 MEMORY_MEGABYTES = 128

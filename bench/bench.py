@@ -1,0 +1,24 @@
+"""Bench: what every part of the table works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import Contender, Patience, Series, compete
+from bench.workloads import Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The training that is measured, where, and how often."""
+
+    training: Training
+    cache: Path
+    scratch: Path
+    rounds: int
+    patience: Patience
+
+    def run(self, *contenders: Contender) -> list[Series]:
+        """Time these contenders against each other."""
+        return compete(contenders, rounds=self.rounds, patience=self.patience)
