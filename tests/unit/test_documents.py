@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ckptstore
@@ -64,6 +64,54 @@ def test_a_document_has_one_text_and_comes_back(document: dict[str, Any]) -> Non
 def test_what_no_writer_writes_is_refused(text: str) -> None:
     with pytest.raises(CorruptError, match="this"):
         canonical.decode(text.encode("utf-8"), name="this")
+
+
+# Any number that JSON can write, and among them many that are about as large as a double can be.
+NUMBERS = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["", "-"]),
+        st.integers(1, 9).map(str),
+        st.integers(0, 320).map("7".__mul__),
+        st.integers(0, 320).map("3".__mul__).map(lambda digits: digits and f".{digits}"),
+        st.just("")
+        | st.tuples(
+            st.sampled_from(["e", "E", "e+", "E+", "e-"]),
+            st.integers(0, 3).map("0".__mul__),
+            (st.integers(0, 99) | st.integers(280, 330)).map(str),
+        ).map("".join),
+    ),
+)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=3))
+@example(["1e309"])
+@example(["1E309"])
+@example(["-1e+309"])
+@example(["1E+0309"])
+@example(["7" * 310 + ".5"])
+@example(["7" * 210 + "." + "3" * 10 + "e99"])
+def test_a_number_that_is_infinite_is_refused_among_few_and_among_many(texts: list[str]) -> None:
+    """Where there are many, numbers are only looked at when one of them may be too large."""
+    data = f'{{"a":[{",".join(texts)}]}}'.encode()
+    found: list[Any] = []
+    for many in (canonical.MANY_FLOATS, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(canonical, "MANY_FLOATS", many)
+            try:
+                found.append(canonical.decode(data, name="this"))
+            except CorruptError:
+                found.append(None)
+    expected = json.loads(data)
+    is_infinite = any(value in (float("inf"), -float("inf")) for value in expected["a"])
+    assert found == [None if is_infinite else expected] * 2
+
+
+def test_a_large_number_among_many_is_refused() -> None:
+    many = b"0.5," * (canonical.MANY_FLOATS + 1)
+    assert canonical.decode(b'{"a":[' + many + b"0.5]}", name="this")["a"][-1] == 0.5
+    with pytest.raises(CorruptError, match="this"):
+        canonical.decode(b'{"a":[' + many + b"1e309]}", name="this")
 
 
 def test_a_document_over_its_limit_is_refused_on_both_sides() -> None:
