@@ -77,8 +77,8 @@ class IndexedArray(LazyArray):
         """All of it, for torch and others that take tensors by DLPack. options: of that protocol."""
         if copy is False:
             raise BufferError("An array that is read from a repository is always a copy.")
-        kind = arrays.TENSOR if self.dtype and "torch" in sys.modules else arrays.NDARRAY
-        return self._all(kind).__dlpack__(**options)
+        has_tensor = self.dtype and sys.modules.get("torch") is not None
+        return self._all(arrays.TENSOR if has_tensor else arrays.NDARRAY).__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """The processor's memory."""
