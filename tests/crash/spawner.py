@@ -39,9 +39,8 @@ def main() -> None:
             return
         os.close(gate)
         os.close(told)
-        os.read(
-            waiting, 1
-        )  # ends when the victim closes its end: it does nothing more until it is traced
+        # Ends when the victim closes its end: it does nothing more until it is traced.
+        os.read(waiting, 1)
         os.close(waiting)
         print(child, flush=True)
         sys.stdin.readline()
