@@ -135,7 +135,7 @@ class Gc:
                 if not verdict.kept
             }
             leftover = self._stale_objects(sizes.keys() - marks.digests, grace=grace)
-            reached = _Reached(kept=kept, given_up=marks.digests - kept)
+            reached = _Reached(kept=kept, given_up=marks.digests - kept, unread=marks.unread)
         return GcPlan(
             policy=policy,
             verdicts=verdicts,
@@ -184,7 +184,7 @@ class Gc:
         named = ancestors(
             newest.refs.values(), lambda id: None if id in known else history.lookup(id)
         )
-        marks = _Marks(self.catalog, set(reached.kept))
+        marks = _Marks(self.catalog, reached)
         for id, manifest in named:
             if id in staying:
                 marks.add(manifest, must_be_whole=True)
@@ -296,10 +296,14 @@ class Gc:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reached:
-    """The objects that a plan's checkpoints reach: those it keeps, and only those it gives up."""
+    """The objects that a plan's checkpoints reach: those it keeps, and only those it gives up.
+
+    unread: the pages among them that could not be read, so that nobody knows what they list.
+    """
 
     kept: set[Digest]
     given_up: set[Digest]
+    unread: set[Digest]
 
 
 class _NothingLeftError(Exception):
@@ -326,10 +330,14 @@ class _History:
 
 
 class _Marks:
-    """The objects that some checkpoints reach; each page is read once, in however many checkpoints it is."""
+    """The objects that some checkpoints reach; each page is read once, in however many checkpoints it is.
 
-    def __init__(self, catalog: Catalog, digests: set[Digest] | None = None) -> None:
-        self.digests = set() if digests is None else digests
+    unread: pages that could not be read. One may be there again when a checkpoint needs it whole, so it is tried again.
+    """
+
+    def __init__(self, catalog: Catalog, reached: _Reached | None = None) -> None:
+        self.digests = set(reached.kept) if reached else set()
+        self.unread = set(reached.unread) if reached else set()
         self._catalog = catalog
 
     def add(self, manifest: Manifest, *, must_be_whole: bool) -> set[Digest]:
@@ -340,11 +348,13 @@ class _Marks:
         """
         added = manifest.documents() - self.digests
         for ref, search in self._catalog.searches(manifest):
-            if ref.digest in added:
+            if ref.digest in added or ref.digest in self.unread:
                 try:
                     listed = search(ref.digest) - self.digests
                     added.update(map(Digest, listed))
+                    self.unread.discard(ref.digest)
                 except CorruptError:
+                    self.unread.add(ref.digest)
                     if must_be_whole:
                         raise
         self.digests |= added

@@ -12,6 +12,7 @@ import ckptstore
 from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError
 from ckptstore.catalog import key_of
 from ckptstore.format.operation import Condemned
+from ckptstore.gc import Gc
 from ckptstore.objects import key_of as object_key
 from ckptstore.retention import KeepAll, KeepBest, KeepIf, MaxToKeep
 from tests.properties.same import difference
@@ -423,3 +424,34 @@ def test_a_commit_that_died_beside_a_gc_and_lost_its_objects_stops_no_later_gc()
     repo.gc(MaxToKeep(1), grace=0)
     assert repo.verify().ok
     line.assert_whole(1)
+
+
+@pytest.mark.parametrize("is_planned_before", [True, False])
+def test_a_page_that_comes_back_while_a_gc_is_at_work_keeps_what_it_lists(
+    monkeypatch: pytest.MonkeyPatch, is_planned_before: bool
+) -> None:
+    """A commit that another gc had taken the page of is made again, after this gc has looked for the page in vain."""
+    line = Line(2)
+    line.repo.commit({"large": arrays(9)["large"]})  # what it shares has no grace when it expires
+    line.commit(3)
+
+    def plan() -> Any:
+        return line.repo.plan_gc(MaxToKeep(1), grace=0 if is_planned_before else 3600)
+
+    early = plan() if is_planned_before else None
+    lost = line.repo.commit(arrays(9), branch="side")._manifest
+    line.repo.delete_branch("side")
+    line.storage.delete([object_key(ref.digest) for ref in lost.pages])
+    sweep, made = Gc._sweep, []
+
+    def then_commit(self: Gc, *args: Any, **options: Any) -> Any:
+        found = sweep(self, *args, **options)
+        made.append(ckptstore.open(line.repo.url).commit(arrays(9), branch="new"))
+        assert made[0]._manifest.pages == lost.pages
+        return found
+
+    monkeypatch.setattr(Gc, "_sweep", then_commit)
+    (early or plan()).execute()
+    repo = ckptstore.open(line.repo.url)
+    assert repo.verify().problems == ()
+    assert difference(arrays(9), repo.checkout("new")) is None
