@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptstore.checkpoint import ArrayInfo, Checkpoint
-    from ckptstore.codecs import register_codec
-    from ckptstore.diff import ArrayChange, Diff, Numbers, StoredArray, ValueChange
+    from ckptstore.diff.compare import ArrayChange, Diff, Numbers, StoredArray, ValueChange
     from ckptstore.digest import Digest
     from ckptstore.errors import (
         CheckoutMismatchError,
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedValueError,
     )
-    from ckptstore.follow import Follower, Update
+    from ckptstore.follow.follower import Follower, Update
     from ckptstore.gc import GcPlan, GcReport
     from ckptstore.repository import Repository, Undone, Usage, init, open
+    from ckptstore.state.codecs import register_codec
     from ckptstore.verify import Problem, VerifyReport
     from ckptstore.weights import load_weights
 
@@ -40,8 +40,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("ArrayInfo", "Checkpoint"),
-    "codecs": ("register_codec",),
-    "diff": ("ArrayChange", "Diff", "Numbers", "StoredArray", "ValueChange"),
+    "state.codecs": ("register_codec",),
+    "diff.compare": ("ArrayChange", "Diff", "Numbers", "StoredArray", "ValueChange"),
     "digest": ("Digest",),
     "errors": (
         "CheckoutMismatchError",
@@ -55,7 +55,7 @@ _HOMES = {
         "StorageError",
         "UnsupportedValueError",
     ),
-    "follow": ("Follower", "Update"),
+    "follow.follower": ("Follower", "Update"),
     "gc": ("GcPlan", "GcReport"),
     "repository": ("Repository", "Undone", "Usage", "init", "open"),
     "verify": ("Problem", "VerifyReport"),

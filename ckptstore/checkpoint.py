@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     import zarr
 
-    from ckptstore.array_opener import ArrayOpener
-    from ckptstore.catalog import Catalog
-    from ckptstore.checkpoint_array import IndexedArray
+    from ckptstore.checkout.checkpoint_array import IndexedArray
+    from ckptstore.checkout.opener import ArrayOpener
     from ckptstore.digest import Digest
-    from ckptstore.format.manifest import Manifest
-    from ckptstore.format.node_page import EncodedEntry
-    from ckptstore.format.page import ArrayEntry
-    from ckptstore.hierarchy import ZarrValues
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.page import ArrayEntry
+    from ckptstore.documents.zarr_page import EncodedEntry
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.zarr.hierarchy import ZarrValues
 
 _path = attrgetter("path")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ class ArrayInfo:
     @classmethod
     def of(cls, entry: ArrayEntry) -> Self:
         """An array of a state."""
-        from ckptstore.format.chunks import chunk_count
+        from ckptstore.documents.chunks import chunk_count
 
         is_small = entry.offset is not None
         return cls(
@@ -116,7 +116,7 @@ class Checkpoint:
     @property
     def arrays(self) -> tuple[ArrayInfo, ...]:
         """Every array, in path order; read from the repository at each call."""
-        from ckptstore.encoded import encoded_entries
+        from ckptstore.zarr.encoded_entries import encoded_entries
 
         listed = [
             ArrayInfo.of(entry)
@@ -131,7 +131,7 @@ class Checkpoint:
 
         framework: "torch" or "numpy": what indexing gives; None: what was committed. NotFoundError names what is like it.
         """
-        from ckptstore.array_opener import ArrayOpener
+        from ckptstore.checkout.opener import ArrayOpener
 
         self._catalog.refuse_expired(self.id)
         if not self._openers:
@@ -163,16 +163,16 @@ class Checkpoint:
     @property
     def names(self) -> tuple[str | int, ...]:
         """The keys of the state's outermost dict, in order; none of any other state. Read at each call."""
-        from ckptstore.state import entries
+        from ckptstore.state.tree import entries
 
         return tuple(entries(self._catalog.structure(self._manifest)))
 
     @property
     def values(self) -> dict[str, object]:
         """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
-        from ckptstore import codecs
-        from ckptstore.format.structure import array_path
-        from ckptstore.state import leaves, plain
+        from ckptstore.documents.structure import array_path
+        from ckptstore.state import codecs
+        from ckptstore.state.tree import leaves, plain
 
         return {
             path: plain(node, decode=codecs.decode)

@@ -7,7 +7,7 @@ The order of things:
 4. Move the manifests of condemned checkpoints to history, durably, then delete the condemned objects.
 5. Go on with 3 until nothing is left; then append an operation that condemns nothing.
 
-Everybody else obeys the rule in `ckptstore.condemned`. So a delete never hits what anything relies on, whatever the clocks
+Everybody else obeys the rule in `ckptstore.store.condemned`. So a delete never hits what anything relies on, whatever the clocks
 say, and space is free at once.
 """
 
@@ -18,25 +18,25 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ckptstore.catalog import key_of as manifest_key
 from ckptstore.digest import Digest
+from ckptstore.documents.expiry import Expiry
+from ckptstore.documents.operation import Condemned
 from ckptstore.errors import CorruptError, NotFoundError
-from ckptstore.format.expiry import Expiry
-from ckptstore.format.operation import Condemned
 from ckptstore.history import ancestors
-from ckptstore.objects import key_of as object_key
 from ckptstore.retention import Verdict, decide
+from ckptstore.store.catalog import key_of as manifest_key
+from ckptstore.store.objects import key_of as object_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from ckptstore.catalog import Catalog
-    from ckptstore.format.manifest import Manifest
-    from ckptstore.format.operation import Operation
-    from ckptstore.objects import ObjectStore
-    from ckptstore.oplog import Oplog
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.store.objects import ObjectStore
+    from ckptstore.store.oplog import Oplog
 
 TEMPORARY_SECONDS = 86_400.0  # a write that takes a day has died
 BATCH = 8192  # checkpoints, and objects, that one operation condemns at most

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ckptstore.digest import Digest
-    from ckptstore.format.manifest import Manifest
+    from ckptstore.documents.manifest import Manifest
 
     Lookup = Callable[[Digest], Manifest | None]
 

@@ -12,41 +12,30 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.catalog import Catalog
-from ckptstore.catalog import key_of as manifest_key
 from ckptstore.checkpoint import Checkpoint
-from ckptstore.collector import paused_collector
-from ckptstore.condemned import GRACE_SECONDS
-from ckptstore.errors import (
-    ConflictError,
-    CorruptError,
-    InvalidInputError,
-    NotFoundError,
-    shown,
-)
-from ckptstore.format.manifest import (
+from ckptstore.documents.manifest import (
     Manifest,
     check_message,
     check_meta,
     check_metrics,
     check_step,
 )
-from ckptstore.format.marker import (
-    CHUNK_BYTES_DEFAULT,
-    MARKER_BYTES_MAX,
-    MARKER_KEY,
-    Marker,
-)
-from ckptstore.format.names import check_ref_name
-from ckptstore.hierarchy import ZarrFiles
+from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
+from ckptstore.documents.names import check_ref_name
+from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors
-from ckptstore.objects import ObjectStore
-from ckptstore.objects import key_of as object_key
-from ckptstore.oplog import Oplog
-from ckptstore.refs import Refs, check_known, check_new_branch
+from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import Names, resolve
-from ckptstore.selection import Selection
+from ckptstore.state.selection import Selection
 from ckptstore.storage import BesideStorage, LocalStorage, open_storage
+from ckptstore.store.catalog import Catalog
+from ckptstore.store.catalog import key_of as manifest_key
+from ckptstore.store.condemned import GRACE_SECONDS
+from ckptstore.store.objects import ObjectStore
+from ckptstore.store.objects import key_of as object_key
+from ckptstore.store.oplog import Oplog
+from ckptstore.store.refs import Refs, check_known, check_new_branch
+from ckptstore.zarr.hierarchy import ZarrFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,19 +43,19 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import SupportsIndex
 
-    from ckptstore.array_opener import ArrayOpener
-    from ckptstore.diff import Diff, Source
+    from ckptstore.checkout.opener import ArrayOpener
+    from ckptstore.commit.seed import Seed
+    from ckptstore.commit.writer import Written
+    from ckptstore.diff.compare import Diff, Source
     from ckptstore.digest import Digest
-    from ckptstore.follow import Follower
-    from ckptstore.format.operation import Operation
+    from ckptstore.documents.operation import Operation
+    from ckptstore.follow.follower import Follower
     from ckptstore.gc import Gc, GcPlan, GcReport
     from ckptstore.retention import Policy
-    from ckptstore.seed import Seed
     from ckptstore.storage import Storage
     from ckptstore.verify import VerifyReport
-    from ckptstore.writer import Written
+    from ckptstore.zarr.changes import Staged
     from ckptstore.zarr.session import Session
-    from ckptstore.zarr.staged import Staged
 
     Patterns = str | Sequence[str] | None
 
@@ -202,8 +191,8 @@ class Repository:
 
         A branch that does not exist begins empty. Any Zarr hierarchy can be written, with any codecs.
         """
+        from ckptstore.zarr.changes import Staged
         from ckptstore.zarr.session import Session
-        from ckptstore.zarr.staged import Staged
 
         check_ref_name(branch, kind="branch")
 
@@ -300,9 +289,9 @@ class Repository:
         is_lazy: bool,
     ) -> Any:
         """Read a checkpoint that was live a moment ago."""
-        from ckptstore import state
-        from ckptstore.array_opener import ArrayOpener
-        from ckptstore.checkout import fill, fresh, lazy
+        from ckptstore.checkout.checkout import fill, fresh, lazy
+        from ckptstore.checkout.opener import ArrayOpener
+        from ckptstore.state import tree as state
 
         opener = ArrayOpener(id, manifest, self._catalog)
 
@@ -376,7 +365,7 @@ class Repository:
         asked = (include, exclude, rename or None)
         if asked == (None, None, None) and tuple(reset) == ("step", "metrics"):
             return self._branch_at(name, at)
-        from ckptstore.seed import Seed
+        from ckptstore.commit.seed import Seed
 
         seed = Seed.of(include, exclude, rename, reset)
         if seed.is_everything:
@@ -400,7 +389,7 @@ class Repository:
         numeric: read the arrays that changed, and tell how far they moved. Chunks that both share are read once, for the
         norms; arrays that are the same are never read.
         """
-        from ckptstore.diff import compare
+        from ckptstore.diff.compare import compare
 
         selection = Selection.of(include, exclude)
         if not isinstance(b, str):
@@ -415,7 +404,7 @@ class Repository:
                 found = compare(source, other_source, selection, decode=_decoded)
             if not numeric:
                 return found
-            from ckptstore.numeric import measure
+            from ckptstore.diff.numeric import measure
 
             return measure(
                 found,
@@ -429,7 +418,7 @@ class Repository:
 
         poll_seconds: how often to look. A branch that does not exist yet is waited for.
         """
-        from ckptstore.follow import Follower
+        from ckptstore.follow.follower import Follower
 
         check_ref_name(branch, kind="branch")
         return Follower(
@@ -557,8 +546,8 @@ class Repository:
 
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""
-        from ckptstore.array_opener import ArrayOpener
-        from ckptstore.diff import Source
+        from ckptstore.checkout.opener import ArrayOpener
+        from ckptstore.diff.compare import Source
 
         id, manifest = self._readable(rev)
         opener = ArrayOpener(id, manifest, self._catalog)
@@ -575,7 +564,7 @@ class Repository:
 
         It is in memory, but for the objects that the checkpoint beside it has as well.
         """
-        from ckptstore.writer import reached_by
+        from ckptstore.commit.writer import reached_by
 
         id, _ = self._readable(beside)
         keys = {object_key(digest) for digest in reached_by(id, self._catalog).digests}
@@ -593,7 +582,7 @@ class Repository:
 
     def _plant(self, name: str, at: str, seed: Seed) -> Checkpoint:
         """Make a branch that begins with a seed; published as a commit is."""
-        from ckptstore.seed import plant
+        from ckptstore.commit.seed import plant
 
         newest = self._oplog.newest()
         check_new_branch(name, newest)
@@ -622,8 +611,8 @@ class Repository:
 
     def _write(self, value: object, head: Digest | None) -> Written:
         """Store the arrays and the structure of a state, or a Zarr hierarchy in files."""
-        from ckptstore.staging import Staged, flatten
-        from ckptstore.writer import write
+        from ckptstore.commit.staging import Staged, flatten
+        from ckptstore.commit.writer import write
 
         store = partial(
             write,
@@ -633,7 +622,7 @@ class Repository:
             chunk_bytes=self._chunk_bytes,
         )
         if isinstance(value, ZarrFiles):
-            from ckptstore.zarr.take import take
+            from ckptstore.zarr.commit_folder import take
 
             return take(
                 value,
@@ -718,7 +707,7 @@ def _describe(
 
 def _decoded(name: str, value: object) -> object:
     """What a codec makes of a value; the value itself where this process has no such codec."""
-    from ckptstore import codecs
+    from ckptstore.state import codecs
 
     try:
         return codecs.decode(name, value)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ckptstore.digest import Digest
-    from ckptstore.format.manifest import Manifest
+    from ckptstore.documents.manifest import Manifest
     from ckptstore.history import Lookup
 
     Live = Sequence[tuple[Digest, Manifest]]

@@ -22,7 +22,7 @@ from ckptstore.history import ancestors, first_parents
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ckptstore.format.manifest import Manifest
+    from ckptstore.documents.manifest import Manifest
     from ckptstore.history import Lookup
 
 PREFIX_DIGITS_MIN = 6

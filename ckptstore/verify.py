@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptstore.catalog import EXPIRED, EXPIRIES, LIVE, Catalog, key_of
 from ckptstore.digest import Digest
-from ckptstore.encoded import encoded_entries
+from ckptstore.documents.marker import CHUNK_BYTES_MAX, MARKER_BYTES_MAX, MARKER_KEY, Marker
+from ckptstore.documents.structure import array_path
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
-from ckptstore.format.marker import CHUNK_BYTES_MAX, MARKER_BYTES_MAX, MARKER_KEY, Marker
-from ckptstore.format.structure import array_path
 from ckptstore.history import ancestors
-from ckptstore.objects import PREFIX as OBJECTS
-from ckptstore.objects import ObjectStore
-from ckptstore.objects import key_of as object_key
-from ckptstore.oplog import KEPT_OPERATIONS, Oplog
-from ckptstore.oplog import PREFIX as OPERATIONS
-from ckptstore.oplog import key_of as operation_key
-from ckptstore.parallel import gather
-from ckptstore.state import ROOT, leaves
+from ckptstore.state.tree import ROOT, leaves
+from ckptstore.store.catalog import EXPIRED, EXPIRIES, LIVE, Catalog, key_of
+from ckptstore.store.objects import PREFIX as OBJECTS
+from ckptstore.store.objects import ObjectStore
+from ckptstore.store.objects import key_of as object_key
+from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog
+from ckptstore.store.oplog import PREFIX as OPERATIONS
+from ckptstore.store.oplog import key_of as operation_key
+from ckptstore.threads import gather
+from ckptstore.zarr.encoded_entries import encoded_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ckptstore.format.manifest import Manifest
-    from ckptstore.format.node_page import NodePage
-    from ckptstore.format.page import Page
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.page import Page
+    from ckptstore.documents.zarr_page import NodePage
     from ckptstore.storage import Storage
 
 Entry = TypeVar("Entry")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import repository
-from ckptstore.arrays import in_place, is_module
+from ckptstore.arrays.source import in_place, is_module
 from ckptstore.repository import Repository
-from ckptstore.state import WEIGHTS
+from ckptstore.state.tree import WEIGHTS
 
 if TYPE_CHECKING:
     from pathlib import Path

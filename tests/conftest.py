@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ckptstore.objects import ObjectStore
+from ckptstore.store.objects import ObjectStore
 from tests.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.forks import Forks
 

@@ -18,30 +18,35 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptstore import arrays, codecs
-from ckptstore.collector import paused_collector
+from ckptstore.arrays import source as arrays
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
-from ckptstore.hierarchy import ZarrValues
-from ckptstore.state import flatten
+from ckptstore.python_gc import paused_collector
+from ckptstore.state import codecs
+from ckptstore.state.tree import flatten
+from ckptstore.zarr.hierarchy import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
 SAFETENSORS = ".safetensors"
+_DCP = "ckptstore.formats.dcp.folder"
+_SHARDED = "ckptstore.formats.sharded"
+_TORCH = "ckptstore.formats.torch.file"
+_ZARR = "ckptstore.zarr.folder_write"
 _BY_SUFFIX = {
-    SAFETENSORS: "safetensors",
-    ".pt": "torch_file",
-    ".pth": "torch_file",
-    ".ckpt": "torch_file",
-    ".bin": "torch_file",
-    ".npz": "npz",
-    ".npy": "npy",
-    ".zarr": "zarr_folder",
+    SAFETENSORS: "ckptstore.formats.safetensors",
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+    ".ckpt": _TORCH,
+    ".bin": _TORCH,
+    ".npz": "ckptstore.formats.npz",
+    ".npy": "ckptstore.formats.npy",
+    ".zarr": _ZARR,
 }
 _INDICES = (".safetensors.index.json", ".bin.index.json")
-_FOLDERS = frozenset({"sharded", "dcp", "zarr_folder"})  # modules whose form is a folder
+_FOLDERS = frozenset({_DCP, _SHARDED, _ZARR})  # modules whose form is a folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +125,7 @@ def _writer(
     """What writes a state to a path that is free."""
     module = _module(name)
     if isinstance(state, ZarrValues):
-        if name != "zarr_folder":
+        if name != _ZARR:
             raise InvalidInputError("A Zarr hierarchy as it was set is written to a .zarr only.")
         return partial(module.write_values, state)
     options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
@@ -177,11 +182,11 @@ def _of_file(path: Path) -> str:
 def _of_folder(path: Path) -> str:
     """The module that reads a folder, by the files in it."""
     if path.joinpath(".metadata").exists():
-        return "dcp"
+        return _DCP
     if any(path.joinpath(name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
-        return "zarr_folder"
+        return _ZARR
     if any(name.endswith((SAFETENSORS, *_INDICES)) for name in os.listdir(path)):
-        return "sharded"
+        return _SHARDED
     raise InvalidInputError(
         f"{path} is a folder without a checkpoint that could be read: .safetensors files, the index of .bin files, "
         "zarr.json, or the .metadata of torch.distributed.checkpoint. Commit any other file in it by its own name."
@@ -198,7 +203,7 @@ def _of_output(path: Path, shard_bytes: int | None) -> str:
         raise InvalidInputError(
             f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name of a folder for them."
         )
-    return "sharded"
+    return _SHARDED
 
 
 def _of_suffix(path: Path) -> str:
@@ -212,7 +217,7 @@ def _of_suffix(path: Path) -> str:
 
 
 def _module(name: str) -> ModuleType:
-    return import_module(f"{__name__}.{name}")
+    return import_module(name)
 
 
 def _path(path: object) -> Path:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ckptstore.documents.structure import array_path
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.structure import array_path
-from ckptstore.state import leaves
+from ckptstore.state.tree import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ckptstore.arrays import ArraySource
-    from ckptstore.state import Flat
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.tree import Flat
 
 NAMED_MAX = 5  # in a message
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.format.names import escape_key
-from ckptstore.format.structure import DEPTH_MAX
+from ckptstore.documents.names import escape_key
+from ckptstore.documents.structure import DEPTH_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,18 +7,18 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ckptstore.arrays.file import FileArray, OpenFile, Scratch
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats import safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
-from ckptstore.formats.file_array import FileArray, OpenFile, Scratch
-from ckptstore.formats.turned import is_turned, turned
+from ckptstore.formats.torch.turned import is_turned, turned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ckptstore.arrays import ArraySource
-    from ckptstore.state import Flat
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.tree import Flat
 
 KIND = "ndarray"
 HEADER_BYTES_MAX = 10_000  # as numpy has it

@@ -13,18 +13,18 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ckptstore.arrays.file import OpenFile, Scratch
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
-from ckptstore.formats.file_array import OpenFile, Scratch
 from ckptstore.formats.names import nested
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ckptstore.arrays import ArraySource
-    from ckptstore.formats.file_array import FileArray
-    from ckptstore.state import Flat
+    from ckptstore.arrays.file import FileArray
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.tree import Flat
 
 READ_BYTES_MAX = 8 << 20  # at once: the longest list of members, some 80,000
 PIECE_BYTES = 1 << 20

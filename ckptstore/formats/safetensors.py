@@ -10,19 +10,19 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays import json_document
+from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats import json_document
 from ckptstore.formats.arrays_only import check_dtypes, check_values
-from ckptstore.formats.file_array import FileArray, OpenFile
 from ckptstore.formats.names import nested
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ckptstore.arrays import ArraySource
-    from ckptstore.state import Flat
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.tree import Flat
 
 HEADER_BYTES_MAX = 16 << 20  # some 100,000 tensors; a structure names about 250,000
 LIBRARY_HEADER_BYTES_MAX = 100_000_000

@@ -11,18 +11,20 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays import json_document
+from ckptstore.arrays.file import OpenFile
 from ckptstore.errors import InvalidInputError, NotFoundError, shown
-from ckptstore.formats import json_document, safetensors, torch_file
-from ckptstore.formats.file_array import OpenFile
+from ckptstore.formats import safetensors
 from ckptstore.formats.names import nested
+from ckptstore.formats.torch import file as torch_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from ckptstore.arrays import ArraySource
-    from ckptstore.lazy import LazyArray
-    from ckptstore.state import Flat
+    from ckptstore.arrays.lazy import LazyArray
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.tree import Flat
 
 FILES_MAX = 1_000  # each is open until its tensors were read
 TENSORS_MAX = 250_000  # in all files; a structure names no more

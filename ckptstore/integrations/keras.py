@@ -14,7 +14,7 @@ import keras  # type: ignore[import-untyped]
 import torch
 
 from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError
-from ckptstore.training.loop import Training
+from ckptstore.training.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

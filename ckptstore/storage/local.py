@@ -23,14 +23,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import (
-    CorruptError,
-    InvalidInputError,
-    NotFoundError,
-    StorageError,
-    shown,
-)
-from ckptstore.parallel import gather
+from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

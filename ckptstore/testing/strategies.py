@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.documents.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy

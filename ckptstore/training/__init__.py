@@ -9,45 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckptstore.training.callbacks import (
-        BackupAndRestore as BackupAndRestore,
-    )
-    from ckptstore.training.callbacks import (
-        Callback as Callback,
-    )
-    from ckptstore.training.callbacks import (
-        CallbackList as CallbackList,
-    )
-    from ckptstore.training.callbacks import (
-        CSVLogger as CSVLogger,
-    )
-    from ckptstore.training.callbacks import (
-        EarlyStopping as EarlyStopping,
-    )
-    from ckptstore.training.callbacks import (
-        LambdaCallback as LambdaCallback,
-    )
-    from ckptstore.training.callbacks import (
-        LearningRateScheduler as LearningRateScheduler,
-    )
-    from ckptstore.training.callbacks import (
-        ModelCheckpoint as ModelCheckpoint,
-    )
-    from ckptstore.training.callbacks import (
-        ProgbarLogger as ProgbarLogger,
-    )
-    from ckptstore.training.callbacks import (
-        ReduceLROnPlateau as ReduceLROnPlateau,
-    )
-    from ckptstore.training.callbacks import (
-        RemoteMonitor as RemoteMonitor,
-    )
-    from ckptstore.training.callbacks import (
-        TensorBoard as TensorBoard,
-    )
-    from ckptstore.training.callbacks import (
-        TerminateOnNaN as TerminateOnNaN,
-    )
+    from ckptstore.training.callbacks import BackupAndRestore as BackupAndRestore
+    from ckptstore.training.callbacks import Callback as Callback
+    from ckptstore.training.callbacks import CallbackList as CallbackList
+    from ckptstore.training.callbacks import CSVLogger as CSVLogger
+    from ckptstore.training.callbacks import EarlyStopping as EarlyStopping
+    from ckptstore.training.callbacks import LambdaCallback as LambdaCallback
+    from ckptstore.training.callbacks import LearningRateScheduler as LearningRateScheduler
+    from ckptstore.training.callbacks import ModelCheckpoint as ModelCheckpoint
+    from ckptstore.training.callbacks import ProgbarLogger as ProgbarLogger
+    from ckptstore.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+    from ckptstore.training.callbacks import RemoteMonitor as RemoteMonitor
+    from ckptstore.training.callbacks import TensorBoard as TensorBoard
+    from ckptstore.training.callbacks import TerminateOnNaN as TerminateOnNaN
     from ckptstore.training.manager import CheckpointManager as CheckpointManager
 
 __all__ = [

@@ -9,20 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore import repository
+from ckptstore.commit.seed import SEED
+from ckptstore.commit.staging import Staging
+from ckptstore.documents.manifest import check_metrics
+from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
-from ckptstore.format.manifest import check_metrics
-from ckptstore.format.names import check_ref_name
 from ckptstore.repository import Repository
-from ckptstore.retention import (
-    KeepBest,
-    KeepEveryNHours,
-    KeepEveryNSteps,
-    MaxToKeep,
-    Policy,
-    Union,
-)
-from ckptstore.seed import SEED
-from ckptstore.staging import Staging
+from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy, Union
 from ckptstore.training.background import Background
 from ckptstore.training.preemption import EXIT_CODE, Preemption
 from ckptstore.training.tracked import capture, destination, settle, stateful

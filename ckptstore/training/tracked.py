@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ckptstore.arrays import is_keras
+from ckptstore.arrays.source import is_keras
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.random_state import Generator, RandomState
 

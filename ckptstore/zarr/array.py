@@ -12,12 +12,12 @@ import numpy as np
 import zarr
 from zarr.errors import NodeTypeValidationError
 
-from ckptstore import arrays
-from ckptstore.basic_index import wanted
-from ckptstore.checkpoint_array import IndexedArray
+from ckptstore.arrays import source as arrays
+from ckptstore.arrays.index import wanted
+from ckptstore.checkout.checkpoint_array import IndexedArray
+from ckptstore.checkout.reader import check_memory
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.reader import check_memory
 from ckptstore.zarr.bands import BOX_BYTES, Bands
 
 if TYPE_CHECKING:

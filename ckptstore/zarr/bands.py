@@ -14,8 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 from weakref import WeakKeyDictionary
 
-from ckptstore.format.chunks import runs
-from ckptstore.formats.file_array import Scratch
+from ckptstore.arrays.file import Scratch
+from ckptstore.documents.chunks import runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ckptstore.encoded import check_document
+from ckptstore.checkout.reader import check_memory
+from ckptstore.documents import canonical, zarr_document
+from ckptstore.documents.chunks import chunks
+from ckptstore.documents.dtypes import item_bytes
+from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
+from ckptstore.documents.structure import array_path
 from ckptstore.errors import InvalidInputError
-from ckptstore.format import canonical, zarr_document
-from ckptstore.format.chunks import chunks
-from ckptstore.format.dtypes import item_bytes
-from ckptstore.format.marker import CHUNK_BYTES_DEFAULT
-from ckptstore.format.structure import array_path
-from ckptstore.formats.zarr_read import telling
-from ckptstore.graft import graft
-from ckptstore.hierarchy import ZarrValues
-from ckptstore.reader import check_memory
-from ckptstore.state import leaves
+from ckptstore.state.tree import leaves
+from ckptstore.zarr.encoded_entries import check_document
+from ckptstore.zarr.folder_read import telling
+from ckptstore.zarr.graft import graft
+from ckptstore.zarr.hierarchy import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from ckptstore.catalog import Catalog
     from ckptstore.digest import Digest
-    from ckptstore.format.manifest import Manifest
-    from ckptstore.format.node_page import Value
-    from ckptstore.format.page import ArrayEntry, Bundle
-    from ckptstore.format.structure import Node
-    from ckptstore.objects import ObjectStore
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.page import ArrayEntry, Bundle
+    from ckptstore.documents.structure import Node
+    from ckptstore.documents.zarr_page import Value
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.store.objects import ObjectStore
 
 PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
 DOCUMENTS_VALUES_MAX = 500_000  # of all documents of a hierarchy; some 14,000 arrays

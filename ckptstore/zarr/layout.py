@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptstore.format.zarr_document import above
+from ckptstore.documents.zarr_document import above
 from ckptstore.zarr.contents import NODE_DOCUMENTS, Made
 
 if TYPE_CHECKING:

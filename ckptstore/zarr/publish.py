@@ -5,25 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptstore.collector import paused_collector
+from ckptstore.commit.writer import PUT_THREADS, Reached, Written, page_ref, reached_by
 from ckptstore.digest import Digest
+from ckptstore.documents import structure, zarr_document
+from ckptstore.documents.manifest import PageRef
+from ckptstore.documents.page import SMALL_BYTES, Bundle
+from ckptstore.documents.repage import repage
+from ckptstore.documents.zarr_page import NodePage, Value, Weighed, ZarrNode, cut_nodes, weight
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.format import structure, zarr_document
-from ckptstore.format.manifest import PageRef
-from ckptstore.format.node_page import (
-    NodePage,
-    Value,
-    Weighed,
-    ZarrNode,
-    cut_nodes,
-    weight,
-)
-from ckptstore.format.page import SMALL_BYTES, Bundle
-from ckptstore.format.repage import repage
-from ckptstore.graft import graft
-from ckptstore.parallel import gather
-from ckptstore.state import ROOT
-from ckptstore.writer import PUT_THREADS, Reached, Written, page_ref, reached_by
+from ckptstore.python_gc import paused_collector
+from ckptstore.state.tree import ROOT
+from ckptstore.threads import gather
 from ckptstore.zarr.contents import (
     METADATA,
     NODE_DOCUMENTS,
@@ -34,14 +26,15 @@ from ckptstore.zarr.contents import (
     join,
     parsed,
 )
+from ckptstore.zarr.graft import graft
 from ckptstore.zarr.layout import lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from ckptstore.zarr.changes import Staged
     from ckptstore.zarr.contents import Content
     from ckptstore.zarr.layout import Layout
-    from ckptstore.zarr.staged import Staged
 
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
 

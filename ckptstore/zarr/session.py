@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 
 from zarr.core.buffer import Buffer
 
+from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.documents.zarr_page import check_key
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.node_page import check_key
-from ckptstore.format.page import SMALL_BYTES
 from ckptstore.zarr.store import ContentStore
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.digest import Digest
+    from ckptstore.zarr.changes import Staged
     from ckptstore.zarr.contents import CachedObjects, Contents
-    from ckptstore.zarr.staged import Staged
 
 
 ONE_PROCESS = (

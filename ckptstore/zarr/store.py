@@ -14,15 +14,15 @@ import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
-from ckptstore.catalog import Catalog
+from ckptstore.documents.marker import MARKER_KEY
+from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, NotFoundError
-from ckptstore.format.marker import MARKER_KEY
-from ckptstore.format.page import SMALL_BYTES
-from ckptstore.objects import ObjectStore
-from ckptstore.oplog import Oplog
 from ckptstore.revisions import resolve
-from ckptstore.state import ROOT
+from ckptstore.state.tree import ROOT
 from ckptstore.storage import open_storage
+from ckptstore.store.catalog import Catalog
+from ckptstore.store.objects import ObjectStore
+from ckptstore.store.oplog import Oplog
 from ckptstore.zarr import dtypes
 from ckptstore.zarr.contents import (
     METADATA,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
     from ckptstore.digest import Digest
-    from ckptstore.format.manifest import Manifest
+    from ckptstore.documents.manifest import Manifest
     from ckptstore.zarr.contents import Content
 
 

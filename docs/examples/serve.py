@@ -30,7 +30,7 @@ from ckptstore.training import CheckpointManager
 
 if TYPE_CHECKING:
     from ckptstore import Repository
-    from ckptstore.follow import Follower
+    from ckptstore.follow.follower import Follower
 
 STEPS = 160
 SAVE_EVERY = 10

@@ -12,10 +12,10 @@ import pytest
 
 import ckptstore
 from ckptstore.digest import Digest
-from ckptstore.format import canonical, sealed, structure
-from ckptstore.format.operation import Condemned, Operation
-from ckptstore.oplog import Oplog
+from ckptstore.documents import canonical, sealed, structure
+from ckptstore.documents.operation import Condemned, Operation
 from ckptstore.storage import LocalStorage, MemoryStorage
+from ckptstore.store.oplog import Oplog
 
 if TYPE_CHECKING:
     from pathlib import Path

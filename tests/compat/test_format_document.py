@@ -17,8 +17,9 @@ from blake3 import blake3
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckptstore.format import canonical, chunks, dtypes, names, node_page, page, structure
-from ckptstore.state import flatten
+from ckptstore.documents import canonical, chunks, dtypes, names, page, structure
+from ckptstore.documents import zarr_page as node_page
+from ckptstore.state.tree import flatten
 from tests.compat import plain_reader, plain_writer
 from tests.compat.make_example import make
 
@@ -56,7 +57,9 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert len(rows) == 39
     for _, value, constant in rows:
         module, name = constant.strip("`").split(".")
-        home = "ckptstore" if module in ("verify", "oplog") else "ckptstore.format"
+        home = {"verify": "ckptstore", "oplog": "ckptstore.store"}.get(
+            module, "ckptstore.documents"
+        )
         assert getattr(importlib.import_module(f"{home}.{module}"), name) == int(value), constant
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import ckptstore
-from ckptstore import arrays, gate
+from ckptstore.arrays import source as arrays
+from ckptstore.follow import rwlock as gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

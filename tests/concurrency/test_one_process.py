@@ -11,7 +11,7 @@ import pytest
 
 import ckptstore
 from ckptstore import ConflictError
-from ckptstore.format.marker import Marker
+from ckptstore.documents.marker import Marker
 from ckptstore.storage import MemoryStorage
 from tests.crash import bugs
 from tests.crash.checker import equal

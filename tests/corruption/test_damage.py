@@ -12,8 +12,8 @@ import pytest
 import ckptstore
 from ckptstore.digest import Digest
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
-from ckptstore.oplog import Oplog
 from ckptstore.storage import LocalStorage
+from ckptstore.store.oplog import Oplog
 from tests.corruption import world as worlds
 from tests.corruption.damages import DAMAGES, delete, flip, lengths, mended, truncate
 from tests.corruption.judge import UNTOUCHED, complaints, named, sample, touched, unverified
@@ -182,8 +182,8 @@ def test_readers_that_compare_no_digests_are_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A seeded bug: the digest of what was read is not compared any more."""
-    monkeypatch.setattr(ckptstore.objects, "blake3", _Lenient)
-    monkeypatch.setattr(ckptstore.objects.Digest, "of", lambda data: _Equal("0" * 64))
+    monkeypatch.setattr(ckptstore.store.objects, "blake3", _Lenient)
+    monkeypatch.setattr(ckptstore.store.objects.Digest, "of", lambda data: _Equal("0" * 64))
     chance = random.Random(4)
     for kind in ("bundle", "chunk"):
         key = world.files(kind)[0]
@@ -198,11 +198,11 @@ def test_readers_that_copy_before_they_check_are_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A seeded bug: a chunk reaches the array, and only then is its digest compared."""
-    reader = ckptstore.reader
+    reader = ckptstore.checkout.reader
 
     def copy_first(objects: Any, buffers: Any, digest: Any, chunk: Any, target: Any) -> None:
         data = buffers.of(chunk.size)
-        objects._storage.read_into(ckptstore.objects.key_of(digest), data)
+        objects._storage.read_into(ckptstore.store.objects.key_of(digest), data)
         reader.arrays.copy_chunk(target, chunk, data)
         objects.read_into(digest, data)
 

@@ -124,9 +124,11 @@ def test_a_verify_that_hashes_nothing_is_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A seeded bug: objects are not held against their names any more."""
-    monkeypatch.setattr(ckptstore.objects.ObjectStore, "check", lambda self, digest, size: None)
+    monkeypatch.setattr(
+        ckptstore.store.objects.ObjectStore, "check", lambda self, digest, size: None
+    )
     if kind == "bundle":  # which is read once more, for the places in it
-        monkeypatch.setattr(ckptstore.objects.Digest, "of", lambda data: _Equal())
+        monkeypatch.setattr(ckptstore.store.objects.Digest, "of", lambda data: _Equal())
     key = world.files(kind)[0]
     with mended(world.root / key):
         flip(world.root / key, random.Random(1))

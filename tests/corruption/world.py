@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import ckptstore
-from ckptstore.format.manifest import Manifest
-from ckptstore.format.page import Page
+from ckptstore.documents.manifest import Manifest
+from ckptstore.documents.page import Page
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from ckptstore.catalog import Catalog
 from ckptstore.digest import Digest
-from ckptstore.objects import ObjectStore
-from ckptstore.oplog import Oplog
+from ckptstore.store.catalog import Catalog
+from ckptstore.store.objects import ObjectStore
+from ckptstore.store.oplog import Oplog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from ckptstore.format.manifest import Manifest
-    from ckptstore.format.operation import Operation
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
 
 _fsync, _link = os.fsync, os.link
 

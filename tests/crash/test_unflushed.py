@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from ckptstore import Digest, Repository
-from ckptstore.format.marker import Marker
+from ckptstore.documents.marker import Marker
 from ckptstore.storage import Storage
 from ckptstore.testing.faults import Killed, LosingStorage
 from ckptstore.testing.storage_suite import StorageSuite

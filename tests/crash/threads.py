@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptstore import catalog, objects, reader, verify, writer
+from ckptstore import verify
+from ckptstore.checkout import reader
+from ckptstore.commit import writer
 from ckptstore.storage import local
+from ckptstore.store import catalog, objects
 from ckptstore.zarr import publish
 
 if TYPE_CHECKING:

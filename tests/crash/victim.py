@@ -18,8 +18,8 @@ import numpy as np
 
 import ckptstore
 from ckptstore import CkptStoreError, NotFoundError
-from ckptstore.format import zarr_document
-from ckptstore.format.page import SMALL_BYTES
+from ckptstore.documents import zarr_document
+from ckptstore.documents.page import SMALL_BYTES
 from tests.crash.threads import COUNTS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def arrays(n: int) -> dict[str, Any]:
 
 def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> ckptstore.Checkpoint:
     """Commit them as `Repository.session` does, key by key, but without importing zarr, which takes a second."""
-    from ckptstore.zarr.staged import Staged
+    from ckptstore.zarr.changes import Staged
 
     head = repo._oplog.newest().heads.get("main")
     manifest = repo._catalog.manifest(head) if head else None

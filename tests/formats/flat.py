@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import ckptstore
+from ckptstore.commit.staging import flatten
 from ckptstore.formats import read_file
-from ckptstore.staging import flatten
 
 if TYPE_CHECKING:
     from pathlib import Path

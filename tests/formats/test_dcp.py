@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.errors import CkptStoreError, InvalidInputError
-from ckptstore.formats import dcp_metadata, dcp_pickle, read_file
-from ckptstore.formats.dcp import ShardedArray
+from ckptstore.formats import read_file
+from ckptstore.formats.dcp import metadata as dcp_metadata
+from ckptstore.formats.dcp import pickle as dcp_pickle
+from ckptstore.formats.dcp.folder import ShardedArray
 from tests.formats import dcp_processes
 from tests.formats.flat import bits_of, committed
 from tests.properties.same import difference

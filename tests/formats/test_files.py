@@ -16,10 +16,10 @@ import pytest
 
 import ckptstore
 from ckptstore import formats
+from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, StorageError
 from ckptstore.formats import read_file, write_file
-from ckptstore.formats.file_array import FileArray, OpenFile
-from ckptstore.lazy import LazyArray
 from tests.formats.flat import bits_of, committed
 
 ROOT = Path(__file__).parents[2]
@@ -285,9 +285,10 @@ print(json.dumps(sorted({"torch", "zarr", "ml_dtypes"} & sys.modules.keys())))
 
 def test_a_package_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_file(STATE, tmp_path / "x.pt")
-    for name in [name for name in sys.modules if name.startswith("ckptstore.formats.torch_")]:
+    for name in [name for name in sys.modules if name.startswith("ckptstore.formats.torch.")]:
+        package, _, module = name.rpartition(".")
+        monkeypatch.delattr(sys.modules[package], module, raising=False)
         monkeypatch.delitem(sys.modules, name)
-        monkeypatch.delattr(formats, name.rpartition(".")[2], raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InvalidInputError, match=r"x\.pt needs a package .*torch"):
         read_file(tmp_path / "x.pt")

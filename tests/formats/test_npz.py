@@ -21,10 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
+from ckptstore.commit.staging import flatten
+from ckptstore.documents import chunks
 from ckptstore.errors import InvalidInputError
-from ckptstore.format import chunks
-from ckptstore.formats import npy, npz, read_file, turned, write_file
-from ckptstore.staging import flatten
+from ckptstore.formats import npy, npz, read_file, write_file
+from ckptstore.formats.torch import turned
 from ckptstore.testing.strategies import ndarrays
 from tests.formats.flat import bits_of, committed
 from tests.properties.same import difference

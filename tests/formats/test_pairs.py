@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats import npy, read_file, safetensors, write_file
 from ckptstore.testing.strategies import arrays
 from tests.formats.flat import Bits, bits_of

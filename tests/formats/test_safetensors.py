@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
+from ckptstore.commit.staging import flatten
 from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.formats import named, read_file, write_file
 from ckptstore.formats.safetensors import DTYPES
-from ckptstore.staging import flatten
 from ckptstore.testing.strategies import arrays, tensors
 from tests.formats.flat import bits_of, committed
 from tests.properties.same import difference

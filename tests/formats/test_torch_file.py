@@ -24,14 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.arrays import REPEATED_BYTES_MAX
+from ckptstore.arrays.lazy import LazyArray
+from ckptstore.arrays.source import REPEATED_BYTES_MAX
+from ckptstore.arrays.strided import SPAN_BYTES_MAX, StridedArray
+from ckptstore.commit.staging import flatten
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, UnsupportedValueError
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats import read_file, torch_unpickle, write_file, zip_directory
-from ckptstore.formats.torch_save import ALIGNMENT
-from ckptstore.formats.torch_strided import SPAN_BYTES_MAX, StridedArray
-from ckptstore.lazy import LazyArray
-from ckptstore.staging import flatten
+from ckptstore.formats import read_file, write_file, zip_directory
+from ckptstore.formats.torch import unpickle as torch_unpickle
+from ckptstore.formats.torch.save import ALIGNMENT
 from ckptstore.testing.strategies import states, tensors
 from tests.formats.flat import bits_of, committed
 from tests.formats.torch_memory import ROOT

@@ -16,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
+from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import InvalidInputError
-from ckptstore.formats import read_file, torch_array_text, torch_text, turned, write_file
-from ckptstore.lazy import LazyArray
+from ckptstore.formats import read_file, write_file
+from ckptstore.formats.torch import array_text as torch_array_text
+from ckptstore.formats.torch import text as torch_text
+from ckptstore.formats.torch import turned
 from ckptstore.testing.strategies import ndarrays, plain_values, states, tensors
 from tests.formats.flat import bits_of, committed
 from tests.formats.test_torch_file import FORMS, pickled, save

@@ -10,19 +10,12 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore import (
-    ConflictError,
-    ExpiredError,
-    NotFoundError,
-    Repository,
-    condemned,
-    gc,
-    refs,
-)
+from ckptstore import ConflictError, ExpiredError, NotFoundError, Repository, gc
 from ckptstore.digest import Digest
-from ckptstore.format.marker import Marker
-from ckptstore.objects import ObjectStore
+from ckptstore.documents.marker import Marker
 from ckptstore.retention import MaxToKeep
+from ckptstore.store import condemned, refs
+from ckptstore.store.objects import ObjectStore
 from tests.gc.schedule import Schedule, ScheduledStorage
 from tests.properties.same import difference
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import ckptstore
-from ckptstore.objects import key_of
 from ckptstore.retention import MaxToKeep
+from ckptstore.store.objects import key_of
 from tests.crash import strace
 from tests.crash.checker import equal
 from tests.crash.victim import CHUNK_BYTES, state

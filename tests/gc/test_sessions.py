@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ckptstore.writer import Written
+    from ckptstore.commit.writer import Written
     from ckptstore.zarr import Session
-    from ckptstore.zarr.staged import Staged
+    from ckptstore.zarr.changes import Staged
 
 BIG = np.arange(100_000.0)
 

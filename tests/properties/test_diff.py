@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore import arrays, codecs
-from ckptstore import state as states_module
-from ckptstore.format.structure import array_path
+from ckptstore.arrays import source as arrays
+from ckptstore.documents.structure import array_path
+from ckptstore.state import codecs
+from ckptstore.state import tree as states_module
 from ckptstore.testing.strategies import plain_values, states
 
 SMALL_CHUNKS = 64 << 10
@@ -129,7 +130,7 @@ def test_a_selected_diff_is_the_selected_part_of_the_diff(
     one: Any, other: Any, glob: str, excluded: bool
 ) -> None:
     """All but moves: of one side of a move that is not chosen, the other is added or removed."""
-    from ckptstore.selection import Selection
+    from ckptstore.state.selection import Selection
 
     repo = repository()
     first, second = repo.commit(one).id, repo.commit(other).id

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ckptstore import follow, refill
-from ckptstore.format.chunks import chunks
-from ckptstore.format.marker import Marker
+from ckptstore.documents.chunks import chunks
+from ckptstore.documents.marker import Marker
+from ckptstore.follow import follower as follow
+from ckptstore.follow import refill
 from ckptstore.repository import Repository
 from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import arrays

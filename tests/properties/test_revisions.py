@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
+from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import InvalidInputError, NotFoundError
-from ckptstore.format.manifest import Manifest
 from ckptstore.revisions import Names, resolve
 
 METRICS = ("val_loss", "val_acc", "Top-1 (%)")

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore import state as states_module
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.selection import Selection
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.state import tree as states_module
+from ckptstore.state.selection import Selection
 from ckptstore.testing.strategies import arrays, states
 from tests.properties.same import bits, difference
 

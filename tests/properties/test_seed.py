@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from ckptstore import InvalidInputError
-from ckptstore.format.marker import MARKER_KEY, Marker
-from ckptstore.format.names import escape_key
+from ckptstore.documents.marker import MARKER_KEY, Marker
+from ckptstore.documents.names import escape_key
 from ckptstore.repository import Repository
-from ckptstore.state import key_segments
+from ckptstore.state.tree import key_segments
 from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import keys, states
 from tests.properties.same import difference

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.format.structure import array_path
-from ckptstore.state import leaves
+from ckptstore.documents.structure import array_path
+from ckptstore.state.tree import leaves
 from ckptstore.testing.strategies import arrays, states
 from tests.properties.same import difference
 

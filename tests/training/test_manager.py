@@ -362,7 +362,7 @@ class Slow(MemoryStorage):
 
 
 def slow() -> tuple[Slow, ckptstore.Repository]:
-    from ckptstore.format.marker import Marker
+    from ckptstore.documents.marker import Marker
 
     storage, marker = Slow(), Marker(store="0" * 32)
     storage.create("ckptstore.json", marker.encode())

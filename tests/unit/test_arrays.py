@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import arrays
+from ckptstore.arrays import source as arrays
+from ckptstore.documents.chunks import Chunk, chunk_shape, chunks
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError
-from ckptstore.format.chunks import Chunk, chunk_shape, chunks
-from ckptstore.format.dtypes import ITEM_BYTES
 from tests.properties.same import difference
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from ckptstore import catalog as catalog_module
-from ckptstore.catalog import EXPIRED, Catalog, key_of
 from ckptstore.digest import Digest
+from ckptstore.documents import structure
+from ckptstore.documents.manifest import Manifest, PageRef
+from ckptstore.documents.page import ArrayEntry, Page
 from ckptstore.errors import CorruptError, NotFoundError
-from ckptstore.format import structure
-from ckptstore.format.manifest import Manifest, PageRef
-from ckptstore.format.page import ArrayEntry, Page
-from ckptstore.objects import ObjectStore
 from ckptstore.storage import MemoryStorage
+from ckptstore.store import catalog as catalog_module
+from ckptstore.store.catalog import EXPIRED, Catalog, key_of
+from ckptstore.store.objects import ObjectStore
 
 
 def entry(path: str) -> ArrayEntry:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.format.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
+from ckptstore.documents.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
 
 SHAPES = st.lists(st.integers(0, 9), max_size=5).map(tuple)
 

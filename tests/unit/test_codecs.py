@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import codecs
 from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.state import codecs
 from ckptstore.testing.strategies import NUMPY_DTYPES
 from tests.properties.same import difference
 

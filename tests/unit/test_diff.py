@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import state as states
-from ckptstore.diff import Diff, Numbers, Source, compare
+from ckptstore.commit.writer import page_ref
+from ckptstore.diff.compare import Diff, Numbers, Source, compare
 from ckptstore.digest import Digest
-from ckptstore.format import structure
-from ckptstore.format.manifest import Manifest
-from ckptstore.format.page import ArrayEntry, Page
-from ckptstore.selection import Selection
-from ckptstore.writer import page_ref
+from ckptstore.documents import structure
+from ckptstore.documents.manifest import Manifest
+from ckptstore.documents.page import ArrayEntry, Page
+from ckptstore.state import tree as states
+from ckptstore.state.selection import Selection
 
 ALL = Selection()
 MODEL = Selection.of("model", None)
@@ -363,14 +363,14 @@ class Rate:
 def test_a_type_without_a_codec_in_this_process_is_told_in_its_plain_form(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ckptstore.codecs._registered", {})
+    monkeypatch.setattr("ckptstore.state.codecs._registered", {})
     ckptstore.register_codec(Rate, lambda rate: [rate.value], lambda form: Rate(*form))
     repo = ckptstore.init("memory://")
     repo.commit({"rate": Rate(1e-3)})
     repo.commit({"rate": Rate(1e-4)})
     (change,) = repo.diff("main~1", "main").values
     assert (change.before.value, change.after.value) == (1e-3, 1e-4)
-    monkeypatch.setattr("ckptstore.codecs._registered", {})
+    monkeypatch.setattr("ckptstore.state.codecs._registered", {})
     assert values(repo.diff("main~1", "main")) == {"rate": ([1e-3], [1e-4])}
 
 
@@ -486,8 +486,9 @@ def test_an_expired_checkpoint_cannot_be_compared_on_either_side(numeric: bool) 
 def test_one_that_expires_while_it_is_compared_is_said_to_have_expired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ckptstore import catalog, diff
+    from ckptstore.diff import compare as diff
     from ckptstore.retention import MaxToKeep
+    from ckptstore.store import catalog
 
     url = "memory://expires-while-compared"
     repo = ckptstore.init(url)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.digest import Digest
+from ckptstore.documents import canonical
+from ckptstore.documents.marker import Marker
+from ckptstore.documents.operation import Operation
 from ckptstore.errors import CkptStoreError, CorruptError, Incompatible, InvalidInputError
-from ckptstore.format import canonical
-from ckptstore.format.marker import Marker
-from ckptstore.format.operation import Operation
-from ckptstore.oplog import Oplog
 from ckptstore.storage import MemoryStorage
+from ckptstore.store.oplog import Oplog
 
 JSON = st.recursive(
     st.none()

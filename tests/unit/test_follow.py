@@ -20,13 +20,13 @@ from ckptstore import (
     ExpiredError,
     InvalidInputError,
     NotFoundError,
-    follow,
-    refill,
 )
-from ckptstore.catalog import Catalog
-from ckptstore.gate import Gate
-from ckptstore.objects import ObjectStore, key_of
+from ckptstore.follow import follower as follow
+from ckptstore.follow import refill
+from ckptstore.follow.rwlock import Gate
 from ckptstore.retention import MaxToKeep
+from ckptstore.store.catalog import Catalog
+from ckptstore.store.objects import ObjectStore, key_of
 from tests.properties.same import difference
 
 CHUNK = 64 << 10

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import ckptstore
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError
-from ckptstore.format.dtypes import ITEM_BYTES
 from ckptstore.formats import read_file, write_file
 from tests.properties.same import difference
 

@@ -10,18 +10,18 @@ import zarr
 
 import ckptstore
 from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError
-from ckptstore.catalog import key_of
-from ckptstore.format.operation import Condemned
+from ckptstore.documents.operation import Condemned
 from ckptstore.gc import Gc
-from ckptstore.objects import key_of as object_key
 from ckptstore.retention import KeepAll, KeepBest, KeepIf, MaxToKeep
+from ckptstore.store.catalog import key_of
+from ckptstore.store.objects import key_of as object_key
 from tests.properties.same import difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ckptstore.format.operation import Operation
+    from ckptstore.documents.operation import Operation
 
 CHUNK = 64 << 10
 

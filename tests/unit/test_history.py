@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
-from ckptstore.format.manifest import Manifest
+from ckptstore.documents.manifest import Manifest
 from ckptstore.history import ancestors, first_parents
 
 Graph = dict[Digest, Manifest]

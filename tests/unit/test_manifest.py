@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.digest import Digest
-from ckptstore.errors import CorruptError, InvalidInputError
-from ckptstore.format import canonical
-from ckptstore.format.manifest import (
+from ckptstore.documents import canonical
+from ckptstore.documents.manifest import (
     CREATED_MAX,
     MESSAGE_LENGTH_MAX,
     STEP_MAX,
@@ -27,6 +26,7 @@ from ckptstore.format.manifest import (
     check_metrics,
     check_step,
 )
+from ckptstore.errors import CorruptError, InvalidInputError
 
 DIGESTS = st.binary(max_size=2).map(Digest.of)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=10)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptstore.documents.names import check_metric_name, check_ref_name, escape_key
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.names import check_metric_name, check_ref_name, escape_key
-from ckptstore.state import key_segments
+from ckptstore.state.tree import key_segments
 from ckptstore.testing.strategies import keys
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
-from ckptstore.errors import CorruptError, InvalidInputError
-from ckptstore.format import canonical
-from ckptstore.format.node_page import (
+from ckptstore.documents import canonical
+from ckptstore.documents.page import Bundle
+from ckptstore.documents.zarr_page import (
     NodePage,
     Value,
     ZarrNode,
@@ -20,7 +20,7 @@ from ckptstore.format.node_page import (
     reached_by_nodes,
     segments,
 )
-from ckptstore.format.page import Bundle
+from ckptstore.errors import CorruptError, InvalidInputError
 
 SEGMENT = 64 << 10
 KEYS = st.lists(

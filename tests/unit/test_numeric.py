@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import numeric
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.objects import ObjectStore
+from ckptstore.diff import numeric
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.store.objects import ObjectStore
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import pytest
 
 from ckptstore.digest import Digest
 from ckptstore.errors import CorruptError, InvalidInputError
-from ckptstore.objects import CHECK_STEP_BYTES, ObjectStore, digest_of, key_of
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
+from ckptstore.store.objects import CHECK_STEP_BYTES, ObjectStore, digest_of, key_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
+from ckptstore.documents.operation import SEQ_MAX, Condemned, Operation
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
-from ckptstore.format.operation import SEQ_MAX, Condemned, Operation
-from ckptstore.oplog import KEPT_OPERATIONS, Oplog, key_of
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
+from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog, key_of
 
 if TYPE_CHECKING:
     from pathlib import Path

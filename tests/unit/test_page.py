@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
-from ckptstore.errors import CorruptError
-from ckptstore.format.page import (
+from ckptstore.documents.page import (
     PAGE_ARRAYS_MAX,
     PAGE_CHUNKS_MAX,
     ArrayEntry,
@@ -20,6 +19,7 @@ from ckptstore.format.page import (
     cut,
     reached,
 )
+from ckptstore.errors import CorruptError
 
 
 def paths(count: int, prefix: str = "model/layer") -> list[tuple[str, int]]:

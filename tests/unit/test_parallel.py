@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from ckptstore.parallel import Buffers, LentBuffers, Workers, gather, results
+from ckptstore.threads import Buffers, LentBuffers, Workers, gather, results
 
 
 @pytest.mark.parametrize("threads", [1, 4])

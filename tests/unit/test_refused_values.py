@@ -112,7 +112,7 @@ def test_a_state_that_holds_itself_is_refused() -> None:
 
 def test_a_registered_type_goes_in_and_comes_out() -> None:
     """With the arrays in it; without its codec the checkout says which type is missing."""
-    from ckptstore import codecs
+    from ckptstore.state import codecs
 
     class Scale:
         def __init__(self, factors: torch.Tensor) -> None:

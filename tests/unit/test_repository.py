@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import ConflictError, ExpiredError, InvalidInputError, NotFoundError, codecs
-from ckptstore.catalog import EXPIRED, key_of
+from ckptstore import ConflictError, ExpiredError, InvalidInputError, NotFoundError
+from ckptstore.state import codecs
+from ckptstore.store.catalog import EXPIRED, key_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ckptstore.digest import Digest
+from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import InvalidInputError
-from ckptstore.format.manifest import Manifest
 from ckptstore.retention import (
     KeepAll,
     KeepBest,

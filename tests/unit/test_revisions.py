@@ -7,8 +7,8 @@ import math
 import pytest
 
 from ckptstore.digest import Digest
+from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import InvalidInputError, NotFoundError
-from ckptstore.format.manifest import Manifest
 from ckptstore.revisions import Names, best_of, mode_of, resolve
 
 NOTHING = Digest.of(b"")

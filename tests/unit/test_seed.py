@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError, codecs
-from ckptstore.catalog import EXPIRED, key_of
-from ckptstore.format.operation import Condemned
-from ckptstore.objects import key_of as object_key
+from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError
+from ckptstore.documents.operation import Condemned
 from ckptstore.retention import MaxToKeep
+from ckptstore.state import codecs
+from ckptstore.store.catalog import EXPIRED, key_of
+from ckptstore.store.objects import key_of as object_key
 from ckptstore.testing.faults import Killed, LosingStorage
 from tests.compat.neutral import neutral
 from tests.compat.plain_reader import PlainReader

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import InvalidInputError
-from ckptstore.selection import Selection, matches
+from ckptstore.state.selection import Selection, matches
 
 PARTS = st.sampled_from(["a", "b", "ab", "w.0", "w.1"])
 PATHS = st.lists(PARTS, min_size=1, max_size=5).map("/".join)

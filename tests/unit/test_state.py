@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore import state
+from ckptstore.documents.structure import DEPTH_MAX, array_path
 from ckptstore.errors import UnsupportedValueError
-from ckptstore.format.structure import DEPTH_MAX, array_path
+from ckptstore.state import tree as state
 from ckptstore.testing.strategies import keys, states
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from ckptstore import state
+from ckptstore.documents import structure
 from ckptstore.errors import CorruptError, InvalidInputError
-from ckptstore.format import structure
+from ckptstore.state import tree as state
 from ckptstore.testing.strategies import plain_values, states
 from tests.properties.same import difference
 

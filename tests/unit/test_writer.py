@@ -11,8 +11,8 @@ import torch
 import ckptstore
 from ckptstore import CorruptError
 from ckptstore.digest import Digest
-from ckptstore.format.page import SMALL_BYTES
-from ckptstore.objects import key_of
+from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.store.objects import key_of
 from tests.properties.same import difference
 
 CHUNK = 64 << 10

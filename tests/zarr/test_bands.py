@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.format.chunks import runs
+from ckptstore.documents.chunks import runs
 from ckptstore.zarr import array as zarr_array
 from ckptstore.zarr import bands
 from ckptstore.zarr.array import ZarrArray

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from zarr.core.group import GroupMetadata
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
+from ckptstore.documents import zarr_document
+from ckptstore.documents.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.names import escape_first, escape_key
 from ckptstore.errors import CorruptError
-from ckptstore.format import zarr_document
-from ckptstore.format.chunks import chunk_count, chunk_shape, chunks, is_contiguous_grid
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.format.names import escape_first, escape_key
 from ckptstore.zarr import dtypes
 from ckptstore.zarr.contents import Made
 

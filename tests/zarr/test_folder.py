@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore import formats
 from ckptstore.digest import Digest
-from ckptstore.format import canonical
-from ckptstore.format.dtypes import ITEM_BYTES
-from ckptstore.formats import zarr_folder, zarr_read
-from ckptstore.hierarchy import ZarrFiles
+from ckptstore.documents import canonical
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.zarr import folder_read as zarr_read
+from ckptstore.zarr import folder_write as zarr_folder
+from ckptstore.zarr.hierarchy import ZarrFiles
 from tests.properties.same import difference
 
 SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple) | st.sampled_from(

@@ -14,12 +14,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.format import structure, zarr_document
-from ckptstore.format.names import escape_key
-from ckptstore.format.structure import DEPTH_MAX, ZARR, array_path, tag_of
-from ckptstore.graft import graft
-from ckptstore.state import ROOT, flatten, unkey
+from ckptstore.documents import structure, zarr_document
+from ckptstore.documents.names import escape_key
+from ckptstore.documents.structure import DEPTH_MAX, ZARR, array_path, tag_of
+from ckptstore.state.tree import ROOT, flatten, unkey
 from ckptstore.testing.strategies import keys, states
+from ckptstore.zarr.graft import graft
 from tests.properties.same import difference
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.format import node_page
-from ckptstore.format.node_page import Weighed, cut_nodes
-from ckptstore.format.page import cut
+from ckptstore.documents import zarr_page as node_page
+from ckptstore.documents.page import cut
+from ckptstore.documents.zarr_page import Weighed, cut_nodes
 from tests.compat.plain_reader import PlainReader
 
 if TYPE_CHECKING:

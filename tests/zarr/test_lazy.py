@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from zarr.codecs import ShardingCodec, TransposeCodec
 
 import ckptstore
-from ckptstore.basic_index import touched, wanted
-from ckptstore.catalog import Catalog
-from ckptstore.format.dtypes import ITEM_BYTES
+from ckptstore.arrays.index import touched, wanted
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.retention import MaxToKeep
+from ckptstore.store.catalog import Catalog
 from ckptstore.testing.strategies import arrays
 from ckptstore.zarr import store
 from tests.properties.same import bits
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import DrawFn
 
-    from ckptstore.checkpoint_array import IndexedArray
+    from ckptstore.checkout.checkpoint_array import IndexedArray
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from zarr.core.buffer import cpu
 
 import ckptstore
-from ckptstore.format import canonical
+from ckptstore.documents import canonical
 from ckptstore.retention import MaxToKeep
-from ckptstore.zarr import staged
+from ckptstore.zarr import changes as staged
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(600, 100)).astype(
@@ -470,13 +470,13 @@ def test_a_range_of_a_large_value_reads_only_the_segments_that_hold_it(
     store = ckptstore.zarr.CheckpointStore(repo.url, "shards")
     asyncio.run(store.getsize("c/0"))
     read: list[int] = []
-    whole = ckptstore.objects.ObjectStore.read_into
+    whole = ckptstore.store.objects.ObjectStore.read_into
 
     def counted(self: Any, digest: Any, buffer: memoryview) -> None:
         read.append(len(buffer))
         whole(self, digest, buffer)
 
-    monkeypatch.setattr(ckptstore.objects.ObjectStore, "read_into", counted)
+    monkeypatch.setattr(ckptstore.store.objects.ObjectStore, "read_into", counted)
     part = zarr.abc.store.RangeByteRequest(65_530, 65_540)
     found = store.get_sync("c/0", byte_range=part)
     assert found is not None

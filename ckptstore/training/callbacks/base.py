@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.errors import InvalidInputError
 from ckptstore.training.callbacks.monitor import plain
-from ckptstore.training.loop import CALLBACKS, CallbackStates, Training, remember, training_of
+from ckptstore.training.training import CALLBACKS, CallbackStates, Training, remember, training_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

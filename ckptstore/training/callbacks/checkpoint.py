@@ -15,7 +15,7 @@ from ckptstore.training.callbacks.saving import (
     Template,
     manager_of,
 )
-from ckptstore.training.loop import CALLBACKS
+from ckptstore.training.training import CALLBACKS
 
 if TYPE_CHECKING:
     from ckptstore.checkpoint import Checkpoint

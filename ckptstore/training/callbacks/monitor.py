@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ckptstore.documents.names import METRIC_NAME_LENGTH_MAX
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.format.names import METRIC_NAME_LENGTH_MAX
 from ckptstore.revisions import Mode, mode_of
 
 MODES = ("auto", "min", "max")

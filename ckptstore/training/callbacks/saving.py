@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.callbacks.base import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
-from ckptstore.training.loop import CALLBACKS
+from ckptstore.training.training import CALLBACKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.repository import Repository
     from ckptstore.training.callbacks.base import Logs
-    from ckptstore.training.loop import Training
     from ckptstore.training.manager import CheckpointManager
+    from ckptstore.training.training import Training
 
     Store = str | Path | Repository | CheckpointManager
 

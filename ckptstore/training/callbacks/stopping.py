@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.training.callbacks.base import Logs
     from ckptstore.training.callbacks.saving import Store
-    from ckptstore.training.loop import Training
     from ckptstore.training.manager import CheckpointManager
+    from ckptstore.training.training import Training
 
 BEST_BRANCH = "best-weights"
 BEST_KEPT = 3  # a backup may be older than the last improvement, and its best one has to be there

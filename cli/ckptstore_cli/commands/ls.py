@@ -26,7 +26,7 @@ def ls(
     ctx: click.Context, rev: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
 ) -> None:
     """List the arrays of a checkpoint."""
-    from ckptstore.selection import Selection
+    from ckptstore.state.selection import Selection
 
     chosen = Selection.of(include or None, exclude)
     arrays = [array for array in open_repository(ctx).resolve(rev).arrays if chosen(array.path)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 
-import ckptstore.formats.dcp  # noqa: F401  so that no import is left for a case to cause
+import ckptstore.formats.dcp.folder  # noqa: F401  so that no import is left for a case to cause
 from ckptstore.errors import CkptStoreError
 from ckptstore.formats import read_file
 from tests.hostile.cases import Case, World, call

@@ -120,7 +120,7 @@ CASES = (
         "pickle.loads", "pickle.loads", {"bytes": "Y29zCnN5c3RlbQooUyd0b3VjaCBjYW5hcnknCnRSLg=="}
     ),
     _type("torch.load", "torch.load", "canary"),
-    _type("ckptstore.codecs.register_codec", "ckptstore.codecs.register_codec", 1),
+    _type("ckptstore.state.codecs.register_codec", "ckptstore.state.codecs.register_codec", 1),
     _type("a type with no name", "", 1),
     _type("a type of a million characters", "t" * 10**6, 1),
     _type("the torch dtype nn", "torch.dtype", "nn"),

@@ -29,7 +29,7 @@ from ckptstore.integrations.keras import KerasTraining
 from ckptstore.training import callbacks as ours
 from ckptstore.training.callbacks.base import CallbackList
 from ckptstore.training.callbacks.monitor import direction
-from ckptstore.training.loop import remember
+from ckptstore.training.training import remember
 
 # Keras 3.15 hands torch parameters to numpy 2 in a way that numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -19,7 +19,7 @@ from ckptstore.training.callbacks import (
     LambdaCallback,
     ModelCheckpoint,
 )
-from ckptstore.training.loop import Training, training_of
+from ckptstore.training.training import Training, training_of
 
 HOOKS_WITH_NUMBER = [
     f"on_{what}_{when}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ckptstore
+from ckptstore.commit.writer import reached_by
 from ckptstore.training import CheckpointManager
 from ckptstore.training.callbacks import (
     BackupAndRestore,
@@ -20,7 +21,6 @@ from ckptstore.training.callbacks import (
     TensorBoard,
 )
 from ckptstore.training.callbacks.base import CallbackList
-from ckptstore.writer import reached_by
 from tests.training.callbacks.loops import EPOCHS, STEPS, Interrupt, InterruptedRunError, train
 
 

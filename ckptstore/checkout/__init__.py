@@ -1,0 +1,1 @@
+"""Checking out: a checkpoint becomes a state again."""

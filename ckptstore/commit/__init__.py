@@ -1,0 +1,1 @@
+"""Committing: a state becomes objects, pages and a manifest."""

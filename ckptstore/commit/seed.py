@@ -1,0 +1,173 @@
+"""Seed: a checkpoint made of arrays of another one, under the same or other paths. No array is read or written.
+
+Pages that come out as they were are not stored again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.commit.writer import PUT_THREADS, Written, page_ref
+from ckptstore.digest import Digest
+from ckptstore.documents import structure
+from ckptstore.documents.manifest import Manifest, check_meta
+from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
+from ckptstore.documents.repage import repage
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.python_gc import paused_collector
+from ckptstore.state import tree as state
+from ckptstore.state.rename import Rename, move, paths
+from ckptstore.state.selection import Selection
+from ckptstore.threads import gather
+from ckptstore.zarr.encoded_entries import encoded_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from ckptstore.documents.page import Page
+    from ckptstore.documents.structure import Node
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.store.objects import ObjectStore
+
+RESETTABLE = ("step", "metrics")
+SEED = "seed"  # what the meta of a seed has, and says there what was taken from the source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
+    """What a seed takes from its source. kept: those of `RESETTABLE` that it takes over.
+
+    asked: what was asked for, as the seed's meta will tell it.
+    """
+
+    selection: Selection
+    rename: Rename
+    kept: frozenset[str]
+    asked: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        include: str | Sequence[str] | None,
+        exclude: str | Sequence[str] | None,
+        rename: Mapping[str, str] | None,
+        reset: str | Sequence[str],
+    ) -> Seed:
+        """Take what a user passed."""
+        selection, renames = Selection.of(include, exclude), Rename.of(rename)
+        asked = {
+            "include": None if selection.include is None else list(selection.include),
+            "exclude": list(selection.exclude) or None,
+            "rename": [[pattern.pattern, new] for pattern, new in renames.patterns] or None,
+        }
+        return cls(
+            selection=selection,
+            rename=renames,
+            kept=_kept(reset),
+            asked={key: value for key, value in asked.items() if value is not None},
+        )
+
+    @property
+    def is_everything(self) -> bool:
+        """True when the seed would hold what its source does."""
+        return self.selection.is_everything and not self.rename.patterns
+
+    def manifest(self, id: Digest, source: Manifest, written: Written, *, now: int) -> Manifest:
+        """The manifest of the seed. id, source: the checkpoint that it is made from."""
+        step = "" if source.step is None else f", step {source.step}"
+        return Manifest(
+            pages=written.pages,
+            structure=written.structure,
+            hierarchy=written.hierarchy,
+            parents=(id,),
+            step=source.step if "step" in self.kept else None,
+            metrics=source.metrics if "metrics" in self.kept else {},
+            message=f"seed from {id.short}{step}",
+            created=now,
+            new_bytes=written.new_bytes,
+            meta=check_meta({SEED: dict(self.asked)}),
+        )
+
+
+def plant(seed: Seed, id: Digest, *, objects: ObjectStore, catalog: Catalog) -> Written:
+    """Store the structure and the pages of a seed from a checkpoint; durable when this returns."""
+    source = catalog.manifest(id)
+    with paused_collector():
+        root, pages = catalog.structure(source), list(catalog.pages(source))
+        chosen = root if seed.selection.is_everything else state.select(root, seed.selection)
+        if chosen is state.NOTHING:
+            raise InvalidInputError(
+                f"Nothing in checkpoint {id.short} is chosen by {seed.selection}."
+            )
+        names = seed.rename.names(paths(chosen))
+        moved = move(chosen, names, source=root)
+        encoded = encoded_entries(source, catalog)
+        zarr = {path or state.ROOT for path in encoded}
+        made = repage(pages, {old: new for old, new in names.items() if old not in zarr})
+    written = _store(moved, made, objects, held=source.documents())
+    return (
+        written if source.hierarchy is None else _with_nodes(written, id, encoded, names, catalog)
+    )
+
+
+def _kept(reset: str | Sequence[str]) -> frozenset[str]:
+    listed = (reset,) if isinstance(reset, str) else tuple(reset)
+    unknown = [name for name in listed if name not in RESETTABLE]
+    if unknown:
+        raise InvalidInputError(
+            f"reset names {shown(unknown[0])}; a seed can reset {' and '.join(RESETTABLE)}."
+        )
+    return frozenset(RESETTABLE) - set(listed)
+
+
+def _with_nodes(
+    written: Written,
+    id: Digest,
+    encoded: Collection[str],
+    names: Mapping[str, str],
+    catalog: Catalog,
+) -> Written:
+    """The same with those arrays of the source that came in through Zarr. encoded: the paths of their nodes."""
+    from ckptstore.zarr.changes import Staged
+    from ckptstore.zarr.publish import NodeWriter, renamed
+
+    source = catalog.manifest(id)
+    segment_bytes = next((page.segment_bytes for page in catalog.node_pages(source)), None)
+    staged = Staged(id, source, catalog, segment_bytes or CHUNK_BYTES_DEFAULT)
+    nodes = NodeWriter(staged)
+    refs = nodes.write(renamed(staged, encoded, names))
+    relied = nodes.reached | {ref.digest for ref in refs}
+    catalog.objects.flush(staged.relied)
+    return replace(
+        written,
+        hierarchy=refs,
+        new_bytes=written.new_bytes + staged.new_bytes,
+        relied=written.relied | relied,
+    )
+
+
+def _store(
+    root: Node, pages: Sequence[Page], objects: ObjectStore, *, held: AbstractSet[Digest]
+) -> Written:
+    """Put the documents that are not there. held: those of the source, which are durable."""
+    encoded = [structure.encode(root), *(page.encode() for page in pages)]
+    digests = [Digest.of(data) for data in encoded]
+    missing = {
+        digest: data
+        for digest, data in zip(digests, encoded, strict=True)
+        if digest not in held and not objects.has(digest, size=len(data))
+    }
+    gather([partial(objects.put, *item) for item in missing.items()], threads=PUT_THREADS)
+    objects.flush(set(digests) - held)
+    return Written(
+        pages=tuple(map(page_ref, pages, digests[1:])),
+        structure=digests[0],
+        new_bytes=sum(map(len, missing.values())),
+        relied=frozenset(
+            chain(digests, (digest for page in pages for digest, _ in page.digests()))
+        ),
+    )

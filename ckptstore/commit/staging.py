@@ -1,0 +1,131 @@
+"""Staging: the arrays of a state copied to host memory that is used again, so that training goes on while they are stored.
+
+The memory is one block, page-locked when a CUDA device is there, because the copy from it is then a plain transfer. What a
+state holds besides arrays is taken apart at once, so nothing that happens to the state afterwards is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays import source as arrays
+from ckptstore.errors import StorageError
+from ckptstore.python_gc import paused_collector
+from ckptstore.state import codecs
+from ckptstore.state import tree as state
+
+if TYPE_CHECKING:
+    from ckptstore.arrays.source import ArraySource
+
+ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element
+_ONLY_BYTES = frozenset({"complex32", "float4_e2m1fn_x2"})  # torch cannot copy, or warns of, these
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A state as it was, in memory that nobody else writes to; `Repository.commit` takes it in place of a state."""
+
+    flat: state.Flat[ArraySource]
+
+
+def flatten(value: object) -> state.Flat[ArraySource]:
+    """Take a state apart; UnsupportedValueError names what no checkpoint can hold."""
+    with paused_collector():
+        return state.flatten(value, describe=arrays.describe, encode=codecs.encode)
+
+
+class Staging:
+    """Memory for one staged state at a time: what was staged before is overwritten."""
+
+    def __init__(self) -> None:
+        self._room: Any = None
+        self._places: dict[str, _Place] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return 0 if self._room is None else int(self._room.nbytes)
+
+    def copy(self, value: object) -> Staged:
+        """Copy a state; when this returns, everything lies in host memory."""
+        import torch
+
+        with paused_collector():
+            flat = state.flatten(value, describe=arrays.describe_only, encode=codecs.encode)
+            own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
+            places = self._places_for(own)
+            with torch.no_grad():
+                devices = {places[path].fill(source) for path, source in own.items()}
+            for device in devices - {None}:
+                torch.accelerator.synchronize(device)
+            staged = {path: places[flat.tied.get(path, path)].source for path in flat.arrays}
+        return Staged(replace(flat, arrays=staged))
+
+    def _places_for(self, sources: dict[str, ArraySource]) -> dict[str, _Place]:
+        """Where each array goes: the same places as before, if the arrays are of the same kinds."""
+        places = self._places
+        if len(places) != len(sources) or not all(
+            path in places and places[path].fits(source) for path, source in sources.items()
+        ):
+            ends = list(accumulate(_aligned(source.nbytes) for source in sources.values()))
+            room = self._at_least(ends[-1] if ends else 0)
+            memory = memoryview(room.numpy())
+            self._places = {}
+            for (path, source), end in zip(sources.items(), ends, strict=True):
+                start = end - _aligned(source.nbytes)
+                part = slice(start, start + source.nbytes)
+                self._places[path] = _Place(source, room[part], memory[part])
+        return self._places
+
+    def _at_least(self, size: int) -> Any:
+        """Memory of at least so many bytes; what is held is given up before more is asked for."""
+        import torch
+
+        if self._room is None or self._room.nbytes < size:
+            self._room, self._places = None, {}
+            pinned = torch.cuda.is_available()
+            try:
+                self._room = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            except (MemoryError, RuntimeError) as error:
+                raise StorageError(
+                    f"There is no memory to copy a state of {size} bytes to: {error}. Pass async_save=False."
+                ) from error
+        return self._room
+
+
+class _Place:
+    """Where one array is copied to, and how the copy reads. Made once and filled at every save."""
+
+    __slots__ = ("_memory", "_view", "source")
+
+    def __init__(self, source: ArraySource, room: Any, memory: memoryview) -> None:
+        self.source = replace(source, array=None, identity=None, flat=memory, is_private=True)
+        self._memory = memory
+        self._view = None
+        if source.kind == arrays.TENSOR and source.nbytes and source.dtype not in _ONLY_BYTES:
+            self._view = room.view(source.array.dtype).reshape(source.shape)
+
+    def fits(self, source: ArraySource) -> bool:
+        """True for an array of the same kind, dtype and shape."""
+        held = self.source
+        return (held.kind, held.dtype, held.shape) == (source.kind, source.dtype, source.shape)
+
+    def fill(self, source: ArraySource) -> Any:
+        """Copy the array: the device on which the copy may still be under way, or None."""
+        array = source.array
+        if self._view is not None:
+            if not array.is_cpu:
+                self._view.copy_(array, non_blocking=True)
+                return array.device
+            if not array.data_ptr() % array.element_size():  # torch crashes at odd addresses
+                self._view.copy_(array)
+                return None
+        if source.nbytes:
+            arrays.copy_out(array if source.kind == arrays.NDARRAY else array.cpu(), self._memory)
+        return None
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

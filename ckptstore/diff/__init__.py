@@ -1,0 +1,1 @@
+"""Comparing two checkpoints: which arrays and values differ, and by how much."""

@@ -1,0 +1,38 @@
+"""Expiry: what is kept beside the manifest of an expired checkpoint: when its arrays were given up, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ckptstore.documents import sealed
+from ckptstore.documents.canonical import Fields
+from ckptstore.documents.manifest import CREATED_MAX
+from ckptstore.errors import InvalidInputError
+
+EXPIRY_BYTES_MAX = 1 << 20
+WHY_LENGTH_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expiry:
+    """time: UTC in microseconds since 1970. why: the policy that kept it no longer, as a sentence for people."""
+
+    time: int
+    why: str
+
+    def encode(self) -> bytes:
+        """Encode to the bytes of expired/<id>.json."""
+        document: dict[str, Any] = {"format": 1, "time": self.time, "why": self.why}
+        return sealed.seal("expiry", document, bytes_max=EXPIRY_BYTES_MAX)
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode an expiry, with every field checked."""
+        fields = Fields(sealed.unseal("expiry", data, name=name), name=name)
+        if fields.integer("format", low=1) != 1:
+            raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
+        return cls(
+            time=fields.integer("time", high=CREATED_MAX),
+            why=fields.text("why", length_max=WHY_LENGTH_MAX),
+        )

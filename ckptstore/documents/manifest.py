@@ -1,0 +1,300 @@
+"""Manifest: the small immutable document that is a checkpoint. Its digest is the checkpoint's id."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from ckptstore.documents import canonical
+from ckptstore.documents.canonical import Fields, check_digest, check_integer
+from ckptstore.documents.names import PATH_LENGTH_MAX, check_metric_name
+from ckptstore.errors import CorruptError, InvalidInputError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import SupportsIndex
+
+    from ckptstore.digest import Digest
+
+MANIFEST_BYTES_MAX = 16 << 20
+PAGES_MAX = 1 << 14  # of 32 arrays at least: more than a structure can name
+PARENTS_MAX = 16
+MESSAGE_LENGTH_MAX = 1 << 16
+METRICS_MAX = 100_000
+META_DEPTH_MAX = 50
+META_VALUES_MAX = 250_000
+STEP_MAX = 2**63 - 1
+CREATED_MAX = 253_402_300_799_999_999  # the last microsecond of the year 9999
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_KNOWN = frozenset(
+    {
+        "format",
+        "pages",
+        "structure",
+        "hierarchy",
+        "parents",
+        "step",
+        "metrics",
+        "message",
+        "created",
+        "new_bytes",
+        "meta",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRef:
+    """A page as the manifest lists it: enough to skip it without reading it.
+
+    Of a page of Zarr nodes, `arrays` says how many of these are arrays, and `bytes` is what all values have.
+    """
+
+    first: str
+    digest: Digest
+    arrays: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One checkpoint: what it holds, by digest, and what is known of it.
+
+    hierarchy: the pages of what came in through Zarr; None for a checkpoint that did not.
+    created: UTC time in microseconds since 1970. new_bytes: bytes of objects this commit had to store.
+    other: fields of later versions, kept so that moving a manifest never changes its bytes.
+    """
+
+    pages: tuple[PageRef, ...]
+    structure: Digest
+    hierarchy: tuple[PageRef, ...] | None = None
+    parents: tuple[Digest, ...] = ()
+    step: int | None = None
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
+    message: str = ""
+    created: int = 0
+    new_bytes: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def refs(self) -> tuple[PageRef, ...]:
+        """All its pages, those of Zarr nodes last."""
+        return (*self.pages, *(self.hierarchy or ()))
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all its arrays; of those that came in through Zarr, as they are encoded."""
+        return sum(ref.bytes for ref in self.refs)
+
+    def documents(self) -> set[Digest]:
+        """The objects that the manifest names itself."""
+        return {self.structure, *(ref.digest for ref in self.refs)}
+
+    def encode(self) -> bytes:
+        """Encode to the canonical bytes whose digest is the checkpoint's id."""
+        document: dict[str, Any] = {
+            "format": 1,
+            "pages": [_ref_to_json(ref) for ref in self.pages],
+            "structure": self.structure,
+            "parents": list(self.parents),
+            "step": self.step,
+            "metrics": {name: _metric_to_json(value) for name, value in self.metrics.items()},
+            "message": self.message,
+            "created": self.created,
+            "new_bytes": self.new_bytes,
+            "meta": self.meta,
+            **self.other,
+        }
+        if self.hierarchy is not None:
+            document["hierarchy"] = [_ref_to_json(ref) for ref in self.hierarchy]
+        return canonical.encode(document, name="The manifest", bytes_max=MANIFEST_BYTES_MAX)
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode a manifest, with every field checked."""
+        fields = Fields(canonical.decode(data, name=name, bytes_max=MANIFEST_BYTES_MAX), name=name)
+        if fields.integer("format", low=1) != 1:
+            raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
+        step = fields.get("step")
+        parents = fields.array("parents")
+        if len(fields.array("pages")) > PAGES_MAX:
+            raise CorruptError(f"{name} has more than {PAGES_MAX} pages.")
+        if len(parents) > PARENTS_MAX:
+            raise CorruptError(
+                f"{name} has {len(parents)} parents; at most {PARENTS_MAX} are allowed."
+            )
+        return cls(
+            pages=tuple(_page_ref(item, name=name) for item in fields.array("pages")),
+            structure=check_digest(fields.get("structure"), name=name),
+            hierarchy=_hierarchy(fields, name=name),
+            parents=tuple(check_digest(parent, name=name) for parent in parents),
+            step=None if step is None else fields.integer("step", low=-STEP_MAX, high=STEP_MAX),
+            metrics=_metrics_from_json(fields.object("metrics"), name=name),
+            message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
+            created=fields.integer("created", high=CREATED_MAX),
+            new_bytes=fields.integer("new_bytes"),
+            meta=_meta_from_json(fields.object("meta"), name=name),
+            other={key: value for key, value in fields.document.items() if key not in _KNOWN},
+        )
+
+
+def check_step(step: SupportsIndex | None) -> int | None:
+    """Return a legal step as an int, or raise InvalidInputError; numpy's and torch's integers will do."""
+    if step is None:
+        return None
+    try:
+        number = int(operator.index(step))  # of a bool too
+    except TypeError:
+        number = STEP_MAX + 1
+    if abs(number) > STEP_MAX:
+        raise InvalidInputError(
+            f"The step is {shown(step)}; an int of at most 63 bits, or None, is expected."
+        )
+    return number
+
+
+def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float]:
+    """Return metrics as plain ints and floats; whatever has .item() (numpy, torch) is taken by its value."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise InvalidInputError(
+            f"metrics is a {type(metrics).__name__}; a dict of numbers by name is expected."
+        )
+    if len(metrics) > METRICS_MAX:
+        raise InvalidInputError(
+            f"There are {len(metrics)} metrics; at most {METRICS_MAX} are allowed."
+        )
+    return {check_metric_name(name): _number(name, value) for name, value in metrics.items()}
+
+
+def check_message(message: object) -> str:
+    """Return a legal message, or raise InvalidInputError."""
+    if not isinstance(message, str) or len(message) > MESSAGE_LENGTH_MAX:
+        raise InvalidInputError(
+            f"The message is not a string of at most {MESSAGE_LENGTH_MAX} characters."
+        )
+    return message
+
+
+def check_meta(meta: object) -> dict[str, Any]:
+    """Return meta if it is plain JSON that comes back as it went in, or raise InvalidInputError."""
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict):
+        raise InvalidInputError(
+            f"meta is a {type(meta).__name__}; a dict of plain JSON values is expected."
+        )
+    _check_json(meta, where="meta", depth=0, count=itertools.count())
+    return meta
+
+
+def _check_json(value: object, *, where: str, depth: int, count: Iterator[int]) -> None:
+    if depth > META_DEPTH_MAX:
+        raise InvalidInputError(f"meta is nested deeper than {META_DEPTH_MAX} levels.")
+    if next(count) > META_VALUES_MAX:
+        raise InvalidInputError(f"meta holds more than {META_VALUES_MAX} values.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if type(key) is not str or not _is_text(key):
+                raise InvalidInputError(f"{where} has the key {shown(key)}; JSON keys are strings.")
+            _check_json(item, where=f"{where}[{key[:40]!r}]", depth=depth + 1, count=count)
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_json(item, where=f"{where}[{position}]", depth=depth + 1, count=count)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInputError(f"{where} is {value}; JSON has no such number.")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InvalidInputError(f"{where} is an integer of more than 64 bits.")
+    elif type(value) is str and not _is_text(value):
+        raise InvalidInputError(f"{where} holds half of a surrogate pair, which is no character.")
+    elif value is not None and type(value) not in (str, int, float, bool):
+        raise InvalidInputError(
+            f"{where} is a {type(value).__name__}; meta holds plain JSON values only."
+        )
+
+
+def _is_text(text: str) -> bool:
+    """False for a string with lone surrogates, which would not come back from JSON as it went in."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _number(name: str, value: object) -> int | float:
+    if not isinstance(value, (int, float)) and hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(f"Metric {name!r} is not one number: {error}.") from error
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidInputError(
+            f"Metric {name!r} is a {type(value).__name__}; a number is expected."
+        )
+    if isinstance(value, int):
+        if abs(value) > STEP_MAX:
+            raise InvalidInputError(
+                f"Metric {name!r} is an integer of more than 63 bits; pass a float."
+            )
+        return int(value)
+    return float(value)
+
+
+def _metric_to_json(value: int | float) -> int | float | str:
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+def _metrics_from_json(document: dict[str, Any], *, name: str) -> dict[str, int | float]:
+    if len(document) > METRICS_MAX:
+        raise CorruptError(f"{name} has more than {METRICS_MAX} metrics.")
+    try:
+        return {
+            check_metric_name(key): _metric_from_json(value, name=name)
+            for key, value in document.items()
+        }
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error
+
+
+def _metric_from_json(value: object, *, name: str) -> int | float:
+    if isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
+    if type(value) is float or (type(value) is int and abs(value) <= STEP_MAX):
+        return value
+    raise CorruptError(f"{name} holds a metric that is not a number of at most 63 bits.")
+
+
+def _meta_from_json(document: dict[str, Any], *, name: str) -> dict[str, Any]:
+    try:
+        return check_meta(document)
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error
+
+
+def _ref_to_json(ref: PageRef) -> dict[str, Any]:
+    return {"first": ref.first, "digest": ref.digest, "arrays": ref.arrays, "bytes": ref.bytes}
+
+
+def _page_ref(document: object, *, name: str, arrays_min: int = 1) -> PageRef:
+    fields = Fields(document, name=f"{name}, page")
+    return PageRef(
+        first=fields.text("first", length_max=PATH_LENGTH_MAX),
+        digest=check_digest(fields.get("digest"), name=name),
+        arrays=check_integer(fields.get("arrays"), name=f"{name}: arrays", low=arrays_min),
+        bytes=fields.integer("bytes"),
+    )
+
+
+def _hierarchy(fields: Fields, *, name: str) -> tuple[PageRef, ...] | None:
+    if "hierarchy" not in fields.document:
+        return None
+    listed = fields.array("hierarchy")
+    if len(listed) > PAGES_MAX:
+        raise CorruptError(f"{name} has more than {PAGES_MAX} pages of Zarr nodes.")
+    return tuple(_page_ref(item, name=f"{name}, hierarchy", arrays_min=0) for item in listed)

@@ -1,0 +1,138 @@
+"""Operation: one entry of the repository's own log, and with it the whole mutable state after it.
+
+The newest operation is the truth: which branches and tags there are, the settings, and what gc has condemned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from ckptstore.documents import sealed
+from ckptstore.documents.canonical import Fields, check_digest
+from ckptstore.documents.expiry import WHY_LENGTH_MAX
+from ckptstore.documents.manifest import CREATED_MAX
+from ckptstore.documents.names import check_ref_name
+from ckptstore.errors import CorruptError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore.digest import Digest
+
+OPERATION_BYTES_MAX = 4 << 20  # some 40,000 branches; each operation is read and written whole
+SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
+DONE_LENGTH_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condemned:
+    """What a running gc is about to delete.
+
+    checkpoints: those that are about to expire. digests: objects. why: what the expired will say of their end.
+    """
+
+    checkpoints: tuple[Digest, ...] = ()
+    digests: tuple[Digest, ...] = ()
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form inside an operation."""
+        return {"checkpoints": self.checkpoints, "digests": self.digests, "why": self.why}
+
+    @classmethod
+    def from_json(cls, document: object, *, name: str) -> Self:
+        """Check every field."""
+        fields = Fields(document, name=name)
+        return cls(
+            checkpoints=tuple(check_digest(id, name=name) for id in fields.array("checkpoints")),
+            digests=tuple(check_digest(digest, name=name) for digest in fields.array("digests")),
+            why=fields.text("why", length_max=WHY_LENGTH_MAX),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """The mutable state of a repository after one operation.
+
+    nonce: random text by which a writer recognises its own operation after a lost answer.
+    done: one line for people saying what this operation did. undoes: the operation whose effect an undo took back.
+    condemned: what a running gc may delete; None when no gc runs.
+    """
+
+    seq: int = 0
+    nonce: str = ""
+    time: int = 0
+    heads: Mapping[str, Digest] = field(default_factory=dict)
+    tags: Mapping[str, Digest] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    condemned: Condemned | None = None
+    done: str = ""
+    undoes: int | None = None
+
+    @property
+    def refs(self) -> dict[str, Digest]:
+        """Branches and tags together; a branch hides a tag of the same name."""
+        return {**self.tags, **self.heads}
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What an undo may take back."""
+        return dict(self.heads), dict(self.tags), dict(self.settings)
+
+    def encode(self) -> bytes:
+        """Encode to the bytes of ops/<seq>.json."""
+        return sealed.seal(
+            "operation",
+            {
+                "format": 1,
+                "seq": self.seq,
+                "nonce": self.nonce,
+                "time": self.time,
+                "heads": self.heads,
+                "tags": self.tags,
+                "settings": self.settings,
+                "condemned": self.condemned.to_json() if self.condemned else None,
+                "done": self.done,
+                "undoes": self.undoes,
+            },
+            bytes_max=OPERATION_BYTES_MAX,
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode an operation, with every field checked."""
+        fields = Fields(sealed.unseal("operation", data, name=name), name=name)
+        if fields.integer("format", low=1) != 1:
+            raise InvalidInputError(
+                f"{name} was written by a newer ckptstore. Upgrade to use this repository."
+            )
+        undoes, seq = fields.get("undoes"), fields.integer("seq", low=1, high=SEQ_MAX)
+        return cls(
+            seq=seq,
+            nonce=fields.text("nonce", length_max=64),
+            time=fields.integer("time", high=CREATED_MAX),
+            heads=_refs(fields.object("heads"), kind="branch", name=name),
+            tags=_refs(fields.object("tags"), kind="tag", name=name),
+            settings=fields.object("settings"),
+            condemned=_condemned(fields),
+            done=fields.text("done", length_max=DONE_LENGTH_MAX),
+            undoes=None if undoes is None else fields.integer("undoes", low=1, high=seq - 1),
+        )
+
+
+def _condemned(fields: Fields) -> Condemned | None:
+    document = fields.get("condemned")
+    if document is None:
+        return None
+    return Condemned.from_json(document, name=f"{fields.name}, condemned")
+
+
+def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:
+    try:
+        return {
+            check_ref_name(ref, kind=kind): check_digest(target, name=name)
+            for ref, target in document.items()
+        }
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error

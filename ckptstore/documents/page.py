@@ -1,0 +1,246 @@
+"""Page: a part of a checkpoint's array list, in path order, and the rule for where pages end.
+
+A page ends where a hash of the array's path says so, so the same architecture is always cut in the same places: a page
+in which nothing changed is the same object in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from blake3 import blake3
+
+from ckptstore.documents import canonical
+from ckptstore.documents.canonical import Fields, check_digest, check_integer
+from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_contiguous_grid
+from ckptstore.documents.dtypes import item_bytes
+from ckptstore.documents.marker import CHUNK_BYTES_MAX
+from ckptstore.documents.names import check_path
+from ckptstore.errors import CorruptError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ckptstore.digest import Digest
+
+PAGE_BYTES_MAX = 32 << 20
+PAGE_ARRAYS_MIN = 32
+PAGE_ARRAYS_MAX = 512
+PAGE_CHUNKS_MAX = 65_536  # digests a page may list before it ends: 65,536 x 67 bytes is 4.4 MB
+PAGE_CUT_MODULUS = 160  # one path in 160 ends a page once 32 are in it: 180 on average
+SMALL_BYTES = 64 << 10  # arrays below this size share one bundle object a page
+BUNDLE_BYTES_MAX = PAGE_ARRAYS_MAX * SMALL_BYTES
+
+_DIGEST = re.compile(r'"([0-9a-f]{64})"')
+_SMALL = re.compile(
+    r'"digest":"[0-9a-f]{64}","dtype":'
+)  # of a small array: bytes in the bundle, no object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayEntry:
+    """One array: what it is, and the digests of its bytes.
+
+    A large array has `chunk_shape` and a digest for each chunk, in C order of the grid. A small one has the digest of
+    its own bytes and its `offset` in the page's bundle. An empty one has neither.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...] = ()
+    digests: tuple[Digest, ...] = ()
+    offset: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * item_bytes(self.dtype, name=self.path)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form inside a page."""
+        form: dict[str, Any] = {"path": self.path, "dtype": self.dtype, "shape": self.shape}
+        if self.offset is not None:
+            form |= {"digest": self.digests[0], "offset": self.offset}
+        else:
+            form |= {"chunk_shape": self.chunk_shape, "digests": self.digests}
+        return form
+
+    @classmethod
+    def from_json(cls, document: object, *, name: str, bundle_bytes: int) -> Self:
+        """Check every claim of one entry before anything is allocated for it."""
+        fields = Fields(document, name=name)
+        path = _path(fields)
+        name = f"{name}, array {path[:100]!r}"
+        dtype, shape = fields.get("dtype"), _shape(fields.array("shape"), name=name)
+        nbytes = math.prod(shape) * item_bytes(dtype, name=name)
+        if nbytes >= 2**63:
+            raise CorruptError(f"{name} claims {nbytes} bytes.")
+        if "offset" in fields.document:
+            offset = fields.integer("offset", high=bundle_bytes)
+            if not 0 < nbytes < SMALL_BYTES or offset + nbytes > bundle_bytes:
+                raise CorruptError(f"{name} does not fit in its bundle.")
+            digest = check_digest(fields.get("digest"), name=name)
+            return cls(path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset)
+        chunk_shape = _shape(fields.array("chunk_shape"), name=name)
+        listed = fields.array("digests")
+        if not is_contiguous_grid(shape, chunk_shape) or len(listed) != chunk_count(
+            shape, chunk_shape
+        ):
+            raise CorruptError(
+                f"{name}: {len(listed)} chunks of {chunk_shape} do not make {shape}."
+            )
+        largest = math.prod(map(min, shape, chunk_shape)) * item_bytes(dtype, name=name)
+        if largest > CHUNK_BYTES_MAX:
+            raise CorruptError(
+                f"{name} claims chunks of {largest} bytes; at most {CHUNK_BYTES_MAX} are allowed."
+            )
+        digests = tuple(check_digest(text, name=name) for text in listed)
+        return cls(path=path, dtype=dtype, shape=shape, chunk_shape=chunk_shape, digests=digests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """The object that holds a page's small arrays, one behind the other in path order."""
+
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Arrays in path order, and the bundle of the small ones among them."""
+
+    entries: tuple[ArrayEntry, ...]
+    bundle: Bundle | None = None
+
+    @property
+    def first(self) -> str:
+        """The path of the first array."""
+        return self.entries[0].path
+
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all arrays of this page."""
+        return sum(entry.nbytes for entry in self.entries)
+
+    def digests(self) -> Iterator[tuple[Digest, int]]:
+        """Every object that this page refers to, with its size in bytes."""
+        if self.bundle:
+            yield self.bundle.digest, self.bundle.size
+        for entry in self.entries:
+            yield from chunk_sizes(entry)
+
+    def bundled(self) -> Iterator[tuple[str, Digest, slice]]:
+        """The path, the digest and the place in the bundle of each small array."""
+        for entry in self.entries:
+            if entry.offset is not None:
+                place = slice(entry.offset, entry.offset + entry.nbytes)
+                yield entry.path, entry.digests[0], place
+
+    def encode(self) -> bytes:
+        """Encode to the canonical bytes whose digest names the page."""
+        document: dict[str, Any] = {"arrays": [entry.to_json() for entry in self.entries]}
+        if self.bundle:
+            document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
+        name = f"The page from {self.first!r:.100} on (use a repository with larger chunks)"
+        return canonical.encode(document, name=name, bytes_max=PAGE_BYTES_MAX)
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode a page, with every entry checked."""
+        fields = Fields(canonical.decode(data, name=name, bytes_max=PAGE_BYTES_MAX), name=name)
+        bundle = (
+            bundle_from_json(fields.object("bundle"), name=name)
+            if "bundle" in fields.document
+            else None
+        )
+        listed = fields.array("arrays")
+        if not 0 < len(listed) <= PAGE_ARRAYS_MAX:
+            raise CorruptError(
+                f"{name} lists {len(listed)} arrays; 1 to {PAGE_ARRAYS_MAX} are allowed."
+            )
+        bundle_bytes = bundle.size if bundle else 0
+        entries = tuple(
+            ArrayEntry.from_json(item, name=name, bundle_bytes=bundle_bytes) for item in listed
+        )
+        paths = [entry.path for entry in entries]
+        if any(a >= b for a, b in itertools.pairwise(paths)):
+            raise CorruptError(f"{name} does not list its arrays in path order.")
+        return cls(entries=entries, bundle=bundle)
+
+
+def reached(data: bytes, *, name: str) -> set[str]:
+    """The digests of the objects that a page refers to, from its bytes alone: ten times as fast as decoding it.
+
+    What is not a page's JSON is not looked at closely, so that there may be some too many, and never one too few.
+    """
+    text = canonical.text(data, name=name, bytes_max=PAGE_BYTES_MAX)
+    if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
+        return {digest for digest, _ in Page.decode(data, name=name).digests()}
+    if '"offset":' in text:
+        text = _SMALL.sub("", text)
+    return set(_DIGEST.findall(text))
+
+
+def chunk_sizes(entry: ArrayEntry) -> Iterator[tuple[Digest, int]]:
+    """The digest and byte size of each chunk object of a large array; nothing for a small one."""
+    if entry.offset is not None or not entry.digests:
+        return
+    item = item_bytes(entry.dtype, name=entry.path)
+    if len(entry.digests) == 1:
+        yield entry.digests[0], entry.nbytes
+        return
+    grid = chunks(entry.shape, entry.chunk_shape, item_bytes=item)
+    for digest, chunk in zip(entry.digests, grid, strict=True):
+        yield digest, chunk.size
+
+
+def ends_page(path: str, *, arrays: int, chunks: int) -> bool:
+    """True when a page with these many arrays and chunks ends behind this path."""
+    if arrays >= PAGE_ARRAYS_MAX or chunks >= PAGE_CHUNKS_MAX:
+        return True
+    if arrays < PAGE_ARRAYS_MIN:
+        return False
+    hashed = int.from_bytes(blake3(path.encode("utf-8")).digest(4), "little")
+    return hashed % PAGE_CUT_MODULUS == 0
+
+
+def cut(arrays: Sequence[tuple[str, int]]) -> list[slice]:
+    """Where pages begin and end in a list of (path, number of chunks) in path order."""
+    parts: list[slice] = []
+    start = chunks_so_far = 0
+    for position, (path, count) in enumerate(arrays, start=1):
+        chunks_so_far += count
+        if position == len(arrays) or ends_page(
+            path, arrays=position - start, chunks=chunks_so_far
+        ):
+            parts.append(slice(start, position))
+            start, chunks_so_far = position, 0
+    return parts
+
+
+def _path(fields: Fields) -> str:
+    try:
+        return check_path(fields.text("path"))
+    except InvalidInputError as error:
+        raise CorruptError(f"{fields.name}: {error}") from error
+
+
+def bundle_from_json(document: dict[str, Any], *, name: str) -> Bundle:
+    """A bundle as a page names it, checked."""
+    fields = Fields(document, name=f"{name}, bundle")
+    digest = check_digest(fields.get("digest"), name=f"{name}, bundle")
+    return Bundle(digest=digest, size=fields.integer("size", low=1, high=BUNDLE_BYTES_MAX))
+
+
+def _shape(values: list[Any], *, name: str) -> tuple[int, ...]:
+    if len(values) > DIMENSIONS_MAX:
+        raise CorruptError(
+            f"{name} has {len(values)} dimensions; at most {DIMENSIONS_MAX} are allowed."
+        )
+    return tuple(check_integer(value, name=f"{name}: shape") for value in values)

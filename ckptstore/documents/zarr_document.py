@@ -1,0 +1,203 @@
+"""Zarr documents: how arrays and groups of a state look to a Zarr v3 reader. Pure.
+
+An array is uncompressed, on the regular grid on which it is stored. Zarr wants every chunk as long as the others; behind the
+axis that is cut, chunks are as long as the array, so that the zeros which make up the difference all come last.
+
+Element types are named as in the registry of Zarr extensions. Two have no name there: complex32 appears as float16 with one more
+axis of 2, float4_e2m1fn_x2 as uint8, and an attribute tells what they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.names import escape_first
+from ckptstore.errors import CorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+OWN_DTYPE = "ckptstore_dtype"  # the attribute of an array whose dtype Zarr has no name for
+_SHOWN_AS = {"complex32": ("float16", (2,)), "float4_e2m1fn_x2": ("uint8", ())}
+_RESERVED = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def array_document(
+    *,
+    dtype: str,
+    shape: Sequence[int],
+    chunk_shape: Sequence[int],
+    name: str,
+    attributes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The zarr.json of an array. name: of its node; its dimensions are called name[0], name[1], …, unlike any other's."""
+    shown, more = _SHOWN_AS.get(dtype, (dtype, ()))
+    own = {OWN_DTYPE: dtype} if shown != dtype else {}
+    whole = (*shape, *more)
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(whole),
+        "data_type": shown,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [*grid(shape, chunk_shape), *more]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": _zero(shown),
+        "codecs": [_bytes_codec(shown)],
+        "attributes": {**(attributes or {}), **own},
+        "dimension_names": [f"{name}[{axis}]" for axis in range(len(whole))],
+    }
+
+
+def group_document(
+    attributes: Mapping[str, Any], consolidated: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The zarr.json of a group. consolidated: the documents of all nodes below it, by path, to be opened with one read."""
+    document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if consolidated is not None:
+        document["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": dict(consolidated),
+        }
+    return document
+
+
+def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Those of the nodes, in path order, that groups with documents lead to; zarr-python can consolidate no others."""
+    groups = {""}
+    for path, document in nodes:
+        if path.rpartition("/")[0] in groups and path:
+            if document["node_type"] == "group":
+                groups.add(path)
+            yield path, document
+
+
+def grid(shape: Sequence[int], chunk_shape: Sequence[int]) -> tuple[int, ...]:
+    """The chunk shape as Zarr is told it: behind the axis that is cut, as long as the array."""
+    cut = next((axis for axis, step in enumerate(chunk_shape) if step != 1), len(shape))
+    return tuple(
+        step if axis <= cut else max(1, length)
+        for axis, (length, step) in enumerate(zip(shape, chunk_shape, strict=True))
+    )
+
+
+def padded_bytes(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> int:
+    """Bytes of every chunk, as Zarr wants it."""
+    return math.prod(grid(shape, chunk_shape)) * ITEM_BYTES[dtype]
+
+
+def chunk_keys(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> Iterator[str]:
+    """The keys of all chunks below the array, in C order of the grid."""
+    _, more = _SHOWN_AS.get(dtype, (dtype, ()))
+    counts = [-(-length // step) for length, step in zip(shape, chunk_shape, strict=True)]
+    for position in itertools.product(*map(range, counts), *(range(1) for _ in more)):
+        yield "/".join(["c", *map(str, position)])
+
+
+def chunk_key(number: int, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> str:
+    """The key of the chunk that stands there among all; the reverse of `chunk_number`."""
+    _, more = _SHOWN_AS.get(dtype, (dtype, ()))
+    parts = ["0" for _ in more]
+    for length, step in zip(reversed(shape), reversed(chunk_shape), strict=True):
+        number, part = divmod(number, -(-length // step))
+        parts.append(str(part))
+    return "/".join(["c", *reversed(parts)])
+
+
+def chunk_number(
+    key: str, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]
+) -> int | None:
+    """Where a chunk stands among all, in C order; None for what is no key of one."""
+    _, more = _SHOWN_AS.get(dtype, (dtype, ()))
+    first, *parts = key.split("/")
+    if first != "c" or len(parts) != len(shape) + len(more):
+        return None
+    counts = [-(-length // step) for length, step in zip(shape, chunk_shape, strict=True)]
+    number = 0
+    for part, count in zip(parts, (*counts, *(1 for _ in more)), strict=True):
+        if not _INDEX.fullmatch(part) or len(part) > 20 or int(part) >= count:
+            return None
+        number = number * count + int(part)
+    return number
+
+
+def has_name(dtype: str) -> bool:
+    """True for a dtype that Zarr has a name for; others appear as something else of the same bits."""
+    return dtype not in _SHOWN_AS
+
+
+def described(document: Mapping[str, Any], *, name: str) -> tuple[str, tuple[int, ...]]:
+    """Our dtype and shape of an array whose document is as `array_document` makes it, else CorruptError."""
+    shown, shape = document.get("data_type"), document.get("shape")
+    attributes = document.get("attributes", {})
+    own = attributes.get(OWN_DTYPE, shown) if isinstance(attributes, dict) else shown
+    lengths = shape if isinstance(shape, list) else [-1]
+    if not isinstance(own, str) or any(type(length) is not int or length < 0 for length in lengths):
+        raise CorruptError(f"{name} tells no dtype and shape of ours.")
+    form, more = _SHOWN_AS.get(own, (own, ()))
+    if own not in ITEM_BYTES or form != shown or tuple(lengths[len(lengths) - len(more) :]) != more:
+        raise CorruptError(f"{name} tells no dtype and shape of ours.")
+    return own, tuple(lengths[: len(lengths) - len(more)])
+
+
+def above(node: str) -> Iterator[str]:
+    """The paths of the groups that a node lies in, the root last."""
+    while node:
+        node = node.rpartition("/")[0]
+        yield node
+
+
+def node_path(path: str) -> str:
+    """The path of the node that shows the array, or group, of this path in the state."""
+    return "/".join(map(node_name, path.split("/")))
+
+
+def path_of_node(path: str) -> str:
+    """The path in the state of what a node shows; the reverse of `node_path`."""
+    return "/".join(map(segment_of, path.split("/")))
+
+
+def node_name(segment: str) -> str:
+    """A part of a path as the name of a node: itself, unless Zarr or a file system means something else by it."""
+    return escape_first(segment) if _is_reserved(segment) else segment
+
+
+def segment_of(name: str) -> str:
+    """The part of a path that a node's name stands for."""
+    if name.startswith("%") and len(name) > 2:
+        try:
+            plain = bytes.fromhex(name[1:3]).decode("ascii") + name[3:]
+        except ValueError:
+            return name
+        if _is_reserved(plain) and escape_first(plain) == name:
+            return plain
+    return name
+
+
+def _is_reserved(segment: str) -> bool:
+    return segment in _RESERVED or segment.startswith("__") or not segment.strip(".")
+
+
+def _zero(dtype: str) -> Any:
+    if dtype == "bool":
+        return False
+    if dtype.startswith("complex"):
+        return [0.0, 0.0]
+    if dtype == "float8_e8m0fnu":
+        return "0x00"  # it has no zero; these are the bytes that Zarr fills up with
+    return 0.0 if "float" in dtype else 0
+
+
+def _bytes_codec(dtype: str) -> dict[str, Any]:
+    """An element of one byte has no byte order."""
+    if ITEM_BYTES[dtype] == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}

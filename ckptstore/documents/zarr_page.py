@@ -1,0 +1,273 @@
+"""NodePage: a part of what came in through Zarr, node by node: which value each of a node's keys has.
+
+A node is an array or a group of a Zarr hierarchy; its keys are "zarr.json" and, of an array, those of its chunks. What they
+hold is kept as it was set, whatever its codecs, and is never looked into here. Small values lie in the page's bundle, one
+behind the other; larger ones are objects, cut into segments so that a part of a shard can be read and checked by itself.
+A node with more values than one page should list goes on in the pages behind it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from blake3 import blake3
+
+from ckptstore.documents import canonical
+from ckptstore.documents.canonical import Fields, check_digest, check_integer
+from ckptstore.documents.marker import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
+from ckptstore.documents.page import SMALL_BYTES, ArrayEntry, Bundle, bundle_from_json, cut
+from ckptstore.errors import CorruptError, InvalidInputError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ckptstore.digest import Digest
+
+NODE_PAGE_BYTES_MAX = 32 << 20
+PAGE_NODES_MAX = 512
+KEY_LENGTH_MAX = 4096
+# 16 TB, in a billion segments of 16 KiB at the least: far beyond any page.
+VALUE_BYTES_MAX = 1 << 44
+
+PART_WEIGHT_MAX = 65_536  # of a node that lies on one page; 7 MB
+PART_WEIGHT_MIN = 4_096
+PART_CUT_MODULUS = 8_192  # one key in so many ends a part: 12,000 values on average
+
+_PART = r"[^/\x00-\x1f\x7f\ud800-\udfff]+"
+_KEY = re.compile(rf"{_PART}(?:/{_PART})*")
+_DIGEST = re.compile(r'"([0-9a-f]{64})"')
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What one key holds: the digests of its segments, or of its bytes in the page's bundle from `offset` on."""
+
+    size: int
+    digests: tuple[Digest, ...] = ()
+    offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrNode:
+    """One array or group, and its values by key below it. path: "" for the root."""
+
+    path: str
+    values: tuple[tuple[str, Value], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return sum(value.size for _, value in self.values)
+
+    @property
+    def end(self) -> tuple[str, str]:
+        """The path and the last key, behind which the next node begins, or goes on."""
+        return self.path, self.values[-1][0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedEntry(ArrayEntry):
+    """An array that came in through Zarr, as its document tells it: two with the same digests hold the same.
+
+    dtype: "" for one that no state can hold. sizes: the bytes of each digest. chunks: how many are stored.
+    """
+
+    sizes: tuple[int, ...]
+    chunks: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its values, as they are encoded."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePage:
+    """Nodes in path order. segment_bytes: where larger values are cut."""
+
+    nodes: tuple[ZarrNode, ...]
+    segment_bytes: int
+    bundle: Bundle | None = None
+
+    @property
+    def first(self) -> str:
+        """The path of the first node."""
+        return self.nodes[0].path
+
+    @property
+    def begin(self) -> tuple[str, str]:
+        """The path of the first node, and its first key."""
+        return self.first, self.nodes[0].values[0][0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values of this page."""
+        return sum(node.nbytes for node in self.nodes)
+
+    def digests(self) -> Iterator[tuple[Digest, int]]:
+        """Every object that this page refers to, with its size in bytes."""
+        if self.bundle:
+            yield self.bundle.digest, self.bundle.size
+        for node in self.nodes:
+            for _, value in node.values:
+                yield from segments(value, self.segment_bytes)
+
+    def bundled(self) -> Iterator[tuple[str, Digest, slice]]:
+        """The key, the digest and the place in the bundle of each small value."""
+        for node in self.nodes:
+            for key, value in node.values:
+                if value.offset is not None:
+                    place = slice(value.offset, value.offset + value.size)
+                    yield f"{node.path}/{key}", value.digests[0], place
+
+    def encode(self) -> bytes:
+        """Encode to the canonical bytes whose digest names the page."""
+        document: dict[str, Any] = {
+            "nodes": [
+                {"path": node.path, "values": [_to_json(*item) for item in node.values]}
+                for node in self.nodes
+            ],
+            "segment_bytes": self.segment_bytes,
+        }
+        if self.bundle:
+            document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
+        name = f"The list of Zarr chunks from {'/'.join(self.begin)!r:.100} on"
+        return canonical.encode(document, name=name, bytes_max=NODE_PAGE_BYTES_MAX)
+
+    @classmethod
+    def decode(cls, data: bytes, *, name: str) -> Self:
+        """Decode a page, with every value checked."""
+        fields = Fields(canonical.decode(data, name=name, bytes_max=NODE_PAGE_BYTES_MAX), name=name)
+        bundle = None
+        if "bundle" in fields.document:
+            bundle = bundle_from_json(fields.object("bundle"), name=name)
+        segment_bytes = fields.integer("segment_bytes", low=CHUNK_BYTES_MIN, high=CHUNK_BYTES_MAX)
+        listed = fields.array("nodes")
+        if not 0 < len(listed) <= PAGE_NODES_MAX:
+            raise CorruptError(
+                f"{name} lists {len(listed)} nodes; 1 to {PAGE_NODES_MAX} are allowed."
+            )
+        nodes = tuple(
+            _node(item, name=name, bundle=bundle, segment_bytes=segment_bytes) for item in listed
+        )
+        if any(a.path >= b.path for a, b in itertools.pairwise(nodes)):
+            raise CorruptError(f"{name} does not list its nodes in path order.")
+        return cls(nodes=nodes, segment_bytes=segment_bytes, bundle=bundle)
+
+
+def reached_by_nodes(data: bytes, *, name: str) -> set[str]:
+    """The digests of the objects that a page refers to, and of small values, from its bytes alone."""
+    text = canonical.text(data, name=name, bytes_max=NODE_PAGE_BYTES_MAX)
+    if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
+        return {digest for digest, _ in NodePage.decode(data, name=name).digests()}
+    return set(_DIGEST.findall(text))
+
+
+class Weighed(NamedTuple):
+    """A node that is to be put on pages, with what each of its values weighs."""
+
+    path: str
+    keys: Sequence[str]
+    weights: Sequence[int]
+
+
+def weight(key: str, digests: int) -> int:
+    """What the value of a key, of so many segments, counts for where pages end."""
+    return max(1, digests) + len(key.encode()) // 32
+
+
+def cut_nodes(nodes: Sequence[Weighed]) -> Iterator[list[tuple[int, slice]]]:
+    """What goes on each page: nodes by their numbers, with all their values, or a part of one that has too many."""
+    totals = [(node.path, sum(node.weights)) for node in nodes]
+    large = [total > PART_WEIGHT_MAX for _, total in totals]
+    for is_large, group in itertools.groupby(range(len(nodes)), key=large.__getitem__):
+        numbers = list(group)
+        if is_large:
+            for number in numbers:
+                yield from ([(number, part)] for part in _parts(nodes[number]))
+        else:
+            for part in cut([totals[number] for number in numbers]):
+                yield [(number, slice(0, len(nodes[number].keys))) for number in numbers[part]]
+
+
+def _parts(node: Weighed) -> Iterator[slice]:
+    start = total = 0
+    for position, (key, weighs) in enumerate(zip(node.keys, node.weights, strict=True), start=1):
+        total += weighs
+        if position == len(node.keys) or ends_part(key, total):
+            yield slice(start, position)
+            start, total = position, 0
+
+
+def ends_part(key: str, weight: int) -> bool:
+    """True when a part of a node, which with this key weighs so much, ends behind it."""
+    if weight >= PART_WEIGHT_MAX:
+        return True
+    if weight < PART_WEIGHT_MIN:
+        return False
+    hashed = int.from_bytes(blake3(key.encode()).digest(4), "little")
+    return hashed % PART_CUT_MODULUS == 0
+
+
+def segments(value: Value, segment_bytes: int) -> Iterator[tuple[Digest, int]]:
+    """The digest and byte size of each object of a value; nothing for one in a bundle."""
+    if value.offset is None:
+        for position, digest in enumerate(value.digests):
+            yield digest, min(segment_bytes, value.size - position * segment_bytes)
+
+
+def check_key(key: str) -> str:
+    """Return a legal key of a Zarr store, or raise InvalidInputError."""
+    if len(key) > KEY_LENGTH_MAX or not _KEY.fullmatch(key):
+        raise InvalidInputError(
+            f"{shown(key)} is not a key of a Zarr store: up to {KEY_LENGTH_MAX} characters are expected, in parts "
+            "joined by /, none of them empty or with a control character."
+        )
+    return key
+
+
+def _to_json(key: str, value: Value) -> list[Any]:
+    return [key, value.size, value.offset, *value.digests]
+
+
+def _node(document: object, *, name: str, bundle: Bundle | None, segment_bytes: int) -> ZarrNode:
+    fields = Fields(document, name=name)
+    path = fields.text("path", length_max=KEY_LENGTH_MAX)
+    if path:
+        _checked_key(path, name=name)
+    values = tuple(
+        _value(item, name=name, bundle=bundle, segment_bytes=segment_bytes)
+        for item in fields.array("values")
+    )
+    if not values or any(a[0] >= b[0] for a, b in itertools.pairwise(values)):
+        raise CorruptError(f"{name} does not list the keys of {path!r:.100} in order.")
+    return ZarrNode(path, values)
+
+
+def _value(
+    item: object, *, name: str, bundle: Bundle | None, segment_bytes: int
+) -> tuple[str, Value]:
+    if not isinstance(item, list) or len(item) < 3:
+        raise CorruptError(f"{name} holds a value that is not [key, size, offset, digest, …].")
+    key = _checked_key(item[0], name=name)
+    size = check_integer(item[1], name=f"{name}: size", high=VALUE_BYTES_MAX)
+    digests = tuple(check_digest(text, name=name) for text in item[3:])
+    if item[2] is None:
+        if len(digests) != -(-size // segment_bytes):
+            raise CorruptError(f"{name}: {len(digests)} segments do not make {size} bytes.")
+        return key, Value(size, digests)
+    end = bundle.size if bundle else 0
+    offset = check_integer(item[2], name=f"{name}: offset", high=end)
+    if not 0 < size < SMALL_BYTES or offset + size > end or len(digests) != 1:
+        raise CorruptError(f"{name}: {key!r:.100} does not fit in its bundle.")
+    return key, Value(size, digests, offset)
+
+
+def _checked_key(key: object, *, name: str) -> str:
+    try:
+        return check_key(key if isinstance(key, str) else "")
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error

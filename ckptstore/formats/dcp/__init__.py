@@ -1,0 +1,1 @@
+"""Checkpoint folders of torch.distributed.checkpoint."""

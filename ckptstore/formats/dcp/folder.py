@@ -1,0 +1,181 @@
+"""Folders that torch.distributed.checkpoint wrote: the shards of each tensor, from any number of processes, are one array.
+
+Only read. A shard is what torch.save made of it, in a part of a file; it is unpickled as a .pt file is, and its elements
+are read where they lie.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.arrays.lazy import LazyArray
+from ckptstore.arrays.strided import BoxesArray, StridedArray, c_strides, gather
+from ckptstore.documents.canonical import VALUES_MAX
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats.dcp.metadata import Place, TensorEntry, read_metadata
+from ckptstore.formats.torch.load import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ckptstore.formats.dcp.metadata import Index, Metadata
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state in the folder, with arrays that read its files."""
+    metadata = read_metadata(_opened(path, ".metadata"))
+    files = _Files(path)
+    values = {name: _value(name, entry, files) for name, entry in metadata.entries.items()}
+    return _nested(path, metadata, values), {}
+
+
+class _Files:
+    """The files of a folder, each opened once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[str, OpenFile] = {}
+
+    def load(self, place: Place) -> Any:
+        """What torch.save wrote there."""
+        name = place.name
+        if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+            raise InvalidInputError(
+                f"{self.folder} refers to the file {shown(name)}; only names of files in the folder itself are expected."
+            )
+        if name not in self._open:
+            self._open[name] = _opened(self.folder, name)
+        file = self._open[name]
+        if not 0 <= place.offset <= place.offset + place.size <= file.nbytes or place.size < 0:
+            raise InvalidInputError(
+                f"{file.path} has {file.nbytes} bytes, and should hold {place.size} from {place.offset} on."
+            )
+        return load(file, start=place.offset, size=place.size)
+
+
+def _opened(folder: Path, name: str) -> OpenFile:
+    """A file of a folder; links lead out of it."""
+    path = folder / name
+    if path.is_symlink():
+        raise InvalidInputError(f"{path} is a link, and links are not followed out of a folder.")
+    if not path.exists():
+        raise InvalidInputError(
+            f"{folder} refers to the file {shown(name)}, which is not there. Get the whole folder."
+        )
+    return OpenFile(path, follow=False)
+
+
+class ShardedArray(BoxesArray):
+    """An array whose parts lie in files; they fill it and do not overlap."""
+
+    def __init__(
+        self, *, dtype: str, shape: Index, parts: list[tuple[Index, StridedArray]]
+    ) -> None:
+        super().__init__(dtype=dtype, shape=shape)
+        self.parts = parts
+
+    def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
+        """Fill a numpy array with the box of its shape that begins at this index."""
+        ends = [begin + length for begin, length in zip(origin, target.shape, strict=True)]
+        for start, part in self.parts:
+            stops = (begin + length for begin, length in zip(start, part.shape, strict=True))
+            low = [max(pair) for pair in zip(origin, start, strict=True)]
+            high = [min(pair) for pair in zip(ends, stops, strict=True)]
+            if all(first < last for first, last in zip(low, high, strict=True)):
+                steps = zip(low, start, part.strides, strict=True)
+                offset = part.offset + sum((at - begin) * step for at, begin, step in steps)
+                box = zip(low, high, origin, strict=True)
+                within = tuple(slice(first - at, last - at) for first, last, at in box)
+                gather(part.file, offset, part.strides, target[within])
+
+
+def _value(name: str, entry: TensorEntry | Place, files: _Files) -> Any:
+    """A value, or the array that its shards make."""
+    if isinstance(entry, Place):
+        return files.load(entry)
+    parts = []
+    for shard in entry.shards:
+        found = files.load(shard.place)
+        if (
+            not isinstance(found, LazyArray)
+            or found.dtype != entry.dtype
+            or found.shape != shard.lengths
+        ):
+            raise InvalidInputError(
+                f"{files.folder} holds something else than the shard of shape {list(shard.lengths)} and dtype {entry.dtype} "
+                f"that it lists for {shown(name)}."
+            )
+        parts.append((shard.origin, found))
+    if len(parts) == 1:
+        return parts[0][1]
+    return ShardedArray(
+        dtype=entry.dtype,
+        shape=entry.shape,
+        parts=[(origin, _strided(name, found, files)) for origin, found in parts],
+    )
+
+
+def _strided(name: str, array: LazyArray, files: _Files) -> StridedArray:
+    """The same array, read by its strides."""
+    if isinstance(array, StridedArray):
+        return array
+    if not isinstance(array, FileArray):
+        raise InvalidInputError(
+            f"{files.folder} holds shards of {shown(name)} that are conjugated, or of a machine with another byte order."
+        )
+    return StridedArray(
+        array.file,
+        dtype=array.dtype,
+        shape=array.shape,
+        strides=c_strides(array.shape, ITEM_BYTES[array.dtype]),
+        offset=array.offset,
+    )
+
+
+class _Part(dict[str | int, Any]):
+    """A dict or a list while it is put together."""
+
+
+def _nested(folder: Path, metadata: Metadata, values: dict[str, Any]) -> dict[str, Any]:
+    """The values as the nested dicts and lists that they were saved from."""
+    root = _Part()
+    for name, value in values.items():
+        *keys, last = metadata.paths.get(name, (name,))
+        part: Any = root
+        for key in keys:
+            part = part.setdefault(key, _Part())
+            if type(part) is not _Part:
+                break
+        if type(part) is not _Part or last in part:
+            raise InvalidInputError(f"{folder} lists {shown(name)} where it has another value.")
+        part[last] = value
+    built = _Builder(folder).build(root) if root else {}
+    if not isinstance(built, dict):
+        raise InvalidInputError(
+            f"{folder} has a list where the names of all it holds are expected."
+        )
+    return built
+
+
+class _Builder:
+    """Makes dicts and lists of parts. room: how many items lists may still have; a position is only a claim."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.room = folder, VALUES_MAX
+
+    def build(self, part: _Part) -> dict[str, Any] | list[Any]:
+        """A dict of names, or a list of positions; what was empty there was not saved, and is None."""
+        items = {
+            key: self.build(item) if type(item) is _Part else item for key, item in part.items()
+        }
+        named = {key: item for key, item in items.items() if isinstance(key, str)}
+        if len(named) == len(items):
+            return named
+        numbered = {key: item for key, item in items.items() if isinstance(key, int)}
+        self.room -= max(numbered) + 1
+        if named or min(numbered) < 0 or self.room < 0:
+            raise InvalidInputError(f"{self.folder} has a list with positions that no list has.")
+        return [numbered.get(position) for position in range(max(numbered) + 1)]

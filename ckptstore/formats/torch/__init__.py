@@ -1,0 +1,1 @@
+"""PyTorch files (.pt), read and written without running what they hold."""

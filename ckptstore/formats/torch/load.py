@@ -1,0 +1,96 @@
+"""Where the two formats of torch.save keep things: a zip archive, and before 1.6 pickles with the storages behind them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats.torch.text import PickleStream
+from ckptstore.formats.torch.unpickle import Loader
+from ckptstore.formats.torch.zip import Archive, Window
+from ckptstore.formats.zip_directory import MAGIC
+
+if TYPE_CHECKING:
+    from ckptstore.arrays.file import OpenFile
+
+_LENGTH_BYTES = 8  # before each storage of the old format: its number of elements
+_TAR_MAGIC, _TAR_PLACE = b"ustar", 257
+
+
+def load(file: OpenFile, *, start: int = 0, size: int | None = None) -> Any:
+    """What torch.save wrote to a file, or to this part of one, with arrays that read the file in place of its tensors."""
+    window = Window(file, start=start, size=size)
+    if window.read(len(MAGIC)) == MAGIC:
+        return _load_zip(window)
+    if window.size > _TAR_PLACE and file.read(start, min(512, window.size))[_TAR_PLACE:].startswith(
+        _TAR_MAGIC
+    ):
+        raise InvalidInputError(
+            f"{file.path} has the oldest format of torch, a tar archive, which cannot be read without running what it "
+            "says. If you trust it, load it yourself and commit its state_dict."
+        )
+    return _load_old(window)
+
+
+def _load_zip(window: Window) -> Any:
+    archive, loader = Archive(window), Loader(window.file)
+    order = archive.read("byteorder") if "byteorder" in archive else b"little"
+    if order not in (b"little", b"big"):
+        raise archive.invalid(f"it has the byte order {shown(order)}.")
+    start, size = archive.place("data.pkl")
+    state = loader.unpickle(PickleStream(Window(window.file, start=start, size=size)))
+    places = {}
+    for key, storage in loader.roots.items():
+        places[key], size = archive.place(f"data/{key}")
+        if storage.root_nbytes > size:
+            raise loader.invalid(
+                f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has {size}."
+            )
+    return loader.with_arrays(state, places.__getitem__, is_swapped=order == b"big")
+
+
+def _load_old(window: Window) -> Any:
+    loader = Loader(window.file)
+    stream = PickleStream(window)
+    if not _is_number(loader.unpickle(stream), MAGIC_NUMBER):
+        raise loader.invalid("it does not begin as one.")
+    if not _is_number(loader.unpickle(stream), PROTOCOL_VERSION):
+        raise loader.invalid("it has a version that is not known.")
+    system = loader.unpickle(stream)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise loader.invalid("it is of a machine with another byte order.")
+    state = loader.unpickle(stream)
+    keys = loader.unpickle(stream)
+    places = _places(loader, window, keys, stream.tell())
+    for key in loader.roots:
+        if key not in places:
+            raise loader.invalid(f"its storage {shown(key)} is missing.")
+    return loader.with_arrays(state, places.__getitem__, is_swapped=False)
+
+
+def _is_number(value: object, number: int) -> bool:
+    """Whether a value is this number; a tensor cannot even be compared with one that large."""
+    return type(value) is int and value == number
+
+
+def _places(loader: Loader, window: Window, keys: object, position: int) -> dict[str, int]:
+    """Where each storage begins: they lie one behind the other, each behind its number of elements."""
+    places: dict[str, int] = {}
+    for key in keys if isinstance(keys, list) else [keys]:
+        storage = loader.roots.get(key) if isinstance(key, str) else None
+        if storage is None or storage.key in places:
+            raise loader.invalid(f"it lists a storage {shown(key)} that no tensor has.")
+        room = window.size - position - _LENGTH_BYTES - storage.root_nbytes
+        if room < 0:
+            raise loader.invalid(f"its storage {shown(key)} lies beyond its end.")
+        begin = window.start + position
+        length = int.from_bytes(window.file.read(begin, _LENGTH_BYTES), "little")
+        if length * storage.item_bytes != storage.root_nbytes:
+            raise loader.invalid(
+                f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has {length * storage.item_bytes}."
+            )
+        places[storage.key] = begin + _LENGTH_BYTES
+        position += _LENGTH_BYTES + storage.root_nbytes
+    return places

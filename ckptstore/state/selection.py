@@ -1,0 +1,91 @@
+"""Selection: which paths an include and an exclude list choose.
+
+A pattern is matched part by part between the slashes: `*`, `?` and `[…]` stay inside one part, `**` stands for any
+number of parts. A pattern also chooses all that lies below what it matches: "model" means "model/**" as well.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from ckptstore.documents.names import PATH_LENGTH_MAX
+from ckptstore.errors import InvalidInputError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The paths that match an include pattern (all, when there is none) and no exclude pattern."""
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
+    ) -> Selection:
+        """Take what a user passed: one pattern, several, or None."""
+        return cls(None if include is None else _patterns(include), _patterns(exclude or ()))
+
+    def __str__(self) -> str:
+        parts = [] if self.include is None else [f"include {_some(self.include)}"]
+        return " and ".join([*parts, *([f"exclude {_some(self.exclude)}"] if self.exclude else [])])
+
+    @property
+    def is_everything(self) -> bool:
+        """True when no path can be left out."""
+        return self.include is None and not self.exclude
+
+    def __call__(self, path: str) -> bool:
+        """True when this path is chosen."""
+        if self.include is not None and not any(matches(pattern, path) for pattern in self.include):
+            return False
+        return not any(matches(pattern, path) for pattern in self.exclude)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """True when the pattern matches the path, or something above it."""
+    parts = path.split("/")
+    open_ends = {0}  # how many parts of the path the pattern so far may have used
+    for segment in pattern.strip("/").split("/"):
+        if segment == "**":
+            open_ends = set(range(min(open_ends), len(parts) + 1)) if open_ends else set()
+        else:
+            fits = _segment(segment)
+            open_ends = {
+                end + 1 for end in open_ends if end < len(parts) and fits.match(parts[end])
+            }
+        if not open_ends:
+            return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _segment(segment: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(segment))
+
+
+def _some(patterns: tuple[str, ...]) -> str:
+    """The first patterns, each cut to what a message can bear."""
+    cut = [pattern if len(pattern) <= 100 else f"{pattern[:100]}…" for pattern in patterns[:5]]
+    return ", ".join([*cut, "…"] if len(patterns) > 5 else cut)
+
+
+def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    listed = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Iterable):
+        raise InvalidInputError(
+            f"{shown(patterns)} is not a pattern of array paths, nor a list of them."
+        )
+    listed = tuple(listed)
+    for pattern in listed:
+        if not isinstance(pattern, str) or not pattern.strip("/") or len(pattern) > PATH_LENGTH_MAX:
+            raise InvalidInputError(f"{shown(pattern)} is not a pattern of array paths.")
+    return listed

@@ -1,0 +1,1 @@
+"""What a repository keeps, by name: objects, manifests and pages, operations, refs."""

@@ -1,0 +1,290 @@
+"""Catalog: manifests, pages and structures by id; load, store, list, with a small cache of what is immutable."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ckptstore.digest import Digest
+from ckptstore.documents import structure
+from ckptstore.documents.expiry import EXPIRY_BYTES_MAX, Expiry
+from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
+from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
+from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
+from ckptstore.documents.zarr_page import NodePage, reached_by_nodes
+from ckptstore.errors import CorruptError, ExpiredError, NotFoundError
+from ckptstore.revisions import Names
+from ckptstore.threads import gather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from ckptstore.documents.manifest import PageRef
+    from ckptstore.documents.operation import Operation
+    from ckptstore.storage import Storage
+    from ckptstore.store.objects import ObjectStore
+
+LIVE = "checkpoints/"
+EXPIRED = "history/"
+EXPIRIES = "expired/"
+EXPIRE_THREADS = 8  # they wait for the disk
+CACHED_PAGES = 256
+CACHED_WRITTEN = 4096
+CACHED_MANIFESTS = 4096
+
+_KEY = re.compile(r"(checkpoints|history)/([0-9a-f]{64})\.json")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Catalog:
+    """The documents of the checkpoints of one repository. objects: where it reads them."""
+
+    def __init__(self, storage: Storage, objects: ObjectStore) -> None:
+        self._storage = storage
+        self.objects = objects
+        self._manifests: _Cache[Digest, Manifest] = _Cache(CACHED_MANIFESTS)
+        self._pages: _Cache[Digest, Page] = _Cache(CACHED_PAGES)
+        self._node_pages: _Cache[Digest, NodePage] = _Cache(CACHED_PAGES)
+        self._written: _Cache[Digest, bool] = _Cache(CACHED_WRITTEN)
+
+    @property
+    def url(self) -> str:
+        """What to pass to `ckptstore.open` to come here again."""
+        return self._storage.url
+
+    def manifest(self, id: Digest) -> Manifest:
+        """The manifest of a checkpoint, live or expired; NotFoundError when there is none."""
+        return self._manifests.get(id, self._read_manifest)
+
+    def is_expired(self, id: Digest) -> bool:
+        """True when only the manifest is left."""
+        return (
+            self._storage.size(key_of(id)) is None
+            and self._storage.size(key_of(id, EXPIRED)) is not None
+        )
+
+    def is_live(self, id: Digest) -> bool:
+        """True for a checkpoint whose arrays are there, unless a gc has condemned it."""
+        return self._storage.size(key_of(id)) is not None
+
+    def refuse_expired(self, id: Digest) -> None:
+        """Raise ExpiredError, which says when and why, for a checkpoint whose arrays are gone."""
+        if self.is_expired(id):
+            expiry = self.expiry(id)
+            when = f" on {_date(expiry.time)}" if expiry else ""
+            why = f" ({expiry.why.rstrip('.')})" if expiry else ""
+            raise ExpiredError(
+                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, its step and metrics are kept."
+            )
+
+    @contextmanager
+    def reading(self, id: Digest) -> Iterator[None]:
+        """Say that a checkpoint expired when it did so while it was read."""
+        try:
+            yield
+        except (CorruptError, NotFoundError):
+            self.refuse_expired(id)
+            raise
+
+    def names(self, newest: Operation) -> Names:
+        """What revisions can name, as of an operation."""
+        return Names(heads=newest.heads, tags=newest.tags, lookup=self.lookup, ids=self.ids)
+
+    def lookup(self, id: Digest) -> Manifest | None:
+        """The manifest of a checkpoint, or None when there is none."""
+        try:
+            return self.manifest(id)
+        except NotFoundError:
+            return None
+
+    def store(self, manifest: Manifest) -> Digest:
+        """Store a manifest, durably, and return its id."""
+        data = manifest.encode()
+        id = Digest.of(data)
+        self._storage.put(key_of(id), data)
+        self._storage.flush([key_of(id)])
+        return id
+
+    def expire(self, ids: Collection[Digest], expiry: Expiry) -> None:
+        """Move checkpoints to history, durably, and say of each when and why; one that is there already is left."""
+        moving = [id for id in ids if self._storage.size(key_of(id)) is not None]
+        why = expiry.encode()
+
+        def copy(id: Digest) -> None:
+            data = self._storage.get(key_of(id), bytes_max=MANIFEST_BYTES_MAX)
+            self._storage.put(key_of(id, EXPIRIES), why)
+            self._storage.put(key_of(id, EXPIRED), data)
+
+        if moving:
+            gather([partial(copy, id) for id in moving], threads=EXPIRE_THREADS)
+            self._storage.flush(
+                key_of(id, folder) for folder in (EXPIRIES, EXPIRED) for id in moving
+            )
+            live = [key_of(id) for id in moving]
+            self._storage.delete(live)
+            self._storage.flush(live)
+
+    def expiry(self, id: Digest) -> Expiry | None:
+        """When and why a checkpoint expired; None when that is not known."""
+        key = key_of(id, EXPIRIES)
+        try:
+            return Expiry.decode(self._storage.get(key, bytes_max=EXPIRY_BYTES_MAX), name=key)
+        except NotFoundError:
+            return None
+
+    def live_ids(self) -> set[Digest]:
+        """The ids of all checkpoints that have not expired, reachable or not."""
+        found = (_KEY.fullmatch(key) for key, _ in self._storage.list(LIVE))
+        return {Digest(match[2]) for match in found if match}
+
+    def page(self, digest: Digest) -> Page:
+        """A page, checked."""
+        return self._pages.get(digest, self._read_page)
+
+    def searches(
+        self, manifest: Manifest
+    ) -> Iterator[tuple[PageRef, Callable[[Digest], set[str]]]]:
+        """Every page of a checkpoint, with what finds the objects that it refers to, and perhaps some more.
+
+        No page is kept in the cache for it.
+        """
+        for ref in manifest.pages:
+            yield ref, self._reached
+        for ref in manifest.hierarchy or ():
+            yield ref, self._reached_by_nodes
+
+    def node_page(self, digest: Digest) -> NodePage:
+        """A page of Zarr nodes, checked."""
+        return self._node_pages.get(digest, self._read_node_page)
+
+    def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
+        """The pages of what came in through Zarr, in path order, held against what the manifest says of them."""
+        last: tuple[str, str] | None = None
+        for ref in manifest.hierarchy or ():
+            page = self.node_page(ref.digest)
+            if (page.first, page.nbytes) != (ref.first, ref.bytes) or ref.arrays > len(page.nodes):
+                raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
+            if last is not None and page.begin <= last:
+                raise CorruptError(
+                    f"Page {ref.digest} does not follow the page before it in path order."
+                )
+            last = page.nodes[-1].end
+            yield page
+
+    def remember_page(self, digest: Digest, page: Page) -> None:
+        """Keep a page that was just written, so that the next commit need not read it."""
+        self._pages.put(digest, page)
+        self._written.put(digest, True)
+
+    def wrote_page(self, digest: Digest) -> bool:
+        """True for a page that was written here; of any other nobody knows whether it lies about its bundle."""
+        return digest in self._written
+
+    def pages(self, manifest: Manifest) -> Iterator[Page]:
+        """The pages of a checkpoint, in path order, held against what the manifest says of them."""
+        last = ""
+        for ref in manifest.pages:
+            page = self.page(ref.digest)
+            if (page.first, len(page.entries), page.array_bytes) != (
+                ref.first,
+                ref.arrays,
+                ref.bytes,
+            ):
+                raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
+            if last and page.first <= last:
+                raise CorruptError(
+                    f"Page {ref.digest} does not follow the page before it in path order."
+                )
+            last = page.entries[-1].path
+            yield page
+
+    def structure(self, manifest: Manifest) -> Any:
+        """The root node of a checkpoint's structure."""
+        data = self.objects.get(manifest.structure, bytes_max=STRUCTURE_BYTES_MAX)
+        return structure.decode(data, name=f"structure {manifest.structure}")
+
+    def ids(self, prefix: str = "") -> Iterator[Digest]:
+        """The ids of all checkpoints, live and expired, that begin with these digits."""
+        for folder in (LIVE, EXPIRED):
+            for key, _ in self._storage.list(folder):
+                match = _KEY.fullmatch(key)
+                if match and match[2].startswith(prefix):
+                    yield Digest(match[2])
+
+    def _read_manifest(self, id: Digest) -> Manifest:
+        for folder in (
+            LIVE,
+            EXPIRED,
+            LIVE,
+        ):  # LIVE again: gc may have moved it between the two looks
+            key = key_of(id, folder)
+            try:
+                data = self._storage.get(key, bytes_max=MANIFEST_BYTES_MAX)
+            except NotFoundError:
+                continue
+            if Digest.of(data) != id:
+                raise CorruptError(
+                    f"{key} is damaged: its bytes do not have its digest. Run verify."
+                )
+            return Manifest.decode(data, name=key)
+        raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
+
+    def _reached(self, page: Digest) -> set[str]:
+        return reached(self._page_bytes(page), name=f"page {page}")
+
+    def _reached_by_nodes(self, page: Digest) -> set[str]:
+        return reached_by_nodes(self._page_bytes(page), name=f"page {page}")
+
+    def _read_node_page(self, digest: Digest) -> NodePage:
+        return NodePage.decode(self._page_bytes(digest), name=f"page {digest}")
+
+    def _read_page(self, digest: Digest) -> Page:
+        return Page.decode(self._page_bytes(digest), name=f"page {digest}")
+
+    def _page_bytes(self, digest: Digest) -> bytes:
+        return self.objects.get(digest, bytes_max=PAGE_BYTES_MAX)
+
+
+class _Cache(Generic[Key, Value]):
+    """The most recently used of values that never change."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = Lock()
+
+    def __contains__(self, key: Key) -> bool:
+        with self._lock:
+            return key in self._values
+
+    def get(self, key: Key, load: Callable[[Key], Value]) -> Value:
+        """The value of a key, loaded when it is not held."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = load(key)
+        self.put(key, value)
+        return value
+
+    def put(self, key: Key, value: Value) -> None:
+        """Hold a value, and let go of the one not used for longest when there are too many."""
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._count_max:
+                self._values.popitem(last=False)
+
+
+def _date(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def key_of(id: Digest, folder: str = LIVE) -> str:
+    """The storage key of a manifest."""
+    return f"{folder}{id}.json"

@@ -1,0 +1,227 @@
+"""Refs: the operations that make checkpoints visible, and move branches, tags and settings.
+
+Each is decided on the newest operation, and again when somebody else was first. None refers to a checkpoint whose arrays a
+gc gave up, and none relies on what a gc condemned meanwhile: that is put again when the gc has ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from ckptstore.errors import ConflictError, ExpiredError, NotFoundError, shown
+from ckptstore.store.condemned import CondemnedError, refuse_condemned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from collections.abc import Set as AbstractSet
+    from typing import Any
+
+    from ckptstore.digest import Digest
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.store.oplog import Oplog
+
+Result = TypeVar("Result")
+
+
+class Refs:
+    """The branches, tags and settings of one repository, as far as they change.
+
+    now: gives UTC in microseconds since 1970. finish_gc: waits for a gc that is under way, and finishes one that died.
+    """
+
+    def __init__(
+        self,
+        oplog: Oplog,
+        catalog: Catalog,
+        *,
+        now: Callable[[], int],
+        finish_gc: Callable[[], object],
+    ) -> None:
+        self._oplog = oplog
+        self._catalog = catalog
+        self._now = now
+        self._finish_gc = finish_gc
+
+    def beside_gc(self, act: Callable[[], Result]) -> Result:
+        """Do something again for as long as a gc condemns what it relies on, each time when that gc has ended."""
+        while True:
+            try:
+                return act()
+            except CondemnedError:
+                self._finish_gc()
+
+    def publish(
+        self,
+        manifest: Manifest,
+        *,
+        branch: str,
+        retry: bool,
+        since: Operation,
+        relied: AbstractSet[Digest],
+    ) -> tuple[Digest, Manifest]:
+        """Make a durable state a checkpoint: its manifest, then the operation that moves the branch to it.
+
+        retry: when the branch moved meanwhile, the new head becomes the parent, else that is a ConflictError. since: the
+        newest operation before anything was relied upon. relied: the objects that are needed. CondemnedError when gc
+        came between. What is returned is the checkpoint.
+        """
+        id = self._catalog.store(manifest)
+
+        def decide(newest: Operation) -> Operation:
+            nonlocal id, manifest
+            parents = (newest.heads[branch],) if branch in newest.heads else ()
+            if manifest.parents != parents:
+                if not retry:
+                    raise ConflictError(
+                        f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} while committing. "
+                        "Commit again (from a new session, if it was one), or pass retry=True (--retry)."
+                    )
+                manifest = replace(manifest, parents=parents)
+                id = self._catalog.store(manifest)
+            _check_unused(branch, newest.tags, kind="tag")
+            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
+            return replace(newest, heads={**newest.heads, branch: id})
+
+        self._append_made(decide, lambda: f"committed {id.short} to {branch}")
+        return id, manifest
+
+    def publish_seed(
+        self,
+        manifest: Manifest,
+        *,
+        branch: str,
+        source: Digest,
+        since: Operation,
+        relied: AbstractSet[Digest],
+    ) -> Digest:
+        """Make a new branch that begins with a checkpoint made of the arrays of another one, and return its id."""
+
+        def check(newest: Operation, id: Digest) -> None:
+            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
+
+        check(since, source)
+        id = self._catalog.store(manifest)
+
+        def decide(newest: Operation) -> Operation:
+            check_new_branch(branch, newest)
+            check(newest, id)
+            return replace(newest, heads={**newest.heads, branch: id})
+
+        self._append_made(decide, f"made branch {branch} at {id.short}, from {source.short}")
+        return id
+
+    def make_branch(self, name: str, id: Digest) -> None:
+        """Make a branch at a checkpoint that is durable."""
+
+        def decide(newest: Operation) -> Operation:
+            check_new_branch(name, newest)
+            return replace(newest, heads={**newest.heads, name: id})
+
+        self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
+
+    def delete_branch(self, name: str) -> None:
+        """Delete a branch; NotFoundError when there is none."""
+
+        def decide(newest: Operation) -> Operation:
+            return replace(newest, heads=_without(newest.heads, name, kind="branch"))
+
+        self._append(decide, lambda: f"deleted branch {name}")  # once it is known to be one
+
+    def make_tag(self, name: str, id: Digest) -> None:
+        """Make a tag at a checkpoint that is durable."""
+
+        def decide(newest: Operation) -> Operation:
+            if name in newest.tags:
+                raise ConflictError(
+                    f"Tag {name!r} exists, at {newest.tags[name].short}. Delete it first."
+                )
+            _check_unused(name, newest.heads, kind="branch")
+            return replace(newest, tags={**newest.tags, name: id})
+
+        self.beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
+
+    def delete_tag(self, name: str) -> None:
+        """Delete a tag; NotFoundError when there is none."""
+
+        def decide(newest: Operation) -> Operation:
+            return replace(newest, tags=_without(newest.tags, name, kind="tag"))
+
+        self._append(decide, lambda: f"deleted tag {name}")
+
+    def set(self, setting: str, document: Mapping[str, Any] | None, *, done: str) -> None:
+        """Save a setting; None saves that there is none."""
+
+        def decide(newest: Operation) -> Operation:
+            settings = {key: value for key, value in newest.settings.items() if key != setting}
+            if document is not None:
+                settings[setting] = document
+            return replace(newest, settings=settings)
+
+        self._append(decide, done)
+
+    def undo(self) -> Operation:
+        """Take back the newest operation that was not taken back yet, and return it."""
+        return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
+
+    def _append_made(
+        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
+    ) -> None:
+        """Append an operation that refers to a checkpoint that was stored a moment ago."""
+        try:
+            self._append(decide, done)
+        except ExpiredError as error:  # to a gc that came after `decide` had seen none
+            raise CondemnedError from error
+
+    def _append(
+        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
+    ) -> None:
+        """Append an operation with the time and what it did; what it newly refers to must have its arrays."""
+
+        def complete(newest: Operation) -> Operation:
+            decided = decide(newest)
+            self._check_live(newest, decided)
+            text = done if isinstance(done, str) else done()
+            return replace(decided, time=self._now(), done=text, undoes=None)
+
+        self._oplog.append(complete)
+
+    def _check_live(self, newest: Operation, decided: Operation) -> None:
+        """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""
+        known = set(newest.refs.values())
+        for id in dict.fromkeys(decided.refs.values()):
+            if id not in known:
+                if newest.condemned and id in newest.condemned.checkpoints:
+                    raise CondemnedError
+                self._catalog.refuse_expired(id)
+
+
+def check_new_branch(name: str, newest: Operation) -> None:
+    """Raise ConflictError when a branch or a tag has this name."""
+    if name in newest.heads:
+        raise ConflictError(
+            f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
+        )
+    _check_unused(name, newest.tags, kind="tag")
+
+
+def check_known(name: object, refs: Mapping[str, Digest], *, kind: str) -> None:
+    """Raise NotFoundError, which says what there is, when nothing has this name."""
+    if not isinstance(name, str) or name not in refs:
+        known = ", ".join(sorted(refs)[:12]) or "none"
+        raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
+
+
+def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
+    """One name never means both a branch and a tag."""
+    if name in others:
+        raise ConflictError(
+            f"{name!r} is a {kind} already. Choose another name, or delete the {kind}."
+        )
+
+
+def _without(refs: Mapping[str, Digest], name: str, *, kind: str) -> dict[str, Digest]:
+    check_known(name, refs, kind=kind)
+    return {other: id for other, id in refs.items() if other != name}

@@ -1,0 +1,119 @@
+"""An array of a Zarr folder as we write them: chunks in files, on a grid of which each chunk lies in one piece."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays.lazy import LazyArray
+from ckptstore.documents import zarr_document
+from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, is_contiguous_grid
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import CkptStoreError, InvalidInputError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+ARRAY_BYTES_MAX = (1 << 63) - 1  # numpy counts no further, also where a length is 0
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class FolderArray(LazyArray):
+    """An array whose chunks are files, each as long as the others.
+
+    Where a chunk lies is computed, not listed: a document of a few bytes may claim any number of them.
+    """
+
+    def __init__(
+        self, folder: Path, *, kind: str, dtype: str, shape: tuple[int, ...], steps: tuple[int, ...]
+    ) -> None:
+        self.kind, self.dtype, self.shape = kind, dtype, shape
+        self.identity = object()
+        self.chunk_count = chunk_count(shape, steps)
+        self.chunk_bytes = zarr_document.padded_bytes(dtype, shape, steps)
+        cut = next((axis for axis, step in enumerate(steps) if step != 1), len(shape))
+        self._row_bytes = math.prod(shape[cut:]) * ITEM_BYTES[dtype]  # what the cut axis is cut of
+        self._row_chunks = chunk_count(shape[cut:], steps[cut:])
+        self._folder = folder
+        self._steps = steps
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], folder: Path, kind: str) -> FolderArray | None:
+        """The array of the document in a folder; None when it is not as we write them."""
+        try:
+            dtype, shape = zarr_document.described(document, name=str(folder))
+            more = len(document["shape"]) - len(shape)
+            grid = document["chunk_grid"]["configuration"]["chunk_shape"]
+            steps = tuple(grid[: len(grid) - more])
+            if not _is_possible(kind, dtype, shape) or any(type(step) is not int for step in steps):
+                return None
+            if not is_contiguous_grid(shape, steps):
+                return None
+            ours = zarr_document.array_document(
+                dtype=dtype, shape=shape, chunk_shape=steps, name=folder.name
+            )
+            told = {key: value for key, value in document.items() if value or key in ours}
+            if _text(told) != _text(ours):  # as text: 0.0 and -0.0 are equal, and other bits
+                return None
+        except (CkptStoreError, KeyError, TypeError, ValueError, RecursionError):
+            return None
+        return cls(folder, kind=kind, dtype=dtype, shape=shape, steps=steps)
+
+    def has_chunk(self, key: str) -> bool:
+        """True for the key of a chunk of this array."""
+        return zarr_document.chunk_number(key, self.dtype, self.shape, self._steps) is not None
+
+    def check_size(self, file: Path, size: int) -> None:
+        """Refuse a chunk's file of another length than the document makes it."""
+        if size != self.chunk_bytes:
+            raise InvalidInputError(
+                f"{file} has {size} bytes; the array's document makes chunks of {self.chunk_bytes}. Write the folder again."
+            )
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the array's bytes from position `start`."""
+        while buffer:
+            row, within = divmod(start, self._row_bytes)
+            number, skip = divmod(within, self.chunk_bytes)
+            stop = min(len(buffer), self.chunk_bytes - skip, self._row_bytes - within)
+            key = zarr_document.chunk_key(
+                row * self._row_chunks + number, self.dtype, self.shape, self._steps
+            )
+            self._read(self._folder / key, buffer[:stop], skip)
+            buffer, start = buffer[stop:], start + stop
+
+    def _read(self, file: Path, part: memoryview, start: int) -> None:
+        """Fill a buffer from a chunk's file."""
+        try:
+            descriptor = os.open(file, _FLAGS)
+        except OSError as error:
+            raise StorageError(f"{file} could not be read: {error.strerror}.") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidInputError(f"{file} is not a regular file.")
+            self.check_size(file, status.st_size)
+            while part:
+                count = os.preadv(descriptor, [part], start)
+                if not count:
+                    raise InvalidInputError(f"{file} was changed while it was read.")
+                part, start = part[count:], start + count
+        except OSError as error:
+            raise StorageError(f"{file} could not be read: {error.strerror}.") from error
+        finally:
+            os.close(descriptor)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _is_possible(kind: str, dtype: str, shape: tuple[int, ...]) -> bool:
+    """True for what can be the dtype and shape of an array in memory."""
+    size = math.prod(max(1, length) for length in shape) * ITEM_BYTES[dtype]
+    has_dtype = kind == "tensor" or zarr_document.has_name(dtype)  # numpy lacks the same as Zarr
+    return len(shape) <= DIMENSIONS_MAX and size <= ARRAY_BYTES_MAX and has_dtype

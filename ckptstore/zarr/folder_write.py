@@ -1,0 +1,158 @@
+"""A Zarr v3 folder that any Zarr tool opens; and any Zarr folder, in.
+
+What is written holds everything: the arrays in groups, uncompressed, and the structure of the state in an attribute of the root.
+So it is read as the same state again: see `zarr_read`. A checkpoint that came in through Zarr goes out key by key, as it was set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays import json_document
+from ckptstore.documents import zarr_document
+from ckptstore.documents.chunks import chunk_shape, chunks
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import CkptStoreError, InvalidInputError, shown
+from ckptstore.threads import Buffers, gather
+from ckptstore.zarr import folder_read as zarr_read
+from ckptstore.zarr.folder_read import METADATA
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.documents.chunks import Chunk
+    from ckptstore.documents.structure import Node
+    from ckptstore.state.tree import Flat
+    from ckptstore.zarr.hierarchy import ZarrValues
+
+CHUNK_BYTES = 8 << 20
+WRITE_THREADS = 4  # each holds a chunk
+CONSOLIDATED_MAX = 20_000  # nodes; each takes some 4 KB of memory
+NAME_BYTES_MAX = 255  # of a part of a path, as file systems have it
+
+
+def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
+    """Write a folder with every array and value of a state."""
+    del drop_values  # nothing has to be
+    path.mkdir()
+    buffers = Buffers()
+    nodes: dict[str, Any] = {}  # the first ones, for the root
+    groups: set[str] = set()
+    for name, source in flat.arrays.items():
+        node = zarr_document.node_path(name)
+        _check_names(name, node)
+        groups.update(zarr_document.above(node))
+        document = _write_array(source, path / node, buffers)
+        _write_document(path / node, _encoded(document))
+        if len(nodes) <= CONSOLIDATED_MAX:
+            nodes[node] = document
+    for node in groups - {""}:
+        nodes[node] = zarr_document.group_document({})
+        _write_document(path / node, _encoded(nodes[node]))
+    _write_document(path, _root(flat.root, nodes))
+
+
+def write_values(values: ZarrValues, path: Path) -> None:
+    """Write a hierarchy as it was set, each key a file. InvalidInputError for keys that can be no file's path."""
+    path.mkdir()
+    gather(
+        (partial(_write_value, values, path, key) for key in values.keys()),  # noqa: SIM118 - no mapping
+        threads=WRITE_THREADS,
+    )
+
+
+def is_exported(path: Path) -> bool:
+    """True for a folder that `write` has written, whatever happened to it since."""
+    try:
+        return zarr_read.told(zarr_read.document(path / METADATA)) is not None
+    except (CkptStoreError, OSError):
+        return False
+
+
+def read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The state of a folder that we have written; of any other hierarchy, or with what was added to it, its files."""
+    return zarr_read.read(path), {}
+
+
+def _write_value(values: ZarrValues, path: Path, key: str) -> None:
+    """Write what a key holds."""
+    if any(
+        not part.strip(".") or len(os.fsencode(part)) > NAME_BYTES_MAX for part in key.split("/")
+    ):
+        raise InvalidInputError(
+            f"The key {key!r:.200} of the Zarr hierarchy cannot be the path of a file. Read it with "
+            "ckptstore.zarr.CheckpointStore."
+        )
+    file = path / key
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("xb") as out:
+            for piece in values.pieces(key):
+                out.write(piece)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise InvalidInputError(
+            f"The Zarr hierarchy has the key {key!r:.200} and another below it, which files cannot. Read it with "
+            "ckptstore.zarr.CheckpointStore."
+        ) from error
+
+
+def _check_names(name: str, node: str) -> None:
+    """Refuse an array that no folder can be named for."""
+    if any(len(os.fsencode(part)) > NAME_BYTES_MAX for part in node.split("/")):
+        raise InvalidInputError(
+            f"The array {shown(name)} would lie in a folder whose name has more than {NAME_BYTES_MAX} bytes, which file "
+            "systems do not have. Choose other arrays (--include), or write a .pt file."
+        )
+
+
+def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[str, Any]:
+    """Write the chunks of an array: its document."""
+    item = ITEM_BYTES[source.dtype]
+    shape = chunk_shape(source.shape, item_bytes=item, chunk_bytes=CHUNK_BYTES)
+    size = zarr_document.padded_bytes(source.dtype, source.shape, shape)
+    keys = zarr_document.chunk_keys(source.dtype, source.shape, shape)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def put(key: str, chunk: Chunk) -> None:
+        file = folder / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        data = source.chunk(chunk, buffers.of)
+        with file.open("xb") as out:
+            out.write(data)
+            out.write(bytes(size - len(data)))
+
+    grid = chunks(source.shape, shape, item_bytes=item)
+    gather(
+        (partial(put, key, chunk) for key, chunk in zip(keys, grid, strict=True)),
+        threads=WRITE_THREADS,
+    )
+    return zarr_document.array_document(
+        dtype=source.dtype, shape=source.shape, chunk_shape=shape, name=folder.name
+    )
+
+
+def _root(node: Node, nodes: Mapping[str, Any]) -> bytes:
+    """The root's document, with those of all other nodes unless they are too many to be read at once."""
+    attributes = zarr_read.telling(node)
+    if len(nodes) <= CONSOLIDATED_MAX:
+        data = _encoded(zarr_document.group_document(attributes, dict(sorted(nodes.items()))))
+        with suppress(ValueError):
+            json_document.check(data)
+            return data
+    return _encoded(zarr_document.group_document(attributes))
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False).encode("ascii")
+
+
+def _write_document(folder: Path, data: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.joinpath(METADATA).open("xb") as out:
+        out.write(data)
