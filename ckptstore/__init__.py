@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptstore.checkpoint import ArrayInfo, Checkpoint
-    from ckptstore.diff.compare import ArrayChange, Diff, Numbers, StoredArray, ValueChange
+    from ckptstore.diff.compare import ArrayChange, Diff, Numbers, ValueChange
     from ckptstore.digest import Digest
+    from ckptstore.documents.entry import StoredArray
     from ckptstore.errors import (
         CheckoutMismatchError,
         CkptStoreError,
@@ -40,9 +41,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("ArrayInfo", "Checkpoint"),
-    "state.codecs": ("register_codec",),
-    "diff.compare": ("ArrayChange", "Diff", "Numbers", "StoredArray", "ValueChange"),
+    "diff.compare": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
     "digest": ("Digest",),
+    "documents.entry": ("StoredArray",),
     "errors": (
         "CheckoutMismatchError",
         "CkptStoreError",
@@ -58,6 +59,7 @@ _HOMES = {
     "follow.follower": ("Follower", "Update"),
     "gc": ("GcPlan", "GcReport"),
     "repository": ("Repository", "Undone", "Usage", "init", "open"),
+    "state.codecs": ("register_codec",),
     "verify": ("Problem", "VerifyReport"),
     "weights": ("load_weights",),
 }

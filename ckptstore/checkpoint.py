@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-    from ckptstore.checkout.checkpoint_array import IndexedArray
+    from ckptstore.arrays.indexed import IndexedArray
     from ckptstore.checkout.opener import ArrayOpener
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from ckptstore.checkout.opener import ArrayOpener
     from ckptstore.commit.seed import Seed
-    from ckptstore.commit.writer import Written
     from ckptstore.diff.compare import Diff, Source
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Operation
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from ckptstore.gc import Gc, GcPlan, GcReport
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
+    from ckptstore.store.reach import Written
     from ckptstore.verify import VerifyReport
     from ckptstore.zarr.changes import Staged
     from ckptstore.zarr.session import Session
@@ -564,7 +564,7 @@ class Repository:
 
         It is in memory, but for the objects that the checkpoint beside it has as well.
         """
-        from ckptstore.commit.writer import reached_by
+        from ckptstore.store.reach import reached_by
 
         id, _ = self._readable(beside)
         keys = {object_key(digest) for digest in reached_by(id, self._catalog).digests}

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import source as arrays
+from ckptstore.arrays.memory import check_memory
 from ckptstore.checkout.placement import place
-from ckptstore.checkout.reader import check_memory, read_fresh, read_into
+from ckptstore.checkout.reader import read_fresh, read_into
 from ckptstore.documents.structure import ZARR, Node, array_path, tag_of
 from ckptstore.errors import CheckoutMismatchError, CorruptError, Incompatible, InvalidInputError
 from ckptstore.python_gc import paused_collector

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from ckptstore.arrays.indexed import FRAMEWORKS, kind_of
 from ckptstore.arrays.source import NDARRAY
-from ckptstore.checkout.checkpoint_array import FRAMEWORKS, CheckpointArray, kind_of
+from ckptstore.checkout.checkpoint_array import CheckpointArray
 from ckptstore.documents.structure import ZARR, array_path, tag_of
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.state.tree import ROOT, leaves
@@ -19,9 +20,9 @@ from ckptstore.store.objects import ObjectStore
 from ckptstore.zarr.encoded_entries import encoded_entries
 
 if TYPE_CHECKING:
-    from ckptstore.checkout.checkpoint_array import IndexedArray
-    from ckptstore.diff.compare import StoredArray
+    from ckptstore.arrays.indexed import IndexedArray
     from ckptstore.digest import Digest
+    from ckptstore.documents.entry import StoredArray
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.zarr_page import EncodedEntry
     from ckptstore.zarr.store import CheckpointStore

@@ -6,17 +6,15 @@ filled through a small buffer for each thread: a chunk is read, checked, then co
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import source as arrays
+from ckptstore.arrays.memory import check_memory
 from ckptstore.documents.chunks import Chunk, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import StorageError
 from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, gather
 
@@ -137,14 +135,3 @@ def _copy_chunk(
     data = buffers.of(chunk.size)
     objects.read_into(digest, data)
     arrays.copy_chunk(target, chunk, data)
-
-
-def check_memory(sizes: Iterable[int]) -> None:
-    """Refuse what this machine cannot hold before anything is allocated."""
-    needed = math.fsum(sizes)
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > physical:
-        raise StorageError(
-            f"These arrays need {needed / 1e9:.1f} GB and this machine has {physical / 1e9:.1f} GB of memory. "
-            "Choose some of them with include."
-        )

@@ -10,7 +10,6 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.commit.writer import PUT_THREADS, Written, page_ref
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
 from ckptstore.documents.manifest import Manifest, check_meta
@@ -21,6 +20,8 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree as state
 from ckptstore.state.rename import Rename, move, paths
 from ckptstore.state.selection import Selection
+from ckptstore.store.objects import PUT_THREADS
+from ckptstore.store.reach import Written, page_ref
 from ckptstore.threads import gather
 from ckptstore.zarr.encoded_entries import encoded_entries
 

@@ -8,7 +8,7 @@ everything the manifest will refer to is durable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from threading import Lock
@@ -18,10 +18,10 @@ from ckptstore.digest import Digest
 from ckptstore.documents import structure
 from ckptstore.documents.chunks import chunk_count, chunk_shape, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.documents.manifest import PageRef
 from ckptstore.documents.page import SMALL_BYTES, ArrayEntry, Bundle, Page, cut
-from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.python_gc import paused_collector
+from ckptstore.store.objects import PUT_THREADS
+from ckptstore.store.reach import Reached, Written, page_ref, reached_by
 from ckptstore.threads import Buffers, LentBuffers, Workers, results
 
 if TYPE_CHECKING:
@@ -35,40 +35,11 @@ if TYPE_CHECKING:
     from ckptstore.store.objects import ObjectStore
 
 HASH_THREADS = 3  # more would only take turns
-PUT_THREADS = 12  # most of a thread's time is spent waiting for its fsync
 # Chunks that have to be copied are hashed and put by the thread that holds the copy.
 COPY_THREADS = 8
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks that are not contiguous, all at once
 BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What a manifest needs to know of a state that is now durable.
-
-    relied: the digest of every object that the manifest reaches.
-    """
-
-    pages: tuple[PageRef, ...]
-    structure: Digest
-    new_bytes: int
-    relied: frozenset[Digest]
-    hierarchy: tuple[PageRef, ...] | None = None
-
-
-@dataclass(slots=True)
-class Reached:
-    """What a parent checkpoint reaches: durable, and not to be put again.
-
-    bundles: each bundle that was written by this handle, by the digests of the small arrays in it, in order: what another
-    page says of its bundle may be a lie. is_sound: False when the parent could not be read; then nothing that is there
-    already is relied upon, and what was damaged is healed.
-    """
-
-    digests: set[Digest] = field(default_factory=set)
-    bundles: dict[tuple[Digest, ...], Bundle] = field(default_factory=dict)
-    is_sound: bool = True
 
 
 def write(
@@ -100,30 +71,6 @@ def write(
         new_bytes=sink.new_bytes,
         relied=frozenset(sink.relied),
     )
-
-
-def page_ref(page: Page, digest: Digest) -> PageRef:
-    """A page as a manifest lists it."""
-    return PageRef(
-        first=page.first, digest=digest, arrays=len(page.entries), bytes=page.array_bytes
-    )
-
-
-def reached_by(id: Digest, catalog: Catalog) -> Reached:
-    """What a checkpoint reaches, from its pages alone. One that is damaged must not keep the next from being made."""
-    try:
-        manifest = catalog.manifest(id)
-        reached = Reached(digests=manifest.documents())
-        for nodes in catalog.node_pages(manifest):
-            reached.digests.update(digest for digest, _ in nodes.digests())
-        for ref, page in zip(manifest.pages, catalog.pages(manifest), strict=True):
-            reached.digests.update(digest for digest, _ in page.digests())
-            if page.bundle and catalog.wrote_page(ref.digest):
-                small = (entry.digests[0] for entry in page.entries if entry.offset is not None)
-                reached.bundles[tuple(small)] = page.bundle
-    except (CorruptError, NotFoundError):
-        return Reached(is_sound=False)
-    return reached
 
 
 @dataclass(slots=True)

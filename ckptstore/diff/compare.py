@@ -11,7 +11,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckptstore.documents.page import ArrayEntry, Bundle, Page, chunk_sizes
+from ckptstore.documents.entry import StoredArray
+from ckptstore.documents.page import ArrayEntry, Page, chunk_sizes
 from ckptstore.documents.structure import array_path, tag_of
 from ckptstore.documents.zarr_page import EncodedEntry
 from ckptstore.state.tree import join, node_segments, plain
@@ -38,39 +39,6 @@ class Source:
     load_pages: Callable[[Sequence[PageRef]], Iterable[Page]]
     load_structure: Callable[[], Node]
     load_encoded: Callable[[], Mapping[str, EncodedEntry]] = dict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredArray:
-    """An array of one of the two checkpoints, and the bundle of its page."""
-
-    entry: ArrayEntry
-    bundle: Bundle | None = None
-
-    @property
-    def is_encoded(self) -> bool:
-        """True for an array that came in through Zarr."""
-        return isinstance(self.entry, EncodedEntry)
-
-    @property
-    def path(self) -> str:
-        """Its path in that checkpoint."""
-        return self.entry.path
-
-    @property
-    def dtype(self) -> str:
-        """Its dtype."""
-        return self.entry.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.entry.shape
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array."""
-        return self.entry.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

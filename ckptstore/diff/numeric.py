@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ckptstore.checkout.opener import ArrayOpener
-    from ckptstore.diff.compare import ArrayChange, Diff, StoredArray
+    from ckptstore.diff.compare import ArrayChange, Diff
     from ckptstore.digest import Digest
+    from ckptstore.documents.entry import StoredArray
     from ckptstore.store.objects import ObjectStore
 
     Array = np.ndarray[Any, np.dtype[Any]]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PREFIX = "objects/"
 CHECK_STEP_BYTES = 1 << 20
 ALONE_THREADS = 2
+PUT_THREADS = 12  # most of a thread's time is spent waiting for its fsync
 
 
 class ObjectStore:

@@ -14,8 +14,8 @@ from zarr.errors import NodeTypeValidationError
 
 from ckptstore.arrays import source as arrays
 from ckptstore.arrays.index import wanted
-from ckptstore.checkout.checkpoint_array import IndexedArray
-from ckptstore.checkout.reader import check_memory
+from ckptstore.arrays.indexed import IndexedArray
+from ckptstore.arrays.memory import check_memory
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
 from ckptstore.zarr.bands import BOX_BYTES, Bands

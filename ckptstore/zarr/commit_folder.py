@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.commit.writer import Written
     from ckptstore.digest import Digest
     from ckptstore.state.tree import Flat
     from ckptstore.store.catalog import Catalog
+    from ckptstore.store.reach import Written
     from ckptstore.zarr.hierarchy import ZarrFiles
 
 TAKE_THREADS = 8  # each holds a segment

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ckptstore.checkout.reader import check_memory
+from ckptstore.arrays.memory import check_memory
 from ckptstore.documents import canonical, zarr_document
 from ckptstore.documents.chunks import chunks
 from ckptstore.documents.dtypes import item_bytes

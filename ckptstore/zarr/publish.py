@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptstore.commit.writer import PUT_THREADS, Reached, Written, page_ref, reached_by
 from ckptstore.digest import Digest
 from ckptstore.documents import structure, zarr_document
 from ckptstore.documents.manifest import PageRef
@@ -15,6 +14,8 @@ from ckptstore.documents.zarr_page import NodePage, Value, Weighed, ZarrNode, cu
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.tree import ROOT
+from ckptstore.store.objects import PUT_THREADS
+from ckptstore.store.reach import Reached, Written, page_ref, reached_by
 from ckptstore.threads import gather
 from ckptstore.zarr.contents import (
     METADATA,

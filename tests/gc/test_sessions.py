@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ckptstore.commit.writer import Written
+    from ckptstore.store.reach import Written
     from ckptstore.zarr import Session
     from ckptstore.zarr.changes import Staged
 

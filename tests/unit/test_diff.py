@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore.commit.writer import page_ref
 from ckptstore.diff.compare import Diff, Numbers, Source, compare
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
@@ -18,6 +17,7 @@ from ckptstore.documents.manifest import Manifest
 from ckptstore.documents.page import ArrayEntry, Page
 from ckptstore.state import tree as states
 from ckptstore.state.selection import Selection
+from ckptstore.store.reach import page_ref
 
 ALL = Selection()
 MODEL = Selection.of("model", None)

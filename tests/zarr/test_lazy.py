@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import DrawFn
 
-    from ckptstore.checkout.checkpoint_array import IndexedArray
+    from ckptstore.arrays.indexed import IndexedArray
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore.commit.writer import reached_by
+from ckptstore.store.reach import reached_by
 from ckptstore.training import CheckpointManager
 from ckptstore.training.callbacks import (
     BackupAndRestore,
