@@ -82,6 +82,7 @@ class Checkpoint:
     step: int | None
     metrics: Mapping[str, int | float]
     parents: tuple[Digest, ...]
+    branch: str | None
     message: str
     created: datetime
     meta: Mapping[str, Any]
@@ -102,6 +103,7 @@ class Checkpoint:
             step=manifest.step,
             metrics=dict(manifest.metrics),
             parents=manifest.parents,
+            branch=manifest.branch,
             message=manifest.message,
             created=_EPOCH + timedelta(microseconds=manifest.created),
             meta=deepcopy(dict(manifest.meta)),  # the manifest is shared by all who ask

@@ -593,7 +593,9 @@ class Repository:
         except CorruptError:
             self._catalog.refuse_expired(source)  # gc gave it up meanwhile
             raise
-        manifest = seed.manifest(source, self._catalog.manifest(source), written, now=self._now())
+        manifest = seed.manifest(
+            source, self._catalog.manifest(source), written, branch=name, now=self._now()
+        )
         id = self._refs.publish_seed(
             manifest, branch=name, source=source, since=newest, relied=written.relied
         )
@@ -650,6 +652,7 @@ class Repository:
             hierarchy=written.hierarchy,
             new_bytes=written.new_bytes,
             parents=(parent,) if parent else (),
+            branch=branch,
             created=self._now(),
         )
         return self._checkpoint(

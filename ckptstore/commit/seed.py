@@ -77,7 +77,9 @@ class Seed:
         """True when the seed would hold what its source does."""
         return self.selection.is_everything and not self.rename.patterns
 
-    def manifest(self, id: Digest, source: Manifest, written: Written, *, now: int) -> Manifest:
+    def manifest(
+        self, id: Digest, source: Manifest, written: Written, *, branch: str, now: int
+    ) -> Manifest:
         """The manifest of the seed. id, source: the checkpoint that it is made from."""
         step = "" if source.step is None else f", step {source.step}"
         return Manifest(
@@ -85,6 +87,7 @@ class Seed:
             structure=written.structure,
             hierarchy=written.hierarchy,
             parents=(id,),
+            branch=branch,
             step=source.step if "step" in self.kept else None,
             metrics=source.metrics if "metrics" in self.kept else {},
             message=f"seed from {id.short}{step}",

@@ -1,4 +1,12 @@
-"""Manifest: the small immutable document that is a checkpoint. Its digest is the checkpoint's id."""
+"""Manifest: the small immutable document that describes one checkpoint. Its digest is the id.
+
+Everything a commit records about a checkpoint is here, except the arrays (listed by pages) and the
+structure (an object of its own). Whether a checkpoint is live or expired is a matter of the folder
+its manifest is in, and which branches point at it a matter of operations, so neither is recorded.
+
+Described in docs/reference/format.md, section 9. `new_bytes` is ADR 0004, `hierarchy` ADR 0016 and
+`branch` ADR 0021.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents import canonical
 from ckptstore.documents.canonical import Fields, check_digest, check_integer
-from ckptstore.documents.names import PATH_LENGTH_MAX, check_metric_name
+from ckptstore.documents.names import PATH_LENGTH_MAX, check_metric_name, check_ref_name
 from ckptstore.errors import CorruptError, InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
 
 MANIFEST_BYTES_MAX = 16 << 20
-PAGES_MAX = 1 << 14  # of 32 arrays at least: more than a structure can name
+PAGES_MAX = 1 << 14  # of at least 32 arrays each: more than a structure can name
 PARENTS_MAX = 16
 MESSAGE_LENGTH_MAX = 1 << 16
 METRICS_MAX = 100_000
@@ -38,6 +46,7 @@ _KNOWN = frozenset(
         "structure",
         "hierarchy",
         "parents",
+        "branch",
         "step",
         "metrics",
         "message",
@@ -50,9 +59,13 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRef:
-    """A page as the manifest lists it: enough to skip it without reading it.
+    """A page as the manifest lists it, with enough about it to skip it without reading it.
 
-    Of a page of Zarr nodes, `arrays` says how many of these are arrays, and `bytes` is what all values have.
+    Attributes:
+        first: Path of the first array, or of the first Zarr node.
+        digest: The page.
+        arrays: How many arrays the page lists. Zarr groups are not counted.
+        bytes: Size of these arrays; of Zarr nodes, the size of all their values as encoded.
     """
 
     first: str
@@ -63,17 +76,28 @@ class PageRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One checkpoint: what it holds, by digest, and what is known of it.
+    """One checkpoint: the digests of its contents, and the facts recorded about it.
 
-    hierarchy: the pages of what came in through Zarr; None for a checkpoint that did not.
-    created: UTC time in microseconds since 1970. new_bytes: bytes of objects this commit had to store.
-    other: fields of later versions, kept so that moving a manifest never changes its bytes.
+    Attributes:
+        pages: The pages that list its arrays, in path order.
+        structure: The object that holds everything in the state except the arrays.
+        hierarchy: The pages of Zarr nodes; None for a checkpoint not committed through Zarr.
+        parents: Ids of the checkpoints it was made from; empty for the first of a history.
+        branch: The branch it was committed to; None for a checkpoint made before this was recorded.
+        step: The training step.
+        metrics: Numbers by name.
+        message: Text for people.
+        created: Time of the commit, UTC, in microseconds since 1970.
+        new_bytes: Bytes of the objects this commit had to store.
+        meta: Plain JSON supplied by the user.
+        other: Fields of later versions, kept so that moving a manifest never changes its bytes.
     """
 
     pages: tuple[PageRef, ...]
     structure: Digest
     hierarchy: tuple[PageRef, ...] | None = None
     parents: tuple[Digest, ...] = ()
+    branch: str | None = None
     step: int | None = None
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     message: str = ""
@@ -84,20 +108,20 @@ class Manifest:
 
     @property
     def refs(self) -> tuple[PageRef, ...]:
-        """All its pages, those of Zarr nodes last."""
+        """All pages, those of Zarr nodes last."""
         return (*self.pages, *(self.hierarchy or ()))
 
     @property
     def array_bytes(self) -> int:
-        """Bytes of all its arrays; of those that came in through Zarr, as they are encoded."""
+        """Bytes of all arrays; arrays committed through Zarr count as encoded."""
         return sum(ref.bytes for ref in self.refs)
 
     def documents(self) -> set[Digest]:
-        """The objects that the manifest names itself."""
+        """The digests that the manifest itself names: its structure and its pages."""
         return {self.structure, *(ref.digest for ref in self.refs)}
 
     def encode(self) -> bytes:
-        """Encode to the canonical bytes whose digest is the checkpoint's id."""
+        """Return the canonical bytes whose digest is the checkpoint's id."""
         document: dict[str, Any] = {
             "format": 1,
             "pages": [_ref_to_json(ref) for ref in self.pages],
@@ -111,13 +135,20 @@ class Manifest:
             "meta": self.meta,
             **self.other,
         }
+        if self.branch is not None:
+            document["branch"] = self.branch
         if self.hierarchy is not None:
             document["hierarchy"] = [_ref_to_json(ref) for ref in self.hierarchy]
         return canonical.encode(document, name="The manifest", bytes_max=MANIFEST_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decode a manifest, with every field checked."""
+        """Decode a manifest and check every field.
+
+        Raises:
+            CorruptError: A field is missing, of the wrong type or out of range.
+            InvalidInputError: A newer version wrote the manifest.
+        """
         fields = Fields(canonical.decode(data, name=name, bytes_max=MANIFEST_BYTES_MAX), name=name)
         if fields.integer("format", low=1) != 1:
             raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
@@ -134,6 +165,7 @@ class Manifest:
             structure=check_digest(fields.get("structure"), name=name),
             hierarchy=_hierarchy(fields, name=name),
             parents=tuple(check_digest(parent, name=name) for parent in parents),
+            branch=_branch(fields, name=name),
             step=None if step is None else fields.integer("step", low=-STEP_MAX, high=STEP_MAX),
             metrics=_metrics_from_json(fields.object("metrics"), name=name),
             message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
@@ -145,7 +177,11 @@ class Manifest:
 
 
 def check_step(step: SupportsIndex | None) -> int | None:
-    """Return a legal step as an int, or raise InvalidInputError; numpy's and torch's integers will do."""
+    """Return a step as a plain int. Integers of numpy and torch are accepted.
+
+    Raises:
+        InvalidInputError: It is not an integer of at most 63 bits.
+    """
     if step is None:
         return None
     try:
@@ -160,7 +196,11 @@ def check_step(step: SupportsIndex | None) -> int | None:
 
 
 def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float]:
-    """Return metrics as plain ints and floats; whatever has .item() (numpy, torch) is taken by its value."""
+    """Return metrics as plain ints and floats; numpy and torch scalars are unwrapped by `.item()`.
+
+    Raises:
+        InvalidInputError: A name is not legal, or a value is not one number.
+    """
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
@@ -175,7 +215,7 @@ def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float
 
 
 def check_message(message: object) -> str:
-    """Return a legal message, or raise InvalidInputError."""
+    """Return the message, or raise InvalidInputError if it is not a string or too long."""
     if not isinstance(message, str) or len(message) > MESSAGE_LENGTH_MAX:
         raise InvalidInputError(
             f"The message is not a string of at most {MESSAGE_LENGTH_MAX} characters."
@@ -184,7 +224,7 @@ def check_message(message: object) -> str:
 
 
 def check_meta(meta: object) -> dict[str, Any]:
-    """Return meta if it is plain JSON that comes back as it went in, or raise InvalidInputError."""
+    """Return meta if JSON preserves it exactly, or raise InvalidInputError."""
     if meta is None:
         return {}
     if not isinstance(meta, dict):
@@ -213,7 +253,7 @@ def _check_json(value: object, *, where: str, depth: int, count: Iterator[int]) 
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise InvalidInputError(f"{where} is an integer of more than 64 bits.")
     elif type(value) is str and not _is_text(value):
-        raise InvalidInputError(f"{where} holds half of a surrogate pair, which is no character.")
+        raise InvalidInputError(f"{where} holds half of a surrogate pair, not a character.")
     elif value is not None and type(value) not in (str, int, float, bool):
         raise InvalidInputError(
             f"{where} is a {type(value).__name__}; meta holds plain JSON values only."
@@ -221,7 +261,7 @@ def _check_json(value: object, *, where: str, depth: int, count: Iterator[int]) 
 
 
 def _is_text(text: str) -> bool:
-    """False for a string with lone surrogates, which would not come back from JSON as it went in."""
+    """False for a string with lone surrogates, which JSON does not preserve."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -289,6 +329,15 @@ def _page_ref(document: object, *, name: str, arrays_min: int = 1) -> PageRef:
         arrays=check_integer(fields.get("arrays"), name=f"{name}: arrays", low=arrays_min),
         bytes=fields.integer("bytes"),
     )
+
+
+def _branch(fields: Fields, *, name: str) -> str | None:
+    if "branch" not in fields.document:
+        return None
+    try:
+        return check_ref_name(fields.get("branch"), kind="branch")
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error
 
 
 def _hierarchy(fields: Fields, *, name: str) -> tuple[PageRef, ...] | None:

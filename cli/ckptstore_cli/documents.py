@@ -56,6 +56,7 @@ def checkpoint(value: Checkpoint, refs: Refs | None = None) -> Document:
         "message": value.message,
         "created": value.created.isoformat(),
         "parents": list(value.parents),
+        "branch": value.branch,
         "arrays": value.array_count,
         "bytes": value.array_bytes,
         "new_bytes": value.new_bytes,

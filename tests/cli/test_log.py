@@ -40,6 +40,7 @@ def test_json_holds_every_field(ckpt, history):
         "message": "lower\nrate",
         "created": c.created.isoformat(),
         "parents": [history.resolve("v1").id],
+        "branch": "main",
         "arrays": 2,
         "bytes": 80024,
         "new_bytes": c.new_bytes,

@@ -9,6 +9,7 @@ def test_it_shows_every_field(ckpt, history):
     assert [line for line in shown.splitlines() if not line.startswith("created")] == [
         f"id       {c.id}",
         "refs     main",
+        "branch   main",
         "step     200",
         "message  lower",
         "         rate",

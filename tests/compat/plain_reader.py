@@ -108,7 +108,7 @@ class PlainReader:
         expect_format(document)
         need(document["seq"] == seq, "an operation has another number than its file")
         for name, id in [*document["heads"].items(), *document["tags"].items()]:
-            need(bool(REF_NAME.fullmatch(name)) and len(name) <= 200, "a ref has an illegal name")
+            need(is_ref_name(name), "a ref has an illegal name")
             check_digest(id)
         return document
 
@@ -126,6 +126,7 @@ class PlainReader:
             need(len(document["parents"]) <= 16, "a manifest has too many parents")
             for parent in document["parents"]:
                 check_digest(parent)
+            need(is_ref_name(document.get("branch", "main")), "a branch has an illegal name")
             document["metrics"] = {k: metric(v) for k, v in document["metrics"].items()}
             return document
         raise FileNotFoundError(id)
@@ -254,6 +255,18 @@ class PlainReader:
                 return file.read(bytes_max + 1)
         finally:
             os.close(fd)
+
+
+def is_ref_name(text: object) -> bool:
+    """True for a legal name of a branch or tag (section 8)."""
+    return (
+        isinstance(text, str)
+        and bool(REF_NAME.fullmatch(text))
+        and len(text) <= 200
+        and text not in ("latest", "best", "HEAD")
+        and ".." not in text
+        and not text.endswith((".", ".lock"))
+    )
 
 
 def is_key(text: object) -> bool:

@@ -70,6 +70,7 @@ class PlainWriter:
             "pages": pages,
             "structure": self.put(canonical({"structure": {"dict": pairs}})),
             "parents": [],
+            "branch": "main",
             "step": step,
             "metrics": {},
             "message": message,

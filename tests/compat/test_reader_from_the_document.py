@@ -117,6 +117,7 @@ def test_branches_tags_and_the_facts_of_checkpoints_are_there(tmp_path: Path) ->
     assert newest["tags"] == {"v1": second.id}
     manifest = reader.manifest(second.id)
     assert manifest["parents"] == [first.id]
+    assert manifest["branch"] == "main"
     assert (manifest["step"], manifest["message"]) == (2, facts["message"])
     assert manifest["meta"] == facts["meta"]
     assert repr(manifest["metrics"]) == repr(dict(sorted(facts["metrics"].items())))

@@ -26,6 +26,7 @@ from ckptstore.documents.manifest import (
     check_metrics,
     check_step,
 )
+from ckptstore.documents.names import REF_NAME_LENGTH_MAX
 from ckptstore.errors import CorruptError, InvalidInputError
 
 DIGESTS = st.binary(max_size=2).map(Digest.of)
@@ -43,6 +44,7 @@ MANIFESTS = st.builds(
     pages=st.just(()) | st.just((PageRef(first="a", digest=Digest.of(b""), arrays=1, bytes=4),)),
     structure=DIGESTS,
     parents=st.lists(DIGESTS, max_size=3).map(tuple),
+    branch=st.none() | st.sampled_from(["main", "runs/7", "a" * REF_NAME_LENGTH_MAX]),
     step=st.none() | st.integers(-STEP_MAX, STEP_MAX),
     metrics=st.dictionaries(
         METRIC_NAMES, st.integers(-STEP_MAX, STEP_MAX) | st.floats(allow_nan=False), max_size=3
@@ -96,6 +98,25 @@ WRONG: dict[str, list[Any]] = {
     "new_bytes": [None, -1, "1"],
     "meta": [None, [], "x"],
 }
+
+
+BRANCHES: list[Any] = [
+    None, 5, "", [], ["main"], {}, True, "a b", "-x", "a//b", "../x", "latest", "a.lock", "x\0",
+    "a" * (REF_NAME_LENGTH_MAX + 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("branch", BRANCHES, ids=lambda value: repr(value)[:20])
+def test_a_branch_that_no_repository_could_have_is_refused(branch: Any) -> None:
+    with pytest.raises(CorruptError, match="this"):
+        Manifest.decode(canonical.encode({**GOOD, "branch": branch}), name="this")
+
+
+def test_a_manifest_made_before_branches_were_recorded_keeps_its_bytes() -> None:
+    assert "branch" not in GOOD
+    manifest = Manifest.decode(canonical.encode(GOOD), name="this")
+    assert manifest.branch is None
+    assert manifest.encode() == canonical.encode(GOOD)
 
 
 @pytest.mark.parametrize("field", WRONG)

@@ -14,10 +14,13 @@ import torch
 import ckptstore
 from ckptstore import ConflictError, ExpiredError, InvalidInputError, NotFoundError
 from ckptstore.state import codecs
-from ckptstore.store.catalog import EXPIRED, key_of
+from ckptstore.store.catalog import EXPIRED, Catalog, key_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ckptstore.digest import Digest
+    from ckptstore.documents.manifest import Manifest
 
 SMALL_CHUNKS = 64 << 10
 NOON = 1_767_268_800.0  # 2026-01-01 12:00 UTC
@@ -45,6 +48,36 @@ def test_a_commit_gives_the_facts_of_its_checkpoint() -> None:
     assert 65_536 < made.new_bytes - (200_000 % 65_536) < 65_536 + 3_000
     assert first.parents == ()
     assert first.step is None
+
+
+def test_a_checkpoint_records_the_branch_it_was_made_on() -> None:
+    repo = memory()
+    first = repo.commit({"a": np.zeros(3), "b": np.ones(3)})
+    assert first.branch == "main"
+    assert repo.branch("plain").branch == "main"  # the same checkpoint
+    assert repo.commit({"a": np.ones(3)}, branch="plain").branch == "plain"
+    assert repo.branch("part", include="a").branch == "part"
+    assert repo.resolve("part~1") == first
+    with repo.session("curves") as session:
+        assert session.commit().branch == "curves"
+    repo.delete_branch("plain")
+    assert [found.branch for found in ckptstore.open(repo.url).log("part")] == ["part", "main"]
+
+
+def test_a_retried_commit_keeps_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = memory()
+    other = ckptstore.open(repo.url)
+    stored = Catalog.store
+
+    def late(self: Catalog, manifest: Manifest) -> Digest:
+        monkeypatch.setattr(Catalog, "store", stored)
+        other.commit({"n": 0}, branch="runs/1")
+        return stored(self, manifest)
+
+    monkeypatch.setattr(Catalog, "store", late)
+    made = repo.commit({"n": 1}, branch="runs/1", retry=True)
+    assert made.parents == (repo.resolve("runs/1~1").id,)
+    assert made.branch == "runs/1"
 
 
 def test_a_checkpoint_lists_its_arrays_and_its_plain_values() -> None:

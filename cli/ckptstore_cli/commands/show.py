@@ -37,6 +37,7 @@ def _fields(checkpoint: Checkpoint, refs: Refs, values: int | None) -> dict[str,
     fields: dict[str, str | list[str]] = {
         "id": checkpoint.id,
         "refs": str(refs),
+        "branch": checkpoint.branch or "",
         "step": "" if checkpoint.step is None else str(checkpoint.step),
         "created": f"{created:%Y-%m-%d %H:%M:%S %z} ({text.age(created, output.now())})",
         "message": checkpoint.message.strip().splitlines(),
