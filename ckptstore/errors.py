@@ -111,3 +111,9 @@ def shown(value: object, length_max: int = 60) -> str:
     except Exception:  # noqa: BLE001  an integer too long to write out, or an object that raises
         return f"a {type(value).__name__}"
     return text if len(text) <= length_max else f"{text[:length_max]}…"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop, at most 300 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".")

@@ -1,6 +1,8 @@
-"""Checkpoints as Zarr hierarchies, both ways: `CheckpointStore` to read one, `SessionStore` to write the next.
+"""Checkpoints as Zarr v3 hierarchies: `CheckpointStore` reads one, `SessionStore` writes the next.
 
-Most users meet them as `checkpoint.zarr()` and `repo.session(branch).store`.
+Most users get them from `checkpoint.zarr()` and `repo.session(branch).store`. Decoding is left to
+zarr-python; this package only maps its keys to objects. See docs/adr/0016 and section 10.5 of
+docs/reference/format.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""ZarrArray: an array that came in through Zarr, read as it is indexed."""
+"""ZarrArray: an array that was committed through Zarr, read lazily.
+
+zarr-python decodes; this module bounds how much memory that takes and turns its errors into those
+of ckptstore. See docs/adr/0016.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from ckptstore.arrays.index import wanted
 from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.arrays.memory import check_memory
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
+from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, first_line
 from ckptstore.zarr.bands import BOX_BYTES, Bands
 
 if TYPE_CHECKING:
@@ -26,26 +30,31 @@ if TYPE_CHECKING:
     from ckptstore.zarr.store import ContentStore
 
 PIECE_BYTES = 8 << 20
-BAND_BYTES_MAX = 16 << 20  # of a row of chunks decoded to memory; a commit does it on 8 threads
+BAND_BYTES_MAX = 16 << 20  # of a row of chunks decoded in memory; a commit does it on 8 threads
 _NUMBERS = "iufc"
-# Each read takes several times the memory of what it decodes, and zarr-python's own threads are shared by all who read.
+# A read takes several times the memory of what it decodes, and zarr-python has one pool of threads
+# for all readers of a process.
 _reading = BoundedSemaphore(2)
 
 
 class ZarrArray(IndexedArray):
-    """An array that zarr-python decodes. chunk_shape: what is read and decoded at once.
+    """An array that zarr-python decodes.
 
-    dtype: "" for one that no state can hold (texts, dates): then only indexing works, and gives numpy arrays.
+    Attributes:
+        chunk_shape: The shape of what is read and decoded at once: a shard, or a chunk of it where
+            shards are large.
+        dtype: The element type by its Zarr name, or "" for one that no state can hold (strings,
+            dates). Such an array can only be indexed, which returns numpy arrays.
     """
 
     def __init__(self, store: ContentStore, path: str, *, kind: str = arrays.NDARRAY) -> None:
-        found = _opened(store, path)
-        name = _name(found.dtype)
+        array = _opened(store, path)
+        name = _name(array.dtype)
         self.path, self.kind, self.identity = path, kind, object()
         self.dtype = name if name in ITEM_BYTES else ""
-        self.shape = tuple(found.shape)
-        self.chunk_shape = tuple(_read_at_once(found))
-        self._array = found
+        self.shape = tuple(array.shape)
+        self.chunk_shape = tuple(_read_at_once(array))
+        self._array = array
 
     @property
     def nbytes(self) -> int:
@@ -53,18 +62,18 @@ class ZarrArray(IndexedArray):
         return math.prod(self.shape) * int(self._array.dtype.itemsize)
 
     def __getitem__(self, index: object) -> Any:
-        """Read a part."""
-        chosen = wanted(index, self.shape)
-        check_memory([math.prod(chosen.shape) * int(self._array.dtype.itemsize)])
-        with _ours(self.path):
-            found = np.asarray(self._array[tuple(map(_ascending, chosen.ranges))])
-            backwards = tuple(slice(None, None, -1 if r.step < 0 else 1) for r in chosen.ranges)
-            if any(part.step < 0 for part in backwards):
-                found = found[backwards].copy()
-            return self._made(found).reshape(chosen.shape)
+        """Read a part by basic indexing."""
+        selection = wanted(index, self.shape)
+        check_memory([math.prod(selection.shape) * int(self._array.dtype.itemsize)])
+        with _converted_errors(self.path):
+            values = np.asarray(self._array[tuple(map(_ascending, selection.ranges))])
+            flips = tuple(slice(None, None, -1 if r.step < 0 else 1) for r in selection.ranges)
+            if any(part.step < 0 for part in flips):
+                values = values[flips].copy()
+            return self._in_framework(values).reshape(selection.shape)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`."""
+        """Fill a buffer with the array's bytes in C order, from byte `start` on."""
         if not self.shape:
             buffer[:] = self._read(())[start : start + len(buffer)]
             return
@@ -79,7 +88,7 @@ class ZarrArray(IndexedArray):
         buffer[:] = data[start - first * bands.row_bytes :][: len(buffer)]
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Runs of whole rows of chunks, of a few MiB where chunks are smaller; of larger ones a part."""
+        """Yield (start, length) in bytes: a few MiB of whole bands, or a part of a large band."""
         if not self.nbytes:
             return
         if not self.shape:
@@ -101,32 +110,36 @@ class ZarrArray(IndexedArray):
         )
 
     def _read(self, index: Any) -> memoryview:
-        with _reading, _ours(self.path):
+        with _reading, _converted_errors(self.path):
             return _bytes(self._array[index])
 
-    def _made(self, value: Any) -> Any:
-        """What was read, as the framework has it."""
+    def _in_framework(self, value: Any) -> Any:
+        """The values as an array of the framework `kind`."""
         array = _native(value)
         if self.kind == arrays.NDARRAY or not self.dtype:
             return array if array.flags.owndata and array.flags.writeable else array.copy()
         return arrays.from_bytes(self.kind, self.dtype, array.shape, _bytes(array))
 
 
-def _read_at_once(found: zarr.Array[Any]) -> tuple[int, ...]:
-    """The shape of what is decoded at once: a chunk, or a shard of them unless that is too much for memory."""
-    shards = found.shards or found.chunks
-    is_small = math.prod(shards) * int(found.dtype.itemsize) <= BOX_BYTES
-    return shards if is_small else found.chunks
+def _read_at_once(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """The shape of what is decoded at once: a shard, or a chunk where shards take much memory."""
+    shards = array.shards or array.chunks
+    is_small = math.prod(shards) * int(array.dtype.itemsize) <= BOX_BYTES
+    return shards if is_small else array.chunks
 
 
 def _ascending(part: range) -> slice:
-    """The same elements as zarr-python takes them, from first to last."""
-    found = part if part.step > 0 else part[::-1]
-    return slice(found.start, found.stop, found.step) if found else slice(0, 0)
+    """The same elements in ascending order, the only one that zarr-python supports."""
+    part = part if part.step > 0 else part[::-1]
+    return slice(part.start, part.stop, part.step) if part else slice(0, 0)
 
 
 def _opened(store: ContentStore, path: str) -> zarr.Array[Any]:
-    """The array. Its document is as it was set, so what zarr-python does not take in it is not damage."""
+    """The array at a path.
+
+    Its document was checked against its digest, so a document that zarr-python rejects is an
+    InvalidInputError, not damage.
+    """
     try:
         return zarr.open_array(store, path=path, mode="r")
     except (CkptStoreError, MemoryError):
@@ -137,28 +150,22 @@ def _opened(store: ContentStore, path: str) -> zarr.Array[Any]:
         ) from error
     except Exception as error:
         raise InvalidInputError(
-            f"zarr-python cannot open the array {path!r:.200}: {_said(error)}. Install what it needs (a codec, a dtype), or leave "
-            "the array out (exclude)."
+            f"zarr-python cannot open the array {path!r:.200}: {first_line(error)}. Install what "
+            "it needs (a codec, a dtype), or leave the array out (exclude)."
         ) from error
 
 
 @contextmanager
-def _ours(path: str) -> Iterator[None]:
-    """Make an error of ours of what zarr-python or a codec raises."""
+def _converted_errors(path: str) -> Iterator[None]:
+    """Raise CorruptError for whatever zarr-python or a codec raises."""
     try:
         yield
     except (CkptStoreError, MemoryError):
         raise
     except Exception as error:
         raise CorruptError(
-            f"The Zarr array {path!r:.200} cannot be read: {_said(error)}."
+            f"The Zarr array {path!r:.200} cannot be read: {first_line(error)}."
         ) from error
-
-
-def _said(error: Exception) -> str:
-    """The first line of an error's message."""
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    return said[:300].rstrip(".")
 
 
 def _bytes(value: Any) -> memoryview:
@@ -168,7 +175,7 @@ def _bytes(value: Any) -> memoryview:
 
 
 def _native(value: Any) -> Any:
-    """An array of numbers in this machine's byte order; any other as it is."""
+    """The array; one of numbers in the byte order of this machine."""
     array = np.asarray(value)
     if array.dtype.kind in _NUMBERS and not array.dtype.isnative:
         return array.astype(array.dtype.newbyteorder("="))
@@ -176,5 +183,5 @@ def _native(value: Any) -> Any:
 
 
 def _name(dtype: Any) -> str:
-    """The name of a dtype, whatever its byte order."""
+    """The name of a dtype, without its byte order."""
     return str(dtype.newbyteorder("=").name if dtype.kind in _NUMBERS else dtype.name)

@@ -1,7 +1,8 @@
-"""Bands: an array read row by row whose chunks lie across the rows.
+"""Bands: the bytes of a chunked array in C order, when a row of its chunks exceeds memory.
 
-The bytes of an array in C order go through one row of chunks, a band, after another. Where a band is too much for memory it is
-decoded once, a box of chunks at a time, into a file without a name, and read from there.
+The bytes of an array in C order pass through one row of chunks, a band, after another. A band that
+is too large for memory is decoded once, a box of chunks at a time, into an unnamed temporary file
+and read from there. Smaller bands never come here. See docs/adr/0016.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ if TYPE_CHECKING:
     Box = tuple[range, ...]
 
 BOX_BYTES = 32 << 20  # decoded at once, unless one chunk is larger
-BANDS_HELD = 3  # threads that read on, one ahead of another, are in two of them at most
-HOLDERS_MAX = 16  # arrays that hold bands at once; the 8 threads of a commit are in 8 at most
+BANDS_HELD = 3  # per array; threads that read it in sequence are in two bands at most
+HOLDERS_MAX = 16  # arrays that keep bands at once; the 8 threads of a commit read 8 at most
 
 
 class Bands:
-    """The bands of an array of one dimension at least. read: gives the bytes of a box of it, in C order.
+    """The bands of an array with at least one dimension.
 
-    path: of the array, for errors.
+    Args:
+        path: The array's path, for errors.
+        shape: The array's shape.
+        chunk_shape: The shape of the chunks that are decoded whole.
+        item_bytes: Bytes of an element.
+        read: Returns the bytes of a box of the array, in C order.
     """
 
     def __init__(
@@ -50,15 +56,19 @@ class Bands:
         self._lock = Lock()
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`. StorageError when there is no room for a band."""
+        """Fill a buffer with the array's bytes from byte `start` on.
+
+        Raises:
+            StorageError: The temporary folder has no room for a band.
+        """
         while buffer:
             number, within = divmod(start, self.band_bytes)
             part = buffer[: self.band_bytes - within]
             self._band(number).read_into(part, within)
             buffer, start = buffer[len(part) :], start + len(part)
 
-    def let_go(self) -> None:
-        """Give up what was decoded, unless more is being decoded."""
+    def release(self) -> None:
+        """Delete the decoded bands, unless one is being decoded."""
         if self._lock.acquire(blocking=False):
             self._held.clear()
             self._lock.release()
@@ -67,16 +77,16 @@ class Bands:
         _hold(self)
         with self._lock:
             if number not in self._held:
-                made = Scratch(self._path)
-                made.add(lambda file: self._write(number, file))
-                self._held[number] = made
+                band = Scratch(self._path)
+                band.add(lambda file: self._write(number, file))
+                self._held[number] = band
                 if len(self._held) > BANDS_HELD:
                     self._held.popitem(last=False)
             self._held.move_to_end(number)
             return self._held[number]
 
     def _write(self, number: int, file: BinaryIO) -> None:
-        """Decode a band."""
+        """Decode a band into a file."""
         first = number * self._chunk_shape[0]
         rows = slice(first, min(first + self._chunk_shape[0], self._shape[0]))
         shape = (rows.stop - rows.start, *self._shape[1:])
@@ -89,14 +99,15 @@ class Bands:
                 written += length * self._item
 
 
-_holders: WeakKeyDictionary[Bands, None] = WeakKeyDictionary()  # the one read last is the last
+_holders: WeakKeyDictionary[Bands, None] = WeakKeyDictionary()  # least recently read first
 _holders_lock = Lock()
 
 
 def _hold(bands: Bands) -> None:
-    """Note an array that holds bands; the one that was read longest ago lets go of its own.
+    """Register an array that keeps bands; beyond HOLDERS_MAX the least recently read drops its own.
 
-    A state keeps all of its arrays until it is written, and each band is an open file, and room on the disk.
+    A state keeps all of its arrays until it is written, and each band is an open file that takes
+    disk space.
     """
     with _holders_lock:
         _holders.pop(bands, None)
@@ -105,11 +116,11 @@ def _hold(bands: Bands) -> None:
         if oldest is not None:
             del _holders[oldest]
     if oldest is not None:
-        oldest.let_go()
+        oldest.release()
 
 
 def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
-    """Boxes of whole chunks that cover a band, each as long as fits along the last axes."""
+    """Boxes of whole chunks that cover a band, extended along the last axes up to BOX_BYTES."""
     steps = list(chunk_shape)
     size = math.prod(steps) * item_bytes
     for axis in reversed(range(1, len(shape))):

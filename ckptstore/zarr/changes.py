@@ -1,4 +1,8 @@
-"""Staged: the contents of a head, with what was set and deleted since, before anybody else sees them."""
+"""Staged: the contents of a head plus the uncommitted changes of a session.
+
+Large values become objects at once, small ones wait in memory for the commit. Nothing refers to
+either before `publish.write`. See docs/adr/0016.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,18 @@ if TYPE_CHECKING:
     from ckptstore.store.catalog import Catalog
     from ckptstore.zarr.contents import Content
 
-HELD_BYTES_MAX = 64 << 20  # small values that wait for the commit; more become objects at once
+HELD_BYTES_MAX = 64 << 20  # small values that wait for the commit; further ones become objects
 
 
 class Staged:
-    """What a session's store holds: the contents of the head, with what was set and deleted since."""
+    """The keys and values of a session's store. Safe to use from several threads.
+
+    Attributes:
+        objects: Where contents are read from.
+        written: The head's arrays, by path in the state, of which a key was set or deleted.
+        relied: The objects that this session has put or found in the repository, with their sizes.
+        new_bytes: Bytes of the objects that this session has put.
+    """
 
     def __init__(
         self,
@@ -39,10 +50,8 @@ class Staged:
         self.head, self.manifest = head, manifest
         self.catalog, self.segment_bytes = catalog, segment_bytes
         self.objects = CachedObjects(catalog.objects)
-        self.written: set[str] = set()  # the head's arrays of whose keys one was set or deleted
-        self.relied: dict[
-            Digest, int
-        ] = {}  # objects that were put, or found there, with their sizes
+        self.written: set[str] = set()
+        self.relied: dict[Digest, int] = {}
         self.new_bytes = 0
         self._is_published = False
         self._held_bytes = 0
@@ -52,7 +61,11 @@ class Staged:
 
     @property
     def contents(self) -> Contents:
-        """What there is now, by key. It is read when it is wanted: most sessions end with their first commit."""
+        """Every value by key.
+
+        Read on first use: most sessions end with their first commit, so those that follow one
+        would be read in vain.
+        """
         with self._lock:
             if self._contents is None:
                 assert self.manifest
@@ -61,14 +74,14 @@ class Staged:
             return self._contents
 
     def reading(self) -> AbstractContextManager[None]:
-        """Say that the head expired when it did so while it was read."""
+        """Turn errors of reading the head into ExpiredError where it expired meanwhile."""
         return nullcontext() if self.head is None else self.catalog.reading(self.head)
 
     @contextmanager
     def published(self) -> Iterator[None]:
-        """Refuse all changes while a commit stores the contents; afterwards too, unless it fails.
+        """Refuse all changes while a commit stores the contents, and afterwards unless it fails.
 
-        A value that another thread sets meanwhile would be in no checkpoint, and nobody would know.
+        A value that another thread sets meanwhile would silently be in no checkpoint.
         """
         with self._lock:
             self._refuse_published()
@@ -87,7 +100,7 @@ class Staged:
             return self._sorted
 
     def hold(self, key: str, data: bytes) -> bool:
-        """Keep a small value for the commit; False when too many are kept already."""
+        """Keep a small value for the commit. False when HELD_BYTES_MAX is reached."""
         with self._lock:
             if self._held_bytes + len(data) > HELD_BYTES_MAX:
                 return False
@@ -101,7 +114,11 @@ class Staged:
             self._replace(key, Stored(value, self.segment_bytes))
 
     def put_file(self, key: str, path: Path) -> None:
-        """Store what a regular file holds, a segment at a time. InvalidInputError when it is none, or changes meanwhile."""
+        """Store the contents of a regular file, a segment at a time.
+
+        Raises:
+            InvalidInputError: It is not a regular file, or it changes while it is read.
+        """
         file = OpenFile(path, follow=False)
         size, step = file.nbytes, self.segment_bytes
         if size < SMALL_BYTES and self.hold(key, file.read(0, size)):
@@ -114,13 +131,13 @@ class Staged:
             self._replace(key, Stored(Value(size, digests), step))
 
     def delete(self, key: str) -> None:
-        """Remove a key; one that is not there is no error."""
+        """Remove a key. A missing one is not an error."""
         with self._lock:
             if key in self.contents:
                 self._replace(key, None)
 
     def stored(self, data: memoryview) -> Value:
-        """Have the segments of a value in the repository, and rely on them. Not durable yet."""
+        """Put the segments of a value that the repository lacks. Not durable before a flush."""
         parts = [
             data[start : start + self.segment_bytes]
             for start in range(0, len(data), self.segment_bytes)
@@ -128,21 +145,24 @@ class Staged:
         return Value(len(data), tuple(self._put(part) for part in parts))
 
     def check_there(self) -> None:
-        """Raise ConflictError when a gc has deleted what was put, or given up the head."""
+        """Raise ConflictError when a gc has deleted an object of this session or expired its head.
+
+        A session no longer has the bytes it put, so unlike other writers it cannot put them again.
+        """
         if self.head is not None and not self.catalog.is_live(self.head):
             raise ConflictError(
-                f"Checkpoint {self.head.short}, from which this session began, expired meanwhile. Write the changes again in a "
-                "new session."
+                f"Checkpoint {self.head.short}, on which this session is based, has expired since. "
+                "Write the changes again in a new session."
             )
         for digest, size in self.relied.items():
             if not self.catalog.objects.has(digest, size=size):
                 raise ConflictError(
-                    "A gc took what this session has written for garbage, because it was open for too long. Write it again "
-                    "in a new session, and commit sooner."
+                    "The session was open for so long that gc deleted objects it had written. "
+                    "Write the changes again in a new session, and commit sooner."
                 )
 
     def document(self, data: bytes) -> Digest:
-        """Have a document in the repository."""
+        """Put a document unless the repository has it."""
         return self._put(memoryview(data))
 
     def _put(self, data: memoryview) -> Digest:
@@ -161,7 +181,8 @@ class Staged:
     def _refuse_published(self) -> None:
         if self._is_published:
             raise InvalidInputError(
-                "The session is being committed. Wait for that to end, then write on, or commit again."
+                "The session is being committed. Wait until that has finished before writing or "
+                "committing again."
             )
 
     def _replace(self, key: str, content: Content | None) -> None:

@@ -1,4 +1,7 @@
-"""Take: a Zarr hierarchy that lies in files is stored, key by key, with the state that lies there too."""
+"""Commit a folder: store a Zarr hierarchy in files key by key, with the state saved beside it.
+
+Nothing is decoded: values are stored as they are in the files. See docs/adr/0016 and docs/adr/0018.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +29,34 @@ TAKE_THREADS = 8  # each holds a segment
 
 
 def take(
-    found: ZarrFiles,
+    files: ZarrFiles,
     *,
     head: Digest | None,
     catalog: Catalog,
     segment_bytes: int,
     write: Callable[[Flat[ArraySource]], Written],
 ) -> Written:
-    """Store a hierarchy; durable when this returns. head: what it will follow. write: stores a state."""
-    for key in (*found.keys, *found.documents):
+    """Store a hierarchy; durable when this returns.
+
+    Args:
+        files: The folder and its keys.
+        head: The checkpoint that the new one will follow, if any.
+        catalog: The repository's documents and objects.
+        segment_bytes: Bytes of the segments that values are cut into.
+        write: Stores a state, for the state in the folder.
+    """
+    for key in (*files.keys, *files.documents):
         check_key(key)
-    state = None if found.flat is None else write(found.flat)
+    state = None if files.flat is None else write(files.flat)
     begin = None if state is None else Manifest(pages=state.pages, structure=state.structure)
     staged = Staged(head, begin, catalog, segment_bytes)
-    for key, data in found.documents.items():
+    for key, data in files.documents.items():
         staged.put(key, memoryview(data))
     gather(
-        (partial(staged.put_file, key, found.folder / key) for key in found.keys),
+        (partial(staged.put_file, key, files.folder / key) for key in files.keys),
         threads=TAKE_THREADS,
     )
-    made = publish.write(staged)
-    return made if state is None else replace(made, new_bytes=made.new_bytes + state.new_bytes)
+    written = publish.write(staged)
+    if state is None:
+        return written
+    return replace(written, new_bytes=written.new_bytes + state.new_bytes)

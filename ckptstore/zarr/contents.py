@@ -1,8 +1,9 @@
-"""Contents: what a checkpoint holds, as the keys and values of a Zarr store.
+"""Contents: a checkpoint as the keys and values of a Zarr store.
 
-Arrays of states appear as uncompressed Zarr arrays, whose documents are made here and whose chunks are the objects that are
-there; what came in through Zarr appears as it was set. Nothing is read before it is asked for, and nothing is handed out
-that was not held against its digest.
+Arrays of states appear as uncompressed Zarr arrays: their documents are computed here, their chunks
+are the stored objects. Values that were committed through Zarr appear unchanged. Nothing is read
+before it is requested, and every byte is checked against its digest. Nothing here decodes a chunk.
+See docs/adr/0016 and section 10.5 of docs/reference/format.md.
 """
 
 from __future__ import annotations
@@ -40,41 +41,43 @@ if TYPE_CHECKING:
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
 
-PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a longer value; a chunk as a rule
-DOCUMENTS_VALUES_MAX = 500_000  # of all documents of a hierarchy; some 14,000 arrays
-CONSOLIDATED_BYTES_MAX = 24 << 20  # with long values; a root is read again as one document
-MADE_VALUES, MADE_BYTES = 28, 600  # of a document that is made, at most: of an array without axes,
-AXIS_VALUES, AXIS_BYTES, LETTER_BYTES = 4, 60, 12  # for each axis, and for each letter of its name
-HELD_BYTES = 64 << 20  # bundles and segments of larger values that were read in part
+PIECE_BYTES = CHUNK_BYTES_DEFAULT  # of a value that is exported in pieces; usually a whole chunk
+DOCUMENTS_VALUES_MAX = 500_000  # JSON values in all documents of a hierarchy: some 14,000 arrays
+CONSOLIDATED_BYTES_MAX = 24 << 20  # of consolidated metadata, which is one document to a reader
+# Upper bounds on a computed document: that of an array without dimensions, plus so much for each
+# dimension and for each letter of its name.
+MADE_VALUES, MADE_BYTES = 28, 600
+AXIS_VALUES, AXIS_BYTES, LETTER_BYTES = 4, 60, 12
+HELD_BYTES = 64 << 20  # cache of bundles, and of segments that are read in parts
 METADATA = "zarr.json"
 NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
-ARRAY_DOCUMENTS = frozenset({METADATA, ".zarray", ".zmetadata"})  # the last one has all, in Zarr v2
+ARRAY_DOCUMENTS = frozenset({METADATA, ".zarray", ".zmetadata"})  # .zmetadata: all of Zarr v2
 
 
 class Content(Protocol):
-    """What a key holds."""
+    """The value of a key."""
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Bytes of the value."""
         ...
 
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
-        """A part of them."""
+        """Bytes `start` to `stop` of the value."""
         ...
 
 
 class CachedObjects:
-    """The objects of a repository, with the last of those held that are read a part at a time."""
+    """The objects of a repository, with a cache of those that are read in parts."""
 
     def __init__(self, objects: ObjectStore) -> None:
-        self.store = objects.alone()  # zarr-python reads one chunk after another, as a rule
+        self.store = objects.alone()  # zarr-python usually reads one chunk after another
         self._held: OrderedDict[Digest, memoryview] = OrderedDict()
         self._begun: set[Digest] = set()  # bundles of which a value was read
         self._lock = Lock()
 
     def whole(self, digest: Digest, size: int) -> memoryview:
-        """All bytes of an object, checked; read once while it is held."""
+        """All bytes of an object, checked and cached."""
         known = self._known(digest, size)
         if known is not None:
             return known
@@ -83,7 +86,11 @@ class CachedObjects:
         return self._hold(digest, data)
 
     def bundled(self, bundle: Bundle, digest: Digest, *, start: int, size: int) -> memoryview:
-        """A small value, checked. The first of a bundle is read by itself; who wants a second one gets them all at once."""
+        """A small value, checked.
+
+        The first value of a bundle is read alone. A second request reads the whole bundle, as more
+        are likely to follow.
+        """
         known = self._known(digest, size)
         if known is not None:
             return known
@@ -97,7 +104,7 @@ class CachedObjects:
         return self._hold(digest, data)
 
     def _known(self, digest: Digest, size: int) -> memoryview | None:
-        """What is held of this digest. A page may lie about the size: then it is not what was asked for."""
+        """The cached bytes of a digest; None also when a forged page claims another size for it."""
         with self._lock:
             if digest in self._held:
                 self._held.move_to_end(digest)
@@ -105,12 +112,12 @@ class CachedObjects:
         return data if data is not None and len(data) == size else None
 
     def _hold(self, digest: Digest, data: memoryview) -> memoryview:
-        """Keep it for the next who asks, so that nobody can write to it from now on."""
+        """Cache bytes, read-only from now on because several readers share them."""
         with self._lock:
-            held = self._held[digest] = data.toreadonly()
+            data = self._held[digest] = data.toreadonly()
             while len(self._held) > 1 and sum(map(len, self._held.values())) > HELD_BYTES:
                 self._held.popitem(last=False)
-        return held
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +128,21 @@ class Held:
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Bytes of the value."""
         return len(self.data)
 
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
-        """A part of them."""
+        """Bytes `start` to `stop` of the value."""
         del objects
         return memoryview(self.data)[start:stop]
 
 
 class Made:
-    """A document that is made when it is asked for. array: the path in the state of the array that it is of, or None."""
+    """A document that is computed on first use.
+
+    Attributes:
+        array: The path in the state of the array that it describes; None for a group.
+    """
 
     def __init__(self, make: Callable[[], Mapping[str, Any]], array: str | None = None) -> None:
         self._make = make
@@ -139,35 +150,35 @@ class Made:
 
     @cached_property
     def document(self) -> Mapping[str, Any]:
-        """What it says."""
+        """The document as JSON values."""
         return self._make()
 
     @cached_property
     def data(self) -> bytes:
-        """Its bytes."""
+        """The document as bytes."""
         return json.dumps(self.document).encode("ascii")
 
     @property
     def extent(self) -> tuple[int, int]:
-        """How many values and bytes it has, at most, without making these."""
+        """Upper bounds on its JSON values and bytes, without encoding it."""
         axes = self.document.get("dimension_names", ())
         size = MADE_BYTES + sum(AXIS_BYTES + LETTER_BYTES * len(axis) for axis in axes)
         return MADE_VALUES + AXIS_VALUES * len(axes), size
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Bytes of the value."""
         return len(self.data)
 
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
-        """A part of them."""
+        """Bytes `start` to `stop` of the value."""
         del objects
         return memoryview(self.data)[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A value that came in through Zarr."""
+    """A value that was set through Zarr."""
 
     value: Value
     segment_bytes: int
@@ -175,11 +186,11 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Bytes of the value."""
         return self.value.size
 
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
-        """A part of them; no segment is read that is not needed."""
+        """Bytes `start` to `stop` of the value. Only the segments that these touch are read."""
         value = self.value
         if value.offset is not None and self.bundle is not None:
             data = objects.bundled(
@@ -187,24 +198,30 @@ class Stored:
             )
             return data[start:stop]
         check_memory([stop - start])
-        made = _memory(stop - start)
+        result = _memory(stop - start)
         for number in range(start // self.segment_bytes, -(-stop // self.segment_bytes)):
             begin = number * self.segment_bytes
             size = min(self.segment_bytes, value.size - begin)
             low, high = max(start, begin), min(stop, begin + size)
-            part = made[low - start : high - start]
+            part = result[low - start : high - start]
             if high - low == size:
                 objects.store.read_into(value.digests[number], part)
             else:
                 part[:] = objects.whole(value.digests[number], size)[low - begin : high - begin]
-        return made
+        return result
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayChunk:
-    """A chunk of an array of a state; Zarr wants the last one as long as the others, so zeros are added to it.
+    """A chunk of an array of a state, padded with zeros to the full chunk size as Zarr requires.
 
-    array: the path in the state. size: with these zeros. stored_bytes: without.
+    Attributes:
+        array: The array's path in the state.
+        digest: The digest of the stored bytes.
+        stored_bytes: Bytes without the padding.
+        size: Bytes with the padding.
+        bundle: The object that holds the bytes of a small array.
+        offset: Where in the bundle they begin.
     """
 
     array: str
@@ -215,11 +232,11 @@ class ArrayChunk:
     offset: int = 0
 
     def is_object(self, segment_bytes: int) -> bool:
-        """True when all of it, as Zarr wants it, is one object that is no longer than a segment."""
+        """True when the padded chunk is exactly one object, no longer than a segment."""
         return self.bundle is None and self.stored_bytes == self.size <= segment_bytes
 
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
-        """A part of it."""
+        """Bytes `start` to `stop` of the padded chunk."""
         if self.bundle is not None:
             data = objects.bundled(
                 self.bundle, self.digest, start=self.offset, size=self.stored_bytes
@@ -229,10 +246,10 @@ class ArrayChunk:
                 return part
             return bytes(part).ljust(stop - start, b"\0")
         if (start, stop) == (0, self.size):
-            made = _memory(self.size)
-            objects.store.read_into(self.digest, made[: self.stored_bytes])
-            made[self.stored_bytes :] = bytes(self.size - self.stored_bytes)
-            return made
+            chunk = _memory(self.size)
+            objects.store.read_into(self.digest, chunk[: self.stored_bytes])
+            chunk[self.stored_bytes :] = bytes(self.size - self.stored_bytes)
+            return chunk
         part = objects.whole(self.digest, self.stored_bytes)[start:stop]
         return bytes(part).ljust(stop - start, b"\0")
 
@@ -241,31 +258,35 @@ Contents = dict[str, Content]
 
 
 def _memory(size: int) -> memoryview:
-    """Writable memory with whatever lies there: zeros would be written over at once."""
+    """Uninitialized writable memory: zeros would be overwritten at once."""
     fresh: Any = np.empty(size, np.uint8)
     return memoryview(fresh)
 
 
 def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
-    """Every key of a checkpoint. What came in through Zarr comes before what is made of a state."""
-    found: Contents = {}
+    """Every key of a checkpoint. Values set through Zarr take precedence over computed ones."""
+    contents: Contents = {}
     groups: set[str] = set() if manifest.hierarchy is not None else {""}
     for page in catalog.pages(manifest):
         for entry in page.entries:
             path = zarr_document.node_path(entry.path)
-            found |= _array(path, entry, page.bundle)
+            contents |= _array(path, entry, page.bundle)
             groups.update(zarr_document.above(path))
     for path in groups:
-        found[join(path, METADATA)] = Made(lambda: zarr_document.group_document({}))
+        contents[join(path, METADATA)] = Made(lambda: zarr_document.group_document({}))
     for nodes in catalog.node_pages(manifest):
         for node in nodes.nodes:
             for key, value in node.values:
-                found[join(node.path, key)] = Stored(value, nodes.segment_bytes, nodes.bundle)
-    return found
+                contents[join(node.path, key)] = Stored(value, nodes.segment_bytes, nodes.bundle)
+    return contents
 
 
 class Values(ZarrValues):
-    """The values of a checkpoint as they were set; where it holds a state besides, the root tells its structure."""
+    """The values of a checkpoint for export.
+
+    Where it also holds a state, the attributes of the root group carry the state's structure; see
+    docs/adr/0018.
+    """
 
     def __init__(self, id: Digest, manifest: Manifest, catalog: Catalog) -> None:
         self._reading = partial(catalog.reading, id)
@@ -281,7 +302,7 @@ class Values(ZarrValues):
         return iter(sorted(self._contents))
 
     def pieces(self, key: str) -> Iterator[bytes | memoryview]:
-        """What a key holds, a piece at a time."""
+        """Yield the value of a key in pieces of at most PIECE_BYTES."""
         content = self._contents[key]
         for start in range(0, content.size, PIECE_BYTES):
             with self._reading():
@@ -290,15 +311,19 @@ class Values(ZarrValues):
 
 
 def _is_bare(root: Node, contents: Contents) -> bool:
-    """True for a structure that whoever has the nodes can tell."""
+    """True for a structure that follows from the paths of the nodes alone."""
     arrays = {path for _, node in leaves(root) if (path := array_path(node)) is not None}
     nodes = {key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] in NODE_DOCUMENTS}
-    told = graft({"dict": []}, kept=(), converted={}, arrays=arrays, groups=nodes - arrays)
-    return bool(told == root)
+    implied = graft({"dict": []}, kept=(), converted={}, arrays=arrays, groups=nodes - arrays)
+    return bool(implied == root)
 
 
 def completed_root(contents: Contents, objects: CachedObjects, more: Mapping[str, Any]) -> Contents:
-    """The document of the root group with more attributes, and with all other documents; nothing where the root is no group."""
+    """The document of the root group with more attributes and with consolidated metadata.
+
+    Empty where the root is not a Zarr v3 group. Consolidated metadata is left out where `documents`
+    returns None.
+    """
     root = contents.get(METADATA)
     document = None if root is None else parsed(document_bytes(METADATA, root, objects))
     if document is None or document["node_type"] != "group":
@@ -319,9 +344,9 @@ def completed_root(contents: Contents, objects: CachedObjects, more: Mapping[str
 def documents(
     contents: Mapping[str, Content], objects: CachedObjects
 ) -> list[tuple[str, Any]] | None:
-    """The path and the document of every Zarr v3 node, in path order; what is no such document is left out.
+    """The path and the document of every valid Zarr v3 node, in path order.
 
-    None when they are more than anybody wants to parse at once.
+    None when they exceed DOCUMENTS_VALUES_MAX or CONSOLIDATED_BYTES_MAX.
     """
     nodes = {
         key.rpartition("/")[0]: content
@@ -330,11 +355,11 @@ def documents(
     }
     stored = (content.size for content in nodes.values() if not isinstance(content, Made))
     bytes_left, values_left = CONSOLIDATED_BYTES_MAX - sum(stored), DOCUMENTS_VALUES_MAX
-    found = []
+    pairs = []
     for path in sorted(nodes):
         content = nodes[path]
         document: Mapping[str, Any] | None
-        if isinstance(content, Made):  # it need not become bytes to be parsed again
+        if isinstance(content, Made):  # no need to encode it and parse it again
             document, data = content.document, b""
             values, size = content.extent
             bytes_left -= size
@@ -348,12 +373,12 @@ def documents(
             refuse_pickle(join(path, METADATA), content, objects)
             document = parsed(data)
         if document is not None:
-            found.append((path, document))
-    return found
+            pairs.append((path, document))
+    return pairs
 
 
 def document_bytes(key: str, content: Content, objects: CachedObjects) -> bytes:
-    """The bytes of a document. InvalidInputError for more than anybody wants to parse, before they are read."""
+    """The bytes of a document; InvalidInputError, before any are read, when there are too many."""
     data = b""
     if content.size <= canonical.DOCUMENT_BYTES_MAX:
         data = bytes(content.read(objects, 0, content.size))
@@ -362,42 +387,42 @@ def document_bytes(key: str, content: Content, objects: CachedObjects) -> bytes:
 
 
 def refuse_pickle(key: str, content: Content, objects: CachedObjects) -> None:
-    """Raise InvalidInputError for the document of an array whose codecs unpickle: reading it could run code."""
+    """Raise InvalidInputError for an array document with a pickle codec, which could run code."""
     if key.rpartition("/")[2] not in ARRAY_DOCUMENTS:
         return
     data = document_bytes(key, content, objects)
-    # Only an escape, or an encoding with zeros (UTF-16), can spell it otherwise.
+    # Without these bytes the name could only be spelled with an escape or in UTF-16.
     if b"pickle" not in data.lower() and b"\\u" not in data and b"\0" not in data:
         return
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        return  # no array is made of it
+        return  # zarr-python cannot parse it either
     if _names_pickle(document):
         raise InvalidInputError(
-            f"The Zarr array {key.rpartition('/')[0]!r:.200} is stored with pickle, and reading it could run code. "
-            "Write it anew with other codecs."
+            f"The Zarr array {key.rpartition('/')[0]!r:.200} is stored with pickle, and reading it "
+            "could run code. Write it again with other codecs."
         )
 
 
 def _names_pickle(document: object) -> bool:
-    """True when a codec, at any depth, has pickle in its name; a node's attributes may hold anything."""
-    left = [document]
-    while left:
-        found = left.pop()
-        if isinstance(found, dict):
-            names = (found.get("id"), found.get("name"))
+    """True when a codec at any depth has "pickle" in its name. Attributes of nodes are ignored."""
+    remaining = [document]
+    while remaining:
+        value = remaining.pop()
+        if isinstance(value, dict):
+            names = (value.get("id"), value.get("name"))
             if any(isinstance(name, str) and "pickle" in name.lower() for name in names):
                 return True
-            is_node = isinstance(found.get("zarr_format"), int)
-            left.extend(value for key, value in found.items() if key != "attributes" or not is_node)
-        elif isinstance(found, list):
-            left.extend(found)
+            is_node = isinstance(value.get("zarr_format"), int)
+            remaining.extend(v for key, v in value.items() if key != "attributes" or not is_node)
+        elif isinstance(value, list):
+            remaining.extend(value)
     return False
 
 
 def parsed(data: bytes | memoryview) -> dict[str, Any] | None:
-    """The document of a Zarr v3 node, or None."""
+    """The document of a Zarr v3 node; None for anything else."""
     try:
         document = json.loads(bytes(data))
     except (ValueError, RecursionError):
@@ -407,17 +432,17 @@ def parsed(data: bytes | memoryview) -> dict[str, Any] | None:
 
 
 def join(path: str, key: str) -> str:
-    """A key of the store from a node's path and a key below it."""
+    """The key of the store for a key relative to a node's path."""
     return f"{path}/{key}" if path else key
 
 
 def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
-    """The keys of an array of a state."""
+    """The keys of an array of a state: its document and its chunks."""
     item = item_bytes(entry.dtype, name=entry.path)
     is_small = entry.offset is not None
     chunk_shape = tuple(max(1, length) for length in entry.shape) if is_small else entry.chunk_shape
     name = path.rpartition("/")[2]
-    found: Contents = {
+    contents: Contents = {
         join(path, METADATA): Made(
             lambda: zarr_document.array_document(
                 dtype=entry.dtype, shape=entry.shape, chunk_shape=chunk_shape, name=name
@@ -431,8 +456,8 @@ def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
         content = ArrayChunk(
             entry.path, entry.digests[0], entry.nbytes, size, bundle, entry.offset or 0
         )
-        return found | {join(path, key): content for key in keys}
+        return contents | {join(path, key): content for key in keys}
     grid = chunks(entry.shape, chunk_shape, item_bytes=item)
     for key, digest, chunk in zip(keys, entry.digests, grid, strict=True):
-        found[join(path, key)] = ArrayChunk(entry.path, digest, chunk.size, size)
-    return found
+        contents[join(path, key)] = ArrayChunk(entry.path, digest, chunk.size, size)
+    return contents

@@ -1,10 +1,14 @@
-"""The element types of deep learning for zarr-python: bfloat16 and the 8-bit floats, over ml_dtypes.
+"""The element types of deep learning for zarr-python: bfloat16 and the 8-bit floats of ml_dtypes.
 
-Named as in the registry of Zarr extensions and in TensorStore. zarr-python finds them by this package's entry points, in any
-program. zarr-python 3.1 collects entry points of data types, but looks at them only when one is asked for by name, never
-when it meets one in a document; it does look at those of buffers when it opens a group. So there is an entry point for a
-buffer too, zarr's own, whose use is that this module gets imported. A program that opens an array by itself, outside any
-group, and has not imported ckptstore.zarr, imports this module first.
+The names are those of the registry of Zarr extensions and of TensorStore; see section 11 of
+docs/reference/format.md. This module is for zarr-python alone; the library itself has
+`documents.dtypes`.
+
+zarr-python finds the types through the entry points of this package, in any program. zarr-python
+3.1 collects entry points of data types but consults them only when a type is requested by name,
+never when a document names one. It does load those of buffers when it opens a group, so this
+package also registers zarr's own Buffer, only to get this module imported. A program that opens an
+array outside any group, without having imported ckptstore.zarr, has to import this module first.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from zarr.core.dtype import data_type_registry
 from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.dtype import ZDType
 
-try:  # where it lies since zarr-python 3.2, which warns of the other place, in any program that opens a group
+try:  # its place since zarr-python 3.2, which warns about the old one on every opened group
     from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined, unused-ignore]
 except ImportError:
     from zarr.dtype import DataTypeValidationError
@@ -37,7 +41,7 @@ _NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-in
 
 @dataclass(frozen=True, kw_only=True)
 class _Float(ZDType[Any, Any], HasItemSize):
-    """A float of ml_dtypes. scalar: its type of scalars."""
+    """A float of ml_dtypes. `scalar` is its scalar type."""
 
     scalar: ClassVar[type]
 
@@ -52,7 +56,7 @@ class _Float(ZDType[Any, Any], HasItemSize):
 
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> Self:
-        """Of numpy's dtype; DataTypeValidationError for another one's."""
+        """From numpy's dtype; DataTypeValidationError for any other."""
         if cls._check_native_dtype(dtype):
             return cls()
         raise DataTypeValidationError(f"{dtype} is not {cls._zarr_v3_name}.")
@@ -72,7 +76,7 @@ class _Float(ZDType[Any, Any], HasItemSize):
         raise DataTypeValidationError(f"{data!r} is not {cls._zarr_v3_name}.")
 
     def to_json(self, zarr_format: ZarrFormat) -> Any:
-        """Its name in a document; Zarr v2 has none."""
+        """The name in a document; Zarr v2 has none."""
         if zarr_format == 3:
             return self._zarr_v3_name
         raise ValueError(f"Zarr v2 has no name for {self._zarr_v3_name}. Write Zarr v3.")
@@ -86,19 +90,19 @@ class _Float(ZDType[Any, Any], HasItemSize):
         return np.asarray(data).astype(self.scalar)[()]
 
     def cast_scalar(self, data: object) -> Any:
-        """A number as an element; TypeError for what is none."""
+        """A number as an element; TypeError for any other value."""
         if isinstance(data, str) and (data in _NAMED or _HEX.fullmatch(data)):
             return self.from_json_scalar(data, zarr_format=3)
         if not self._check_scalar(data):
-            raise TypeError(f"{data!r} is not a number, so it is no {self._zarr_v3_name}.")
+            raise TypeError(f"{data!r} is not a number, so it cannot be a {self._zarr_v3_name}.")
         return self._cast_scalar_unchecked(data)
 
     def default_scalar(self) -> Any:
-        """Zero; of float8_e8m0fnu, which has none, the smallest number."""
+        """Zero; for float8_e8m0fnu, which has no zero, its smallest number."""
         return np.zeros((), self._bits).view(self.scalar)[()]
 
     def from_json_scalar(self, data: Any, *, zarr_format: ZarrFormat) -> Any:
-        """A fill value: a number, "NaN", "Infinity", "-Infinity", or all its bits as "0x7fc0"."""
+        """A fill value: a number, "NaN", "Infinity", "-Infinity", or all bits such as "0x7fc0"."""
         del zarr_format
         if isinstance(data, str) and _HEX.fullmatch(data) and len(data) == 2 + 2 * self.item_size:
             return np.asarray(int(data, 16), self._bits).view(self.scalar)[()]
@@ -109,7 +113,7 @@ class _Float(ZDType[Any, Any], HasItemSize):
         raise TypeError(f"{data!r} is not a fill value of {self._zarr_v3_name}.")
 
     def to_json_scalar(self, data: object, *, zarr_format: ZarrFormat) -> Any:
-        """The same as JSON; what a number or a name would not bring back is told by its bits."""
+        """The value as JSON: a number or a name where that restores every bit, else the bits."""
         scalar = np.asarray(self.cast_scalar(data))
         for form in (float(scalar), *_NAMED):
             if isinstance(form, float) and not np.isfinite(form):
@@ -153,7 +157,7 @@ class Float8E5M2(_Float):
 
 @dataclass(frozen=True, kw_only=True)
 class Float8E4M3FNUZ(_Float):
-    """float8_e4m3fnuz: neither infinities nor a negative zero."""
+    """float8_e4m3fnuz: neither infinities nor negative zero."""
 
     _zarr_v3_name: ClassVar[Any] = "float8_e4m3fnuz"
     scalar = ml_dtypes.float8_e4m3fnuz
@@ -162,7 +166,7 @@ class Float8E4M3FNUZ(_Float):
 
 @dataclass(frozen=True, kw_only=True)
 class Float8E5M2FNUZ(_Float):
-    """float8_e5m2fnuz: neither infinities nor a negative zero."""
+    """float8_e5m2fnuz: neither infinities nor negative zero."""
 
     _zarr_v3_name: ClassVar[Any] = "float8_e5m2fnuz"
     scalar = ml_dtypes.float8_e5m2fnuz
@@ -171,7 +175,7 @@ class Float8E5M2FNUZ(_Float):
 
 @dataclass(frozen=True, kw_only=True)
 class Float8E8M0FNU(_Float):
-    """float8_e8m0fnu: an exponent and nothing else."""
+    """float8_e8m0fnu: an exponent only."""
 
     _zarr_v3_name: ClassVar[Any] = "float8_e8m0fnu"
     scalar = ml_dtypes.float8_e8m0fnu
@@ -180,4 +184,4 @@ class Float8E8M0FNU(_Float):
 
 ALL = (BFloat16, Float8E4M3FN, Float8E5M2, Float8E4M3FNUZ, Float8E5M2FNUZ, Float8E8M0FNU)
 for _dtype in ALL:
-    data_type_registry.register(_dtype._zarr_v3_name, _dtype)  # noqa: SLF001 - it is ours
+    data_type_registry.register(_dtype._zarr_v3_name, _dtype)  # noqa: SLF001 - its own module

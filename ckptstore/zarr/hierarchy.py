@@ -1,4 +1,7 @@
-"""A Zarr hierarchy on its way between a folder and a repository: in, the files that `commit` takes; out, the values by key."""
+"""A Zarr hierarchy between a folder and a repository: `ZarrFiles` goes in, `ZarrValues` comes out.
+
+Values pass as they are, never decoded. See docs/adr/0016 and docs/adr/0018.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ZarrFiles:
-    """A hierarchy in a folder, which `commit` takes as it is, whatever its codecs.
+    """A hierarchy in a folder, which `commit` stores unchanged, whatever its codecs.
 
-    keys: of the store; each is the path of a file in the folder. documents: what keys hold that no file holds so.
-    flat: the state that lies in the folder as well, in whose structure some arrays are those of the hierarchy; None for none.
+    Attributes:
+        folder: The folder.
+        keys: The keys of the store; each is also the path of a file in the folder.
+        documents: Values by key that replace or complement those of the files.
+        flat: The state that was exported to the same folder, whose structure names some arrays of
+            the hierarchy; None where there is no state.
     """
 
     folder: Path
@@ -29,7 +36,7 @@ class ZarrFiles:
 
 
 class ZarrValues(ABC):
-    """A hierarchy in a repository, key by key as it was set; what `formats.write_file` makes a folder of."""
+    """A hierarchy in a repository, value by value, which `formats.write_file` writes out."""
 
     @abstractmethod
     def keys(self) -> Iterator[str]:
@@ -37,4 +44,4 @@ class ZarrValues(ABC):
 
     @abstractmethod
     def pieces(self, key: str) -> Iterator[bytes | memoryview]:
-        """What a key holds, a piece at a time."""
+        """Yield the value of a key in pieces of a few MiB."""

@@ -1,6 +1,7 @@
-"""Layout: which arrays of a head stay as they are when a session is committed, and which keys become nodes.
+"""Layout: which arrays of the head a session's commit keeps, and which keys become Zarr nodes.
 
-A key belongs to the nearest node above it that has a document, or else to the root.
+A pure decision; `publish` executes it. A key belongs to the nearest node above it that has a
+document, or else to the root. See section 10.5 of docs/reference/format.md.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 class Layout:
     """What a commit has to write.
 
-    converted: the head's arrays that are Zarr arrays from now on, by path in the state, with their nodes' paths. kept: those
-    that stay as they are. nodes: every Zarr node's path, and its contents by key, in order.
+    Attributes:
+        kept: Paths in the state of the head's arrays that stay unchanged.
+        converted: The head's arrays that become Zarr arrays: path in the state to path of the node.
+        nodes: Every Zarr node's path and its contents by key, both in ascending order.
     """
 
     kept: frozenset[str]
@@ -31,7 +34,7 @@ class Layout:
 
 
 def lay_out(staged: Mapping[str, Content], *, written: Collection[str]) -> Layout:
-    """Decide. written: the head's arrays of whose keys one was set or deleted, by path in the state."""
+    """Decide the layout. `written`: paths in the state of the head's arrays that were changed."""
     documents = {
         key.rpartition("/")[0] for key in staged if key.rpartition("/")[2] in NODE_DOCUMENTS
     }
@@ -39,7 +42,7 @@ def lay_out(staged: Mapping[str, Content], *, written: Collection[str]) -> Layou
     own = {key: array for key, content in staged.items() if (array := array_of(content))}
     node_of = {array: homes.of(key) for key, array in own.items()}
     foreign = [key for key, content in staged.items() if not _is_made(content)]
-    # What lies below an array of the head, and is none of its keys, makes that array a Zarr array too.
+    # A key below an array of the head that is not one of its own makes that array a Zarr array too.
     below = {homes.of(key) for key in foreign}
     converted = {
         array: path for array, path in node_of.items() if array in written or path in below
@@ -57,9 +60,9 @@ def lay_out(staged: Mapping[str, Content], *, written: Collection[str]) -> Layou
 
 
 def array_of(content: Content) -> str | None:
-    """The path in the state of the array that a content was made of; None for what came in through Zarr."""
-    found: str | None = getattr(content, "array", None)
-    return found
+    """The path in the state of the array that a value belongs to; None for one set by Zarr."""
+    path: str | None = getattr(content, "array", None)
+    return path
 
 
 def _node_keys(
@@ -68,7 +71,7 @@ def _node_keys(
     converted: Mapping[str, str],
     groups: Iterable[str],
 ) -> Iterator[str]:
-    """The keys that become nodes."""
+    """The keys that go to node pages."""
     yield from foreign
     yield from (key for key, array in own.items() if array in converted)
     yield from groups
@@ -81,7 +84,7 @@ def _is_made(content: Content) -> bool:
 def _lost_groups(
     staged: Mapping[str, Content], node_of: Mapping[str, str], kept: Collection[str]
 ) -> list[str]:
-    """The documents of groups that were there only because of arrays, none of which is left."""
+    """The documents of implied groups whose last array of the head is no longer kept."""
     alive = {""} if kept else set()
     for array in kept:
         alive.update(above(node_of[array]))

@@ -1,4 +1,8 @@
-"""Publish: what a session has staged becomes objects, pages and what a manifest says of them."""
+"""Publish: store the staged contents of a session as objects and pages, for a manifest to list.
+
+The manifest itself and the branch are the caller's business. A page in which nothing changed is
+neither rebuilt nor stored again. See docs/adr/0016 and section 10.5 of docs/reference/format.md.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +47,7 @@ V2_KINDS = {".zarray": "array", ".zgroup": "group"}
 
 
 def write(staged: Staged) -> Written:
-    """Store all that a manifest will refer to; durable when this returns."""
+    """Store everything that the manifest will refer to; durable when this returns."""
     held = reached_by(staged.head, staged.catalog) if staged.head else Reached()
     with paused_collector():
         layout = lay_out(staged.contents, written=staged.written)
@@ -54,7 +58,7 @@ def write(staged: Staged) -> Written:
     root_digest = staged.document(structure.encode(root))
     reached = {root_digest, *(ref.digest for ref in (*pages, *hierarchy)), *nodes.reached}
     for ref in pages:
-        if ref.digest not in held.digests:  # no gc takes what a page lists, and leaves the page
+        if ref.digest not in held.digests:  # an old page's objects live as long as the page
             page = staged.catalog.page(ref.digest)
             reached.update(digest for digest, _ in page.digests())
     staged.catalog.objects.flush(reached - held.digests)
@@ -68,21 +72,24 @@ def write(staged: Staged) -> Written:
 
 
 def renamed(staged: Staged, arrays: Collection[str], names: Mapping[str, str]) -> Nodes:
-    """The nodes of those Zarr arrays that have a new path, under it, and of the groups that these then lie in.
+    """The Zarr arrays that `names` lists, under their new paths, with the groups above them.
 
-    arrays: the paths of all nodes that are arrays. names: new paths, by path in the state.
+    Args:
+        staged: The contents to take them from.
+        arrays: The paths of all nodes that are arrays.
+        names: New paths by path in the state. Arrays that it lacks are left out.
     """
     nodes = dict(lay_out(staged.contents, written=()).nodes)
-    moved = {path: names[path or ROOT] for path in arrays if (path or ROOT) in names}
-    made = {"" if (path, new) == ("", ROOT) else new: nodes[path] for path, new in moved.items()}
-    for group in {group for path in made for group in zarr_document.above(path)}:
+    moves = {path: names[path or ROOT] for path in arrays if (path or ROOT) in names}
+    renamed = {"" if (path, new) == ("", ROOT) else new: nodes[path] for path, new in moves.items()}
+    for group in {group for path in renamed for group in zarr_document.above(path)}:
         document = Made(lambda: zarr_document.group_document({}))
-        made[group] = nodes.get(group, ((METADATA, document),))
-    return sorted(made.items())
+        renamed[group] = nodes.get(group, ((METADATA, document),))
+    return sorted(renamed.items())
 
 
 def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
-    """The pages of the head's arrays that stay; the same ones when all do."""
+    """The pages of the head's arrays that are kept; unchanged when all of them are."""
     manifest = staged.manifest
     if manifest is None:
         return ()
@@ -90,15 +97,15 @@ def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
         return manifest.pages
     if not layout.kept:
         return ()
-    made = repage(list(staged.catalog.pages(manifest)), {path: path for path in layout.kept})
-    return tuple(page_ref(page, staged.document(page.encode())) for page in made)
+    pages = repage(list(staged.catalog.pages(manifest)), {path: path for path in layout.kept})
+    return tuple(page_ref(page, staged.document(page.encode())) for page in pages)
 
 
 def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> structure.Node:
     for path in sorted(layout.kept & nodes.arrays):
         raise InvalidInputError(
-            f"{shown(path)} is the path of an array of the state, which Zarr shows as {shown(zarr_document.node_path(path))}. "
-            "Give the new Zarr array another name."
+            f"{shown(path)} is the path of an array of the state, which Zarr shows as "
+            f"{shown(zarr_document.node_path(path))}. Give the new Zarr array another name."
         )
     root = staged.catalog.structure(staged.manifest) if staged.manifest else {"dict": []}
     return graft(
@@ -112,7 +119,14 @@ def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> structure.N
 
 
 class NodeWriter:
-    """Makes the pages of the nodes. arrays, groups: the paths of the nodes that are such. gone: of the head's that are no more."""
+    """Builds and stores the pages of Zarr nodes.
+
+    Attributes:
+        arrays: Paths of the nodes that are arrays.
+        groups: Paths of the nodes that are groups.
+        gone: Paths of the head's nodes that no longer exist.
+        reached: The digests that the pages list.
+    """
 
     def __init__(self, staged: Staged) -> None:
         self.staged = staged
@@ -120,21 +134,21 @@ class NodeWriter:
         self.groups: set[str] = set()
         self.gone: set[str] = set()
         self.reached: set[Digest] = set()
-        self._kinds: dict[Digest, str] = {}  # by the document, which many nodes may share
+        self._kinds: dict[Digest, str] = {}  # by digest of the document, which many nodes may share
         self._known: dict[tuple[str, str], NodePage] = {}
         if staged.manifest:
             pages = staged.catalog.node_pages(staged.manifest)
             self._known = {page.begin: page for page in pages}
 
     def write(self, nodes: Nodes) -> tuple[PageRef, ...]:
-        """Have all pages stored, and what they refer to."""
+        """Store the pages and everything that they refer to."""
         self._put_values(nodes)
         before = {node.path for page in self._known.values() for node in page.nodes}
         self.gone = before - {path for path, _ in nodes}
         return tuple(self._page(part) for part in self._cut(nodes))
 
     def _cut(self, nodes: Nodes) -> Iterator[Nodes]:
-        """What goes on each page: some nodes, or a part of one that has too many values."""
+        """The nodes of each page, or a part of one node that has too many values for a page."""
         weighed = [
             Weighed(path, [key for key, _ in contents], [self._weight(*item) for item in contents])
             for path, contents in nodes
@@ -147,7 +161,7 @@ class NodeWriter:
         return weight(key, 1 if value is None else len(value.digests))
 
     def _value(self, key: str, content: Content) -> Value | None:
-        """A value that was stored; None for one that goes into its page's bundle."""
+        """The stored value; None for one that goes into the bundle of its page."""
         if _is_bundled(key, content):
             return None
         if isinstance(content, Stored) and not self._is_put(key, content):
@@ -155,32 +169,32 @@ class NodeWriter:
         return self._values[id(content)]
 
     def _put_values(self, nodes: Nodes) -> None:
-        """Have every value stored that is not yet, on several threads."""
+        """Store every value that is not stored yet, on several threads."""
         waiting = [
             content
             for _, contents in nodes
             for key, content in contents
             if self._is_put(key, content)
         ]
-        found = gather((partial(self._put, content) for content in waiting), threads=PUT_THREADS)
-        self._values = dict(zip(map(id, waiting), found, strict=True))
+        values = gather((partial(self._put, content) for content in waiting), threads=PUT_THREADS)
+        self._values = dict(zip(map(id, waiting), values, strict=True))
 
     def _is_put(self, key: str, content: Content) -> bool:
-        """True for a value that is to be stored as objects of its own."""
+        """True for a value that has to be stored as objects of its own."""
         is_there = (
             isinstance(content, Stored) and content.segment_bytes == self.staged.segment_bytes
         )
         return not is_there and not _is_bundled(key, content)
 
     def _put(self, content: Content) -> Value:
-        """A value as objects of its own; a whole chunk of an array of the head is one already."""
+        """Store a value as objects of its own. A full chunk of a head's array is one already."""
         if isinstance(content, ArrayChunk) and content.is_object(self.staged.segment_bytes):
             return Value(content.size, (content.digest,))
         return self.staged.stored(memoryview(content.read(self.staged.objects, 0, content.size)))
 
     def _page(self, nodes: Nodes) -> PageRef:
-        """Have one page stored; one that is as it was is not made again."""
-        page = self._unchanged(nodes) or self._made(nodes)
+        """Store one page. The head's page is taken where nothing changed."""
+        page = self._unchanged(nodes) or self._new_page(nodes)
         arrays = 0
         for path, contents in nodes:
             kind = self._kind(path, contents)
@@ -188,7 +202,7 @@ class NodeWriter:
             if kind:
                 (self.arrays if kind == "array" else self.groups).add(path)
         digest = self.staged.document(page.encode())
-        self.reached.update(found for found, _ in page.digests())
+        self.reached.update(listed for listed, _ in page.digests())
         return PageRef(first=page.first, digest=digest, arrays=arrays, bytes=page.nbytes)
 
     def _unchanged(self, nodes: Nodes) -> NodePage | None:
@@ -204,9 +218,9 @@ class NodeWriter:
                     return None
         return page
 
-    def _made(self, nodes: Nodes) -> NodePage:
+    def _new_page(self, nodes: Nodes) -> NodePage:
         data = bytearray()
-        made = []
+        page_nodes = []
         for path, contents in nodes:
             values = []
             for key, content in contents:
@@ -216,12 +230,17 @@ class NodeWriter:
                     value = Value(len(part), (Digest.of(part),), len(data))
                     data += part
                 values.append((key, value))
-            made.append(ZarrNode(path, tuple(values)))
+            page_nodes.append(ZarrNode(path, tuple(values)))
         bundle = Bundle(digest=self.staged.document(bytes(data)), size=len(data)) if data else None
-        return NodePage(nodes=tuple(made), segment_bytes=self.staged.segment_bytes, bundle=bundle)
+        return NodePage(
+            nodes=tuple(page_nodes), segment_bytes=self.staged.segment_bytes, bundle=bundle
+        )
 
     def _kind(self, path: str, contents: Sequence[tuple[str, Content]]) -> str:
-        """What a node is: "array", "group" or, without a document that says so, "". Version 3 goes before 2, as in zarr-python."""
+        """The kind of a node: "array", "group", or "" without a valid document.
+
+        Zarr v3 takes precedence over v2, as in zarr-python.
+        """
         documents = {key: content for key, content in contents if key in NODE_DOCUMENTS}
         if METADATA not in documents:
             return next((V2_KINDS[key] for key in documents), "")
@@ -234,5 +253,5 @@ class NodeWriter:
 
 
 def _is_bundled(key: str, content: Content) -> bool:
-    """True for a document that shares an object with others of its page."""
+    """True for a document that goes into the bundle of its page."""
     return key in NODE_DOCUMENTS and 0 < content.size < SMALL_BYTES

@@ -1,8 +1,9 @@
-"""Session: a writable Zarr store staged over the head of a branch, and the commit of what was written.
+"""Session: a writable Zarr store staged over the head of a branch, and the commit of its changes.
 
-What is set goes into the repository as objects, small values with the commit, and nothing refers to them before. A session
-that is given up leaves only such objects behind, for gc. Arrays of the head that nobody touched stay as they are, page for
-page; one that was written to through Zarr becomes a Zarr array, whose untouched chunks are the same objects.
+Large values become objects in the repository as they are set, small ones with the commit. Nothing
+refers to them before, so an abandoned session leaves only objects for gc to delete. Untouched
+arrays of the head keep their pages. An array of a state that is written to becomes a Zarr array,
+whose untouched chunks are the same objects. See docs/adr/0016.
 """
 
 from __future__ import annotations
@@ -32,17 +33,32 @@ if TYPE_CHECKING:
 
 
 ONE_PROCESS = (
-    "A session's store works only in the process that opened the session. Write from threads of that process, or open a "
-    "session in each."
+    "A session's store works only in the process that opened the session. Write from threads of "
+    "that process, or open a session in each process."
 )
 
 
 class Session:
-    """A change to a branch that is written through Zarr. Made by `Repository.session`, and used with `with`.
+    """Changes to a branch that are written through Zarr; a context manager.
 
-    store: a writable store for zarr-python: `zarr.open_group(session.store)`. Nobody else sees what it holds before
-    `commit`. A session must not be open for longer than an hour beside a gc, which may take what it has put for garbage;
-    commit tells when that has happened.
+    `Repository.session` makes it. Leaving the `with` block drops what was not committed. Threads of
+    one process may share a session; other processes may not use it. gc deletes unreferenced objects
+    that are older than its grace time (an hour by default), so a session that stays open longer
+    beside a gc may lose its objects; `commit` then raises ConflictError. See docs/adr/0016.
+
+    Attributes:
+        branch: The branch that `commit` moves.
+
+    Example:
+        >>> import ckptstore, zarr
+        >>> repo = ckptstore.init("memory://session-example")
+        >>> with repo.session("main") as session:
+        ...     group = zarr.create_group(session.store)
+        ...     array = group.create_array("weight", shape=(4,), dtype="float32")
+        ...     array[:] = 1
+        ...     checkpoint = session.commit(step=100)
+        >>> repo.checkout("main")["weight"]
+        array([1., 1., 1., 1.], dtype=float32)
     """
 
     def __init__(
@@ -72,18 +88,22 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give up what was not committed."""
+        """Drop what was not committed."""
         self.close()
 
     @property
     def store(self) -> SessionStore:
-        """The writable store."""
+        """The writable store for zarr-python, as in `zarr.open_group(session.store)`.
+
+        Raises:
+            InvalidInputError: The session is closed, or belongs to another process.
+        """
         self.staged()
         return SessionStore(self)
 
     def staged(self) -> Staged:
-        """What is staged; InvalidInputError when the session is closed, or another process's."""
-        if os.getpid() != self._process:  # a forked one: nobody would ever see what it sets
+        """The staged contents; InvalidInputError when closed, or in another process."""
+        if os.getpid() != self._process:  # what a forked child sets could never be committed
             raise InvalidInputError(ONE_PROCESS)
         if self._staged is None:
             raise InvalidInputError(
@@ -100,22 +120,40 @@ class Session:
         meta: Mapping[str, Any] | None = None,
         retry: bool = False,
     ) -> Any:
-        """Make what the store holds the new head of the branch, durable when this returns: the Checkpoint.
+        """Commit the contents of the store as the new head of the branch.
 
-        ConflictError when the branch moved since the session began; with `retry`, the new head becomes the parent, and what
-        others changed there is not in this checkpoint. The session goes on over what it committed. What other threads write while
-        this runs is refused.
+        The checkpoint is durable when this returns, and the session continues from it. Writes by
+        other threads are refused meanwhile.
+
+        Args:
+            step: The training step, 0 or more.
+            metrics: Numbers by name.
+            message: A text for people.
+            meta: Further JSON values by name.
+            retry: When the branch has moved since the session began, take its new head as the
+                parent instead of raising. The new checkpoint does not contain the changes made
+                there.
+
+        Returns:
+            The Checkpoint.
+
+        Raises:
+            ConflictError: The branch has moved and `retry` is false, the head has expired, or gc
+                has deleted objects of the session.
+            InvalidInputError: An argument is invalid, the session is closed or already being
+                committed, or it belongs to another process.
+            StorageError: The storage failed.
         """
         staged = self.staged()
         with staged.published():
-            made = self._publish(
+            checkpoint = self._publish(
                 staged, step=step, metrics=metrics, message=message, meta=meta, retry=retry
             )
-        self._staged = self._begin(made.id)
-        return made
+        self._staged = self._begin(checkpoint.id)
+        return checkpoint
 
     def close(self) -> None:
-        """Give up what was not committed; the store cannot be used any more."""
+        """Drop what was not committed. The store cannot be used afterwards."""
         self._staged = None
 
 
@@ -123,7 +161,11 @@ _sessions: WeakValueDictionary[str, Session] = WeakValueDictionary()
 
 
 class SessionStore(ContentStore):
-    """The writable Zarr store of a session. It pickles within the process whose session it is."""
+    """The writable Zarr store of a session, made by `Session.store`.
+
+    The methods are those of `zarr.abc.store.Store`. It can be pickled and unpickled within the
+    process of its session.
+    """
 
     supports_deletes: bool = True
     supports_writes: bool = True
@@ -133,7 +175,7 @@ class SessionStore(ContentStore):
         self._session = session
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same store, to be written to or not."""
+        """The same store, read-only or writable."""
         return type(self)(self._session, read_only=read_only)
 
     def _contents(self) -> Contents:
@@ -149,19 +191,19 @@ class SessionStore(ContentStore):
         return self._session.staged().reading()
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Stage a value."""
+        """Set the value of a key. Keys follow the rules of format.md, section 10.5."""
         if not self._is_open:
             await self._open()
         if not self._hold(key, value):
             await asyncio.to_thread(self._put, key, value)
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """Stage a value."""
+        """Set the value of a key. Keys follow the rules of format.md, section 10.5."""
         if not self._hold(key, value):
             self._put(key, value)
 
     def _hold(self, key: str, value: Buffer) -> bool:
-        """Keep a value for the commit, after all checks; False for one that is to be put at once."""
+        """Check a value and keep a small one for the commit; False for one to be put at once."""
         self._check_writable()
         if not isinstance(value, Buffer):
             raise TypeError(f"The value of {key!r} is a {type(value).__name__}, not a zarr Buffer.")
@@ -173,11 +215,11 @@ class SessionStore(ContentStore):
         self._session.staged().put(key, memoryview(value.as_buffer_like()).cast("B"))
 
     async def delete(self, key: str) -> None:
-        """Remove a key; one that is not there is no error."""
+        """Remove a key. A missing one is not an error."""
         self.delete_sync(key)
 
     def delete_sync(self, key: str) -> None:
-        """Remove a key; one that is not there is no error."""
+        """Remove a key. A missing one is not an error."""
         self._check_writable()
         self._session.staged().delete(key)
 

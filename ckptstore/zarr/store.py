@@ -1,4 +1,8 @@
-"""CheckpointStore: a checkpoint as a read-only store of zarr-python."""
+"""CheckpointStore: a checkpoint as a read-only store of zarr-python.
+
+This module reads and lists keys; `contents` decides what they are, and `session` has the writable
+store. See docs/adr/0016 and section 10.5 of docs/reference/format.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,13 @@ from zarr.core.buffer import default_buffer_prototype
 
 from ckptstore.documents.marker import MARKER_KEY
 from ckptstore.documents.page import SMALL_BYTES
-from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, NotFoundError
+from ckptstore.errors import (
+    CkptStoreError,
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    first_line,
+)
 from ckptstore.revisions import resolve
 from ckptstore.state.tree import ROOT
 from ckptstore.storage import open_storage
@@ -48,11 +58,11 @@ if TYPE_CHECKING:
     from ckptstore.zarr.contents import Content
 
 
-assert dtypes.ALL, "importing them is what makes zarr-python know them"
+assert dtypes.ALL, "importing the module registers its types with zarr-python"
 
 
 class ContentStore(Store):
-    """What both stores have in common: reading and listing keys."""
+    """Base of both stores: reading and listing keys."""
 
     supports_deletes: bool = False
     supports_listing: bool = True
@@ -63,7 +73,7 @@ class ContentStore(Store):
 
     @abstractmethod
     def _contents(self) -> Mapping[str, Content]:
-        """What there is now, by key."""
+        """Every value by key."""
 
     @abstractmethod
     def _keys(self) -> list[str]:
@@ -75,11 +85,7 @@ class ContentStore(Store):
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[None]:
-        """Goes around every read of contents, to tell what has been deleted from what is damaged."""
-
-    def _content(self, key: str) -> Content | None:
-        """What a key holds."""
-        return self._contents().get(key)
+        """Surrounds every read: raises ExpiredError where a missing object means expiry."""
 
     def get_sync(
         self,
@@ -88,8 +94,8 @@ class ContentStore(Store):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """The value of a key, or a part of it; None when there is none. CorruptError when it was damaged."""
-        content = self._content(key)
+        """The value of a key or a range of its bytes, as `get`."""
+        content = self._contents().get(key)
         if content is None:
             return None
         start, stop = span(byte_range, content.size)
@@ -101,10 +107,17 @@ class ContentStore(Store):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """The value of a key, or a part of it; None when there is none. CorruptError when it was damaged."""
+        """The value of a key or a range of its bytes; None for a missing key.
+
+        Raises:
+            CorruptError: An object is missing, or its bytes do not match their digest.
+            ExpiredError: The checkpoint has expired since the store was opened.
+            InvalidInputError: The array's codecs use pickle.
+            StorageError: The storage failed.
+        """
         if not self._is_open:
             await self._open()
-        content = self._content(key)
+        content = self._contents().get(key)
         if content is None:
             return None
         start, stop = span(byte_range, content.size)
@@ -130,16 +143,16 @@ class ContentStore(Store):
         prototype: BufferPrototype,
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
-        """Parts of several values."""
+        """Ranges of several values."""
         return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
 
     async def exists(self, key: str) -> bool:
         """True when a key has a value."""
-        return self._content(key) is not None
+        return key in self._contents()
 
     async def getsize(self, key: str) -> int:
-        """Bytes of a value; FileNotFoundError when there is none."""
-        content = self._content(key)
+        """Bytes of a value; FileNotFoundError for a missing key."""
+        content = self._contents().get(key)
         if content is None:
             raise FileNotFoundError(key)
         return content.size
@@ -155,42 +168,63 @@ class ContentStore(Store):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that begins so."""
+        """Every key that begins with a prefix."""
+        for key in self._beginning_with(prefix):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """The next path component of every key under a prefix, each once."""
+        folder = _folder(prefix)
+        keys = self._keys()
+        position = bisect_left(keys, folder)
+        names = set()  # a key may have others below it
+        while position < len(keys) and keys[position].startswith(folder):
+            name, slash, _ = keys[position][len(folder) :].partition("/")
+            if name not in names:
+                yield name
+            names.add(name)
+            # Skip everything below this component: "0" is the character after "/".
+            position = bisect_left(keys, f"{folder}{name}0") if slash else position + 1
+
+    def _under(self, prefix: str) -> Iterable[str]:
+        return self._beginning_with(_folder(prefix))
+
+    def _beginning_with(self, prefix: str) -> Iterable[str]:
         keys = self._keys()
         for position in range(bisect_left(keys, prefix), len(keys)):
             if not keys[position].startswith(prefix):
                 return
             yield keys[position]
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """The next part of every key under a prefix, each once."""
-        folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
-        keys = self._keys()
-        position = bisect_left(keys, folder)
-        told = set()  # a key may have others below it
-        while position < len(keys) and keys[position].startswith(folder):
-            name, slash, _ = keys[position][len(folder) :].partition("/")
-            if name not in told:
-                yield name
-            told.add(name)
-            # Behind all that begins with this part: "0" is what follows "/".
-            position = bisect_left(keys, f"{folder}{name}0") if slash else position + 1
-
-    def _under(self, prefix: str) -> Iterable[str]:
-        folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
-        keys = self._keys()
-        for position in range(bisect_left(keys, folder), len(keys)):
-            if not keys[position].startswith(folder):
-                return
-            yield keys[position]
-
 
 class CheckpointStore(ContentStore):
-    """A checkpoint as a Zarr store; read-only, as no checkpoint ever changes.
+    """A checkpoint as a Zarr v3 store. Read-only, because checkpoints never change.
 
-    url: of the repository. rev: any revision, resolved once. The document of the root group has in its attributes the
-    checkpoint's id, step, metrics, message and time, and all other documents beside them, so that opening takes one read.
-    Every byte is checked against its digest, and only the chunks that are asked for are read. It pickles.
+    The attributes of the root group carry the checkpoint's id, step, metrics, message and time, and
+    its metadata is consolidated, so that opening the hierarchy takes one read. Only requested
+    chunks are read, and every byte is checked against its digest. A pickled store opens the
+    repository again where it is unpickled. The methods are those of `zarr.abc.store.Store`. See
+    docs/adr/0016.
+
+    Args:
+        url: The repository: a folder, or a URL as for `ckptstore.open`.
+        rev: Any revision. It is resolved once, so the store does not follow a moving branch.
+
+    Raises:
+        NotFoundError: There is no repository, or no such revision.
+        ExpiredError: The checkpoint has expired.
+        CorruptError: A document of the repository is damaged.
+
+    Example:
+        >>> import ckptstore, numpy as np, zarr
+        >>> from ckptstore.zarr import CheckpointStore
+        >>> repo = ckptstore.init("memory://checkpoint-store-example")
+        >>> checkpoint = repo.commit({"weight": np.arange(4)}, step=100)
+        >>> group = zarr.open_group(CheckpointStore(repo.url, "main"), mode="r")
+        >>> group["weight"][1:3]
+        array([1, 2])
+        >>> group.attrs["step"]
+        100
     """
 
     def __init__(self, url: str, rev: str = "main") -> None:
@@ -202,10 +236,10 @@ class CheckpointStore(ContentStore):
 
     @classmethod
     def of(cls, id: Digest, catalog: Catalog) -> Self:
-        """The store of a checkpoint of a repository that is open."""
-        made = cls.__new__(cls)
-        made._show(id, catalog)  # noqa: SLF001 - it is ours
-        return made
+        """The store of a checkpoint of an open repository."""
+        store = cls.__new__(cls)
+        store._show(id, catalog)  # noqa: SLF001 - its own class
+        return store
 
     def _show(self, id: Digest, catalog: Catalog) -> None:
         super().__init__(read_only=True)
@@ -213,26 +247,26 @@ class CheckpointStore(ContentStore):
         self._id, self._catalog = id, catalog
         self._manifest = catalog.manifest(id)
         self._cached = CachedObjects(catalog.objects)
-        self._found: Contents | None = None
+        self._loaded: Contents | None = None
         self._sorted: list[str] | None = None
         self._lock = RLock()
 
     def is_array(self, path: str) -> bool:
-        """True when there is an array at this path."""
-        found = self._contents().get(join(path, METADATA))
-        if found is None:
+        """True when the node at a path is an array."""
+        content = self._contents().get(join(path, METADATA))
+        if content is None:
             return join(path, ".zarray") in self._contents()
-        document = parsed(document_bytes(path, found, self._cached))
+        document = parsed(document_bytes(path, content, self._cached))
         return document is not None and document["node_type"] == "array"
 
     def _contents(self) -> Contents:
         with self._lock:
-            if self._found is None:
+            if self._loaded is None:
                 with self._reading():
-                    found = contents_of(self._manifest, self._catalog)
-                told = facts(self._id, self._manifest)
-                self._found = found | completed_root(found, self._cached, told)
-            return self._found
+                    contents = contents_of(self._manifest, self._catalog)
+                attributes = facts(self._id, self._manifest)
+                self._loaded = contents | completed_root(contents, self._cached, attributes)
+            return self._loaded
 
     def _keys(self) -> list[str]:
         with self._lock:
@@ -267,10 +301,11 @@ class CheckpointStore(ContentStore):
         return f"CheckpointStore({self._catalog.url!r}, {self._id.short!r})"
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same store; InvalidInputError when it is to be written to."""
+        """The same store; InvalidInputError unless `read_only` is true."""
         if not read_only:
             raise InvalidInputError(
-                "A checkpoint never changes. Write to the next one: with repo.session(branch) as s: use s.store."
+                "A checkpoint never changes. To write the next one, use the store of "
+                "repo.session(branch)."
             )
         return self.of(self._id, self._catalog)
 
@@ -288,10 +323,17 @@ class CheckpointStore(ContentStore):
 
 
 def open_group(store: CheckpointStore) -> zarr.Group:
-    """The root group. An array whose document zarr-python cannot take is an error only where that array is opened."""
+    """The root group.
+
+    An array whose document zarr-python rejects is an error only when that array is opened.
+
+    Raises:
+        NotFoundError: The root is an array, or there is no group.
+        CorruptError: zarr-python cannot open the root.
+    """
     try:
         return zarr.open_group(store, mode="r")
-    except Exception as error:  # whatever one of the documents brings about
+    except Exception as error:  # a document below the root can raise anything
         if store.is_array(""):
             raise NotFoundError(
                 f"{store!r} is an array, not a group. checkpoint.array({ROOT!r}) reads it."
@@ -303,12 +345,11 @@ def open_group(store: CheckpointStore) -> zarr.Group:
         except FileNotFoundError as error:
             raise NotFoundError(f"{store!r} has no group at its root.") from error
         except Exception as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CorruptError(f"{store!r} cannot be opened: {said[:300].rstrip('.')}.") from error
+            raise CorruptError(f"{store!r} cannot be opened: {first_line(error)}.") from error
 
 
 def facts(id: Digest, manifest: Manifest) -> dict[str, Any]:
-    """What the attributes of the root group tell of a checkpoint. NaN and infinite metrics are strings, as in Zarr."""
+    """The attributes of the root group. NaN and infinite metrics are strings, as in Zarr."""
     return {
         "id": str(id),
         "step": manifest.step,
@@ -319,7 +360,7 @@ def facts(id: Digest, manifest: Manifest) -> dict[str, Any]:
 
 
 def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
-    """Where a part of so many bytes begins and ends."""
+    """The first byte of a range within `size` bytes, and the byte after its last."""
     if byte_range is None:
         return 0, size
     if isinstance(byte_range, RangeByteRequest):
@@ -332,6 +373,11 @@ def span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
         raise TypeError(f"Unexpected byte_range, got {byte_range}.")
     start = min(max(0, start), size)
     return start, max(start, min(stop, size))
+
+
+def _folder(prefix: str) -> str:
+    """A prefix that ends with a slash, or "" for the root."""
+    return f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
 
 
 def _metric(value: float) -> float | str:
