@@ -6,15 +6,22 @@ dev is for a working day; ci takes more examples, always the same; deep is for a
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from ckptstore.store.objects import ObjectStore
-from tests.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
-from tests.forks import Forks
+from tests.helpers.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
+from tests.helpers.forks import Forks
+
+MEMORY = "/dev/shm"
+
+os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is imported
 
 # Workers share the processors: with as many threads in each, torch's would mostly wait for one another. Read when torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -37,6 +44,24 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """An empty folder, in memory where possible: tests that only watch system calls need no disk."""
+    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="ckptstore-", dir=place)).resolve()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library runs without threads: the same calls in the same order, and none to start for each tiny repository."""
+    from tests.helpers.crash.threads import COUNTS
+
+    for module, name in COUNTS:
+        monkeypatch.setattr(module, name, 1)
 
 
 @pytest.fixture

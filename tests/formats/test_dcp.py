@@ -26,9 +26,9 @@ from ckptstore.formats import read_file
 from ckptstore.formats.dcp import metadata as dcp_metadata
 from ckptstore.formats.dcp import pickle as dcp_pickle
 from ckptstore.formats.dcp.folder import ShardedArray
-from tests.formats import dcp_processes
-from tests.formats.flat import bits_of, committed
-from tests.properties.same import difference
+from tests.helpers import dcp_processes
+from tests.helpers.equality import difference
+from tests.helpers.flat_files import bits_of, committed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def whole(folder: Path, tmp_path: Path) -> Any:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that two processes wrote."""
     folder = tmp_path_factory.mktemp("processes") / "folder"
-    command = [sys.executable, "-m", "tests.formats.dcp_processes", str(folder)]
+    command = [sys.executable, "-m", "tests.helpers.dcp_processes", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return folder
 

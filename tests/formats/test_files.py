@@ -20,7 +20,7 @@ from ckptstore.arrays.file import FileArray, OpenFile
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, StorageError
 from ckptstore.formats import read_file, write_file
-from tests.formats.flat import bits_of, committed
+from tests.helpers.flat_files import bits_of, committed
 
 ROOT = Path(__file__).parents[2]
 STATE = {"model": {"w": np.arange(40_000.0).reshape(200, 200), "b": np.zeros((0, 3))}}

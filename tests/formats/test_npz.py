@@ -27,8 +27,8 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, npz, read_file, write_file
 from ckptstore.formats.torch import turned
 from ckptstore.testing.strategies import ndarrays
-from tests.formats.flat import bits_of, committed
-from tests.properties.same import difference
+from tests.helpers.equality import difference
+from tests.helpers.flat_files import bits_of, committed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

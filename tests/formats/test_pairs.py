@@ -15,7 +15,7 @@ from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, read_file, safetensors, write_file
 from ckptstore.testing.strategies import arrays
-from tests.formats.flat import Bits, bits_of
+from tests.helpers.flat_files import Bits, bits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

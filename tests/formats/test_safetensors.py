@@ -18,8 +18,8 @@ from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.formats import named, read_file, write_file
 from ckptstore.formats.safetensors import DTYPES
 from ckptstore.testing.strategies import arrays, tensors
-from tests.formats.flat import bits_of, committed
-from tests.properties.same import difference
+from tests.helpers.equality import difference
+from tests.helpers.flat_files import bits_of, committed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -34,9 +34,9 @@ from ckptstore.formats import read_file, write_file, zip_directory
 from ckptstore.formats.torch import unpickle as torch_unpickle
 from ckptstore.formats.torch.save import ALIGNMENT
 from ckptstore.testing.strategies import states, tensors
-from tests.formats.flat import bits_of, committed
-from tests.formats.torch_memory import ROOT
-from tests.properties.same import difference
+from tests.helpers.equality import difference
+from tests.helpers.flat_files import bits_of, committed
+from tests.helpers.torch_file_memory import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -642,7 +642,7 @@ def test_a_value_without_a_form_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["zip", "old", "transposed", "numpy", "small numpy", "dcp"])
 def test_extra_memory_is_bounded(tmp_path: Path, name: str, size_mib: int, extra_mib: int) -> None:
     """Files of twice the bound, of two arrays or many: whoever holds a whole file is found out."""
-    command = [sys.executable, "-m", "tests.formats.torch_memory", name, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.helpers.torch_file_memory", name, str(tmp_path)]
     done = subprocess.run(
         [*command, str(size_mib)], cwd=ROOT, check=True, capture_output=True, text=True
     )

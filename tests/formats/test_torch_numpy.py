@@ -23,9 +23,9 @@ from ckptstore.formats.torch import array_text as torch_array_text
 from ckptstore.formats.torch import text as torch_text
 from ckptstore.formats.torch import turned
 from ckptstore.testing.strategies import ndarrays, plain_values, states, tensors
-from tests.formats.flat import bits_of, committed
 from tests.formats.test_torch_file import FORMS, pickled, save
-from tests.properties.same import difference
+from tests.helpers.equality import difference
+from tests.helpers.flat_files import bits_of, committed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from ckptstore.documents.marker import Marker
 from ckptstore.retention import MaxToKeep
 from ckptstore.store import condemned, refs
 from ckptstore.store.objects import ObjectStore
-from tests.gc.schedule import Schedule, ScheduledStorage
-from tests.properties.same import difference
+from tests.helpers.equality import difference
+from tests.helpers.schedule import Schedule, ScheduledStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PARTS = 8
 SCHEDULES = 640  # in each part: 5,120 in all
+pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("one_thread")]
+
 EXPECTED = (ConflictError, ExpiredError, NotFoundError)
 
 

@@ -10,9 +10,9 @@ import pytest
 import ckptstore
 from ckptstore.retention import MaxToKeep
 from ckptstore.store.objects import key_of
-from tests.crash import strace
-from tests.crash.checker import equal
-from tests.crash.victim import CHUNK_BYTES, state
+from tests.helpers.crash import strace
+from tests.helpers.crash.checker import equal
+from tests.helpers.crash.victim import CHUNK_BYTES, state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ KEPT = 2
 PARTS = 8
 KILLED = -9
 
-pytestmark = strace.needed
+pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.needed]
 
 
 def prepared(url: Path) -> None:

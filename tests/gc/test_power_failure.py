@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash import power, strace
-from tests.crash.test_power_failure import new_folder, some
+from tests.commit.test_power_failure import new_folder, some
 from tests.gc.test_kill import KEPT, complaint
+from tests.helpers.crash import power, strace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ COMMITS = 8
 PARTS = 4
 STATES_MIN = 600
 
-pytestmark = strace.needed
+pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.needed]
 
 
 @pytest.mark.parametrize("part", some(range(0, PARTS, 2), range(PARTS)))

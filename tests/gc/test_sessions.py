@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ckptstore.zarr import Session
     from ckptstore.zarr.changes import Staged
 
+pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("one_thread")]
+
 BIG = np.arange(100_000.0)
 
 

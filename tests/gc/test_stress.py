@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import ckptstore
-from tests.gc import worker
+from tests.helpers import gc_worker
 
 ROOT = Path(__file__).parents[2]
 COMMITTERS = 4
+
+pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("clocks", [(0, 0, 0, 0, 0, 0, 0), (-48, 720, 0, -48, 720, -48, 720)])
@@ -21,11 +23,11 @@ def test_no_acknowledged_commit_is_lost_beside_collectors_without_grace(
     clocks: tuple[int, ...], scratch: Path
 ) -> None:
     url, stop = scratch / "store", scratch / "stop"
-    ckptstore.init(url, chunk_size=64 << 10).commit(worker.state(0))
+    ckptstore.init(url, chunk_size=64 << 10).commit(gc_worker.state(0))
     roles = ["commit"] * COMMITTERS + ["read", "gc", "gc"]
     running = [
         subprocess.Popen(
-            [sys.executable, worker.__file__, role, url, stop, str(seed), str(hours)],
+            [sys.executable, gc_worker.__file__, role, url, stop, str(seed), str(hours)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -42,13 +44,13 @@ def test_no_acknowledged_commit_is_lost_beside_collectors_without_grace(
     assert repo.verify().ok
     for seed in range(COMMITTERS):
         acks = [line.split() for line in said[seed][0].splitlines()]
-        assert len(acks) == worker.COMMITS
+        assert len(acks) == gc_worker.COMMITS
         head, *older = repo.log(f"branch-{seed}")
         assert (head.id, head.expired) == (acks[-1][0], False)
         assert [c.id for c in older][: len(acks) - 1] == [id for id, _ in acks[-2::-1]]
         found = repo.checkout(head.id)
         assert found["number"] == int(acks[-1][1])
-        assert worker.is_right(found)
+        assert gc_worker.is_right(found)
     read, *expired = (int(said[number][0]) for number in range(COMMITTERS, len(roles)))
     assert read > 0
-    assert sum(expired) > COMMITTERS * worker.COMMITS / 2
+    assert sum(expired) > COMMITTERS * gc_worker.COMMITS / 2

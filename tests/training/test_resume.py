@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ckptstore
-from tests.forks import Forks, Program
+from tests.helpers.forks import Forks, Program
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -22,7 +22,9 @@ def start(
     forks: Forks | None, store: Path, log: Path, *options: object
 ) -> subprocess.Popen[str] | Program:
     """A run in a fork, or without forks in a process that has nothing in common with any other."""
-    arguments = [str(part) for part in ("-m", "tests.training.run", store, log, STEPS, *options)]
+    arguments = [
+        str(part) for part in ("-m", "tests.helpers.training_run", store, log, STEPS, *options)
+    ]
     if forks:
         return forks.start(*arguments, cwd=ROOT)
     return subprocess.Popen(

@@ -29,7 +29,7 @@ from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.zarr import folder_read as zarr_read
 from ckptstore.zarr import folder_write as zarr_folder
 from ckptstore.zarr.hierarchy import ZarrFiles
-from tests.properties.same import difference
+from tests.helpers.equality import difference
 
 SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple) | st.sampled_from(
     [(70, 9), (3, 40), (500,)]

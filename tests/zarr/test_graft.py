@@ -20,7 +20,7 @@ from ckptstore.documents.structure import DEPTH_MAX, ZARR, array_path, tag_of
 from ckptstore.state.tree import ROOT, flatten, unkey
 from ckptstore.testing.strategies import keys, states
 from ckptstore.zarr.graft import graft
-from tests.properties.same import difference
+from tests.helpers.equality import difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

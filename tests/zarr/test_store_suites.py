@@ -14,7 +14,7 @@ from zarr.testing.store import StoreTests
 
 import ckptstore
 from ckptstore.zarr import CheckpointStore, SessionStore
-from tests.zarr.committed import BRANCH, CommittedStore
+from tests.helpers.committed_store import BRANCH, CommittedStore
 
 PLACES = ["memory", "folder"]
 # zarr-python's machines draw dtypes of fixed-length bytes and texts too, of which it warns.

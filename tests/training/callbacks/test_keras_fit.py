@@ -26,7 +26,7 @@ from ckptstore.training.callbacks import (
     TensorBoard,
     TerminateOnNaN,
 )
-from tests.training.callbacks.loops import Interrupt, InterruptedRunError
+from tests.helpers.training_loop import Interrupt, InterruptedRunError
 
 # Keras 3.15 hands torch parameters to numpy 2 in a way that numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -21,7 +21,7 @@ from ckptstore.training.callbacks import (
     TensorBoard,
 )
 from ckptstore.training.callbacks.base import CallbackList
-from tests.training.callbacks.loops import EPOCHS, STEPS, Interrupt, InterruptedRunError, train
+from tests.helpers.training_loop import EPOCHS, STEPS, Interrupt, InterruptedRunError, train
 
 
 def interrupt(callbacks, epoch, batch=None, **kwargs):

@@ -1,0 +1,286 @@
+"""Seeds against a model: a branch with some arrays under other paths holds what renaming keys of the state gives."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from ckptstore import InvalidInputError
+from ckptstore.documents.marker import MARKER_KEY, Marker
+from ckptstore.documents.names import escape_key
+from ckptstore.repository import Repository
+from ckptstore.state.tree import key_segments
+from ckptstore.storage import MemoryStorage
+from ckptstore.testing.strategies import keys, states
+from tests.helpers.equality import difference
+from tests.repository.test_ties import arrays_of, literal, same_ties
+
+FRESH = ("fresh", "a", "a/b", "", "%", "é", "..", "\ud800")
+Chain = tuple[
+    Any, ...
+]  # what leads to a place: keys of dicts, and _Place for a place in a list or tuple
+
+
+@dataclass(frozen=True)
+class _Place:
+    number: int
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """One array, or all below a dict, under another chain."""
+
+    old: Chain
+    new: Chain
+    is_dict: bool
+
+    def __call__(self, chain: Chain) -> Chain | None:
+        if self.is_dict:
+            is_below = len(chain) > len(self.old) and same(chain[: len(self.old)], self.old)
+            return (*self.new, *chain[len(self.old) :]) if is_below else None
+        return self.new if same(chain, self.old) else None
+
+
+class Counting(MemoryStorage):
+    """Says which keys were read and written."""
+
+    def __init__(self) -> None:
+        super().__init__("counting")
+        self.read: set[str] = set()
+        self.written: dict[str, int] = {}
+
+    def get(self, key: str, *, bytes_max: int) -> bytes:
+        self.read.add(key)
+        return super().get(key, bytes_max=bytes_max)
+
+    def read_into(self, key: str, buffer: memoryview, **options: Any) -> None:
+        self.read.add(key)
+        super().read_into(key, buffer, **options)
+
+    def put(self, key: str, data: Any, **options: Any) -> None:
+        self.written[key] = memoryview(data).nbytes
+        super().put(key, data, **options)
+
+    def create(self, key: str, data: Any) -> bool:
+        self.written[key] = memoryview(data).nbytes
+        return super().create(key, data)
+
+    def forget(self) -> None:
+        self.read.clear()
+        self.written.clear()
+
+
+def same(one: Chain, other: Chain) -> bool:
+    """1 and True and "1" are different keys."""
+    return len(one) == len(other) and all(
+        type(a) is type(b) and a == b for a, b in zip(one, other, strict=True)
+    )
+
+
+def walk(state: Any, chain: Chain = ()) -> Any:
+    """Every place of a state in its own order."""
+    yield chain, state
+    if isinstance(state, dict):
+        for key, item in state.items():
+            yield from walk(item, (*chain, key))
+    elif type(state) in (list, tuple):
+        for number, item in enumerate(state):
+            yield from walk(item, (*chain, _Place(number)))
+
+
+def path_of(state: Any, chain: Chain) -> str:
+    """The path that a chain has in a state, with the keys that are not there as they are escaped."""
+    parts = []
+    for key in chain:
+        if isinstance(key, _Place):
+            parts.append(str(key.number))
+            state = state[key.number]
+            continue
+        known = isinstance(state, dict) and any(same((key,), (other,)) for other in state)
+        if known:
+            segments = key_segments(state)
+            parts.append(segments[[same((key,), (k,)) for k in state].index(True)])
+        else:
+            parts.append(escape_key(key))
+        state = state[key] if known else None
+    return "/".join(parts) or "array"
+
+
+def renamed(state: Any, renames: list[_Renamed]) -> Any:
+    """The state with its arrays under other keys; ValueError where that cannot be."""
+    dicts = [(chain, value) for chain, value in walk(state) if type(value) in (dict, OrderedDict)]
+    kinds: dict[Chain, type] = {typed(chain): type(value) for chain, value in dicts}
+    moves: list[tuple[Chain, Chain, Any]] = []
+    for chain, value in walk(state):
+        if any(isinstance(key, _Place) for key in chain) or (
+            type(value) in (dict, OrderedDict) and value
+        ):
+            if is_array(value) and target(chain, renames) != chain:
+                raise ValueError("in a list")
+            continue
+        moves.append((chain, target(chain, renames) if is_array(value) else chain, value))
+    if moves and moves[0][1] == ():
+        return moves[0][2]
+    made: dict[Chain, Any] = {(): kinds.get((), dict)()}
+    used: set[Chain] = set()
+    for old, new, value in moves:
+        for length in range(1, len(new)):
+            above = typed(new[:length])
+            if above in used:
+                raise ValueError("below a leaf")
+            if above not in made:
+                made[above] = (kinds.get(above) or kind_of_made(new[:length], moves, kinds))()
+                made[above[:-1]][new[length - 1]] = made[above]
+        if typed(new) in used or (typed(new) in made and not (value == {} and old == new)):
+            raise ValueError("taken")
+        if type(value) in (dict, OrderedDict):
+            made.setdefault(typed(new), value)
+            value = made[typed(new)]
+        else:
+            used.add(typed(new))
+        if new:
+            made[typed(new[:-1])][new[-1]] = value
+    return made[()]
+
+
+def typed(chain: Chain) -> Chain:
+    return tuple((type(key), key) for key in chain)
+
+
+def kind_of_made(chain: Chain, moves: list[tuple[Chain, Chain, Any]], kinds: Any) -> type:
+    """Of a dict that is made: of the dict whose content all of it was, under the same keys."""
+    homes = set()
+    for old, new, _ in moves:
+        if same(new[: len(chain)], chain):
+            rest = new[len(chain) :]
+            is_whole = len(old) >= len(rest) and same(old[len(old) - len(rest) :], rest)
+            homes.add(typed(old[: len(old) - len(rest)]) if is_whole else None)
+    home = homes.pop() if len(homes) == 1 else None
+    return dict if home is None else kinds[home]
+
+
+def target(chain: Chain, renames: list[_Renamed]) -> Chain:
+    return next((new for rename in renames if (new := rename(chain)) is not None), chain)
+
+
+def is_array(value: Any) -> bool:
+    return bool(arrays_of(value)) and type(value) not in (dict, OrderedDict, list, tuple)
+
+
+def small_and_large() -> st.SearchStrategy[Any]:
+    """Arrays that lie in a bundle, ones of a chunk or three, and empty ones; of any dtype is for other tests."""
+    numbers, sizes = st.integers(0, 2**40), st.sampled_from([1, 5, 300, 10_000, 20_000, 0])
+    return st.builds(np.full, sizes, numbers) | st.builds(
+        lambda size, number: torch.full((size,), number), sizes, numbers
+    )
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> tuple[Any, list[_Renamed], list[str] | None, list[str] | None]:
+    """A state with tied arrays, renames, and what is included and excluded."""
+    pool = draw(st.lists(small_and_large(), min_size=1, max_size=3))
+    leaf = st.sampled_from(pool) | small_and_large() | st.integers(0, 9) | st.none()
+    part = states(leaves=leaf, max_leaves=8)
+    module = st.dictionaries(keys(), small_and_large(), min_size=1, max_size=4).map(OrderedDict)
+    parts = {"model": module | part, "optimizer": part, "a": leaf, 0: module, "0": part}
+    state = draw(part | st.fixed_dictionaries({}, optional=parts) | st.fixed_dictionaries(parts))
+    places = list(walk(state))
+    olds = [chain for chain, value in places if is_array(value)]
+    dicts = [chain for chain, value in places if type(value) in (dict, OrderedDict)] or [()]
+    below = [chain for chain in dicts if chain and any(old[: len(chain)] == chain for old in olds)]
+    renames: dict[
+        tuple[Chain, bool], _Renamed
+    ] = {}  # of two with the same pattern only the last can be meant
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3])) if olds else 0):
+        is_dict = bool(below) and draw(st.booleans())
+        old = draw(st.sampled_from(below if is_dict else olds))
+        fresh = draw(st.lists(st.sampled_from(FRESH), min_size=1, max_size=2))
+        new = (*draw(st.sampled_from([*dicts, old[:-1]])), *fresh)
+        renames[typed(old), is_dict] = _Renamed(old, new, is_dict)
+    paths = [path_of(state, chain) for chain, _ in places if chain]
+    some = (
+        st.none() | st.none() | st.lists(st.sampled_from(paths).map(literal), max_size=3)
+        if paths
+        else st.none()
+    )
+    return state, list(renames.values()), draw(some), draw(some)
+
+
+def patterns(state: Any, renames: list[_Renamed]) -> dict[str, str]:
+    found = {}
+    for rename in renames:
+        old, new = (path_of(state, chain) for chain in (rename.old, rename.new))
+        below = ("/(.*)", r"/\1") if rename.is_dict else ("", "")
+        found[re.escape(old) + below[0]] = new.replace("\\", r"\\") + below[1]
+    return found
+
+
+def outcome(act: Any) -> Any:
+    try:
+        return act()
+    except ValueError as error:
+        return error
+
+
+@given(pieces())
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
+    drawn: tuple[Any, list[_Renamed], list[str] | None, list[str] | None],
+) -> None:
+    """Ties stay ties, no byte of an array is read or written, and everything verifies."""
+    state, renames, include, exclude = drawn
+    storage = Counting()
+    repo = repository(storage)
+    source = repo.commit(state, step=3, metrics={"loss": 1.0})
+    data = array_objects(source)
+    chosen = outcome(lambda: repo.checkout(include=include, exclude=exclude))
+    is_used = [
+        any(rename(chain) for chain, value in walk(chosen) if is_array(value)) for rename in renames
+    ]
+    expected = chosen
+    if not isinstance(chosen, ValueError):
+        expected = (
+            outcome(lambda: renamed(chosen, renames)) if all(is_used) else ValueError("unused")
+        )
+    storage.forget()
+    options: Any = {"include": include, "exclude": exclude, "rename": patterns(state, renames)}
+    made = outcome(lambda: repo.branch("seed", **options))
+    assert not data & (storage.read | storage.written.keys())
+    event(
+        f"{len(renames)} renames, {type(expected).__name__ if isinstance(expected, ValueError) else 'made'}"
+    )
+    if isinstance(expected, ValueError):
+        assert isinstance(made, InvalidInputError), made
+        assert "seed" not in repo.branches()
+        return
+    assert not isinstance(made, ValueError), made
+    found = repo.checkout("seed")
+    assert difference(expected, found) is None
+    assert same_ties(arrays_of(expected), arrays_of(found))
+    assert repo.verify().ok
+    if made.id != source.id:
+        assert (made.parents, made.step, made.metrics) == ((source.id,), None, {})
+        assert data >= array_objects(made)
+        again = repo.commit(found, branch="seed")
+        assert difference(expected, repo.checkout("seed")) is None
+        assert len(again.arrays) == len(made.arrays)
+
+
+def repository(storage: Counting) -> Repository:
+    marker = Marker(store="s", chunk_bytes=64 << 10)
+    storage.create(MARKER_KEY, marker.encode())
+    return Repository(storage, marker)
+
+
+def array_objects(checkpoint: Any) -> set[str]:
+    """The keys of chunks and bundles."""
+    pages = checkpoint._catalog.pages(checkpoint._manifest)
+    digests = {digest for page in pages for digest, _ in page.digests()}
+    return {f"objects/{digest[:2]}/{digest[2:]}" for digest in digests}

@@ -1,0 +1,143 @@
+"""What a commit stores: each content once, only what changed, in objects of the sizes that were said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ckptstore
+from ckptstore import CorruptError
+from ckptstore.digest import Digest
+from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.store.objects import key_of
+from tests.helpers.equality import difference
+
+CHUNK = 64 << 10
+
+
+class Watched:
+    """A repository in memory that tells what each commit put."""
+
+    def __init__(self) -> None:
+        self.repo = ckptstore.init("memory://", chunk_size=CHUNK)
+        self.storage = self.repo._storage
+
+    def objects(self) -> dict[str, int]:
+        return dict(self.storage.list("objects/"))
+
+    def commit(self, state: Any, **options: Any) -> dict[str, int]:
+        """The objects that were not there before, with their sizes."""
+        before = self.objects()
+        made = self.repo.commit(state, **options)
+        after = self.objects()
+        assert {key: after[key] for key in before} == before
+        new = {key: size for key, size in after.items() if key not in before}
+        assert made.new_bytes == sum(new.values())
+        assert difference(state, self.repo.checkout(made.id)) is None
+        return new
+
+
+@pytest.mark.parametrize("nbytes", [1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 3 * CHUNK])
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros], ids=["numpy", "torch"])
+def test_arrays_around_the_limit_of_the_small_ones_come_back(nbytes: int, make: Any) -> None:
+    watched = Watched()
+    array = make(nbytes, dtype=np.uint8 if make is np.zeros else torch.uint8)
+    array[-1] = 1
+    watched.commit({"a": array, "b": array[:1]})
+    info = watched.repo.resolve("main").arrays[0]
+    assert info.chunk_count == -(-nbytes // CHUNK)
+    assert info.nbytes == nbytes
+
+
+def test_an_array_is_cut_into_chunks_that_are_objects_of_their_own() -> None:
+    watched = Watched()
+    array = np.arange(5 * CHUNK // 8 + 100)
+    watched.commit({"a": array})
+    data = array.tobytes()
+    for start in range(0, len(data), CHUNK):
+        part = data[start : start + CHUNK]
+        assert watched.storage.get(key_of(Digest.of(part)), bytes_max=CHUNK) == part
+
+
+def test_the_same_again_stores_nothing_also_on_another_branch() -> None:
+    watched = Watched()
+    state = {"a": np.arange(100_000), "b": torch.ones(5), "c": 1}
+    assert watched.commit(state)
+    assert watched.commit(state) == {}
+    assert watched.commit(state, branch="other") == {}
+    assert watched.commit(dict(state), step=5, metrics={"m": 1}) == {}
+
+
+def test_one_changed_element_stores_its_chunk_and_its_page() -> None:
+    watched = Watched()
+    state = {"a": np.arange(100_000), "b": torch.ones(5), "c": 1}
+    watched.commit(state)
+    state["a"] = state["a"].copy()
+    state["a"][50_000] = 0
+    sizes = sorted(watched.commit(state).values())
+    assert len(sizes) == 2
+    assert sizes[1] == CHUNK
+    # A changed small array stores its bundle and its page; a changed value only the structure.
+    state["b"] = torch.zeros(5)
+    assert min(watched.commit(state).values()) == 20
+    assert len(watched.commit({**state, "c": 2})) == 1
+
+
+def test_one_content_under_many_names_is_stored_once() -> None:
+    watched = Watched()
+    large, small = torch.arange(50_000.0), torch.arange(100.0)
+    state = {"tied": [large, large], "equal": large.clone(), "numpy": large.numpy().copy()}
+    state |= {f"small{n}": small.clone() for n in range(3)}
+    sizes = watched.commit(state).values()
+    assert sum(sizes) < large.nbytes + 3 * small.nbytes + 4000
+
+
+def test_an_array_in_front_leaves_most_pages_as_they_are() -> None:
+    watched = Watched()
+    state = {f"layer.{n:04}": np.full(4, n) for n in range(1000)}
+    pages = len(watched.repo.commit(state)._manifest.pages)
+    assert pages >= 4
+    new = watched.commit({"a": np.ones(1), **state})
+    changed = {ref.digest for ref in watched.repo.resolve("main")._manifest.pages}
+    kept = changed & {ref.digest for ref in watched.repo.resolve("main~1")._manifest.pages}
+    assert len(kept) >= pages - 2
+    assert len(new) <= 2 * 3 + 1  # a page and its bundle for each that changed, and the structure
+
+
+def test_what_was_damaged_in_the_parent_is_stored_again_whole() -> None:
+    watched = Watched()
+    state = {"a": np.arange(100_000), "b": np.ones(3)}
+    made = watched.repo.commit(state)
+    page = key_of(made._manifest.pages[0].digest)
+    watched.storage.put(page, b"x" * (watched.storage.size(page) or 0))
+    with pytest.raises(CorruptError):
+        ckptstore.open(watched.repo.url).checkout()
+    fresh = ckptstore.open(watched.repo.url)
+    fresh.commit(state)
+    assert difference(state, fresh.checkout()) is None
+
+
+def test_a_small_array_is_read_alone_from_its_bundle() -> None:
+    """Damage beside it does not matter then; to all together it does."""
+    watched = Watched()
+    state = {f"{n}": np.full(1000, n) for n in range(10)}
+    made = watched.repo.commit(state)
+    page = watched.repo._catalog.page(made._manifest.pages[0].digest)
+    assert page.bundle is not None
+    data = bytearray(watched.storage.get(key_of(page.bundle.digest), bytes_max=1 << 20))
+    data[0] ^= 1
+    watched.storage.put(key_of(page.bundle.digest), data)
+    found = watched.repo.checkout(include="7")
+    assert difference({"7": state["7"]}, found) is None
+    for include in ("0", None):
+        with pytest.raises(CorruptError, match="is damaged"):
+            watched.repo.checkout(include=include)
+
+
+def test_a_state_of_thousands_of_small_arrays_makes_few_objects() -> None:
+    watched = Watched()
+    state = {str(n): torch.full((n % 40,), n) for n in range(3000)}
+    assert len(watched.commit(state)) < 3000 / 25

@@ -1,0 +1,110 @@
+"""What must hold of a repository as a crash has left it. The folder may hold garbage besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+import ckptstore
+from ckptstore import NotFoundError
+from tests.helpers.crash.victim import CHUNK_BYTES, state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What victims had said before the crash: commits acknowledged, with their ids, and commits that failed."""
+
+    initialised: bool
+    acks: tuple[tuple[int, str], ...]
+    failed: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, output: bytes) -> Self:
+        """From what the victims wrote; a last line that was cut off counts as not said."""
+        lines = [line.split() for line in output.decode().split("\n")[:-1]]
+        acks = [(int(n), id) for word, n, id in lines if word == "ACK"]
+        return cls(
+            initialised=bool(acks),
+            acks=tuple(ack for ack in acks if ack[0] > 0),
+            failed=tuple(int(n) for word, n, _ in lines if word == "FAILED"),
+        )
+
+
+def complaint(
+    url: str | Path,
+    told: Told,
+    *,
+    writers: int = 1,
+    state: Callable[[int], dict[str, Any]] = state,
+) -> str | None:
+    """What is wrong with the repository, or None. It gets one more commit.
+
+    writers: how many victims were at work, each of which may have had one commit in flight. state: gives what commit n holds.
+    """
+    try:
+        return next(_complaints(url, told, writers, state), None)
+    except Exception as error:  # noqa: BLE001 whatever is raised here would have met a user
+        return f"{type(error).__name__}: {error}"
+
+
+def _complaints(
+    url: str | Path, told: Told, writers: int, state: Callable[[int], dict[str, Any]]
+) -> Iterator[str]:
+    try:
+        repo = ckptstore.open(url)
+    except NotFoundError:
+        if told.initialised:
+            yield "the repository is gone"
+        repo = ckptstore.init(url, chunk_size=CHUNK_BYTES)
+    problems = repo.verify().problems
+    if (
+        writers > 1
+    ):  # of two operations that were under way the first may be lost: no checkpoint suffers
+        problems = tuple(problem for problem in problems if problem.checkpoints)
+    if problems:
+        yield f"verify found {problems}"
+    history = repo.log("main") if repo.branches() else []
+    yield from _complaints_of_history(history, told, writers)
+    for found in history:
+        if not equal(repo.checkout(found.id), state(found.step or 0)):
+            yield f"checkpoint {found.id.short} is not what was committed as {found.step}"
+    n = max((found.step or 0 for found in history), default=0) + 1
+    made = repo.commit(state(n), step=n)
+    if made.parents != tuple(found.id for found in history[:1]):
+        yield "the next commit has another parent than the head"
+    if not equal(repo.checkout(), state(n)):
+        yield "the next commit does not read back"
+
+
+def _complaints_of_history(
+    history: list[ckptstore.Checkpoint], told: Told, writers: int
+) -> Iterator[str]:
+    """The branch is one line of all that was acknowledged and at most what was under way."""
+    acknowledged = {id for _, id in told.acks}
+    lost = acknowledged - {found.id for found in history}
+    if lost:
+        yield f"{len(lost)} of {len(acknowledged)} acknowledged checkpoints are lost"
+    for place, found in enumerate(history):
+        if found.parents != tuple(parent.id for parent in history[place + 1 : place + 2]):
+            yield f"the history is no line at {found.id.short}"
+    extra = [place for place, found in enumerate(history) if found.id not in acknowledged]
+    if len(extra) > writers + len(told.failed):
+        yield f"{len(extra)} checkpoints of the branch were never acknowledged"
+    if writers == 1 and not told.failed and extra not in ([], [0]):
+        yield "the branch holds a checkpoint that was not acknowledged below one that was"
+
+
+def equal(one: object, other: object) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, np.ndarray | np.generic) and isinstance(other, np.ndarray | np.generic):
+        same_kind = (one.dtype, one.shape) == (other.dtype, other.shape)
+        return same_kind and one.tobytes() == other.tobytes()
+    return type(one) is type(other) and one == other

@@ -1,0 +1,33 @@
+"""The corpus: every hostile case there is, by its story."""
+
+from __future__ import annotations
+
+from tests.helpers.hostile.inputs import arguments, destinations, files, states, torch_files
+from tests.helpers.hostile.repositories import (
+    entries,
+    manifests,
+    markers,
+    operations,
+    pages,
+    planted,
+    structures,
+    text,
+    zarr_nodes,
+)
+
+CASES = (
+    *markers.CASES,
+    *operations.CASES,
+    *manifests.CASES,
+    *pages.CASES,
+    *entries.CASES,
+    *structures.CASES,
+    *text.CASES,
+    *planted.CASES,
+    *zarr_nodes.CASES,
+    *states.CASES,
+    *arguments.CASES,
+    *destinations.CASES,
+    *files.CASES,
+    *torch_files.CASES,
+)

@@ -1,0 +1,323 @@
+"""A process that has everything imported, and runs each case in a fork of its own.
+
+Reads one line (story, folder) at a time from stdin and answers with one line of JSON. A case's calls run under an audit
+hook, a limit on processor time and a measured peak of memory; a case that dies takes only its fork along.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import encodings.cp437
+import encodings.utf_16_be
+import encodings.utf_16_le
+import encodings.utf_32_be
+import encodings.utf_32_le  # noqa: F401  json asks for these
+import gc
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import torch
+import zarr
+from zarr.core.sync import _get_loop
+
+import ckptstore
+from ckptstore.formats import read_file, write_file
+from tests.helpers.hostile.cases import CPU_SECONDS, VERBS, ZARR_VERBS, Case, World
+from tests.helpers.hostile.corpus import CASES
+from tests.helpers.hostile.forge import Forge
+from tests.helpers.hostile.pace import cpu_seconds, pace
+from tests.helpers.hostile.seeded import SEEDED
+
+GIVEN_SECONDS = 120
+WALL_SECONDS = 120  # a call that sleeps this long waits for something that never comes; others may only be kept waiting
+PATIENCE = 5  # a call is ended after so many times what it may take on a quiet machine
+MESSAGE_LENGTH_MAX = 1000
+MADV_COLLAPSE = 25  # Linux 6.1 and later
+VERIFIED_BYTES_PER_SECOND = 10e6  # verify may take longer the more there is to read
+NONBLOCKING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+FORBIDDEN = (
+    "pickle.find_class",
+    "exec",
+    "compile",
+    "import",
+    "marshal.",
+    "code.__new__",
+    "ctypes.",
+    "subprocess.",
+    "socket.",
+    "urllib.",
+    "http.",
+    "os.system",
+    "os.exec",
+    "os.spawn",
+    "os.posix_spawn",
+    "os.fork",
+    "os.kill",
+    "os.chmod",
+    "os.chown",
+    "os.symlink",
+    "os.truncate",
+    "os.putenv",
+    "os.chdir",
+    "shutil.copy",
+    "shutil.move",
+    "shutil.chown",
+    "shutil.make_archive",
+    "shutil.unpack_archive",
+    "sys.addaudithook",
+    "sys._current_frames",
+)
+PATHS = ("os.rename", "os.link", "os.remove")
+
+
+class Guard:
+    """An audit hook that notes what no case may do while `armed`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self.armed = False
+        self.seen: list[str] = []
+        sys.addaudithook(self.hook)
+
+    def hook(self, event: str, args: tuple[Any, ...]) -> None:
+        """Note an event; refusing it would only be caught by the code under test."""
+        if self.armed and (event.startswith(FORBIDDEN) or self.is_outside(event, args)):
+            self.seen.append(f"{event} {args!r}"[:300])
+
+    def is_outside(self, event: str, args: tuple[Any, ...]) -> bool:
+        """True when a file outside of the repository is to be written, made, moved or removed.
+
+        A name relative to an open folder says nothing; that nothing came of it is seen in the folders afterwards.
+        """
+        if event == "open":
+            path, mode, flags = args
+            writes = (
+                flags & NONBLOCKING if isinstance(flags, int) else set(mode or "") & set("wax+")
+            )
+            return bool(writes) and self.leaves(path)
+        if event.startswith(PATHS):
+            return any(self.leaves(path) for path in args)
+        return False
+
+    def leaves(self, path: object) -> bool:
+        """True for a path that is not below the repository, however it is written."""
+        if isinstance(path, (bytes, os.PathLike)):
+            path = os.fsdecode(path)
+        if not isinstance(path, str):
+            return False
+        return "/" in path and not os.path.abspath(path).startswith(self.root)
+
+
+def run(case: Case, folder: Path, say: Any) -> None:
+    """Run one case in this process, and say of each call what came of it."""
+    world = World(folder)
+    world.outside.mkdir()
+    (world.outside / "canary").write_bytes(b"untouched")
+    here = folder / "here"
+    here.mkdir()
+    os.chdir(here)
+    signal.alarm(GIVEN_SECONDS)
+    world.given = case.given(world)
+    _get_loop()  # zarr-python's, which no fork inherits, has a pair of sockets
+    guard = Guard(world.store)
+    before = _everything(world)
+    for name, action in case.calls.items():
+        if name != "open" and not hasattr(world, "repo"):
+            break
+        say({"call": name})
+        seconds = CPU_SECONDS + (
+            _stored(world) / VERIFIED_BYTES_PER_SECOND if name == "verify" else 0
+        )
+        say({"call": name, **_measured(action, world, guard, seconds)})
+    if before != _everything(world):
+        say({"call": "afterwards", "unexpected": "a file outside of the repository changed"})
+
+
+def _everything(world: World) -> list[tuple[str, bytes]]:
+    """All that lies beside the repository."""
+    found = []
+    for folder in (world.outside, world.folder / "here"):
+        for path in sorted(folder.rglob("*")):
+            regular = path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20
+            found.append((str(path), path.read_bytes() if regular else b""))
+    return found
+
+
+def _stored(world: World) -> int:
+    """The bytes that verify has to read."""
+    total, folders = 0, [str(world.store)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _measured(action: Any, world: World, guard: Guard, seconds: float) -> dict[str, Any]:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # a call may not have for nothing what was freed before it
+    with suppress(OSError):  # begin the peak anew
+        Path("/proc/self/clear_refs").write_text("5")
+    memory = _memory("VmRSS")
+    signal.alarm(WALL_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE * seconds)  # the default action ends the process
+    began = cpu_seconds()
+    guard.armed = True
+    outcome = _outcome(action, world)
+    guard.armed = False
+    spent = cpu_seconds() - began
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    grown = max(0, _memory("VmHWM") - memory)
+    seen, guard.seen = guard.seen, []
+    if "raised" in outcome:
+        outcome = _of_error(outcome["raised"])
+    return {
+        **outcome,
+        "cpu_seconds": spent,
+        "allowed_seconds": seconds if spent <= seconds else seconds * pace(),
+        "extra_bytes": grown,
+        "seen": seen,
+    }
+
+
+def _outcome(action: Any, world: World) -> dict[str, Any]:
+    try:
+        returned = action(world)
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is judged
+        return {"raised": error}
+    return {"returned": type(returned).__name__}
+
+
+def _of_error(error: BaseException) -> dict[str, Any]:
+    if not isinstance(error, ckptstore.CkptStoreError):
+        trace = "".join(traceback.format_exception(error, limit=-4))
+        return {"unexpected": f"{type(error).__name__}: {trace[-1500:]}"}
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    message = str(error)
+    outcome: dict[str, Any] = {"error": kinds, "message": message[:MESSAGE_LENGTH_MAX]}
+    if not message.endswith((".", "?")) or len(message) > MESSAGE_LENGTH_MAX:
+        outcome["unexpected"] = f"not a sentence of bearable length: {message[:200]!r}"
+    elif str(pickle.loads(pickle.dumps(error))) != message:
+        outcome["unexpected"] = "the error changes when pickled"
+    return outcome
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    _warm_up()
+    gc.collect()
+    gc.freeze()  # a fork that walks this heap would copy all of it
+    _collapse()
+    by_story = {case.story: case for case in (*CASES, *SEEDED)}
+    for request in sys.stdin:
+        story, folder = json.loads(request)
+        answer = _in_fork(by_story[story], Path(folder))
+        subprocess.run(["rm", "-rf", folder], check=True)  # shutil gives up on folders this deep
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _collapse() -> None:
+    """Put the memory of this process into large pages, where the kernel can: most of a fork is copying the table of small ones."""
+    madvise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, access, _, _, inode, *name = line.split()
+        if access.startswith("rw") and inode == "0" and name != ["[stack]"]:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_COLLAPSE)
+
+
+def _in_fork(case: Case, folder: Path) -> dict[str, Any]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _child(case, folder, writer)
+    os.close(writer)
+    text = _read_all(reader)
+    os.close(reader)
+    _, status = os.waitpid(pid, 0)
+    return {"said": [json.loads(line) for line in text.splitlines()], "status": status}
+
+
+def _child(case: Case, folder: Path, writer: int) -> None:
+    code = 1
+    try:
+        run(case, folder, lambda said: os.write(writer, json.dumps(said).encode() + b"\n"))
+        code = 0
+    except BaseException:  # noqa: BLE001  told to the parent
+        os.write(
+            writer, json.dumps({"unexpected": traceback.format_exc()[-2000:]}).encode() + b"\n"
+        )
+    finally:
+        os._exit(code)
+
+
+def _read_all(fd: int) -> bytes:
+    parts = []
+    deadline = time.monotonic() + GIVEN_SECONDS + WALL_SECONDS * len(VERBS)
+    while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        part = os.read(fd, 1 << 16)
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _warm_up() -> None:
+    """Do everything once, so that no import is left for a case to cause."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        Forge(world.store, world.outside).honest()
+        for action in (*VERBS.values(), _write_zarr, *ZARR_VERBS.values()):
+            with suppress(Exception):
+                action(world)
+        for name in ("x.pt", "x.safetensors"):
+            path = Path(folder) / name
+            write_file({"w": torch.zeros(2)}, path)
+            world.repo.commit(read_file(path).state)
+    warnings.simplefilter("error")
+
+
+def _write_zarr(world: World) -> None:
+    """Write Zarr arrays of all kinds, and read them."""
+    with world.repo.session("main") as session:
+        zarr.create_array(session.store, name="x", shape=(2,), shards=(2,), chunks=(1,), dtype="f4")
+        zarr.create_array(session.store, name="y", data=np.zeros(2), zarr_format=2)
+        zarr.create_array(
+            session.store, name="z", data=np.zeros(2), compressors=zarr.codecs.GzipCodec()
+        )
+        session.commit()
+    world.repo.checkout()
+    for name in ("pickle", "vlen-utf8", "msgpack2"):
+        with suppress(Exception):
+            zarr.registry.get_codec_class(name)
+        numcodecs.get_codec({"id": name})
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,149 @@
+"""Every hostile case, each in a process of its own: refused, within a second and 256 MB, and nothing else happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.hostile.cases import CPU_SECONDS, EXTRA_BYTES, Case
+from tests.helpers.hostile.corpus import CASES
+from tests.helpers.hostile.seeded import SEEDED, WRONGDOERS
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="memory and processor time are measured by /proc"
+)
+ATTEMPTS = 3
+ROOM_BYTES = 1 << 30
+
+Ask = Callable[[str, Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def ask() -> Iterator[Ask]:
+    """Ask a server, which forks once for each case, what came of one."""
+    command = [sys.executable, "-m", "tests.helpers.hostile.server"]
+    env = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def answer(story: str, folder: Path) -> dict[str, Any]:
+            process.stdin.write(json.dumps([story, str(folder)]) + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            line = process.stdout.readline()  # type: ignore[union-attr]
+            assert line, "the server died"
+            return dict(json.loads(line))
+
+        yield answer
+        process.stdin.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is room: thousands of fsyncs of throw-away files cost minutes on a disk."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < ROOM_BYTES:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.story) for case in CASES])
+def test_is_refused_within_bounds(case: Case, ask: Ask, folder: Path) -> None:
+    """Three tries for the time it takes, as the processor is shared; one for all else."""
+    for attempt in range(ATTEMPTS):
+        (folder / str(attempt)).mkdir()
+        verdict = _judge(case, ask(case.story, folder / str(attempt)))
+        assert not verdict.complaints, "\n".join(verdict.complaints)
+        if not verdict.slow:
+            return
+    raise AssertionError("\n".join(verdict.slow))
+
+
+def test_each_story_is_told_once() -> None:
+    stories = [case.story for case in CASES]
+    assert len(set(stories)) == len(stories)
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CASES) >= 60
+
+
+@dataclass(slots=True)
+class _Verdict:
+    """What is wrong with the answer to one case, and what merely took too long."""
+
+    complaints: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+
+
+def _judge(case: Case, answer: dict[str, Any]) -> _Verdict:
+    results = {said.get("call", "given"): said for said in answer["said"]}
+    verdict = _Verdict()
+    for name, said in results.items():
+        verdict.complaints += _complaints(name, said)
+        if said.get("cpu_seconds", 0) > said.get("allowed_seconds", CPU_SECONDS):
+            verdict.slow.append(f"{name} took {said['cpu_seconds']:.2f} s of processor time")
+    if answer["status"]:
+        last = list(results)[-1] if results else "given"
+        verdict.complaints.append(f"{last} died of {_death(answer['status'])}")
+    for name in case.refused:
+        verdict.complaints += _refusal_complaints(case, name, results.get(name))
+    return verdict
+
+
+def _complaints(name: str, said: dict[str, Any]) -> Iterator[str]:
+    """What one call did that it must not do."""
+    if "unexpected" in said:
+        yield f"{name}: {said['unexpected']}"
+    if said.get("extra_bytes", 0) > EXTRA_BYTES:
+        yield f"{name} took {said['extra_bytes'] / 1e6:.0f} MB of memory"
+    for event in said.get("seen", ()):
+        yield f"{name} did what no case may do: {event}"
+
+
+def _refusal_complaints(case: Case, name: str, said: dict[str, Any] | None) -> Iterator[str]:
+    """Why a call that must be refused was not, or not as it should."""
+    if said is None:
+        yield f"{name} was never tried"
+    elif "error" not in said:
+        yield f"{name} was not refused: it returned a {said.get('returned')}"
+    elif case.error.__name__ not in said["error"]:
+        yield f"{name} raised {said['error'][0]}, not {case.error.__name__}: {said['message']}"
+    elif case.says not in said["message"]:
+        yield f"{name} does not say {case.says!r}: {said['message']}"
+
+
+def _death(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return signal.Signals(os.WTERMSIG(status)).name
+    return f"exit code {os.waitstatus_to_exitcode(status)}"
+
+
+# The harness itself: each of these must be caught, or the cases above prove nothing.
+
+
+def test_a_case_that_wrongdoes_is_caught(ask: Ask, folder: Path) -> None:
+    for number, (story, complaint) in enumerate(WRONGDOERS.items()):
+        (folder / str(number)).mkdir()
+        answer = ask(story, folder / str(number))
+        case = next(case for case in SEEDED if case.story == story)
+        verdict = _judge(case, answer)
+        assert complaint in "\n".join([*verdict.complaints, *verdict.slow]), story

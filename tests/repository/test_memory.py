@@ -1,0 +1,26 @@
+"""The memory that commit and checkout(into=) take beyond the arrays is bounded, whatever the size and the strides."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMIT_MIB = 128
+INTO_MIB = 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
+@pytest.mark.parametrize("size_mib", [192, pytest.param(600, marks=pytest.mark.deep)])
+def test_extra_memory_is_bounded(size_mib: int, tmp_path: Path) -> None:
+    """192 MiB are more than both bounds: whoever copies a whole array is found out."""
+    command = [sys.executable, "-m", "tests.helpers.commit_memory", str(tmp_path), str(size_mib)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    limits = {name: COMMIT_MIB if name.startswith("commit") else INTO_MIB for name in found}
+    assert {name: mib for name, mib in found.items() if mib >= limits[name]} == {}
+    assert len(found) == 12

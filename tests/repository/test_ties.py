@@ -1,0 +1,73 @@
+"""Tied arrays: what is one array in the state is one array in what comes out, and nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ckptstore
+from ckptstore.documents.structure import array_path
+from ckptstore.state.tree import leaves
+from ckptstore.testing.strategies import arrays, states
+from tests.helpers.equality import difference
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+
+
+def arrays_of(state: Any) -> list[Any]:
+    if isinstance(state, dict):
+        return [leaf for value in state.values() for leaf in arrays_of(value)]
+    if isinstance(state, list | tuple):
+        return [leaf for value in state for leaf in arrays_of(value)]
+    return [state] if isinstance(state, torch.Tensor | np.ndarray) else []
+
+
+@given(st.lists(arrays(), min_size=1, max_size=3), st.data())
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_the_same_array_twice_in_a_state_comes_out_as_one(
+    pool: list[Any], data: st.DataObject
+) -> None:
+    """Also with only some of its names chosen, and under another name of the same memory."""
+    state = data.draw(states(leaves=st.sampled_from(pool) | st.none(), max_leaves=10))
+    repo = ckptstore.init("memory://", chunk_size=64 << 10)
+    made = repo.commit(state)
+    found = repo.checkout()
+    assert difference(state, found) is None
+    assert same_ties(arrays_of(state), arrays_of(found))
+    if made.arrays:
+        left_out = data.draw(st.sampled_from(made.arrays)).path
+        kept = [
+            array
+            for array, info in zip(arrays_of(state), in_order(made), strict=True)
+            if info != left_out
+        ]
+        chosen = [path for path in in_order(made) if path != left_out]
+        if chosen:
+            part = arrays_of(repo.checkout(include=[literal(path) for path in chosen]))
+            assert difference(kept, part) is None
+            assert same_ties(kept, part)
+
+
+def in_order(made: ckptstore.Checkpoint) -> list[str]:
+    """The paths of the arrays in the order of the state."""
+    root = made._catalog.structure(made._manifest)
+    return [path for path, node in leaves(root) if array_path(node) is not None]
+
+
+def literal(path: str) -> str:
+    return "".join(f"[{char}]" if char in "*?[" else char for char in path)
+
+
+def same_ties(before: list[Any], after: list[Any]) -> bool:
+    """Whether the same pairs are one array; those without elements may be two."""
+    return all(
+        (a is b) == (x is y)
+        for a, x in zip(before, after, strict=True)
+        for b, y in zip(before, after, strict=True)
+        if 0 not in a.shape
+    )
