@@ -1,110 +1,80 @@
 """ckptstore: a content-addressed checkpoint store for deep learning.
 
     repo = ckptstore.open("runs/store", create=True)
-    repo.commit({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, step=100, metrics={"val_loss": 0.31})
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    repo.commit(state, step=100, metrics={"val_loss": 0.31})
     repo.checkout("best:val_loss", into={"model": model, "optimizer": optimizer})
 
-The names below are the public ones. They load what they need when first used: importing ckptstore imports neither torch
-nor numpy.
+The names below are the public ones. Their modules are imported on first use: importing ckptstore
+imports neither torch nor numpy.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ckptstore.checkpoint import ArrayInfo, Checkpoint
-    from ckptstore.diff.compare import ArrayChange, Diff, Numbers, ValueChange
-    from ckptstore.digest import Digest
-    from ckptstore.documents.entry import StoredArray
-    from ckptstore.errors import (
-        CheckoutMismatchError,
-        CkptStoreError,
-        ConflictError,
-        CorruptError,
-        ExpiredError,
-        Incompatible,
-        InvalidInputError,
-        NotFoundError,
-        StorageError,
-        UnsupportedValueError,
-    )
-    from ckptstore.follow.follower import Follower, Update
-    from ckptstore.gc import GcPlan, GcReport
-    from ckptstore.repository import Repository, Undone, Usage, init, open
-    from ckptstore.state.codecs import register_codec
-    from ckptstore.verify import Problem, VerifyReport
-    from ckptstore.weights import load_weights
+from ckptstore.lazy_module import lazy_names
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "checkpoint": ("ArrayInfo", "Checkpoint"),
-    "diff.compare": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
-    "digest": ("Digest",),
-    "documents.entry": ("StoredArray",),
-    "errors": (
-        "CheckoutMismatchError",
-        "CkptStoreError",
-        "ConflictError",
-        "CorruptError",
-        "ExpiredError",
-        "Incompatible",
-        "InvalidInputError",
-        "NotFoundError",
-        "StorageError",
-        "UnsupportedValueError",
-    ),
-    "follow.follower": ("Follower", "Update"),
-    "gc": ("GcPlan", "GcReport"),
-    "repository": ("Repository", "Undone", "Usage", "init", "open"),
-    "state.codecs": ("register_codec",),
-    "verify": ("Problem", "VerifyReport"),
-    "weights": ("load_weights",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "ArrayChange",
-    "ArrayInfo",
-    "CheckoutMismatchError",
-    "Checkpoint",
-    "CkptStoreError",
-    "ConflictError",
-    "CorruptError",
-    "Diff",
-    "Digest",
-    "ExpiredError",
-    "Follower",
-    "GcPlan",
-    "GcReport",
-    "Incompatible",
-    "InvalidInputError",
-    "NotFoundError",
-    "Numbers",
-    "Problem",
-    "Repository",
-    "StorageError",
-    "StoredArray",
-    "Undone",
-    "UnsupportedValueError",
-    "Update",
-    "Usage",
-    "ValueChange",
-    "VerifyReport",
-    "init",
-    "load_weights",
-    "open",
-    "register_codec",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'ckptstore' has no attribute {name!r}")
-    return getattr(import_module(f"ckptstore.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+if TYPE_CHECKING:
+    from ckptstore.checkpoint import ArrayInfo as ArrayInfo
+    from ckptstore.checkpoint import Checkpoint as Checkpoint
+    from ckptstore.diff.compare import ArrayChange as ArrayChange
+    from ckptstore.diff.compare import Diff as Diff
+    from ckptstore.diff.compare import Numbers as Numbers
+    from ckptstore.diff.compare import ValueChange as ValueChange
+    from ckptstore.digest import Digest as Digest
+    from ckptstore.documents.entry import StoredArray as StoredArray
+    from ckptstore.errors import CheckoutMismatchError as CheckoutMismatchError
+    from ckptstore.errors import CkptStoreError as CkptStoreError
+    from ckptstore.errors import ConflictError as ConflictError
+    from ckptstore.errors import CorruptError as CorruptError
+    from ckptstore.errors import ExpiredError as ExpiredError
+    from ckptstore.errors import Incompatible as Incompatible
+    from ckptstore.errors import InvalidInputError as InvalidInputError
+    from ckptstore.errors import NotFoundError as NotFoundError
+    from ckptstore.errors import StorageError as StorageError
+    from ckptstore.errors import UnsupportedValueError as UnsupportedValueError
+    from ckptstore.follow.follower import Follower as Follower
+    from ckptstore.follow.follower import Update as Update
+    from ckptstore.gc import GcPlan as GcPlan
+    from ckptstore.gc import GcReport as GcReport
+    from ckptstore.repository import Repository as Repository
+    from ckptstore.repository import Undone as Undone
+    from ckptstore.repository import Usage as Usage
+    from ckptstore.repository import init as init
+    from ckptstore.repository import open as open
+    from ckptstore.state.codecs import register_codec as register_codec
+    from ckptstore.verify import Problem as Problem
+    from ckptstore.verify import VerifyReport as VerifyReport
+    from ckptstore.weights import load_weights as load_weights
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "checkpoint": ("ArrayInfo", "Checkpoint"),
+            "diff.compare": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
+            "digest": ("Digest",),
+            "documents.entry": ("StoredArray",),
+            "errors": (
+                "CheckoutMismatchError",
+                "CkptStoreError",
+                "ConflictError",
+                "CorruptError",
+                "ExpiredError",
+                "Incompatible",
+                "InvalidInputError",
+                "NotFoundError",
+                "StorageError",
+                "UnsupportedValueError",
+            ),
+            "follow.follower": ("Follower", "Update"),
+            "gc": ("GcPlan", "GcReport"),
+            "repository": ("Repository", "Undone", "Usage", "init", "open"),
+            "state.codecs": ("register_codec",),
+            "verify": ("Problem", "VerifyReport"),
+            "weights": ("load_weights",),
+        },
+        "__version__",
+    )

@@ -1,12 +1,13 @@
-"""Training: save and resume training loops, and the callbacks of Keras for any of them.
+"""Save and resume training loops, with the callbacks of Keras for any of them.
 
-The names are imported when they are used, so that `import ckptstore.training` costs nothing.
+The names are imported on first use, so `import ckptstore.training` costs nothing.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ckptstore.lazy_module import lazy_names
 
 if TYPE_CHECKING:
     from ckptstore.training.callbacks import BackupAndRestore as BackupAndRestore
@@ -23,31 +24,25 @@ if TYPE_CHECKING:
     from ckptstore.training.callbacks import TensorBoard as TensorBoard
     from ckptstore.training.callbacks import TerminateOnNaN as TerminateOnNaN
     from ckptstore.training.manager import CheckpointManager as CheckpointManager
-
-__all__ = [
-    "BackupAndRestore",
-    "CSVLogger",
-    "Callback",
-    "CallbackList",
-    "CheckpointManager",
-    "EarlyStopping",
-    "LambdaCallback",
-    "LearningRateScheduler",
-    "ModelCheckpoint",
-    "ProgbarLogger",
-    "ReduceLROnPlateau",
-    "RemoteMonitor",
-    "TensorBoard",
-    "TerminateOnNaN",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "manager" if name == "CheckpointManager" else "callbacks"
-    return getattr(import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "callbacks": (
+                "BackupAndRestore",
+                "CSVLogger",
+                "Callback",
+                "CallbackList",
+                "EarlyStopping",
+                "LambdaCallback",
+                "LearningRateScheduler",
+                "ModelCheckpoint",
+                "ProgbarLogger",
+                "ReduceLROnPlateau",
+                "RemoteMonitor",
+                "TensorBoard",
+                "TerminateOnNaN",
+            ),
+            "manager": ("CheckpointManager",),
+        },
+    )

@@ -7,23 +7,19 @@ docs/reference/format.md.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ckptstore.lazy_module import lazy_names
 
 if TYPE_CHECKING:
-    from ckptstore.zarr.session import Session, SessionStore
-    from ckptstore.zarr.store import CheckpointStore
-
-__all__ = ["CheckpointStore", "Session", "SessionStore"]
-
-_HOME_OF = {"CheckpointStore": "store", "Session": "session", "SessionStore": "session"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'ckptstore.zarr' has no attribute {name!r}")
-    return getattr(import_module(f"ckptstore.zarr.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    from ckptstore.zarr.session import Session as Session
+    from ckptstore.zarr.session import SessionStore as SessionStore
+    from ckptstore.zarr.store import CheckpointStore as CheckpointStore
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "session": ("Session", "SessionStore"),
+            "store": ("CheckpointStore",),
+        },
+    )

@@ -203,7 +203,8 @@ def test_the_public_names_are_there_and_are_all() -> None:
     for name in ckptstore.__all__:
         assert getattr(ckptstore, name).__module__.startswith("ckptstore")
     assert sorted(ckptstore.__all__) == ckptstore.__all__
-    with pytest.raises(AttributeError):
+    assert {*ckptstore.__all__, "__version__"} == set(dir(ckptstore))
+    with pytest.raises(AttributeError, match="module 'ckptstore' has no attribute 'nothing'"):
         ckptstore.nothing  # noqa: B018
 
 
