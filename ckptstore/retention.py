@@ -8,6 +8,7 @@ it for reasons that what it does not keep has no part in, the same checkpoints s
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -133,6 +134,15 @@ class KeepBest(Policy):
                 f"KeepBest: the mode is {shown(self.mode)}; auto, min or max is expected."
             )
         _check_count(self.n, "KeepBest")
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The policy that METRIC, METRIC:MODE or METRIC:MODE:N names; None for any other form."""
+        metric, _, rest = text.partition(":")
+        mode, _, count = rest.partition(":")
+        if count and not re.fullmatch("[0-9]{1,18}", count):
+            return None
+        return cls(metric, mode or "auto", int(count or 1))
 
     @property
     def phrase(self) -> str:

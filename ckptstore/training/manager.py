@@ -301,18 +301,16 @@ def _tops(checkpoint: Checkpoint) -> list[str]:
 
 
 def _best(text: str | KeepBest | None) -> KeepBest | None:
-    """ "METRIC", "METRIC:MODE" or "METRIC:MODE:N"."""
     if text is None or isinstance(text, KeepBest):
         return text
     if not isinstance(text, str):
         raise InvalidInputError(
             f"keep_best is {shown(text)}; a metric such as 'val_loss' is expected."
         )
-    metric, _, rest = text.partition(":")
-    mode, _, count = rest.partition(":")
-    if count and not count.isdecimal():
+    best = KeepBest.parse(text)
+    if best is None:
         raise InvalidInputError(f"keep_best is {shown(text)}; METRIC[:MODE[:N]] is expected.")
-    return KeepBest(metric, mode or "auto", int(count or 1))
+    return best
 
 
 def _first_best(policy: Policy | None) -> KeepBest | None:

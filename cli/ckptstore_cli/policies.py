@@ -46,17 +46,15 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
 
 
 def _best(text: str) -> Policy:
-    """METRIC, METRIC:MODE or METRIC:MODE:N."""
     from ckptstore import retention
 
-    metric, *rest = text.split(":")
-    number = rest[1] if len(rest) > 1 else "1"
-    if len(rest) > 2 or not number.isdecimal():
+    best = retention.KeepBest.parse(text)
+    if best is None:
         raise click.BadParameter(
             f"{text!r} is not METRIC[:MODE[:N]], as in val_loss, val_acc:max or val_loss:min:3.",
             param_hint="--keep-best",
         )
-    return retention.KeepBest(metric, mode=rest[0] if rest else "auto", n=int(number))
+    return best
 
 
 _OPTIONS = (
