@@ -232,7 +232,7 @@ def _kind(path: Path) -> str:
 
 def _exists(path: Path) -> InvalidInputError:
     return InvalidInputError(
-        f"{path} exists. Pass another name, or overwrite it on purpose (--force)."
+        f"{path} exists. Pass another name, or overwrite it (overwrite=True)."
     )
 
 

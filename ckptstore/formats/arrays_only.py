@@ -23,7 +23,7 @@ def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> No
     if values and not drop_values:
         raise InvalidInputError(
             f"{form} holds arrays only, and the state has {_count(values, 'plain value')} ({_some(values)}). "
-            "Leave them out with --drop-values, choose arrays (--include), or write a .zarr or .pt."
+            "Leave them out (drop_values=True), choose arrays (include), or write a .zarr or .pt."
         )
 
 
@@ -41,7 +41,7 @@ def check_dtypes(
         wider = "a .safetensors, .zarr or .pt" if is_held else "a .zarr or .pt"
         raise InvalidInputError(
             f"{form} cannot hold the dtype of {_count(others, 'array')}: {_some(others)}. "
-            f"Choose other arrays (--include), or write {wider}."
+            f"Choose other arrays (include), or write {wider}."
         )
 
 

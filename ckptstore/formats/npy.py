@@ -127,7 +127,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     check_values(flat, form=form, drop_values=drop_values)
     if len(flat.arrays) != 1:
         raise InvalidInputError(
-            f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one (--tensor), or write a .npz file."
+            f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one of them, or write a .npz file."
         )
     check_dtypes(flat, DTYPES, form=form, safetensors=safetensors.DTYPES)
     with path.open("xb") as file:

@@ -182,7 +182,7 @@ def write_tensors(
     if len(text) > LIBRARY_HEADER_BYTES_MAX:
         raise InvalidInputError(
             f"The state has {len(ordered)} arrays, and their names and shapes take {len(text)} bytes. {FORM} has room "
-            f"for {LIBRARY_HEADER_BYTES_MAX}. Choose arrays (--include), or write shards (--shard-size)."
+            f"for {LIBRARY_HEADER_BYTES_MAX}. Choose arrays (include), or write shards (shard_bytes)."
         )
     with path.open("xb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)

@@ -77,7 +77,7 @@ class Refs:
                 if not retry:
                     raise ConflictError(
                         f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} while committing. "
-                        "Commit again (from a new session, if it was one), or pass retry=True (--retry)."
+                        "Commit again (from a new session, if it was one), or pass retry=True."
                     )
                 manifest = replace(manifest, parents=parents)
                 id = self._catalog.store(manifest)

@@ -107,7 +107,7 @@ def _check_names(name: str, node: str) -> None:
     if any(len(os.fsencode(part)) > NAME_BYTES_MAX for part in node.split("/")):
         raise InvalidInputError(
             f"The array {shown(name)} would lie in a folder whose name has more than {NAME_BYTES_MAX} bytes, which file "
-            "systems do not have. Choose other arrays (--include), or write a .pt file."
+            "systems do not have. Choose other arrays (include), or write a .pt file."
         )
 
 

@@ -12,7 +12,7 @@ import click
 
 from ckptstore import __version__
 from ckptstore.errors import CkptStoreError
-from ckptstore_cli import output
+from ckptstore_cli import hints, output
 from ckptstore_cli.repo import repo_option
 
 COMMANDS = (
@@ -72,7 +72,7 @@ class Program(click.Group):
             output.abandon()
             ctx.exit(EXIT_BROKEN_PIPE)
         except (CkptStoreError, OSError) as error:
-            output.error(str(error))
+            output.error(hints.with_options(str(error)))
             ctx.exit(EXIT_ERROR)
 
 

@@ -83,7 +83,7 @@ class ArrayTexts:
         if source.nbytes + high > TEXT_BYTES_MAX:
             raise InvalidInputError(
                 f"A .pt file has no form for the numpy array {shown(path)}: it would be a text of {source.nbytes + high} bytes, "
-                f"and one has at most {TEXT_BYTES_MAX}. Choose other arrays (--include), or write a .zarr."
+                f"and one has at most {TEXT_BYTES_MAX}. Choose other arrays (include), or write a .zarr."
             )
         self._sources.append(source)
         self._lengths.append(source.nbytes + high)

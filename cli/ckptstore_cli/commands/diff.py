@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import click
 
@@ -17,7 +16,7 @@ from ckptstore_cli.repo import open_repository
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ckptstore import ArrayChange, Checkpoint, Diff, Numbers, ValueChange
+    from ckptstore import ArrayChange, Diff, Numbers, ValueChange
 
 _COLUMNS = (
     Column("array", gives_way=1, folds=True),
@@ -113,7 +112,7 @@ def diff(
         raise click.UsageError("--under is for a file: B names none.", ctx)
     found = repo.diff(
         a,
-        _state(b, under, repo.resolve(a)) if is_file else b,
+        _state(b, under) if is_file else b,
         numeric=numeric or sort != "path",
         include=include or None,
         exclude=exclude,
@@ -137,37 +136,14 @@ def _names_file(text: str) -> bool:
     return formats.has_format(text) and Path(text).is_file()
 
 
-def _state(file: str, under: str | None, before: Checkpoint) -> Any:
-    """What a file holds, with its arrays where they belong."""
+def _state(file: str, under: str | None) -> Any:
+    """Returns what a file holds, with its arrays where they belong in A."""
     from ckptstore import formats
 
     state = formats.read_file(file).state
-    above = [part for part in (under or "").split("/") if part]
-    if file.lower().endswith(".safetensors") and not before.expired:
-        state = _nested(state, "/".join(above), before)
-    for part in reversed(above):
-        state = {part: state}
+    for part in reversed((under or "").split("/")):
+        state = {part: state} if part else state
     return state
-
-
-def _nested(state: dict[str, Any], above: str, before: Checkpoint) -> dict[str, Any]:
-    """The tensors of a .safetensors that ckptstore wrote, where their names are paths; else as they are."""
-    prefix = f"{above}/" if above else ""
-    named = {prefix + name for name in state if "/" in name}
-    if not named or named.isdisjoint(array.path for array in before.arrays):
-        return state
-    root: dict[str, Any] = {}
-    for name, tensor in state.items():
-        *parts, last = ["" if part == "%" else unquote(part) for part in name.split("/")]
-        place = root
-        for part in parts:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                return state
-        if last in place:
-            return state
-        place[last] = tensor
-    return root
 
 
 def _print(found: Diff, changes: list[ArrayChange], *, is_numeric: bool) -> None:

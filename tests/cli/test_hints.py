@@ -1,0 +1,33 @@
+"""The library's messages name keyword arguments, and the command line shows its options for them."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from ckptstore_cli.hints import with_options
+
+LIBRARY = Path(__file__).parents[2] / "ckptstore"
+OPTION = re.compile(r"(?<![\w-])--[a-z]")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("x.pt exists. Pass another name, or overwrite it (overwrite=True).", "(--force)"),
+        ("Leave them out (drop_values=True), choose arrays (include).", "(--include)"),
+        ("Commit again, or pass retry=True.", "pass --retry."),
+        ("Nothing to add here.", "Nothing to add here."),
+    ],
+)
+def test_keyword_arguments_are_shown_as_options(message, shown):
+    assert shown in with_options(message)
+    assert "=True" not in with_options(message)
+
+
+def test_no_string_of_the_library_names_an_option():
+    for path in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not OPTION.search(node.value), f"{path}:{node.lineno}"
