@@ -19,6 +19,7 @@ _METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
 _PART = r"[^/\x00-\x1f\x7f\ud800-\udfff]+"
 _PATH = re.compile(rf"{_PART}(?:/{_PART})*")
 _ESCAPED = re.compile(r"[%/\x00-\x1f\x7f]|[\ud800-\udfff]")
+_ESCAPES = re.compile(r"(?:%[0-9A-F]{2})+")
 _RESERVED = frozenset({"latest", "best", "HEAD"})
 
 
@@ -77,6 +78,14 @@ def escape_key(key: str) -> str:
     return _ESCAPED.sub(_percent, key) if key else "%"
 
 
+def unescape_key(segment: str) -> str:
+    """The dict key that a part of a path stands for; ValueError for bytes that are not UTF-8.
+
+    Many texts give one key, but `escape_key` makes only one of them: compare with that.
+    """
+    return "" if segment == "%" else _ESCAPES.sub(_characters, segment)
+
+
 def escape_first(segment: str) -> str:
     """Another form of the same segment, for a str key that reads like an int key beside it."""
     return "".join(f"%{byte:02X}" for byte in segment[0].encode()) + segment[1:]
@@ -84,3 +93,7 @@ def escape_first(segment: str) -> str:
 
 def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+
+
+def _characters(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from ckptstore.documents import structure
-from ckptstore.documents.names import check_path, escape_first, escape_key
+from ckptstore.documents.names import check_path, escape_first, escape_key, unescape_key
 from ckptstore.documents.structure import Node, array_path, tag_of
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.state.tree import join, leaves, node_segments, unkey
@@ -328,29 +329,16 @@ def _reason(node: Node, place: str) -> str:
 
 def _unescaped(segment: str) -> str:
     """The key that a part of a path stands for."""
-    if segment == "%":
-        return ""
-    data = re.sub(
-        rb"%([0-9A-F]{2})",
-        lambda match: bytes.fromhex(match[1].decode()),
-        segment.encode("utf-8", "surrogatepass"),
+    with suppress(ValueError):
+        key = unescape_key(segment)
+        if segment == (escaped := escape_key(key)):
+            return key
+        if _INTEGER.fullmatch(key) and segment == escape_first(escaped):
+            return key
+    raise InvalidInputError(
+        f"The part {shown(segment)} of a path is not a key as paths write it: for % write %25, for a control "
+        "character % and two uppercase hexadecimal digits, and nothing else so."
     )
-    key = data.decode("utf-8", "surrogatepass") if _is_utf8(data) else ""
-    escaped = escape_key(key)
-    if segment != escaped and not (_INTEGER.fullmatch(key) and segment == escape_first(escaped)):
-        raise InvalidInputError(
-            f"The part {shown(segment)} of a path is not a key as paths write it: for % write %25, for a control "
-            "character % and two uppercase hexadecimal digits, and nothing else so."
-        )
-    return key
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _relabelled(
