@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.documents.names import check_metric_name, check_ref_name, escape_key
+from ckptstore.documents.names import check_metric_name, check_ref_name, escape_key, unescape_key
 from ckptstore.errors import InvalidInputError
 from ckptstore.state.tree import key_segments
 from ckptstore.testing.strategies import keys
@@ -103,3 +103,15 @@ def test_the_segments_of_a_dict_differ_and_stand_alone_in_a_path(listed: list[st
 def test_a_string_key_gives_way_to_the_integer_it_reads_like() -> None:
     assert key_segments([0, "0", "1", -5, "-5", "%30"]) == ["0", "%30", "1", "-5", "%2D5", "%2530"]
     assert key_segments(["0", "%30"]) == ["0", "%2530"]
+
+
+@given(keys=keys())
+def test_a_segment_gives_its_key_back(keys: object) -> None:
+    if isinstance(keys, str):
+        assert unescape_key(escape_key(keys)) == keys
+
+
+@pytest.mark.parametrize("segment", ["%FF", "a%C3", "%E2%82"])
+def test_escapes_that_are_no_characters_are_an_error(segment: str) -> None:
+    with pytest.raises(ValueError, match="utf-8"):
+        unescape_key(segment)
