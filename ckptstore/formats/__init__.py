@@ -231,9 +231,7 @@ def _kind(path: Path) -> str:
 
 
 def _exists(path: Path) -> InvalidInputError:
-    return InvalidInputError(
-        f"{path} exists. Pass another name, or overwrite it (overwrite=True)."
-    )
+    return InvalidInputError(f"{path} exists. Pass another name, or overwrite it (overwrite=True).")
 
 
 def _lacking(path: Path, error: ImportError) -> InvalidInputError:
