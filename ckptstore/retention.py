@@ -27,6 +27,20 @@ if TYPE_CHECKING:
     Live = Sequence[tuple[Digest, Manifest]]
     Reasons = Iterator[tuple[Digest, str]]
 
+__all__ = [
+    "KeepAll",
+    "KeepBest",
+    "KeepEveryNHours",
+    "KeepEveryNSteps",
+    "KeepIf",
+    "KeepSteps",
+    "MaxToKeep",
+    "Policy",
+    "Union",
+    "Verdict",
+    "from_json",
+]
+
 HOUR_MICROSECONDS = 3_600_000_000
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
+__all__ = ["FileState", "check_free", "has_format", "named", "read_file", "write_file"]
+
 SAFETENSORS = ".safetensors"
 _DCP = "ckptstore.formats.dcp.folder"
 _SHARDED = "ckptstore.formats.sharded"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ckptstore.revisions import Mode
 
+__all__ = ["tracked"]
+
 SETTLED_HOOKS = ("on_train_begin", "on_epoch_end", "on_train_batch_end")
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ckptstore.storage.protocol import Confirm, Seen
 
+__all__ = ["Killed", "LosingStorage"]
+
 _BYTES_MAX = 1 << 62
 
 

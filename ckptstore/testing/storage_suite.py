@@ -19,6 +19,8 @@ from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 if TYPE_CHECKING:
     from ckptstore.storage import Storage
 
+__all__ = ["StorageSuite"]
+
 KEY = "objects/ab/cd"
 WRITERS = 8
 

@@ -17,6 +17,18 @@ from ckptstore.documents.dtypes import ITEM_BYTES
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
+__all__ = [
+    "arrays",
+    "floats",
+    "keys",
+    "ndarrays",
+    "numpy_scalars",
+    "plain_values",
+    "shapes",
+    "states",
+    "tensors",
+]
+
 TORCH_DTYPES = tuple(getattr(torch, name) for name in ITEM_BYTES)
 NUMPY_DTYPES = tuple(
     np.dtype(name)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import ml_dtypes
 import numpy as np
-from zarr.core.buffer.cpu import Buffer
+from zarr.core.buffer.cpu import Buffer as Buffer
 from zarr.core.dtype import data_type_registry
 from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.dtype import ZDType
@@ -32,8 +32,6 @@ except ImportError:
 if TYPE_CHECKING:
     from zarr.core.common import ZarrFormat
     from zarr.core.dtype.common import DTypeJSON
-
-__all__ = ["Buffer"]
 
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}

@@ -19,16 +19,18 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 RUNNABLE = frozenset({"bash", "console", "python"})
 MARK = re.compile(r"^\W*<!-- not run: \S.* -->$")
+_TITLE = re.compile(r'title="([\w.]+)"')
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A fenced block: where it begins, its language, its text, and the line above it."""
+    """A fenced block: where it begins, its language, title and text, and the line above it."""
 
     page: Path
     line: int
     language: str
+    title: str
     text: str
     above: str
 
@@ -58,6 +60,7 @@ def parse(page: Path, text: str) -> list[Block]:
                     page=page,
                     line=number,
                     language=opening["info"].strip().partition(" ")[0],
+                    title=title[1] if (title := _TITLE.search(opening["info"])) else "",
                     text="".join(f"{inside}\n" for inside in _inside(lines, opening)),
                     above=above,
                 )
@@ -67,10 +70,13 @@ def parse(page: Path, text: str) -> list[Block]:
 
 
 def run(block: Block, folder: Path, forks: Forks) -> None:
-    """Run a block in this folder: all of it, or of a console's the lines after "$ "."""
+    """Run a block in this folder: all of it, or of a console's the lines after "$ ".
+
+    Python is run from a file that keeps its name: the block's title, or example.py.
+    """
     done: subprocess.CompletedProcess[str]
     if block.language == "python":
-        script = folder / "example.py"
+        script = folder / (block.title or "example.py")
         script.write_text(block.text, encoding="utf-8")
         done = forks.run(script, cwd=folder, env=_environment())
     else:
