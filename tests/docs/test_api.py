@@ -1,6 +1,5 @@
 """What is public is said in one place, and the reference has every public name."""
 
-import ast
 import os
 import re
 from importlib import import_module
@@ -14,6 +13,7 @@ FOLDER = ROOT / "docs" / "reference" / "api"
 INDEX = FOLDER / "index.md"
 ROW = re.compile(r"^\| \[`(?P<module>[\w.]+)`\]\((?P<page>\w+\.md)\)", flags=re.MULTILINE)
 ENTRY = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)
+ALL = re.compile(r"^ *([\w, ]+, )?__all__ = ", flags=re.MULTILINE)
 PAGE_OF = {row["module"]: FOLDER / row["page"] for row in ROW.finditer(INDEX.read_text())}
 
 
@@ -26,10 +26,8 @@ def names(module):
 
 
 def has_all(path):
-    """Whether a module assigns `__all__` itself."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    targets = [node.targets[0] for node in body if isinstance(node, ast.Assign)]
-    return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
+    """Whether a module assigns `__all__` itself, alone or with the other names of a lazy one."""
+    return ALL.search(path.read_text(encoding="utf-8")) is not None
 
 
 def module_of(path):
