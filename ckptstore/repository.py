@@ -27,12 +27,10 @@ from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import Names, resolve
 from ckptstore.state.selection import Selection
-from ckptstore.storage import BesideStorage, LocalStorage, open_storage
+from ckptstore.storage import open_storage
 from ckptstore.store.catalog import Catalog
-from ckptstore.store.catalog import key_of as manifest_key
 from ckptstore.store.condemned import GRACE_SECONDS
 from ckptstore.store.objects import ObjectStore
-from ckptstore.store.objects import key_of as object_key
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known, check_new_branch
 from ckptstore.zarr.hierarchy import ZarrFiles
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
-    from ckptstore.gc import Gc, GcPlan, GcReport
+    from ckptstore.gc import GcPlan, GcReport, Stores
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
     from ckptstore.store.reach import Written
@@ -101,8 +99,7 @@ def init(
     """
     marker = Marker(store=secrets.token_hex(16), chunk_bytes=chunk_size)
     storage = open_storage(url)
-    if isinstance(storage, LocalStorage):
-        storage.make_root({MARKER_KEY, "ops", "checkpoints", "history", "expired", "objects"})
+    storage.prepare({MARKER_KEY, *ObjectStore.FOLDERS, *Catalog.FOLDERS, *Oplog.FOLDERS})
     if not storage.create(MARKER_KEY, marker.encode()):
         raise ConflictError(f"{storage.url} is a repository already. Open it instead.")
     return Repository(storage, marker, clock=clock)
@@ -502,7 +499,9 @@ class Repository:
         heads = self._oplog.newest().heads
         for name in branches or ():
             check_known(name, heads, kind="branch")
-        return self._gc().plan(policy, branches=branches, grace=grace)
+        from ckptstore.gc import plan_gc
+
+        return plan_gc(self._stores(), policy, branches=branches, grace=grace)
 
     def gc(
         self,
@@ -528,12 +527,12 @@ class Repository:
         newest = self._oplog.newest()
         reached = ancestors(newest.refs.values(), self._names().lookup)
         live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
-        sizes = [size for _, _, size in self._objects.list()]
-        metadata = [
-            size
-            for folder in ("ops/", "checkpoints/", "history/", "expired/")
-            for _, size in self._storage.list(folder)
+        sizes = [item.size for _, item in self._objects.list()]
+        documents = [
+            self._oplog.list(),
+            *(self._catalog.list(folder) for folder in self._catalog.FOLDERS),
         ]
+        metadata = [item.size for listing in documents for _, item in listing]
         return Usage(
             checkpoints=len(live),
             branches=len(newest.heads),
@@ -567,9 +566,9 @@ class Repository:
         from ckptstore.store.reach import reached_by
 
         id, _ = self._readable(beside)
-        keys = {object_key(digest) for digest in reached_by(id, self._catalog).digests}
+        storage = self._objects.beside(reached_by(id, self._catalog).digests)
         marker = Marker(store=secrets.token_hex(16), chunk_bytes=self._chunk_bytes)
-        made = Repository(BesideStorage(self._storage, keys), marker)
+        made = Repository(storage, marker)
         with self._catalog.reading(id):
             made.commit(value)
         return made
@@ -601,15 +600,17 @@ class Repository:
         )
         return self._checkpoint(id, manifest)
 
-    def _gc(self) -> Gc:
-        from ckptstore.gc import Gc
+    def _stores(self) -> Stores:
+        from ckptstore.gc import Stores
 
-        return Gc(self._storage, self._objects, self._oplog, self._catalog, self._now)
+        return Stores(self._storage, self._objects, self._oplog, self._catalog, self._now)
 
     def _finish_gc(self) -> None:
-        """Wait for a gc that is under way, and finish one that died."""
+        """Waits for a gc that is running, and finishes one that died."""
+        from ckptstore.gc import finish_gc
+
         with self._storage.lock():
-            self._gc().finish()
+            finish_gc(self._stores())
 
     def _write(self, value: object, head: Digest | None) -> Written:
         """Store the arrays and the structure of a state, or a Zarr hierarchy in files."""
@@ -664,7 +665,7 @@ class Repository:
     def _durable(self, rev: str) -> Digest:
         """The id of what a revision names, flushed: who stored it may have been killed before that."""
         id = resolve(rev, self._names())
-        self._storage.flush([manifest_key(id)])
+        self._catalog.flush(id)
         return id
 
     def _readable(self, rev: str) -> tuple[Digest, Manifest]:

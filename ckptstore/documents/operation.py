@@ -1,6 +1,7 @@
-"""Operation: one entry of the repository's own log, and with it the whole mutable state after it.
+"""Operation: one entry of the repository's own log, holding the whole mutable state after it.
 
-The newest operation is the truth: which branches and tags there are, the settings, and what gc has condemned.
+The newest operation is the truth: which branches and tags there are, the settings, and what gc has
+condemned (docs/reference/format.md, section 8).
 """
 
 from __future__ import annotations
@@ -23,28 +24,50 @@ if TYPE_CHECKING:
 OPERATION_BYTES_MAX = 4 << 20  # some 40,000 branches; each operation is read and written whole
 SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
 DONE_LENGTH_MAX = 1 << 16
+OWNER_LENGTH_MAX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condemned:
-    """What a running gc is about to delete.
+    """What a running gc is about to delete (ADR 0020).
 
-    checkpoints: those that are about to expire. digests: objects. why: what the expired will say of their end.
+    Attributes:
+        checkpoints: those that are about to expire.
+        digests: the objects.
+        why: what the expiries of the checkpoints will say.
+        owner: a random text that names the gc; "" in entries of versions that wrote none.
+        since: the number of the operation that condemned just this, carried along by later ones;
+            0 without an owner.
     """
 
     checkpoints: tuple[Digest, ...] = ()
     digests: tuple[Digest, ...] = ()
     why: str = ""
+    owner: str = ""
+    since: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form inside an operation."""
-        return {"checkpoints": self.checkpoints, "digests": self.digests, "why": self.why}
+        """Returns the JSON form inside an operation."""
+        form: dict[str, Any] = {
+            "checkpoints": self.checkpoints,
+            "digests": self.digests,
+            "why": self.why,
+        }
+        return form | {"owner": self.owner, "since": self.since} if self.owner else form
 
     @classmethod
-    def from_json(cls, document: object, *, name: str) -> Self:
-        """Check every field."""
+    def from_json(cls, document: object, *, name: str, seq: int) -> Self:
+        """Checks every field. seq: the number of the operation that carries the entry."""
         fields = Fields(document, name=name)
+        owner, since = "", 0
+        if "owner" in fields.document or "since" in fields.document:
+            owner = fields.text("owner", length_max=OWNER_LENGTH_MAX)
+            since = fields.integer("since", low=1, high=seq)
+            if not owner:
+                raise CorruptError(f"{name}: the owner has no name.")
         return cls(
+            owner=owner,
+            since=since,
             checkpoints=tuple(check_digest(id, name=name) for id in fields.array("checkpoints")),
             digests=tuple(check_digest(digest, name=name) for digest in fields.array("digests")),
             why=fields.text("why", length_max=WHY_LENGTH_MAX),
@@ -55,9 +78,16 @@ class Condemned:
 class Operation:
     """The mutable state of a repository after one operation.
 
-    nonce: random text by which a writer recognises its own operation after a lost answer.
-    done: one line for people saying what this operation did. undoes: the operation whose effect an undo took back.
-    condemned: what a running gc may delete; None when no gc runs.
+    Attributes:
+        seq: the number of the operation; 0 before the first.
+        nonce: random text by which a writer recognises its own operation after a lost answer.
+        time: UTC in microseconds since 1970.
+        heads: the id of the newest checkpoint of each branch, by name.
+        tags: the id of the checkpoint of each tag, by name.
+        settings: plain JSON by name, such as the saved retention policy.
+        condemned: what a running gc may delete; None when no gc runs.
+        done: one line for people saying what this operation did.
+        undoes: the number of the operation that an undo took back.
     """
 
     seq: int = 0
@@ -72,16 +102,16 @@ class Operation:
 
     @property
     def refs(self) -> dict[str, Digest]:
-        """Branches and tags together; a branch hides a tag of the same name."""
+        """Returns branches and tags together; a branch hides a tag of the same name."""
         return {**self.tags, **self.heads}
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What an undo may take back."""
+        """Returns what an undo may take back."""
         return dict(self.heads), dict(self.tags), dict(self.settings)
 
     def encode(self) -> bytes:
-        """Encode to the bytes of ops/<seq>.json."""
+        """Encodes to the bytes of ops/<seq>.json."""
         return sealed.seal(
             "operation",
             {
@@ -101,7 +131,12 @@ class Operation:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decode an operation, with every field checked."""
+        """Decodes an operation.
+
+        Raises:
+            CorruptError: a field is missing, or not what format.md allows.
+            InvalidInputError: a newer version wrote it.
+        """
         fields = Fields(sealed.unseal("operation", data, name=name), name=name)
         if fields.integer("format", low=1) != 1:
             raise InvalidInputError(
@@ -115,17 +150,17 @@ class Operation:
             heads=_refs(fields.object("heads"), kind="branch", name=name),
             tags=_refs(fields.object("tags"), kind="tag", name=name),
             settings=fields.object("settings"),
-            condemned=_condemned(fields),
+            condemned=_condemned(fields, seq=seq),
             done=fields.text("done", length_max=DONE_LENGTH_MAX),
             undoes=None if undoes is None else fields.integer("undoes", low=1, high=seq - 1),
         )
 
 
-def _condemned(fields: Fields) -> Condemned | None:
+def _condemned(fields: Fields, *, seq: int) -> Condemned | None:
     document = fields.get("condemned")
     if document is None:
         return None
-    return Condemned.from_json(document, name=f"{fields.name}, condemned")
+    return Condemned.from_json(document, name=f"{fields.name}, condemned", seq=seq)
 
 
 def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:

@@ -1,4 +1,7 @@
-"""Where keys and bytes live. `open_storage` finds the storage that a URL means."""
+"""Storages: where keys and bytes live. `open_storage` finds the one that a URL names.
+
+The contract is in `ckptstore.storage.protocol`, and `ckptstore.testing.storage_suite` tests it.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,27 @@ from ckptstore.errors import InvalidInputError, shown
 from ckptstore.storage.beside import BesideStorage
 from ckptstore.storage.local import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
-from ckptstore.storage.protocol import Storage
+from ckptstore.storage.protocol import Listed, Storage
 
-__all__ = ["BesideStorage", "LocalStorage", "MemoryStorage", "Storage", "open_storage"]
+__all__ = ["BesideStorage", "Listed", "LocalStorage", "MemoryStorage", "Storage", "open_storage"]
 
 _memories: dict[str, MemoryStorage] = {}
 _lock = threading.Lock()
 
 
 def open_storage(url: str | Path) -> Storage:
-    """The storage for a local path, a file:// URL or memory://NAME.
+    """Returns the storage for a local path, a file:// URL or memory://NAME.
 
-    memory://NAME is shared by all who open that name in this process; memory:// is new at every call.
+    Args:
+        url: memory://NAME is shared by all callers in this process that pass the same name;
+            memory:// is new at every call.
+
+    Raises:
+        InvalidInputError: the URL names no storage that this version knows.
+
+    Example:
+        >>> open_storage("memory://runs").url
+        'memory://runs'
     """
     if not isinstance(url, (str, Path)):
         raise InvalidInputError(f"{shown(url)} is not a path or URL of a repository.")
@@ -41,12 +53,13 @@ def open_storage(url: str | Path) -> Storage:
             name = text[match.end() :] or secrets.token_hex(8)
             return _memories.setdefault(name, MemoryStorage(name))
     raise InvalidInputError(
-        f"{scheme}:// is not a storage that this version knows; use a local path, file:// or memory://."
+        f"{scheme}:// is not a storage that this version knows; use a local path, file:// or "
+        "memory://."
     )
 
 
 def _path_of(url: str) -> str:
-    """The absolute path in a file:// URL of this machine."""
+    """Returns the absolute path in a file:// URL of this machine."""
     try:
         parts = urlsplit(url)
     except ValueError as error:

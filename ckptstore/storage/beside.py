@@ -1,4 +1,4 @@
-"""BesideStorage: a dict that holds only what another storage does not have. For comparing what is not stored."""
+"""BesideStorage: memory over another storage, which is only read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ if TYPE_CHECKING:
 
 
 class BesideStorage(MemoryStorage):
-    """Bytes by key, in this process; those of some keys are in another storage and are only read there."""
+    """Bytes by key in memory; some keys are read from another storage until they are put here.
+
+    Args:
+        storage: the other storage, which is never written to.
+        keys: the keys that are visible from there. `list` does not show them.
+    """
 
     def __init__(self, storage: Storage, keys: Collection[str]) -> None:
         super().__init__()
         self._storage, self._keys = storage, keys
 
     def size(self, key: str) -> int | None:
-        """The size of a key, or None."""
-        found = self._storage.size(key) if key in self._keys else None
-        return super().size(key) if found is None else found
+        """Returns the size of a key, or None."""
+        size = self._storage.size(key) if key in self._keys else None
+        return super().size(key) if size is None else size
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """All bytes of a key."""
+        """Returns all bytes of a key."""
         if super().size(key) is None and key in self._keys:
             return self._storage.get(key, bytes_max=bytes_max)
         return super().get(key, bytes_max=bytes_max)
@@ -33,7 +38,7 @@ class BesideStorage(MemoryStorage):
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fill a buffer from position `start`, or with the whole key."""
+        """Fills a buffer from position `start`, or with the whole key."""
         if super().size(key) is None and key in self._keys:
             self._storage.read_into(key, buffer, start=start, seen=seen)
         else:

@@ -1,12 +1,15 @@
 """LocalStorage: a folder, written so that a power failure at any moment leaves only garbage.
 
-put: a temporary file with a name nobody else has, all bytes, fsync, rename. create: the same with link, which fails
-when the name is taken. flush: fsync of the folders that hold the names, and of their parents, because another process
-may have made a folder, or a file we rely on, without having come to its own flush. A failed fsync is never tried again
-on the same file (the kernel may have dropped the bytes and will then report success): the commit fails instead.
+`put` writes a temporary file under a name that was never used before, fsyncs it and renames it.
+`create` does the same with link, which fails when the name is taken. `flush` fsyncs the folders
+that hold the keys, and their parents, because another process may have made a folder, or a file
+that the caller relies on, without having reached its own flush. A failed fsync is never repeated on
+the same file, since the kernel may have dropped the bytes and would then report success: the commit
+fails instead (docs/reference/format.md, section 3; ADR 0001).
 
-Every name below the root is opened one part at a time without following links, and only regular files are read, so a
-planted link or FIFO leads nowhere. The root itself may be a link: it is the user's.
+Every name below the root is opened one part at a time without following links, and only regular
+files are read, so a planted link or FIFO leads nowhere. The root itself may be a link: it is the
+user's.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import secrets
 import stat
 from contextlib import contextmanager, suppress
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.storage.protocol import KEY_PARTS_MAX, Listed, check_key, refuse_foreign
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 TEMPORARY = "tmp"
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,2}")
-KEY_PARTS_MAX = 3
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 # O_NONBLOCK: opening a FIFO must not wait.
@@ -45,7 +46,14 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class LocalStorage:
-    """Bytes by key in a folder of a local file system that honours fsync."""
+    """Bytes by key in a folder of a local file system that honours fsync.
+
+    Args:
+        root: the folder. It need not exist before `prepare`; "~" is expanded.
+
+    Raises:
+        InvalidInputError: the root is no path.
+    """
 
     def __init__(self, root: str | Path) -> None:
         try:
@@ -58,24 +66,21 @@ class LocalStorage:
 
     @property
     def url(self) -> str:
-        """The absolute path of the folder."""
+        """Returns the absolute path of the folder."""
         return self._root
 
-    def make_root(self, names: Collection[str]) -> None:
-        """Make the folder, durably, and all above it that is missing; refuse one that holds other names."""
+    def prepare(self, keys: Collection[str]) -> None:
+        """Makes the folder and all missing ones above it, durably; refuses one with other names."""
         with _translated("the folder", self._root):
             Path(self._root).mkdir(parents=True, exist_ok=True)
             for folder in _parents_on_device(Path(self._root)):
-                with suppress(PermissionError):  # not ours to read, so not ours to have made
+                with suppress(PermissionError):  # not readable, so not made by this user
                     _fsync_folder(folder)
-            foreign = sorted(set(os.listdir(self._root)) - {*names, TEMPORARY})
-        if foreign:
-            raise InvalidInputError(
-                f"{self._root} holds other things ({', '.join(foreign[:3])}). Name an empty or a new folder."
-            )
+            names = os.listdir(self._root)
+        refuse_foreign(self._root, names, keys={*keys, TEMPORARY})
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """All bytes of a key."""
+        """Returns all bytes of a key."""
         with _translated(key, self._root), self._opened(key) as (fd, size):
             if size > bytes_max:
                 raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
@@ -87,7 +92,7 @@ class LocalStorage:
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fill a buffer from position `start`, or with the whole key."""
+        """Fills a buffer from position `start`, or with the whole key."""
         with _translated(key, self._root), self._opened(key) as (fd, size):
             end = (start or 0) + len(buffer)
             if end > size or (start is None and end != size):
@@ -101,7 +106,7 @@ class LocalStorage:
                     seen(part)
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """Store bytes under a key, atomically; durable after `flush`."""
+        """Stores bytes under a key, atomically; durable after `flush`."""
         with (
             _translated(key, self._root, writing=True),
             self._written(data, confirm) as (temporary, tmp_fd),
@@ -110,7 +115,7 @@ class LocalStorage:
             os.rename(temporary, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
 
     def create(self, key: str, data: Buffer) -> bool:
-        """Store bytes under a key unless it exists; durable when it returns True."""
+        """Stores bytes under a key unless it exists; durable when it returns True."""
         with _translated(key, self._root, writing=True):
             with (
                 self._written(data) as (temporary, tmp_fd),
@@ -133,14 +138,14 @@ class LocalStorage:
             return created
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Fsync the folders of these keys, then every folder above them up to the root."""
+        """Fsyncs the folders of these keys, then every folder above them up to the root."""
         folders = {parent for key in keys for parent in _folders_above(key)}
         for depth in range(KEY_PARTS_MAX - 1, -1, -1):
             level = sorted(parts for parts in folders if len(parts) == depth)
             gather([partial(self._fsync, parts) for parts in level], threads=FLUSH_THREADS)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys; one that is not there is no error."""
+        """Removes keys, ignoring missing ones."""
         for key in keys:
             with (
                 _translated(key, self._root),
@@ -149,21 +154,24 @@ class LocalStorage:
             ):
                 os.unlink(name, dir_fd=folder_fd)
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Every regular file under a folder, with its size; temporary files are left out."""
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Lists every file under a folder except temporary ones.
+
+        An entry that is no regular file is listed with size 0: reading it reports what it is.
+        """
         parts = tuple(part for part in prefix.split("/") if part)
         with _translated(prefix or "the root", self._root):
             try:
                 with self._folder(parts) as fd:
-                    found = list(_walk(fd, "".join(f"{part}/" for part in parts)))
+                    listed = list(_walk(fd, "".join(f"{part}/" for part in parts)))
             except FileNotFoundError:
                 if parts and os.path.isdir(self._root):
                     return iter(())
                 raise
-        return iter(found)
+        return iter(listed)
 
     def size(self, key: str) -> int | None:
-        """The size of a key, or None; a link or a folder of that name is an error."""
+        """Returns the size of a key, or None; a link or a folder of that name is an error."""
         with _translated(key, self._root):
             try:
                 with self._folder_of(key) as (folder_fd, name):
@@ -174,45 +182,8 @@ class LocalStorage:
                 raise CorruptError(f"{key} is not a regular file.")
             return status.st_size
 
-    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
-        """Those of these keys that have not been put or created for so long, by the file system's own clock."""
-        latest = self._file_system_time() - seconds
-        found = set()
-        for key in keys:
-            with _translated(key, self._root), suppress(FileNotFoundError):
-                with self._folder_of(key) as (folder_fd, name):
-                    status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
-                if status.st_mtime <= latest:
-                    found.add(key)
-        return found
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of the folder: the kernel lets go of it when the process ends, however it ends."""
-        with _translated("the lock", self._root, writing=True):
-            fd = os.open(self._root, _FOLDER)
-        try:
-            with _translated("the lock", self._root, writing=True):
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-    def sweep(self, *, seconds: float) -> int:
-        """Remove temporary files that have not been written to for so long: their bytes."""
-        latest = self._file_system_time() - seconds
-        freed = 0
-        with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
-            for name in os.listdir(fd):
-                with suppress(FileNotFoundError):
-                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode) and status.st_mtime <= latest:
-                        os.unlink(name, dir_fd=fd)
-                        freed += status.st_size
-        return freed
-
-    def _file_system_time(self) -> float:
-        """What the file system calls now: the program's clock may be wrong by days, and a server's is another."""
+    def now(self) -> float:
+        """Returns the time of the file system, which on a network drive is its server's."""
         with (
             _translated("the clock", self._root, writing=True),
             self._folder((TEMPORARY,), make=True) as fd,
@@ -226,8 +197,33 @@ class LocalStorage:
                 os.unlink(name, dir_fd=fd)
 
     @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the flock of the folder, which the kernel releases when the process ends."""
+        with _translated("the lock", self._root, writing=True):
+            fd = os.open(self._root, _FOLDER)
+        try:
+            with _translated("the lock", self._root, writing=True):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def sweep(self, *, seconds: float) -> int:
+        """Removes temporary files that have not been written to for this many seconds."""
+        latest = self.now() - seconds
+        freed = 0
+        with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
+            for name in os.listdir(fd):
+                with suppress(FileNotFoundError):
+                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_mtime <= latest:
+                        os.unlink(name, dir_fd=fd)
+                        freed += status.st_size
+        return freed
+
+    @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
-        """Open a key for reading: its descriptor and size."""
+        """Opens a key for reading and yields its descriptor and size."""
         with self._folder_of(key) as (folder_fd, name):
             fd = os.open(name, _READ, dir_fd=folder_fd)
         try:
@@ -240,7 +236,10 @@ class LocalStorage:
 
     @contextmanager
     def _written(self, data: Buffer, confirm: Confirm | None = None) -> Iterator[tuple[str, int]]:
-        """Write and fsync a temporary file: its name and the descriptor of its folder. Removed if still there."""
+        """Writes and fsyncs a temporary file, and yields its name and the descriptor of its folder.
+
+        An error removes it.
+        """
         name = _temporary_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
             fd = os.open(name, _WRITE, 0o666, dir_fd=tmp_fd)
@@ -259,22 +258,20 @@ class LocalStorage:
                 raise
 
     def _fsync(self, parts: tuple[str, ...]) -> None:
-        """Fsync a folder below the root."""
+        """Fsyncs a folder below the root."""
         with _translated("the folders", self._root, writing=True), self._folder(parts) as fd:
             os.fsync(fd)
 
     @contextmanager
     def _folder_of(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """Open the folder that holds a key: its descriptor and the key's last part."""
-        if not _KEY.fullmatch(key):
-            raise InvalidInputError(f"{key[:100]!r} is not a key.")
-        *folders, name = key.split("/")
+        """Opens the folder that holds a key and yields its descriptor and the key's last part."""
+        *folders, name = check_key(key).split("/")
         with self._folder(tuple(folders), make=make) as fd:
             yield fd, name
 
     @contextmanager
     def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
-        """Open a folder below the root, one part at a time, following no link below the root."""
+        """Opens a folder below the root, one part at a time, following no link below the root."""
         first = f"{self._root}/{parts[0]}" if parts else self._root
         fd = _open_folder(first, make=make) if parts else os.open(first, _FOLDER)
         try:
@@ -288,24 +285,27 @@ class LocalStorage:
 
 
 def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
-    """Open a folder that is no link; make it when it is missing and `make` is given."""
+    """Opens a folder that is no link, and with `make` makes a missing one."""
     try:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
     except FileNotFoundError:
         if not make:
             raise
-        with suppress(FileExistsError):  # somebody else made it just now
+        with suppress(FileExistsError):  # another process made it just now
             os.mkdir(name, dir_fd=within)
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
 
 
 def _temporary_name() -> str:
-    """A name that nobody else has, and never had."""
+    """Returns a name that is not in use and never was; a process id alone may be reused."""
     return f"{os.getpid()}-{secrets.token_hex(12)}"
 
 
 def _parents_on_device(root: Path) -> Iterator[Path]:
-    """The folders above, up to the mount point. Any may be new: who made it may not have come to its fsync."""
+    """Yields the folders above, up to the mount point.
+
+    Any of them may be new and not yet flushed by the process that made it.
+    """
     device = root.stat().st_dev
     return takewhile(lambda folder: folder.stat().st_dev == device, root.parents)
 
@@ -316,22 +316,23 @@ def _folders_above(key: str) -> Iterator[tuple[str, ...]]:
         yield parts[:length]
 
 
-def _walk(fd: int, prefix: str) -> Iterator[tuple[str, int]]:
-    """Every key below a folder. What is no regular file, nor a folder where one may be, is listed with size 0."""
+def _walk(fd: int, prefix: str) -> Iterator[Listed]:
+    """Lists every key below a folder."""
     with os.scandir(fd) as entries:
         for entry in entries:
+            key = f"{prefix}{entry.name}"
             if entry.is_dir(follow_symlinks=False) and prefix.count("/") < KEY_PARTS_MAX - 1:
                 if prefix or entry.name != TEMPORARY:
                     inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
                     try:
-                        yield from _walk(inner, f"{prefix}{entry.name}/")
+                        yield from _walk(inner, f"{key}/")
                     finally:
                         os.close(inner)
-            elif not entry.is_file(follow_symlinks=False):
-                yield f"{prefix}{entry.name}", 0  # whoever reads it is told what it is
             else:
                 with suppress(FileNotFoundError):
-                    yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False).st_size
+                    status = entry.stat(follow_symlinks=False)
+                    is_file = stat.S_ISREG(status.st_mode)
+                    yield Listed(key, status.st_size if is_file else 0, status.st_mtime)
 
 
 def _read_full(fd: int, buffer: memoryview, start: int) -> int:
@@ -359,7 +360,7 @@ def _fsync_folder(path: Path) -> None:
 
 @contextmanager
 def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn the operating system's errors into ours, naming what they hit."""
+    """Translates errors of the operating system, naming what they concern."""
     root = root if len(root) <= 300 else f"{root[:300]}…"
     try:
         yield

@@ -1,4 +1,4 @@
-"""MemoryStorage: a dict. For tests, and for looking at a repository without a disk."""
+"""MemoryStorage: a dict. For tests, and for comparing what is not stored."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.storage.protocol import Listed, check_key, first_part, refuse_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from typing_extensions import Buffer
 
@@ -18,18 +19,26 @@ if TYPE_CHECKING:
 
 
 class MemoryStorage:
-    """Bytes by key, in this process."""
+    """Bytes by key, in the memory of this process.
+
+    Args:
+        name: the name under which `memory://NAME` finds it again.
+    """
 
     def __init__(self, name: str = "") -> None:
         self.url = f"memory://{name}"
         self._data: dict[str, bytes] = {}
-        self._stored: dict[str, float] = {}
+        self._modified: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._held = threading.Lock()
+        self._process_lock = threading.Lock()
+
+    def prepare(self, keys: Collection[str]) -> None:
+        """Refuses a storage that holds other keys."""
+        refuse_foreign(self.url, map(first_part, list(self._data)), keys=keys)
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """All bytes of a key."""
-        data = self._find(key)
+        """Returns all bytes of a key."""
+        data = self._get(key)
         if len(data) > bytes_max:
             raise CorruptError(f"{key} has {len(data)} bytes; at most {bytes_max} are expected.")
         return data
@@ -37,8 +46,8 @@ class MemoryStorage:
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fill a buffer from position `start`, or with the whole key."""
-        data = self._find(key)
+        """Fills a buffer from position `start`, or with the whole key."""
+        data = self._get(key)
         end = (start or 0) + len(buffer)
         if end > len(data) or (start is None and end != len(data)):
             raise CorruptError(f"{key} has {len(data)} bytes; {end} are expected.")
@@ -47,59 +56,64 @@ class MemoryStorage:
             seen(buffer)
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """Store bytes under a key."""
+        """Stores bytes under a key."""
+        check_key(key)
         copied = bytes(data)
         if confirm:
             confirm()
         with self._lock:
             self._data[key] = copied
-            self._stored[key] = time.monotonic()
+            self._modified[key] = self.now()
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Nothing outlives the process, so nothing is left to do."""
+        """Does nothing: no key outlives the process."""
 
     def create(self, key: str, data: Buffer) -> bool:
-        """Store bytes under a key unless it exists."""
+        """Stores bytes under a key unless it exists."""
+        check_key(key)
         copied = bytes(data)
         with self._lock:
-            self._stored.setdefault(key, time.monotonic())
+            self._modified.setdefault(key, self.now())
             return self._data.setdefault(key, copied) is copied
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys."""
+        """Removes keys, ignoring missing ones."""
         with self._lock:
             for key in keys:
                 self._data.pop(key, None)
-                self._stored.pop(key, None)
+                self._modified.pop(key, None)
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Every key under a folder, with its size."""
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Lists every key under a folder."""
         with self._lock:
-            found = [(key, len(data)) for key, data in self._data.items() if key.startswith(prefix)]
-        return iter(found)
+            listed = [
+                Listed(key, len(data), self._modified[key])
+                for key, data in self._data.items()
+                if key.startswith(prefix)
+            ]
+        return iter(listed)
 
     def size(self, key: str) -> int | None:
-        """The size of a key, or None."""
-        data = self._data.get(key)
+        """Returns the size of a key, or None."""
+        data = self._data.get(check_key(key))
         return None if data is None else len(data)
 
-    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
-        """Those of these keys that have not been put or created for so long."""
-        latest = time.monotonic() - seconds
-        return {key for key in keys if self._stored.get(key, latest + 1) <= latest}
+    def now(self) -> float:
+        """Returns the time by a clock that never goes back."""
+        return time.monotonic()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock of this storage."""
-        with self._held:
+        """Holds the lock of this storage."""
+        with self._process_lock:
             yield
 
     def sweep(self, *, seconds: float) -> int:  # noqa: ARG002 - nothing is ever half written here
-        """Nothing is ever half written here."""
+        """Does nothing: no key is ever half written here."""
         return 0
 
-    def _find(self, key: str) -> bytes:
+    def _get(self, key: str) -> bytes:
         try:
-            return self._data[key]
+            return self._data[check_key(key)]
         except KeyError:
             raise NotFoundError(f"{key} is not in {self.url}.") from None

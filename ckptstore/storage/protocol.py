@@ -1,24 +1,32 @@
 """The contract of a storage: bytes by key, atomic, durable when it says so.
 
-A key is one to three parts of `[A-Za-z0-9._-]` joined by "/", no part beginning with a dot. A storage knows nothing of
-what the bytes mean. Whoever implements it should run `ckptstore.testing.storage_suite` against it.
+A storage knows nothing of what the bytes mean, and a key is no path of any file system: `check_key`
+gives the grammar. An implementation should pass `ckptstore.testing.storage_suite`.
 
-What is required:
-1. `put` is atomic: a reader sees the old bytes, the new bytes or nothing, never a part, whatever crashes when.
-2. After `flush(keys)` returned, these keys survive a power failure, whoever put them. This is the write barrier:
-   a commit calls it before anything refers to what it wrote, or found already there.
-3. `create` is atomic and durable by itself: of any number of callers exactly one gets True, and what it wrote is there
-   after a power failure.
-4. A deleted key may come back after a power failure until `flush` was called with it.
-5. A missing key is NotFoundError; whatever else goes wrong is StorageError, and never reads as "not there".
+What is required (docs/reference/format.md, section 3; ADR 0001):
+
+1. `put` is atomic: a reader sees the old bytes, the new bytes or nothing, never a part, whatever
+   crashes when.
+2. Once `flush(keys)` has returned, these keys survive a power failure, whichever process put them.
+   This is the write barrier: a commit calls it before anything refers to what it wrote or found in
+   place.
+3. `create` is atomic and durable by itself: of any number of concurrent callers exactly one gets
+   True, and its bytes survive a power failure. The bytes must be such that no two callers create
+   the same: then a caller whose answer was lost can read the key back to find out who won.
+4. A deleted key may reappear after a power failure until `flush` has been called with it.
+5. A missing key is a NotFoundError. Every other failure is a StorageError and never reads as
+   "not there".
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import re
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
@@ -26,64 +34,153 @@ if TYPE_CHECKING:
     Confirm = Callable[[], object]
     Seen = Callable[[memoryview], object]
 
+KEY_PARTS_MAX = 3
+
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+_KEY = re.compile(rf"{_PART}(/{_PART}){{0,{KEY_PARTS_MAX - 1}}}")
+
+
+class Listed(NamedTuple):
+    """One key as a listing shows it.
+
+    Attributes:
+        key: the key.
+        size: its size in bytes.
+        modified: when it was last put or created, in seconds by the storage's own clock (`now`).
+    """
+
+    key: str
+    size: int
+    modified: float
+
 
 class Storage(Protocol):
     """Bytes by key."""
 
     @property
     def url(self) -> str:
-        """What to pass to `ckptstore.open` to come here again."""
+        """The URL or path under which `ckptstore.open` finds this storage again."""
+        ...
+
+    def prepare(self, keys: Collection[str]) -> None:
+        """Get ready to hold a new repository; does nothing where it is ready already.
+
+        Args:
+            keys: the keys that the repository may use, and folders of such keys ("objects/").
+
+        Raises:
+            InvalidInputError: something else is kept here.
+        """
         ...
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """All bytes of a key; CorruptError when there are more than `bytes_max`."""
+        """Returns all bytes of a key.
+
+        Raises:
+            NotFoundError: there is no such key.
+            CorruptError: it has more than `bytes_max` bytes, or is no regular file.
+        """
         ...
 
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fill a writable buffer of bytes from position `start`; CorruptError when the key holds too few.
+        """Fills a writable buffer of bytes from position `start`.
 
-        Without a start the buffer is for the whole key, which must hold exactly that many bytes, else CorruptError.
-        seen: called with each part of the buffer once it is filled, in order, while it is still in the core's cache.
+        Args:
+            key: what to read.
+            buffer: filled completely; its content is undefined after an error.
+            start: the first byte to read. None reads the whole key, which must then have exactly
+                the size of the buffer.
+            seen: called with each part of the buffer once it is filled, in order, while it is
+                still in the core's cache.
+
+        Raises:
+            NotFoundError: there is no such key.
+            CorruptError: it has too few bytes, or without `start` another size.
         """
         ...
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """Store bytes under a key, atomically, in place of what was there; durable after `flush`.
+        """Stores bytes under a key, atomically replacing what was there; durable after `flush`.
 
-        confirm: called once all bytes have been taken and before anybody can see them; what it raises ends the put.
+        Args:
+            key: where to store.
+            data: contiguous bytes.
+            confirm: called once all bytes have been taken and before any reader can see them. An
+                error it raises abandons the put.
         """
         ...
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Return once these keys are durable, and once those of them that were deleted stay deleted."""
+        """Returns once these keys are durable; those that were deleted then stay deleted."""
         ...
 
     def create(self, key: str, data: Buffer) -> bool:
-        """Store bytes under a key unless it exists; True, and durable, for exactly one caller."""
+        """Stores bytes under a key unless it exists.
+
+        Returns:
+            True, with the bytes durable, for exactly one of any number of callers.
+        """
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys; one that is not there is no error. Durable after `flush`."""
+        """Removes keys, ignoring missing ones; durable after `flush`."""
         ...
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Every key under a folder ("objects/", or "" for all) with its size in bytes, in no order."""
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Lists every key under a folder ("objects/", or "" for all), in no particular order."""
         ...
 
     def size(self, key: str) -> int | None:
-        """The size of a key in bytes, or None when it is not there."""
+        """Returns the size of a key in bytes, or None when there is no such key."""
         ...
 
-    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
-        """Those of these keys that have not been put or created for so long, by the storage's own clock."""
+    def now(self) -> float:
+        """Returns the time by the clock that gives `Listed.modified`, in seconds.
+
+        The clock of the program may be wrong by days; ages are only ever taken by this one.
+        """
         ...
 
     def lock(self) -> AbstractContextManager[None]:
-        """Wait until nobody else holds the lock of this storage, and hold it; who dies lets go of it."""
+        """Holds the lock of this storage, waiting for it; a process that dies releases it."""
         ...
 
     def sweep(self, *, seconds: float) -> int:
-        """Remove what writers that died left half written, older than this by the storage's own clock: its bytes."""
+        """Removes what dead writers left half written and untouched for this many seconds.
+
+        Returns:
+            The bytes that were freed.
+        """
         ...
+
+
+def check_key(key: str) -> str:
+    """Returns a legal key.
+
+    A key has one to three parts of `A-Z a-z 0-9 . _ -`, joined by "/", none beginning with a dot.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if not _KEY.fullmatch(key):
+        raise InvalidInputError(
+            f"{shown(key)} is not a key: one to {KEY_PARTS_MAX} parts of letters, digits and ._- "
+            "are expected, joined by /, none beginning with a dot."
+        )
+    return key
+
+
+def first_part(key: str) -> str:
+    """Returns the part of a key before its first "/"."""
+    return key.partition("/")[0]
+
+
+def refuse_foreign(url: str, names: Iterable[str], *, keys: Iterable[str]) -> None:
+    """Raises InvalidInputError when any of the names that are there is not that of these keys."""
+    if foreign := set(names) - set(map(first_part, keys)):
+        raise InvalidInputError(
+            f"{url} holds other things ({', '.join(sorted(foreign)[:3])}). "
+            "Choose an empty or a new place."
+        )

@@ -1,1 +1,1 @@
-"""What a repository keeps, by name: objects, manifests and pages, operations, refs."""
+"""Store: what a repository keeps, by name: objects, manifests and pages, operations, refs."""

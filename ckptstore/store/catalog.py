@@ -1,14 +1,18 @@
-"""Catalog: manifests, pages and structures by id; load, store, list, with a small cache of what is immutable."""
+"""Catalog: manifests, pages and structures by id, with small caches, as none of them ever changes.
+
+Only this module knows the keys of manifests and expiries (docs/reference/format.md, sections 2
+and 9). A checkpoint is live while its manifest is in `checkpoints/`, and expired once that was
+moved to `history/`.
+"""
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
@@ -17,33 +21,36 @@ from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
 from ckptstore.documents.zarr_page import NodePage, reached_by_nodes
-from ckptstore.errors import CorruptError, ExpiredError, NotFoundError
+from ckptstore.errors import CorruptError, ExpiredError, InvalidInputError, NotFoundError
 from ckptstore.revisions import Names
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from ckptstore.documents.manifest import PageRef
     from ckptstore.documents.operation import Operation
-    from ckptstore.storage import Storage
+    from ckptstore.storage import Listed, Storage
     from ckptstore.store.objects import ObjectStore
 
 LIVE = "checkpoints/"
 EXPIRED = "history/"
 EXPIRIES = "expired/"
-EXPIRE_THREADS = 8  # they wait for the disk
+EXPIRE_THREADS = 8  # they mostly wait for the disk
 CACHED_PAGES = 256
 CACHED_WRITTEN = 4096
 CACHED_MANIFESTS = 4096
 
-_KEY = re.compile(r"(checkpoints|history)/([0-9a-f]{64})\.json")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 class Catalog:
-    """The documents of the checkpoints of one repository. objects: where it reads them."""
+    """The documents of the checkpoints of one repository.
+
+    objects: where pages and structures are read.
+    """
+
+    FOLDERS: ClassVar = (LIVE, EXPIRED, EXPIRIES)
 
     def __init__(self, storage: Storage, objects: ObjectStore) -> None:
         self._storage = storage
@@ -55,37 +62,38 @@ class Catalog:
 
     @property
     def url(self) -> str:
-        """What to pass to `ckptstore.open` to come here again."""
+        """Returns what `ckptstore.open` takes to open this repository again."""
         return self._storage.url
 
     def manifest(self, id: Digest) -> Manifest:
-        """The manifest of a checkpoint, live or expired; NotFoundError when there is none."""
+        """Returns the manifest of a live or expired checkpoint; NotFoundError when there is none."""
         return self._manifests.get(id, self._read_manifest)
 
     def is_expired(self, id: Digest) -> bool:
-        """True when only the manifest is left."""
+        """Returns True when only the manifest is left."""
         return (
             self._storage.size(key_of(id)) is None
             and self._storage.size(key_of(id, EXPIRED)) is not None
         )
 
     def is_live(self, id: Digest) -> bool:
-        """True for a checkpoint whose arrays are there, unless a gc has condemned it."""
+        """Returns True for a checkpoint whose arrays are there, unless a gc condemned it."""
         return self._storage.size(key_of(id)) is not None
 
     def refuse_expired(self, id: Digest) -> None:
-        """Raise ExpiredError, which says when and why, for a checkpoint whose arrays are gone."""
+        """Raises ExpiredError, saying when and why, for a checkpoint whose arrays are gone."""
         if self.is_expired(id):
             expiry = self.expiry(id)
             when = f" on {_date(expiry.time)}" if expiry else ""
             why = f" ({expiry.why.rstrip('.')})" if expiry else ""
             raise ExpiredError(
-                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, its step and metrics are kept."
+                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, "
+                "its step and metrics are kept."
             )
 
     @contextmanager
     def reading(self, id: Digest) -> Iterator[None]:
-        """Say that a checkpoint expired when it did so while it was read."""
+        """Turns the error of reading a checkpoint into ExpiredError when it expired meanwhile."""
         try:
             yield
         except (CorruptError, NotFoundError):
@@ -93,26 +101,30 @@ class Catalog:
             raise
 
     def names(self, newest: Operation) -> Names:
-        """What revisions can name, as of an operation."""
+        """Returns what revisions can name as of an operation."""
         return Names(heads=newest.heads, tags=newest.tags, lookup=self.lookup, ids=self.ids)
 
     def lookup(self, id: Digest) -> Manifest | None:
-        """The manifest of a checkpoint, or None when there is none."""
+        """Returns the manifest of a checkpoint, or None when there is none."""
         try:
             return self.manifest(id)
         except NotFoundError:
             return None
 
     def store(self, manifest: Manifest) -> Digest:
-        """Store a manifest, durably, and return its id."""
+        """Stores a manifest, durably, and returns its id."""
         data = manifest.encode()
         id = Digest.of(data)
         self._storage.put(key_of(id), data)
-        self._storage.flush([key_of(id)])
+        self.flush(id)
         return id
 
+    def flush(self, id: Digest) -> None:
+        """Returns once the manifest of a live checkpoint is durable, regardless of its writer."""
+        self._storage.flush([key_of(id)])
+
     def expire(self, ids: Collection[Digest], expiry: Expiry) -> None:
-        """Move checkpoints to history, durably, and say of each when and why; one that is there already is left."""
+        """Moves live checkpoints to history, durably, each with when and why; ignores others."""
         moving = [id for id in ids if self._storage.size(key_of(id)) is not None]
         why = expiry.encode()
 
@@ -131,40 +143,44 @@ class Catalog:
             self._storage.flush(live)
 
     def expiry(self, id: Digest) -> Expiry | None:
-        """When and why a checkpoint expired; None when that is not known."""
+        """Returns when and why a checkpoint expired; None when that is not known."""
         key = key_of(id, EXPIRIES)
         try:
             return Expiry.decode(self._storage.get(key, bytes_max=EXPIRY_BYTES_MAX), name=key)
         except NotFoundError:
             return None
 
-    def live_ids(self) -> set[Digest]:
-        """The ids of all checkpoints that have not expired, reachable or not."""
-        found = (_KEY.fullmatch(key) for key, _ in self._storage.list(LIVE))
-        return {Digest(match[2]) for match in found if match}
+    def list(self, folder: str) -> Iterator[tuple[Digest | None, Listed]]:
+        """Lists one of `FOLDERS`; the id is None for a key that is no document's."""
+        for item in self._storage.list(folder):
+            yield _id_of(item.key, folder), item
+
+    def key(self, id: Digest, folder: str = LIVE) -> str:
+        """Returns the key of a manifest or, in `EXPIRIES`, of an expiry, for messages."""
+        return key_of(id, folder)
+
+    def live(self) -> dict[Digest, float]:
+        """Returns all checkpoints that have not expired, each with the time it was stored at."""
+        return {id: item.modified for id, item in self.list(LIVE) if id}
 
     def page(self, digest: Digest) -> Page:
-        """A page, checked."""
+        """Returns a page of arrays, with every entry checked."""
         return self._pages.get(digest, self._read_page)
 
-    def searches(
-        self, manifest: Manifest
-    ) -> Iterator[tuple[PageRef, Callable[[Digest], set[str]]]]:
-        """Every page of a checkpoint, with what finds the objects that it refers to, and perhaps some more.
+    def search_page(self, digest: Digest) -> set[str]:
+        """Returns the digests of all objects that a page of arrays refers to, perhaps some more."""
+        return reached(self._page_bytes(digest), name=f"page {digest}")
 
-        No page is kept in the cache for it.
-        """
-        for ref in manifest.pages:
-            yield ref, self._reached
-        for ref in manifest.hierarchy or ():
-            yield ref, self._reached_by_nodes
+    def search_node_page(self, digest: Digest) -> set[str]:
+        """Returns the digests of all objects that a page of nodes refers to, perhaps some more."""
+        return reached_by_nodes(self._page_bytes(digest), name=f"page {digest}")
 
     def node_page(self, digest: Digest) -> NodePage:
-        """A page of Zarr nodes, checked."""
+        """Returns a page of Zarr nodes, with every value checked."""
         return self._node_pages.get(digest, self._read_node_page)
 
     def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
-        """The pages of what came in through Zarr, in path order, held against what the manifest says of them."""
+        """Yields the pages of Zarr nodes, in path order, compared with the manifest's claims."""
         last: tuple[str, str] | None = None
         for ref in manifest.hierarchy or ():
             page = self.node_page(ref.digest)
@@ -178,16 +194,16 @@ class Catalog:
             yield page
 
     def remember_page(self, digest: Digest, page: Page) -> None:
-        """Keep a page that was just written, so that the next commit need not read it."""
+        """Caches a page that was just written, so that the next commit need not read it."""
         self._pages.put(digest, page)
         self._written.put(digest, True)
 
     def wrote_page(self, digest: Digest) -> bool:
-        """True for a page that was written here; of any other nobody knows whether it lies about its bundle."""
+        """Returns True for a page written by this handle; any other may lie about its bundle."""
         return digest in self._written
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
-        """The pages of a checkpoint, in path order, held against what the manifest says of them."""
+        """Yields the pages of a checkpoint, in path order, compared with the manifest's claims."""
         last = ""
         for ref in manifest.pages:
             page = self.page(ref.digest)
@@ -205,24 +221,20 @@ class Catalog:
             yield page
 
     def structure(self, manifest: Manifest) -> Any:
-        """The root node of a checkpoint's structure."""
+        """Returns the root node of a checkpoint's structure."""
         data = self.objects.get(manifest.structure, bytes_max=STRUCTURE_BYTES_MAX)
         return structure.decode(data, name=f"structure {manifest.structure}")
 
     def ids(self, prefix: str = "") -> Iterator[Digest]:
-        """The ids of all checkpoints, live and expired, that begin with these digits."""
+        """Yields the ids of all checkpoints, live and expired, that begin with these digits."""
         for folder in (LIVE, EXPIRED):
-            for key, _ in self._storage.list(folder):
-                match = _KEY.fullmatch(key)
-                if match and match[2].startswith(prefix):
-                    yield Digest(match[2])
+            for id, _ in self.list(folder):
+                if id and id.startswith(prefix):
+                    yield id
 
     def _read_manifest(self, id: Digest) -> Manifest:
-        for folder in (
-            LIVE,
-            EXPIRED,
-            LIVE,
-        ):  # LIVE again: gc may have moved it between the two looks
+        # LIVE again: gc may have moved it between the first two reads.
+        for folder in (LIVE, EXPIRED, LIVE):
             key = key_of(id, folder)
             try:
                 data = self._storage.get(key, bytes_max=MANIFEST_BYTES_MAX)
@@ -235,12 +247,6 @@ class Catalog:
             return Manifest.decode(data, name=key)
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
 
-    def _reached(self, page: Digest) -> set[str]:
-        return reached(self._page_bytes(page), name=f"page {page}")
-
-    def _reached_by_nodes(self, page: Digest) -> set[str]:
-        return reached_by_nodes(self._page_bytes(page), name=f"page {page}")
-
     def _read_node_page(self, digest: Digest) -> NodePage:
         return NodePage.decode(self._page_bytes(digest), name=f"page {digest}")
 
@@ -252,7 +258,7 @@ class Catalog:
 
 
 class _Cache(Generic[Key, Value]):
-    """The most recently used of values that never change."""
+    """The most recently used of some values that never change."""
 
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
@@ -264,7 +270,7 @@ class _Cache(Generic[Key, Value]):
             return key in self._values
 
     def get(self, key: Key, load: Callable[[Key], Value]) -> Value:
-        """The value of a key, loaded when it is not held."""
+        """Returns the value of a key, loading it when it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -274,7 +280,7 @@ class _Cache(Generic[Key, Value]):
         return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Hold a value, and let go of the one not used for longest when there are too many."""
+        """Caches a value, evicting the least recently used one when there are too many."""
         with self._lock:
             self._values[key] = value
             if len(self._values) > self._count_max:
@@ -286,5 +292,13 @@ def _date(microseconds: int) -> str:
 
 
 def key_of(id: Digest, folder: str = LIVE) -> str:
-    """The storage key of a manifest."""
+    """Returns the storage key of a manifest or, in `EXPIRIES`, of an expiry."""
     return f"{folder}{id}.json"
+
+
+def _id_of(key: str, folder: str) -> Digest | None:
+    try:
+        id = Digest.parse(key.removeprefix(folder).removesuffix(".json"))
+    except InvalidInputError:
+        return None
+    return id if key_of(id, folder) == key else None

@@ -1,7 +1,9 @@
-"""Condemned: the rule by which everybody else lives beside a gc.
+"""Condemned: the rule by which all other processes live beside a gc.
 
-A gc names what it is about to delete in an operation. Nobody makes an operation that relies on what an operation condemned
-since they first looked: they wait for the storage's lock, finish the gc if it died, put what they need again, and append.
+A gc names what it is about to delete in an operation. No process appends an operation that relies
+on what any operation condemned since that process first looked. Instead it waits for the storage's
+lock, finishes the gc if that died, puts again what it needs, and appends (docs/reference/format.md,
+section 14.1; ADR 0011).
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.store.oplog import Oplog
 
-GRACE_SECONDS = 3600.0  # how long what nothing reaches is left alone, as somebody may be making it
+GRACE_SECONDS = 3600.0  # younger unreachable objects stay: a commit may be making them
 
 
 class CondemnedError(Exception):
-    """A gc may have deleted what an operation was to rely on. Wait for it, put that again, and decide anew."""
+    """A gc may have deleted what an operation relies on: wait for it, put that again, and retry."""
 
 
 def refuse_condemned(
     oplog: Oplog, newest: Operation, *, since: int, digests: AbstractSet[Digest], id: Digest
 ) -> None:
-    """Raise CondemnedError when a gc condemned one of these objects, or this checkpoint, since an operation was read."""
+    """Raises CondemnedError when a gc condemned one of these objects, or this checkpoint.
+
+    since: the number of the operation that was the newest when the caller first looked.
+    """
     try:
         for operation in oplog.between(since, newest):
             condemned = operation.condemned
@@ -35,5 +40,5 @@ def refuse_condemned(
                 id in condemned.checkpoints or not digests.isdisjoint(condemned.digests)
             ):
                 raise CondemnedError
-    except NotFoundError as error:  # so long ago that operations since were pruned: nobody knows
+    except NotFoundError as error:  # operations since then were pruned, so this is unknown
         raise CondemnedError from error

@@ -1,71 +1,89 @@
-"""ObjectStore: immutable bytes by digest, checked on the way out.
+"""ObjectStore: immutable bytes by digest, checked whenever they are read.
 
-The only module that knows how objects lie. Callers ask for content by digest and never build a key, so that later
-versions may keep objects in packs, compressed or as deltas: a digest always names the decoded bytes.
+The only module that knows under which keys objects are kept. Callers ask for content by digest, so
+that later versions may keep objects in packs, compressed or as deltas: a digest always names the
+decoded bytes (docs/reference/format.md, sections 2 and 5).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from blake3 import blake3
 
 from ckptstore.digest import HEX_DIGITS, Digest
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
+from ckptstore.storage.beside import BesideStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage import Storage
+    from ckptstore.storage import Listed, Storage
 
 PREFIX = "objects/"
 CHECK_STEP_BYTES = 1 << 20
 ALONE_THREADS = 2
-PUT_THREADS = 12  # most of a thread's time is spent waiting for its fsync
+PUT_THREADS = 12  # a thread spends most of its time waiting for fsync
 
 
 class ObjectStore:
     """Bytes by digest in a storage.
 
-    hash_threads: that hash an object which is read whole. More than one for a reader that wants one object at a time; who reads
-    several at once keeps the processors busy with one each, and hashes each piece while it is in the core's cache.
+    hash_threads: how many threads hash an object that is read whole. More than one suits a reader
+    of single objects; a reader of several at once keeps the processors busy with one thread each,
+    which hashes every piece while it is in the core's cache.
     """
+
+    FOLDERS: ClassVar = (PREFIX,)
 
     def __init__(self, storage: Storage, *, hash_threads: int = 1) -> None:
         self._storage, self._hash_threads = storage, hash_threads
 
     def alone(self) -> ObjectStore:
-        """The same objects for a reader that wants one at a time."""
+        """Returns the same objects for a reader that wants one at a time."""
         return ObjectStore(self._storage, hash_threads=ALONE_THREADS)
 
+    def beside(self, digests: Iterable[Digest]) -> Storage:
+        """Returns a storage in memory that can read these objects, and no others, from here."""
+        return BesideStorage(self._storage, frozenset(map(key_of, digests)))
+
+    def key(self, digest: Digest) -> str:
+        """Returns the key of an object, for messages."""
+        return key_of(digest)
+
+    def size(self, digest: Digest) -> int | None:
+        """Returns the size of an object in bytes, or None when it is not there."""
+        return self._storage.size(key_of(digest))
+
     def has(self, digest: Digest, *, size: int) -> bool:
-        """True when the object is there with this size. It is durable only after `flush`."""
-        return self._storage.size(key_of(digest)) == size
+        """Returns True when the object is there with this size; durable only after `flush`."""
+        return self.size(digest) == size
 
     def put(self, digest: Digest, data: Buffer, *, is_shared: bool = False) -> None:
-        """Store bytes whose digest the caller has computed; durable after `flush`.
+        """Stores bytes whose digest the caller has computed; durable after `flush`.
 
-        is_shared: others may write to this memory meanwhile (a training step on another thread). Then the bytes are
-        hashed once more when they have been written and before anybody can see them: they must never lie under a
-        digest that they do not have, where later commits would rely on it.
+        is_shared: the memory may be written to meanwhile, as by a training step on another thread.
+        The bytes are then hashed again after they were written and before any reader can see them,
+        because later commits would rely on bytes stored under a wrong digest (ADR 0009).
         """
 
         def confirm() -> None:
             if Digest.of(data) != digest:
                 raise InvalidInputError(
-                    "An array changed while it was being committed. Commit a copy, or wait for the writer."
+                    "An array changed while it was being committed. Commit a copy, or wait until "
+                    "nothing writes to it."
                 )
 
         self._storage.put(key_of(digest), data, confirm=confirm if is_shared else None)
 
     def flush(self, digests: Iterable[Digest]) -> None:
-        """Return once these objects are durable, whoever put them."""
+        """Returns once these objects are durable, whichever process put them."""
         self._storage.flush(map(key_of, digests))
 
     def get(self, digest: Digest, *, bytes_max: int) -> bytes:
-        """All bytes of an object, checked."""
+        """Returns all bytes of an object, checked."""
         key = key_of(digest)
         try:
             data = self._storage.get(key, bytes_max=bytes_max)
@@ -76,9 +94,9 @@ class ObjectStore:
         return data
 
     def read_into(self, digest: Digest, buffer: memoryview) -> None:
-        """Fill a buffer with all bytes of an object of exactly its size.
+        """Fills a buffer of exactly the size of an object with its bytes.
 
-        On an error the buffer's content is undefined: the caller must not let anyone see it.
+        After an error the content of the buffer is undefined and must not be used.
         """
         key = key_of(digest)
         is_alone = self._hash_threads > 1
@@ -97,7 +115,7 @@ class ObjectStore:
     def read_range(
         self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
     ) -> None:
-        """Fill a buffer with a part of an object whose own digest is known."""
+        """Fills a buffer with a part of an object whose own digest is known."""
         key = key_of(digest)
         try:
             self._storage.read_into(key, buffer, start=start)
@@ -107,7 +125,7 @@ class ObjectStore:
             raise damaged(key)
 
     def check(self, digest: Digest, *, size: int) -> None:
-        """Read an object of any size in small steps, and raise CorruptError when its bytes do not have its digest."""
+        """Reads an object of any size in small steps; CorruptError when its digest is another."""
         key = key_of(digest)
         hasher = blake3()
         buffer = memoryview(bytearray(min(size, CHECK_STEP_BYTES)))
@@ -119,22 +137,22 @@ class ObjectStore:
             raise CorruptError(f"{key} is damaged: its bytes do not have its digest.")
 
     def delete(self, digests: Iterable[Digest]) -> None:
-        """Delete objects; one that is not there is no error. Only gc may: see there when."""
+        """Deletes objects, ignoring missing ones. Only gc may do this, by its own rules."""
         self._storage.delete(map(key_of, digests))
 
-    def list(self) -> Iterator[tuple[Digest | None, str, int]]:
-        """Every object with its key and size; the digest is None for a file whose name is no object's."""
-        for key, size in self._storage.list(PREFIX):
-            yield digest_of(key), key, size
+    def list(self) -> Iterator[tuple[Digest | None, Listed]]:
+        """Lists every object; the digest is None for a key that is no object's."""
+        for item in self._storage.list(PREFIX):
+            yield digest_of(item.key), item
 
 
 def key_of(digest: Digest) -> str:
-    """The storage key of an object."""
+    """Returns the storage key of an object."""
     return f"{PREFIX}{digest[:2]}/{digest[2:]}"
 
 
 def digest_of(key: str) -> Digest | None:
-    """The object that a storage key names, or None."""
+    """Returns the digest of the object that is kept under a key, or None."""
     text = key.removeprefix(PREFIX).replace("/", "")
     if (
         len(text) != HEX_DIGITS
@@ -146,12 +164,13 @@ def digest_of(key: str) -> Digest | None:
 
 
 def missing(key: str) -> CorruptError:
-    """The error for an object that a document refers to and that is not there."""
-    return CorruptError(f"{key} is missing. Run verify to see which checkpoints suffer.")
+    """Returns the error for an object that a document refers to and that is not there."""
+    return CorruptError(f"{key} is missing. Run verify to see which checkpoints are affected.")
 
 
 def damaged(key: str) -> CorruptError:
-    """The error for an object whose bytes do not have its digest."""
+    """Returns the error for an object whose bytes do not have its digest."""
     return CorruptError(
-        f"{key} is damaged: its bytes do not have its digest. Run verify to see which checkpoints suffer."
+        f"{key} is damaged: its bytes do not have its digest. "
+        "Run verify to see which checkpoints are affected."
     )

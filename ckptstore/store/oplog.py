@@ -1,7 +1,8 @@
 """Oplog: the newest operation, and appending the next by create-if-absent.
 
-The log of numbered, immutable operations holds the repository's whole mutable state: branches, tags, settings. Whoever
-creates `ops/<seq + 1>` first has won; everybody else looks again and decides anew.
+The log of numbered, immutable operations holds the whole mutable state of a repository: branches,
+tags and settings. The first writer to create `ops/<seq + 1>` wins; the others read again and decide
+anew (docs/reference/format.md, section 8). Only this module knows the keys of operations.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ckptstore.documents.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
@@ -17,7 +18,7 @@ from ckptstore.errors import ConflictError, CorruptError, NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ckptstore.storage import Storage
+    from ckptstore.storage import Listed, Storage
 
 PREFIX = "ops/"
 KEPT_OPERATIONS = 1000
@@ -30,30 +31,45 @@ _KEY = re.compile(r"ops/([0-9]{12})\.json")
 class Oplog:
     """The operations of one repository."""
 
+    FOLDERS: ClassVar = (PREFIX,)
+
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def newest(self) -> Operation:
-        """The newest operation; before the first, one with no branches and no tags."""
+        """Returns the newest operation; before the first, one without branches and tags."""
         for _ in range(ATTEMPTS_MAX):
             seq = max(self.seqs(), default=0)
-            if self._storage.size(key_of(seq + 1)) is not None:  # made since; an error if no file
+            if self.exists(seq + 1):  # appended since
                 continue
             try:
                 return self.read(seq) if seq else Operation()
-            except NotFoundError:  # pruned since we listed: many newer ones have come
+            except NotFoundError:  # pruned since the listing: many newer ones were appended
                 continue
         raise ConflictError(
-            "The newest operation was replaced again and again while it was read. Retry."
+            "The newest operation was replaced again and again while it was being read. Retry."
         )
 
-    def seqs(self) -> list[int]:
-        """The numbers of the operations that are kept, in no order."""
-        found = (_KEY.fullmatch(key) for key, _ in self._storage.list(PREFIX))
-        return [int(match[1]) for match in found if match]
+    def list(self) -> Iterator[tuple[int | None, Listed]]:
+        """Lists the operations that are kept; the number is None for any other key."""
+        for item in self._storage.list(PREFIX):
+            match = _KEY.fullmatch(item.key)
+            yield int(match[1]) if match else None, item
+
+    def seqs(self) -> set[int]:
+        """Returns the numbers of the operations that are kept."""
+        return {seq for seq, _ in self.list() if seq is not None}
+
+    def key(self, seq: int) -> str:
+        """Returns the key of an operation, for messages."""
+        return key_of(seq)
+
+    def exists(self, seq: int) -> bool:
+        """Returns True when there is an operation of this number; an error if it is no file."""
+        return self._storage.size(key_of(seq)) is not None
 
     def read(self, seq: int) -> Operation:
-        """One operation by its number; NotFoundError when it was pruned."""
+        """Returns one operation by its number; NotFoundError when it was pruned."""
         key = key_of(seq)
         operation = Operation.decode(
             self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
@@ -63,15 +79,19 @@ class Oplog:
         return operation
 
     def between(self, first: int, newest: Operation) -> Iterator[Operation]:
-        """The operations from a number to the newest, this one included; NotFoundError when one was pruned."""
+        """Yields the operations from a number to the newest, inclusive.
+
+        NotFoundError when one of them was pruned.
+        """
         for seq in range(max(1, first), newest.seq):
             yield self.read(seq)
         yield newest
 
     def append(self, decide: Callable[[Operation], Operation]) -> Operation:
-        """Append what `decide` makes of the newest operation; the number and nonce are ours.
+        """Appends what `decide` makes of the newest operation, with a number and nonce of its own.
 
-        `decide` is called again whenever somebody else was first. What it raises ends the attempt.
+        `decide` is called again whenever another writer was first. An error it raises ends the
+        attempt.
         """
         for _ in range(ATTEMPTS_MAX):
             operation = _numbered(decide, self.newest())
@@ -79,7 +99,7 @@ class Oplog:
                 self._settle(operation.seq)
                 return operation
         raise ConflictError(
-            f"{ATTEMPTS_MAX} other writers were first. Retry when fewer write at once."
+            f"Other writers were first {ATTEMPTS_MAX} times. Retry when fewer write at once."
         )
 
     def undo(
@@ -88,10 +108,10 @@ class Oplog:
         now: Callable[[], int],
         check: Callable[[Operation, Operation], object] = lambda newest, restored: None,
     ) -> Operation:
-        """Append the state before the newest change that no undo took back, and return the operation that made it.
+        """Appends the state before the newest change that was not undone yet, and returns that one.
 
-        now: gives UTC in microseconds. check: called with the newest operation and the state to go back to; what it
-        raises ends the attempt. NotFoundError when there is nothing left to take back.
+        now: returns UTC in microseconds. check: called with the newest operation and the state to
+        restore; an error it raises ends the attempt. NotFoundError when nothing is left to undo.
         """
         undone = Operation()
 
@@ -107,7 +127,7 @@ class Oplog:
         return undone
 
     def _last_change(self, newest: Operation) -> tuple[Operation, Operation]:
-        """The newest operation that changed refs or settings and was not taken back, and the state before it."""
+        """Returns the newest change that was not undone, and the state before it."""
         operation = newest
         while True:
             while operation.undoes is not None:
@@ -120,34 +140,36 @@ class Oplog:
             operation = before  # gc changes neither
 
     def _before(self, seq: int) -> Operation:
-        """The operation before a number, however old."""
+        """Returns the operation before a number."""
         try:
             return self.read(seq - 1) if seq > 1 else Operation()
         except NotFoundError as error:
             raise NotFoundError(
-                f"Operation {seq - 1} is too old to go back to; only the newest are kept."
+                f"Operation {seq - 1} is too old to go back to: only the newest {KEPT_OPERATIONS} are "
+                "kept."
             ) from error
 
     def _settle(self, seq: int) -> None:
-        """After a create: make sure that the number was not an old one, pruned meanwhile, and prune in our turn."""
+        """Checks after a create that the number was no old, pruned one; prunes now and then."""
         seqs = self.seqs()
         if max(seqs) >= seq + KEPT_OPERATIONS:
             raise ConflictError(
-                f"More than {KEPT_OPERATIONS} operations were appended while this one was decided; whether it "
-                "counted cannot be told. Look at the branch, and retry."
+                f"More than {KEPT_OPERATIONS} operations were appended while this one was being "
+                "decided, so its outcome is unknown. Look at the branch, then retry."
             )
         if seq % PRUNE_EVERY == 0:
             self._storage.delete(key_of(old) for old in seqs if old <= seq - KEPT_OPERATIONS)
 
 
 def key_of(seq: int) -> str:
-    """The storage key of an operation."""
+    """Returns the storage key of an operation."""
     return f"{PREFIX}{seq:012}.json"
 
 
 def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:
     if newest.seq >= SEQ_MAX:
         raise CorruptError(
-            f"{key_of(newest.seq)} is the last number there is; nobody has made so many operations."
+            f"{key_of(newest.seq)} has the last possible number, which no honest log reaches. "
+            "Restore the operations from a copy."
         )
     return replace(decide(newest), seq=newest.seq + 1, nonce=secrets.token_hex(8))

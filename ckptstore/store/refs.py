@@ -1,7 +1,8 @@
 """Refs: the operations that make checkpoints visible, and move branches, tags and settings.
 
-Each is decided on the newest operation, and again when somebody else was first. None refers to a checkpoint whose arrays a
-gc gave up, and none relies on what a gc condemned meanwhile: that is put again when the gc has ended.
+Each is decided on the newest operation, and again when another writer was first. None refers to a
+checkpoint whose arrays a gc gave up, and none relies on what a gc condemned meanwhile: that is put
+again once the gc has ended (docs/reference/format.md, section 14).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ Result = TypeVar("Result")
 
 
 class Refs:
-    """The branches, tags and settings of one repository, as far as they change.
+    """Changes the branches, tags and settings of one repository.
 
-    now: gives UTC in microseconds since 1970. finish_gc: waits for a gc that is under way, and finishes one that died.
+    now: returns UTC in microseconds since 1970. finish_gc: waits for a running gc, and finishes one
+    that died.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Refs:
         self._finish_gc = finish_gc
 
     def beside_gc(self, act: Callable[[], Result]) -> Result:
-        """Do something again for as long as a gc condemns what it relies on, each time when that gc has ended."""
+        """Repeats `act` until no gc condemns what it relies on, waiting for each gc to end."""
         while True:
             try:
                 return act()
@@ -62,11 +64,11 @@ class Refs:
         since: Operation,
         relied: AbstractSet[Digest],
     ) -> tuple[Digest, Manifest]:
-        """Make a durable state a checkpoint: its manifest, then the operation that moves the branch to it.
+        """Makes a durable state a checkpoint: stores its manifest, then moves the branch to it.
 
-        retry: when the branch moved meanwhile, the new head becomes the parent, else that is a ConflictError. since: the
-        newest operation before anything was relied upon. relied: the objects that are needed. CondemnedError when gc
-        came between. What is returned is the checkpoint.
+        retry: when the branch moved meanwhile, make its new head the parent; otherwise that is a
+        ConflictError. since: the newest operation before any object was relied on. relied: the
+        objects that the manifest reaches. CondemnedError when a gc condemned one of them.
         """
         id = self._catalog.store(manifest)
 
@@ -76,8 +78,9 @@ class Refs:
             if manifest.parents != parents:
                 if not retry:
                     raise ConflictError(
-                        f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} while committing. "
-                        "Commit again (from a new session, if it was one), or pass retry=True."
+                        f"Branch {branch!r} moved to {parents[0].short if parents else 'nothing'} "
+                        "while committing. Commit again (from a new session, if it was one), "
+                        "or pass retry=True."
                     )
                 manifest = replace(manifest, parents=parents)
                 id = self._catalog.store(manifest)
@@ -97,7 +100,7 @@ class Refs:
         since: Operation,
         relied: AbstractSet[Digest],
     ) -> Digest:
-        """Make a new branch that begins with a checkpoint made of the arrays of another one, and return its id."""
+        """Makes a branch that begins with a checkpoint derived from another, and returns its id."""
 
         def check(newest: Operation, id: Digest) -> None:
             refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
@@ -114,7 +117,7 @@ class Refs:
         return id
 
     def make_branch(self, name: str, id: Digest) -> None:
-        """Make a branch at a checkpoint that is durable."""
+        """Makes a branch at a checkpoint whose manifest is durable."""
 
         def decide(newest: Operation) -> Operation:
             check_new_branch(name, newest)
@@ -123,15 +126,16 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
 
     def delete_branch(self, name: str) -> None:
-        """Delete a branch; NotFoundError when there is none."""
+        """Deletes a branch; NotFoundError when there is none."""
 
         def decide(newest: Operation) -> Operation:
             return replace(newest, heads=_without(newest.heads, name, kind="branch"))
 
-        self._append(decide, lambda: f"deleted branch {name}")  # once it is known to be one
+        # A function, as it is called only once the name is known to be legal.
+        self._append(decide, lambda: f"deleted branch {name}")
 
     def make_tag(self, name: str, id: Digest) -> None:
-        """Make a tag at a checkpoint that is durable."""
+        """Makes a tag at a checkpoint whose manifest is durable."""
 
         def decide(newest: Operation) -> Operation:
             if name in newest.tags:
@@ -144,7 +148,7 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
 
     def delete_tag(self, name: str) -> None:
-        """Delete a tag; NotFoundError when there is none."""
+        """Deletes a tag; NotFoundError when there is none."""
 
         def decide(newest: Operation) -> Operation:
             return replace(newest, tags=_without(newest.tags, name, kind="tag"))
@@ -152,7 +156,7 @@ class Refs:
         self._append(decide, lambda: f"deleted tag {name}")
 
     def set(self, setting: str, document: Mapping[str, Any] | None, *, done: str) -> None:
-        """Save a setting; None saves that there is none."""
+        """Saves a setting; None removes it."""
 
         def decide(newest: Operation) -> Operation:
             settings = {key: value for key, value in newest.settings.items() if key != setting}
@@ -163,22 +167,22 @@ class Refs:
         self._append(decide, done)
 
     def undo(self) -> Operation:
-        """Take back the newest operation that was not taken back yet, and return it."""
+        """Undoes the newest operation that was not undone yet, and returns it."""
         return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
 
     def _append_made(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
     ) -> None:
-        """Append an operation that refers to a checkpoint that was stored a moment ago."""
+        """Appends an operation that refers to a checkpoint that was stored a moment ago."""
         try:
             self._append(decide, done)
-        except ExpiredError as error:  # to a gc that came after `decide` had seen none
+        except ExpiredError as error:  # a gc came after `decide` had seen none
             raise CondemnedError from error
 
     def _append(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
     ) -> None:
-        """Append an operation with the time and what it did; what it newly refers to must have its arrays."""
+        """Appends an operation with its time and description; what it newly names must be live."""
 
         def complete(newest: Operation) -> Operation:
             decided = decide(newest)
@@ -189,7 +193,7 @@ class Refs:
         self._oplog.append(complete)
 
     def _check_live(self, newest: Operation, decided: Operation) -> None:
-        """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""
+        """Raises ExpiredError when a branch or tag would name a checkpoint without arrays."""
         known = set(newest.refs.values())
         for id in dict.fromkeys(decided.refs.values()):
             if id not in known:
@@ -199,7 +203,7 @@ class Refs:
 
 
 def check_new_branch(name: str, newest: Operation) -> None:
-    """Raise ConflictError when a branch or a tag has this name."""
+    """Raises ConflictError when a branch or a tag has this name."""
     if name in newest.heads:
         raise ConflictError(
             f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
@@ -208,14 +212,14 @@ def check_new_branch(name: str, newest: Operation) -> None:
 
 
 def check_known(name: object, refs: Mapping[str, Digest], *, kind: str) -> None:
-    """Raise NotFoundError, which says what there is, when nothing has this name."""
+    """Raises NotFoundError, listing what there is, when there is no such branch or tag."""
     if not isinstance(name, str) or name not in refs:
         known = ", ".join(sorted(refs)[:12]) or "none"
         raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
 
 
 def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
-    """One name never means both a branch and a tag."""
+    """Raises ConflictError when the name is in use: it never means both a branch and a tag."""
     if name in others:
         raise ConflictError(
             f"{name!r} is a {kind} already. Choose another name, or delete the {kind}."

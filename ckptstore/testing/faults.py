@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from ckptstore.storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
+    from ckptstore.storage import Listed
     from ckptstore.storage.protocol import Confirm, Seen
 
 __all__ = ["Killed", "LosingStorage"]
@@ -20,33 +21,42 @@ _BYTES_MAX = 1 << 62
 
 
 class Killed(BaseException):
-    """The process ends here; nobody handles it."""
+    """The process ends here: raised where a real one would be killed, and handled nowhere."""
 
 
 class LosingStorage:
     """Memory that can lose power, and whose user can be killed.
 
-    It promises what `ckptstore.storage.protocol` asks for and not a bit more: what was put and not flushed may be gone
-    after a power failure, each key by itself.
+    It promises exactly what `ckptstore.storage.protocol` asks for: what was put and not flushed may
+    be gone after a power failure, each key by itself.
 
-    changes_left: how many more calls may change something before one raises Killed, having done nothing; None for any
-    number. Set it to None again to go on as another process.
+    Args:
+        changes_left: how many more calls may change something before one raises Killed, having done
+            nothing; None for any number. Set it to None again to go on as another process.
     """
 
     def __init__(self, changes_left: int | None = None) -> None:
         self.changes_left = changes_left
         self._memory = MemoryStorage("losing")
-        self._before: dict[str, bytes | None] = {}  # of each key that is not durable: what is
+        self._before: dict[
+            str, bytes | None
+        ] = {}  # the durable state of each key that has another now
 
     @property
     def url(self) -> str:
-        """A name for messages; it cannot be opened."""
+        """Returns a name for messages; it cannot be opened."""
         return self._memory.url
 
     def after_power_failure(self, survives: Callable[[str], bool]) -> MemoryStorage:
-        """What is left when of the keys that are not durable only some survived."""
+        """Returns what is left when only some of the keys that are not durable survived.
+
+        Args:
+            survives: called with each such key.
+        """
         left = MemoryStorage("after the power failure")
-        now = {key: self._memory.get(key, bytes_max=_BYTES_MAX) for key, _ in self._memory.list("")}
+        now = {
+            key: self._memory.get(key, bytes_max=_BYTES_MAX) for key, *_ in self._memory.list("")
+        }
         for key in sorted({*now, *self._before}):
             data = now.get(key) if key not in self._before or survives(key) else self._before[key]
             if data is not None:
@@ -55,8 +65,12 @@ class LosingStorage:
 
     @property
     def unflushed(self) -> tuple[str, ...]:
-        """The keys that a power failure may take."""
+        """Returns the keys that a power failure may take."""
         return tuple(sorted(self._before))
+
+    def prepare(self, keys: Collection[str]) -> None:
+        """As the protocol says."""
+        self._memory.prepare(keys)
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
         """As the protocol says."""
@@ -96,7 +110,7 @@ class LosingStorage:
                 self._before.setdefault(key, self._memory.get(key, bytes_max=_BYTES_MAX))
             self._memory.delete([key])
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def list(self, prefix: str) -> Iterator[Listed]:
         """As the protocol says."""
         return self._memory.list(prefix)
 
@@ -104,12 +118,12 @@ class LosingStorage:
         """As the protocol says."""
         return self._memory.size(key)
 
-    def stale(self, keys: Iterable[str], *, seconds: float) -> set[str]:
+    def now(self) -> float:
         """As the protocol says."""
-        return self._memory.stale(keys, seconds=seconds)
+        return self._memory.now()
 
     def lock(self) -> AbstractContextManager[None]:
-        """As the protocol says; who is killed lets go of it."""
+        """As the protocol says; Killed releases it."""
         return self._memory.lock()
 
     def sweep(self, *, seconds: float) -> int:

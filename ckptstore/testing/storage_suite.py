@@ -1,9 +1,10 @@
-"""StorageSuite: what every Storage must do. Subclass it, give a `storage` fixture, and let pytest run it.
+"""StorageSuite: what every Storage must do. Subclass it, add a `storage` fixture, and run pytest.
 
-class TestMyStorage(StorageSuite):
-    @pytest.fixture
-    def storage(self) -> Storage:
-        return MyStorage(...)
+Example:
+    class TestMyStorage(StorageSuite):
+        @pytest.fixture
+        def storage(self) -> Storage:
+            return MyStorage(...)
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class StorageSuite:
     def test_read_into_refuses_a_size_that_is_not_there(
         self, storage: Storage, length: int, start: int | None
     ) -> None:
-        """Without a start the buffer must be as long as the key; with one the key must reach that far."""
+        """Without a start the sizes must be equal; with one the key must reach that far."""
         storage.put(KEY, b"0123456789")
         with pytest.raises(CorruptError, match=KEY):
             storage.read_into(KEY, memoryview(bytearray(length)), start=start)
@@ -85,11 +86,11 @@ class StorageSuite:
             assert storage.size(key) is None
 
     def test_create_succeeds_once(self, storage: Storage) -> None:
-        """And what the loser brought is nowhere."""
+        """And the bytes of the loser are nowhere."""
         assert storage.create("ops/1", b"first")
         assert not storage.create("ops/1", b"second")
         assert storage.get("ops/1", bytes_max=10) == b"first"
-        assert dict(storage.list("")) == {"ops/1": 5}
+        assert _sizes(storage) == {"ops/1": 5}
 
     def test_of_many_creators_exactly_one_wins_and_its_bytes_are_there(
         self, storage: Storage
@@ -104,7 +105,7 @@ class StorageSuite:
             assert storage.get(key, bytes_max=100) == bodies[won.index(True)]
 
     def test_a_put_that_is_not_confirmed_leaves_what_was_there(self, storage: Storage) -> None:
-        """`confirm` is called before anybody can see the bytes, and what it raises comes out."""
+        """`confirm` is called before any reader can see the bytes, and its error comes out."""
         storage.put(KEY, b"old")
 
         def refuse() -> None:
@@ -114,42 +115,78 @@ class StorageSuite:
         with pytest.raises(InvalidInputError, match="no"):
             storage.put(KEY, b"new", confirm=refuse)
         assert storage.get(KEY, bytes_max=10) == b"old"
-        assert dict(storage.list("")) == {KEY: 3}
+        assert _sizes(storage) == {KEY: 3}
 
     def test_list_gives_every_key_under_a_folder_with_its_size(self, storage: Storage) -> None:
         """And nothing of a folder whose name only begins alike."""
         sizes = {"objects/ab/1": 1, "objects/cd/22": 2, "objects2/x": 3, "top": 4}
         for key, size in sizes.items():
             storage.put(key, bytes(size))
-        assert dict(storage.list("")) == sizes
-        assert dict(storage.list("objects/")) == {"objects/ab/1": 1, "objects/cd/22": 2}
-        assert dict(storage.list("nowhere/")) == {}
+        assert _sizes(storage) == sizes
+        assert _sizes(storage, "objects/") == {"objects/ab/1": 1, "objects/cd/22": 2}
+        assert _sizes(storage, "nowhere/") == {}
 
     def test_delete_removes_keys_and_does_not_mind_missing_ones(self, storage: Storage) -> None:
         """In one call."""
         storage.put(KEY, b"x")
         storage.put("objects/ab/stays", b"y")
         storage.delete([KEY, KEY, "nowhere/x"])
-        assert dict(storage.list("")) == {"objects/ab/stays": 1}
+        assert _sizes(storage) == {"objects/ab/stays": 1}
 
     def test_flush_takes_keys_that_others_put(self, storage: Storage) -> None:
-        """And any number of them, none included."""
+        """And any number of them, including none."""
         storage.put(KEY, b"x")
         storage.flush([])
         storage.flush([KEY, "objects/ab/other"])
 
-    def test_stale_tells_old_keys_from_new_ones_and_does_not_mind_missing_ones(
-        self, storage: Storage
-    ) -> None:
-        """By the storage's own clock."""
+    def test_a_listing_tells_when_each_key_was_stored(self, storage: Storage) -> None:
+        """In seconds by the clock of `now`, and anew whenever a key is put again."""
+        before = storage.now()
         storage.put(KEY, b"x")
         storage.create("ops/000000000001.json", b"y")
-        keys = [KEY, "ops/000000000001.json", "objects/ab/missing"]
-        assert storage.stale(keys, seconds=0) == set(keys[:2])
-        assert storage.stale(keys, seconds=3600) == set()
+        times = [item.modified for item in storage.list("")]
+        assert len(times) == 2
+        assert all(before <= time <= storage.now() for time in times)
+        assert all(abs(time - before) < 3600 for time in times)
+        while storage.now() <= max(times):
+            pass
+        again = storage.now()
+        storage.put(KEY, b"z")
+        assert not storage.create("ops/000000000001.json", b"z")
+        stored = {item.key: item.modified for item in storage.list("")}
+        assert stored["ops/000000000001.json"] < again <= stored[KEY]
+
+    def test_an_empty_storage_can_be_prepared_more_than_once(self, storage: Storage) -> None:
+        """And one that holds only what a repository may hold, at any depth."""
+        for _ in range(2):
+            storage.prepare({"top", "objects/"})
+            storage.put("top", b"x")
+            storage.put("objects/ab/cd", b"y")
+        assert _sizes(storage) == {"top": 1, "objects/ab/cd": 1}
+
+    def test_a_storage_that_holds_other_things_is_not_prepared(self, storage: Storage) -> None:
+        """They are named, and stay."""
+        storage.put("photos/one", b"x")
+        with pytest.raises(InvalidInputError, match="photos"):
+            storage.prepare({"top", "objects/"})
+        assert _sizes(storage) == {"photos/one": 1}
+
+    @pytest.mark.parametrize(
+        "key", ["", "/x", "../x", "a/../b", "a//b", ".x", "a/b/c/d", "a\0", "ä"]
+    )
+    def test_a_key_outside_the_grammar_is_refused(self, storage: Storage, key: str) -> None:
+        """By whatever takes a key."""
+        with pytest.raises(InvalidInputError):
+            storage.get(key, bytes_max=1)
+        with pytest.raises(InvalidInputError):
+            storage.put(key, b"")
+        with pytest.raises(InvalidInputError):
+            storage.create(key, b"")
+        with pytest.raises(InvalidInputError):
+            storage.size(key)
 
     def test_only_one_holds_the_lock(self, storage: Storage) -> None:
-        """Whoever comes second waits."""
+        """The second one waits."""
         order: list[str] = []
 
         def second() -> None:
@@ -169,3 +206,8 @@ class StorageSuite:
         storage.put(KEY, b"x")
         assert storage.sweep(seconds=0) == 0
         assert storage.get(KEY, bytes_max=1) == b"x"
+
+
+def _sizes(storage: Storage, prefix: str = "") -> dict[str, int]:
+    """Returns the size of every key that is listed, by key."""
+    return {item.key: item.size for item in storage.list(prefix)}

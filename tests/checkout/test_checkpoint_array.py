@@ -405,7 +405,7 @@ def test_a_damaged_chunk_is_never_handed_out(
         session.commit()
     array = repo.resolve("main").array(path)
     expected = array[...]
-    for _, key, _ in list(repo._objects.list()):
+    for key in [item.key for _, item in repo._objects.list()]:
         file = tmp_path / "store" / key
         data = file.read_bytes()
         for damage in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data + b"x", None):
@@ -422,7 +422,7 @@ def test_a_damaged_chunk_is_never_handed_out(
 def test_a_damaged_chunk_fails_only_the_reads_that_need_it(
     repo: ckptstore.Repository, tmp_path: Path
 ) -> None:
-    last = [key for _, key, size in repo._objects.list() if size == 76 * 800]
+    last = [item.key for _, item in repo._objects.list() if item.size == 76 * 800]
     (tmp_path / "store" / last[0]).unlink()
     array = repo.resolve("main").array("long")
     np.testing.assert_array_equal(array[:324], LONG[:324])

@@ -12,7 +12,7 @@ import pytest
 import ckptstore
 from ckptstore import ConflictError
 from ckptstore.documents.marker import Marker
-from ckptstore.storage import MemoryStorage
+from ckptstore.storage import Listed, MemoryStorage
 from tests.helpers.crash import bugs
 from tests.helpers.crash.checker import equal
 from tests.helpers.crash.victim import CHUNK_BYTES, state
@@ -104,7 +104,7 @@ class Interrupted(MemoryStorage):
         self.looks = 0
         self.before: dict[int, Callable[[], object]] = {}
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def list(self, prefix: str) -> Iterator[Listed]:
         self._look()
         return super().list(prefix)
 

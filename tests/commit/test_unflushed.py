@@ -48,7 +48,7 @@ def test_a_name_given_to_what_a_killed_process_stored_outlives_a_power_failure(n
         done = storage.changes_left
         storage.changes_left = None
         repo = opened(storage)
-        for key, _ in list(storage.list("checkpoints/")):
+        for key, *_ in list(storage.list("checkpoints/")):
             id = Digest(key.removeprefix("checkpoints/").removesuffix(".json"))
             getattr(repo, name)(f"at-{id.short}", id)
         left = opened(storage.after_power_failure(lambda key: False))
@@ -61,7 +61,7 @@ def test_a_name_given_to_what_a_killed_process_stored_outlives_a_power_failure(n
 def test_what_was_lost_and_is_put_again_is_flushed_again() -> None:
     storage = initialised()
     opened(storage).commit(state(1), step=1)
-    storage.delete([key for key, _ in storage.list("objects/")])
+    storage.delete([item.key for item in storage.list("objects/")])
     opened(storage).commit(state(1), step=1)
     left = opened(storage.after_power_failure(lambda key: False))
     assert equal(left.checkout(), state(1))

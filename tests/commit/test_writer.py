@@ -26,7 +26,7 @@ class Watched:
         self.storage = self.repo._storage
 
     def objects(self) -> dict[str, int]:
-        return dict(self.storage.list("objects/"))
+        return {item.key: item.size for item in self.storage.list("objects/")}
 
     def commit(self, state: Any, **options: Any) -> dict[str, int]:
         """The objects that were not there before, with their sizes."""

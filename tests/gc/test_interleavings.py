@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore import ConflictError, ExpiredError, NotFoundError, Repository, gc
+from ckptstore import ConflictError, ExpiredError, NotFoundError, Repository
 from ckptstore.digest import Digest
 from ckptstore.documents.marker import Marker
+from ckptstore.gc import execute
+from ckptstore.gc.sweep import Sweep
 from ckptstore.retention import MaxToKeep
 from ckptstore.store import condemned, refs
 from ckptstore.store.objects import ObjectStore
@@ -183,28 +185,28 @@ def only_the_newest() -> AbstractContextManager[object]:
 
 
 def nothing_is_spared() -> AbstractContextManager[object]:
-    return patch.object(gc._Sweep, "spare", lambda sweep, refs: None)
+    return patch.object(Sweep, "spare", lambda sweep, refs: None)
 
 
 def deleted_before_it_is_condemned() -> AbstractContextManager[object]:
-    real = gc.Gc._condemn
+    real = execute.condemn
 
-    def early(self: gc.Gc, sweep: Any) -> Any:
-        part = sweep.next_part()
-        self.objects.delete(part.digests)
-        return real(self, sweep)
+    def early(stores: Any, left: Any, *, owner: str) -> Any:
+        if part := left.next_part(owner=owner, since=1):
+            stores.objects.delete(part.digests)
+        return real(stores, left, owner=owner)
 
-    return patch.object(gc.Gc, "_condemn", early)
+    return patch.object(execute, "condemn", early)
 
 
 def released_before_it_is_deleted() -> AbstractContextManager[object]:
-    real = gc.Gc._delete
+    real = execute.delete
 
-    def late(self: gc.Gc, condemned: Any) -> None:
-        self._append(lambda newest: newest, None, "too early")
-        real(self, condemned)
+    def late(stores: Any, condemned: Any) -> None:
+        stores.append(lambda newest: newest, "too early")
+        real(stores, condemned)
 
-    return patch.object(gc.Gc, "_delete", late)
+    return patch.object(execute, "delete", late)
 
 
 def names_for_what_expires() -> AbstractContextManager[object]:

@@ -97,5 +97,5 @@ def garbage(repo: Repository) -> str | None:
         for page in repo._catalog.pages(found._manifest):
             reached.update(key_of(digest) for digest, _ in page.digests())
         reached.update(key_of(ref.digest) for ref in found._manifest.pages)
-    left = {key for key, _ in repo._storage.list("objects/")} - reached
+    left = {item.key for item in repo._storage.list("objects/")} - reached
     return f"{len(left)} objects are left that nothing reaches" if left else None

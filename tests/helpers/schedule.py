@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 STUCK_SECONDS = 60.0
-CALLS = ("get", "read_into", "put", "flush", "create", "delete", "list", "size", "stale")
+CALLS = ("get", "read_into", "put", "flush", "create", "delete", "list", "size", "now")
 
 
 class StuckError(Exception):

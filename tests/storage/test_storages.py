@@ -78,7 +78,8 @@ def test_links_are_never_followed(tmp_path: Path) -> None:
             storage.size(key)
     with pytest.raises(CorruptError):
         storage.put("objects/ef/new", b"")
-    assert dict(storage.list("")) == {KEY: 0, "objects/ef": 0}  # seen, so that verify tells of them
+    listed = {item.key: item.size for item in storage.list("")}
+    assert listed == {KEY: 0, "objects/ef": 0}  # seen, so that verify reports them
     assert sorted(os.listdir(outside)) == ["cd"]
 
 
@@ -123,7 +124,7 @@ def test_no_temporary_file_is_left_and_none_is_listed(tmp_path: Path) -> None:
     storage.create("ops/1", b"y")
     assert os.listdir(tmp_path / "tmp") == []
     (tmp_path / "tmp" / "1-left-by-a-crash").write_bytes(b"x")
-    assert sorted(key for key, _ in storage.list("")) == [KEY, "ops/1"]
+    assert sorted(item.key for item in storage.list("")) == [KEY, "ops/1"]
 
 
 def test_a_folder_that_is_gone_or_takes_no_files_is_a_storage_error_that_names_the_key(

@@ -34,7 +34,8 @@ def test_what_is_put_comes_back_by_its_digest_whole_and_in_parts(storage: Storag
     objects.read_range(DIGEST, buffer[:100], start=7, expected=Digest.of(DATA[7:107]))
     assert buffer[:100] == DATA[7:107]
     objects.check(DIGEST, size=len(DATA))
-    assert list(objects.list()) == [(DIGEST, key_of(DIGEST), len(DATA))]
+    ((digest, item),) = objects.list()
+    assert (digest, item.key, item.size) == (DIGEST, key_of(DIGEST), len(DATA))
 
 
 def test_it_is_there_only_with_the_right_size(storage: Storage) -> None:

@@ -42,7 +42,7 @@ def repo(tmp_path: Path) -> ckptstore.Repository:
 
 
 def objects(repo: ckptstore.Repository) -> set[str]:
-    return {key for _, key, _ in repo._objects.list()}
+    return {item.key for _, item in repo._objects.list()}
 
 
 def test_a_new_branch_begins_empty_and_takes_any_hierarchy(repo: ckptstore.Repository) -> None:
@@ -90,7 +90,7 @@ def test_arrays_that_nobody_touched_stay_page_for_page(repo: ckptstore.Repositor
         zarr.open_group(session.store).create_array("new", data=np.arange(4))
         after = session.commit()
     assert after._manifest.pages == before._manifest.pages
-    new = [size for _, key, size in repo._objects.list() if key not in there]
+    new = [item.size for _, item in repo._objects.list() if item.key not in there]
     assert after.new_bytes == sum(new) < 10_000
     state = repo.checkout("main")
     assert list(state) == ["model", "layers", "lr", "new"]
@@ -118,7 +118,7 @@ def test_an_array_that_was_written_to_keeps_its_untouched_chunks_and_its_place(
     np.testing.assert_array_equal(state["layers"][0], [0, -1, 2])
     assert state["layers"][1].shape == (20_000,)
     assert list(state["model"]) == ["weight", "bias"]
-    sizes = [size for _, key, size in repo._objects.list() if key not in before]
+    sizes = [item.size for _, item in repo._objects.list() if item.key not in before]
     chunk = 163 * 100 * 4  # rows of 400 bytes in 64 KiB
     assert sizes.count(chunk) == 2  # the one that was written, and the last one, as Zarr pads it
     assert repo.verify().ok
@@ -234,14 +234,14 @@ def test_equal_chunks_are_stored_once_within_and_across_checkpoints(
             )
             array[:] = np.tile(block, 5)
         session.commit()
-        sizes = [size for _, _, size in repo._objects.list()]
+        sizes = [item.size for _, item in repo._objects.list()]
         assert sizes.count(800) == 1
         before = objects(repo)
         group = zarr.open_group(session.store)
         group["a"].append(block)
         group["b"].resize((200,))
         made = session.commit()
-    new = [size for _, key, size in repo._objects.list() if key not in before]
+    new = [item.size for _, item in repo._objects.list() if item.key not in before]
     assert 800 not in new
     assert made.zarr()["a"].shape == (600,)
     np.testing.assert_array_equal(made.zarr()["b"][:], np.tile(block, 2))
@@ -263,7 +263,7 @@ def test_a_chunk_of_a_state_and_one_that_was_set_are_the_same_object(
         )
         made[:] = WEIGHT
         session.commit()
-    new = [size for _, key, size in repo._objects.list() if key not in before]
+    new = [item.size for _, item in repo._objects.list() if item.key not in before]
     assert new.count(163 * 400) == 1  # the last one, which Zarr pads
 
 
@@ -443,7 +443,7 @@ def test_a_seed_takes_zarr_arrays_under_other_names(repo: ckptstore.Repository) 
         "old/more/acc",
     ]
     assert repo.verify().ok
-    assert sum(size for _, key, size in repo._objects.list() if key not in before) < 10_000
+    assert sum(item.size for _, item in repo._objects.list() if item.key not in before) < 10_000
     repo.branch("same", "main", exclude="layers")
     assert repo.resolve("same").zarr()["curves"].attrs["by"] == "step"
 

@@ -161,7 +161,8 @@ def test_an_object_that_is_listed_with_another_size_is_never_handed_out(
     repo: ckptstore.Repository,
 ) -> None:
     held = contents.CachedObjects(repo._objects)
-    digest, _, size = next(found for found in repo._objects.list() if found[2] == 81 * 800)
+    size = 81 * 800
+    digest = next(digest for digest, item in repo._objects.list() if item.size == size)
     assert digest is not None
     assert len(held.whole(digest, size)) == size
     with pytest.raises(ckptstore.CorruptError):

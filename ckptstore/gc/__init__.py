@@ -1,0 +1,24 @@
+"""Gc: checkpoints that a policy gives up expire, and unreachable objects are deleted.
+
+It runs beside any number of processes that commit, read and collect. The order of things
+(docs/reference/format.md, section 14.1; ADR 0011, 0013 and 0020):
+
+1. Holding the storage's lock, which only one gc has at a time, finish a gc that died.
+2. Mark what the checkpoints that stay reach; all other objects are garbage.
+3. Append an operation that condemns some of it. If other writers appended first, look at what they
+   refer to now: that stays.
+4. Move the manifests of condemned checkpoints to history, durably, then delete the condemned
+   objects.
+5. Repeat from 3 until nothing is left, then append an operation that condemns nothing.
+
+All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
+relied on, whatever any clock says, and space is free at once.
+
+`plan` decides (2), `sweep` holds what is left to do, `execute` does it (1, 3, 4 and 5).
+"""
+
+from ckptstore.gc.execute import GcReport, finish_gc
+from ckptstore.gc.plan import GcPlan, plan_gc
+from ckptstore.gc.stores import Stores
+
+__all__ = ["GcPlan", "GcReport", "Stores", "finish_gc", "plan_gc"]

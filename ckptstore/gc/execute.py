@@ -1,0 +1,108 @@
+"""Execute: carries out a plan, and finishes a gc that died."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckptstore.documents.expiry import Expiry
+from ckptstore.errors import NotFoundError
+from ckptstore.gc.sweep import begin_sweep
+
+if TYPE_CHECKING:
+    from ckptstore.digest import Digest
+    from ckptstore.documents.operation import Condemned, Operation
+    from ckptstore.gc.marks import PlanReach
+    from ckptstore.gc.plan import GcPlan
+    from ckptstore.gc.stores import Stores
+    from ckptstore.gc.sweep import Sweep
+
+TEMPORARY_SECONDS = 86_400.0  # a write that takes a day has died
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcReport:
+    """What a gc did.
+
+    Attributes:
+        expired: the checkpoints whose arrays were given up.
+        objects: how many objects were deleted.
+        bytes: the bytes of these.
+    """
+
+    expired: tuple[Digest, ...]
+    objects: int
+    bytes: int
+
+
+def execute_plan(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> GcReport:
+    """Executes a plan: its checkpoints expire, unless something refers to them now."""
+    owner = secrets.token_hex(8)
+    expired: list[Digest] = []
+    freed: list[int] = []
+    with stores.storage.lock():
+        finish_gc(stores)
+        stores.storage.sweep(seconds=TEMPORARY_SECONDS)
+        left = begin_sweep(stores, plan, reach, grace=grace)
+        while condemned := condemn(stores, left, owner=owner):
+            delete(stores, condemned)
+            expired += condemned.checkpoints
+            freed += (left.sizes[digest] for digest in condemned.digests)
+        if expired or freed:
+            done = f"gc: {len(expired)} checkpoints expired, {len(freed)} objects deleted"
+            stores.append(lambda newest: newest, done)
+    return GcReport(expired=tuple(expired), objects=len(freed), bytes=sum(freed))
+
+
+def finish_gc(stores: Stores) -> None:
+    """Finishes the gc that died, if one did. The caller holds the lock, so none is running.
+
+    This includes a gc of another owner: the lock shows that it is dead (ADR 0020).
+    """
+    condemned = stores.oplog.newest().condemned
+    if condemned is not None:
+        delete(stores, condemned)
+        stores.append(lambda newest: newest, "finished a gc that was interrupted")
+
+
+def condemn(stores: Stores, left: Sweep, *, owner: str) -> Condemned | None:
+    """Appends an operation that condemns the next part of what is left; None when nothing is."""
+    condemned = None
+
+    def choose(newest: Operation) -> Operation:
+        nonlocal condemned
+        _spare(stores, left, newest)
+        condemned = left.next_part(owner=owner, since=newest.seq + 1)
+        if condemned is None:
+            raise _NothingLeftError
+        return replace(newest, condemned=condemned)
+
+    try:
+        stores.append(choose, "gc condemned what it is about to delete")
+    except _NothingLeftError:
+        return None
+    assert condemned is not None
+    left.take(condemned)
+    return condemned
+
+
+def delete(stores: Stores, condemned: Condemned) -> None:
+    """Does what an operation says is about to be done; it may have been done in part."""
+    stores.catalog.expire(condemned.checkpoints, Expiry(time=stores.now(), why=condemned.why))
+    stores.objects.delete(condemned.digests)
+
+
+def _spare(stores: Stores, left: Sweep, newest: Operation) -> None:
+    """Keeps what any operation since the sweep began refers to: an undo may bring it back."""
+    try:
+        for operation in stores.oplog.between(left.seen, newest):
+            left.spare(operation.refs.values())
+    except NotFoundError:  # so many were appended that some were pruned
+        left.spare({*stores.catalog.live(), *newest.refs.values()} - left.expiring.keys())
+        left.spare(newest.refs.values())
+    left.seen = newest.seq
+
+
+class _NothingLeftError(Exception):
+    """There is nothing to condemn."""
