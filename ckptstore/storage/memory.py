@@ -63,7 +63,7 @@ class MemoryStorage:
             confirm()
         with self._lock:
             self._data[key] = copied
-            self._modified[key] = self.now()
+            self._modified[key] = time.monotonic()
 
     def flush(self, keys: Iterable[str]) -> None:
         """Does nothing: no key outlives the process."""
@@ -73,7 +73,7 @@ class MemoryStorage:
         check_key(key)
         copied = bytes(data)
         with self._lock:
-            self._modified.setdefault(key, self.now())
+            self._modified.setdefault(key, time.monotonic())
             return self._data.setdefault(key, copied) is copied
 
     def delete(self, keys: Iterable[str]) -> None:
