@@ -406,7 +406,7 @@ def test_what_a_gc_takes_of_a_session_before_any_branch_has_it_is_a_conflict(
     """What it wrote is nowhere else, so only who wrote it can write it again."""
     with overtaken.repo.session("new") as session:
         zarr.open_group(session.store).create_array("large", data=np.arange(20_000))
-        with pytest.raises(ConflictError, match="A gc took what this session has written"):
+        with pytest.raises(ConflictError, match="gc deleted objects it had written"):
             session.commit()
     assert overtaken.repo.verify().problems == ()
 
