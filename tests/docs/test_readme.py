@@ -4,15 +4,23 @@ import pytest
 
 from tests.docs.blocks import ROOT, blocks, run
 
-BLOCKS = blocks(ROOT / "README.md")
+README = ROOT / "README.md"
+BLOCKS = blocks(README)
 OPENING, LIBRARY, COMMAND_LINE = BLOCKS[:3]
 LINES_MAX = 10
 
 
-def test_it_opens_with_the_two_commands():
-    commands = [line.partition("#")[0].strip() for line in OPENING.text.splitlines()]
-    assert commands == ["make demo", "make test"]
-    assert OPENING.line <= 15
+def commands(block):
+    return [line.partition("#")[0].strip() for line in block.text.splitlines()]
+
+
+def test_it_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_it_opens_with_the_installation():
+    assert commands(OPENING) == ["pip install ckptstore"]
+    assert OPENING.line <= 10
 
 
 def test_then_come_ten_lines_of_python_and_ten_of_the_command_line():
@@ -20,6 +28,10 @@ def test_then_come_ten_lines_of_python_and_ten_of_the_command_line():
     for block in (LIBRARY, COMMAND_LINE):
         assert block.is_run
         assert len([line for line in block.text.splitlines() if line]) <= LINES_MAX
+
+
+def test_it_ends_with_the_two_commands_of_a_developer():
+    assert commands(BLOCKS[-1]) == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize(
