@@ -31,34 +31,34 @@ ckptstore [-r REPO] COMMAND [OPTIONS] [ARGUMENTS]
 
 ## Which repository
 
-1. the one that `-r` or `--repo` names, before the command or after it;
-2. else the one that the environment variable `CKPTSTORE_REPO` names;
+1. the one given by `-r` or `--repo`, before the command or after it;
+2. else the one in the environment variable `CKPTSTORE_REPO`;
 3. else the nearest folder `.ckptstore`, in the working folder or one above it.
 
 ## Revisions
 
-Where a command takes `REV`, it takes any text that names a checkpoint:
+`REV` is any text that names a checkpoint:
 
 | revision | the checkpoint |
 | --- | --- |
-| `main` | the newest one of a branch |
-| `v1.0` | the one that a tag names |
-| `3f9a12c4` | the one with this id, or the only one whose id begins so (6 digits or more) |
-| `main~2` | two before the newest one of `main` |
+| `main` | the head of a branch |
+| `v1.0` | the checkpoint of a tag |
+| `3f9a12c4` | the one whose id is, or starts with, these digits (6 or more) |
+| `main~2` | two before the head of `main` |
 | `main@step=1000` | the newest one with this step in the history of `main` |
 | `main@best:val_loss` | the best one by this metric in the history of `main` |
 | `best:val_loss` | the same on the branch `main` |
-| `best:quality:max` | the same, with more being better (`:min`: less) |
-| `latest` | the newest one of all branches |
+| `best:quality:max` | the same where more is better (`:min`: less) |
+| `latest` | the newest head of all branches |
 
-Without `:min` or `:max`, more is better where the metric's last word is acc, accuracy, auc, f1,
-precision, recall, map, iou, bleu, rouge, score or reward; else less is.
+Without `:min` or `:max`, more is better if the metric's last word is acc, accuracy, auc, f1,
+precision, recall, map, iou, bleu, rouge, score or reward; else less is better.
 
 ## Output
 
 Results go to stdout; notes, progress and errors go to stderr. On a terminal, tables are fitted to
-its width and coloured, unless `NO_COLOR` is set. Elsewhere nothing is cut, and nothing is coloured.
-Control characters in what a repository says are shown as escapes.
+its width and coloured, unless `NO_COLOR` is set; elsewhere nothing is truncated or coloured.
+Control characters in names and messages are shown as escapes.
 
 With `--json` a command prints one JSON document on stdout and nothing else there. Sizes are in
 bytes, times are in UTC (ISO 8601). Metrics that JSON has no number for are the strings `"nan"`,
@@ -67,15 +67,15 @@ bytes, times are in UTC (ISO 8601). Metrics that JSON has no number for are the 
 | exit code | meaning |
 | --: | --- |
 | 0 | done |
-| 1 | an error, told on stderr as `error: …`; or `verify` found problems |
+| 1 | an error, reported on stderr as `error: …`; or `verify` found problems |
 | 2 | wrong usage: an unknown option, a missing argument |
 | 130 | interrupted with Ctrl-C |
-| 141 | the reader of the output went away, as in `ckptstore log \\| head -1` |
+| 141 | the reader of the output closed the pipe, as in `ckptstore log \\| head -1` |
 
 ## Shell completion
 
-Tab completes commands, options, files, and the branches and tags of the repository. Put one line
-into the start-up file of your shell:
+Tab completes commands, options, files, and the branches and tags of the repository. Add one line
+to the start-up file of your shell:
 
 | shell | file | line |
 | --- | --- | --- |
