@@ -17,8 +17,8 @@ relied on, whatever any clock says, and space is free at once.
 `plan` decides (2), `sweep` holds what is left to do, `execute` does it (1, 3, 4 and 5).
 """
 
-from ckptstore.gc.execute import GcReport, finish_gc
-from ckptstore.gc.plan import GcPlan, plan_gc
-from ckptstore.gc.stores import Stores
-
-__all__ = ["GcPlan", "GcReport", "Stores", "finish_gc", "plan_gc"]
+from ckptstore.gc.execute import GcReport as GcReport
+from ckptstore.gc.execute import finish_gc as finish_gc
+from ckptstore.gc.plan import GcPlan as GcPlan
+from ckptstore.gc.plan import plan_gc as plan_gc
+from ckptstore.gc.stores import Stores as Stores

@@ -36,6 +36,7 @@ def module_of(path):
 
 
 def test_the_index_lists_the_modules_that_have_public_names():
+    """An internal package re-exports with `import A as A`, without an `__all__`."""
     paths = [path for path in ROOT.glob("ckptstore/**/*.py") if has_all(path)]
     assert sorted(map(module_of, paths)) == sorted(PAGE_OF)
 
