@@ -1,4 +1,8 @@
-"""The random numbers of a process: Python's, numpy's and torch's, on every device, as a state that can be saved."""
+"""The states of random generators: those of a process (Python, numpy, torch), or one alone.
+
+The large tables of Python and numpy are arrays, so that they do not fill the structure of a
+checkpoint; see section 12 of docs/reference/format.md.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ _ACCELERATORS = ("cuda", "xpu", "mps")
 
 
 class RandomState:
-    """The global generators, as anything else that has a state_dict."""
+    """The global generators of Python, numpy and torch on all devices, as a stateful object."""
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the states of all generators."""
@@ -30,7 +34,7 @@ class RandomState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the generators. Devices that are not here are passed over, and so are those that the state lacks."""
+        """Set the generators. Devices that this machine or the state lacks are skipped."""
         try:
             random.setstate(_to_python(state["python"]))
             np.random.set_state(_to_numpy(state["numpy"]))
@@ -48,12 +52,12 @@ class RandomState:
                         module.set_rng_state(saved, number)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(
-                f"The checkpoint's random numbers are not what this version saves: {error!r}."
+                f"The checkpoint's random state is not one that this version saves: {error!r}."
             ) from error
 
 
 class Generator:
-    """One generator of one's own as something that has a state_dict: random.Random, numpy's or torch's."""
+    """A single generator of Python, numpy or torch as a stateful object."""
 
     def __init__(self, generator: Any) -> None:
         self.generator = generator
@@ -66,7 +70,7 @@ class Generator:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of its state."""
+        """A copy of the generator's state."""
         generator = self.generator
         if isinstance(generator, random.Random):
             return {"python": _python(generator.getstate())}
@@ -77,7 +81,7 @@ class Generator:
         return {"torch": generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set its state."""
+        """Set the generator's state."""
         generator = self.generator
         if isinstance(generator, random.Random):
             generator.setstate(_to_python(state["python"]))
@@ -90,7 +94,7 @@ class Generator:
 
 
 def _python(state: Any) -> dict[str, Any]:
-    """The words of the Mersenne twister as an array: as numbers they would fill the structure."""
+    """The state of a Mersenne Twister, its 625 words as an array."""
     version, words, gauss = state
     return {"version": version, "words": np.array(words, np.uint32), "gauss": gauss}
 
@@ -115,7 +119,7 @@ def _to_numpy(state: dict[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A copy of a generator's nested state."""
+    """A copy of the nested state of a bit generator."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.copy() if isinstance(value, np.ndarray) else value

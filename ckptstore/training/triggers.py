@@ -1,18 +1,25 @@
-"""Triggers: when a checkpoint is due. Pure: steps and seconds come in as arguments."""
+"""Triggers: decide when a checkpoint is due.
+
+Pure: steps, batches and seconds are arguments, and nothing here saves.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Due whenever a multiple of so many steps was reached, or so many minutes passed, since the last save.
+    """Due when a multiple of `steps` was passed or `minutes` have elapsed since the last save.
 
-    Neither given: always due.
+    Always due when neither is given.
     """
 
     steps: int | None = None
@@ -34,8 +41,51 @@ class Interval:
             )
 
     def is_due(self, step: int, *, last_step: int, seconds: float) -> bool:
-        """Whether to save at a step. last_step: where the last save was. seconds: since then."""
+        """Whether to save at a step, `seconds` after the last save, which was at `last_step`."""
         if self.steps is None and self.minutes is None:
             return True
-        passed = self.steps is not None and step // self.steps > last_step // self.steps
-        return passed or (self.minutes is not None and seconds >= 60 * self.minutes)
+        is_passed = self.steps is not None and step // self.steps > last_step // self.steps
+        return is_passed or (self.minutes is not None and seconds >= 60 * self.minutes)
+
+
+class Frequency:
+    """The save_freq of a callback: "epoch", or a number of batches, which it counts."""
+
+    def __init__(self, save_freq: str | int, *, what: str) -> None:
+        is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
+        if save_freq != "epoch" and not is_count:
+            raise InvalidInputError(
+                f'{what}: save_freq is {shown(save_freq)}; "epoch" or a number of batches is '
+                "expected."
+            )
+        self._every = save_freq
+        self._since = 0
+        self._last_batch: int | None = None
+
+    @property
+    def is_epoch(self) -> bool:
+        """True for "epoch"."""
+        return self._every == "epoch"
+
+    def is_due(self, batch: int) -> bool:
+        """Count the batches up to this one; true when there are enough since the last time.
+
+        Keras may run several batches at once, and then reports only the last of them.
+        """
+        if isinstance(self._every, str):
+            return False
+        is_new_epoch = self._last_batch is None or batch <= self._last_batch
+        self._since += batch + 1 if is_new_epoch else batch - (self._last_batch or 0)
+        self._last_batch = batch
+        if self._since < self._every:
+            return False
+        self._since = 0
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters."""
+        return {"since": self._since, "last_batch": self._last_batch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self._since, self._last_batch = state["since"], state["last_batch"]

@@ -1,4 +1,4 @@
-"""Monitor: what a metric's value says. Pure: values in, decisions out."""
+"""Monitor: reads metrics from logs and decides whether one has improved. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ MODES = ("auto", "min", "max")
 
 
 def number(value: object) -> float | None:
-    """A metric as a float: numbers, numpy scalars and arrays or tensors without dimensions. None for all else."""
+    """A metric as a float; None for what is not a single number.
+
+    Numbers are those of Python, numpy scalars, and arrays and tensors without dimensions.
+    """
     if not isinstance(value, int | float):
         if not hasattr(value, "item") or getattr(value, "ndim", None):
             return None
@@ -29,19 +32,19 @@ def number(value: object) -> float | None:
 
 
 def plain(logs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of the logs with metrics as floats, nested ones brought to the top; what is no number stays as it is."""
-    found: dict[str, Any] = {}
+    """A flat copy of the logs with single numbers as floats; other values are kept."""
+    metrics: dict[str, Any] = {}
     for name, value in (logs or {}).items():
         if isinstance(value, Mapping):
-            found |= plain(value)
+            metrics |= plain(value)
         else:
             as_number = number(value)
-            found[name] = value if as_number is None else as_number
-    return found
+            metrics[name] = value if as_number is None else as_number
+    return metrics
 
 
 def metrics_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
-    """Those of the logs that a checkpoint can keep as metrics."""
+    """The values of the logs that a checkpoint can keep as metrics."""
     return {
         name: value
         for name, value in plain(logs).items()
@@ -53,17 +56,22 @@ def metrics_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def check_mode(mode: str) -> str:
-    """Return a legal mode, or raise InvalidInputError."""
+    """Return a valid mode; InvalidInputError for any other."""
     if mode not in MODES:
         raise InvalidInputError(f"mode is {shown(mode)}; auto, min or max is expected.")
     return mode
 
 
 def direction(monitor: str, mode: str, known: Mapping[str, Mode]) -> Mode:
-    """Whether less or more is better.
+    """Whether a smaller or a larger value of a metric is better.
 
-    known: by metric, what the framework knows of it. "auto": less for a loss, else as known, else by the metric's last
-    word, as in revisions.
+    "auto" is "min" for a loss, otherwise what `known` has for the metric, otherwise decided by the
+    last word of the metric's name as in revisions.
+
+    Args:
+        monitor: The metric's name.
+        mode: "auto", "min" or "max".
+        known: What the framework knows of its metrics, by name.
     """
     if mode == "min":
         return "min"
@@ -76,7 +84,10 @@ def direction(monitor: str, mode: str, known: Mapping[str, Mode]) -> Mode:
 
 
 def improves(value: float, reference: float | None, *, mode: Mode, min_delta: float = 0) -> bool:
-    """Whether a value is better than the reference by more than min_delta. NaN is never better, anything else than None."""
+    """Whether a value is better than the reference by more than `min_delta`.
+
+    NaN is never better. Any other value is better than no reference.
+    """
     if math.isnan(value):
         return False
     if reference is None:
@@ -86,6 +97,7 @@ def improves(value: float, reference: float | None, *, mode: Mode, min_delta: fl
     return value - min_delta > reference
 
 
-def present(logs: Mapping[str, Any] | None) -> str:
-    """The metrics that there are, for a warning about one that is not."""
-    return ", ".join(str(name) for name in logs or ()) or "none"
+def no_number(what: str, monitor: str, logs: Mapping[str, Any] | None) -> str:
+    """The warning of a callback whose metric is missing from the logs."""
+    names = ", ".join(metrics_of(logs)) or "none"
+    return f"{what}: there is no number for {monitor!r}. There are: {names}."

@@ -1,6 +1,9 @@
-"""TensorBoard: metrics, weights, the graph and checkpoints of a training, written by the tensorboard package through torch."""
+"""TensorBoard: writes metrics, weights, the graph and the checkpoints of a training.
 
-# ruff: noqa: ARG002 - a hook is called with all that there is to tell
+torch's SummaryWriter and the tensorboard package do the writing; TensorFlow is not needed.
+"""
+
+# ruff: noqa: ARG002 - a hook is called with more than each of them needs
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.training.callbacks.base import Callback
+from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
 
 if TYPE_CHECKING:
@@ -22,22 +25,48 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ckptstore.checkpoint import Checkpoint
-    from ckptstore.training.callbacks.base import Logs
+    from ckptstore.training.callbacks.callback import Logs
 
 TRAIN, VALIDATION = "train", "validation"
-CHANNELS = (1, 3, 4)  # what an image can have
+CHANNELS = (1, 3, 4)  # that an image can have
 
 
 class TensorBoard(Callback):
-    """Writes what TensorBoard shows, to log_dir/train and log_dir/validation.
+    """Writes event files for TensorBoard to log_dir/train and log_dir/validation.
 
-    histogram_freq, embeddings_freq: epochs between histograms of the weights, and between snapshots of embedding layers; 0
-    for none. write_graph: the model's graph, traced once with the first batch's inputs; a Keras model's layers instead.
-    write_images: the weights as images, with the histograms. write_steps_per_second: for each epoch, and each batch that
-    is written. update_freq: "epoch", "batch", or a number of batches. profile_batch: a batch (from 1), or the first and
-    the last of some, to profile with torch.profiler; 0 for none. embeddings_metadata: a file of labels, a line for each row,
-    or such files by the name of the layer.
-    Each checkpoint that a callback of the same training makes is written too: its id, step and metrics.
+    Metrics have the names that Keras gives them. Unlike Keras' class it needs no TensorFlow, also
+    writes the id, step and metrics of each checkpoint that a callback of the same training makes,
+    and continues its batch numbers in a resumed training. It profiles with torch.profiler.
+
+    Args:
+        log_dir: The folder.
+        histogram_freq: Epochs between two histograms of the weights, 0 for none.
+        write_graph: Write the model's graph, traced with the inputs of the first batch; of a Keras
+            model its layers. A model that cannot be traced causes a warning.
+        write_images: Write the weights as images, together with the histograms.
+        write_steps_per_second: Write the speed of each epoch, and of each batch that is written.
+        update_freq: When to write the metrics of batches: "batch", a number of batches, or "epoch"
+            for never.
+        profile_batch: The batch to profile, counted over all epochs from 1, or the first and the
+            last of several as a pair or as "2,5". 0 for none.
+        embeddings_freq: Epochs between two snapshots of embedding layers, 0 for none.
+        embeddings_metadata: A text file with a label for each row of the embedding, or such files
+            by the name of the layer.
+
+    Raises:
+        ImportError: The tensorboard package is missing.
+        InvalidInputError: `profile_batch` is invalid.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from ckptstore.training import CallbackList, TensorBoard
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> callbacks = CallbackList([TensorBoard(folder)], epochs=1)
+        >>> callbacks.on_train_begin()
+        >>> callbacks.on_epoch_end(0, {"loss": 0.5, "val_loss": 0.75})
+        >>> callbacks.on_train_end()
+        >>> sorted(path.name for path in folder.iterdir())
+        ['train', 'validation']
     """
 
     def __init__(
@@ -64,35 +93,39 @@ class TensorBoard(Callback):
         self._graph_hook: Any = None
         self._profiler: Any = None
         self._has_ended = False
-        self._begin_anew()
+        self._reset()
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._train_batch = self._test_batch = 0
         self._epoch_began = self._batch_began = 0.0
         self._epoch_first_batch = 0
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Training begins."""
+        """Write the graph.
+
+        Raises:
+            InvalidInputError: `embeddings_metadata` names a layer that the model does not have.
+        """
         self._has_ended = False
-        self._begin_anew()
+        self._reset()
         if self.embeddings_freq:
             self._check_metadata()
         if self.write_graph:
             self._prepare_graph()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Training ended."""
+        """Close the files."""
         self._stop_profiler()
         self._remove_graph_hook()
         self._close()
         self._has_ended = True
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """An epoch begins."""
+        """Note the time."""
         self._epoch_began, self._epoch_first_batch = time.monotonic(), self._train_batch
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Write the epoch's metrics, and weights when it is time for them."""
+        """Write the epoch's metrics, and weights and embeddings when they are due."""
         self._write_epoch(epoch, logs)
         if self.histogram_freq and epoch % self.histogram_freq == 0:
             self._write_weights(epoch)
@@ -102,14 +135,14 @@ class TensorBoard(Callback):
             writer.flush()
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        """A batch begins."""
+        """Note the time, and start the profiler when it is due."""
         self._train_batch += 1
         self._batch_began = time.monotonic()
         if self._profiled is not None and self._train_batch == self._profiled[0]:
             self._start_profiler()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Write the batch's metrics when it is time for them."""
+        """Write the batch's metrics when they are due."""
         if self._is_due(self._train_batch):
             for name, value in metrics_of(logs).items():
                 self._scalar(TRAIN, f"batch_{name}", value, self._train_batch)
@@ -120,14 +153,14 @@ class TensorBoard(Callback):
             self._stop_profiler()
 
     def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Write the batch's metrics when it is time for them."""
+        """Write the batch's metrics when they are due."""
         self._test_batch += 1
         if self._is_due(self._test_batch):
             for name, value in metrics_of(logs).items():
                 self._scalar(VALIDATION, f"batch_{name}", value, self._test_batch)
 
     def on_test_end(self, logs: Logs = None) -> None:
-        """Write the metrics of an evaluation by the steps of training that were done."""
+        """Write the metrics of an evaluation at the training's current step."""
         step = self.training.position[2]
         for name, value in metrics_of(logs).items():
             self._scalar(VALIDATION, f"evaluation_{name}_vs_iterations", value, step)
@@ -137,28 +170,29 @@ class TensorBoard(Callback):
     def on_checkpoint(self, checkpoint: Checkpoint, branch: str) -> None:
         """Write the id, step and metrics of a checkpoint."""
         step = checkpoint.step or 0
-        listed = "".join(f"\n- {name}: {value}" for name, value in checkpoint.metrics.items())
-        text = f"`{checkpoint.id}`\n\n- branch: {branch}\n- step: {step}\n- message: {checkpoint.message}{listed}"
+        facts = {"branch": branch, "step": step, "message": checkpoint.message}
+        lines = [f"- {name}: {value}" for name, value in (facts | dict(checkpoint.metrics)).items()]
+        text = "\n".join([f"`{checkpoint.id}`", "", *lines])
         self._writer(TRAIN).add_text("checkpoint", text, step)
         self._scalar(TRAIN, "checkpoint/step", step, step)
         for name, value in checkpoint.metrics.items():
             self._scalar(TRAIN, f"checkpoint/{name}", value, step)
-        if self._has_ended:  # somebody's last save, after our own end
+        if self._has_ended:  # the last save of another callback
             self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The batches counted."""
+        """The numbers of batches."""
         return {"train_batch": self._train_batch, "test_batch": self._test_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self._train_batch, self._test_batch = state["train_batch"], state["test_batch"]
 
     def _is_due(self, batch: int) -> bool:
         return isinstance(self.update_freq, int) and batch % self.update_freq == 0
 
     def _writer(self, part: str) -> Any:
-        """The writer of a part, made when it is first wanted: no empty files."""
+        """The writer of a part. It is created on first use, so that no empty files appear."""
         if part not in self._writers:
             self._writers[part] = _writer_class()(str(self.log_dir / part))
         return self._writers[part]
@@ -172,11 +206,11 @@ class TensorBoard(Callback):
         self._writer(part).add_scalar(name, value, step)
 
     def _write_epoch(self, epoch: int, logs: Logs) -> None:
-        """Training's metrics and those of validation, each in its part under the same name."""
+        """Write the metrics of training and validation, each to its part under the same name."""
         metrics = metrics_of(logs)
         if not metrics:
             return
-        with suppress(InvalidInputError):  # no optimizer is known
+        with suppress(InvalidInputError):  # there is no optimizer
             metrics |= self.training.learning_rates
         if self.write_steps_per_second:
             seconds = max(time.monotonic() - self._epoch_began, 1e-9)
@@ -213,7 +247,7 @@ class TensorBoard(Callback):
             )
 
     def _prepare_graph(self) -> None:
-        """Write a Keras model's layers, or wait for the inputs to trace a torch model with."""
+        """Write the layers of a Keras model, or trace a torch model at its next call."""
         layers = self.training.architecture
         if layers is not None:
             self._write_layers(layers)
@@ -222,7 +256,7 @@ class TensorBoard(Callback):
             self._graph_hook = module.register_forward_pre_hook(self._write_graph)
 
     def _write_layers(self, layers: str) -> None:
-        """The layers as the graph plugin reads them of a Keras model."""
+        """Write the layers of a Keras model for TensorBoard's graph plugin."""
         summary, tensors, types = (
             import_module(f"tensorboard.compat.proto.{name}_pb2")
             for name in ("summary", "tensor", "types")
@@ -234,7 +268,7 @@ class TensorBoard(Callback):
         self._writer(TRAIN).file_writer.add_summary(summary.Summary(value=[value]), 0)
 
     def _write_graph(self, model: Any, inputs: tuple[Any, ...]) -> None:
-        """Trace the model once, so that the training does not notice: torch sets the whole model to eval, and back."""
+        """Trace the model once without a lasting effect: tracing draws random numbers and changes modes."""
         import torch
 
         self._remove_graph_hook()
@@ -244,13 +278,16 @@ class TensorBoard(Callback):
             with (
                 torch.random.fork_rng(devices),
                 torch.no_grad(),
-                warnings.catch_warnings(action="ignore"),  # of what the tracer makes constant
-                redirect_stdout(io.StringIO()),  # torch prints its error, and raises it
+                warnings.catch_warnings(
+                    action="ignore"
+                ),  # about values that tracing makes constant
+                redirect_stdout(io.StringIO()),  # torch prints the error that it raises
             ):
                 self._writer(TRAIN).add_graph(model, inputs)
-        except Exception as error:  # noqa: BLE001 - many models cannot be traced, and torch says so in many ways
+        except Exception as error:  # noqa: BLE001 - tracing can fail with any error
             warnings.warn(
-                f"TensorBoard gets no graph: the model cannot be traced ({type(error).__name__}).",
+                f"TensorBoard: the model cannot be traced ({type(error).__name__}), so no graph is "
+                "written.",
                 stacklevel=2,
             )
         finally:
@@ -280,27 +317,29 @@ def _writer_class() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            "The TensorBoard callback needs the tensorboard package: pip install 'ckptstore[tensorboard]'."
+            "The TensorBoard callback needs the tensorboard package: "
+            "pip install 'ckptstore[tensorboard]'."
         ) from error
     return SummaryWriter
 
 
-def _batches_to_profile(given: int | str | Sequence[int]) -> tuple[int, int] | None:
+def _batches_to_profile(batches: int | str | Sequence[int]) -> tuple[int, int] | None:
     """The first and the last batch, counted from 1; None for none."""
     try:
-        parts = given.split(",") if isinstance(given, str) else given
+        parts = batches.split(",") if isinstance(batches, str) else batches
         numbers = [parts] if isinstance(parts, int) else [int(part) for part in parts]
     except (TypeError, ValueError):
         numbers = []
     if not 1 <= len(numbers) <= 2 or numbers[0] < 0 or numbers[-1] < numbers[0]:
         raise InvalidInputError(
-            f"TensorBoard: profile_batch is {shown(given)}; a batch, or the first and the last of some, is expected."
+            f"TensorBoard: profile_batch is {shown(batches)}; a batch, or the first and the last of "
+            "several, is expected."
         )
     return (numbers[0], numbers[-1]) if numbers[-1] else None
 
 
 def _image(weight: Any) -> Any:
-    """Weights as images of shape N, H, W, channels, from 0 to 1; None for what no image can show."""
+    """Weights as images of shape [N, H, W, channels] from 0 to 1; None if they have no such shape."""
     squeezed = weight.squeeze()
     if squeezed.ndim == 1:
         shaped = squeezed.reshape(1, -1, 1, 1)

@@ -1,0 +1,92 @@
+"""RemoteMonitor: sends the metrics of each epoch to a web server."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.parse
+import urllib.request
+import warnings
+from http.client import HTTPException
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.training.callbacks.callback import Callback
+from ckptstore.training.callbacks.monitor import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore.training.callbacks.callback import Logs
+
+TIMEOUT_SECONDS = 3.0
+
+
+class RemoteMonitor(Callback):
+    """Sends the metrics of each epoch to a web server, in an HTTP POST to root + path.
+
+    A server that cannot be reached, or that refuses, causes a warning and never ends the training.
+    Unlike Keras' class it needs no `requests` package, waits only for `timeout`, and sends null for
+    NaN and infinity, which JSON cannot represent.
+
+    Args:
+        root: The server's URL, http or https.
+        path: The path of the requests.
+        field: The form field that holds the metrics as JSON.
+        headers: Further headers of the requests.
+        send_as_json: Send the JSON itself as the body instead of a form.
+        timeout: Seconds to wait for the server.
+
+    Raises:
+        InvalidInputError: `root` is not an http or https URL.
+    """
+
+    def __init__(
+        self,
+        root: str = "http://localhost:9000",
+        path: str = "/publish/epoch/end/",
+        field: str = "data",
+        headers: Mapping[str, str] | None = None,
+        send_as_json: bool = False,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> None:
+        if not root.startswith(("http://", "https://")):
+            raise InvalidInputError(
+                f"RemoteMonitor: root is {shown(root)}; http://… or https://… is expected."
+            )
+        self.root, self.path, self.field = root, path, field
+        self.headers, self.send_as_json, self.timeout = dict(headers or {}), send_as_json, timeout
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Send the metrics."""
+        try:
+            with urllib.request.urlopen(self._request(epoch, logs), timeout=self.timeout):  # noqa: S310 - http or https
+                pass
+        except (OSError, ValueError, HTTPException) as error:  # the network, the URL, the response
+            warnings.warn(
+                f"RemoteMonitor could not send epoch {epoch + 1} to {self.root + self.path}: "
+                f"{error}.",
+                stacklevel=2,
+            )
+
+    def _request(self, epoch: int, logs: Logs) -> urllib.request.Request:
+        values = {"epoch": epoch, **{name: _as_json(value) for name, value in plain(logs).items()}}
+        text = json.dumps(values, default=str)
+        if self.send_as_json:
+            body, kind = text.encode(), "application/json"
+        else:
+            body = urllib.parse.urlencode({self.field: text}).encode()
+            kind = "application/x-www-form-urlencoded"
+        return urllib.request.Request(  # noqa: S310 - http or https, checked above
+            self.root + self.path,
+            data=body,
+            headers={"Content-Type": kind, **self.headers},
+            method="POST",
+        )
+
+
+def _as_json(value: object) -> object:
+    """A value that JSON can represent: None for NaN and infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,166 @@
+"""Saver: what the callbacks that save a training have in common.
+
+It decides nothing about when to save; `ModelCheckpoint` and `BackupAndRestore` do. See docs/adr/0014.
+"""
+
+# ruff: noqa: ARG002 - a hook is called with more than each of them needs
+
+from __future__ import annotations
+
+import weakref
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError
+from ckptstore.training.callbacks.callback import Callback
+from ckptstore.training.callbacks.monitor import metrics_of
+from ckptstore.training.training import CALLBACKS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ckptstore.checkpoint import Checkpoint
+    from ckptstore.repository import Repository
+    from ckptstore.training.callbacks.callback import Logs
+    from ckptstore.training.manager import CheckpointManager
+    from ckptstore.training.training import Training
+
+    Store = str | Path | Repository | CheckpointManager
+
+DEFAULT_BRANCH = "main"
+NEW_MAX = 64  # new checkpoints to announce at once; the rest were committed by other processes
+
+
+def manager_of(store: Store) -> CheckpointManager | None:
+    """The store if it is a manager, else None."""
+    from ckptstore.training.manager import CheckpointManager
+
+    return store if isinstance(store, CheckpointManager) else None
+
+
+def make_manager(
+    store: str | Path | Repository,
+    training: Training,
+    *,
+    branch: str,
+    weights_only: bool = False,
+    max_to_keep: int | None = None,
+) -> CheckpointManager:
+    """A manager that saves, synchronously, what a training tracks or only its model's weights."""
+    from ckptstore.training.manager import CheckpointManager
+
+    if "model" not in training.tracked:
+        raise InvalidInputError("There is no model to save. Pass model=… to CallbackList.")
+    names = ("model",) if weights_only else tuple(training.tracked)
+    return CheckpointManager(
+        store,
+        branch=branch,
+        max_to_keep=max_to_keep,
+        async_save=False,
+        rng=not weights_only,
+        **{name: training.tracked[name] for name in names},
+    )
+
+
+def lend(manager: CheckpointManager, training: Training) -> None:
+    """Make a manager track what a training does; names lent by an earlier training are replaced."""
+    lent = _lent.setdefault(manager, set())
+    for name, item in training.tracked.items():
+        if name not in manager.tracked or name in lent or name == CALLBACKS:
+            manager.tracked[name] = item
+            lent.add(name)
+
+
+_lent: weakref.WeakKeyDictionary[CheckpointManager, set[str]] = weakref.WeakKeyDictionary()
+
+
+class Saver(Callback):
+    """A callback that saves through a CheckpointManager, its store or one that it makes."""
+
+    turn = 1
+
+    def __init__(self, store: Store, *, branch: str) -> None:
+        self.store = store
+        self._branch = branch
+        self._manager: CheckpointManager | None = None
+
+    @property
+    def manager(self) -> CheckpointManager:
+        """The manager that it saves through; InvalidInputError before the training begins."""
+        if self._manager is None:
+            raise InvalidInputError(f"{type(self).__name__} has no manager before on_train_begin.")
+        return self._manager
+
+    @property
+    def manager_or_none(self) -> CheckpointManager | None:
+        """The manager that it saves through; None before the training begins."""
+        return self._manager
+
+    @property
+    def _line(self) -> tuple[str, str]:
+        """The repository and the branch that it saves to. Several callbacks may share them."""
+        return self.manager.repository.url, self.manager.branch
+
+    @property
+    def fixed_branch(self) -> str | None:
+        """The branch that it saves to; None when that changes."""
+        manager = manager_of(self.store)
+        return self._branch if manager is None else manager.branch
+
+    def take_manager(self, *, branch: str, **options: Any) -> None:
+        """Save through the store if it is a manager, else through a new one for the branch."""
+        manager = manager_of(self.store)
+        if manager is None:
+            if self._manager is not None and self._manager.branch == branch:
+                return
+            where = self._manager.repository if self._manager is not None else self.store
+            self._manager = make_manager(where, self.training, branch=branch, **options)  # type: ignore[arg-type]
+        else:
+            lend(manager, self.training)
+            self._manager = manager
+        head = self.manager.latest
+        self.training.told.setdefault(self._line, head.id if head is not None else None)
+
+    def save(self, logs: Logs, *, message: str) -> bool:
+        """Save now.
+
+        False when the same manager has already saved this position, or when the training was
+        terminated because its loss is no longer finite.
+        """
+        training = self.training
+        moment = (self.manager, *training.position)
+        if training.is_terminated or training.saved == moment:
+            return False
+        epoch, batch, step = training.position
+        self.manager.save(
+            step or epoch,
+            metrics=metrics_of(logs),
+            message=message,
+            epoch=epoch,
+            batch=batch,
+            force=True,
+        )
+        training.saved = moment
+        self._announce()
+        return True
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Note the position."""
+        self.training.epoch = epoch
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Wait for the save in flight."""
+        if self._manager is not None:
+            self.manager.wait()
+            self._announce()
+
+    def _announce(self) -> None:
+        """Announce the checkpoints that have become durable since the last time."""
+        head, last = self.manager.latest, self.training.told[self._line]
+        if head is None or head.id == last:
+            return
+        newest = self.manager.repository.log(head.id, limit=NEW_MAX)
+        new: list[Checkpoint] = list(takewhile(lambda checkpoint: checkpoint.id != last, newest))
+        self.training.told[self._line] = head.id
+        for checkpoint in reversed(new):
+            self.training.announce(checkpoint, self.manager.branch)

@@ -1,0 +1,113 @@
+"""TerminateOnNaN: ends a training whose loss is no longer finite, and names the last good checkpoint."""
+
+# ruff: noqa: ARG002 - a hook is called with more than each of them needs
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError
+from ckptstore.training.callbacks.callback import Callback, report
+from ckptstore.training.callbacks.monitor import number
+from ckptstore.training.callbacks.saver import Saver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptstore.checkpoint import Checkpoint
+    from ckptstore.training.callbacks.callback import Logs
+    from ckptstore.training.manager import CheckpointManager
+    from ckptstore.training.training import Training
+
+
+class TerminateOnNaN(Callback):
+    """Ends the training when the loss is NaN or infinite.
+
+    Unlike Keras' class it reports, on stderr, the newest checkpoint of the training whose weights
+    are all finite. From then on no other callback of this package saves, and no backup is deleted.
+
+    Args:
+        raise_error: Raise RuntimeError instead of ending the training normally.
+
+    Example:
+        >>> from ckptstore.training import CallbackList, TerminateOnNaN
+        >>> callbacks = CallbackList([TerminateOnNaN(raise_error=True)])
+        >>> callbacks.on_train_batch_end(0, {"loss": float("nan")})
+        Traceback (most recent call last):
+        RuntimeError: Batch 0: the loss is nan, so training ends. No checkpoint was saved.
+    """
+
+    def __init__(self, raise_error: bool = False) -> None:
+        self.raise_error = raise_error
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Check the loss.
+
+        Raises:
+            RuntimeError: The loss is not finite, and `raise_error` was given.
+        """
+        loss = number((logs or {}).get("loss"))
+        training = self.training
+        if loss is None or math.isfinite(loss) or training.is_terminated:
+            return
+        training.stop_training = training.is_terminated = True
+        text = f"Batch {batch}: the loss is {loss}, so training ends. {_last_good(training)}"
+        if self.raise_error:
+            raise RuntimeError(text)
+        report(text)
+
+
+def _managers(training: Training) -> list[CheckpointManager]:
+    """The managers that save this training: those of its callbacks, in order, then its own."""
+    managers = [
+        manager
+        for callback in training.callbacks
+        if isinstance(callback, Saver)
+        if (manager := callback.manager_or_none) is not None
+    ]
+    return [*managers, *([training.manager] if training.manager is not None else [])]
+
+
+def _last_good(training: Training) -> str:
+    """One sentence about the newest checkpoint whose weights are all finite."""
+    managers = _managers(training)
+    if not managers:
+        return "No checkpoint was saved."
+    for manager in managers:
+        try:
+            manager.wait()
+        except CkptStoreError as error:
+            report(f"The last save to {manager.branch} failed: {error}")
+    pairs = [(checkpoint, manager) for manager in managers for checkpoint in manager.checkpoints]
+    for checkpoint, manager in sorted(pairs, key=lambda pair: pair[0].created, reverse=True):
+        if _is_finite(checkpoint, manager):
+            return (
+                f"The last good checkpoint is {checkpoint.id.short} (step {checkpoint.step}) on "
+                f"{manager.branch}."
+            )
+    return "No checkpoint with finite weights was saved."
+
+
+def _is_finite(checkpoint: Checkpoint, manager: CheckpointManager) -> bool:
+    """Whether all weights are finite: the update before a bad loss may already have spoiled them."""
+    if not math.isfinite(checkpoint.metrics.get("loss", 0)):
+        return False
+    try:
+        weights = manager.repository.checkout(checkpoint.id, include="model/**")
+    except (NotFoundError, InvalidInputError):
+        return True  # the checkpoint has no arrays under "model"
+    except CkptStoreError:
+        return False
+    return all(bool(array.isfinite().all()) for array in _floats(weights))
+
+
+def _floats(value: Any) -> Iterator[Any]:
+    """All floating-point tensors of a nested structure."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _floats(item)
+    elif hasattr(value, "is_floating_point") and value.is_floating_point():
+        yield value
