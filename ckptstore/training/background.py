@@ -1,7 +1,7 @@
 """Background: runs one job at a time on a thread of its own.
 
-The error of a job is raised by the next call, and the interpreter waits for the job before it exits.
-There is no queue: a second job waits for the first.
+The error of a job is raised by the next call, and the interpreter waits for the job before it
+exits. There is no queue: a second job waits for the first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""CheckpointManager: the checkpoints of one training run, saved while it goes on and found again when it starts anew."""
+"""CheckpointManager: saves the checkpoints of one training run, and restores them when it restarts.
+
+It decides when to save and what to keep; commit, checkout and gc are those of `Repository`.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +36,58 @@ WHEN_BUSY = ("wait", "skip")
 
 
 class CheckpointManager:
-    """Saves and restores everything that a training run needs to go on as if it had never stopped.
+    """Saves and restores everything that a training run needs to continue as if never interrupted.
 
-    store: a repository, or where one is or is to be made. branch: the run's own line of checkpoints.
-    max_to_keep, keep_best ("val_loss", "val_acc:max", "val_acc:max:3"), keep_every_n_hours, keep_every_n_steps, policy:
-    a checkpoint of this branch stays if any of them keeps it, and gc follows each save; none given: the policy saved in
-    the repository for all branches, or, without one, everything stays.
-    save_interval_steps, save_interval_minutes: when `save` saves; at every call when neither is given.
-    async_save: `save` returns once the state is copied to host memory, which takes as much memory as the state; hashing and
-    writing go on in the background. when_busy: "wait" for the save before, or "skip" a save that comes too soon.
-    save_on_signal: after SIGTERM the next `save` saves whatever is due, waits, and ends the program with exit code 143.
-    rng: save and restore the random numbers of Python, numpy and torch, on all devices.
-    tracked: by name, whatever has state_dict and load_state_dict (model, optimizer, scheduler, scaler, ema, loader, …), and
-    random generators.
+    A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
+    `keep_every_n_steps` and `policy` keeps it, and gc runs after each save. With none of them the
+    policy saved in the repository applies to all branches; without one, everything is kept.
+
+    The manager is a context manager, which waits for the save in flight when it is left.
+
+    Args:
+        store: A folder or URL, where a repository is created if there is none, or a Repository.
+        branch: The branch of this run.
+        max_to_keep: Keep the newest so many checkpoints.
+        keep_best: Keep the best by a metric: "METRIC", "METRIC:MODE" or "METRIC:MODE:N", such as
+            "val_loss", "val_acc:max" or "val_acc:max:3". It also defines `best`.
+        keep_every_n_hours: Keep one checkpoint every so many hours.
+        keep_every_n_steps: Keep one checkpoint every so many steps.
+        policy: Any policy of `ckptstore.retention`.
+        save_interval_steps: `save` saves when a multiple of so many steps was passed.
+        save_interval_minutes: `save` saves when so many minutes have elapsed since the last save.
+            Without either interval, it saves at every call.
+        async_save: `save` returns once the state is copied to host memory, which takes as much
+            memory as the state; hashing and writing continue in the background (see docs/adr/0012).
+        when_busy: "wait" for the save in flight, or "skip" a save that is due before it has ended.
+        save_on_signal: After SIGTERM, the next call of `save` saves, waits and ends the program
+            with exit code 143.
+        rng: Save and restore the global random states of Python, numpy and torch on all devices.
+        clock: Returns seconds, for `save_interval_minutes`.
+        **tracked: Objects to save by name: anything with state_dict and load_state_dict (`model=`,
+            `optimizer=`, `scheduler=`, `loader=` and so on), Keras models, and random generators.
+            None is left out.
+
+    Attributes:
+        epoch: The epoch passed to `save` when the restored checkpoint was made; None before.
+        batch: The same for the batch.
+        repository: The Repository.
+
+    Raises:
+        InvalidInputError: An argument is invalid, or an object cannot be tracked.
+
+    Example:
+        >>> import torch
+        >>> from ckptstore.training import CheckpointManager
+        >>> model = torch.nn.Linear(2, 1)
+        >>> manager = CheckpointManager("memory://manager-example", max_to_keep=3, model=model)
+        >>> with manager:
+        ...     first_step = manager.restore_or_initialize()
+        ...     for step in range(first_step, 10):
+        ...         _ = manager.save(step + 1, metrics={"loss": 0.5})
+        >>> [checkpoint.step for checkpoint in manager.checkpoints]
+        [8, 9, 10]
+        >>> manager.restore_or_initialize()
+        10
     """
 
     def __init__(
@@ -71,14 +113,14 @@ class CheckpointManager:
         if when_busy not in WHEN_BUSY:
             raise InvalidInputError(f"when_busy is {shown(when_busy)}; wait or skip is expected.")
         best = _best(keep_best)
-        given = (
+        policies = (
             policy,
             None if max_to_keep is None else MaxToKeep(max_to_keep),
             best,
             None if keep_every_n_hours is None else KeepEveryNHours(keep_every_n_hours),
             None if keep_every_n_steps is None else KeepEveryNSteps(keep_every_n_steps),
         )
-        self._policies = [part for part in given if part is not None]
+        self._policies = [part for part in policies if part is not None]
         self._best = best or _first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
@@ -90,7 +132,7 @@ class CheckpointManager:
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
         self._staging = Staging() if async_save else None
         self._background: Background[Checkpoint] = Background()
-        self._made: Checkpoint | None = None
+        self._newest: Checkpoint | None = None
         self._preemption = Preemption()
         self._saved_step, self._saved_time = 0, clock()
         self.repository = (
@@ -111,30 +153,35 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for the save in flight, and raise its error unless another one is on its way."""
+        """Wait for the save in flight, and raise its error, or add it to one already raised."""
         try:
             self.close()
         except Exception as failed:
             if error is None:
                 raise
-            error.add_note(f"Besides, the last save failed: {failed}")
+            error.add_note(f"The last save failed as well: {failed}")
 
     @property
     def preempted(self) -> bool:
-        """True once SIGTERM came; the next `save` saves and ends the program."""
+        """True after SIGTERM: the next `save` saves and ends the program."""
         return self._preemption.is_asked
 
     @property
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint of the branch, saves in flight not counted; None before the first."""
+        """The newest checkpoint of the branch, without a save in flight; None before the first."""
         return self.repository.branches().get(self.branch)
 
     @property
     def best(self) -> Checkpoint | None:
-        """The best checkpoint by `keep_best`'s metric; None when none has it. InvalidInputError without a metric."""
+        """The best checkpoint of the branch by the metric of `keep_best`; None if none has it.
+
+        Raises:
+            InvalidInputError: The manager has neither `keep_best` nor a policy with KeepBest.
+        """
         if self._best is None:
             raise InvalidInputError(
-                "There is no best without a metric. Pass keep_best='val_loss' or the like."
+                "There is no best checkpoint without a metric. Pass one, such as "
+                "keep_best='val_loss'."
             )
         try:
             return self.repository.resolve(
@@ -148,8 +195,8 @@ class CheckpointManager:
         """The checkpoints of the branch that have not expired, oldest first."""
         if self.latest is None:
             return []
-        found = self.repository.log(self.branch)
-        return [checkpoint for checkpoint in reversed(found) if not checkpoint.expired]
+        log = self.repository.log(self.branch)
+        return [checkpoint for checkpoint in reversed(log) if not checkpoint.expired]
 
     def restore_or_initialize(
         self,
@@ -160,9 +207,22 @@ class CheckpointManager:
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> int:
-        """Restore the newest checkpoint of the branch, or call init_fn when there is none: how many steps are done.
+        """Restore the newest checkpoint of the branch, or call `init_fn` if there is none.
 
-        A checkpoint that cannot be loaded is an error, never a fresh start. The arguments are those of `restore`.
+        A checkpoint that cannot be restored is an error, never a fresh start.
+
+        Args:
+            rev: As in `restore`.
+            init_fn: Called without arguments when there is no checkpoint.
+            strict: As in `restore`.
+            include: As in `restore`.
+            exclude: As in `restore`.
+
+        Returns:
+            The number of steps done, 0 without a checkpoint.
+
+        Raises:
+            CkptStoreError: As in `restore`.
         """
         if rev is None and self.latest is None:
             if init_fn is not None:
@@ -178,11 +238,26 @@ class CheckpointManager:
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> Checkpoint:
-        """Bring everything tracked to a checkpoint, the newest of the branch by default.
+        """Restore everything tracked from a checkpoint, by default the newest of the branch.
 
-        strict: CheckoutMismatchError lists every difference before anything changes; without it what fits is restored.
-        include, exclude: globs of what to restore ("model/**"). What they leave out, and what a seed did not take from its
-        source, stays as it is.
+        On a derived checkpoint, paths that it did not take from its source stay as they are.
+
+        Args:
+            rev: Any revision.
+            strict: Raise CheckoutMismatchError, before anything changes, if the checkpoint and the
+                tracked objects differ. Otherwise restore what fits.
+            include: Globs of the paths to restore, such as "model/**". The rest stays as it is.
+            exclude: Globs of paths to leave as they are.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+            ExpiredError: The checkpoint has expired.
+            CheckoutMismatchError: It does not fit the tracked objects; every difference is listed.
+            CorruptError: It is damaged.
+            StorageError: The storage failed, or an earlier save did.
         """
         self.wait()
         try:
@@ -195,18 +270,22 @@ class CheckpointManager:
             )
         except CkptStoreError as error:
             error.add_note(
-                "Nothing was started anew. Restore another checkpoint (rev=), only parts (include=, exclude=, strict=False), "
-                "or choose another branch."
+                "The training was not started from scratch. Restore another checkpoint (rev=), "
+                "only parts of it (include=, exclude=, strict=False), or use another branch."
             )
             raise
         settle(self.tracked, random)
-        found = progress.state or {}
-        self.epoch, self.batch = found.get("epoch"), found.get("batch")
+        position = progress.state or {}
+        self.epoch, self.batch = position.get("epoch"), position.get("batch")
         self._saved_step, self._saved_time = checkpoint.step or 0, self._clock()
         return checkpoint
 
     def should_save(self, step: int) -> bool:
-        """Whether `save` would save at this step; raises the error of a save that failed in the background."""
+        """Whether `save` would save at this step.
+
+        Raises:
+            CkptStoreError: An earlier save failed in the background.
+        """
         self._background.raise_error()
         return self.preempted or self._interval.is_due(
             step, last_step=self._saved_step, seconds=self._clock() - self._saved_time
@@ -223,10 +302,29 @@ class CheckpointManager:
         batch: int | None = None,
         force: bool = False,
     ) -> bool:
-        """Save when it is due, or with force: True when a checkpoint was made, or is being made in the background.
+        """Save the tracked objects if a checkpoint is due.
 
-        step: how many steps are done. epoch, batch: the position in the data, given back after a restore. What the caller
-        does to the tracked objects after this returns does not reach the checkpoint.
+        Changes to the tracked objects after this returns do not reach the checkpoint. When the
+        branch has moved, the checkpoint is committed on top of its new head.
+
+        Args:
+            step: The number of steps done.
+            metrics: Numbers by name.
+            message: A text for people.
+            meta: Further JSON values by name.
+            epoch: The position in the data, which `restore` puts into the attribute `epoch`.
+            batch: The same for the attribute `batch`.
+            force: Save even if it is not due.
+
+        Returns:
+            True if a checkpoint was made, or is being made in the background.
+
+        Raises:
+            UnsupportedValueError: A tracked object's state holds a value that cannot be stored.
+            InvalidInputError: An argument is invalid.
+            StorageError: The storage failed. With `async_save`, errors of hashing and writing are
+                raised by the next call of a method instead.
+            SystemExit: After SIGTERM, once the checkpoint is durable.
         """
         if not (force or self.should_save(step)):
             return False
@@ -247,28 +345,37 @@ class CheckpointManager:
         return True
 
     def wait(self) -> Checkpoint | None:
-        """Wait for the save in flight, and raise its error: the newest checkpoint that this manager made."""
+        """Wait for the save in flight.
+
+        Returns:
+            The newest checkpoint that this manager made, None if there is none.
+
+        Raises:
+            CkptStoreError: The save failed.
+        """
         self._background.wait()
-        return self._made
+        return self._newest
 
     def close(self) -> None:
-        """Wait, raise the error of the last save, and give SIGTERM back."""
+        """Wait for the save in flight, raise its error, and restore the handler of SIGTERM."""
         self._preemption.close()
         self.wait()
 
     def _commit(self, state: object, facts: Mapping[str, Any]) -> Checkpoint:
-        """Store a state, then give up what the policy does not keep."""
-        made = self._made = self.repository.commit(state, branch=self.branch, retry=True, **facts)
+        """Commit a state, then expire what the policies do not keep."""
+        checkpoint = self._newest = self.repository.commit(
+            state, branch=self.branch, retry=True, **facts
+        )
         policies = self._decidable()
         if policies:
             policy = policies[0] if len(policies) == 1 else Union(tuple(policies))
             self.repository.gc(policy, branches=[self.branch])
         elif not self._policies and (saved := self.repository.retention) is not None:
             self.repository.gc(saved)
-        return made
+        return checkpoint
 
     def _decidable(self) -> list[Policy]:
-        """The policies that can decide yet: no best before the first checkpoint has the metric."""
+        """The policies that can be applied: those by a metric once a checkpoint has it."""
         if not any(policy.metrics for policy in self._policies):
             return self._policies
         known = {name for checkpoint in self.checkpoints for name in checkpoint.metrics}
@@ -277,14 +384,14 @@ class CheckpointManager:
         return [policy for policy in self._policies if policy.metrics <= known]
 
     def _end(self, step: int) -> None:
-        """End the program after a save on SIGTERM."""
+        """End the program after SIGTERM, once the save is durable."""
         self.close()
-        sys.stderr.write(f"ckptstore: SIGTERM came; saved step {step} to {self.branch}.\n")
+        sys.stderr.write(f"ckptstore: SIGTERM received; saved step {step} to {self.branch}.\n")
         raise SystemExit(EXIT_CODE)
 
 
 def _tracked(name: str, value: object) -> Stateful:
-    """What to track under a name; one that looks like an option is most likely that, mistyped."""
+    """The stateful object of a name. An error suggests an option that the name may be a typo of."""
     try:
         return stateful(name, value)
     except InvalidInputError as error:
@@ -295,7 +402,7 @@ def _tracked(name: str, value: object) -> Stateful:
 
 
 def _tops(checkpoint: Checkpoint) -> list[str]:
-    """The first parts of all paths."""
+    """The first components of all paths."""
     paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
     return sorted({path.split("/")[0] for path in paths})
 

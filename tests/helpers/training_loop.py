@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ckptstore.training.callbacks.base import Callback, CallbackList
+from ckptstore.training.callbacks.callback import Callback
+from ckptstore.training.callbacks.callback_list import CallbackList
 
 EPOCHS, STEPS, BATCH = 5, 6, 8
 

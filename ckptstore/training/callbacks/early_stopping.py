@@ -122,7 +122,7 @@ class EarlyStopping(Callback):
             self.training.stop_training = True
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Restore the best weights. If they have expired, the newest that are left, with a warning."""
+        """Restore the best weights; with a warning the newest kept ones if these have expired."""
         if self.stopped_epoch > 0 and self.verbose:
             report(f"Epoch {self.stopped_epoch + 1}: early stopping")
         if self._best_weights is None:

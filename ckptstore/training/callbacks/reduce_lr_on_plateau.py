@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ReduceLROnPlateau(Callback):
-    """Multiplies the learning rate by `factor` when a metric has not improved for `patience` epochs.
+    """Reduces the learning rate when a metric has not improved for `patience` epochs.
 
     The learning rate is added to the epoch's metrics. Unlike with Keras, a resumed training
     continues counting, NaN never counts as an improvement, and several optimizers and groups of
@@ -24,7 +24,7 @@ class ReduceLROnPlateau(Callback):
 
     Args:
         monitor: The metric.
-        factor: Less than 1.
+        factor: The learning rate is multiplied by it; less than 1.
         patience: Epochs without improvement before a reduction.
         verbose: 1 to report each reduction on stderr.
         mode: "min" if less is better, "max" if more is, "auto" to decide by the metric's name.

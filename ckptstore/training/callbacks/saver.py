@@ -1,6 +1,6 @@
 """Saver: what the callbacks that save a training have in common.
 
-It decides nothing about when to save; `ModelCheckpoint` and `BackupAndRestore` do. See docs/adr/0014.
+`ModelCheckpoint` and `BackupAndRestore` decide when to save. See docs/adr/0014.
 """
 
 # ruff: noqa: ARG002 - a hook is called with more than each of them needs

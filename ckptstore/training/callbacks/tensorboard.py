@@ -268,7 +268,7 @@ class TensorBoard(Callback):
         self._writer(TRAIN).file_writer.add_summary(summary.Summary(value=[value]), 0)
 
     def _write_graph(self, model: Any, inputs: tuple[Any, ...]) -> None:
-        """Trace the model once without a lasting effect: tracing draws random numbers and changes modes."""
+        """Trace the model once, and undo the changes to modes and random states that this makes."""
         import torch
 
         self._remove_graph_hook()
@@ -339,7 +339,7 @@ def _batches_to_profile(batches: int | str | Sequence[int]) -> tuple[int, int] |
 
 
 def _image(weight: Any) -> Any:
-    """Weights as images of shape [N, H, W, channels] from 0 to 1; None if they have no such shape."""
+    """Weights as images of shape [N, H, W, channels] from 0 to 1; None for other shapes."""
     squeezed = weight.squeeze()
     if squeezed.ndim == 1:
         shaped = squeezed.reshape(1, -1, 1, 1)

@@ -1,6 +1,4 @@
-"""TerminateOnNaN: ends a training whose loss is no longer finite, and names the last good checkpoint."""
-
-# ruff: noqa: ARG002 - a hook is called with more than each of them needs
+"""TerminateOnNaN: ends a training whose loss is not finite, and names the last good checkpoint."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ def _last_good(training: Training) -> str:
 
 
 def _is_finite(checkpoint: Checkpoint, manager: CheckpointManager) -> bool:
-    """Whether all weights are finite: the update before a bad loss may already have spoiled them."""
+    """Whether all weights are finite: the update before a bad loss may have spoiled them."""
     if not math.isfinite(checkpoint.metrics.get("loss", 0)):
         return False
     try:

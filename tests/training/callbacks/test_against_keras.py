@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore.integrations.keras import KerasTraining
 from ckptstore.training import callbacks as ours
-from ckptstore.training.callbacks.base import CallbackList
+from ckptstore.training.callbacks.callback_list import CallbackList
 from ckptstore.training.callbacks.monitor import direction
 from ckptstore.training.training import remember
 

@@ -20,7 +20,7 @@ from ckptstore.training.callbacks import (
     ReduceLROnPlateau,
     TensorBoard,
 )
-from ckptstore.training.callbacks.base import CallbackList
+from ckptstore.training.callbacks.callback_list import CallbackList
 from tests.helpers.training_loop import EPOCHS, STEPS, Interrupt, InterruptedRunError, train
 
 
