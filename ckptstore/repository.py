@@ -242,81 +242,66 @@ class Repository:
         device: Any = None,
         lazy: bool = False,
     ) -> Any:
-        """Read a checkpoint: the same nesting, bit for bit, in fresh writable memory.
+        """Reads a checkpoint: the same nested structure, bit for bit.
 
-        part: a key of the outermost dict, such as "model"; what lies under it is all that is read, as if it were the whole.
-        include, exclude: globs over paths ("model/**"); only what they choose is read. A dict loses the other keys, a
-        list or tuple has None in their place. device: where tensors go; the CPU when None.
-        lazy: leave the arrays where they are; `state["model"]["wte.weight"][1000:1010]` reads what it is asked for, and
-        commit takes such a state as any other.
-        into: an nn.Module, or a nest of dicts and lists of tensors, arrays, plain values, modules and other objects
-        with load_state_dict. It is filled in place, without a second copy of the weights, and what did not fit
-        is returned as Incompatible: with `strict` any misfit raises CheckoutMismatchError before anything changes.
+        Every byte is checked against its digest before it is visible. Only the pages and objects of
+        what is chosen are read.
+
+        Args:
+            rev: The revision to read, such as "main", "main~2" or "main@best:val_loss".
+            into: A destination to fill in place, without a second copy of the weights: an
+                nn.Module, a Keras model, or a nested structure of dicts and lists of tensors,
+                arrays, plain values, models and other objects with load_state_dict. Arrays keep
+                their memory; dtypes and shapes must be the same (ADR 0005).
+            strict: Whether any misfit of `into` raises before anything changes. If False, what
+                fits is filled and the rest is returned.
+            include: Globs over paths, such as "model/**". A dict loses the keys that are not
+                chosen; a list or tuple has None in their place.
+            exclude: Globs over paths to leave out.
+            part: A key of the outermost dict, such as "model". The result is what is under it.
+            device: Where tensors go, as torch names devices; the CPU when None.
+            lazy: Whether to leave arrays in the repository. `state["wte.weight"][1000:1010]` then
+                reads only the chunks it needs, and commit takes such a state like any other.
+
+        Returns:
+            The state in fresh, writable memory. With `into`, an `Incompatible` that lists what did
+            not fit, which is false when everything did.
+
+        Raises:
+            CheckoutMismatchError: `into` does not fit and `strict` is set. Nothing was changed.
+            ExpiredError: The arrays of the checkpoint were given up.
+            CorruptError: Something is damaged or missing. Arrays of `into` that were filled before
+                the damage was met keep their new values.
+            InvalidInputError: The arguments exclude each other, or choose nothing.
+
+        Example:
+            >>> import ckptstore, numpy as np
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"model": {"w": np.arange(6.0).reshape(3, 2)}, "epoch": 3})
+            >>> repo.checkout(part="model")["w"][2].tolist()
+            [4.0, 5.0]
+            >>> target = {"w": np.zeros((3, 2))}
+            >>> bool(repo.checkout(part="model", into=target)), target["w"][0].tolist()
+            (False, [0.0, 1.0])
         """
         if into is not None and device is not None:
             raise InvalidInputError("Pass into or device: what exists already stays where it is.")
         if lazy and (into is not None or device is not None):
             raise InvalidInputError(
-                "What is read later can neither go into something nor to a device."
+                "Arrays that are read lazily can go neither into a destination nor to a device."
             )
+        from ckptstore.checkout import checkout
+        from ckptstore.checkout.stored_state import StoredState
+
         selection = Selection.of(include, exclude)
         id, manifest = self._readable(rev)
         with self._catalog.reading(id):
-            return self._checkout(
-                id,
-                manifest,
-                selection,
-                into=into,
-                strict=strict,
-                part=part,
-                device=device,
-                is_lazy=lazy,
-            )
-
-    def _checkout(
-        self,
-        id: Digest,
-        manifest: Manifest,
-        selection: Selection,
-        *,
-        into: object,
-        strict: bool,
-        part: str | None,
-        device: Any,
-        is_lazy: bool,
-    ) -> Any:
-        """Read a checkpoint that was live a moment ago."""
-        from ckptstore.checkout.checkout import fill, fresh, lazy
-        from ckptstore.checkout.opener import ArrayOpener
-        from ckptstore.state import tree as state
-
-        opener = ArrayOpener(id, manifest, self._catalog)
-
-        with paused_collector():
-            root = self._catalog.structure(manifest)
-            if not selection.is_everything:
-                root = state.select(root, selection)
-                if root is state.NOTHING:
-                    raise InvalidInputError(
-                        f"Nothing in checkpoint {id.short} is chosen by {selection}."
-                    )
-            if part is not None:
-                root = state.part(root, part)
-            pages = [] if is_lazy else list(self._catalog.pages(manifest))
-        if is_lazy:
-            return lazy(root, opener)
-        if into is None:
-            return fresh(root, pages, objects=self._objects, opener=opener, device=device)
-        return fill(
-            root,
-            pages,
-            into,
-            objects=self._objects,
-            opener=opener,
-            strict=strict,
-            complete=selection.is_everything,
-            path="" if part is None else state.path_of(part),
-        )
+            stored = StoredState.load(id, manifest, self._catalog, selection=selection, part=part)
+            if lazy:
+                return checkout.lazy(stored)
+            if into is None:
+                return checkout.fresh(stored, stored.root, device=device)
+            return checkout.fill(stored, into, strict=strict)
 
     def resolve(self, rev: str) -> Checkpoint:
         """The checkpoint that a revision names; NotFoundError says what there is instead."""

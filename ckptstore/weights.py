@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import repository
-from ckptstore.arrays.source import in_place, is_module
+from ckptstore.arrays.source import is_module
 from ckptstore.repository import Repository
 from ckptstore.state.tree import WEIGHTS
 
@@ -34,7 +34,5 @@ def load_weights(
     checkpoint = repo.resolve(rev)
     if part is None and is_module(model) and WEIGHTS in checkpoint.names:
         part = WEIGHTS
-    found: Incompatible = repo.checkout(
-        checkpoint.id, into=in_place(model), part=part, strict=strict
-    )
-    return found
+    misfit: Incompatible = repo.checkout(checkpoint.id, into=model, part=part, strict=strict)
+    return misfit

@@ -10,7 +10,6 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
@@ -134,20 +133,6 @@ def is_module(value: object) -> bool:
     """True for a torch nn.Module."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
-
-
-def is_keras(value: object) -> bool:
-    """True for a Keras model; with the torch backend it is an nn.Module too, but its names change from run to run."""
-    keras = sys.modules.get("keras")
-    return keras is not None and isinstance(value, getattr(keras, "Model", ()))
-
-
-def in_place(model: object) -> object:
-    """What of a model is filled: of a Keras model the tensors of its variables, by the names that checkpoints have."""
-    if not is_keras(model):
-        return model
-    found: object = import_module("ckptstore.integrations.keras").ModelState(model).state_dict()
-    return found
 
 
 def is_lazy(value: object) -> bool:

@@ -1,8 +1,7 @@
-"""ArrayOpener: the arrays of a checkpoint one by one, none of them read before it is indexed."""
+"""ArrayOpener: arrays of a checkpoint one by one, each read when it is indexed and not before."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import StoredArray
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.page import ArrayEntry, Page
     from ckptstore.documents.zarr_page import EncodedEntry
     from ckptstore.zarr.store import CheckpointStore
 
@@ -35,16 +35,16 @@ class ArrayOpener:
 
     def __init__(self, id: Digest, manifest: Manifest, catalog: Catalog) -> None:
         self._id, self._manifest, self._catalog = id, manifest, catalog
-        self._firsts = [ref.first for ref in manifest.pages]
         self._store: CheckpointStore | None = None
 
     def named(self, path: str, framework: str | None) -> IndexedArray:
-        """The array that a user names; NotFoundError says which names are like it."""
+        """The array that a user names; NotFoundError lists names that are similar."""
         if path not in self._tags:
             like = get_close_matches(str(path), self._tags, n=3, cutoff=0.5)
             hint = f" Is it {' or '.join(map(repr, like))}?" if like else ""
             raise NotFoundError(
-                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} It has {len(self._tags)}."
+                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} "
+                f"It has {len(self._tags)}."
             )
         return self.open(path, self._tags[path], framework=framework)
 
@@ -56,33 +56,26 @@ class ArrayOpener:
         return {name: tag_of(node) for name, node in leaves(root) if array_path(node) is not None}
 
     def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
-        """The array of a structure's node. tag: of that node."""
-        found = self._open(path, tag, framework)
-        found.origin = reopened, (self._catalog.url, self._id, path, found.kind)
-        return found
-
-    def _open(self, path: str, tag: str, framework: str | None) -> IndexedArray:
+        """The array of a node of the structure. tag: of that node."""
         if tag in ZARR:
-            array = self._zarr(path, kind_of(framework, ZARR[tag]))
-            if framework == "torch" and not array.dtype:
-                raise InvalidInputError(
-                    f"torch has no tensors of what {shown(path)} holds. Read it with framework='numpy'."
-                )
-            return array
+            return self._zarr(path, kind_of(framework, ZARR[tag]), framework)
         with self._catalog.reading(self._id):
-            number = bisect_right(self._firsts, path) - 1
-            refs = self._manifest.pages[max(0, number) : number + 1]
-            for page in self._catalog.pages(replace(self._manifest, pages=refs)):
+            for page in self._catalog.pages_of(self._manifest, (path,)):
                 for entry in page.entries:
                     if entry.path == path:
-                        return CheckpointArray(
-                            entry,
-                            page.bundle,
-                            kind=kind_of(framework, tag),
-                            objects=self._catalog.objects,
-                            reading=partial(self._catalog.reading, self._id),
-                        )
-        raise CorruptError(f"The structure names {path!r:.200}, which no page lists. Run verify.")
+                        return self.listed(entry, page, kind_of(framework, tag))
+        raise unlisted(path)
+
+    def listed(self, entry: ArrayEntry, page: Page, kind: str) -> IndexedArray:
+        """The array of an entry of a page."""
+        array = CheckpointArray(
+            entry,
+            page.bundle,
+            kind=kind,
+            objects=self._catalog.objects,
+            reading=partial(self._catalog.reading, self._id),
+        )
+        return self._with_origin(array, entry.path)
 
     def bytes_of(self, array: StoredArray) -> IndexedArray:
         """An array that a diff names, to be read run by run."""
@@ -94,20 +87,35 @@ class ArrayOpener:
             found = encoded_entries(self._manifest, self._catalog)
         return {path or ROOT: replace(entry, path=path or ROOT) for path, entry in found.items()}
 
-    def _zarr(self, path: str, kind: str) -> IndexedArray:
+    def _zarr(self, path: str, kind: str, framework: str | None) -> IndexedArray:
         from ckptstore.zarr.array import ZarrArray
         from ckptstore.zarr.store import CheckpointStore
 
         if self._store is None:
             self._store = CheckpointStore.of(self._id, self._catalog)
         is_root = path == ROOT and self._store.is_array("")
-        return ZarrArray(self._store, "" if is_root else path, kind=kind)
+        array = ZarrArray(self._store, "" if is_root else path, kind=kind)
+        if framework == "torch" and not array.dtype:
+            raise InvalidInputError(
+                f"torch has no tensors of the elements of {shown(path)}. "
+                "Read it with framework='numpy'."
+            )
+        return self._with_origin(array, path)
+
+    def _with_origin(self, array: IndexedArray, path: str) -> IndexedArray:
+        array.origin = reopened, (self._catalog.url, self._id, path, array.kind)
+        return array
 
 
 def reopened(url: str, id: Digest, path: str, kind: str) -> IndexedArray:
-    """An array of a checkpoint of a repository that is not open here. ExpiredError when gc gave it up meanwhile."""
+    """An array of a repository that is not open here; ExpiredError when gc gave it up meanwhile."""
     storage = open_storage(url)
     catalog = Catalog(storage, ObjectStore(storage))
     catalog.refuse_expired(id)
     framework = next(name for name, made in FRAMEWORKS.items() if made == kind)
     return ArrayOpener(id, catalog.manifest(id), catalog).named(path, framework)
+
+
+def unlisted(path: str) -> CorruptError:
+    """The error for an array of the structure that is on no page."""
+    return CorruptError(f"The structure names {path!r:.200}, which no page lists. Run verify.")

@@ -1,8 +1,9 @@
-"""Placement: where the arrays and values of a checkpoint go in a destination that exists already.
+"""Placement: where the arrays and values of a stored state go in an existing destination.
 
-A destination is an nn.Module, or a nest of dicts, lists and tuples that holds tensors, arrays, plain values, modules and
-other objects with load_state_dict (optimizers, schedulers, …). Matching comes first and lists every difference; only
-then is anything read or changed.
+A destination is an nn.Module, a Keras model, or a nested structure of dicts, lists and tuples that
+holds tensors, arrays, plain values, models and other objects with load_state_dict (optimizers,
+schedulers, ...). Matching comes first and lists every difference; nothing is read or changed here.
+See docs/adr/0023 for how checkout and followers carry a placement out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.arrays.source import (
     copy_chunk,
     describe,
@@ -20,37 +22,65 @@ from ckptstore.arrays.source import (
     is_module,
     is_ndarray,
 )
+from ckptstore.checkout.opener import unlisted
 from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.structure import ZARR, Node, array_path, tag_of
-from ckptstore.errors import CorruptError, Incompatible, shown
+from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError, shown
 from ckptstore.state.tree import join, leaves, node_segments, unkey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ckptstore.checkout.stored_state import StoredState
     from ckptstore.documents.page import ArrayEntry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """A part of the structure, and what takes what is made of it. may_refuse: False for what is only put in its place."""
+    """A node of the structure, and what takes the state that is built from it.
+
+    owner: the object or module whose load_state_dict takes it; None for a value that is only put in
+    its place, which nothing can refuse.
+    """
 
     node: Node
     assign: Callable[[Any], object]
-    may_refuse: bool
+    owner: object = None
+
+    @property
+    def may_refuse(self) -> bool:
+        """True when a load_state_dict is called."""
+        return self.owner is not None
+
+    @property
+    def is_own(self) -> bool:
+        """True for an object with a state of its own, such as an optimizer, and no arrays to fill."""
+        return self.owner is not None and not is_module(self.owner)
+
+    def give(self, value: Any, *, note: str) -> None:
+        """Hand the state over. note: what the destination is like when load_state_dict refuses it."""
+        try:
+            self.assign(value)
+        except Exception as error:  # a load_state_dict may raise anything
+            raise InvalidInputError(
+                "A load_state_dict refused what the checkpoint holds for it "
+                f"({type(error).__name__}: {error}). {note}"
+            ) from error
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Placement:
-    """What a checkout into an existing destination will do.
+    """The plan of filling a destination.
 
-    targets: existing arrays by the path of what goes into them. loads: parts of the structure that are read as a fresh
-    state and handed to a function: plain values, optimizers, what a module computes rather than stores.
+    targets: existing arrays by the path of what goes into them. handovers: nodes that are read as a
+    fresh state and handed to a function: plain values, optimizers, what a module computes rather
+    than stores. is_whole: what the destination has beyond the stored state counts as missing.
     """
 
+    is_whole: bool = True
     targets: dict[str, Any] = field(default_factory=dict)
-    loads: list[Handover] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
@@ -59,39 +89,49 @@ class Placement:
     def incompatible(self) -> Incompatible:
         """Every difference that was found."""
         return Incompatible(
-            missing=tuple(self.missing),
+            missing=tuple(self.missing) if self.is_whole else (),
             unexpected=tuple(self.unexpected),
             mismatched=tuple(self.mismatched),
         )
 
 
 def place(
-    root: Node, destination: object, entries: Mapping[str, ArrayEntry], *, path: str = ""
+    stored: StoredState, destination: object, entries: Mapping[str, ArrayEntry] | None = None
 ) -> Placement:
-    """Match the structure of a checkpoint against a destination. path: of the root in the whole, where it is a part."""
-    walk = _Place(entries, path)
-    walk.node(root, destination, path, None)
+    """Match a stored state with a destination. entries: those of the stored state, if at hand."""
+    walk = _Place(stored, stored.entries() if entries is None else entries)
+    walk.node(stored.root, destination, stored.path, None)
     return walk.placement
+
+
+def misfit_error(misfit: Incompatible, *, hint: str = "") -> CheckoutMismatchError:
+    """The error for a destination that does not fit, before anything was read into it."""
+    message = f"The checkpoint does not fit: {misfit}. Nothing was changed. {hint}"
+    return CheckoutMismatchError(message.rstrip(), misfit)
 
 
 class _Place:
     """The walk of one destination."""
 
-    def __init__(self, entries: Mapping[str, ArrayEntry], root: str) -> None:
-        self.entries, self.root = entries, root
-        self.placement = Placement()
+    def __init__(self, stored: StoredState, entries: Mapping[str, ArrayEntry]) -> None:
+        self.entries, self.root = entries, stored.path
+        self.placement = Placement(is_whole=stored.is_whole)
         self.first: dict[int, tuple[str, Any]] = {}  # by id: what fills it first, and the array
         self.plain: set[int] = set()  # ids of what was found to hold nothing to fill
 
     def node(
         self, node: Node, target: Any, path: str, assign: Callable[[Any], object] | None
     ) -> None:
-        """Match one node with what stands in its place; `assign` exchanges it, None when that cannot be done."""
+        """Match one node with its counterpart. assign: replaces that; None where it cannot be."""
         name = path or "the state"
-        if is_module(target):
+        if is_keras(target):
+            self.keras(node, target, path)
+        elif is_module(target):
             self.module(node, target, path)
         elif hasattr(target, "load_state_dict") and not isinstance(target, type):
-            self.placement.loads.append(Handover(node, target.load_state_dict, may_refuse=True))
+            self.placement.handovers.append(
+                Handover(node=node, assign=target.load_state_dict, owner=target)
+            )
         elif array_path(node) or is_array(target):
             self.array(node, target, name)
         elif path != self.root and not _holds_arrays(node) and self.is_plain(target):
@@ -130,7 +170,7 @@ class _Place:
                 f"{name} (a plain value inside a tuple, which cannot be exchanged)"
             )
         else:
-            self.placement.loads.append(Handover(node, assign, may_refuse=False))
+            self.placement.handovers.append(Handover(node=node, assign=assign))
 
     def dict(self, node: Node, target: dict[Any, Any], path: str) -> None:
         """Match key by key."""
@@ -171,9 +211,7 @@ class _Place:
             return
         entry = self.entries.get(path)
         if entry is None:
-            raise CorruptError(
-                f"The structure names {path!r:.200}, which no page lists. Run verify."
-            )
+            raise unlisted(path)
         first, _ = self.first.setdefault(id(target), (path, target))
         dtype, shape = str(target.dtype).removeprefix("torch."), tuple(target.shape)
         if (entry.dtype, entry.shape) != (dtype, shape):
@@ -187,25 +225,23 @@ class _Place:
                 f"{name} (not the same as {first} there, tied to it here)"
             )
         elif _tag(node) in ZARR:
-            self.placement.loads.append(Handover(node, _copier(target), may_refuse=False))
+            self.placement.handovers.append(Handover(node=node, assign=_copier(target)))
         else:
             self.placement.targets[path] = target
 
     def module(self, node: Node, module: Any, path: str) -> None:
         """Match a module's own names; what it computes for its state_dict goes through load_state_dict."""
         if _tag(node) not in ("dict", "ordered_dict"):
-            self.placement.mismatched.append(
-                f"{path or 'the state'} (a {_tag(node)} there, a module's names here)"
-            )
+            self.refuse_names(node, path)
             return
         expected = module.state_dict(keep_vars=True)
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        found = set()
+        names = set()
         for (key, item), segment in zip(
             node[_tag(node)], node_segments(node[_tag(node)]), strict=True
         ):
             name, inner = str(unkey(key)), join(path, segment)
-            found.add(name)
+            names.add(name)
             if name not in expected:
                 self.placement.unexpected += [leaf for leaf, _ in leaves(item, inner)] or [inner]
             elif is_array(expected[name]) and not is_lazy(expected[name]):
@@ -213,13 +249,32 @@ class _Place:
                 self.array(item, expected[name], inner)
                 if id(expected[name]) not in own and len(self.placement.mismatched) == before:
                     self.placement.targets.pop(array_path(item) or "", None)
-                    self.placement.loads.append(
-                        Handover(item, _loader(module, name), may_refuse=True)
-                    )
+                    self.load(item, module, name)
             else:
-                self.placement.loads.append(Handover(item, _loader(module, name), may_refuse=True))
-        missing = (escape_key(name) for name in expected if name not in found)
+                self.load(item, module, name)
+        missing = (escape_key(name) for name in expected if name not in names)
         self.placement.missing += [join(path, name) for name in missing]
+
+    def load(self, node: Node, module: Any, name: str) -> None:
+        """Have a module load a value that it computes, or an array whose memory it does not show."""
+
+        def assign(value: Any) -> None:
+            module.load_state_dict({name: value}, strict=False)
+
+        self.placement.handovers.append(Handover(node=node, assign=assign, owner=module))
+
+    def keras(self, node: Node, model: Any, path: str) -> None:
+        """Match the variables of a Keras model by the names that checkpoints have for them."""
+        if _tag(node) in ("dict", "ordered_dict"):
+            self.dict(node, ModelState(model).state_dict(), path)
+        else:
+            self.refuse_names(node, path)
+
+    def refuse_names(self, node: Node, path: str) -> None:
+        """Note that a model was met where the checkpoint has no names."""
+        self.placement.mismatched.append(
+            f"{path or 'the state'} (a {_tag(node)} there, a module's names here)"
+        )
 
 
 def _setter(target: Any, key: Any) -> Callable[[Any], object]:
@@ -235,14 +290,9 @@ def _copier(target: Any) -> Callable[[Any], object]:
     def assign(value: Any) -> None:
         source = describe(value)
         assert source is not None
-        everything = tuple(slice(0, length) for length in source.shape)
-        copy_chunk(target, Chunk(0, source.nbytes, everything), source.whole())
+        copy_chunk(target, Chunk(0, source.nbytes, ()), source.whole())
 
     return assign
-
-
-def _loader(module: Any, name: str) -> Callable[[Any], object]:
-    return lambda value: module.load_state_dict({name: value}, strict=False)
 
 
 def _tag(node: Node) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.page import ArrayEntry, Bundle, Page
-    from ckptstore.store.objects import ObjectStore
+    from ckptstore.store.objects import ObjectReader
 
 READ_THREADS = 4
 BUNDLES_BYTES_MAX = 8 << 20  # bundles that are held at once, of about 1 MB each as a rule
@@ -31,7 +31,7 @@ BUFFER_BYTES_MAX = 32 << 20  # all threads' buffers together, when existing arra
 
 
 def read_fresh(
-    pages: Iterable[Page], kinds: Mapping[str, str], *, objects: ObjectStore
+    pages: Iterable[Page], kinds: Mapping[str, str], *, objects: ObjectReader
 ) -> dict[str, Any]:
     """New arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else read."""
     wanted = [_Wanted.of(page, kinds) for page in pages]
@@ -53,7 +53,7 @@ def read_fresh(
     return made
 
 
-def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: ObjectStore) -> None:
+def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: ObjectReader) -> None:
     """Fill existing arrays of the right dtype and shape. On an error some of them may hold new values already."""
     wanted = [_Wanted.of(page, targets) for page in pages]
     buffers = Buffers()
@@ -93,7 +93,7 @@ def _chunks(entry: ArrayEntry) -> Iterator[tuple[Digest, Chunk]]:
 
 
 def _read_small(
-    wanted: Iterable[_Wanted], objects: ObjectStore
+    wanted: Iterable[_Wanted], objects: ObjectReader
 ) -> Iterator[tuple[ArrayEntry, memoryview]]:
     """The checked bytes of small arrays; threads read a few bundles at a time."""
     batch: list[Callable[[], list[tuple[ArrayEntry, memoryview]]]] = []
@@ -109,7 +109,7 @@ def _read_small(
 
 
 def read_bundle(
-    bundle: Bundle, small: list[ArrayEntry], objects: ObjectStore
+    bundle: Bundle, small: list[ArrayEntry], objects: ObjectReader
 ) -> list[tuple[ArrayEntry, memoryview]]:
     """Small arrays of a page: from the whole bundle when most of it is wanted, else one range each."""
     if 2 * sum(entry.nbytes for entry in small) < bundle.size:
@@ -119,7 +119,7 @@ def read_bundle(
     return [(entry, data[_start(entry) : _start(entry) + entry.nbytes]) for entry in small]
 
 
-def _read_range(bundle: Bundle, entry: ArrayEntry, objects: ObjectStore) -> memoryview:
+def _read_range(bundle: Bundle, entry: ArrayEntry, objects: ObjectReader) -> memoryview:
     data = memoryview(bytearray(entry.nbytes))
     objects.read_range(bundle.digest, data, start=_start(entry), expected=entry.digests[0])
     return data
@@ -130,7 +130,7 @@ def _start(entry: ArrayEntry) -> int:
 
 
 def _copy_chunk(
-    objects: ObjectStore, buffers: Buffers, digest: Digest, chunk: Chunk, target: Any
+    objects: ObjectReader, buffers: Buffers, digest: Digest, chunk: Chunk, target: Any
 ) -> None:
     data = buffers.of(chunk.size)
     objects.read_into(digest, data)

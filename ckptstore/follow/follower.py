@@ -1,52 +1,35 @@
-"""Follow: a model kept at the newest checkpoint of a branch while somebody else trains it.
+"""Follower: a model kept at the newest checkpoint of a branch that another process trains.
 
-An update compares digests with those of the update before, and reads the chunks that differ and nothing else. All of it is
-read and checked before anything changes; then it is copied into the model while nobody reads that. So a model never
-holds a part of a checkpoint, and an update that fails leaves it as it was.
+An update compares digests with those of the update before, and reads the chunks that differ.
+Everything is read and checked before anything changes; then it is copied into the model while no
+reader uses that. See docs/adr/0015.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_right
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.arrays import source as arrays
-from ckptstore.checkout.checkout import fresh
-from ckptstore.checkout.opener import ArrayOpener
-from ckptstore.checkout.placement import place
-from ckptstore.documents.structure import array_path, tag_of
+from ckptstore.arrays.source import is_module
+from ckptstore.checkout.placement import misfit_error, place
+from ckptstore.checkout.stored_state import StoredState
 from ckptstore.errors import (
-    CheckoutMismatchError,
     CorruptError,
     ExpiredError,
     InvalidInputError,
     NotFoundError,
     shown,
 )
-from ckptstore.follow.refill import (
-    CountedObjects,
-    Fill,
-    Memory,
-    changes_of,
-    copy_all,
-    hand_over,
-    holders,
-    loads_of,
-    place_of,
-    read_changes,
-)
-from ckptstore.follow.rwlock import Gate
+from ckptstore.follow.memory import Memory
+from ckptstore.follow.refill import CountedObjects, Refill
+from ckptstore.follow.rwlock import RWLock
 from ckptstore.history import ancestors, first_parents
 from ckptstore.python_gc import paused_collector
-from ckptstore.state import tree as state
 from ckptstore.state.selection import Selection
-from ckptstore.state.tree import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,22 +38,25 @@ if TYPE_CHECKING:
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.documents.page import ArrayEntry, Page
-    from ckptstore.documents.structure import Node
+    from ckptstore.documents.page import ArrayEntry
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
 
     Patterns = str | Sequence[str] | None
-ATTEMPTS = 5  # at a newest checkpoint that gc gives up while it is read
+ATTEMPTS = 5  # at newest checkpoints that expire while they are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """What an update did.
 
-    changed: the paths of the arrays that were read. read_bytes: bytes of arrays that came from the storage for it; small
-    arrays may bring others of their bundle with them. whole_bytes: bytes of all the arrays that go into the model.
+    Attributes:
+        checkpoint: The checkpoint that the model now holds.
+        changed: The paths of the arrays that were read.
+        read_bytes: Bytes of arrays that were read from the storage. Small arrays may bring others
+            of their bundle with them.
+        whole_bytes: Bytes of all arrays that go into the model.
     """
 
     checkpoint: Checkpoint
@@ -80,7 +66,20 @@ class Update:
 
 
 class Follower:
-    """Follows one branch. Made by `Repository.follow`; safe to use from several threads."""
+    """Follows one branch; made by `Repository.follow`. Safe to use from several threads.
+
+    Example:
+        >>> import ckptstore, torch
+        >>> repo = ckptstore.init("memory://")
+        >>> model, served = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> _ = repo.commit({"model": model.state_dict()}, step=1)
+        >>> follower = repo.follow("main")
+        >>> update = follower.update(served)
+        >>> update.checkpoint.step, update.read_bytes
+        (1, 12)
+        >>> follower.update(served).read_bytes
+        0
+    """
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ class Follower:
         self._waiting: deque[Digest] = deque()
         self._looking = threading.Lock()
         self._updating = threading.Lock()
-        self._gate = Gate()
+        self._lock = RWLock()
         self._memory = Memory()
 
     def __enter__(self) -> Self:
@@ -116,12 +115,17 @@ class Follower:
         self.close()
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        """Each new checkpoint of the branch, beginning with the newest there is, until `close`."""
-        while (found := self.wait()) is not None:
-            yield found
+        """Yields each new checkpoint of the branch, beginning with its newest, until `close`."""
+        while (checkpoint := self.wait()) is not None:
+            yield checkpoint
 
     def poll(self) -> Checkpoint | None:
-        """The next checkpoint that was not given yet, or None; this never waits."""
+        """Returns the next checkpoint that was not returned yet, or None; never waits.
+
+        The first is the newest one of the branch, or the first that is committed to a branch that
+        does not exist yet. Checkpoints that expired meanwhile are skipped; of a branch that was
+        moved elsewhere only the head is new.
+        """
         with self._looking:
             self._look()
             while self._waiting:
@@ -131,34 +135,40 @@ class Follower:
         return None
 
     def wait(self, timeout: float | None = None) -> Checkpoint | None:
-        """The next checkpoint that was not given yet; None after `timeout` seconds, or once the follower was closed."""
+        """Waits for the next checkpoint that was not returned yet.
+
+        Args:
+            timeout: Seconds to wait at most; None waits until there is one.
+
+        Returns:
+            The checkpoint, as `poll` does; None after the timeout, or once the follower is closed.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         while not self._closed.is_set():
-            found = self.poll()
-            if found is not None:
-                return found
-            left = (
-                self._poll_seconds
-                if end is None
-                else min(self._poll_seconds, end - time.monotonic())
-            )
-            if left <= 0:
+            checkpoint = self.poll()
+            if checkpoint is not None:
+                return checkpoint
+            seconds = self._poll_seconds
+            if end is not None:
+                seconds = min(seconds, end - time.monotonic())
+            if seconds <= 0:
                 return None
-            self._closed.wait(left)
+            self._closed.wait(seconds)
         return None
 
     def close(self) -> None:
-        """End every wait, also of other threads. Updates go on to work."""
+        """Ends every wait, also those of other threads. Updates still work."""
         self._closed.set()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While this is held, no update changes a model. Several threads may hold it at once, each more than once.
+        """Keeps updates from changing a model inside the block.
 
-        On a GPU it covers what was queued on the stream that updates copy on (the default one); before leaving it,
-        synchronize any other.
+        Several threads may be inside at once, each more than once. On a GPU this covers work that
+        was queued on the stream that updates copy on, which is the default one; synchronize any
+        other stream before leaving the block.
         """
-        with self._gate.reading():
+        with self._lock.reading():
             yield
 
     def update(
@@ -170,22 +180,39 @@ class Follower:
         part: str | None = None,
         full: bool = False,
     ) -> Update | None:
-        """Bring a model to the newest checkpoint of the branch; None while there is none.
+        """Brings a model to the newest checkpoint of the branch.
 
-        model: an nn.Module, or a nest as `Repository.checkout(into=)` fills it; its arrays stay where they are in memory.
-        include, exclude: globs over the checkpoint's paths, as checkout takes them. part: the name in the outermost dict
-        of what goes into the model; None takes "model" for a module where there is such a name, else everything.
-        The first update reads everything, the next what differs from what the one before brought to the same memory. Who
-        changes that in between calls `forget`, or passes full=True. Plain values that a module has no place for are left
-        out. Takes memory for what is read; for a module that computes some of its state, also for what was there before.
-        CheckoutMismatchError lists every difference in names, shapes and dtypes; then, as after any error, the arrays
-        are as they were. Not inside `reading`, which would wait for itself.
+        The first update reads everything, later ones read what differs from what the update before
+        copied to the same memory. This takes memory for what is read, and as much again for a
+        module that computes some of its state. Plain values that a module has no place for are
+        left out. On any error the arrays are as they were.
+
+        Args:
+            model: A destination as `Repository.checkout(into=)` takes it: an nn.Module, a Keras
+                model or a nested structure. Its arrays keep their memory.
+            include: Globs over the checkpoint's paths, as in `Repository.checkout`.
+            exclude: Globs over paths to leave out.
+            part: The key of the outermost dict whose value goes into the model. None takes "model"
+                for a module where there is such a key, else everything.
+            full: Whether to read everything, because the model may have been changed since the
+                last update. `forget` does the same for the next update.
+
+        Returns:
+            What was read, or None while the branch has no checkpoint.
+
+        Raises:
+            CheckoutMismatchError: The model does not fit. Lists every difference in names, shapes
+                and dtypes.
+            CorruptError: Something in the repository is damaged or missing.
+            ExpiredError: The newest checkpoint expired while it was read, several times in a row.
+            InvalidInputError: Called inside `reading`, where it would wait for itself, or a
+                load_state_dict refused its state.
         """
-        if self._gate.is_mine():
+        if self._lock.is_reading():
             raise InvalidInputError(
-                "This thread is reading() and would wait for itself. Update after that."
+                "This thread is inside reading() and would wait for itself. Update after that."
             )
-        choice = _Choice(selection=Selection.of(include, exclude), part=part)
+        selection = Selection.of(include, exclude)
         with self._updating:
             failed: Exception | None = None
             for _ in range(ATTEMPTS):
@@ -193,24 +220,22 @@ class Follower:
                 if head is None:
                     return None
                 try:
-                    return self._bring(model, head, choice, full=full)
+                    return self._bring(model, head, selection, part, full=full)
                 except (CorruptError, NotFoundError, ExpiredError) as error:
                     if not self._catalog.is_expired(head):
                         raise
                     failed = error
         raise ExpiredError(
-            f"The newest checkpoint of {self.branch!r} expired while it was read, {ATTEMPTS} times in a row. "
-            "Keep more of them, or collect less often."
+            f"The newest checkpoint of {self.branch!r} expired while it was read, {ATTEMPTS} times "
+            "in a row. Keep more checkpoints, or collect less often."
         ) from failed
 
     def forget(self, model: Any) -> None:
-        """Forget what a model holds: the next update reads everything."""
-        held = list(holders(model, {}))
-        keys = [place_of(holder) for holder in held if arrays.is_array(holder)]
-        self._memory.forget(keys=keys, owners=held)
+        """Forgets what a model holds, so that the next update reads everything."""
+        self._memory.forget_model(model)
 
     def _look(self) -> None:
-        """Find what is new on the branch; of a branch that was moved elsewhere only its head is."""
+        """Find what is new on the branch."""
         newest = self._oplog.newest()
         head = newest.heads.get(self.branch)
         if head is None:
@@ -239,90 +264,41 @@ class Follower:
         except NotFoundError:
             return None
 
-    def _bring(self, model: Any, id: Digest, choice: _Choice, *, full: bool) -> Update:
-        """Read what a checkpoint has that a model does not hold, then change the model."""
+    def _bring(
+        self, model: Any, id: Digest, selection: Selection, part: str | None, *, full: bool
+    ) -> Update:
+        """Read what a model does not hold of a checkpoint, then change the model."""
         manifest, objects = self._catalog.manifest(id), CountedObjects(self._objects)
-        memory = Memory() if full else self._memory
+        stored = StoredState.load(
+            id,
+            manifest,
+            self._catalog,
+            selection=selection,
+            part=part,
+            model=model,
+            objects=objects,
+        )
         with paused_collector():
-            root, path = choice.of(self._catalog.structure(manifest), model)
-            pages = self._pages(manifest, root)
-            opener = ArrayOpener(id, manifest, self._catalog)
-            entries: dict[str, ArrayEntry] = {**opener.encoded_entries()}
-            entries |= {entry.path: entry for page in pages for entry in page.entries}
-            placement = place(root, arrays.in_place(model), entries, path=path)
-        _refuse_misfit(placement, model, entries, is_whole=choice.selection.is_everything)
-        fills = [Fill(path, target, entries[path]) for path, target in placement.targets.items()]
-        loads = loads_of(placement, model, entries)
-        changes = changes_of(fills, memory)
-        staged = read_changes(changes, pages, objects)
-        new = [load for load in loads if not memory.was_handed(load)]
-        handed = [(load, fresh(load.node, pages, objects=objects, opener=opener)) for load in new]
-        may_undo = any(load.may_refuse and not load.is_own for load in new)
-        before = [(change, change.copy()) for change in changes] if may_undo else []
-        with self._gate.writing():
-            self._memory.forget(keys=(), owners=[load.owner for load in new])
-            hand_over(load for load in handed if load[0].is_own)  # one that refuses does so first
-            self._memory.forget(keys=[change.fill.key for change in changes], owners=())
-            try:
-                copy_all(staged)
-                others = [load for load in handed if not load[0].is_own]
-                hand_over(sorted(others, key=lambda load: not load[0].may_refuse))
-            except BaseException:  # back where something refused, on where only copying was cut off
-                copy_all(before or staged)
-                raise
-            self._memory.remember([change.fill for change in changes], loads)
-        changed = [
-            *(change.fill.path for change in changes),
-            *chain.from_iterable(load.paths for load in new),
-        ]
-        wholes = {fill.key: fill.entry.nbytes for fill in fills}
+            entries = stored.entries()
+            placement = place(stored, model, entries)
+        _refuse_misfit(placement, model, entries)
+        refill = Refill.read(stored, placement, entries, Memory() if full else self._memory)
+        undo = refill.undo()
+        with self._lock.writing():
+            refill.apply(self._memory, undo)
         return Update(
             checkpoint=self._checkpoint(id, manifest),
-            changed=tuple(dict.fromkeys(changed)),
+            changed=refill.changed,
             read_bytes=sum(objects.read_bytes),
-            whole_bytes=sum(wholes.values()) + sum(load.nbytes for load in loads),
+            whole_bytes=refill.whole_bytes,
         )
 
-    def _pages(self, manifest: Manifest, root: Node) -> list[Page]:
-        """The pages that list the arrays of a structure, and no others."""
-        firsts = [ref.first for ref in manifest.pages]
-        nodes = (node for _, node in state.leaves(root) if array_path(node) is not None)
-        names = chain.from_iterable({node[tag_of(node)], node.get("tied", "")} for node in nodes)
-        chosen = {bisect_right(firsts, name) - 1 for name in names} - {-1}
-        refs = tuple(manifest.pages[position] for position in sorted(chosen))
-        return list(self._catalog.pages(replace(manifest, pages=refs)))
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Choice:
-    """What of a checkpoint goes into a model."""
-
-    selection: Selection
-    part: str | None
-
-    def of(self, root: Node, model: object) -> tuple[Node, str]:
-        """The structure of what is chosen, and where it lies in the whole."""
-        if not self.selection.is_everything:
-            root = state.select(root, self.selection)
-            if root is state.NOTHING:
-                raise InvalidInputError(f"Nothing in the checkpoint is chosen by {self.selection}.")
-        name = self.part
-        if name is None and arrays.is_module(model) and WEIGHTS in state.entries(root):
-            name = WEIGHTS
-        return (root, "") if name is None else (state.part(root, name), state.path_of(name))
-
-
-def _refuse_misfit(
-    placement: Placement, model: object, entries: Mapping[str, ArrayEntry], *, is_whole: bool
-) -> None:
-    """Raise when a checkpoint does not fit; plain values that a module has no place for do not count."""
-    found = placement.incompatible
-    if not is_whole:
-        found = replace(found, missing=())
-    if arrays.is_module(model):
-        arrays_only = tuple(name for name in found.unexpected if name in entries)
-        found = replace(found, unexpected=arrays_only)
-    if found:
-        raise CheckoutMismatchError(
-            f"The checkpoint does not fit: {found}. Nothing was changed.", found
-        )
+def _refuse_misfit(placement: Placement, model: object, entries: Mapping[str, ArrayEntry]) -> None:
+    """Raise for a model that does not fit; a module need not have a place for plain values."""
+    misfit = placement.incompatible
+    if is_module(model):
+        unexpected = tuple(name for name in misfit.unexpected if name in entries)
+        misfit = replace(misfit, unexpected=unexpected)
+    if misfit:
+        raise misfit_error(misfit)

@@ -1,42 +1,44 @@
-"""Refill: what of a checkpoint a model does not hold yet, read and checked, then copied to where it belongs.
+"""Refill: what a model does not hold yet of a checkpoint, read and checked, then copied in.
 
-What an array holds is remembered by where it lies in memory, and for as long as that memory lives: what was put in its
-place holds nothing, whichever model it belongs to.
+Reading changes nothing, and applying reads nothing: a model never holds a part of a checkpoint.
+See docs/adr/0015 and 0023. What a model holds is the business of `ckptstore.follow.memory`.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import source as arrays
+from ckptstore.checkout.checkout import fresh
+from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, read_bundle
+from ckptstore.checkout.stored_state import array_nodes
 from ckptstore.documents.chunks import Chunk, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.structure import array_path
 from ckptstore.documents.zarr_page import EncodedEntry
-from ckptstore.errors import CorruptError, InvalidInputError, UnsupportedValueError
-from ckptstore.state import tree as state
-from ckptstore.store.objects import ObjectStore
+from ckptstore.follow.memory import location_of
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from ckptstore.checkout.placement import Placement
+    from ckptstore.checkout.placement import Handover, Placement
+    from ckptstore.checkout.stored_state import StoredState
     from ckptstore.digest import Digest
     from ckptstore.documents.page import ArrayEntry, Bundle, Page
-    from ckptstore.documents.structure import Node
+    from ckptstore.follow.memory import Memory
+    from ckptstore.store.objects import ObjectReader
+
+NOTE = "Arrays are as they were before."
 
 
 @dataclass(slots=True, eq=False)
 class Fill:
-    """An array of a model, and what of a checkpoint goes into it. key: where the array lies in memory."""
+    """An array of a model, and the stored array that goes into it. key: its location in memory."""
 
     path: str
     target: Any
@@ -44,12 +46,12 @@ class Fill:
     key: object = None
 
     def __post_init__(self) -> None:
-        self.key = place_of(self.target) or id(self.target)
+        self.key = location_of(self.target) or id(self.target)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """Bytes to read, and where they go."""
+    """A chunk to read, and where it goes."""
 
     fill: Fill
     chunk: Chunk
@@ -57,17 +59,17 @@ class Change:
 
     @property
     def is_small(self) -> bool:
-        """True for an array that lies in a bundle."""
+        """True for an array in a bundle."""
         return self.fill.entry.offset is not None
 
-    def read(self, objects: ObjectStore) -> list[tuple[Change, memoryview]]:
-        """The checked bytes of a chunk."""
+    def read(self, objects: ObjectReader) -> list[tuple[Change, memoryview]]:
+        """The checked bytes of the chunk."""
         data = self._buffer()
         objects.read_into(self.digest, data)
         return [(self, data)]
 
     def copy(self) -> memoryview:
-        """The bytes that are there now."""
+        """The bytes that are in its place now."""
         data, target = self._buffer(), self.fill.target
         target = target if arrays.is_ndarray(target) else target.detach()
         arrays.copy_out(target[self.chunk.index] if self.chunk.index else target, data)
@@ -77,69 +79,119 @@ class Change:
         return arrays.allocate(arrays.NDARRAY, "uint8", (self.chunk.size,))[1]
 
 
-def changes_of(fills: Iterable[Fill], memory: Memory) -> list[Change]:
-    """The chunks of what goes into a model that differ from what it holds; tied arrays are the same memory."""
-    filled: dict[object, ArrayEntry] = {}
-    changes: list[Change] = []
-    for fill in fills:
-        new = fill.entry
-        first = filled.setdefault(fill.key, new)
-        if first is not new and first.digests == new.digests:
-            continue
-        held = memory.entry(fill.key) if first is new else None
-        if held is not None and held.chunk_shape != new.chunk_shape:
-            held = None
-        if held is not None and held.digests == new.digests:
-            continue
-        if new.offset is not None:
-            everything = tuple(slice(0, length) for length in new.shape)
-            changes.append(Change(fill, Chunk(0, new.nbytes, everything), new.digests[0]))
-            continue
-        known = (None,) * len(new.digests) if held is None else held.digests
-        grid = chunks(new.shape, new.chunk_shape, item_bytes=ITEM_BYTES[new.dtype])
-        changes += [
-            Change(fill, chunk, digest)
-            for digest, old, chunk in zip(new.digests, known, grid, strict=True)
-            if digest != old
-        ]
-    return changes
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Load:
+    """What is handed over, and the arrays in it.
+
+    content: equal for states that are the same to the last bit; None for one that is handed over
+    every time, because it holds no array and costs nothing, or because it goes into an array that
+    may have been replaced.
+    """
+
+    handover: Handover
+    paths: tuple[str, ...]
+    nbytes: int
+    content: object
+
+    @classmethod
+    def of(cls, handover: Handover, entries: Mapping[str, ArrayEntry]) -> Self:
+        """Look up the arrays of a handover."""
+        nodes = array_nodes(handover.node)
+        paths = tuple(path for node in nodes if (path := array_path(node)) is not None)
+        for path in paths:
+            if path not in entries:
+                raise unlisted(path)
+        is_known = paths and not any(isinstance(entries[path], EncodedEntry) for path in paths)
+        digests = (entries[path].digests for path in paths)
+        return cls(
+            handover=handover,
+            paths=paths,
+            nbytes=sum(entries[path].nbytes for path in paths),
+            content=(repr(handover.node), *digests) if is_known else None,
+        )
+
+    @property
+    def owner(self) -> object:
+        """The object or module that loads it, None for a value that is only put in its place."""
+        return self.handover.owner
 
 
-def read_changes(
-    changes: Iterable[Change], pages: Iterable[Page], objects: ObjectStore
-) -> list[tuple[Change, memoryview]]:
-    """The checked bytes of all changes; small arrays of a page come together where most of its bundle is wanted."""
-    small: dict[str, Change] = {}
-    jobs = []
-    for change in changes:
-        if change.is_small:
-            small[change.fill.path] = change
-        else:
-            jobs.append(partial(change.read, objects))
-    for page in pages:
-        found = [small[entry.path] for entry in page.entries if entry.path in small]
-        if found and page.bundle:
-            jobs.append(partial(_read_small, page.bundle, found, objects))
-    return list(chain.from_iterable(gather(jobs, threads=READ_THREADS)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refill:
+    """What an update changes, all of it read.
+
+    fills, loads: the whole of what goes into the model. changes: the chunks that it does not hold,
+    in the order of the destination; chunks: their bytes. states: what it was not handed yet.
+    """
+
+    fills: list[Fill]
+    loads: list[Load]
+    changes: list[Change]
+    chunks: list[tuple[Change, memoryview]]
+    states: list[tuple[Load, Any]]
+
+    @classmethod
+    def read(
+        cls,
+        stored: StoredState,
+        placement: Placement,
+        entries: Mapping[str, ArrayEntry],
+        memory: Memory,
+    ) -> Self:
+        """Read and check everything that the destination does not hold yet."""
+        fills = [Fill(path, target, entries[path]) for path, target in placement.targets.items()]
+        loads = [Load.of(handover, entries) for handover in placement.handovers]
+        changes = changes_of(fills, memory)
+        chunks = read_changes(changes, stored.pages, stored.objects)
+        new = [load for load in loads if not memory.was_handed(load)]
+        states = [(load, fresh(stored, load.handover.node)) for load in new]
+        return cls(fills=fills, loads=loads, changes=changes, chunks=chunks, states=states)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The paths of the arrays that were read, each once."""
+        filled = (change.fill.path for change in self.changes)
+        handed = chain.from_iterable(load.paths for load, _ in self.states)
+        return tuple(dict.fromkeys(chain(filled, handed)))
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of all arrays that go into the model; tied ones count once."""
+        wholes = {fill.key: fill.entry.nbytes for fill in self.fills}
+        return sum(wholes.values()) + sum(load.nbytes for load in self.loads)
+
+    def undo(self) -> list[tuple[Change, memoryview]]:
+        """What the arrays hold now, if something may be refused after they have been changed."""
+        handovers = [load.handover for load, _ in self.states]
+        if not any(handover.may_refuse and not handover.is_own for handover in handovers):
+            return []
+        return [(change, change.copy()) for change in self.changes]
+
+    def apply(self, memory: Memory, undo: list[tuple[Change, memoryview]]) -> None:
+        """Change the model: objects that may refuse first, then arrays, then the rest.
+
+        undo: what `undo` returned. Arrays are put back where a module refuses, and copied to the
+        end where only copying was interrupted.
+        """
+        own = [item for item in self.states if item[0].handover.is_own]
+        others = [item for item in self.states if not item[0].handover.is_own]
+        others.sort(key=lambda item: not item[0].handover.may_refuse)
+        memory.forget(owners=[load.owner for load, _ in self.states])
+        _hand_over(own)
+        memory.forget(keys=[change.fill.key for change in self.changes])
+        try:
+            _copy(self.chunks)
+            _hand_over(others)
+        except BaseException:
+            _copy(undo or self.chunks)
+            raise
+        memory.remember([change.fill for change in self.changes], self.loads)
 
 
-def _read_small(
-    bundle: Bundle, changes: list[Change], objects: ObjectStore
-) -> list[tuple[Change, memoryview]]:
-    found = read_bundle(bundle, [change.fill.entry for change in changes], objects)
-    return [(change, data) for change, (_, data) in zip(changes, found, strict=True)]
+class CountedObjects:
+    """Reads objects, and counts the bytes."""
 
-
-def copy_all(staged: Iterable[tuple[Change, memoryview]]) -> None:
-    """Put everything where it belongs."""
-    for change, data in staged:
-        arrays.copy_chunk(change.fill.target, change.chunk, data)
-
-
-class CountedObjects(ObjectStore):
-    """Objects, and the bytes of each read of them."""
-
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectReader) -> None:
         self._objects = objects
         self.read_bytes: list[int] = []
 
@@ -156,146 +208,67 @@ class CountedObjects(ObjectStore):
         self.read_bytes.append(buffer.nbytes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Load:
-    """What is handed over whole (plain values, optimizers), and to whom, where that can be told.
-
-    content: equal for what is the same to the last bit; None for what is handed over every time: what holds no array costs
-    nothing, and an array from Zarr goes into an array that may lie elsewhere by now. may_refuse: False for what is only put in
-    its place.
-    """
-
-    node: Node
-    assign: Callable[[Any], object]
-    may_refuse: bool
-    owner: object
-    paths: tuple[str, ...]
-    nbytes: int
-    content: object
-
-    @property
-    def is_own(self) -> bool:
-        """True for an object with a state of its own, such as an optimizer; it knows nothing of the arrays."""
-        return hasattr(self.assign, "__self__")
+def changes_of(fills: Iterable[Fill], memory: Memory) -> list[Change]:
+    """The chunks that differ from what the arrays hold; tied arrays are the same memory."""
+    filled: dict[object, ArrayEntry] = {}
+    changes: list[Change] = []
+    for fill in fills:
+        new = fill.entry
+        first = filled.setdefault(fill.key, new)
+        if first is not new and first.digests == new.digests:
+            continue
+        old = memory.entry(fill.key) if first is new else None
+        if old is not None and old.chunk_shape != new.chunk_shape:
+            old = None
+        if old is not None and old.digests == new.digests:
+            continue
+        changes += _changes(fill, None if old is None else old.digests)
+    return changes
 
 
-def hand_over(loads: Iterable[tuple[Load, Any]]) -> None:
-    """Give each object what is its own; its load_state_dict may refuse that in any way it likes."""
-    for load, value in loads:
-        try:
-            load.assign(value)
-        except Exception as error:
-            raise InvalidInputError(
-                f"A load_state_dict refused what the checkpoint holds for it ({type(error).__name__}: {error}). "
-                "Arrays are as they were before."
-            ) from error
-
-
-def loads_of(placement: Placement, model: object, entries: Mapping[str, ArrayEntry]) -> list[Load]:
-    """What is handed over."""
-    loads = []
-    for found in placement.loads:
-        node, assign = found.node, found.assign
-        paths = tuple(path for _, leaf in state.leaves(node) if (path := array_path(leaf)))
-        unlisted = next((path for path in paths if path not in entries), None)
-        if unlisted is not None:
-            raise CorruptError(
-                f"The structure names {unlisted!r:.200}, which no page lists. Run verify."
-            )
-        is_known = paths and not any(isinstance(entries[path], EncodedEntry) for path in paths)
-        load = Load(
-            node=node,
-            assign=assign,
-            may_refuse=found.may_refuse,
-            owner=getattr(assign, "__self__", model if arrays.is_module(model) else None),
-            paths=paths,
-            nbytes=sum(entries[path].nbytes for path in paths),
-            content=(repr(node), *(entries[path].digests for path in paths)) if is_known else None,
-        )
-        loads.append(load)
-    return loads
-
-
-class Memory:
-    """What arrays were filled with, by where they lie, and what objects were handed last; both weakly."""
-
-    def __init__(self) -> None:
-        self._filled: dict[object, tuple[Callable[[], bool], ArrayEntry]] = {}
-        self._handed: dict[int, tuple[Callable[[], bool], set[object]]] = {}
-        self._lock = threading.Lock()
-
-    def entry(self, key: object) -> ArrayEntry | None:
-        """What lies at this place in memory; None when nobody knows."""
-        is_gone, entry = self._filled.get(key, (None, None))
-        return None if is_gone is None or is_gone() else entry
-
-    def was_handed(self, load: Load) -> bool:
-        """True when an object got just this from the last update that had anything for it."""
-        is_gone, contents = self._handed.get(id(load.owner), (None, set()))
-        return is_gone is not None and not is_gone() and load.content in contents
-
-    def remember(self, fills: Iterable[Fill], loads: Iterable[Load]) -> None:
-        """Remember what was filled and what was handed over, and let go of what is gone."""
-        filled: dict[object, tuple[Callable[[], bool], ArrayEntry]] = {}
-        handed: dict[int, tuple[Callable[[], bool], set[object]]] = {}
-        disputed = set()  # memory that two arrays share and that got two different things
-        for fill in fills:
-            if (is_gone := _end_of(fill.target)) is not None:
-                _, entry = filled.setdefault(fill.key, (is_gone, fill.entry))
-                disputed |= {fill.key} if entry.digests != fill.entry.digests else set()
-        for load in loads:
-            if load.content is not None and (is_gone := _end_of(load.owner)) is not None:
-                handed.setdefault(id(load.owner), (is_gone, set()))[1].add(load.content)
-        with self._lock:
-            self._filled = {key: held for key, held in self._filled.items() if not held[0]()}
-            self._filled |= {key: held for key, held in filled.items() if key not in disputed}
-            self._handed = {key: held for key, held in self._handed.items() if not held[0]()}
-            self._handed |= handed
-
-    def forget(self, *, keys: Iterable[object], owners: Iterable[object]) -> None:
-        """Know nothing more of what lies at places in memory, and of objects."""
-        with self._lock:
-            for key in keys:
-                self._filled.pop(key, None)
-            for owner in owners:
-                self._handed.pop(id(owner), None)
-
-
-def place_of(array: Any) -> object:
-    """Equal for the same memory read in the same way, while that lives; None where that cannot be told."""
-    try:
-        source = arrays.describe_only(array)
-    except UnsupportedValueError:
-        return None
-    return None if source is None else source.identity
-
-
-def _end_of(holder: Any) -> Callable[[], bool] | None:
-    """A function that tells whether something is gone: of a tensor its memory, which views share. None if that cannot be told."""
-    if arrays.is_array(holder) and not arrays.is_ndarray(holder):
-        if place_of(holder) is None:
-            return None
-        reductions = import_module("torch.multiprocessing.reductions")
-        expired: Callable[[], bool] = reductions.StorageWeakRef(holder.untyped_storage()).expired
-        return expired
-    try:
-        found = weakref.ref(holder)
-    except TypeError:
-        return None
-    return lambda: found() is None
-
-
-def holders(value: Any, seen: dict[int, object]) -> Iterator[Any]:
-    """The arrays and objects of a model, which may hold itself."""
-    if id(value) in seen:
+def _changes(fill: Fill, old: tuple[Digest, ...] | None) -> Iterator[Change]:
+    """The chunks of one array that differ. old: its digests, cut in the same way."""
+    entry = fill.entry
+    if entry.offset is not None:
+        yield Change(fill, Chunk(0, entry.nbytes, ()), entry.digests[0])
         return
-    seen[id(value)] = value
-    if arrays.is_module(value):
-        yield value
-        named: Any = arrays.in_place(value)
-        yield from holders(value.state_dict(keep_vars=True) if named is value else named, seen)
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from holders(item, seen)
-    else:
-        yield value
+    grid = chunks(entry.shape, entry.chunk_shape, item_bytes=ITEM_BYTES[entry.dtype])
+    known = old or (None,) * len(entry.digests)
+    for digest, known_digest, chunk in zip(entry.digests, known, grid, strict=True):
+        if digest != known_digest:
+            yield Change(fill, chunk, digest)
+
+
+def read_changes(
+    changes: Iterable[Change], pages: Iterable[Page], objects: ObjectReader
+) -> list[tuple[Change, memoryview]]:
+    """The checked bytes of all changes; a bundle is read once where most of it is wanted."""
+    small: dict[str, Change] = {}
+    jobs = []
+    for change in changes:
+        if change.is_small:
+            small[change.fill.path] = change
+        else:
+            jobs.append(partial(change.read, objects))
+    for page in pages:
+        wanted = [small[entry.path] for entry in page.entries if entry.path in small]
+        if wanted and page.bundle:
+            jobs.append(partial(_read_small, page.bundle, wanted, objects))
+    return list(chain.from_iterable(gather(jobs, threads=READ_THREADS)))
+
+
+def _read_small(
+    bundle: Bundle, changes: list[Change], objects: ObjectReader
+) -> list[tuple[Change, memoryview]]:
+    parts = read_bundle(bundle, [change.fill.entry for change in changes], objects)
+    return [(change, data) for change, (_, data) in zip(changes, parts, strict=True)]
+
+
+def _copy(chunks: Iterable[tuple[Change, memoryview]]) -> None:
+    for change, data in chunks:
+        arrays.copy_chunk(change.fill.target, change.chunk, data)
+
+
+def _hand_over(states: Iterable[tuple[Load, Any]]) -> None:
+    for load, value in states:
+        load.handover.give(value, note=NOTE)

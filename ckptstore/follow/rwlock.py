@@ -1,4 +1,4 @@
-"""Gate: a lock that many may hold to read, and one to write."""
+"""A readers-writer lock that prefers writers, and that a reader may take again."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Gate:
-    """Many may read or one may write; who wants to write comes before those who begin to read after that."""
+class RWLock:
+    """Many threads may read at once, or one may write.
+
+    A writer that waits comes before readers that begin after it, so that it never starves.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._readers: Counter[int] = Counter()  # by thread
         self._is_written = False
 
-    def is_mine(self) -> bool:
+    def is_reading(self) -> bool:
         """True while this thread reads."""
         with self._changed:
             return self._readers[threading.get_ident()] > 0
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold it together with others who read; a thread that does so already never waits."""
-        reader = threading.get_ident()  # whoever ends it may be another thread
+        """Hold it together with other readers; a thread that reads already never waits."""
+        reader = threading.get_ident()  # another thread may leave the block
         with self._changed:
             while self._is_written and not self._readers[reader]:
                 self._changed.wait()
@@ -37,7 +40,7 @@ class Gate:
         finally:
             with self._changed:
                 self._readers[reader] -= 1
-                self._readers += Counter()  # drops those that are at 0
+                self._readers += Counter()  # drops the threads that are at 0
                 self._changed.notify_all()
 
     @contextmanager

@@ -6,14 +6,14 @@ same program. Variables are therefore saved by their position, with a name to re
 
 from __future__ import annotations
 
-import re
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import keras  # type: ignore[import-untyped]
-import torch
 
-from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError
+from ckptstore.arrays.keras import ModelState, OptimizerState, is_keras, layers, named_variables
+from ckptstore.errors import InvalidInputError
+from ckptstore.training.frameworks import register
 from ckptstore.training.training import Training
 
 if TYPE_CHECKING:
@@ -33,77 +33,6 @@ def tracked(model: keras.Model) -> dict[str, Any]:
     if getattr(model, "optimizer", None) is not None:
         found["optimizer"] = OptimizerState(model)
     return found
-
-
-class ModelState:
-    """The variables of a Keras model: weights, statistics and the seeds of layers."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self._model = model
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The variables' values by position and name; they are those in use, not copies."""
-        return {
-            name: variable.value.detach()
-            for name, variable in zip(self._names(), self._model.variables, strict=True)
-        }
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Assign all of them; CheckoutMismatchError lists every difference before anything changes."""
-        if not self._model.built:
-            raise InvalidInputError(
-                "The Keras model is not built yet. Give it an Input, or call it on a batch of data."
-            )
-        _assign(state, self._names(), self._model.variables, what="model")
-
-    def _names(self) -> list[str]:
-        return [
-            f"{position:03d}.{name}" for position, (_, name) in enumerate(_readable(self._model))
-        ]
-
-
-class OptimizerState:
-    """The variables of a Keras model's optimizer: slots, iterations and learning rate. It is built where it is not yet."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self._model = model
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The variables' values by position and name; they are those in use, not copies."""
-        variables = self._variables()
-        return {
-            name: variable.value.detach()
-            for name, variable in zip(self._names(variables), variables, strict=True)
-        }
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Assign all of them; CheckoutMismatchError lists every difference before anything changes."""
-        variables = self._variables()
-        _assign(state, self._names(variables), variables, what="optimizer")
-
-    def _variables(self) -> list[Any]:
-        optimizer = self._model.optimizer
-        if not optimizer.built:
-            optimizer.build(self._model.trainable_variables)
-        return list(optimizer.variables)
-
-    def _names(self, variables: list[Any]) -> list[str]:
-        """What belongs to a weight is called by that weight's name."""
-        weights = {
-            variable.path.replace("/", "_"): name for variable, name in _readable(self._model)
-        }
-        names = []
-        for position, variable in enumerate(variables):
-            owner = max(
-                (flat for flat in weights if variable.name.startswith(f"{flat}_")),
-                key=len,
-                default=None,
-            )
-            name = variable.name
-            if owner is not None:
-                name = f"{weights[owner]}.{variable.name[len(owner) + 1 :]}"
-            names.append(f"{position:03d}.{name}")
-        return names
 
 
 class KerasTraining(Training):
@@ -166,7 +95,7 @@ class KerasTraining(Training):
     def weights(self) -> Iterator[tuple[str, Any]]:
         """The model's weights by readable names."""
         own = {id(weight) for weight in self.model.weights}
-        named = _readable(self.model)
+        named = named_variables(self.model)
         return iter([(name, found.value) for found, name in named if id(found) in own])
 
     @property
@@ -174,7 +103,7 @@ class KerasTraining(Training):
         """The tables of embedding layers, by the layer's name."""
         return {
             layer.name: layer.embeddings.value
-            for layer in _layers(self.model)
+            for layer in layers(self.model)
             if isinstance(layer, keras.layers.Embedding)
         }
 
@@ -282,57 +211,4 @@ def _check_backend() -> None:
         )
 
 
-def _assign(
-    state: Mapping[str, torch.Tensor], names: list[str], variables: list[Any], *, what: str
-) -> None:
-    """Give variables their values by position."""
-    values = list(state.values())
-    shared = min(len(values), len(names))
-    found = Incompatible(
-        missing=tuple(names[shared:]),
-        unexpected=tuple(list(state)[shared:]),
-        mismatched=tuple(
-            f"{name} ({_described(value)} there, {_described(variable.value)} here)"
-            for name, value, variable in zip(names, values, variables, strict=False)
-            if _described(value) != _described(variable.value)
-        ),
-    )
-    if found:
-        raise CheckoutMismatchError(
-            f"The checkpoint does not fit the Keras {what}: {found}.", found
-        )
-    with torch.no_grad():
-        for value, variable in zip(values, variables, strict=True):
-            variable.assign(value)
-
-
-def _described(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _readable(model: keras.Model) -> list[tuple[Any, str]]:
-    """All variables, each with a name: its path without the model's own name and without Keras' running numbers."""
-    automatic = {_snake(type(layer).__name__) for layer in _layers(model)} | {"seed_generator"}
-    found = []
-    for variable in model.variables:
-        parts = variable.path.split("/")
-        if len(parts) > 1 and parts[0] == model.name:
-            parts = parts[1:]
-        bases = [(part, re.sub(r"_\d+$", "", part)) for part in parts]
-        name = ".".join(base if base in automatic else part for part, base in bases)
-        found.append((variable, name))
-    return found
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    """All layers, those of nested models included."""
-    for layer in getattr(model, "layers", ()):
-        yield layer
-        yield from _layers(layer)
-
-
-def _snake(name: str) -> str:
-    """A class's name as Keras makes a layer's name of it."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+register(is_keras, KerasTraining)

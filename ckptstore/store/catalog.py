@@ -7,10 +7,13 @@ moved to `history/`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -26,7 +29,7 @@ from ckptstore.revisions import Names
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from ckptstore.documents.operation import Operation
     from ckptstore.storage import Listed, Storage
@@ -40,6 +43,7 @@ CACHED_PAGES = 256
 CACHED_WRITTEN = 4096
 CACHED_MANIFESTS = 4096
 
+_first = attrgetter("first")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -219,6 +223,12 @@ class Catalog:
                 )
             last = page.entries[-1].path
             yield page
+
+    def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
+        """The pages in which arrays of these paths are listed if anywhere, in path order; no other page is read."""
+        positions = {bisect_right(manifest.pages, path, key=_first) - 1 for path in paths} - {-1}
+        refs = tuple(manifest.pages[position] for position in sorted(positions))
+        return self.pages(replace(manifest, pages=refs))
 
     def structure(self, manifest: Manifest) -> Any:
         """Returns the root node of a checkpoint's structure."""

@@ -7,7 +7,7 @@ decoded bytes (docs/reference/format.md, sections 2 and 5).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from blake3 import blake3
 
@@ -26,6 +26,18 @@ PREFIX = "objects/"
 CHECK_STEP_BYTES = 1 << 20
 ALONE_THREADS = 2
 PUT_THREADS = 12  # a thread spends most of its time waiting for fsync
+
+
+class ObjectReader(Protocol):
+    """Reads objects, whole or in part, into memory of the caller."""
+
+    def read_into(self, digest: Digest, buffer: memoryview) -> None:
+        """Fill a buffer with all bytes of an object of exactly its size, checked."""
+
+    def read_range(
+        self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
+    ) -> None:
+        """Fill a buffer with a part of an object whose own digest is known, checked."""
 
 
 class ObjectStore:

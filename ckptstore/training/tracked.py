@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ckptstore.arrays.source import is_keras
+from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.random_state import Generator, RandomState
 
@@ -48,8 +47,7 @@ def stateful(name: str, value: object) -> Stateful:
             f"{name!r} is what the manager itself saves under that name. Choose another."
         )
     if is_keras(value):
-        found: Stateful = import_module("ckptstore.integrations.keras").ModelState(value)
-        return found
+        return ModelState(value)
     value = getattr(value, "_orig_mod", value)  # torch.compile's wrapper, whose names would differ
     if type(value).__name__ == "DistributedDataParallel":
         value = value.module  # type: ignore[attr-defined]

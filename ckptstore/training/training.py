@@ -9,10 +9,10 @@ import sys
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.frameworks import training_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -259,7 +259,7 @@ def training_of(model: Any) -> Training:
         return Training(model)
     training = known() if known is not None else None
     if training is None:
-        training = _new_training(model)
+        training = training_for(model) or Training(model)
         remember(model, training)
     return training
 
@@ -270,12 +270,3 @@ def remember(model: Any, training: Training) -> None:
         TypeError
     ):  # models that cannot be remembered are told their training by CallbackList
         _trainings[model] = weakref.ref(training)
-
-
-def _new_training(model: Any) -> Training:
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, keras.Model):
-        integration = import_module("ckptstore.integrations.keras")
-        found: Training = integration.KerasTraining(model)
-        return found
-    return Training(model)

@@ -15,7 +15,7 @@ from torch import nn
 
 import ckptstore
 from ckptstore.arrays import source as arrays
-from ckptstore.follow import rwlock as gate
+from ckptstore.follow import rwlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ def test_the_readers_would_notice_an_update_that_waits_for_nobody(
         real(*args)
         threading.Event().wait(0.002)
 
-    monkeypatch.setattr(gate.Gate, "writing", at_once)
+    monkeypatch.setattr(rwlock.RWLock, "writing", at_once)
     monkeypatch.setattr(arrays, "copy_chunk", slowly)
     _, mixtures = serve(tmp_path / "store")
     assert mixtures

@@ -13,8 +13,8 @@ from torch import nn
 
 from ckptstore.documents.chunks import chunks
 from ckptstore.documents.marker import Marker
-from ckptstore.follow import follower as follow
 from ckptstore.follow import refill
+from ckptstore.follow.memory import Memory
 from ckptstore.repository import Repository
 from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import arrays
@@ -215,8 +215,8 @@ def test_a_module_equals_the_checkpoint_after_every_update(
 
 
 def test_the_property_would_notice_a_chunk_that_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = follow.changes_of
-    monkeypatch.setattr(follow, "changes_of", lambda *args: real(*args)[:-1])
+    real = refill.changes_of
+    monkeypatch.setattr(refill, "changes_of", lambda *args: real(*args)[:-1])
     with pytest.raises(AssertionError):
         follow_nest([([("large", 5), ("large", N - 1)], True)], {})
 
@@ -224,6 +224,6 @@ def test_the_property_would_notice_a_chunk_that_is_skipped(monkeypatch: pytest.M
 def test_the_property_would_notice_what_is_read_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refill.Memory, "entry", lambda memory, key: None)
+    monkeypatch.setattr(Memory, "entry", lambda memory, key: None)
     with pytest.raises(AssertionError):
         follow_nest([([("large", 5)], True)], {})

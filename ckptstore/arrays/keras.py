@@ -1,0 +1,178 @@
+"""Keras models and their optimizers as tensors by stable names.
+
+Keras numbers its layers anew whenever a model is made, so the `.path` of a variable differs between
+two runs of the same program. Variables are therefore named by their position and a readable name.
+See docs/adr/0014. Keras is not imported here: only a process that has imported it can hold a model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+
+def is_keras(value: object) -> bool:
+    """True for a Keras model; with the torch backend it is an nn.Module too."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, getattr(keras, "Model", ()))
+
+
+class ModelState:
+    """The variables of a Keras model: weights, statistics and the random seeds of layers.
+
+    Args:
+        model: A built Keras model with the torch backend.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors in use, not copies, by names such as "000.dense.kernel"."""
+        return {
+            name: variable.value.detach()
+            for name, variable in zip(self._names(), self._model.variables, strict=True)
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Assigns all variables, by position.
+
+        Args:
+            state: What `state_dict` of a model with the same layers returned.
+
+        Raises:
+            CheckoutMismatchError: Names, shapes or dtypes differ. Lists every difference, and
+                nothing has been changed.
+            InvalidInputError: The model is not built yet.
+        """
+        if not self._model.built:
+            raise InvalidInputError(
+                "The Keras model is not built yet. Give it an Input, or call it on a batch of data."
+            )
+        _assign(state, self._names(), self._model.variables, what="model")
+
+    def _names(self) -> list[str]:
+        variables = named_variables(self._model)
+        return [f"{position:03d}.{name}" for position, (_, name) in enumerate(variables)]
+
+
+class OptimizerState:
+    """The variables of a Keras model's optimizer: slots, iterations and learning rate.
+
+    Args:
+        model: A compiled Keras model with the torch backend. Its optimizer is built if necessary.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors in use, not copies, by position and name."""
+        variables = self._variables()
+        return {
+            name: variable.value.detach()
+            for name, variable in zip(self._names(variables), variables, strict=True)
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Assigns all variables, by position.
+
+        Args:
+            state: What `state_dict` of an optimizer of the same model returned.
+
+        Raises:
+            CheckoutMismatchError: Shapes or dtypes differ. Lists every difference, and nothing has
+                been changed.
+        """
+        variables = self._variables()
+        _assign(state, self._names(variables), variables, what="optimizer")
+
+    def _variables(self) -> list[Any]:
+        optimizer = self._model.optimizer
+        if not optimizer.built:
+            optimizer.build(self._model.trainable_variables)
+        return list(optimizer.variables)
+
+    def _names(self, variables: list[Any]) -> list[str]:
+        """A slot that belongs to a weight is named after that weight."""
+        weights = {
+            variable.path.replace("/", "_"): name for variable, name in named_variables(self._model)
+        }
+        names = []
+        for position, variable in enumerate(variables):
+            owner = max(
+                (flat for flat in weights if variable.name.startswith(f"{flat}_")),
+                key=len,
+                default=None,
+            )
+            name = variable.name
+            if owner is not None:
+                name = f"{weights[owner]}.{variable.name[len(owner) + 1 :]}"
+            names.append(f"{position:03d}.{name}")
+        return names
+
+
+def named_variables(model: Any) -> list[tuple[Any, str]]:
+    """All variables with readable names: their paths without the model's name and Keras' numbers."""
+    automatic = {_snake(type(layer).__name__) for layer in layers(model)} | {"seed_generator"}
+    named = []
+    for variable in model.variables:
+        parts = variable.path.split("/")
+        if len(parts) > 1 and parts[0] == model.name:
+            parts = parts[1:]
+        bases = [(part, re.sub(r"_\d+$", "", part)) for part in parts]
+        name = ".".join(base if base in automatic else part for part, base in bases)
+        named.append((variable, name))
+    return named
+
+
+def layers(model: Any) -> Iterator[Any]:
+    """All layers, those of nested models included."""
+    for layer in getattr(model, "layers", ()):
+        yield layer
+        yield from layers(layer)
+
+
+def _snake(name: str) -> str:
+    """The name that Keras gives to layers of a class."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _assign(
+    state: Mapping[str, torch.Tensor], names: list[str], variables: list[Any], *, what: str
+) -> None:
+    """Assign values to variables by position."""
+    import torch
+
+    values = list(state.values())
+    shared = min(len(values), len(names))
+    misfit = Incompatible(
+        missing=tuple(names[shared:]),
+        unexpected=tuple(list(state)[shared:]),
+        mismatched=tuple(
+            f"{name} ({_described(value)} there, {_described(variable.value)} here)"
+            for name, value, variable in zip(names, values, variables, strict=False)
+            if _described(value) != _described(variable.value)
+        ),
+    )
+    if misfit:
+        raise CheckoutMismatchError(
+            f"The checkpoint does not fit the Keras {what}: {misfit}.", misfit
+        )
+    with torch.no_grad():
+        for value, variable in zip(values, variables, strict=True):
+            variable.assign(value)
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

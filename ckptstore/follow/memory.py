@@ -1,0 +1,123 @@
+"""Memory: what a follower knows of the contents of arrays, and of what objects were handed last.
+
+Contents are remembered by where an array is in memory, for as long as that memory lives: an array
+that takes its place is unknown, whichever model it belongs to. Nothing here keeps a model alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays import source as arrays
+from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.errors import UnsupportedValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ckptstore.documents.page import ArrayEntry
+    from ckptstore.follow.refill import Fill, Load
+
+    IsGone = Callable[[], bool]
+
+
+class Memory:
+    """What arrays were filled with, by location, and what objects were handed last."""
+
+    def __init__(self) -> None:
+        self._filled: dict[object, tuple[IsGone, ArrayEntry]] = {}
+        self._handed: dict[int, tuple[IsGone, set[object]]] = {}
+        self._lock = threading.Lock()
+
+    def entry(self, key: object) -> ArrayEntry | None:
+        """The array that was copied to a location; None when its contents are unknown."""
+        is_gone, entry = self._filled.get(key, (None, None))
+        return None if is_gone is None or is_gone() else entry
+
+    def was_handed(self, load: Load) -> bool:
+        """True when its owner got exactly this from the last update that had anything for it."""
+        is_gone, contents = self._handed.get(id(load.owner), (None, set()))
+        return is_gone is not None and not is_gone() and load.content in contents
+
+    def remember(self, fills: Iterable[Fill], loads: Iterable[Load]) -> None:
+        """Remember what was filled and handed over, and drop what is gone."""
+        filled: dict[object, tuple[IsGone, ArrayEntry]] = {}
+        handed: dict[int, tuple[IsGone, set[object]]] = {}
+        disputed = set()  # locations that two arrays share, and that got two different contents
+        for fill in fills:
+            if (is_gone := _end_of(fill.target)) is not None:
+                _, entry = filled.setdefault(fill.key, (is_gone, fill.entry))
+                disputed |= {fill.key} if entry.digests != fill.entry.digests else set()
+        for load in loads:
+            if load.content is not None and (is_gone := _end_of(load.owner)) is not None:
+                handed.setdefault(id(load.owner), (is_gone, set()))[1].add(load.content)
+        with self._lock:
+            self._filled = {key: value for key, value in self._filled.items() if not value[0]()}
+            self._filled |= {key: value for key, value in filled.items() if key not in disputed}
+            self._handed = {key: value for key, value in self._handed.items() if not value[0]()}
+            self._handed |= handed
+
+    def forget(self, *, keys: Iterable[object] = (), owners: Iterable[object] = ()) -> None:
+        """Forget the contents of locations, and what owners were handed."""
+        with self._lock:
+            for key in keys:
+                self._filled.pop(key, None)
+            for owner in owners:
+                self._handed.pop(id(owner), None)
+
+    def forget_model(self, model: object) -> None:
+        """Forget all arrays and objects of a model."""
+        holders = list(_holders(model, {}))
+        self.forget(
+            keys=[location_of(holder) for holder in holders if arrays.is_array(holder)],
+            owners=holders,
+        )
+
+
+def location_of(array: Any) -> object:
+    """Equal for the same memory read in the same way, while it lives; None where unknown."""
+    try:
+        source = arrays.describe_only(array)
+    except UnsupportedValueError:
+        return None
+    return None if source is None else source.identity
+
+
+def _end_of(holder: Any) -> IsGone | None:
+    """A function that is true once the holder is gone; None where that cannot be observed.
+
+    The memory of a tensor is what counts, as views share it.
+    """
+    if arrays.is_array(holder) and not arrays.is_ndarray(holder):
+        if location_of(holder) is None:
+            return None
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        storage = StorageWeakRef(holder.untyped_storage())  # type: ignore[no-untyped-call]
+        expired: IsGone = storage.expired
+        return expired
+    try:
+        reference = weakref.ref(holder)
+    except TypeError:
+        return None
+    return lambda: reference() is None
+
+
+def _holders(value: Any, seen: dict[int, object]) -> Iterator[Any]:
+    """The arrays and objects of a model, which may contain itself."""
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    if is_keras(value):
+        yield value
+        yield from _holders(ModelState(value).state_dict(), seen)
+    elif arrays.is_module(value):
+        yield value
+        yield from _holders(value.state_dict(keep_vars=True), seen)
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _holders(item, seen)
+    else:
+        yield value
