@@ -331,7 +331,9 @@ def test_texts_and_dates_are_numpy_arrays_and_no_tensors(
             made = session.commit()
         for framework in (None, "numpy"):
             np.testing.assert_array_equal(made.array("x", framework=framework)[...], data)
-        with pytest.raises(ckptstore.InvalidInputError, match="torch has no tensors of what 'x'"):
+        with pytest.raises(
+            ckptstore.InvalidInputError, match="torch has no tensors of the elements of 'x'"
+        ):
             made.array("x", framework="torch")
 
 

@@ -12,7 +12,7 @@ import torch
 from ckptstore.documents.marker import Marker
 from ckptstore.repository import Repository
 from ckptstore.storage import MemoryStorage
-from tests.properties.same import difference
+from tests.helpers.equality import difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import ckptstore
-from ckptstore.integrations.keras import tracked
+from ckptstore import CheckoutMismatchError
+from ckptstore.integrations.keras import KerasTraining, OptimizerState, tracked
 from ckptstore.training import CheckpointManager
+from ckptstore.training.training import Training, training_of
 
 
 def made(seed: int) -> Any:
@@ -56,3 +61,120 @@ def test_weights_are_loaded_and_followed() -> None:
     found.save(2)
     assert follower.update(served).read_bytes == 8
     assert all(map(torch.equal, values(trained), values(served)))
+
+
+def saved(model: Any) -> ckptstore.Repository:
+    manager = CheckpointManager("memory://", **tracked(model), async_save=False)
+    manager.save(1)
+    return manager.repository
+
+
+def test_a_checkout_fills_a_model_as_load_weights_does() -> None:
+    trained, by_checkout, by_load = made(1), made(2), made(3)
+    repo = saved(trained)
+    places = [variable.value.data_ptr() for variable in by_checkout.variables]
+    assert repo.checkout(part="model", into=by_checkout) == ckptstore.load_weights(by_load, repo)
+    for model in (by_checkout, by_load):
+        assert all(map(torch.equal, values(trained), values(model)))
+    assert [variable.value.data_ptr() for variable in by_checkout.variables] == places
+
+
+def test_a_checkout_fills_a_model_inside_a_nested_structure() -> None:
+    trained, filled = made(1), made(2)
+    trained.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    repo = saved(trained)
+    target = {"model": filled, "optimizer": OptimizerState(filled)}
+    assert not repo.checkout(into=target, exclude=["progress/**", "rng/**"])
+    assert all(map(torch.equal, values(trained), values(filled)))
+    for one, other in zip(trained.optimizer.variables, filled.optimizer.variables, strict=True):
+        assert torch.equal(one.value, other.value)
+    follower, followed = repo.follow(), {"model": made(3)}
+    follower.update(followed, include="model/**")
+    assert all(map(torch.equal, values(trained), values(followed["model"])))
+    assert follower.update(followed, include="model/**").read_bytes == 0
+    follower.forget(followed)
+    assert follower.update(followed, include="model/**").read_bytes > 0
+
+
+def test_a_model_that_does_not_fit_is_left_as_it_was_and_every_difference_is_named() -> None:
+    import keras
+
+    repo = saved(made(1))
+    other = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(200), keras.layers.Dense(2, name="head")]
+    )
+    before = values(other)
+    expected = {
+        "missing": ("model/002.head.kernel", "model/003.head.bias"),
+        "unexpected": (
+            "model/002.batch_normalization.gamma",
+            "model/003.batch_normalization.beta",
+            "model/004.batch_normalization.moving_mean",
+            "model/005.batch_normalization.moving_variance",
+            "model/006.dense.kernel",
+            "model/007.dense.bias",
+        ),
+        "mismatched": (
+            "model/000.dense.kernel (float32 [4, 300] there, float32 [4, 200] here)",
+            "model/001.dense.bias (float32 [300] there, float32 [200] here)",
+        ),
+    }
+    whole = [
+        lambda **options: ckptstore.load_weights(other, repo, **options),
+        lambda **options: repo.checkout(part="model", into=other, **options),
+    ]
+    chosen = [lambda **options: repo.checkout(into={"model": other}, include="model/**", **options)]
+    for call in (*whole, *chosen):
+        with pytest.raises(CheckoutMismatchError, match="Nothing was changed") as error:
+            call()
+        found = error.value.incompatible
+        assert found.missing == (expected["missing"] if call in whole else ())
+        assert found.unexpected == expected["unexpected"]
+        assert found.mismatched == expected["mismatched"]
+        assert all(map(torch.equal, before, values(other)))
+        assert call(strict=False) == found
+        assert all(map(torch.equal, before, values(other)))
+
+
+def test_what_fits_is_filled_when_the_rest_need_not() -> None:
+    trained, other = made(1), made(2)
+    other.add(type(other.layers[-1])(3))
+    repo = saved(trained)
+    found = repo.checkout(part="model", into=other, strict=False)
+    assert found.missing == ("model/008.dense.kernel", "model/009.dense.bias")
+    assert all(map(torch.equal, values(trained), values(other)))
+    assert len(values(other)) == 10
+
+
+def test_a_model_fits_nothing_but_names() -> None:
+    repo = ckptstore.init("memory://")
+    repo.commit({"model": [torch.ones(2)]})
+    for call in (
+        lambda: ckptstore.load_weights(made(1), repo),
+        lambda: repo.checkout(into={"model": made(1)}),
+        lambda: repo.follow().update(made(1)),
+    ):
+        with pytest.raises(CheckoutMismatchError, match="a list there, a module's names here"):
+            call()
+
+
+def test_a_module_of_another_framework_is_still_a_plain_training() -> None:
+    made(1)
+    assert type(training_of(torch.nn.Linear(1, 1))) is Training
+    assert type(training_of(made(1))) is KerasTraining
+
+
+def test_the_integration_is_imported_when_a_model_of_its_framework_is_met() -> None:
+    """In a program that has imported Keras, and not before."""
+    code = """
+import sys
+from ckptstore.training.training import training_of
+import torch
+training_of(torch.nn.Linear(1, 1))
+assert "keras" not in sys.modules and "ckptstore.integrations" not in sys.modules
+import keras
+training = training_of(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+print(type(training).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["KerasTraining"]
