@@ -18,7 +18,7 @@ from ckptstore.state import tree as state
 from ckptstore.state.tree import WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
@@ -34,12 +34,14 @@ class StoredState:
     """A checkpoint or a part of one.
 
     path: of the root in the checkpoint, "" for the whole. is_whole: False when globs left
-    something out, so that a destination may hold more. pages: those that list its arrays.
+    something out, so that a destination may hold more. arrays: the array nodes of the root. pages:
+    those that list these arrays.
     """
 
     root: Node
     path: str
     is_whole: bool
+    arrays: list[Node]
     pages: list[Page]
     opener: ArrayOpener
     objects: ObjectReader
@@ -73,18 +75,20 @@ class StoredState:
                 part = WEIGHTS
             if part is not None:
                 root, path = state.part(root, part), state.path_of(part)
+            nodes = list(array_nodes(root))
             return cls(
                 root=root,
                 path=path,
                 is_whole=selection.is_everything,
-                pages=list(catalog.pages_of(manifest, _paths(root))),
+                arrays=nodes,
+                pages=list(catalog.pages_of(manifest, _paths(nodes))),
                 opener=ArrayOpener(id, manifest, catalog),
                 objects=catalog.objects if objects is None else objects,
             )
 
     def entries(self) -> dict[str, ArrayEntry]:
         """Every array that the pages list, and every Zarr array, by path."""
-        has_zarr = any(tag_of(node) in ZARR for node in array_nodes(self.root))
+        has_zarr = any(tag_of(node) in ZARR for node in self.arrays)
         entries: dict[str, ArrayEntry] = {**self.opener.encoded_entries()} if has_zarr else {}
         entries |= {entry.path: entry for page in self.pages for entry in page.entries}
         return entries
@@ -95,9 +99,9 @@ def array_nodes(root: Node) -> Iterator[Node]:
     return (node for _, node in state.leaves(root) if array_path(node) is not None)
 
 
-def _paths(root: Node) -> Iterator[str]:
-    """The paths by which pages list the arrays of a structure; a tied array is read by its first."""
-    for node in array_nodes(root):
+def _paths(nodes: Iterable[Node]) -> Iterator[str]:
+    """The paths by which pages list arrays; a tied one is read by its first name."""
+    for node in nodes:
         tag = tag_of(node)
         if tag not in ZARR:
             yield node[tag]

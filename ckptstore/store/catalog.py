@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -226,6 +227,8 @@ class Catalog:
 
     def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
         """The pages in which arrays of these paths are listed if anywhere, in path order; no other page is read."""
+        if any(a.first >= b.first for a, b in pairwise(manifest.pages)):
+            raise CorruptError("The pages of a manifest do not follow one another in path order.")
         positions = {bisect_right(manifest.pages, path, key=_first) - 1 for path in paths} - {-1}
         refs = tuple(manifest.pages[position] for position in sorted(positions))
         return self.pages(replace(manifest, pages=refs))
