@@ -1,8 +1,8 @@
-"""Train on scikit-learn's digits, keep every epoch, find the best one in another process, go on from there.
+"""Train on scikit-learn's digits, keep every epoch, find the best one again, and branch from it.
 
     python docs/examples/digits.py        # what `make demo` runs
 
-The repository is runs/digits/store under the working folder. Each run makes it anew.
+The repository is runs/digits/store in the working folder. Each run replaces it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FOLDER = Path("runs/digits")
 STORE = FOLDER / "store"
 NOTE = FOLDER / "README.txt"
-NOTE_TEXT = "Made by docs/examples/digits.py (make demo), which makes store/ anew each time.\n"
+NOTE_TEXT = "Made by docs/examples/digits.py (make demo), which replaces store/ in each run.\n"
 
 EPOCHS = 12
 TUNING_EPOCHS = 6
@@ -48,12 +48,12 @@ POLICY = MaxToKeep(3) | KeepBest("val_acc", "max") | KeepEveryNHours(1)
 
 
 def main() -> None:
-    """Run the demo, or the part of it that a second process does."""
+    """Run the demo, or the part of it that runs in a second process."""
     parser = argparse.ArgumentParser(description="Train, commit, check out, branch.")
     parser.add_argument("--evaluate", metavar="REV", help="only evaluate this checkpoint")
     rev = parser.parse_args().evaluate
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # sums in the same order, so the same numbers in every process
+    torch.set_num_threads(1)  # fixes the order of sums, so every process computes the same numbers
     if rev:
         print(json.dumps(evaluate_checkpoint(rev)))
     else:
@@ -62,30 +62,28 @@ def main() -> None:
 
 
 def demo(files: Path) -> None:
-    """Tell the whole story as it happens. `files` is where torch.save's files go, to compare."""
+    """Run all six parts. `files` is a folder for files of torch.save, to compare sizes."""
     torch.manual_seed(0)
     training, validation = digits()
     repo = ckptstore.init(fresh_store())
     model = Network()
     print(
-        f"A small network learns scikit-learn's digits: {len(training)} images to learn from, "
-        f"{len(validation)} to judge by."
+        f"A small network learns scikit-learn's digits: {len(training)} training images, "
+        f"{len(validation)} validation images."
     )
 
-    heading(f"1. Train {EPOCHS} epochs; commit weights, AdamW state, step and metrics of each")
+    heading(f"1. Train {EPOCHS} epochs; commit weights, AdamW state, step and metrics after each")
     run = Run(repo, "main", model, files)
     run.train(model.parameters(), training, validation, EPOCHS)
 
-    heading(f"2. What there is now, as the command line tells it: ckptstore -r {STORE} log")
+    heading(f"2. List the checkpoints: ckptstore -r {STORE} log")
     command_line("log")
 
-    heading(f"3. Check {BEST} out in a new process, and evaluate it there")
+    heading(f"3. Check out {BEST} in a new process, and evaluate it there")
     best = repo.resolve(BEST)
     compare(best, evaluate_in_new_process(best))
 
-    heading(
-        "4. Branch off from it; freeze the body, and let the head learn images that are shifted"
-    )
+    heading("4. Branch from it, freeze the body, and train the head on shifted images")
     before = bytes_in(STORE)
     repo.branch("shifted", at=BEST)
     print(f"   The new branch took {bytes_in(STORE) - before} bytes.")
@@ -96,19 +94,20 @@ def demo(files: Path) -> None:
     print()
     command_line("log", "--graph", "-n", str(TUNING_EPOCHS + EPOCHS // 2))
 
-    heading("5. What that takes on the disk")
+    heading("5. Space on disk")
     report(run, tuning)
 
     heading(
-        f"6. A long run in another repository: {LONG_COMMITS} commits a minute apart, and gc after each\n   {POLICY}"
+        f"6. A long run in another repository: {LONG_COMMITS} commits, one a minute, and gc after "
+        f"each\n   {POLICY}"
     )
     long_run(training, validation)
-    print(f"\nLook around: {program()} -r {STORE} --help")
+    print(f"\nExplore it: {program()} -r {STORE} --help")
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Images of 8 x 8 brightnesses, and the digits that they show."""
+    """Images of 8 x 8 pixels, and the digits they show."""
 
     pixels: Tensor
     labels: Tensor
@@ -117,22 +116,25 @@ class Images:
         return len(self.labels)
 
     def shifted(self) -> Images:
-        """The same images, one pixel further to the right."""
+        """The same images, shifted one pixel to the right."""
         return Images(self.pixels.roll(1, dims=2), self.labels)
 
 
 def digits() -> tuple[Images, Images]:
-    """The digits that scikit-learn ships: some to learn from, the others to judge by."""
+    """The digits in scikit-learn, split into training and validation images."""
     data = load_digits()
     pixels = torch.tensor(data.images, dtype=torch.float32) / 16
     labels = torch.tensor(data.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    first, others = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
-    return Images(pixels[first], labels[first]), Images(pixels[others], labels[others])
+    training, validation = order[:TRAINING_IMAGES], order[TRAINING_IMAGES:]
+    return (
+        Images(pixels[training], labels[training]),
+        Images(pixels[validation], labels[validation]),
+    )
 
 
 class Network(nn.Module):
-    """A body that looks at an image, and a head that names the digit."""
+    """A body that extracts features, and a head that classifies the digit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,13 +143,13 @@ class Network(nn.Module):
         self.head = nn.Linear(256, 10)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """How much each image looks like each digit."""
+        """The score of each digit for each image."""
         scores: Tensor = self.head(self.body(pixels))
         return scores
 
 
 class Run:
-    """One training: each epoch is committed to a branch, and saved as a file to compare with."""
+    """A training run: each epoch is committed to a branch, and saved as a file for comparison."""
 
     def __init__(self, repo: Repository, branch: str, model: Network, files: Path) -> None:
         self.repo = repo
@@ -160,7 +162,7 @@ class Run:
     def train(
         self, parameters: Iterable[nn.Parameter], training: Images, validation: Images, epochs: int
     ) -> None:
-        """Train these parameters of the model, and commit each epoch."""
+        """Train these parameters of the model, and commit after each epoch."""
         optimizer = AdamW(parameters, lr=2e-3)
         steps = -(-len(training) // BATCH_IMAGES)
         schedule = CosineAnnealingLR(optimizer, T_max=epochs * steps)
@@ -180,26 +182,26 @@ class Run:
         step: int,
         metrics: dict[str, float],
     ) -> None:
-        """Commit the state of the training, and save the same with torch.save."""
+        """Commit the training state, and save the same state with torch.save."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
         before = bytes_in(STORE)
-        made = self.repo.commit(state, branch=self.branch, step=step, metrics=metrics)
+        checkpoint = self.repo.commit(state, branch=self.branch, step=step, metrics=metrics)
         self.stored_bytes += bytes_in(STORE) - before
         self.checkpoints += 1
         self.files.mkdir(exist_ok=True)
         torch.save(state, self.files / f"ckpt_{step}.pt")
         print(
-            f"   step {step:4}   val_loss {metrics['val_loss']:.4f}   val_acc {metrics['val_acc']:.4f}"
-            f"   committed {made.id.short}"
+            f"   step {step:4}   val_loss {metrics['val_loss']:.4f}"
+            f"   val_acc {metrics['val_acc']:.4f}   committed {checkpoint.id.short}"
         )
 
     @property
     def file_bytes(self) -> int:
-        """What the files of torch.save take."""
+        """The size of the files of torch.save."""
         return bytes_in(self.files)
 
 
@@ -207,13 +209,13 @@ class Run:
 def evaluate(model: Network, images: Images) -> dict[str, float]:
     """The loss and the accuracy of a model on these images."""
     scores = model(images.pixels)
-    right = (scores.argmax(dim=1) == images.labels).sum().item()
+    correct = (scores.argmax(dim=1) == images.labels).sum().item()
     loss = cross_entropy(scores, images.labels).item()
-    return {"val_loss": loss, "val_acc": right / len(images)}
+    return {"val_loss": loss, "val_acc": correct / len(images)}
 
 
 def evaluate_checkpoint(rev: str) -> dict[str, str]:
-    """Check a checkpoint out into a new model and evaluate it. Every digit of the numbers counts."""
+    """Check out a checkpoint into a new model and evaluate it, to the last digit."""
     model = Network()
     ckptstore.open(STORE).checkout(rev, into={"model": model}, include="model")
     _, validation = digits()
@@ -221,26 +223,26 @@ def evaluate_checkpoint(rev: str) -> dict[str, str]:
 
 
 def evaluate_in_new_process(checkpoint: Checkpoint) -> dict[str, str]:
-    """The same, in a process that has nothing but the repository."""
+    """The same in another process, which has nothing but the repository."""
     command = [sys.executable, __file__, "--evaluate", checkpoint.id]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    metrics: dict[str, str] = json.loads(done.stdout)
+    return metrics
 
 
-def compare(checkpoint: Checkpoint, found: dict[str, str]) -> None:
-    """Show the numbers of the training beside those of the new process; stop if any digit differs."""
+def compare(checkpoint: Checkpoint, metrics: dict[str, str]) -> None:
+    """Print the metrics of the training and of the new process; exit if any digit differs."""
     for name, value in checkpoint.metrics.items():
-        print(f"   {name:8}  when committed {value!r:20}  in the new process {found[name]}")
-    if found != {name: repr(value) for name, value in checkpoint.metrics.items()}:
-        sys.exit("error: the new process found other numbers.")
+        print(f"   {name:8}  when committed {value!r:20}  in the new process {metrics[name]}")
+    if metrics != {name: repr(value) for name, value in checkpoint.metrics.items()}:
+        sys.exit("error: the new process computed other numbers.")
     print(
-        f"   Checkpoint {checkpoint.id.short} of step {checkpoint.step}: the same to the last digit."
+        f"   Checkpoint {checkpoint.id.short} of step {checkpoint.step}: equal to the last digit."
     )
 
 
 def long_run(training: Images, validation: Images) -> None:
-    """Commit often and keep little: the repository does not grow. Its clock is ours, so that nobody waits."""
+    """Commit often and keep little: the repository does not grow. The clock is simulated."""
     step = 0
     repo = ckptstore.init("memory://", clock=lambda: 1_800_000_000.0 + 60 * step)
     model = Network()
@@ -252,20 +254,21 @@ def long_run(training: Images, validation: Images) -> None:
         cross_entropy(model(training.pixels[batch]), training.labels[batch]).backward()
         optimizer.step()
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        made = repo.commit(state, step=step, metrics=evaluate(model, validation))
-        file_bytes += made.array_bytes
+        checkpoint = repo.commit(state, step=step, metrics=evaluate(model, validation))
+        file_bytes += checkpoint.array_bytes
         repo.gc(POLICY)
         if step in LONG_SHOWN:
             stored = repo.usage().stored_bytes
             print(
-                f"   after {step:2} commits   {file_bytes / 1e6:6.1f} MB committed   {stored / 1e6:5.1f} MB stored"
+                f"   after {step:2} commits   {file_bytes / 1e6:6.1f} MB committed"
+                f"   {stored / 1e6:5.1f} MB stored"
             )
     kept = [str(checkpoint.step) for checkpoint in repo.log() if not checkpoint.expired]
-    print(f"   The steps {', '.join(kept)} are kept. The log still has the metrics of all.")
+    print(f"   Steps {', '.join(kept)} are kept. The log still has the metrics of every step.")
 
 
 def report(everything: Run, head_only: Run) -> None:
-    """The bytes of torch.save's files beside those of the repository."""
+    """Print the size of the files of torch.save and of the repository."""
     print("                checkpoints   torch.save files   repository")
     for run in (everything, head_only):
         line(run.branch, run.checkpoints, run.file_bytes, run.stored_bytes)
@@ -273,21 +276,22 @@ def report(everything: Run, head_only: Run) -> None:
     line("together", checkpoints, everything.file_bytes + head_only.file_bytes, bytes_in(STORE))
     share = head_only.stored_bytes / head_only.file_bytes
     print(
-        f"   On main each epoch changes every weight, and all is new. On shifted only the head is new: "
-        f"{share:.0%}\n   of the files. Nothing is compressed; what is the same is stored once."
+        f"   On main each epoch changes every weight, so everything is new. On shifted only the\n"
+        f"   head is new: {share:.0%} of the files. Nothing is compressed; identical arrays are "
+        f"stored once."
     )
 
 
 def line(name: str, checkpoints: int, file_bytes: int, stored_bytes: int) -> None:
-    """One line of the report; an MB is a million bytes."""
+    """Print one line of the report; 1 MB is a million bytes."""
     files, stored = f"{file_bytes / 1e6:.1f} MB", f"{stored_bytes / 1e6:.1f} MB"
     print(f"   {name:12} {checkpoints:11}   {files:>16}   {stored:>10}")
 
 
 def fresh_store() -> Path:
-    """The place of the repository, without what an earlier run left there; nothing else is deleted."""
-    if FOLDER.exists() and any(FOLDER.iterdir()) and not is_ours():
-        sys.exit(f"error: {FOLDER} is not this demo's. Move it away, or run the demo elsewhere.")
+    """The path of the repository, after deleting the one of an earlier run and nothing else."""
+    if FOLDER.exists() and any(FOLDER.iterdir()) and not is_own():
+        sys.exit(f"error: {FOLDER} is not this demo's. Move it, or run the demo elsewhere.")
     if STORE.exists():
         shutil.rmtree(STORE)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -295,30 +299,30 @@ def fresh_store() -> Path:
     return STORE
 
 
-def is_ours() -> bool:
+def is_own() -> bool:
     """Whether an earlier run of this demo made the folder."""
     return NOTE.is_file() and NOTE.read_text(encoding="utf-8") == NOTE_TEXT
 
 
 def command_line(*arguments: str) -> None:
-    """Run the program ckptstore on the repository of this demo."""
+    """Run the program ckptstore on the demo's repository."""
     sys.stdout.flush()
     subprocess.run([program(), "-r", STORE, *arguments], check=True)
 
 
 def program() -> Path:
-    """The program ckptstore, beside the Python that runs this."""
+    """The program ckptstore next to the running Python."""
     path = Path(sys.executable).with_name("ckptstore")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def bytes_in(folder: Path) -> int:
-    """The bytes of all files in a folder and below it."""
+    """The total size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def heading(text: str) -> None:
-    """A heading, with room above it."""
+    """Print a heading after an empty line."""
     print(f"\n{text}")
 
 

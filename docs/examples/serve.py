@@ -1,9 +1,9 @@
-"""Train online in one process and serve in another, which follows the branch and never shows a half of a checkpoint.
+"""Train in one process and serve in another, which follows the branch and never mixes checkpoints.
 
     python docs/examples/serve.py [--store PATH]
 
-The trainer commits every few steps, with gc after each commit. The server's model stays where it is in memory; what
-changed is read into it while it answers.
+The trainer commits every few steps, with gc after each commit. The model of the server stays in
+place; updates read the changed chunks into it while it answers.
 """
 
 from __future__ import annotations
@@ -29,24 +29,21 @@ import ckptstore
 from ckptstore.training import CheckpointManager
 
 if TYPE_CHECKING:
-    from ckptstore import Repository
-    from ckptstore.follow.follower import Follower
+    from ckptstore import Follower, Repository
 
 STEPS = 160
 SAVE_EVERY = 10
 BATCH_IMAGES = 32
 PAUSE_SECONDS = 0.02  # between two batches of the stream
-ASKED_IMAGES = 32  # in one question
-LAST_SECONDS = 0.2  # for which the last version is served
+QUERY_IMAGES = 32
+LAST_SECONDS = 0.2  # how long the last version is served
 
 
 def main() -> None:
-    """Be the server, and start the trainer; or be the trainer."""
+    """Start the trainer and serve; or, with --train, train."""
     parser = argparse.ArgumentParser(description="Serve a model while it is trained.")
     parser.add_argument("--store", help="where to make the repository (default: a temporary one)")
-    parser.add_argument(
-        "--train", action="store_true", help="be the trainer, in a store that is there"
-    )
+    parser.add_argument("--train", action="store_true", help="train, in an existing store")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -54,7 +51,7 @@ def main() -> None:
         train(options.store)
         return
     if options.store and Path(options.store).exists():
-        parser.error(f"{options.store} is there already. Name a new folder.")
+        parser.error(f"{options.store} exists. Name a new folder.")
     with tempfile.TemporaryDirectory() as folder:
         repo = ckptstore.init(options.store or Path(folder) / "store")
         command = [sys.executable, __file__, "--train", "--store", repo.url]
@@ -66,7 +63,7 @@ def main() -> None:
 
 
 class Network(nn.Module):
-    """A large body that has learned to see, and a small head that goes on learning."""
+    """A large body, which is trained first, and a small head, which continues to learn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,12 +71,12 @@ class Network(nn.Module):
         self.head = nn.Sequential(nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """How much each image looks like each digit."""
+        """The score of each digit for each image."""
         return self.head(self.body(pixels))
 
 
 def train(store: str) -> None:
-    """Learn the digits as they are, then go on with the head alone: from now on they come one pixel to the right."""
+    """Learn the digits, then let the head adapt to digits shifted by one pixel."""
     pixels, labels = digits(slice(1297), shifted=False)
     model = Network()
     learn(model, AdamW(model.parameters(), lr=1e-3), pixels, labels, steps=60)
@@ -102,7 +99,7 @@ def learn(
     steps: int,
     pause: float = 0,
 ) -> None:
-    """Learn from so many batches."""
+    """Train on this many random batches."""
     for _ in range(steps):
         batch = torch.randint(len(labels), (BATCH_IMAGES,))
         optimizer.zero_grad()
@@ -114,36 +111,41 @@ def learn(
 def serve(
     repo: Repository, trainer: subprocess.Popen[bytes]
 ) -> tuple[int, dict[str, Counter[str]]]:
-    """Follow the trainer to its end: how many versions were served, and by fingerprint what was answered."""
+    """Follow the trainer to its end.
+
+    Returns how many versions were served, and by fingerprint of the weights how many answers each
+    gave and how many were right.
+    """
     model = Network().eval()
     tally: dict[str, Counter[str]] = {}
     ended = threading.Event()
-    served, held = 0, None
+    served, current = 0, None
     print(
-        f"The trainer commits every {SAVE_EVERY} steps; the server follows, and answers all the time.\n"
+        f"The trainer commits every {SAVE_EVERY} steps; the server follows and answers meanwhile.\n"
     )
     with repo.follow("main", poll_seconds=0.02) as follower:
-        while held is None or held.step < STEPS:
+        while current is None or current.step < STEPS:
             if follower.wait(timeout=1) is None:
                 if trainer.poll() not in (None, 0):
                     break
                 continue
             update = follower.update(model)
-            if update is None or update.checkpoint == held:
+            if update is None or update.checkpoint == current:
                 continue
-            held, served = update.checkpoint, served + 1
+            current, served = update.checkpoint, served + 1
             share = update.read_bytes / update.whole_bytes
             print(
-                f"   step {held.step:4}   {len(update.changed)} arrays changed, read {update.read_bytes / 1e6:5.2f} MB"
-                f" of {update.whole_bytes / 1e6:.2f} MB ({share:.0%})"
+                f"   step {current.step:4}   {len(update.changed)} arrays changed, "
+                f"read {update.read_bytes / 1e6:5.2f} MB of {update.whole_bytes / 1e6:.2f} MB "
+                f"({share:.0%})"
             )
             if served == 1:  # there is something to serve
-                asked = threading.Thread(target=answer, args=(model, follower, tally, ended))
-                asked.start()
+                clients = threading.Thread(target=answer, args=(model, follower, tally, ended))
+                clients.start()
         time.sleep(LAST_SECONDS)
         ended.set()
         if served:
-            asked.join()
+            clients.join()
     return served, tally
 
 
@@ -151,36 +153,38 @@ def serve(
 def answer(
     model: Network, follower: Follower, tally: dict[str, Counter[str]], ended: threading.Event
 ) -> None:
-    """Answer one question after the other, until the end; note which weights gave each answer."""
+    """Answer queries until the end, and count which weights gave each answer."""
     pixels, labels = digits(slice(1297, None), shifted=True)
     while not ended.is_set():
-        asked = torch.randint(len(labels), (ASKED_IMAGES,))
+        query = torch.randint(len(labels), (QUERY_IMAGES,))
         with follower.reading():
-            found = model(pixels[asked]).argmax(dim=1)
+            digits_seen = model(pixels[query]).argmax(dim=1)
             weights = fingerprint(model)
         counts = tally.setdefault(weights, Counter())
-        counts["answers"] += ASKED_IMAGES
-        counts["right"] += int((found == labels[asked]).sum())
+        counts["answers"] += QUERY_IMAGES
+        counts["right"] += int((digits_seen == labels[query]).sum())
 
 
 def report(repo: Repository, served: int, tally: dict[str, Counter[str]]) -> None:
-    """Find the checkpoint that each answer came from; the log knows also those that gc gave up."""
+    """Print which checkpoint each answer came from; the log includes expired ones."""
     log = repo.log("main")
     steps = {checkpoint.meta["fingerprint"]: checkpoint.step for checkpoint in log}
     answers = sum(counts["answers"] for counts in tally.values())
-    whole = sum(counts["answers"] for found, counts in tally.items() if found in steps)
+    whole = sum(counts["answers"] for weights, counts in tally.items() if weights in steps)
     live = sum(not checkpoint.expired for checkpoint in log)
-    print(f"\n{served} versions served of {len(log)} committed; gc left {live}.")
-    print(f"{answers} answers, {whole} of them from the weights of a whole checkpoint:")
-    for found, counts in tally.items():
+    print(f"\n{served} of {len(log)} committed versions were served; gc kept {live}.")
+    print(f"{answers} answers, {whole} of them from the weights of one whole checkpoint:")
+    for weights, counts in tally.items():
         share = counts["right"] / counts["answers"]
-        print(f"   step {steps.get(found)!s:>4}   {counts['answers']:6} answers, {share:.0%} right")
+        print(
+            f"   step {steps.get(weights)!s:>4}   {counts['answers']:6} answers, {share:.0%} right"
+        )
     if whole != answers:
-        sys.exit("error: some answers came from weights that nobody committed.")
+        sys.exit("error: some answers came from weights that were never committed.")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of all weights as they are in memory."""
+    """A digest of all weights in memory."""
     hasher = blake3()
     for value in model.state_dict().values():
         hasher.update(value.numpy().tobytes())
@@ -188,7 +192,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def digits(part: slice, *, shifted: bool) -> tuple[Tensor, Tensor]:
-    """Some of the images of digits that scikit-learn ships, and what they show."""
+    """Some of the images of digits in scikit-learn, and their labels."""
     data = load_digits()
     pixels = torch.tensor(data.images[part], dtype=torch.float32) / 16
     return pixels.roll(int(shifted), dims=2).flatten(1), torch.tensor(data.target[part])

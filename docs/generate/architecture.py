@@ -85,9 +85,9 @@ def decisions_page() -> str:
     pages = sorted(ROOT.glob("docs/adr/[0-9]*.md"), reverse=True)
     rows = "".join(_decision(page) for page in pages if not page.name.startswith("0000"))
     return (
-        f"---\nhide:\n  - navigation\n---\n\n# Decisions\n\n{MARK}\n\nEach decision of note has a record: what made it necessary, "
-        "the options, the decision, and\nwhat follows from it. The newest come first.\n\n"
-        f"| number | decision | status |\n| --- | --- | --- |\n{rows}"
+        f"---\nhide:\n  - navigation\n---\n\n# Decisions\n\n{MARK}\n\nEach decision of note has a "
+        "record: what made it necessary, the options, the decision, and its consequences.\n"
+        f"The newest come first.\n\n| number | decision | status |\n| --- | --- | --- |\n{rows}"
     )
 
 

@@ -1,4 +1,4 @@
-"""An extension of Griffe, with which mkdocstrings reads docstrings: `Example:` is a section of code.
+"""An extension of Griffe, which reads docstrings for mkdocstrings: `Example:` contains code.
 
 Griffe knows the section as `Examples:`, and would show doctests below `Example:` as prose.
 """

@@ -81,7 +81,8 @@ to the start-up file of your shell:
 | --- | --- | --- |
 | bash | `~/.bashrc` | `eval "$(_CKPTSTORE_COMPLETE=bash_source ckptstore)"` |
 | zsh | `~/.zshrc` | `eval "$(_CKPTSTORE_COMPLETE=zsh_source ckptstore)"` |
-| fish | `~/.config/fish/completions/ckptstore.fish` | `_CKPTSTORE_COMPLETE=fish_source ckptstore \\| source` |
+| fish | `~/.config/fish/completions/ckptstore.fish` \
+| `_CKPTSTORE_COMPLETE=fish_source ckptstore \\| source` |
 
 ## Commands
 """
