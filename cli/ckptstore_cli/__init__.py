@@ -1,1 +1,5 @@
-"""The command line of ckptstore: parse, call one verb of Repository, hand the value to output."""
+"""The command line of ckptstore.
+
+Each command parses its arguments, calls one method of Repository and passes the result to `output`.
+The package uses only the public interface of the library.
+"""

@@ -1,4 +1,4 @@
-"""What the library returns, as JSON values, and which refs point at which checkpoint."""
+"""Values of the library as JSON, and the refs of each checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refs:
-    """The branches and tags that point at one checkpoint."""
+    """The branches and tags of one checkpoint."""
 
     branches: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -30,23 +30,23 @@ NO_REFS = Refs()
 
 
 def refs_by_id(repo: Repository) -> dict[str, Refs]:
-    """The refs of each checkpoint that has any, as far as a damaged repository can be read."""
+    """The refs of each checkpoint that has any; empty if a damaged repository has none to read."""
     try:
         branches, tags = repo.ref_names()
     except CkptStoreError:
         return {}
-    found: dict[str, Refs] = {}
+    by_id: dict[str, Refs] = {}
     for name, id in branches.items():
-        refs = found.get(id, NO_REFS)
-        found[id] = replace(refs, branches=(*refs.branches, name))
+        refs = by_id.get(id, NO_REFS)
+        by_id[id] = replace(refs, branches=(*refs.branches, name))
     for name, id in tags.items():
-        refs = found.get(id, NO_REFS)
-        found[id] = replace(refs, tags=(*refs.tags, name))
-    return found
+        refs = by_id.get(id, NO_REFS)
+        by_id[id] = replace(refs, tags=(*refs.tags, name))
+    return by_id
 
 
 def checkpoint(value: Checkpoint, refs: Refs | None = None) -> Document:
-    """One checkpoint; with its refs where they are known."""
+    """One checkpoint, with its refs if they are given."""
     known = {} if refs is None else {"branches": list(refs.branches), "tags": list(refs.tags)}
     return {
         "id": value.id,
@@ -78,7 +78,7 @@ def array(value: ArrayInfo) -> Document:
 
 
 def diff(value: Diff, arrays: Sequence[ArrayChange]) -> Document:
-    """What two checkpoints hold differently, the arrays in this order."""
+    """The differences of two checkpoints, with `arrays` in the order given."""
     return {
         "arrays": [_array_change(change) for change in arrays],
         "values": [
@@ -121,5 +121,5 @@ def _stored(array: StoredArray | None) -> Document | None:
 
 
 def _plain(value: object) -> Any:
-    """A plain value as JSON; as Python writes it where JSON has none like it."""
+    """A plain value as JSON; its Python notation where JSON has no such type."""
     return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)

@@ -31,10 +31,10 @@ def order(parents: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def draw(parents: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str | None]]:
-    """Yield lines: what is drawn, and the id it shows (None on a line that only moves lanes).
+    """Yield pairs of a drawn line and the id it shows; None on a line that only moves lanes.
 
-    parents: the parents of each id. A parent that is no key lies beyond what is shown: its lane
-    stays open.
+    Args:
+        parents: The parents of each id. The lane of a parent that is not a key stays open.
     """
     lanes: list[str] = []
     for id in order(parents):
@@ -60,7 +60,7 @@ def _known(id: str, parents: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _joining(lanes: list[str]) -> Iterator[tuple[str, None]]:
-    """Join every two lanes that wait for the same id, the right one into the left one."""
+    """Join lanes that wait for the same id, the right one into the left one."""
     while len(set(lanes)) < len(lanes):
         right = next(lane for lane, id in enumerate(lanes) if id in lanes[:lane])
         for line in _joins(lanes.index(lanes[right]), right, len(lanes)):
@@ -73,18 +73,18 @@ def _checkpoint(column: int, width: int) -> str:
 
 
 def _opening(position: int, width: int) -> str:
-    """A lane opens at this position: those from there on move right."""
+    """A lane opens at this position: the lanes from there on move right."""
     moving = {2 * lane + 1: "\\" for lane in range(position - 1, width)}
     return _line(_upright(position) | moving)
 
 
 def _closing(column: int, width: int) -> str:
-    """The lane at this column has ended: those right of it move left."""
+    """The lane at this column has ended: the lanes to its right move left."""
     return _line(_upright(column) | _moving_left(column + 1, width))
 
 
 def _joins(left: int, right: int, width: int) -> list[str]:
-    """The lane at `right` goes over into the lane at `left`; those right of it move left."""
+    """The lane at `right` joins the lane at `left`; the lanes to its right move left."""
     bridge = dict.fromkeys(range(2 * left + 3, 2 * right - 2, 2), "_")
     lines = [_line(_upright(right) | bridge | _moving_left(right, width))]
     if right > left + 1:

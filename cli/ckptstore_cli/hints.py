@@ -1,4 +1,4 @@
-"""What the command line adds to the library's messages: its options in place of keyword arguments."""
+"""Hints: command-line options in place of the keyword arguments that library messages name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPTIONS = {
 
 
 def with_options(message: str) -> str:
-    """Returns a message of the library as a user of the command line can act on it."""
+    """The message of the library with options in place of keyword arguments."""
     for argument, option in _OPTIONS.items():
         message = message.replace(argument, option)
     return message

@@ -1,7 +1,7 @@
-"""The program `ckptstore`: its commands, imported when they are used, and its exit codes.
+"""The program `ckptstore`: its commands, imported on first use, and its exit codes.
 
-0 done, 1 an error with a message, 2 wrong usage, 130 interrupted, 141 the reader of the output
-went away.
+0: done; 1: an error with a message; 2: wrong usage; 130: interrupted; 141: the reader of the output
+has closed it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ COMMANDS = (
 )
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+EXIT_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
 class Program(click.Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in the order in which one meets them."""
+        """All commands, in the order of a first session."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command of this name; None when there is none."""
+        """Import the command of this name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"ckptstore_cli.commands.{cmd_name}")
@@ -54,14 +54,14 @@ class Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name those that look like it."""
+        """Find the command, or suggest similar names."""
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
             raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run the command, and turn what stops it into a message and an exit code."""
+        """Run the command, and turn errors into a message and an exit code."""
         try:
             super().invoke(ctx)
             output.flush()
@@ -79,16 +79,16 @@ class Program(click.Group):
 @click.group(
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Learn more of a command with: ckptstore COMMAND --help",
+    epilog="Help for a command: ckptstore COMMAND --help",
 )
 @repo_option
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Keep the checkpoints of your trainings: each array once, every step found again.
+    """Store the checkpoints of trainings, each array only once.
 
-    A branch is the newest checkpoint of one training and all before it; a tag is a name that stays.
-    A revision (REV) names a checkpoint: a branch, a tag, an id or its first 6 digits or more,
-    main~2, main@step=1000, best:val_loss, main@best:accuracy:max, latest.
+    A branch refers to the newest checkpoint of a training and its history; a tag is a name that
+    does not move. A revision (REV) names a checkpoint: a branch, a tag, an id or at least its first
+    6 digits, main~2, main@step=1000, best:val_loss, main@best:accuracy:max, latest.
     """
 
 

@@ -1,4 +1,4 @@
-"""Options, arguments and completions that several commands share."""
+"""Options, arguments and completions shared by several commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Size(click.ParamType[int]):
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Read a number and its unit; a number alone could mean anything."""
+        """Parse a number and its unit. A number without a unit is rejected as ambiguous."""
         if isinstance(value, int):
             return value
         match = _SIZE.fullmatch(value)
@@ -53,14 +53,14 @@ def common(function: Command) -> Command:
 
 
 def complete_refs(*, branches: bool = True, tags: bool = True) -> Completer:
-    """A completion of branch and tag names; silent about a repository that cannot be read."""
+    """Completion of branch and tag names; without suggestions if the repository is unreadable."""
 
     def complete(
         ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         try:
             branch_names, tag_names = open_repository(ctx).ref_names()
-        except Exception:  # noqa: BLE001 (it must never write into the line that is being typed)
+        except Exception:  # noqa: BLE001 - an error would print into the line being typed
             return []
         items = [CompletionItem(name, help="branch") for name in branch_names if branches]
         items += [CompletionItem(name, help="tag") for name in tag_names if tags]
@@ -70,14 +70,14 @@ def complete_refs(*, branches: bool = True, tags: bool = True) -> Completer:
 
 
 def revision_argument(help: str) -> Callable[[Command], Command]:
-    """The argument REV that a command must be given, passed on as `rev`."""
+    """The required argument REV, passed on as `rev`."""
     return click.argument("rev", metavar="REV", shell_complete=complete_refs(), help=help)
 
 
 def optional_revision_argument(
     help: str, *, default: str | None = None
 ) -> Callable[[Command], Command]:
-    """The argument REV that a command may be given, passed on as `rev`."""
+    """The optional argument REV, passed on as `rev`."""
     return click.argument(
         "rev",
         metavar="[REV]",
@@ -94,13 +94,13 @@ def selection_options(function: Command) -> Command:
         "--exclude",
         multiple=True,
         metavar="GLOB",
-        help="Leave out arrays with such a path; may be repeated.",
+        help="Leave out arrays whose path matches. May be repeated.",
     )
     include = click.option(
         "--include",
         multiple=True,
         metavar="GLOB",
-        help="Take only arrays with such a path; may be repeated. * stays within one part of a "
-        "path, ** does not; a name also means all below it.",
+        help="Take only arrays whose path matches. May be repeated. * matches within one component "
+        "of a path, ** across components; a name also matches everything below it.",
     )
     return include(exclude(function))

@@ -1,7 +1,7 @@
 """The only module that prints: results on stdout; notes, progress and errors on stderr.
 
-Whatever comes out of a repository may be hostile, so all text passes through `plain`. On a terminal
-tables are fitted to its width and styled (not with NO_COLOR); elsewhere they are aligned and whole.
+Text from a repository may be hostile, so all of it passes through `plain`. On a terminal, tables
+are fitted to its width and styled unless NO_COLOR is set; elsewhere they are only aligned.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ _BLOCKS = "▏▎▍▌▋▊▉█"
 class Column:
     """A column of a table.
 
-    right: numbers line up at their right end. gives_way: on a narrow terminal, 1 is cut first, then
-    2; 0 is never cut. folds: what does not fit goes on in the next line instead.
+    Attributes:
+        title: The heading.
+        style: The style on a terminal.
+        right: Align to the right, for numbers.
+        gives_way: On a narrow terminal, columns with 1 are cut first, then 2; 0 is never cut.
+        folds: Wrap text that does not fit instead of cutting it.
     """
 
     title: str
@@ -44,7 +48,7 @@ class Column:
 
 
 def now() -> datetime:
-    """The time by which ages are told."""
+    """The current time, for ages."""
     return datetime.now(UTC)
 
 
@@ -64,7 +68,7 @@ def table(
     *,
     dimmed: Container[int] = (),
 ) -> None:
-    """Print rows under column titles. dimmed: the numbers of rows that matter less, from 0."""
+    """Print rows under column titles. `dimmed`: positions of less important rows, from 0."""
     cells = [[plain(cell) for cell in row] for row in rows]
     if _is_terminal(sys.stdout):
         _rich_table(columns, cells, dimmed)
@@ -73,18 +77,18 @@ def table(
 
 
 def footer(text: str) -> None:
-    """Sum up a table for people; a pipe gets the rows only."""
+    """Print a summary below a table, on a terminal only."""
     if _is_terminal(sys.stdout):
         line(text)
 
 
 def bar(value: float) -> str:
-    """A bar of up to 10 columns for a value from 0 to 1, in what the encoding of stdout has."""
+    """A bar of at most 10 columns for a value from 0 to 1, in characters that stdout can encode."""
     return draw_bar(value, marks=_BLOCKS if _can_print(_BLOCKS) else "#", width=10)
 
 
 def fields(values: Mapping[str, str | Sequence[str]]) -> None:
-    """Print names and values, one a line; a value of several lines is indented."""
+    """Print names and values, one per line; further lines of a value are indented."""
     width = max(map(len, values), default=0)
     for name, value in values.items():
         lines = [value] if isinstance(value, str) else list(value)
@@ -93,7 +97,7 @@ def fields(values: Mapping[str, str | Sequence[str]]) -> None:
 
 
 def graph(rows: Iterable[tuple[str, str]]) -> None:
-    """Print a drawing and what stands beside it, each row on one line whatever its length."""
+    """Print rows of a drawing and the text beside it, each on one line."""
     lines = [f"{drawing} {plain(text)}".rstrip() for drawing, text in rows]
     if not _is_terminal(sys.stdout):
         print("\n".join(lines))
@@ -104,17 +108,17 @@ def graph(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def note(text: str) -> None:
-    """Tell people something that is not the result."""
+    """Print a remark to stderr."""
     print(plain(text), file=sys.stderr)
 
 
 def error(text: str) -> None:
-    """Say why nothing more is done."""
+    """Print an error to stderr."""
     note(f"error: {text}")
 
 
 class Progress:
-    """One line on stderr that is written over again; nothing where stderr is no terminal."""
+    """One line on stderr that is overwritten; nothing if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self._shown = _is_terminal(sys.stderr)
@@ -126,8 +130,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._write("")
 
-    def say(self, text: str) -> None:
-        """Put this in place of what was said before, if that has stood for a moment."""
+    def show(self, text: str) -> None:
+        """Replace the line, at most once every _PROGRESS_SECONDS."""
         if time.monotonic() >= self._next_seconds:
             self._next_seconds = time.monotonic() + _PROGRESS_SECONDS
             self._write(text)
@@ -139,21 +143,21 @@ class Progress:
 
 
 def prepare() -> None:
-    """Let any text be printed in any locale: what an encoding lacks is escaped."""
+    """Make any text printable in any locale: characters that it lacks are escaped."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def flush() -> None:
-    """Write out what is buffered, so that a failure shows while there is somebody to tell."""
+    """Flush stdout now, so that a failure can still be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def abandon() -> None:
-    """Drop what is still buffered for a reader that has gone."""
-    with suppress(OSError, ValueError):  # without a descriptor, nothing is flushed at exit either
+    """Discard buffered output whose reader has closed the pipe."""
+    with suppress(OSError, ValueError):  # without a descriptor nothing is flushed at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -210,7 +214,7 @@ def _rich_table(
     between = 2 * (len(columns) - 1)
     room = console.width - between
     fitted = fit(widths, giving_way=[column.gives_way for column in columns], room=room)
-    console.width = max(console.width, sum(fitted) + between)  # rather wrapped lines than cut ids
+    console.width = max(console.width, sum(fitted) + between)  # wrap lines rather than cut ids
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column, width in zip(columns, fitted, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
@@ -223,7 +227,7 @@ def _rich_table(
 
 
 def _text(text: str, *, folds: bool) -> Text:
-    """Text that is shown as it is, with no markup in it."""
+    """Text without markup, shown literally."""
     from rich.text import Text
 
     if folds:

@@ -1,4 +1,4 @@
-"""The options that make a retention policy, for `gc` and `config retention`."""
+"""The options that form a retention policy, for `gc` and `config retention`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NAMES = ("max_to_keep", "keep_best", "keep_every_n_hours", "keep_every_n_steps",
 
 
 def policy_options(function: Command) -> Command:
-    """The options of a policy, passed on by the names in `NAMES`."""
+    """The options of a policy, passed on under the names in `NAMES`."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
 def policy_of(options: Mapping[str, Any]) -> Policy | None:
-    """The policy that options ask for, None when they ask for none. A checkpoint stays if any part keeps it."""
+    """The policy that the options form, which keeps what any of them keeps; None without any."""
     from ckptstore import retention
 
     parts: list[Policy] = []
@@ -63,20 +63,20 @@ _OPTIONS = (
         "--keep-best",
         multiple=True,
         metavar="METRIC[:MODE[:N]]",
-        help="Keep the N best (one) of each branch by a metric; MODE is min, max or auto, which tells by "
-        "the metric's name. May be repeated.",
+        help="Keep the N best (default 1) of each branch by a metric. MODE is min, max or auto, "
+        "which decides by the metric's name. May be repeated.",
     ),
     click.option(
         "--keep-every-n-hours",
         type=float,
         metavar="H",
-        help="Keep one whenever H hours have passed since the last one kept.",
+        help="Keep one checkpoint every H hours.",
     ),
     click.option(
         "--keep-every-n-steps",
         type=int,
         metavar="N",
-        help="Keep one whenever N steps have passed since the last one kept.",
+        help="Keep one checkpoint every N steps.",
     ),
     click.option("--keep-all", is_flag=True, help="Keep every checkpoint of every branch."),
 )

@@ -1,4 +1,4 @@
-"""What `branch` and `tag` print alike: a list of refs, one that was made, one that was deleted."""
+"""The output that `branch` and `tag` share: lists of refs, and created and deleted refs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> None:
-    """List all refs of a kind with the checkpoints that they point at."""
+    """List all refs of a kind with their checkpoints."""
     if as_json:
         output.document([{"name": name, **documents.checkpoint(c)} for name, c in refs.items()])
     elif not refs:
@@ -31,21 +31,21 @@ def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> N
         output.table(columns, [_row(name, c) for name, c in refs.items()])
 
 
-def print_made(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool) -> None:
-    """Say where a new ref points."""
+def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool) -> None:
+    """Report a new ref and its checkpoint."""
     if as_json:
         output.document({"name": name, **documents.checkpoint(checkpoint)})
     else:
         step = "" if checkpoint.step is None else f", step {checkpoint.step}"
-        output.line(f"Made {kind} {name} at checkpoint {checkpoint.id.short}{step}.")
+        output.line(f"Created {kind} {name} at checkpoint {checkpoint.id.short}{step}.")
 
 
 def print_deleted(kind: str, name: str, *, as_json: bool) -> None:
-    """Say that a ref is gone."""
+    """Report a deleted ref."""
     if as_json:
         output.document({"deleted": name})
     else:
-        output.line(f"Deleted {kind} {name}. To take that back: ckptstore undo")
+        output.line(f"Deleted {kind} {name}. To restore it: ckptstore undo")
 
 
 def _row(name: str, checkpoint: Checkpoint) -> tuple[str, ...]:

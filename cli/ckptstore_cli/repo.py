@@ -1,4 +1,4 @@
-"""Which repository a command means, and opening it."""
+"""Finds and opens the repository of a command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _META_KEY = "ckptstore_cli.repo"
 
 
 def open_repository(ctx: click.Context) -> Repository:
-    """Open the repository that the command line, the environment or the working folder names."""
+    """Open the repository given by the command line, the environment or the working folder."""
     import ckptstore
 
     folder = Path.cwd()
@@ -29,13 +29,13 @@ def open_repository(ctx: click.Context) -> Repository:
     if url is None:
         raise NotFoundError(
             f"No repository found: neither {folder} nor a folder above it has a {FOLDER}. "
-            f"Make one with 'ckptstore init', or name one with -r REPO or {VARIABLE}."
+            f"Create one with 'ckptstore init', or specify one with -r REPO or {VARIABLE}."
         )
     return ckptstore.open(url)
 
 
 def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:
-    """The repository that the command line names, else the one that the environment names."""
+    """The repository given by the command line, else by the environment."""
     return ctx.meta.get(_META_KEY) or environment.get(VARIABLE)
 
 
@@ -58,5 +58,5 @@ repo_option = click.option(
     expose_value=False,
     callback=_remember,
     help=f"The repository: a folder or URL.  "
-    f"[default: ${VARIABLE}, else the nearest {FOLDER} upward]",
+    f"[default: ${VARIABLE}, else the nearest {FOLDER} here or above]",
 )

@@ -1,4 +1,4 @@
-"""How values read to people: sizes, ages, metrics, names. Pure: values in, text out."""
+"""Values as text for people: sizes, ages, metrics, names. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 _SIZE_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 _AGE_UNITS = (("day", 86400), ("h", 3600), ("min", 60))
-_AGE_SECONDS_MAX = 30 * 86400  # older than this, a date says more
-_AHEAD_SECONDS_MAX = 60  # clocks differ; a checkpoint from further ahead shows its date
+_AGE_SECONDS_MAX = 30 * 86400  # beyond this a date is more useful
+_AHEAD_SECONDS_MAX = 60  # clocks differ; further in the future, the date is shown
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _PRINTABLE_FORMAT = frozenset("\u200c\u200d")  # joiners that scripts and emoji need
 _CUT_WIDTH_MIN = 12
@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[ -~]*")
 
 
 def plain(text: str) -> str:
-    """The text with all that could steer a terminal, or hide, written as an escape."""
+    """The text with escapes for control characters and invisible ones."""
     if _PLAIN.fullmatch(text):
         return text
     return "".join(_escaped(character) for character in text)
@@ -40,7 +40,7 @@ def size(size_bytes: int) -> str:
 
 
 def age(created: datetime, now: datetime) -> str:
-    """How long ago that was: "just now", "3 min ago", "2 days ago"; a date after 30 days."""
+    """The time since: "just now", "3 min ago", "2 days ago"; a date after 30 days."""
     seconds = (now - created).total_seconds()
     if not -_AHEAD_SECONDS_MAX <= seconds <= _AGE_SECONDS_MAX:
         return created.astimezone(now.tzinfo).strftime("%Y-%m-%d")
@@ -59,32 +59,32 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def arrays(number: int, size_bytes: int) -> str:
-    """How much a checkpoint holds: "12 arrays, 45.2 MB"."""
+    """The number of arrays and their size: "12 arrays, 45.2 MB"."""
     return f"{count(number, 'array')}, {size(size_bytes)}"
 
 
 def number(value: float) -> str:
-    """A metric: whole numbers as they are, others to 6 significant digits."""
+    """A metric: ints in full, floats to 6 significant digits."""
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def metrics(values: Mapping[str, float]) -> str:
-    """All metrics in one line: "val_loss=0.31 accuracy=0.92"."""
+    """All metrics on one line: "val_loss=0.31 accuracy=0.92"."""
     return " ".join(f"{name}={number(value)}" for name, value in values.items())
 
 
 def step(value: int | None) -> str:
-    """A step, or "-" when the checkpoint has none."""
+    """A step, or "-" for a checkpoint without one."""
     return "-" if value is None else str(value)
 
 
 def shape(lengths: Sequence[int]) -> str:
-    """An array's shape: "768 x 3072"; "scalar" when it has no dimension."""
+    """An array's shape: "768 x 3072"; "scalar" without dimensions."""
     return " x ".join(str(length) for length in lengths) or "scalar"
 
 
 def share(value: float) -> str:
-    """A part of a whole: "100 %", "12.5 %"; never 0 or 100 of what is only nearly so."""
+    """A share from 0 to 1: "100 %", "12.5 %"; 0 % and 100 % only where they are exact."""
     percent = 100 * value
     if 0 < percent < 0.05:
         return "<0.1 %"
@@ -92,7 +92,7 @@ def share(value: float) -> str:
 
 
 def draw_bar(value: float, *, marks: str, width: int) -> str:
-    """A bar for a value from 0 to 1. marks: for a column filled in part, by rising parts, and for a full one."""
+    """A bar for a value from 0 to 1. `marks`: a column from least filled to full."""
     if not value > 0:
         return ""
     steps = max(1, round(min(1.0, value) * width * len(marks)))
@@ -106,9 +106,9 @@ def first_line(message: str) -> str:
 
 
 def fit(widths: Sequence[int], *, giving_way: Sequence[int], room: int) -> list[int]:
-    """Narrow columns until they fit into the room: those that give way at turn 1, then at 2, ….
+    """Narrow columns until they fit into the room, first those that give way at 1, then 2, ….
 
-    0 never gives way, and none goes below a width that still says something.
+    Columns with 0 are never narrowed, the others never below _CUT_WIDTH_MIN.
     """
     fitted = list(widths)
     for turn in sorted(set(giving_way) - {0}):

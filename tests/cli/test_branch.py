@@ -28,7 +28,7 @@ def test_it_makes_a_branch_at_a_revision(ckpt, history, rev, step):
     said = ckpt.out("branch", "exp/new", *rev)
     made = history.branches()["exp/new"]
     assert made.step == step
-    assert said == f"Made branch exp/new at checkpoint {made.id.short}, step {step}.\n"
+    assert said == f"Created branch exp/new at checkpoint {made.id.short}, step {step}.\n"
 
 
 def test_json_tells_of_the_branch_made_and_deleted(ckpt, history):

@@ -22,7 +22,7 @@ def test_it_makes_a_seed_of_what_is_chosen_under_new_paths(ckpt, trained):
         *("--rename", r"model/backbone\.(.*)=model/encoder.\1"),
     )
     made = trained.branches()["task-b"]
-    assert said == f"Made branch task-b at checkpoint {made.id.short}.\n"
+    assert said == f"Created branch task-b at checkpoint {made.id.short}.\n"
     assert made.parents == (trained.resolve("main~1").id,)
     assert [array["path"] for array in ckpt.json("ls", "task-b")] == ["model/encoder.w"]
     assert trained.checkout("task-b")["model"]["encoder.w"].tolist() == [0, 1, 2, 3, 4]
@@ -119,8 +119,8 @@ def test_what_cannot_be_done_is_an_error(ckpt, trained, args, said):
         (["new", "--rename", "x"], "OLD=NEW is expected"),
         (["new", "--rename", "=x"], "OLD=NEW is expected"),
         (["new", "--rename", "a=b", "--rename", "a=c"], "given twice"),
-        (["--include", "model"], "give its NAME"),
-        (["-d", "main", "--keep-step"], "give its NAME"),
+        (["--include", "model"], "need the NAME"),
+        (["-d", "main", "--keep-step"], "need the NAME"),
     ],
 )
 def test_wrong_usage_is_said(ckpt, trained, args, said):

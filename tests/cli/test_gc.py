@@ -26,7 +26,7 @@ def test_a_dry_run_tells_every_verdict_and_does_nothing(ckpt, history):
     assert all(c["reasons"] for c in plan["checkpoints"])
     assert plan["bytes"] == sum(c["frees"] for c in plan["checkpoints"]) + plan["leftover_bytes"]
     said = ckpt("gc", "--max-to-keep", 1, "--dry-run")
-    assert "Nothing was done." in said.stderr
+    assert "Nothing was changed." in said.stderr
     assert all(c["id"][:8] in said.stdout for c in plan["checkpoints"])
     assert "expires" in said.stdout
 

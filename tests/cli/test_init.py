@@ -2,7 +2,7 @@ import ckptstore
 
 
 def test_without_a_path_the_repository_is_made_in_the_working_folder(ckpt):
-    assert ckpt.out("init") == f"Made a repository at {ckpt.folder}/.ckptstore\n"
+    assert ckpt.out("init") == f"Created a repository at {ckpt.folder}/.ckptstore\n"
     assert ckpt.json("log") == []
 
 

@@ -35,13 +35,13 @@ def test_include_and_exclude_choose(ckpt, history, args, paths):
 def test_nothing_chosen_is_said_on_stderr(ckpt, history):
     result = ckpt("ls", "main", "--include", "optimizer")
     assert result.stdout == ""
-    assert result.stderr == "No array has such a path.\n"
+    assert result.stderr == "No path matches.\n"
     assert ckpt.json("ls", "main", "--include", "optimizer") == []
 
 
 def test_a_checkpoint_without_arrays_says_so(ckpt, repo):
     repo.commit({"epoch": 1})
-    assert ckpt("ls", "main").stderr == "It holds no arrays.\n"
+    assert ckpt("ls", "main").stderr == "The checkpoint has no arrays.\n"
 
 
 def test_scalars_empty_arrays_and_odd_names_are_listed(ckpt, repo):

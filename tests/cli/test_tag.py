@@ -16,7 +16,7 @@ def test_no_tag_yet_is_said_on_stderr(ckpt, repo):
 def test_it_makes_a_tag_that_stays(ckpt, history):
     before = history.resolve("main")
     said = ckpt.out("tag", "good", "main")
-    assert said == f"Made tag good at checkpoint {before.id.short}, step 200.\n"
+    assert said == f"Created tag good at checkpoint {before.id.short}, step 200.\n"
     history.commit({"epoch": 9})
     assert ckpt.json("show", "good")["id"] == before.id
     assert ckpt.json("show", "good")["tags"] == ["good"]

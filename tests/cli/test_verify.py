@@ -22,7 +22,7 @@ def flip(path):
 def test_a_sound_repository_is_well(ckpt, history):
     result = ckpt("verify")
     assert result.stdout.startswith("Verified 3 checkpoints (")
-    assert result.stdout.endswith("): all is well.\n")
+    assert result.stdout.endswith("): no problems found.\n")
     assert result.stderr == ""
     report = ckpt.json("verify")
     assert (report["ok"], report["checkpoints"], report["problems"]) == (True, 3, [])
@@ -40,11 +40,11 @@ def test_each_problem_names_the_checkpoints_and_refs_that_suffer(ckpt, history):
     assert found[0].startswith(f"{key} is damaged")
     assert sorted(found[1:3]) == sorted(
         [
-            f"    hits checkpoint {seed.short}, step 100 (tag: v1)",
-            f"    hits checkpoint {copy.short} (copy)",
+            f"    affects checkpoint {seed.short}, step 100 (tag: v1)",
+            f"    affects checkpoint {copy.short} (copy)",
         ]
     )
-    assert found[3].endswith(": 1 problem, 2 checkpoints hit.")
+    assert found[3].endswith(": 1 problem, 2 checkpoints affected.")
     (problem,) = ckpt.json("verify", code=1)["problems"]
     assert sorted(problem["checkpoints"]) == sorted([seed, copy])
     assert (problem["branches"], problem["tags"]) == (["copy"], ["v1"])

@@ -1,1 +1,1 @@
-"""One module a command; each holds one click command of the module's own name."""
+"""The commands: one module for each, which defines a click command of the same name."""

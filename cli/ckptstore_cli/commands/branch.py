@@ -1,4 +1,4 @@
-"""`ckptstore branch`: list, make and delete branches."""
+"""`ckptstore branch`: list, create and delete branches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ckptstore_cli.options import (
     optional_revision_argument,
     selection_options,
 )
-from ckptstore_cli.refs import print_deleted, print_made, print_refs
+from ckptstore_cli.refs import print_created, print_deleted, print_refs
 from ckptstore_cli.repo import open_repository
 
 
 def _replacements(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """The replacements by regular expression; the first "=" ends an expression."""
+    """Parse OLD=NEW: the replacements by regular expression, which ends at the first "="."""
     pairs = [value.partition("=") for value in values]
     for old, equals, _ in pairs:
         if not old or not equals:
@@ -31,10 +31,13 @@ def _replacements(
 
 @click.command()
 @click.argument(
-    "name", required=False, metavar="[NAME]", help="The branch to make; none lists all branches."
+    "name",
+    required=False,
+    metavar="[NAME]",
+    help="The branch to create. Without a name, all branches are listed.",
 )
 @optional_revision_argument(
-    f"Where it begins.  [default: {DEFAULT_BRANCH}]", default=DEFAULT_BRANCH
+    f"The checkpoint it starts from.  [default: {DEFAULT_BRANCH}]", default=DEFAULT_BRANCH
 )
 @click.option(
     "-d",
@@ -49,11 +52,13 @@ def _replacements(
     multiple=True,
     metavar="OLD=NEW",
     callback=_replacements,
-    help="Give arrays other paths: OLD is a regular expression for a whole path, NEW may hold "
-    "its groups as \\1; may be repeated, and the first that matches counts.",
+    help="Rename arrays: OLD is a regular expression that has to match a whole path, and NEW may "
+    "refer to its groups as \\1. May be repeated; the first match applies.",
 )
-@click.option("--keep-step", is_flag=True, help="Let a seed have the step of its source.")
-@click.option("--keep-metrics", is_flag=True, help="Let a seed have the metrics of its source.")
+@click.option("--keep-step", is_flag=True, help="Give a derived checkpoint the step of its source.")
+@click.option(
+    "--keep-metrics", is_flag=True, help="Give a derived checkpoint the metrics of its source."
+)
 @common
 @click.pass_context
 def branch(
@@ -68,14 +73,14 @@ def branch(
     keep_metrics: bool,
     as_json: bool,
 ) -> None:
-    """List branches, make one, or delete one.
+    """List branches, create one, or delete one.
 
-    Making a branch copies nothing. Deleting one leaves its checkpoints in the repository, and
-    undo brings it back.
+    Creating a branch copies nothing. Deleting one leaves its checkpoints in the repository, and
+    undo restores it.
 
-    With --include, --exclude or --rename the new branch begins with a checkpoint of its own, a
-    seed: it holds what is chosen under the new paths, and its parent is the checkpoint at REV.
-    Still no array is read or written.
+    With --include, --exclude or --rename, the new branch starts with a derived checkpoint of its
+    own: it contains the selected arrays under their new paths, and its parent is the checkpoint at
+    REV. No array is read or written for it either.
 
     \b
     Examples:
@@ -84,16 +89,16 @@ def branch(
       ckptstore branch -d tuned
     """
     if delete is not None and name is not None:
-        raise click.UsageError("Give a NAME to make, or -d NAME to delete, not both.", ctx)
+        raise click.UsageError("Give a NAME to create, or -d NAME to delete, not both.", ctx)
     if name is None and (include or exclude or rename or keep_step or keep_metrics):
-        raise click.UsageError("These options are for making a branch: give its NAME.", ctx)
+        raise click.UsageError("These options need the NAME of a branch to create.", ctx)
     repo = open_repository(ctx)
     if delete is not None:
         repo.delete_branch(delete)
         print_deleted("branch", delete, as_json=as_json)
     elif name is not None:
         kept = {"step": keep_step, "metrics": keep_metrics}
-        made = repo.branch(
+        checkpoint = repo.branch(
             name,
             rev,
             include=include or None,
@@ -101,6 +106,6 @@ def branch(
             rename=rename or None,
             reset=[field for field, is_kept in kept.items() if not is_kept],
         )
-        print_made("branch", name, made, as_json=as_json)
+        print_created("branch", name, checkpoint, as_json=as_json)
     else:
         print_refs("branch", repo.branches(), as_json=as_json)

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What to write; its suffix says the format: .pt (or .pth, .ckpt, .bin), .safetensors, .npz, "
-    ".npy, or .zarr, which is a folder.  [default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
+    help="What to write. The suffix decides the format: .pt (or .pth, .ckpt, .bin), "
+    ".safetensors, .npz, .npy, or .zarr, which is a folder.  "
+    "[default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
 )
 @click.option(
     "--tensor",
     "array",
     metavar="PATH",
-    help="Write this array alone, say to a .npy; `ckptstore ls` tells the paths.",
+    help="Write only this array, for example to a .npy; `ckptstore ls` lists the paths.",
 )
 @selection_options
 @click.option(
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
     "shard_bytes",
     type=Size(),
     metavar="SIZE",
-    help="Write a folder of .safetensors files of up to this size, and their index, as Hugging Face "
-    'does; "5GB", "500MB" or "2GiB".',
+    help="Write a folder of .safetensors files of at most this size with an index, as Hugging "
+    'Face does; for example "5GB", "500MB" or "2GiB".',
 )
-@click.option("--force", is_flag=True, help="Write over a file, or an export, that exists.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file or export.")
 @click.option(
     "--drop-values",
     is_flag=True,
@@ -61,11 +62,11 @@ def checkout(
     drop_values: bool,
     as_json: bool,
 ) -> None:
-    """Write a checkpoint, or the arrays chosen of it, to a file or folder.
+    """Write a checkpoint, or some of its arrays, to a file or folder.
 
-    A .pt holds the state as it was committed, for torch.load, and a .zarr does for any Zarr reader.
-    The other formats hold the arrays by path. Every byte is verified, and the file or folder
-    appears whole or not at all.
+    A .pt contains the state as it was committed, for torch.load, and a .zarr the same for any Zarr
+    reader. The other formats contain the arrays by path. Every byte is verified, and the file or
+    folder appears either complete or not at all.
 
     \b
     Examples:
@@ -100,7 +101,7 @@ def checkout(
 
 
 def default_file(checkpoint: Checkpoint, *, suffix: str = ".pt") -> Path:
-    """The file for a checkpoint when none is given: its step, and the id to find it by again."""
+    """The default file name of a checkpoint: its step, and its id to find it by."""
     step = "" if checkpoint.step is None else f"{checkpoint.step}-"
     return Path(f"ckpt-{step}{checkpoint.id.short}{suffix}")
 
@@ -113,7 +114,7 @@ def _state(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> Any:
-    """What to write, with arrays that are read only as they are written; to a .zarr, a hierarchy as it was set."""
+    """The lazy state to write; for a whole .zarr, the stored hierarchy where there is one."""
     from ckptstore import formats
 
     if array is not None:

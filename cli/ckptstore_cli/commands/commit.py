@@ -1,4 +1,4 @@
-"""`ckptstore commit`: store the checkpoint that a file or folder holds."""
+"""`ckptstore commit`: store the checkpoint in a file or folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pair(click.ParamType[tuple[str, str]]):
 
 
 class Metric(click.ParamType[tuple[str, float]]):
-    """NAME=NUMBER; whole numbers stay ints."""
+    """NAME=NUMBER; whole numbers are ints."""
 
     name = "metric"
 
@@ -46,7 +46,7 @@ class Metric(click.ParamType[tuple[str, float]]):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> tuple[str, float]:
-        """Split at the last "=", as a metric's name may hold one, and read the number."""
+        """Split at the last "=", as a metric's name may contain one, and parse the number."""
         if isinstance(value, tuple):
             return value
         name, sign, content = value.rpartition("=")
@@ -62,9 +62,10 @@ class Metric(click.ParamType[tuple[str, float]]):
 @click.argument(
     "file",
     type=click.Path(exists=True),
-    help="A .safetensors, .npz or .npy file, or a file of torch.save: .pt, .pth, .ckpt or .bin; or a "
-    "folder: Hugging Face's with .safetensors files or an index of .bin files, a .zarr, or one of "
-    "torch.distributed.checkpoint. No code in it is run: a .pt is loaded with weights_only=True.",
+    help="A .safetensors, .npz or .npy file, a file of torch.save (.pt, .pth, .ckpt or .bin), or a "
+    "folder: one of Hugging Face with .safetensors files or an index of .bin files, a .zarr, or "
+    "one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded with "
+    "weights_only=True.",
 )
 @click.option(
     "-b",
@@ -73,7 +74,7 @@ class Metric(click.ParamType[tuple[str, float]]):
     default=DEFAULT_BRANCH,
     show_default=True,
     shell_complete=complete_refs(tags=False),
-    help="The branch to put it on; a new one begins with it.",
+    help="The branch to commit to. It is created if it does not exist.",
 )
 @click.option("--step", type=int, metavar="N", help="The training step.")
 @click.option(
@@ -82,18 +83,20 @@ class Metric(click.ParamType[tuple[str, float]]):
     type=Metric(),
     multiple=True,
     metavar="NAME=NUMBER",
-    help="A number to find it by; may be repeated.",
+    help="A metric, as in val_loss=0.31. May be repeated.",
 )
-@click.option("-m", "--message", default="", metavar="TEXT", help="What is worth saying of it.")
+@click.option("-m", "--message", default="", metavar="TEXT", help="A message for people.")
 @click.option(
     "--meta",
     type=Pair(),
     multiple=True,
     metavar="NAME=VALUE",
-    help="A text to keep with it; may be repeated.",
+    help="A text to store with the checkpoint. May be repeated.",
 )
 @click.option(
-    "--retry", is_flag=True, help="If the branch moves meanwhile, commit on top of its new head."
+    "--retry",
+    is_flag=True,
+    help="If the branch moves during the commit, commit on top of its new head.",
 )
 @common
 @click.pass_context
@@ -108,10 +111,11 @@ def commit(
     retry: bool,
     as_json: bool,
 ) -> None:
-    """Store the checkpoint in FILE as the newest one of a branch.
+    """Store the checkpoint in FILE as the newest of a branch.
 
-    Arrays are read as they are stored, so one of any size needs little memory; those that the
-    repository holds already are not stored again. It is durable when this returns.
+    Arrays are read as they are stored, so even large ones need little memory. Arrays that are
+    already in the repository are not stored again. The checkpoint is durable when the command
+    returns.
 
     \b
     Examples:
@@ -122,30 +126,30 @@ def commit(
     from ckptstore import formats
 
     repo = open_repository(ctx)
-    read = formats.read_file(file)
-    made = repo.commit(
-        read.state,
+    contents = formats.read_file(file)
+    checkpoint = repo.commit(
+        contents.state,
         branch=branch,
         step=step,
         metrics=_once(ctx, metrics, option="--metric"),
         message=message,
-        meta={**read.meta, **_once(ctx, meta, option="--meta")},
+        meta={**contents.meta, **_once(ctx, meta, option="--meta")},
         retry=retry,
     )
     if as_json:
-        output.document({"branch": branch, **documents.checkpoint(made)})
+        output.document({"branch": branch, **documents.checkpoint(checkpoint)})
     else:
-        arrays = text.arrays(made.array_count, made.array_bytes)
-        new = text.size(made.new_bytes)
-        output.line(f"Committed {made.id.short} to {branch}: {arrays}, {new} new.")
+        arrays = text.arrays(checkpoint.array_count, checkpoint.array_bytes)
+        new = text.size(checkpoint.new_bytes)
+        output.line(f"Committed {checkpoint.id.short} to {branch}: {arrays}, {new} new.")
 
 
 def _once(
     ctx: click.Context, pairs: Iterable[tuple[str, Value]], *, option: str
 ) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for name, value in pairs:
-        if name in found:
+        if name in values:
             raise click.UsageError(f"{option} {name} is given twice.", ctx)
-        found[name] = value
-    return found
+        values[name] = value
+    return values

@@ -1,4 +1,4 @@
-"""`ckptstore config`: settings that are saved in the repository."""
+"""`ckptstore config`: the settings of a repository."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument(
-    "setting", type=click.Choice(["retention"]), metavar="retention", help="Which setting."
+    "setting", type=click.Choice(["retention"]), metavar="retention", help="The setting."
 )
 @policy_options
-@click.option("--unset", is_flag=True, help="Forget the saved policy.")
+@click.option("--unset", is_flag=True, help="Remove the saved policy.")
 @common
 @click.pass_context
 def config(
@@ -31,10 +31,10 @@ def config(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show a setting that is saved in the repository, or change it.
+    """Show or change a setting of the repository.
 
-    retention is the policy that says which checkpoints stay when gc is run without options. Saving
-    it deletes nothing; undo takes it back.
+    retention is the policy that decides which checkpoints gc keeps when it runs without options.
+    Saving a policy deletes nothing; undo reverts it.
 
     \b
     Examples:
@@ -59,6 +59,6 @@ def _print(policy: Policy | None, *, as_json: bool) -> None:
         sentence = None if policy is None else str(policy)
         output.document({"retention": saved, "sentence": sentence})
     elif policy is None:
-        output.note("No retention policy is saved: gc wants one in its options.")
+        output.note("No retention policy is saved; gc needs one in its options.")
     else:
         output.line(str(policy))

@@ -1,4 +1,4 @@
-"""`ckptstore gc`: give up checkpoints, and delete what nothing reaches."""
+"""`ckptstore gc`: expire checkpoints, and delete unreachable objects."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ _COLUMNS = (
     multiple=True,
     metavar="NAME",
     shell_complete=complete_refs(tags=False),
-    help="Apply the policy to this branch, and leave the others alone; may be repeated.",
+    help="Apply the policy only to this branch. May be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done and why, and do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be done and why, and change nothing."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Leave what nothing reaches alone for so long, as somebody may be making it.  [default: 3600]",
+    help="Keep unreachable objects that are younger than this, as a commit may be in progress.  "
+    "[default: 3600]",
 )
 @common
 @click.pass_context
@@ -57,12 +60,12 @@ def gc(
     as_json: bool,
     **policy: Any,
 ) -> None:
-    """Give up the checkpoints that no policy keeps, and free their space.
+    """Expire the checkpoints that no policy keeps, and free their space.
 
-    A checkpoint stays if any of the options keeps it. The head of every branch and every tagged
-    checkpoint always stay. Without options the policy saved with "config retention" is applied.
-    The step and metrics of what expires are kept, and shown by log. It is safe to run this while
-    others commit and read.
+    A checkpoint is kept if any of the options keeps it. The head of every branch and every tagged
+    checkpoint are always kept. Without options, the policy saved with "config retention" applies.
+    The step and metrics of an expired checkpoint remain, and log shows them. gc can run while other
+    processes commit and read.
 
     \b
     Examples:
@@ -70,8 +73,8 @@ def gc(
       ckptstore gc --max-to-keep 3 --keep-best val_acc:max:2 --keep-every-n-hours 6
     """
     repo = open_repository(ctx)
-    given = {} if grace is None else {"grace": grace}
-    plan = repo.plan_gc(policy_of(policy), branches=branches or None, **given)
+    options = {} if grace is None else {"grace": grace}
+    plan = repo.plan_gc(policy_of(policy), branches=branches or None, **options)
     if dry_run:
         _print_plan(plan, as_json=as_json)
     else:
@@ -96,11 +99,12 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
     if plan.leftover_objects:
         leftover = text.count(plan.leftover_objects, "object")
         output.note(
-            f"Interrupted commits left {leftover}, {text.size(plan.leftover_bytes)}, that would go too."
+            f"{leftover} of interrupted commits ({text.size(plan.leftover_bytes)}) would be "
+            "deleted too."
         )
     output.note(
-        f"{text.count(len(plan.expired), 'checkpoint')} of {len(plan.verdicts)} would expire, which frees "
-        f"{text.size(plan.bytes)}. Nothing was done."
+        f"{text.count(len(plan.expired), 'checkpoint')} of {len(plan.verdicts)} would expire, "
+        f"which frees {text.size(plan.bytes)}. Nothing was changed."
     )
 
 

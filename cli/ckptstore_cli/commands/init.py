@@ -1,4 +1,4 @@
-"""`ckptstore init`: make a repository."""
+"""`ckptstore init`: create a repository."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ckptstore_cli.repo import FOLDER, VARIABLE, named, nearest
 @common
 @click.pass_context
 def init(ctx: click.Context, url: str | None, as_json: bool) -> None:
-    """Make a repository."""
+    """Create a repository."""
     import ckptstore
 
-    chosen = url or named(ctx, os.environ) or FOLDER
-    repo = ckptstore.init(chosen)
+    place = url or named(ctx, os.environ) or FOLDER
+    repo = ckptstore.init(place)
     if as_json:
         output.document({"url": repo.url})
         return
-    output.line(f"Made a repository at {repo.url}")
-    if (os.environ.get(VARIABLE) or nearest(Path.cwd())) not in (chosen, repo.url):
-        output.note(f"Commands find it with: export {VARIABLE}={shlex.quote(repo.url)}")
+    output.line(f"Created a repository at {repo.url}")
+    if (os.environ.get(VARIABLE) or nearest(Path.cwd())) not in (place, repo.url):
+        output.note(f"To use it by default: export {VARIABLE}={shlex.quote(repo.url)}")

@@ -1,4 +1,4 @@
-"""`ckptstore log`: the checkpoints, newest first."""
+"""`ckptstore log`: list checkpoints, newest first."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _COLUMNS = (
 
 
 @click.command()
-@optional_revision_argument("Whose history to list.  [default: all branches and tags]")
-@click.option(
-    "--graph", "as_graph", is_flag=True, help="Draw how the checkpoints descend from each other."
+@optional_revision_argument(
+    "List the history of this checkpoint.  [default: all branches and tags]"
 )
+@click.option("--graph", "as_graph", is_flag=True, help="Draw the history as a graph.")
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only the newest N."
 )
@@ -43,7 +43,7 @@ def log(
 ) -> None:
     """List checkpoints, newest first.
 
-    The column "new" says how many bytes the commit had to store.
+    The column "new" shows how many bytes the commit added to the repository.
 
     \b
     Examples:
@@ -54,12 +54,13 @@ def log(
     checkpoints = repo.log(rev, limit=limit)
     refs = documents.refs_by_id(repo)
     if as_json:
-        known = [(c, refs.get(c.id, documents.NO_REFS)) for c in checkpoints]
-        output.document([documents.checkpoint(*pair) for pair in known])
+        output.document(
+            [documents.checkpoint(c, refs.get(c.id, documents.NO_REFS)) for c in checkpoints]
+        )
     elif not checkpoints:
         output.note("No checkpoints yet. Commit one with: ckptstore commit FILE")
     elif as_graph:
-        output.graph(_drawn(checkpoints, refs))
+        output.graph(_drawing(checkpoints, refs))
     else:
         expired = {number for number, c in enumerate(checkpoints) if c.expired}
         output.table(_COLUMNS, [_row(c, refs) for c in checkpoints], dimmed=expired)
@@ -77,10 +78,10 @@ def _row(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> tuple[str, ...]:
     )
 
 
-def _drawn(checkpoints: Sequence[Checkpoint], refs: Mapping[str, Refs]) -> list[tuple[str, str]]:
+def _drawing(checkpoints: Sequence[Checkpoint], refs: Mapping[str, Refs]) -> list[tuple[str, str]]:
     by_id: dict[str, Checkpoint] = {c.id: c for c in checkpoints}
-    drawing = graph.draw({id: c.parents for id, c in by_id.items()})
-    return [(drawn, "" if id is None else _sentence(by_id[id], refs)) for drawn, id in drawing]
+    lines = graph.draw({id: c.parents for id, c in by_id.items()})
+    return [(line, "" if id is None else _sentence(by_id[id], refs)) for line, id in lines]
 
 
 def _sentence(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> str:

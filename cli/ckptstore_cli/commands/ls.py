@@ -1,4 +1,4 @@
-"""`ckptstore ls`: the arrays of a checkpoint."""
+"""`ckptstore ls`: list the arrays of a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def ls(
     """List the arrays of a checkpoint."""
     from ckptstore.state.selection import Selection
 
-    chosen = Selection.of(include or None, exclude)
-    arrays = [array for array in open_repository(ctx).resolve(rev).arrays if chosen(array.path)]
+    selects = Selection.of(include or None, exclude)
+    arrays = [array for array in open_repository(ctx).resolve(rev).arrays if selects(array.path)]
     if as_json:
         output.document([documents.array(array) for array in arrays])
     elif not arrays:
-        chosen_of = "No array has such a path." if include or exclude else "It holds no arrays."
-        output.note(chosen_of)
+        is_part = include or exclude
+        output.note("No path matches." if is_part else "The checkpoint has no arrays.")
     else:
         rows = [(a.path, a.dtype, text.shape(a.shape), text.size(a.nbytes)) for a in arrays]
         output.table(_COLUMNS, rows)

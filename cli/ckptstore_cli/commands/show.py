@@ -1,4 +1,4 @@
-"""`ckptstore show`: everything known of one checkpoint."""
+"""`ckptstore show`: show one checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @common
 @click.pass_context
 def show(ctx: click.Context, rev: str, as_json: bool) -> None:
-    """Show everything known of a checkpoint."""
+    """Show everything that is recorded about a checkpoint."""
     repo = open_repository(ctx)
     checkpoint = repo.resolve(rev)
     refs = documents.refs_by_id(repo).get(checkpoint.id, documents.NO_REFS)
@@ -46,7 +46,7 @@ def _fields(checkpoint: Checkpoint, refs: Refs, values: int | None) -> dict[str,
         "arrays": f"{checkpoint.array_count:,}, {text.size(checkpoint.array_bytes)}",
         "values": "" if values is None else f"{values:,} plain",
         "new": f"{text.size(checkpoint.new_bytes)} stored by this commit",
-        "expired": "yes: its arrays were given up" if checkpoint.expired else "",
+        "expired": "yes, its arrays are no longer stored" if checkpoint.expired else "",
         "meta": [f"{name} = {_value(value)}" for name, value in checkpoint.meta.items()],
     }
     return {name: value for name, value in fields.items() if value}

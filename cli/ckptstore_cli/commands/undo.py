@@ -1,4 +1,4 @@
-"""`ckptstore undo`: take back the newest operation."""
+"""`ckptstore undo`: revert the newest operation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ckptstore_cli.repo import open_repository
 @common
 @click.pass_context
 def undo(ctx: click.Context, as_json: bool) -> None:
-    """Take back the newest operation.
+    """Revert the newest operation.
 
-    That is a commit, or the making or deleting of a branch or tag. Repeat it to go back further.
-    No array is deleted: a checkpoint that no branch names any more is still found by its id.
+    Operations are commits, and the creation and deletion of branches and tags. Repeat the command
+    to go back further. No array is deleted: a checkpoint that no branch refers to any more can
+    still be found by its id.
     """
     undone = open_repository(ctx).undo()
     if as_json:

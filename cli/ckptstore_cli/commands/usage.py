@@ -1,4 +1,4 @@
-"""`ckptstore usage`: what a repository holds, and what that takes."""
+"""`ckptstore usage`: what a repository contains, and the space it takes."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 @common
 @click.pass_context
 def usage(ctx: click.Context, as_json: bool) -> None:
-    """Show what the repository holds, and the space it takes."""
+    """Show what the repository contains, and the space it takes."""
     repo = open_repository(ctx)
-    used = repo.usage()
+    total = repo.usage()
     if as_json:
-        output.document({"url": repo.url, **asdict(used)})
+        output.document({"url": repo.url, **asdict(total)})
     else:
-        output.fields({"repository": repo.url, **_fields(used)})
+        output.fields({"repository": repo.url, **_fields(total)})
 
 
-def _fields(used: Usage) -> dict[str, str]:
-    refs = f"{text.count(used.branches, 'branch', 'branches')}, {text.count(used.tags, 'tag')}"
-    objects = text.count(used.objects, "object")
+def _fields(total: Usage) -> dict[str, str]:
+    refs = f"{text.count(total.branches, 'branch', 'branches')}, {text.count(total.tags, 'tag')}"
+    objects = text.count(total.objects, "object")
     return {
-        "checkpoints": f"{used.checkpoints:,} ({refs})",
-        "arrays": f"{text.size(used.array_bytes)} in all checkpoints together",
-        "stored": f"{text.size(used.stored_bytes)} in {objects}{_saved(used)}",
-        "metadata": text.size(used.metadata_bytes),
+        "checkpoints": f"{total.checkpoints:,} ({refs})",
+        "arrays": f"{text.size(total.array_bytes)} in all checkpoints together",
+        "stored": f"{text.size(total.stored_bytes)} in {objects}{_saving(total)}",
+        "metadata": text.size(total.metadata_bytes),
     }
 
 
-def _saved(used: Usage) -> str:
-    if used.stored_bytes >= used.array_bytes:
+def _saving(total: Usage) -> str:
+    if total.stored_bytes >= total.array_bytes:
         return ""
-    return f", {used.array_bytes / used.stored_bytes:.1f} times less"
+    return f", {total.array_bytes / total.stored_bytes:.1f} times less"

@@ -27,12 +27,12 @@ EXIT_PROBLEMS = 1
 def verify(ctx: click.Context, as_json: bool) -> None:
     """Check every byte and every reference.
 
-    Each problem is listed with the checkpoints that suffer from it, and the exit code is 1 if there
-    is any. Nothing is changed.
+    Each problem is listed with the checkpoints that it affects, and the exit code is 1 if there are
+    any. Nothing is changed.
     """
     repo = open_repository(ctx)
     with output.Progress() as progress:
-        report = repo.verify(progress=lambda done, total: progress.say(_progress(done, total)))
+        report = repo.verify(progress=lambda done, total: progress.show(_progress(done, total)))
     refs = documents.refs_by_id(repo) if report.problems else {}
     if as_json:
         output.document(_document(report, refs))
@@ -44,12 +44,12 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 
 def _print(report: VerifyReport, refs: Mapping[str, Refs], steps: Mapping[str, int]) -> None:
     for problem in report.problems:
-        named = problem.error.startswith(problem.key)
-        output.line(problem.error if named else f"{problem.key}: {problem.error}")
+        is_named = problem.error.startswith(problem.key)
+        output.line(problem.error if is_named else f"{problem.key}: {problem.error}")
         for id in problem.checkpoints:
             step = f", step {steps[id]}" if id in steps else ""
             names = f" ({refs[id]})" if id in refs else ""
-            output.line(f"    hits checkpoint {id.short}{step}{names}")
+            output.line(f"    affects checkpoint {id.short}{step}{names}")
     output.line(
         f"Verified {text.count(report.checkpoints, 'checkpoint')} "
         f"({text.count(report.objects, 'object')}, {text.size(report.bytes)}): {_verdict(report)}"
@@ -62,21 +62,21 @@ def _progress(done: int, total: int) -> str:
 
 def _verdict(report: VerifyReport) -> str:
     if report.ok:
-        return "all is well."
-    hit = {id for problem in report.problems for id in problem.checkpoints}
-    problems, checkpoints = len(report.problems), len(hit)
-    return f"{text.count(problems, 'problem')}, {text.count(checkpoints, 'checkpoint')} hit."
+        return "no problems found."
+    affected = {id for problem in report.problems for id in problem.checkpoints}
+    checkpoints = text.count(len(affected), "checkpoint")
+    return f"{text.count(len(report.problems), 'problem')}, {checkpoints} affected."
 
 
 def _steps(repo: Repository, report: VerifyReport) -> dict[str, int]:
-    """The steps of the checkpoints that suffer, where they can still be read."""
-    found: dict[str, int] = {}
+    """The steps of the affected checkpoints, where they can still be read."""
+    steps: dict[str, int] = {}
     for id in {id for problem in report.problems for id in problem.checkpoints}:
         with suppress(CkptStoreError):
             step = repo.resolve(id).step
             if step is not None:
-                found[id] = step
-    return found
+                steps[id] = step
+    return steps
 
 
 def _document(report: VerifyReport, refs: Mapping[str, Refs]) -> dict[str, Any]:
