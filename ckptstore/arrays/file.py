@@ -1,96 +1,109 @@
-"""Arrays that lie in a file, read by position as they are wanted.
+"""Arrays in a file, read by position as they are needed.
 
-Not mapped: pages of a map count as this process's memory, and a file that shrinks under a map ends the process.
+`OpenFile` is a file of the user's, `Scratch` one of this process for what has to be unpacked first.
+An array reads either; see `ByteSource`.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 import weakref
 from errno import EMFILE
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.documents.chunks import DIMENSIONS_MAX
 from ckptstore.errors import InvalidInputError, StorageError, shown
+from ckptstore.regular_file import NotRegularError, open_regular, read_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not be waited for
 
+class ByteSource(Protocol):
+    """Bytes that arrays read by position. `path` names them in errors."""
 
-class OpenFile:
-    """A regular file that several arrays read; it is closed when the last of them is gone."""
-
-    def __init__(self, path: Path, *, follow: bool = True) -> None:
-        """follow: whether the path may be a link; a name from inside a folder may not."""
-        flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
-        try:
-            descriptor = os.open(path, flags)
-        except OSError as error:
-            what_helps = " Allow this process more (ulimit -n)." if error.errno == EMFILE else ""
-            raise StorageError(
-                f"{shown(str(path))} could not be read: {error.strerror}.{what_helps}"
-            ) from error
-        self._take(descriptor, path)
-
-    def _take(self, descriptor: int, path: Path) -> None:
-        """Begin to read an open file, and answer for closing it."""
-        self.path, self._descriptor = path, descriptor
-        self._close = weakref.finalize(self, os.close, descriptor)
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            self._close()
-            raise InvalidInputError(f"{path} is not a regular file.")
-        self.nbytes = status.st_size
-        self._stamp = status.st_size, status.st_mtime_ns
+    path: Path
+    nbytes: int
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer from this position of the file; InvalidInputError when the file was changed since it was opened."""
-        filled = 0
-        try:
-            while filled < len(buffer):
-                count = os.preadv(self._descriptor, [buffer[filled:]], start + filled)
-                if not count:
-                    break
-                filled += count
-            status = os.fstat(self._descriptor)
-        except OSError as error:
-            raise StorageError(f"{self.path} could not be read: {error.strerror}.") from error
-        if filled < len(buffer) or self._is_changed(status):
-            raise InvalidInputError(
-                f"{self.path} was changed while it was read. Read it again once nobody writes to it."
-            )
+        """Fills a buffer from a position, or raises InvalidInputError or StorageError."""
 
     def read(self, start: int, size: int) -> bytes:
-        """So many bytes from this position of the file."""
+        """Returns `size` bytes from a position."""
         data = bytearray(size)
         self.read_into(memoryview(data), start)
         return bytes(data)
 
-    def _is_changed(self, status: os.stat_result) -> bool:
-        return (status.st_size, status.st_mtime_ns) != self._stamp
 
+class OpenFile(ByteSource):
+    """A regular file that several arrays read. It is closed when the last of them is gone.
 
-class Scratch(OpenFile):
-    """A file without a name, for all that has to be unpacked from another; it is gone once nobody reads it.
+    Args:
+        path: Path of the file.
+        follow: Whether it may be a link. A name that was found inside a folder may not.
 
-    One file, however much is unpacked, as a process may have only so many of them open. path: of the other file, for errors.
+    Raises:
+        InvalidInputError: It is not a regular file.
+        StorageError: It cannot be opened.
     """
 
-    _descriptor = -1  # until something is written
+    def __init__(self, path: Path, *, follow: bool = True) -> None:
+        try:
+            self._descriptor, status = open_regular(path, follow=follow)
+        except NotRegularError as error:
+            raise InvalidInputError(f"{path} is not a regular file.") from error
+        except OSError as error:
+            hint = " Allow this process more (ulimit -n)." if error.errno == EMFILE else ""
+            raise StorageError(
+                f"{shown(str(path))} could not be read: {error.strerror}.{hint}"
+            ) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self.path, self.nbytes = path, status.st_size
+        self._stamp = _stamp(status)
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fills a buffer; InvalidInputError if the file has changed since it was opened."""
+        try:
+            filled = read_full(self._descriptor, buffer, start)
+            stamp = _stamp(os.fstat(self._descriptor))
+        except OSError as error:
+            raise StorageError(f"{self.path} could not be read: {error.strerror}.") from error
+        if filled < len(buffer) or stamp != self._stamp:
+            raise InvalidInputError(
+                f"{self.path} was changed while it was read. Read it again when no program "
+                "writes to it any more."
+            )
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+class Scratch(ByteSource):
+    """A nameless temporary file for everything that is unpacked from another file.
+
+    There is one for each file read, whatever is unpacked, because a process may have only so many
+    files open. It is removed when the last array that reads it is gone.
+
+    Args:
+        path: Path of the file that is unpacked, for errors.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.nbytes = path, 0
+        self._descriptor: int | None = None  # until something is written
 
     def add(self, write: Callable[[BinaryIO], None]) -> int:
-        """Have something written to the end of the file: where it begins. StorageError when there is no room for it."""
+        """Appends what a function writes, and returns the position where it begins.
+
+        Raises:
+            StorageError: There is no room for it.
+        """
         try:
-            if self._descriptor < 0:
+            if self._descriptor is None:
                 with tempfile.TemporaryFile() as file:
                     self._descriptor = os.dup(file.fileno())
                 weakref.finalize(self, os.close, self._descriptor)
@@ -100,25 +113,41 @@ class Scratch(OpenFile):
                 self.nbytes = file.seek(0, os.SEEK_END)
         except OSError as error:
             raise StorageError(
-                f"There is no room in the folder for temporary files to unpack {self.path}: {error.strerror}. Set TMPDIR to "
-                "a folder that has more."
+                f"There is no room in the folder for temporary files to unpack {self.path}: "
+                f"{error.strerror}. Set TMPDIR to a folder that has more."
             ) from error
         return begin
 
-    def _is_changed(self, status: os.stat_result) -> bool:
-        del status  # only this process knows the file
-        return False
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fills a buffer from a position of what was added."""
+        try:
+            filled = 0 if self._descriptor is None else read_full(self._descriptor, buffer, start)
+        except OSError as error:
+            raise StorageError(f"{self.path} could not be read: {error.strerror}.") from error
+        if filled < len(buffer):
+            raise InvalidInputError(f"{self.path} ends early.")
 
 
 class FileArray(LazyArray):
-    """An array whose bytes lie in a file from `offset` on, in C order, little-endian.
+    """An array whose bytes are in one piece of a file, in C order and little-endian.
 
-    That they lie within the file is for whoever makes one to check.
+    Whoever makes one has checked that they are within the file.
+
+    Args:
+        file: What to read.
+        kind: "tensor" or "ndarray".
+        dtype: Name of the dtype, a key of `ITEM_BYTES`.
+        shape: Lengths of the dimensions.
+        offset: Position of the first byte.
+        identity: Equal for arrays that share their elements; None for an array that shares none.
+
+    Raises:
+        InvalidInputError: It has more dimensions than a checkpoint can hold.
     """
 
     def __init__(
         self,
-        file: OpenFile,
+        file: ByteSource,
         *,
         kind: str,
         dtype: str,
@@ -126,13 +155,19 @@ class FileArray(LazyArray):
         offset: int,
         identity: object = None,
     ) -> None:
-        if len(shape) > DIMENSIONS_MAX:
-            raise InvalidInputError(
-                f"{file.path} has an array of {len(shape)} dimensions; a checkpoint holds at most {DIMENSIONS_MAX}."
-            )
+        check_dimensions(shape, name=file.path)
         self.file, self.offset = file, offset
         self.kind, self.dtype, self.shape, self.identity = kind, dtype, shape, identity
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`."""
+        """Fills a buffer with the array's bytes from position `start`."""
         self.file.read_into(buffer, self.offset + start)
+
+
+def check_dimensions(shape: tuple[int, ...], *, name: object) -> None:
+    """Raises InvalidInputError for more dimensions than a checkpoint can hold."""
+    if len(shape) > DIMENSIONS_MAX:
+        raise InvalidInputError(
+            f"{name} has an array of {len(shape)} dimensions; a checkpoint holds at most "
+            f"{DIMENSIONS_MAX}."
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.documents.canonical import DOCUMENT_BYTES_MAX, check_size
+from ckptstore.documents.canonical import DOCUMENT_BYTES_MAX, check_size, unique
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -36,16 +36,6 @@ def check(data: bytes) -> None:
 def parse(data: bytes) -> Any:
     """The value of what was read; a ValueError says why there is none."""
     try:
-        return json.loads(data, object_pairs_hook=_unique)
+        return json.loads(data, object_pairs_hook=unique)
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of one that has a name twice, another program may read the other value."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"it has two values named {twice[:60]!r}")
-    return found

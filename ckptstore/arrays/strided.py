@@ -1,7 +1,7 @@
-"""Arrays whose elements a file holds with strides, gathered in C order as they are wanted, with bounded memory.
+"""Arrays whose elements a file holds with strides, gathered in C order with bounded memory.
 
-A span of the file is read whole where enough of it is wanted, else only what is wanted of it; never by a map, whose pages
-would count as this process's memory.
+Where a span of the file is needed densely it is read whole, otherwise in parts. Elements that are
+needed sparsely cost more reads than they have bytes: see docs/adr/0025.
 """
 
 from __future__ import annotations
@@ -12,36 +12,46 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ckptstore.arrays.file import check_dimensions
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.documents.chunks import DIMENSIONS_MAX
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ckptstore.arrays.file import OpenFile
+    from ckptstore.arrays.file import ByteSource
 
-SPAN_BYTES_MAX = 4 << 20  # read at once; 8 threads of a commit do
-CHEAP_BYTES = 32 << 10  # reading these costs about as much as asking for them
-DENSE = 4  # at least every fourth byte of a larger span is wanted, or it is read in parts
+SPAN_BYTES_MAX = 4 << 20  # read at once by each of a commit's 8 threads
+CHEAP_BYTES = 32 << 10  # reading these takes about as long as asking for them
+DENSE = 4  # a larger span is read whole if at least every fourth byte of it is needed
 _ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "V16"}  # by size; only copied
 
 
 class ElementsArray(LazyArray):
-    """An array that is read by whole elements."""
+    """An array that is read by whole elements.
+
+    Args:
+        kind: "tensor" or "ndarray".
+        dtype: Name of the dtype, a key of `ITEM_BYTES`.
+        shape: Lengths of the dimensions.
+        identity: Equal for arrays that share their elements; None for an array that shares none.
+        name: What holds the array, for errors.
+    """
 
     def __init__(
-        self, *, dtype: str, shape: tuple[int, ...], identity: object = None, name: object = ""
+        self,
+        *,
+        kind: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        identity: object = None,
+        name: object = "",
     ) -> None:
-        if len(shape) > DIMENSIONS_MAX:
-            raise InvalidInputError(
-                f"{name} has an array of {len(shape)} dimensions; a checkpoint holds at most {DIMENSIONS_MAX}."
-            )
-        self.kind, self.dtype, self.shape, self.identity = "tensor", dtype, shape, identity
+        check_dimensions(shape, name=name)
+        self.kind, self.dtype, self.shape, self.identity = kind, dtype, shape, identity
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`."""
+        """Fills a buffer with the array's bytes from position `start`."""
         item = ITEM_BYTES[self.dtype]
         first, skipped = divmod(start, item)
         if not skipped and not len(buffer) % item:
@@ -54,14 +64,14 @@ class ElementsArray(LazyArray):
 
     @abstractmethod
     def read_elements(self, buffer: memoryview, first: int) -> None:
-        """Fill a buffer with elements from the given one on, counted in C order."""
+        """Fills a buffer with the elements from number `first` on, counted in C order."""
 
 
 class BoxesArray(ElementsArray):
     """An array that is read by boxes of elements."""
 
     def read_elements(self, buffer: memoryview, first: int) -> None:
-        """Fill a buffer with elements from the given one on, counted in C order."""
+        """Fills a buffer with the elements from number `first` on, counted in C order."""
         if not buffer:
             return
         flat = np.frombuffer(buffer, dtype=_ELEMENTS[ITEM_BYTES[self.dtype]])
@@ -73,49 +83,56 @@ class BoxesArray(ElementsArray):
 
     @abstractmethod
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
-        """Fill a numpy array with the box of its shape that begins at this index."""
+        """Fills a numpy array with the box of its shape that begins at this index."""
 
 
 class StridedArray(BoxesArray):
-    """A view with strides, in bytes and none of them negative, of what a file holds."""
+    """A view of a file's bytes. The strides are in bytes, and none is negative."""
 
     def __init__(
         self,
-        file: OpenFile,
+        file: ByteSource,
         *,
+        kind: str,
         dtype: str,
         shape: tuple[int, ...],
         strides: tuple[int, ...],
         offset: int,
         identity: object = None,
     ) -> None:
-        super().__init__(dtype=dtype, shape=shape, identity=identity, name=file.path)
+        super().__init__(kind=kind, dtype=dtype, shape=shape, identity=identity, name=file.path)
         self.file, self.strides, self.offset = file, strides, offset
 
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
-        """Fill a numpy array with the box of its shape that begins at this index."""
+        """Fills a numpy array with the box of its shape that begins at this index."""
         steps = zip(origin, self.strides, strict=True)
         gather(self.file, self.offset + sum(at * step for at, step in steps), self.strides, target)
 
 
 class ChangedArray(ElementsArray):
-    """Another array, whose elements are changed when they are read. change: does that to a buffer of elements."""
+    """Another array whose elements are changed as they are read.
+
+    Args:
+        array: The other array.
+        change: Changes a buffer of elements in place.
+        identity: As of any array.
+    """
 
     def __init__(
         self, array: LazyArray, change: Callable[[memoryview], None], *, identity: object
     ) -> None:
-        super().__init__(dtype=array.dtype, shape=array.shape, identity=identity)
+        super().__init__(kind=array.kind, dtype=array.dtype, shape=array.shape, identity=identity)
         self.array, self.change = array, change
 
     def read_elements(self, buffer: memoryview, first: int) -> None:
-        """Fill a buffer with elements from the given one on, counted in C order."""
+        """Fills a buffer with the elements from number `first` on, counted in C order."""
         self.array.read_into(buffer, first * ITEM_BYTES[self.dtype])
         if buffer:
             self.change(buffer)
 
 
 def c_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
-    """The strides, in bytes, of an array that lies in C order."""
+    """Returns the strides, in bytes, of an array in C order."""
     strides = []
     for length in reversed(shape):
         strides.append(item_bytes)
@@ -123,10 +140,15 @@ def c_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def fortran_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
+    """Returns the strides, in bytes, of an array in Fortran order: the first index runs fastest."""
+    return c_strides(shape[::-1], item_bytes)[::-1]
+
+
 def boxes(
     shape: tuple[int, ...], start: int, stop: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A run of elements, counted in C order, as boxes one behind the other: where each begins, and its shape."""
+    """Divides a run of elements in C order into boxes; yields the origin and shape of each."""
     if start >= stop:
         return
     if not shape:
@@ -148,8 +170,8 @@ def boxes(
         yield (last, *origin), (1, *lengths)
 
 
-def gather(file: OpenFile, offset: int, strides: tuple[int, ...], target: Any) -> None:
-    """Fill a numpy array of elements with those that lie in a file from `offset` on, so many bytes apart."""
+def gather(file: ByteSource, offset: int, strides: tuple[int, ...], target: Any) -> None:
+    """Fills a numpy array with elements of a file that are `strides` bytes apart."""
     item, lengths = target.itemsize, target.shape
     steps = list(zip(lengths, strides, strict=True))
     span = item + sum((length - 1) * step for length, step in steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.digest import Digest
@@ -45,7 +46,7 @@ def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> di
     try:
         document = json.loads(
             text(data, name=name, bytes_max=bytes_max),
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
             parse_constant=_no_constant,
             parse_float=_finite if _may_be_infinite(data) else None,
         )
@@ -80,10 +81,12 @@ def values(data: bytes) -> int:
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object; ValueError for a name that occurs twice, of which readers differ."""
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it has two values named {name[:60]!r}")
     return document
 
 

@@ -1,4 +1,8 @@
-"""numpy's .npy: one array. No pickle is ever read."""
+"""numpy's .npy: a file with one array. Pickles are never read, so arrays of Python objects are refused.
+
+The format is described in numpy.lib.format. An array in Fortran order is read with strides, and
+needs no more memory than one in C order (docs/adr/0025).
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,26 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ckptstore.arrays.file import FileArray, OpenFile, Scratch
+import numpy as np
+
+from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.arrays.strided import StridedArray, fortran_strides
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats import safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
-from ckptstore.formats.torch.turned import is_turned, turned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ckptstore.arrays.file import ByteSource
+    from ckptstore.arrays.lazy import LazyArray
     from ckptstore.arrays.source import ArraySource
     from ckptstore.state.tree import Flat
 
 KIND = "ndarray"
-HEADER_BYTES_MAX = 10_000  # as numpy has it
-HEAD_BYTES_MAX = HEADER_BYTES_MAX + 64  # with what comes before
+HEADER_BYTES_MAX = 10_000  # the same limit as numpy's
+HEAD_BYTES_MAX = HEADER_BYTES_MAX + 64  # with what precedes the header
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # by version; of the header's length
 _NAMES = {"descr", "fortran_order", "shape"}
@@ -38,41 +46,48 @@ DTYPES = frozenset(
 )
 
 
-def read(path: Path) -> tuple[FileArray, dict[str, Any]]:
-    """The array in the file."""
+def read(path: Path) -> tuple[LazyArray, dict[str, Any]]:
+    """Returns the array in a file, which is read as it is needed, and no metadata."""
     file = OpenFile(path)
-    return array_in(file, 0, file.nbytes, scratch=Scratch(path), name=str(path)), {}
+    return array_in(file, 0, file.nbytes, name=str(path)), {}
 
 
-def has_to_be_turned(head: bytes, name: str) -> bool:
-    """Whether the array that begins so is written out by `array_in`, as its elements lie in another order."""
-    shape, is_fortran, _ = _read_header(io.BytesIO(head), name)
-    return is_turned(is_fortran=is_fortran, shape=shape)
+def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray:
+    """Returns the array in `size` bytes of a file that have numpy's format.
 
+    Args:
+        file: What to read.
+        start: Position of the first byte.
+        size: Number of bytes.
+        name: Names the array in errors.
 
-def array_in(file: OpenFile, start: int, size: int, *, scratch: Scratch, name: str) -> FileArray:
-    """The array that lies in so many bytes of a file, in numpy's format. name: for messages."""
+    Raises:
+        InvalidInputError: They are not an array of numbers of a known dtype.
+    """
     head = io.BytesIO(file.read(start, min(size, HEAD_BYTES_MAX)))
     shape, is_fortran, numpy_dtype = _read_header(head, name)
     dtype = _known(numpy_dtype, name)
-    nbytes, found = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
-    if nbytes != found:
+    nbytes, left = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
+    if nbytes != left:
         raise InvalidInputError(
-            f"{name} is damaged: its header says dtype {dtype} and shape {shape}, and {found} bytes follow."
+            f"{name} is damaged: its header says dtype {dtype} and shape {shape}, and {left} bytes "
+            "follow."
         )
     offset = start + head.tell()
-    array = FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
-    return turned(array, scratch) if is_turned(is_fortran=is_fortran, shape=shape) else array
+    if is_fortran and len(shape) > 1:
+        strides = fortran_strides(shape, ITEM_BYTES[dtype])
+        return StridedArray(
+            file, kind=KIND, dtype=dtype, shape=shape, strides=strides, offset=offset
+        )
+    return FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
-    """The shape, whether the first index runs fastest, and the numpy dtype.
+    """Returns the shape, whether the array is in Fortran order, and the numpy dtype.
 
-    The header is a literal of Python. numpy gives it to Python's own parser, to which no text of strangers should get, so
-    the few forms that an array of numbers can have are matched here instead.
+    The header is a Python literal. numpy passes it to Python's parser, which should not see
+    untrusted text, so this matches only the few forms that an array of numbers can have.
     """
-    import numpy as np
-
     magic, version = head.read(len(_MAGIC)), head.read(2)
     length_bytes = _LENGTH_BYTES.get(version)
     if magic != _MAGIC or length_bytes is None:
@@ -104,30 +119,33 @@ def _not_read(name: str, reason: str) -> InvalidInputError:
 
 
 def _known(dtype: Any, name: str) -> str:
-    """Our name of a numpy dtype."""
+    """The name in `ITEM_BYTES` of a numpy dtype."""
     if dtype.hasobject:
         raise InvalidInputError(
-            f"{name} holds Python objects, which only pickle can read, and pickle could run code. Store them as arrays of "
-            "numbers."
+            f"{name} holds Python objects, which only pickle can read, and a pickle could run code. "
+            "Store them as arrays of numbers."
         )
     if dtype.names is not None or dtype.name not in DTYPES:
         raise InvalidInputError(
-            f"{name} has the dtype {str(dtype)[:100]}, which no checkpoint can hold. Store it as numbers, or leave it out."
+            f"{name} has the dtype {str(dtype)[:100]}, which no checkpoint can hold. Store it as "
+            "numbers, or leave it out."
         )
     if not dtype.isnative:
         raise InvalidInputError(
-            f"{name} has the byte order of another machine ({dtype.str}). Save array.astype(array.dtype.newbyteorder('<'))."
+            f"{name} has the byte order of another machine ({dtype.str}). Save "
+            "array.astype(array.dtype.newbyteorder('<'))."
         )
     return str(dtype.name)
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Write the only array of a state."""
+    """Writes the only array of a state."""
     form = "A .npy file"
     check_values(flat, form=form, drop_values=drop_values)
     if len(flat.arrays) != 1:
         raise InvalidInputError(
-            f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one of them, or write a .npz file."
+            f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one of them, or "
+            "write a .npz file."
         )
     check_dtypes(flat, DTYPES, form=form, safetensors=safetensors.DTYPES)
     with path.open("xb") as file:
@@ -136,8 +154,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
 
 
 def write_array(source: ArraySource, file: BinaryIO) -> None:
-    """Write an array as numpy.save does."""
-    import numpy as np
+    """Writes an array as numpy.save does."""
     from numpy.lib import format as numpy_format
 
     descr = numpy_format.dtype_to_descr(np.dtype(source.dtype))

@@ -1,11 +1,11 @@
-"""numpy's .npz: a zip file of .npy files. Stored members are read where they lie, compressed ones are unpacked first.
+"""numpy's .npz: a zip archive of .npy files.
 
-No pickle is ever read, so arrays of Python objects are refused.
+Stored members are read in place. Compressed ones are unpacked to a temporary file first, once the
+archive's claims about them are plausible. Pickles are never read.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import tempfile
@@ -18,78 +18,50 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
 from ckptstore.formats.names import nested
+from ckptstore.formats.window import ReadTooLargeError, Window
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ckptstore.arrays.file import FileArray
+    from ckptstore.arrays.lazy import LazyArray
     from ckptstore.arrays.source import ArraySource
     from ckptstore.state.tree import Flat
 
-READ_BYTES_MAX = 8 << 20  # at once: the longest list of members, some 80,000
+READ_BYTES_MAX = 8 << 20  # at once: a list of about 80,000 members
 PIECE_BYTES = 1 << 20
-DEFLATE_RATIO_MAX = 1032  # of what was compressed to that
+DEFLATE_RATIO_MAX = 1032  # of unpacked to compressed bytes, at the very most
 _SUFFIX = ".npy"
-_ERRORS = (EOFError, ValueError, OSError, NotImplementedError, RuntimeError)  # of zipfile, too
+_ERRORS = (EOFError, ValueError, OSError, NotImplementedError, RuntimeError)  # also of zipfile
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 1
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays by name."""
+    """Returns the arrays by name, as nested dicts where the names are paths, and no metadata."""
     file, scratch = OpenFile(path), Scratch(path)
     try:
-        with zipfile.ZipFile(_Reader(file)) as archive:
+        with zipfile.ZipFile(Window(file, read_bytes_max=READ_BYTES_MAX)) as archive:
             members = _members(archive, file)
             arrays = {name: _array(archive, info, file, scratch) for name, info in members.items()}
     except InvalidInputError:
         raise
+    except ReadTooLargeError as error:
+        raise _damaged(path, f"its list of members is too long: {error}") from error
     except (zipfile.BadZipFile, zlib.error, struct.error, *_ERRORS) as error:
         raise _damaged(path, error) from error
     return nested(arrays), {}
 
 
-class _Reader:
-    """An open file as zipfile wants it, which refuses to read more at once than an honest file needs."""
-
-    def __init__(self, file: OpenFile) -> None:
-        self.file, self.position = file, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.file.nbytes}[whence]
-        if base + offset < 0:
-            raise OSError("it points before its beginning")
-        self.position = base + offset
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self.file.nbytes - self.position)
-        size = left if size < 0 else min(size, left)
-        if size > READ_BYTES_MAX:
-            raise ValueError(
-                f"its list of members takes {size} bytes; at most {READ_BYTES_MAX} are read"
-            )
-        data = self.file.read(self.position, size)
-        self.position += size
-        return data
-
-
 def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipInfo]:
-    """The members by the names of their arrays, once what is said of them can be so."""
+    """Returns the members by the names of their arrays, after checking the archive's claims."""
     members: dict[str, zipfile.ZipInfo] = {}
     end = 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         name, where = info.filename, f"The member {info.filename[:60]!r} of {file.path}"
         if not name.endswith(_SUFFIX):
-            raise InvalidInputError(f"{where} is no array: its name does not end in {_SUFFIX}.")
+            raise InvalidInputError(f"{where} is not an array: its name does not end in {_SUFFIX}.")
         if name.removesuffix(_SUFFIX) in members:
-            raise InvalidInputError(f"{where} is there twice.")
+            raise InvalidInputError(f"{where} occurs twice.")
         if info.flag_bits & _ENCRYPTED:
             raise InvalidInputError(f"{where} is encrypted.")
         ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE_RATIO_MAX}.get(
@@ -112,33 +84,29 @@ def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipI
     free = shutil.disk_usage(tempfile.gettempdir()).free if unpacked else 0
     if unpacked > free:
         raise InvalidInputError(
-            f"{file.path} unpacks to {unpacked} bytes, and {tempfile.gettempdir()} has room for {free}. Set TMPDIR to a "
-            "folder that has more."
+            f"{file.path} unpacks to {unpacked} bytes, and {tempfile.gettempdir()} has room for {free}. "
+            "Set TMPDIR to a folder that has more."
         )
     return in_order
 
 
 def _array(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: OpenFile, scratch: Scratch
-) -> FileArray:
-    """One array, once its bytes agree with their checksum."""
+) -> LazyArray:
+    """Returns one array, after comparing its bytes with their checksum."""
     name = f"The member {info.filename[:60]!r} of {file.path}"
     if info.compress_type != zipfile.ZIP_STORED:
-        with archive.open(info) as member:
-            is_brief = npy.has_to_be_turned(member.read(npy.HEAD_BYTES_MAX), name)
-        unpacked = Scratch(file.path) if is_brief else scratch
-        start = unpacked.add(lambda target: _copy(archive, info, target))
-        size = unpacked.nbytes - start
-        return npy.array_in(unpacked, start, size, scratch=scratch, name=name)
+        start = scratch.add(lambda target: _copy(archive, info, target))
+        return npy.array_in(scratch, start, scratch.nbytes - start, name=name)
     _copy(archive, info, None)
     header = file.read(info.header_offset, _LOCAL_HEADER_BYTES)
     name_length, extra_length = struct.unpack("<HH", header[-4:])
     start = info.header_offset + _LOCAL_HEADER_BYTES + name_length + extra_length
-    return npy.array_in(file, start, info.file_size, scratch=scratch, name=name)
+    return npy.array_in(file, start, info.file_size, name=name)
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO | None) -> None:
-    """Unpack a member, which checks it."""
+    """Unpacks a member, which compares it with its checksum."""
     with archive.open(info) as member:
         left = info.file_size
         while data := member.read(PIECE_BYTES):
@@ -146,16 +114,16 @@ def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO | No
             if target:
                 target.write(data)
     if left:
-        raise zipfile.BadZipFile(f"{info.filename[:60]!r} has not the length that it claims")
+        raise zipfile.BadZipFile(f"{info.filename[:60]!r} does not have the length that it claims")
 
 
-def _damaged(path: Path, error: Exception) -> InvalidInputError:
+def _damaged(path: Path, error: object) -> InvalidInputError:
     reason = str(error).removesuffix(".")[:200] or "it ends early"
     return InvalidInputError(f"{path} is not a .npz file, or damaged: {reason}.")
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Write every array under its path; numpy.load reads them by it."""
+    """Writes every array under its path, which is its name in numpy.load."""
     form = "A .npz file"
     check_values(flat, form=form, drop_values=drop_values)
     check_dtypes(flat, npy.DTYPES, form=form, safetensors=safetensors.DTYPES)

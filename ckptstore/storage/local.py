@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.regular_file import open_regular, read_full
 from ckptstore.storage.protocol import KEY_PARTS_MAX, Listed, check_key, refuse_foreign
 from ckptstore.threads import gather
 
@@ -41,8 +42,6 @@ FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-# O_NONBLOCK: opening a FIFO must not wait.
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class LocalStorage:
@@ -85,7 +84,7 @@ class LocalStorage:
             if size > bytes_max:
                 raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
             data = bytearray(size)
-            if _read_full(fd, memoryview(data), 0) != size:
+            if read_full(fd, memoryview(data), 0) != size:
                 raise CorruptError(f"{key} became shorter while it was read.")
             return bytes(data)
 
@@ -100,7 +99,7 @@ class LocalStorage:
             step = READ_STEP_BYTES if seen else max(1, len(buffer))
             for begin in range(0, len(buffer), step):
                 part = buffer[begin : begin + step]
-                if _read_full(fd, part, (start or 0) + begin) != len(part):
+                if read_full(fd, part, (start or 0) + begin) != len(part):
                     raise CorruptError(f"{key} became shorter while it was read.")
                 if seen:
                     seen(part)
@@ -225,11 +224,8 @@ class LocalStorage:
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
         """Opens a key for reading and yields its descriptor and size."""
         with self._folder_of(key) as (folder_fd, name):
-            fd = os.open(name, _READ, dir_fd=folder_fd)
+            fd, status = open_regular(name, dir_fd=folder_fd)
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise CorruptError(f"{key} is not a regular file.")
             yield fd, status.st_size
         finally:
             os.close(fd)
@@ -333,16 +329,6 @@ def _walk(fd: int, prefix: str) -> Iterator[Listed]:
                     status = entry.stat(follow_symlinks=False)
                     is_file = stat.S_ISREG(status.st_mode)
                     yield Listed(key, status.st_size if is_file else 0, status.st_mtime)
-
-
-def _read_full(fd: int, buffer: memoryview, start: int) -> int:
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], start + done)
-        if count == 0:
-            break
-        done += count
-    return done
 
 
 def _write_full(fd: int, data: memoryview) -> None:

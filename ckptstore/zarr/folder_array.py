@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.documents import zarr_document
 from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, is_contiguous_grid
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import CkptStoreError, InvalidInputError, StorageError
+from ckptstore.errors import CkptStoreError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 ARRAY_BYTES_MAX = (1 << 63) - 1  # numpy counts no further, also where a length is 0
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class FolderArray(LazyArray):
@@ -83,29 +81,10 @@ class FolderArray(LazyArray):
             key = zarr_document.chunk_key(
                 row * self._row_chunks + number, self.dtype, self.shape, self._steps
             )
-            self._read(self._folder / key, buffer[:stop], skip)
+            file = OpenFile(self._folder / key, follow=False)
+            self.check_size(file.path, file.nbytes)
+            file.read_into(buffer[:stop], skip)
             buffer, start = buffer[stop:], start + stop
-
-    def _read(self, file: Path, part: memoryview, start: int) -> None:
-        """Fill a buffer from a chunk's file."""
-        try:
-            descriptor = os.open(file, _FLAGS)
-        except OSError as error:
-            raise StorageError(f"{file} could not be read: {error.strerror}.") from error
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidInputError(f"{file} is not a regular file.")
-            self.check_size(file, status.st_size)
-            while part:
-                count = os.preadv(descriptor, [part], start)
-                if not count:
-                    raise InvalidInputError(f"{file} was changed while it was read.")
-                part, start = part[count:], start + count
-        except OSError as error:
-            raise StorageError(f"{file} could not be read: {error.strerror}.") from error
-        finally:
-            os.close(descriptor)
 
 
 def _text(value: Any) -> str:

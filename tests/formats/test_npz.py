@@ -21,11 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
+from ckptstore.arrays import strided
 from ckptstore.commit.staging import flatten
-from ckptstore.documents import chunks
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, npz, read_file, write_file
-from ckptstore.formats.torch import turned
 from ckptstore.testing.strategies import ndarrays
 from tests.helpers.equality import difference
 from tests.helpers.flat_files import bits_of, committed
@@ -92,23 +91,14 @@ def test_an_npy_is_one_array(folder: Path, array: Any) -> None:
     assert path.read_bytes() == expected.getvalue()
 
 
-@given(st.lists(st.integers(1, 7), min_size=2, max_size=5), st.integers(1, 200))
-def test_an_array_of_any_shape_is_turned_in_tiles_of_any_size(shape: list[int], size: int) -> None:
-    counts = np.zeros(shape, int)
-    for tile in turned._tiles(shape, size):
-        index = tuple(slice(part.start, part.stop) for part in tile)
-        counts[index] += 1
-        assert counts[index].size <= size
-        runs = list(chunks.runs(shape, tile))
-        places = [place for start, length in runs for place in range(start, start + length)]
-        assert places == np.arange(counts.size).reshape(shape)[index].ravel().tolist()
-    assert (counts == 1).all()
-
-
-def test_an_array_of_many_tiles_is_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turned, "TILE_BYTES", 1000)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_array_in_fortran_order_is_gathered_from_many_spans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(strided, "SPAN_BYTES_MAX", 1000)
+    monkeypatch.setattr(strided, "CHEAP_BYTES", 100)
     array = np.arange(20 * 30 * 7, dtype="i2").reshape(20, 30, 7)
-    np.savez(tmp_path / "x.npz", w=np.asfortranarray(array), long=np.asfortranarray(array[0]))
+    save(tmp_path / "x.npz", w=np.asfortranarray(array), long=np.asfortranarray(array[0]))
     found = committed(tmp_path / "x.npz")
     assert difference(found, {"w": array, "long": array[0]}) is None
 
@@ -117,14 +107,14 @@ def test_an_array_of_many_tiles_is_turned(tmp_path: Path, monkeypatch: pytest.Mo
 def test_two_files_are_open_for_any_number_of_members(
     tmp_path: Path, save: Callable[..., None]
 ) -> None:
-    """Its own, and one for all that had to be unpacked or turned."""
+    """Its own, and one for everything that had to be unpacked."""
     state = {f"w{number}": np.arange(12.0).reshape(3, 4) + number for number in range(30)}
-    turned = {f"f{name}": np.asfortranarray(array) for name, array in state.items()}
-    save(tmp_path / "x.npz", **state, **turned)
+    others = {f"f{name}": np.asfortranarray(array) for name, array in state.items()}
+    save(tmp_path / "x.npz", **state, **others)
     before = len(os.listdir("/proc/self/fd"))
     found = read_file(tmp_path / "x.npz").state
     assert len(os.listdir("/proc/self/fd")) <= before + 2
-    assert bits_of(found) == bits_of({**state, **turned})
+    assert bits_of(found) == bits_of({**state, **others})
 
 
 def ragged() -> Any:
@@ -313,7 +303,7 @@ def test_members_that_are_no_arrays_or_there_twice_are_refused(tmp_path: Path) -
         with zipfile.ZipFile(path, "w") as archive:
             for name in names:
                 archive.writestr(name, header(said(), bytes(8)))
-        with pytest.raises(InvalidInputError, match=rf"{names[-1]!r}.*is no array"):
+        with pytest.raises(InvalidInputError, match=rf"{names[-1]!r}.*is not an array"):
             read_file(path)
     with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")

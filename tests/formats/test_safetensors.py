@@ -344,9 +344,9 @@ def test_shards_of_torch_are_held_to_their_index(torch_shards: Path) -> None:
     second = torch_shards / "pytorch_model-00002-of-00002.bin"
     for held, said in (
         ({"c.d": torch.ones(2), "e": torch.ones(1)}, "'e'.*nowhere"),
-        ({"c": {"d": torch.ones(2)}}, "something else than tensors by name"),
-        ([torch.ones(2)], "something else than tensors by name"),
-        ({"c.d": 1.5}, "something else than tensors by name"),
+        ({"c": {"d": torch.ones(2)}}, "more than tensors by name"),
+        ([torch.ones(2)], "more than tensors by name"),
+        ({"c.d": 1.5}, "more than tensors by name"),
         ({}, "'c.d' lies in"),
     ):
         torch.save(held, second)

@@ -1,4 +1,4 @@
-"""Numpy arrays, and other long texts, in the pickles of torch's files: neither read nor written in memory."""
+"""Numpy arrays, and other long texts, in the pickles of torch's files: read whole, within limits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ import ckptstore
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import read_file, write_file
-from ckptstore.formats.torch import array_text as torch_array_text
+from ckptstore.formats.torch import save as torch_save
 from ckptstore.formats.torch import text as torch_text
-from ckptstore.formats.torch import turned
 from ckptstore.testing.strategies import ndarrays, plain_values, states, tensors
 from tests.formats.test_torch_file import FORMS, pickled, save
 from tests.helpers.equality import difference
@@ -46,10 +45,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _long() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch_text, "LONG_BYTES", LONG)
-        patched.setattr(torch_array_text, "LONG_BYTES", LONG)
         patched.setattr(torch_text, "PIECE_BYTES", 37)
-        patched.setattr(torch_array_text, "PIECE_BYTES", 41)
-        patched.setattr(turned, "TILE_BYTES", 100)
         yield
 
 
@@ -142,8 +138,8 @@ def test_what_is_no_array_of_numbers_is_refused(tmp_path: Path, value: Any, said
 CHANGES = {
     "shape": (b"K\x64\x85", b"K\x65\x85", "do not fit its shape"),
     "dtype": (b"X\2\0\0\0u1", b"X\2\0\0\0u2", "do not fit its shape"),
-    "characters": ("ÿ".encode(), "Āÿ".encode()[:2], "whose bytes are none"),
-    "encoding": ("ÿ".encode(), b"\xff\xff", "whose bytes are none"),
+    "characters": ("ÿ".encode(), "Āÿ".encode()[:2], "does not stand for bytes"),
+    "encoding": ("ÿ".encode(), b"\xff\xff", "does not stand for bytes"),
 }
 
 
@@ -201,18 +197,56 @@ def test_a_long_key_comes_back_in_its_place(tmp_path: Path) -> None:
         committed(save({"k" * 5000: 1}, path))
 
 
-def test_one_text_of_many_arrays_is_unpacked_once(
+def test_an_array_under_many_names_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[object] = []
-    whole = torch_text.LongTexts._write
-    monkeypatch.setattr(
-        torch_text.LongTexts, "_write", lambda *args: made.append(args[1]) or whole(*args)
-    )
     array = np.arange(50)
     path = save([array] * 5, tmp_path / "x.pt")
+    monkeypatch.setattr(torch_text, "ARRAYS_BYTES_MAX", array.nbytes)
     same([array] * 5, path)
-    assert len(made) == 1
+
+
+class Alias:
+    """Pickles as an array whose bytes other arrays of the same pickle share."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> Any:
+        rebuild, arguments, (version, _, dtype, _, _) = np.empty(0, np.uint8).__reduce__()
+        return rebuild, arguments, (version, (len(self.data),), dtype, False, self.data)
+
+
+def test_many_arrays_of_one_text_take_no_more_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few MB could otherwise make arrays of TB."""
+    data = bytes(1000)
+    path = save([Alias(data) for _ in range(20)], tmp_path / "x.pt")
+    assert path.stat().st_size < 4000
+    same([np.zeros(1000, np.uint8)] * 20, path)
+    monkeypatch.setattr(torch_text, "ARRAYS_BYTES_MAX", 19_999)
+    with pytest.raises(InvalidInputError, match="numpy arrays of more than 19999 bytes"):
+        read_file(path)
+
+
+def test_arrays_beyond_the_limit_are_neither_read_nor_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"a": np.arange(100), "b": torch.arange(1000), "c": np.arange(50)}
+    path = save(state, tmp_path / "x.pt")
+    for limit, is_enough in ((1200, True), (1199, False)):
+        monkeypatch.setattr(torch_text, "ARRAYS_BYTES_MAX", limit)
+        monkeypatch.setattr(torch_save, "ARRAYS_BYTES_MAX", limit)
+        if is_enough:
+            same(state, path)
+            write_file(state, tmp_path / "y.pt")
+            continue
+        with pytest.raises(InvalidInputError, match="numpy arrays of more than 1199 bytes"):
+            read_file(path)
+        with pytest.raises(InvalidInputError, match=r"1199 .* have 1200; the largest is 'a'"):
+            write_file(state, tmp_path / "z.pt")
+    assert sorted(os.listdir(tmp_path)) == ["x.pt", "y.pt"]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -223,13 +257,13 @@ def test_one_array_under_two_names_stays_one(tmp_path: Path, order: Any) -> None
     assert found["a"] is not found["c"]
 
 
-def test_one_file_is_open_for_any_number_of_long_arrays(tmp_path: Path) -> None:
+def test_no_file_is_open_for_any_number_of_arrays(tmp_path: Path) -> None:
     arrays = [np.asarray(np.arange(20) + number).reshape(4, 5) for number in range(30)]
     state = {"c": arrays, "f": [np.asfortranarray(array) for array in arrays]}
     path = save(state, tmp_path / "x.pt")
     before = len(os.listdir("/proc/self/fd"))
     found = read_file(path).state
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before
     assert bits_of(found) == bits_of(state)
 
 
@@ -247,8 +281,8 @@ class Zeros(LazyArray):
         buffer[:] = bytes(len(buffer))
 
 
-def test_an_array_that_the_protocol_has_no_room_for_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"array 'big'.* 4294967296 bytes.*4294967295"):
+def test_an_array_that_the_format_has_no_room_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"have 4294967396; the largest is 'big'"):
         write_file({"small": Zeros(100), "big": Zeros(1 << 32)}, tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
     write_file({"small": Zeros(100)}, tmp_path / "x.pt")

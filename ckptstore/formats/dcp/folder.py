@@ -74,7 +74,7 @@ class ShardedArray(BoxesArray):
     def __init__(
         self, *, dtype: str, shape: Index, parts: list[tuple[Index, StridedArray]]
     ) -> None:
-        super().__init__(dtype=dtype, shape=shape)
+        super().__init__(kind="tensor", dtype=dtype, shape=shape)
         self.parts = parts
 
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
@@ -128,6 +128,7 @@ def _strided(name: str, array: LazyArray, files: _Files) -> StridedArray:
         )
     return StridedArray(
         array.file,
+        kind=array.kind,
         dtype=array.dtype,
         shape=array.shape,
         strides=c_strides(array.shape, ITEM_BYTES[array.dtype]),

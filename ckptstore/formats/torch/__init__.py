@@ -1,1 +1,1 @@
-"""PyTorch files (.pt), read and written without running what they hold."""
+"""Files of torch.save, read without running any of their code (docs/adr/0017, docs/adr/0025)."""

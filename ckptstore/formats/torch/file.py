@@ -1,6 +1,8 @@
-"""torch's files, read as weights_only=True reads them: a file that wants to run code is refused, and nothing is run.
+"""Files of torch.save: .pt and .pth, .ckpt of Lightning, .bin of Hugging Face.
 
-They have many suffixes: .pt and .pth, .ckpt of Lightning, .bin of Hugging Face. Arrays are read from the file, and written to it, a piece at a time. torch is imported once such a file is met.
+They are read as `weights_only=True` reads them: a file that could run code is refused, and there is
+no fallback. Tensors are read and written a piece at a time. Importing this module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The state in the file, with arrays that read it."""
+    """Returns the state in a file, with arrays that read the file, and no metadata."""
     from ckptstore.formats.torch.load import load
 
     return load(OpenFile(path)), {}
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """The tensors by name of a file that holds nothing else. follow: whether it may be a link."""
+    """Returns the tensors by name of a file that holds nothing else, and no metadata.
+
+    Args:
+        path: Path of the file.
+        follow: Whether it may be a link.
+    """
     from ckptstore.formats.torch.load import load
 
     state = load(OpenFile(path, follow=follow))
@@ -34,14 +41,15 @@ def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, LazyArra
         type(name) is str and isinstance(tensor, LazyArray) for name, tensor in state.items()
     ):
         raise InvalidInputError(
-            f"{path} holds something else than tensors by name, so it is no part of a model. Commit it by its name."
+            f"{path} holds more than tensors by name, so it is not a part of a model. Commit it by "
+            "its name."
         )
     return dict(state), {}
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Write the state as torch.save would."""
-    from ckptstore.formats.torch import save as torch_save
+    """Writes a state as torch.save does."""
+    from ckptstore.formats.torch import save
 
     del drop_values  # the format holds every value
-    torch_save.write(flat, path)
+    save.write(flat, path)

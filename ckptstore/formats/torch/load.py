@@ -1,4 +1,4 @@
-"""Where the two formats of torch.save keep things: a zip archive, and before 1.6 pickles with the storages behind them."""
+"""The two formats of torch.save: a zip archive and, before torch 1.6, pickles before storages."""
 
 from __future__ import annotations
 
@@ -9,27 +9,39 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats.torch.text import PickleStream
 from ckptstore.formats.torch.unpickle import Loader
-from ckptstore.formats.torch.zip import Archive, Window
+from ckptstore.formats.torch.zip import Archive
+from ckptstore.formats.window import Window
 from ckptstore.formats.zip_directory import MAGIC
 
 if TYPE_CHECKING:
-    from ckptstore.arrays.file import OpenFile
+    from ckptstore.arrays.file import ByteSource
 
 _LENGTH_BYTES = 8  # before each storage of the old format: its number of elements
-_TAR_MAGIC, _TAR_PLACE = b"ustar", 257
+_TAR_MAGIC, _TAR_PLACE, _TAR_BYTES = b"ustar", 257, 512
 
 
-def load(file: OpenFile, *, start: int = 0, size: int | None = None) -> Any:
-    """What torch.save wrote to a file, or to this part of one, with arrays that read the file in place of its tensors."""
+def load(file: ByteSource, *, start: int = 0, size: int | None = None) -> Any:
+    """Returns what torch.save wrote to a file, or to a part of one.
+
+    Args:
+        file: What to read.
+        start: Position of the first byte.
+        size: Number of bytes; None for all bytes up to the end of the file.
+
+    Returns:
+        The state. Its tensors are replaced by arrays that read the file, its numpy arrays are read.
+
+    Raises:
+        InvalidInputError: The file is damaged, could run code, or is larger than the limits allow.
+    """
     window = Window(file, start=start, size=size)
-    if window.read(len(MAGIC)) == MAGIC:
+    head = window.read(_TAR_BYTES)
+    if head.startswith(MAGIC):
         return _load_zip(window)
-    if window.size > _TAR_PLACE and file.read(start, min(512, window.size))[_TAR_PLACE:].startswith(
-        _TAR_MAGIC
-    ):
+    if head[_TAR_PLACE:].startswith(_TAR_MAGIC):
         raise InvalidInputError(
-            f"{file.path} has the oldest format of torch, a tar archive, which cannot be read without running what it "
-            "says. If you trust it, load it yourself and commit its state_dict."
+            f"{file.path} has the oldest format of torch, a tar archive, which cannot be read "
+            "without running its code. If you trust it, load it yourself and commit its state_dict."
         )
     return _load_old(window)
 
@@ -52,15 +64,15 @@ def _load_zip(window: Window) -> Any:
 
 
 def _load_old(window: Window) -> Any:
-    loader = Loader(window.file)
-    stream = PickleStream(window)
+    window.seek(0)
+    loader, stream = Loader(window.file), PickleStream(window)
     if not _is_number(loader.unpickle(stream), MAGIC_NUMBER):
         raise loader.invalid("it does not begin as one.")
     if not _is_number(loader.unpickle(stream), PROTOCOL_VERSION):
-        raise loader.invalid("it has a version that is not known.")
+        raise loader.invalid("it has an unknown version.")
     system = loader.unpickle(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise loader.invalid("it is of a machine with another byte order.")
+        raise loader.invalid("it is from a machine with another byte order.")
     state = loader.unpickle(stream)
     keys = loader.unpickle(stream)
     places = _places(loader, window, keys, stream.tell())
@@ -71,12 +83,12 @@ def _load_old(window: Window) -> Any:
 
 
 def _is_number(value: object, number: int) -> bool:
-    """Whether a value is this number; a tensor cannot even be compared with one that large."""
+    """Whether a value is this number. A tensor cannot even be compared with one that large."""
     return type(value) is int and value == number
 
 
 def _places(loader: Loader, window: Window, keys: object, position: int) -> dict[str, int]:
-    """Where each storage begins: they lie one behind the other, each behind its number of elements."""
+    """Where each storage begins. They follow each other, each after its number of elements."""
     places: dict[str, int] = {}
     for key in keys if isinstance(keys, list) else [keys]:
         storage = loader.roots.get(key) if isinstance(key, str) else None
@@ -84,12 +96,13 @@ def _places(loader: Loader, window: Window, keys: object, position: int) -> dict
             raise loader.invalid(f"it lists a storage {shown(key)} that no tensor has.")
         room = window.size - position - _LENGTH_BYTES - storage.root_nbytes
         if room < 0:
-            raise loader.invalid(f"its storage {shown(key)} lies beyond its end.")
+            raise loader.invalid(f"its storage {shown(key)} is beyond its end.")
         begin = window.start + position
         length = int.from_bytes(window.file.read(begin, _LENGTH_BYTES), "little")
         if length * storage.item_bytes != storage.root_nbytes:
             raise loader.invalid(
-                f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has {length * storage.item_bytes}."
+                f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has "
+                f"{length * storage.item_bytes}."
             )
         places[storage.key] = begin + _LENGTH_BYTES
         position += _LENGTH_BYTES + storage.root_nbytes

@@ -1,7 +1,8 @@
-"""A state as the zip archive that torch.save would write of it, a piece of an array at a time.
+"""A state as the zip archive that torch.save would write of it.
 
-The state is pickled with stand-ins in place of its tensors, which pickle as torch's own do. zipfile writes the records, and
-the checksum of each as it comes by. Every tensor is written in C order, with a storage of its own; tied ones stay tied.
+The state is pickled with stand-ins for its tensors, which pickle as torch's own do. zipfile writes
+the records, with checksums, and tensors a piece at a time. Every tensor is written in C order with a
+storage of its own; tied ones stay tied. numpy arrays are part of the pickle and written whole.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +18,13 @@ import torch
 from ckptstore.arrays import source as arrays
 from ckptstore.arrays.strided import c_strides
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import InvalidInputError
-from ckptstore.formats.torch.array_text import ArrayTexts
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats.torch.text import ARRAYS_BYTES_MAX
 from ckptstore.state import codecs
 from ckptstore.state.tree import unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
@@ -35,36 +35,46 @@ ALIGNMENT = 64  # of a storage in the file, so that a map of it is aligned too
 WRITE_BYTES = 4 << 20
 _PREFIX = "archive/"
 _VERSION = b"3\n"
-_PADDING = b"FB"  # what torch calls it too
+_PADDING = b"FB"  # torch's name for it, too
 _LOCAL_HEADER_BYTES = 30
 _ZIP64_BYTES = 20
 _LARGEST_ITEM = max(ITEM_BYTES.values())
 
 
 def write(flat: Flat[ArraySource], path: Path) -> None:
-    """Write a state to a new file."""
+    """Writes a state to a new file."""
+    _check_arrays(flat)
     sources: list[ArraySource] = []
-    texts = ArrayTexts()
 
     def stand_in(path: str, kind: str) -> Any:
         source = flat.arrays[path]
-        if kind == arrays.NDARRAY and texts.is_long(source):
-            return texts.stand_in(source, path)
         if kind == arrays.NDARRAY:
             return arrays.from_bytes(kind, source.dtype, source.shape, source.whole())
         sources.append(source)
         return _Tensor(source, str(len(sources) - 1))
 
     data = _pickled(unflatten(flat.root, array=stand_in, decode=codecs.decode))
-    parts = texts.filled(data)
     with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
-        # Without .format_version, which would promise that places can be computed the way torch's own writer lays them out.
-        size = sum(part.size for part in parts)
-        _write(archive, "data.pkl", size, chain.from_iterable(part.pieces() for part in parts))
-        _write(archive, "byteorder", len(b"little"), iter([b"little"]))
-        _write(archive, "version", len(_VERSION), iter([_VERSION]))
+        # No .format_version: it would promise that places can be computed as in torch's own files.
+        _write(archive, "data.pkl", len(data), [data])
+        _write(archive, "byteorder", len(b"little"), [b"little"])
+        _write(archive, "version", len(_VERSION), [_VERSION])
         for number, source in enumerate(sources):
             _write(archive, f"data/{number}", source.nbytes, source.pieces())
+
+
+def _check_arrays(flat: Flat[ArraySource]) -> None:
+    """Refuses numpy arrays that are too large to be part of a pickle."""
+    sizes = {
+        path: source.nbytes for path, source in flat.arrays.items() if source.kind == arrays.NDARRAY
+    }
+    if sum(sizes.values()) > ARRAYS_BYTES_MAX:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise InvalidInputError(
+            f"A .pt file has room for {ARRAYS_BYTES_MAX} bytes of numpy arrays, and those of the "
+            f"state have {sum(sizes.values())}; the largest is {shown(largest)}. Choose other arrays "
+            "(include), or write a .zarr or .npz."
+        )
 
 
 class _Storage:
@@ -91,9 +101,9 @@ class _Tensor:
 
 
 def _form(dtype: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
-    """What torch calls to make a tensor of a dtype, its kind of storage, and what follows the usual arguments."""
+    """torch's function for a tensor of a dtype, its kind of storage, and more arguments."""
     raw = torch.zeros(_LARGEST_ITEM, dtype=torch.uint8, device="cpu")
-    tensor: Any = raw.view(getattr(torch, dtype))  # made so, complex32 causes no warning
+    tensor: Any = raw.view(getattr(torch, dtype))  # a view of complex32 causes no warning
     rebuild, arguments = tensor.__reduce_ex__(PICKLE_PROTOCOL)
     storage, more = arguments[0], arguments[6:]
     if isinstance(storage, torch.UntypedStorage):
@@ -103,11 +113,11 @@ def _form(dtype: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
-        """What stands for a storage; None for all else."""
+        """Returns what stands for a storage; None for anything else."""
         return obj.persistent_id if type(obj) is _Storage else None
 
 
-def _pickled(state: Any) -> bytes:
+def _pickled(state: Any) -> memoryview:
     buffer = io.BytesIO()
     try:
         _Pickler(buffer, protocol=PICKLE_PROTOCOL).dump(state)
@@ -118,15 +128,17 @@ def _pickled(state: Any) -> bytes:
         OverflowError,
         RecursionError,
     ) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InvalidInputError(f"The state has no .pt form: {said.removesuffix('.')}.") from error
-    return buffer.getvalue()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InvalidInputError(
+            f"The state has no .pt form: {reason.removesuffix('.')}."
+        ) from error
+    return buffer.getbuffer()
 
 
 def _write(
-    archive: zipfile.ZipFile, name: str, size: int, pieces: Iterator[bytes | memoryview]
+    archive: zipfile.ZipFile, name: str, size: int, pieces: Iterable[bytes | memoryview]
 ) -> None:
-    """Write a record, whose bytes begin at a multiple of ALIGNMENT."""
+    """Writes a record whose bytes begin at a multiple of ALIGNMENT."""
     entry = zipfile.ZipInfo(_PREFIX + name)
     entry.file_size = size
     is_large = size > zipfile.ZIP64_LIMIT // 2  # zipfile asks for some room too

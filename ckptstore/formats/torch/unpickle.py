@@ -1,8 +1,9 @@
 """What torch.save pickled, with arrays that read the file in place of its tensors.
 
-The pickle is read by the unpickler that `torch.load(weights_only=True)` uses, so that what a file may ask for is decided by
-torch, and nothing else is called. Only the storages are ours: they are on the meta device, which has no memory, and it is
-noted where each of them lies in the file. What a tensor says of its storage is checked against what the file has.
+The pickle is read by the unpickler of `torch.load(weights_only=True)`, so torch decides what a file
+may ask for, and nothing else is called. Only the storages are replaced: they are on the meta device,
+which has no memory, and their places in the file are noted. What a tensor claims about its storage
+is compared with the file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ckptstore.formats.torch.zip import PICKLE_BYTES_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ckptstore.arrays.file import OpenFile
+    from ckptstore.arrays.file import ByteSource
     from ckptstore.arrays.lazy import LazyArray
     from ckptstore.formats.torch.text import PickleStream
 
@@ -43,39 +44,36 @@ _UNKNOWN_OPERATION = "Unsupported operand"
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a pickle says of a storage: its key in the file, and which bytes of that it is.
-
-    root_nbytes: bytes of all that has this key; the old format tells them before the file does.
-    """
+    """What a pickle says about a storage: its key in the file, and which bytes of that it is."""
 
     key: str
     start: int
     nbytes: int
-    root_nbytes: int
+    root_nbytes: int  # bytes of everything that has this key
     item_bytes: int
 
 
 class Loader:
-    """Reads the pickles of one file."""
+    """Reads the pickles of a file."""
 
-    def __init__(self, file: OpenFile) -> None:
+    def __init__(self, file: ByteSource) -> None:
         self.file = file
         self.texts = LongTexts(file)
-        self.roots: dict[str, Storage] = {}  # the first that was said of each key
+        self.roots: dict[str, Storage] = {}  # the first with each key
         self._storages: dict[int, Storage] = {}
         self._typed: dict[object, Any] = {}  # keeps them alive, so that the keys above stay true
 
     def invalid(self, why: object) -> InvalidInputError:
-        """An error that says why this is not a file of torch's."""
+        """Returns an error that says why torch.save did not write this file."""
         return InvalidInputError(f"{self.file.path} is not a file that torch.save wrote: {why}")
 
     def unpickle(self, stream: PickleStream) -> Any:
-        """The next value of a stream, with tensors that have no memory."""
+        """Returns the next value of a stream, with tensors that have no memory."""
         start = stream.tell()
         unpickler = _Unpickler(stream, self)
         try:
             with warnings.catch_warnings():
-                # of storage classes: only torch's authors can act on it
+                # Of storage classes, about which only torch's authors can do anything.
                 warnings.simplefilter("ignore")
                 try:
                     return unpickler.load()  # type: ignore[no-untyped-call]
@@ -94,54 +92,60 @@ class Loader:
             torch._utils._sparse_tensors_to_validate.clear()  # noqa: SLF001  as torch.load does
 
     def _refused(self, error: Exception, *, protocol: int) -> InvalidInputError:
-        """What an error of the unpickler's means. protocol: of the pickle, as far as it tells."""
+        """The error that a user gets for one of the unpickler. protocol: of the pickle."""
         if isinstance(error, EOFError):
             return self.invalid("it ends early.")
         if isinstance(error, pickle.UnpicklingError):
             return self._more_than_plain(str(error), protocol)
         if isinstance(error, MoreThanNumbersError):
             return InvalidInputError(
-                f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as numbers or plain values."
+                f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as numbers "
+                "or plain values."
             )
-        if isinstance(error, NotImplementedError):  # by the meta device
+        if isinstance(error, NotImplementedError):  # of the meta device
             return InvalidInputError(
-                f"{self.file.path} holds a tensor that is more than its elements in memory (nested, say), which no "
-                f"checkpoint can hold. Store the plain tensors it is made of. ({_first_line(error)[:100]})."
+                f"{self.file.path} holds a tensor that is more than its elements in memory (nested, "
+                "say), which no checkpoint can hold. Store the plain tensors it is made of. "
+                f"({_first_line(error)[:100]})."
             )
         return self.invalid(_first_line(error))
 
     def _more_than_plain(self, said: str, protocol: int) -> InvalidInputError:
-        """What the unpickler means that met what it does not know."""
+        """The error for a pickle that needs what the unpickler does not know."""
         if not said.startswith(_UNKNOWN_OPERATION):
             foreign = re.search(r"GLOBAL (\S{1,100})", said)
             return InvalidInputError(
-                f"{self.file.path} holds more than tensors and plain values ({foreign[1] if foreign else said[:100]}), so "
-                "loading it could run code, and it is not loaded. If you trust it, load it yourself and commit its "
-                "state_dict."
+                f"{self.file.path} holds more than tensors and plain values "
+                f"({foreign[1] if foreign else said[:100]}), so loading it could run code, and it is "
+                "not loaded. If you trust it, load it yourself and commit its state_dict."
             )
         if protocol <= DEFAULT_PROTOCOL:
             return self.invalid("its pickle has an operation that no such file needs.")
         return InvalidInputError(
-            f"{self.file.path} was saved with pickle protocol {protocol}, which weights_only=True does not know. If you trust "
-            f"it, load it yourself, and save it with protocol {DEFAULT_PROTOCOL}, as torch.save does unless told otherwise."
+            f"{self.file.path} was saved with pickle protocol {protocol}, which weights_only=True does "
+            "not know. If you trust it, load it yourself, and save it with protocol "
+            f"{DEFAULT_PROTOCOL}, the default of torch.save."
         )
 
     def with_arrays(self, state: Any, place: Callable[[str], int], *, is_swapped: bool) -> Any:
-        """The state, with arrays that read the file in place of tensors.
+        """Returns the state, with arrays that read the file in place of tensors.
 
-        place: where the storage of a key begins in the file. is_swapped: its elements are big-endian.
+        Args:
+            state: What `unpickle` returned.
+            place: Returns where the storage of a key begins in the file.
+            is_swapped: Whether the elements are big-endian.
         """
 
         def array(tensor: torch.Tensor) -> object:
             storage = self._storage_of(tensor)
             if storage is None:
-                return tensor  # no checkpoint can hold it; whoever commits it is told why
+                return tensor  # no checkpoint can hold it, and `commit` says why
             return self._array(tensor, storage, place, is_swapped=is_swapped)
 
         return Replacer(array, self.texts).replace(state)
 
     def storage(self, saved_id: Any) -> Any:
-        """A storage without memory for what the pickle says of one."""
+        """Returns a storage without memory for the persistent id of one."""
         try:
             _, kind, key, _, length, *view = saved_id
             dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
@@ -156,14 +160,15 @@ class Loader:
             raise self.invalid(f"its storage {shown(key)} would be larger than the file.")
         if dtype in _QUANTIZED:
             raise InvalidInputError(
-                f"{self.file.path} holds a quantized tensor ({dtype}). Store tensor.int_repr() with its scale and zero point."
+                f"{self.file.path} holds a quantized tensor ({dtype}). Store tensor.int_repr() with "
+                "its scale and zero point."
             )
         nbytes, start, size = (number * item for number in numbers)
         if start + size > nbytes:
             raise self.invalid(f"it has a view beyond the end of its storage {shown(key)}.")
         storage = Storage(key, start, size, nbytes, item)
         if nbytes > self.roots.setdefault(key, storage).root_nbytes:
-            raise self.invalid(f"it says two things of the size of its storage {shown(key)}.")
+            raise self.invalid(f"it contradicts itself about the size of its storage {shown(key)}.")
         if (storage, dtype) not in self._typed:
             raw: Any = torch.UntypedStorage(size, device="meta")  # type: ignore[no-untyped-call]
             self._storages[_identity(raw)] = storage
@@ -173,7 +178,7 @@ class Loader:
         return self._typed[storage, dtype]
 
     def _storage_of(self, tensor: torch.Tensor) -> Storage | None:
-        """Where the elements of a tensor lie; None when they are not simply there."""
+        """The storage of a tensor's elements; None for one that is more than its elements."""
         is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_nested
         if not is_plain or tensor.layout is not torch.strided or tensor.is_quantized:
             return None
@@ -187,11 +192,12 @@ class Loader:
         *,
         is_swapped: bool,
     ) -> LazyArray:
-        """The array that reads what a tensor says."""
+        """The array that reads the elements of a tensor."""
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in ITEM_BYTES:
             raise InvalidInputError(
-                f"{self.file.path} holds a tensor of dtype {tensor.dtype}, which no checkpoint can hold."
+                f"{self.file.path} holds a tensor of dtype {tensor.dtype}, which no checkpoint can "
+                "hold."
             )
         item, shape = ITEM_BYTES[dtype], tuple(tensor.shape)
         strides = tuple(step * item for step in tensor.stride())
@@ -202,15 +208,15 @@ class Loader:
         extent = item + sum((length - 1) * step for length, step in steps)
         if offset < 0 or min(strides, default=0) < 0 or offset + extent > storage.nbytes:
             raise self.invalid(
-                f"it has a tensor of shape {list(shape)} beyond the end of its storage {shown(storage.key)}."
+                f"it has a tensor of shape {list(shape)} beyond the end of its storage "
+                f"{shown(storage.key)}."
             )
         if nbytes > REPEATED_BYTES_MAX and nbytes > extent:
             raise InvalidInputError(
-                f"{self.file.path} holds a tensor that repeats its elements (an expanded view), and would take "
-                f"{nbytes / 1e9:.0f} GB. Store what it was made from."
+                f"{self.file.path} holds a tensor that repeats its elements (an expanded view), and "
+                f"would take {nbytes / 1e9:.0f} GB. Store what it was made from."
             )
         start = place(storage.key) + storage.start + offset
-        changes = list(_changes(tensor, is_swapped=is_swapped))
         identity = (self.file, start, dtype, shape, strides, tensor.is_conj(), tensor.is_neg())
         array: LazyArray
         if tensor.is_contiguous():
@@ -220,19 +226,20 @@ class Loader:
         else:
             array = StridedArray(
                 self.file,
+                kind="tensor",
                 dtype=dtype,
                 shape=shape,
                 strides=strides,
                 offset=start,
                 identity=identity,
             )
-        for change in changes:
+        for change in _changes(tensor, is_swapped=is_swapped):
             array = ChangedArray(array, change, identity=identity)
         return array
 
 
 class _Unpickler(Unpickler):
-    """torch's, with storages of our own, and names for long texts."""
+    """torch's, with storages that have no memory, and names for long texts."""
 
     def __init__(self, stream: PickleStream, loader: Loader) -> None:
         super().__init__(stream, encoding="utf-8")
@@ -240,12 +247,12 @@ class _Unpickler(Unpickler):
         self.read = _bounded(stream, loader.texts)
 
     def persistent_load(self, pid: Any) -> Any:
-        """The storage that the pickle refers to."""
+        """Returns the storage that the pickle refers to."""
         return self._loader.storage(pid)
 
 
 def _bounded(stream: PickleStream, texts: LongTexts) -> Callable[[int], bytes]:
-    """Reads a pickle as far as that of a checkpoint may go: an operation of one byte can take 72 of memory."""
+    """Reads a pickle within the limits of a checkpoint: a byte of it can take 72 of memory."""
     read = stream.read
     reads, containers, left = READS_MAX, CONTAINERS_MAX, PICKLE_BYTES_MAX
 
@@ -272,12 +279,12 @@ _QUANTIZED = frozenset({torch.quint8, torch.qint8, torch.qint32, torch.quint4x2,
 
 
 def _identity(storage: Any) -> int:
-    """The same for every Python object of one storage, while it is alive; torch.save goes by it too."""
+    """Equal for every Python object of one storage while it is alive; torch.save uses it, too."""
     return int(storage._cdata)  # noqa: SLF001  it has no public name
 
 
 def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[memoryview], None]]:
-    """What is done to the elements of a file, which are stored as they lie in memory, before they are what they say."""
+    """What has to be done to the elements in the file, which are stored as they were in memory."""
     dtype, is_conj, is_neg = tensor.dtype, tensor.is_conj(), tensor.is_neg()
     part = dtype.itemsize // (2 if dtype.is_complex else 1)
     if is_swapped and part > 1:
@@ -298,6 +305,6 @@ def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[me
 
 
 def _first_line(error: Exception) -> str:
-    """What an error of torch's says first."""
+    """The first line of an error of torch's."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line.split(". ")[0][:300].removesuffix(".") + "."
