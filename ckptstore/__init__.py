@@ -18,6 +18,7 @@ from ckptstore.lazy_module import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ckptstore.arrays.codecs import register_codec as register_codec
     from ckptstore.checkpoint import ArrayInfo as ArrayInfo
     from ckptstore.checkpoint import Checkpoint as Checkpoint
     from ckptstore.diff.compare import ArrayChange as ArrayChange
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from ckptstore.repository import Usage as Usage
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
-    from ckptstore.state.codecs import register_codec as register_codec
     from ckptstore.verify import Problem as Problem
     from ckptstore.verify import VerifyReport as VerifyReport
     from ckptstore.weights import load_weights as load_weights
@@ -53,6 +53,7 @@ else:
     __getattr__, __dir__, __all__ = lazy_names(
         __name__,
         {
+            "arrays.codecs": ("register_codec",),
             "checkpoint": ("ArrayInfo", "Checkpoint"),
             "diff.compare": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
             "digest": ("Digest",),
@@ -72,7 +73,6 @@ else:
             "follow.follower": ("Follower", "Update"),
             "gc": ("GcPlan", "GcReport"),
             "repository": ("Repository", "Undone", "Usage", "init", "open"),
-            "state.codecs": ("register_codec",),
             "verify": ("Problem", "VerifyReport"),
             "weights": ("load_weights",),
         },

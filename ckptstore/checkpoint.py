@@ -165,19 +165,19 @@ class Checkpoint:
     @property
     def names(self) -> tuple[str | int, ...]:
         """The keys of the state's outermost dict, in order; none of any other state. Read at each call."""
-        from ckptstore.state.tree import entries
+        from ckptstore.state.tree import keys
 
-        return tuple(entries(self._catalog.structure(self._manifest)))
+        return tuple(keys(self._catalog.structure(self._manifest)))
 
     @property
     def values(self) -> dict[str, object]:
         """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
-        from ckptstore.documents.structure import array_path
-        from ckptstore.state import codecs
+        from ckptstore.arrays import codecs
+        from ckptstore.documents.nodes import ArrayNode
         from ckptstore.state.tree import leaves, plain
 
         return {
             path: plain(node, decode=codecs.decode)
             for path, node in leaves(self._catalog.structure(self._manifest))
-            if array_path(node) is None
+            if not isinstance(node, ArrayNode)
         }

@@ -696,7 +696,7 @@ def _describe(
 
 def _decoded(name: str, value: object) -> object:
     """What a codec makes of a value; the value itself where this process has no such codec."""
-    from ckptstore.state import codecs
+    from ckptstore.arrays import codecs
 
     try:
         return codecs.decode(name, value)

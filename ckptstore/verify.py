@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from ckptstore.digest import Digest
 from ckptstore.documents.marker import CHUNK_BYTES_MAX, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.page import Page
-from ckptstore.documents.structure import array_path
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.history import ancestors
-from ckptstore.state.tree import ROOT, leaves
+from ckptstore.state.paths import ROOT
+from ckptstore.state.tree import arrays
 from ckptstore.store.catalog import EXPIRED, EXPIRIES, LIVE, Catalog
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog
@@ -280,11 +280,7 @@ class _Verify:
 
     def check_structure(self, manifest: Manifest, paths: Collection[str]) -> None:
         """Checks that a page lists every array that the structure names."""
-        named = {
-            path
-            for _, node in leaves(self.catalog.structure(manifest))
-            if (path := array_path(node))
-        }
+        named = {node.path for node in arrays(self.catalog.structure(manifest))}
         unlisted = sorted(named - set(paths))
         if unlisted and self.is_right(ref.digest for ref in manifest.refs):
             raise CorruptError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import repository
 from ckptstore.arrays.source import is_module
 from ckptstore.repository import Repository
-from ckptstore.state.tree import WEIGHTS
+from ckptstore.state.paths import WEIGHTS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,32 +8,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays import codecs
 from ckptstore.arrays import source as arrays
 from ckptstore.arrays.memory import check_memory
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.reader import read_fresh, read_into
-from ckptstore.checkout.stored_state import array_nodes
-from ckptstore.documents.structure import ZARR, tag_of
+from ckptstore.documents.nodes import ZARR
 from ckptstore.python_gc import paused_collector
-from ckptstore.state import codecs
-from ckptstore.state import tree as state
+from ckptstore.state.flatten import unflatten
+from ckptstore.state.tree import arrays as arrays_of
 
 if TYPE_CHECKING:
     from ckptstore.checkout.stored_state import StoredState
-    from ckptstore.documents.structure import Node
+    from ckptstore.documents.nodes import Node
     from ckptstore.errors import Incompatible
 
 
 def fresh(stored: StoredState, node: Node, *, device: Any = None) -> Any:
     """Build the state of a node of the structure, in memory of its own."""
     kinds, encoded = {}, {}
-    for item in array_nodes(node):
-        tag = tag_of(item)
-        if tag in ZARR:
-            encoded[item[tag]] = stored.opener.open(item[tag], tag)
+    for item in arrays_of(node):
+        if item.is_zarr:
+            encoded[item.path] = stored.opener.open(item.path, item.kind)
         else:
-            kinds[item.get("tied", item[tag])] = tag
+            kinds[item.first] = item.kind
     fresh_arrays = read_fresh(stored.pages, kinds, objects=stored.objects) if kinds else {}
     check_memory(array.nbytes for array in encoded.values())
 
@@ -46,7 +45,7 @@ def fresh(stored: StoredState, node: Node, *, device: Any = None) -> Any:
         return value if device is None else arrays.to_device(value, device)
 
     with paused_collector():
-        return state.unflatten(node, array=array, decode=codecs.decode)
+        return unflatten(node, array=array, decode=codecs.decode)
 
 
 def lazy(stored: StoredState) -> Any:
@@ -59,7 +58,7 @@ def lazy(stored: StoredState) -> Any:
                 return stored.opener.open(path, kind)
             return stored.opener.listed(*listed[path], kind)
 
-        return state.unflatten(stored.root, array=array, decode=codecs.decode)
+        return unflatten(stored.root, array=array, decode=codecs.decode)
 
 
 def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:

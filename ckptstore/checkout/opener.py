@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from ckptstore.arrays.indexed import FRAMEWORKS, kind_of
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.checkout.checkpoint_array import CheckpointArray
-from ckptstore.documents.structure import ZARR, array_path, tag_of
+from ckptstore.documents.nodes import ZARR
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
-from ckptstore.state.tree import ROOT, leaves
+from ckptstore.state.paths import ROOT
+from ckptstore.state.tree import arrays
 from ckptstore.storage import open_storage
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.objects import ObjectStore
@@ -53,7 +54,7 @@ class ArrayOpener:
         """The tag of each array's node in the structure, by path."""
         with self._catalog.reading(self._id):
             root = self._catalog.structure(self._manifest)
-        return {name: tag_of(node) for name, node in leaves(root) if array_path(node) is not None}
+        return {node.path: node.kind for node in arrays(root)}
 
     def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
         """The array of a node of the structure. tag: of that node."""

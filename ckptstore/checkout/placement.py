@@ -25,14 +25,16 @@ from ckptstore.arrays.source import (
 from ckptstore.checkout.opener import unlisted
 from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
-from ckptstore.documents.structure import ZARR, Node, array_path, tag_of
+from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode
 from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError, shown
-from ckptstore.state.tree import join, leaves, node_segments, unkey
+from ckptstore.state.paths import children, join
+from ckptstore.state.tree import arrays, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ckptstore.checkout.stored_state import StoredState
+    from ckptstore.documents.nodes import Key, Node
     from ckptstore.documents.page import ArrayEntry
 
 
@@ -132,23 +134,21 @@ class _Place:
             self.placement.handovers.append(
                 Handover(node=node, assign=target.load_state_dict, owner=target)
             )
-        elif array_path(node) or is_array(target):
+        elif isinstance(node, ArrayNode) or is_array(target):
             self.array(node, target, name)
-        elif path != self.root and not _holds_arrays(node) and self.is_plain(target):
+        elif path != self.root and not any(arrays(node)) and self.is_plain(target):
             self.value(node, name, assign)
-        elif isinstance(target, dict) and _tag(node) in ("dict", "ordered_dict"):
+        elif isinstance(target, dict) and isinstance(node, DictNode):
             self.dict(node, target, path)
-        elif isinstance(target, (list, tuple)) and (
-            isinstance(node, list) or _tag(node) == "tuple"
-        ):
+        elif isinstance(target, list | tuple) and isinstance(node, ListNode | TupleNode):
             self.items(node, target, path)
         else:
             self.placement.mismatched.append(
-                f"{name} (a {_tag(node)} there, a {type(target).__name__} here)"
+                f"{name} (a {_kind(node)} there, a {type(target).__name__} here)"
             )
 
     def is_plain(self, value: object) -> bool:
-        """True when nothing in a destination, which may hold itself, could be filled in place; each part is looked at once."""
+        """True when nothing in a destination, which may hold itself, could be filled in place."""
         seen: set[int] = set()
         left = [value]
         while left:
@@ -164,7 +164,7 @@ class _Place:
         return True
 
     def value(self, node: Node, name: str, assign: Callable[[Any], object] | None) -> None:
-        """Exchange plain values, whole as they stand in the checkpoint."""
+        """Replace plain values by those of the checkpoint."""
         if assign is None:
             self.placement.mismatched.append(
                 f"{name} (a plain value inside a tuple, which cannot be exchanged)"
@@ -172,43 +172,41 @@ class _Place:
         else:
             self.placement.handovers.append(Handover(node=node, assign=assign))
 
-    def dict(self, node: Node, target: dict[Any, Any], path: str) -> None:
+    def dict(self, node: DictNode, target: dict[Any, Any], path: str) -> None:
         """Match key by key."""
-        pairs = {
-            unkey(key): (item, join(path, segment))
-            for (key, item), segment in zip(
-                node[_tag(node)], node_segments(node[_tag(node)]), strict=True
-            )
-        }
-        self.placement.missing += [join(path, _text(key)) for key in target if key not in pairs]
-        for key, (item, inner) in pairs.items():
+        missing = [join(path, _text(key)) for key in target if key not in node.items]
+        self.placement.missing += missing
+        for key, inner, item in _items(node, path):
             if key in target:
                 self.node(item, target[key], inner, _setter(target, key))
             else:
-                self.placement.unexpected += [name for name, _ in leaves(item, inner)] or [inner]
+                self.unexpected(item, inner)
 
-    def items(self, node: Node, target: Any, path: str) -> None:
+    def items(self, node: ListNode | TupleNode, target: Any, path: str) -> None:
         """Match position by position."""
-        nodes = node if isinstance(node, list) else node["tuple"]
-        self.placement.missing += [join(path, str(i)) for i in range(len(nodes), len(target))]
-        for position, item in enumerate(nodes):
-            inner = join(path, str(position))
+        missing = range(len(node.items), len(target))
+        self.placement.missing += [join(path, str(position)) for position in missing]
+        for position, (inner, item) in enumerate(children(node, path)):
             if position >= len(target):
-                self.placement.unexpected += [name for name, _ in leaves(item, inner)] or [inner]
+                self.unexpected(item, inner)
             elif isinstance(target, list):
                 self.node(item, target[position], inner, _setter(target, position))
             else:
                 self.node(item, target[position], inner, None)
 
+    def unexpected(self, node: Node, path: str) -> None:
+        """Note everything in a node that the destination has no place for."""
+        self.placement.unexpected += [name for name, _ in leaves(node, path)] or [path]
+
     def array(self, node: Node, target: Any, name: str) -> None:
         """Match an array with an array of the same dtype and shape."""
-        path = array_path(node)
         is_filled = is_array(target) and not is_lazy(target)
-        if path is None or not is_filled:
-            there = "an array" if path else "a plain value"
+        if not isinstance(node, ArrayNode) or not is_filled:
+            there = "an array" if isinstance(node, ArrayNode) else "a plain value"
             here = "an array" if is_filled else f"a {type(target).__name__}"
             self.placement.mismatched.append(f"{name} ({there} there, {here} here)")
             return
+        path = node.path
         entry = self.entries.get(path)
         if entry is None:
             raise unlisted(path)
@@ -224,31 +222,30 @@ class _Place:
             self.placement.mismatched.append(
                 f"{name} (not the same as {first} there, tied to it here)"
             )
-        elif _tag(node) in ZARR:
+        elif node.is_zarr:
             self.placement.handovers.append(Handover(node=node, assign=_copier(target)))
         else:
             self.placement.targets[path] = target
 
     def module(self, node: Node, module: Any, path: str) -> None:
-        """Match a module's own names; what it computes for its state_dict goes through load_state_dict."""
-        if _tag(node) not in ("dict", "ordered_dict"):
+        """Match a module's own names; it loads by itself what it computes for its state_dict."""
+        if not isinstance(node, DictNode):
             self.refuse_names(node, path)
             return
         expected = module.state_dict(keep_vars=True)
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
         names = set()
-        for (key, item), segment in zip(
-            node[_tag(node)], node_segments(node[_tag(node)]), strict=True
-        ):
-            name, inner = str(unkey(key)), join(path, segment)
+        for key, inner, item in _items(node, path):
+            name = str(key)
             names.add(name)
             if name not in expected:
-                self.placement.unexpected += [leaf for leaf, _ in leaves(item, inner)] or [inner]
+                self.unexpected(item, inner)
             elif is_array(expected[name]) and not is_lazy(expected[name]):
                 before = len(self.placement.mismatched)
                 self.array(item, expected[name], inner)
                 if id(expected[name]) not in own and len(self.placement.mismatched) == before:
-                    self.placement.targets.pop(array_path(item) or "", None)
+                    assert isinstance(item, ArrayNode), "only an array matches an array"
+                    self.placement.targets.pop(item.path, None)
                     self.load(item, module, name)
             else:
                 self.load(item, module, name)
@@ -265,7 +262,7 @@ class _Place:
 
     def keras(self, node: Node, model: Any, path: str) -> None:
         """Match the variables of a Keras model by the names that checkpoints have for them."""
-        if _tag(node) in ("dict", "ordered_dict"):
+        if isinstance(node, DictNode):
             self.dict(node, ModelState(model).state_dict(), path)
         else:
             self.refuse_names(node, path)
@@ -273,7 +270,7 @@ class _Place:
     def refuse_names(self, node: Node, path: str) -> None:
         """Note that a model was met where the checkpoint has no names."""
         self.placement.mismatched.append(
-            f"{path or 'the state'} (a {_tag(node)} there, a module's names here)"
+            f"{path or 'the state'} (a {_kind(node)} there, a module's names here)"
         )
 
 
@@ -295,14 +292,25 @@ def _copier(target: Any) -> Callable[[Any], object]:
     return assign
 
 
-def _tag(node: Node) -> str:
-    if isinstance(node, dict):
-        return tag_of(node)
-    return "list" if isinstance(node, list) else "plain value"
+def _items(node: DictNode, path: str) -> Iterator[tuple[Key, str, Node]]:
+    """The keys of a dict, each with the path and the node of its value."""
+    return ((key, *child) for key, child in zip(node.items, children(node, path), strict=True))
 
 
-def _holds_arrays(node: Node) -> bool:
-    return any(array_path(leaf) for _, leaf in leaves(node))
+def _kind(node: Node) -> str:
+    """What a node is, as messages name it."""
+    match node:
+        case ArrayNode():
+            return node.kind
+        case DictNode():
+            return "ordered_dict" if node.is_ordered else "dict"
+        case ListNode():
+            return "list"
+        case TupleNode():
+            return "tuple"
+        case CodecNode():
+            return node.type
+    return "plain value"
 
 
 def _text(key: object) -> str:

@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Self
 
 from ckptstore.arrays.source import is_module
 from ckptstore.checkout.opener import ArrayOpener
-from ckptstore.documents.structure import ZARR, array_path, tag_of
-from ckptstore.errors import InvalidInputError
 from ckptstore.python_gc import paused_collector
-from ckptstore.state import tree as state
-from ckptstore.state.tree import WEIGHTS
+from ckptstore.state import tree
+from ckptstore.state.paths import WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.nodes import ArrayNode, Node
     from ckptstore.documents.page import ArrayEntry, Page
-    from ckptstore.documents.structure import Node
     from ckptstore.state.selection import Selection
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectReader
@@ -41,7 +37,7 @@ class StoredState:
     root: Node
     path: str
     is_whole: bool
-    arrays: list[Node]
+    arrays: list[ArrayNode]
     pages: list[Page]
     opener: ArrayOpener
     objects: ObjectReader
@@ -64,46 +60,27 @@ class StoredState:
         objects: reads the arrays; the catalog's own when None.
         """
         with paused_collector():
-            root, path = catalog.structure(manifest), ""
-            if not selection.is_everything:
-                root = state.select(root, selection)
-                if root is state.NOTHING:
-                    raise InvalidInputError(
-                        f"Nothing in checkpoint {id.short} is chosen by {selection}."
-                    )
-            if part is None and is_module(model) and WEIGHTS in state.entries(root):
+            whole, path = catalog.structure(manifest), ""
+            root = tree.select(whole, selection, name=f"checkpoint {id.short}")
+            if part is None and is_module(model) and WEIGHTS in tree.keys(root):
                 part = WEIGHTS
             if part is not None:
-                root, path = state.part(root, part), state.path_of(part)
-            nodes = list(array_nodes(root))
+                root, path = tree.part(root, part), tree.path_of(part)
+            nodes = list(tree.arrays(root))
+            paths = {path for node in nodes if not node.is_zarr for path in (node.path, node.first)}
             return cls(
                 root=root,
                 path=path,
                 is_whole=selection.is_everything,
                 arrays=nodes,
-                pages=list(catalog.pages_of(manifest, _paths(nodes))),
+                pages=list(catalog.pages_of(manifest, paths)),
                 opener=ArrayOpener(id, manifest, catalog),
                 objects=catalog.objects if objects is None else objects,
             )
 
     def entries(self) -> dict[str, ArrayEntry]:
         """Every array that the pages list, and every Zarr array, by path."""
-        has_zarr = any(tag_of(node) in ZARR for node in self.arrays)
+        has_zarr = any(node.is_zarr for node in self.arrays)
         entries: dict[str, ArrayEntry] = {**self.opener.encoded_entries()} if has_zarr else {}
         entries |= {entry.path: entry for page in self.pages for entry in page.entries}
         return entries
-
-
-def array_nodes(root: Node) -> Iterator[Node]:
-    """The array nodes of a structure, in the state's own order."""
-    return (node for _, node in state.leaves(root) if array_path(node) is not None)
-
-
-def _paths(nodes: Iterable[Node]) -> Iterator[str]:
-    """The paths by which pages list arrays; a tied one is read by its first name."""
-    for node in nodes:
-        tag = tag_of(node)
-        if tag not in ZARR:
-            yield node[tag]
-            if "tied" in node:
-                yield node["tied"]

@@ -17,9 +17,10 @@ from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.repage import repage
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
-from ckptstore.state import tree as state
-from ckptstore.state.rename import Rename, move, paths
+from ckptstore.state.paths import ROOT
+from ckptstore.state.rename import Rename, move
 from ckptstore.state.selection import Selection
+from ckptstore.state.tree import arrays, select
 from ckptstore.store.objects import PUT_THREADS
 from ckptstore.store.reach import Written, page_ref
 from ckptstore.threads import gather
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from ckptstore.documents.nodes import Node
     from ckptstore.documents.page import Page
-    from ckptstore.documents.structure import Node
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
 
@@ -102,15 +103,11 @@ def plant(seed: Seed, id: Digest, *, objects: ObjectStore, catalog: Catalog) -> 
     source = catalog.manifest(id)
     with paused_collector():
         root, pages = catalog.structure(source), list(catalog.pages(source))
-        chosen = root if seed.selection.is_everything else state.select(root, seed.selection)
-        if chosen is state.NOTHING:
-            raise InvalidInputError(
-                f"Nothing in checkpoint {id.short} is chosen by {seed.selection}."
-            )
-        names = seed.rename.names(paths(chosen))
+        chosen = select(root, seed.selection, name=f"checkpoint {id.short}")
+        names = seed.rename.names(node.path for node in arrays(chosen))
         moved = move(chosen, names, source=root)
         encoded = encoded_entries(source, catalog)
-        zarr = {path or state.ROOT for path in encoded}
+        zarr = {path or ROOT for path in encoded}
         made = repage(pages, {old: new for old, new in names.items() if old not in zarr})
     written = _store(moved, made, objects, held=source.documents())
     return (

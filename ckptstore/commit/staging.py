@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays import codecs
 from ckptstore.arrays import source as arrays
 from ckptstore.errors import StorageError
 from ckptstore.python_gc import paused_collector
-from ckptstore.state import codecs
-from ckptstore.state import tree as state
+from ckptstore.state.flatten import Flat
+from ckptstore.state.flatten import flatten as flatten_state
 
 if TYPE_CHECKING:
     from ckptstore.arrays.source import ArraySource
@@ -27,13 +28,13 @@ _ONLY_BYTES = frozenset({"complex32", "float4_e2m1fn_x2"})  # torch cannot copy,
 class Staged:
     """A state as it was, in memory that nobody else writes to; `Repository.commit` takes it in place of a state."""
 
-    flat: state.Flat[ArraySource]
+    flat: Flat[ArraySource]
 
 
-def flatten(value: object) -> state.Flat[ArraySource]:
+def flatten(value: object) -> Flat[ArraySource]:
     """Take a state apart; UnsupportedValueError names what no checkpoint can hold."""
     with paused_collector():
-        return state.flatten(value, describe=arrays.describe, encode=codecs.encode)
+        return flatten_state(value, describe=arrays.describe, encode=codecs.encode)
 
 
 class Staging:
@@ -53,7 +54,7 @@ class Staging:
         import torch
 
         with paused_collector():
-            flat = state.flatten(value, describe=arrays.describe_only, encode=codecs.encode)
+            flat = flatten_state(value, describe=arrays.describe_only, encode=codecs.encode)
             own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
             places = self._places_for(own)
             with torch.no_grad():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ckptstore.arrays.source import ArraySource
     from ckptstore.documents.chunks import Chunk
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
 

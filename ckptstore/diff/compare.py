@@ -8,21 +8,23 @@ else tells which of their arrays are chosen. What changed inside an array is for
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptstore.documents.entry import StoredArray
+from ckptstore.documents.nodes import ArrayNode, DictNode, ListNode, TupleNode
 from ckptstore.documents.page import ArrayEntry, Page, chunk_sizes
-from ckptstore.documents.structure import array_path, tag_of
+from ckptstore.documents.structure import is_same
 from ckptstore.documents.zarr_page import EncodedEntry
-from ckptstore.state.tree import join, node_segments, plain
+from ckptstore.state.paths import children, key_segments
+from ckptstore.state.tree import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest, PageRef
-    from ckptstore.documents.structure import Node
+    from ckptstore.documents.nodes import Inner, Node
     from ckptstore.state.selection import Selection
 
 ArrayKind = Literal["added", "removed", "moved", "retyped", "changed", "undecided"]
@@ -330,9 +332,9 @@ def _shared(entry: ArrayEntry, held: set[Digest]) -> int:
 class _Outline:
     """A structure as what can be compared by path: plain values, containers, and what is said of arrays."""
 
-    values: dict[str, Node]
-    containers: dict[str, tuple[str, dict[str, Node], str]]
-    arrays: dict[str, str]
+    values: dict[str, Node] = field(default_factory=dict)
+    containers: dict[str, ListNode | TupleNode | DictNode] = field(default_factory=dict)
+    arrays: dict[str, tuple[str, str | None]] = field(default_factory=dict)
 
 
 def _structure_changes(
@@ -346,44 +348,24 @@ def _structure_changes(
 
 
 def _outline(root: Node, selection: Selection) -> _Outline:
-    outline = _Outline({}, {}, {})
-    for path, node in _nodes(root, ""):
+    outline = _Outline()
+
+    def add(node: Node, path: str) -> None:
+        if isinstance(node, ArrayNode):
+            if selection(node.path):
+                outline.arrays[node.path] = node.kind, node.tied
+            return
+        inside = list(children(node, path))
         if selection(path):
-            tag = tag_of(node) if isinstance(node, dict) else ""
-            if array_path(node) is not None:
-                outline.arrays[path] = repr(node)
-            elif isinstance(node, list) or tag == "tuple":
-                outline.containers[path] = (tag or "list", {}, "")
-            elif tag in _DICTS:
-                keys = dict(
-                    zip(node_segments(node[tag]), (pair[0] for pair in node[tag]), strict=True)
-                )
-                outline.containers[path] = (tag, keys, repr(node.get("metadata")))
-            if _is_value(node):
+            if isinstance(node, ListNode | TupleNode | DictNode):
+                outline.containers[path] = node
+            if not inside:
                 outline.values[path] = node
+        for where, item in inside:
+            add(item, where)
+
+    add(root, "")
     return outline
-
-
-def _nodes(node: Node, path: str) -> Iterator[tuple[str, Node]]:
-    """Every node with its path; of what a codec made, the whole."""
-    yield array_path(node) or path, node
-    tag = tag_of(node) if isinstance(node, dict) else ""
-    if isinstance(node, list) or tag == "tuple":
-        for position, item in enumerate(node[tag] if tag else node):
-            yield from _nodes(item, join(path, str(position)))
-    elif tag in _DICTS:
-        for (_, item), segment in zip(node[tag], node_segments(node[tag]), strict=True):
-            yield from _nodes(item, join(path, segment))
-
-
-def _is_value(node: Node) -> bool:
-    """True for what has no parts of its own: a plain value or an empty container, but no array."""
-    if isinstance(node, list):
-        return not node
-    if not isinstance(node, dict):
-        return True
-    tag = tag_of(node)
-    return not node[tag] if tag in _DICTS or tag == "tuple" else array_path(node) is None
 
 
 def _value_changes(
@@ -394,7 +376,7 @@ def _value_changes(
             yield ValueChange(path=path, kind="added", after=plain(after[path], decode=decode))
         elif path not in after:
             yield ValueChange(path=path, kind="removed", before=plain(before[path], decode=decode))
-        elif repr(before[path]) != repr(after[path]):  # 1 is not 1.0 here, nor True
+        elif not is_same(before[path], after[path]):
             yield ValueChange(
                 path=path,
                 kind="changed",
@@ -408,21 +390,24 @@ def _rearranged(before: _Outline, after: _Outline) -> tuple[str, ...]:
     arrays = {path for path, said in before.arrays.items() if after.arrays.get(path, said) != said}
     containers = {
         path
-        for path, (tag, keys, metadata) in before.containers.items()
+        for path, container in before.containers.items()
         if path in after.containers
         and path not in before.values.keys() & after.values.keys()
-        and not _is_arranged_alike((tag, keys, metadata), after.containers[path])
+        and not _is_arranged_alike(container, after.containers[path])
     }
     return tuple(sorted(arrays | containers))
 
 
-def _is_arranged_alike(
-    one: tuple[str, dict[str, Node], str], other: tuple[str, dict[str, Node], str]
-) -> bool:
-    (tag, keys, metadata), (other_tag, other_keys, other_metadata) = one, other
-    common = [(segment, repr(key)) for segment, key in keys.items() if segment in other_keys]
-    theirs = [(segment, repr(key)) for segment, key in other_keys.items() if segment in keys]
-    return (tag, metadata, common) == (other_tag, other_metadata, theirs)
-
-
-_DICTS = frozenset({"dict", "ordered_dict"})
+def _is_arranged_alike(one: Inner, other: Inner) -> bool:
+    """True for containers of one kind and metadata that have their common keys in one order."""
+    if not isinstance(one, DictNode) or not isinstance(other, DictNode):
+        return type(one) is type(other)
+    keys, other_keys = (
+        dict(zip(key_segments(node.items), node.items, strict=True)) for node in (one, other)
+    )
+    common = [item for item in keys.items() if item[0] in other_keys]
+    return (
+        one.is_ordered == other.is_ordered
+        and is_same(one.metadata, other.metadata)
+        and common == [item for item in other_keys.items() if item[0] in keys]
+    )

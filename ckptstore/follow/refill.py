@@ -15,12 +15,12 @@ from ckptstore.arrays import source as arrays
 from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, read_bundle
-from ckptstore.checkout.stored_state import array_nodes
+from ckptstore.documents import structure
 from ckptstore.documents.chunks import Chunk, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.documents.structure import array_path
 from ckptstore.documents.zarr_page import EncodedEntry
 from ckptstore.follow.memory import location_of
+from ckptstore.state import tree
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class Load:
     @classmethod
     def of(cls, handover: Handover, entries: Mapping[str, ArrayEntry]) -> Self:
         """Look up the arrays of a handover."""
-        nodes = array_nodes(handover.node)
-        paths = tuple(path for node in nodes if (path := array_path(node)) is not None)
+        paths = tuple(node.path for node in tree.arrays(handover.node))
         for path in paths:
             if path not in entries:
                 raise unlisted(path)
@@ -107,7 +106,7 @@ class Load:
             handover=handover,
             paths=paths,
             nbytes=sum(entries[path].nbytes for path in paths),
-            content=(repr(handover.node), *digests) if is_known else None,
+            content=(structure.encode(handover.node), *digests) if is_known else None,
         )
 
     @property

@@ -18,12 +18,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays import codecs
 from ckptstore.arrays import source as arrays
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
 from ckptstore.python_gc import paused_collector
-from ckptstore.state import codecs
-from ckptstore.state.tree import flatten
+from ckptstore.state.flatten import flatten
 from ckptstore.zarr.hierarchy import ZarrValues
 
 if TYPE_CHECKING:

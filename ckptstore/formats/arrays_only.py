@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptstore.documents.structure import array_path
+from ckptstore.documents.nodes import ArrayNode
 from ckptstore.errors import InvalidInputError
 from ckptstore.state.tree import leaves
 
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 NAMED_MAX = 5  # in a message
 
 
 def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> None:
     """Refuse a state with plain values, unless they are to be dropped. form: "A .npz file"."""
-    values = [name or "the state" for name, node in leaves(flat.root) if array_path(node) is None]
+    values = [
+        name or "the state" for name, node in leaves(flat.root) if not isinstance(node, ArrayNode)
+    ]
     if values and not drop_values:
         raise InvalidInputError(
             f"{form} holds arrays only, and the state has {_count(values, 'plain value')} ({_some(values)}). "

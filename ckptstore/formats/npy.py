@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ckptstore.arrays.file import ByteSource
     from ckptstore.arrays.lazy import LazyArray
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 KIND = "ndarray"
 HEADER_BYTES_MAX = 10_000  # the same limit as numpy's

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ckptstore.arrays.lazy import LazyArray
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 READ_BYTES_MAX = 8 << 20  # at once: a list of about 80,000 members
 PIECE_BYTES = 1 << 20

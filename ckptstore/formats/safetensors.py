@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 HEADER_BYTES_MAX = 16 << 20  # some 100,000 tensors; a structure names about 250,000
 LIBRARY_HEADER_BYTES_MAX = 100_000_000

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ckptstore.arrays.lazy import LazyArray
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 FILES_MAX = 1_000  # each is open until its tensors were read
 TENSORS_MAX = 250_000  # in all files; a structure names no more

@@ -1,13 +1,14 @@
-"""Types that a state may hold beyond Python's plain ones, each by an explicit codec.
+"""Codecs: the types a state may hold beyond Python's plain ones, each by explicit registration.
 
-A codec turns a value into plain values and back. Nothing is ever found by its importable name at checkout: a type that
-nobody registered in this process is an error that says which.
+A codec encodes a value as plain values and arrays, and decodes it again. Nothing is ever looked up
+by its importable name at checkout: a type that was not registered in this process is an error. The
+types of torch and numpy are registered by `ckptstore.arrays.codecs`, from which other packages take
+`encode` and `decode`. See section 12.1 of docs/reference/format.md.
 """
 
 from __future__ import annotations
 
 import builtins
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,28 +21,67 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How one type becomes plain values and arrays, and comes back."""
+    """How the values of one type are encoded and decoded."""
 
     encode: Callable[[Any], object]
     decode: Callable[[Any], object]
 
 
 _registered: dict[str, Codec] = {}
+_built_in: dict[str, Codec] = {
+    "collections.Counter": Codec(dict, Counter)  # MultiStepLR keeps its milestones in one
+}
+_families: dict[str, str] = {}  # the name that stands for a type and all below it
 
 
 def register_codec(
     type: type, encode: Callable[[Any], object], decode: Callable[[Any], object]
 ) -> None:
-    """Opt a type in: `encode` gives plain values and arrays, `decode` makes the value again.
+    """Allow states to hold values of a type. Register it before commit and before checkout.
 
-    The type is known by its module and qualified name; register it before commit and before checkout.
+    Args:
+        type: The type, which a structure names by its module and qualified name. Values of its
+            subclasses are not encoded.
+        encode: Returns a value as plain values, arrays and values of other registered types.
+        decode: Makes a value from what `encode` returned.
+
+    Raises:
+        InvalidInputError: This is not a type, or one that has a form of its own.
+
+    Example:
+        >>> import ckptstore, fractions
+        >>> ckptstore.register_codec(
+        ...     fractions.Fraction,
+        ...     lambda value: [value.numerator, value.denominator],
+        ...     lambda form: fractions.Fraction(*form),
+        ... )
     """
     if not isinstance(type, builtins.type):
         raise InvalidInputError(f"{shown(type)} is not a type.")
     name = type_name(type)
-    if name in _BUILT_IN or type.__module__ == "builtins":
+    if name in _built_in or type.__module__ == "builtins":
         raise InvalidInputError(f"{name} has its own form already.")
     _registered[name] = Codec(encode, decode)
+
+
+def build_in(
+    name: str,
+    encode: Callable[[Any], object],
+    decode: Callable[[Any], object],
+    *,
+    family: str | None = None,
+) -> None:
+    """Register a codec of the library itself, which no user can replace.
+
+    Args:
+        name: What stands for the type in a structure: its module and qualified name.
+        encode: As for `register_codec`.
+        decode: As for `register_codec`.
+        family: The name of a type all of whose subclasses the codec is for, where that is so.
+    """
+    _built_in[name] = Codec(encode, decode)
+    if family is not None:
+        _families[family] = name
 
 
 def type_name(type: type) -> str:
@@ -50,17 +90,21 @@ def type_name(type: type) -> str:
 
 
 def encode(value: object) -> tuple[str, object] | None:
-    """The name and plain form of a value whose type has a codec; None when it has none."""
-    numpy = sys.modules.get("numpy")
-    is_scalar = numpy is not None and isinstance(value, numpy.generic)
-    name = "numpy.scalar" if is_scalar else type_name(type(value))
-    codec = _registered.get(name) or _BUILT_IN.get(name)
+    """The type name and plain form of a value; None when its type has no codec."""
+    names = [type_name(base) for base in type(value).__mro__]
+    name = next((_families[base] for base in names if base in _families), names[0])
+    codec = _registered.get(name) or _built_in.get(name)
     return (name, codec.encode(value)) if codec else None
 
 
 def decode(name: str, value: object) -> object:
-    """The value that a codec made a plain form of."""
-    codec = _registered.get(name) or _BUILT_IN.get(name)
+    """The value of a type, by the type's name, from its plain form.
+
+    Raises:
+        InvalidInputError: The type has no codec in this process.
+        CorruptError: Its codec cannot decode this form.
+    """
+    codec = _registered.get(name) or _built_in.get(name)
     if codec is None:
         raise InvalidInputError(
             f"The checkpoint holds a {name[:100]}. Call register_codec for that type first."
@@ -73,55 +117,3 @@ def decode(name: str, value: object) -> object:
         raise CorruptError(
             f"A {name[:100]} could not be made from what the checkpoint holds: {str(error)[:200]}."
         ) from error
-
-
-def _torch_dtype(name: str) -> object:
-    import torch
-
-    dtype = vars(torch).get(name)  # getattr would import what the name asks for
-    if not isinstance(dtype, torch.dtype):
-        raise CorruptError(f"{shown(name)} is not a torch dtype.")
-    return dtype
-
-
-def _torch_size(lengths: list[int]) -> object:
-    import torch
-
-    return torch.Size(lengths)
-
-
-def _torch_device(text: str) -> object:
-    import torch
-
-    return torch.device(text)
-
-
-def _encode_scalar(value: Any) -> list[str]:
-    if value.dtype.name not in _NUMPY_SCALARS:
-        raise InvalidInputError(
-            f"a numpy scalar of dtype {value.dtype}, which no checkpoint can hold"
-        )
-    return [value.dtype.name, value.tobytes().hex()]
-
-
-def _decode_scalar(form: list[str]) -> object:
-    import numpy as np
-
-    name, digits = form
-    if name not in _NUMPY_SCALARS:
-        raise CorruptError(f"{shown(name)} is not the dtype of a numpy scalar.")
-    (value,) = np.frombuffer(bytes.fromhex(digits), dtype=name)
-    return value
-
-
-_NUMPY_SCALARS = frozenset(
-    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
-    | {"float16", "float32", "float64", "complex64", "complex128"}
-)
-_BUILT_IN: dict[str, Codec] = {
-    "collections.Counter": Codec(dict, Counter),  # MultiStepLR keeps its milestones in one
-    "torch.Size": Codec(list, _torch_size),
-    "torch.dtype": Codec(lambda dtype: str(dtype).removeprefix("torch."), _torch_dtype),
-    "torch.device": Codec(str, _torch_device),
-    "numpy.scalar": Codec(_encode_scalar, _decode_scalar),
-}

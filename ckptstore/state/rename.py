@@ -1,7 +1,8 @@
-"""Rename: the arrays of a state under other paths, and the state's structure with them moved there.
+"""Rename: the arrays of a state under other paths, and the structure with them moved there.
 
-Only keys of dicts can change. A part of a path that stands for a place in a list or tuple, or for something inside a
-codec's value or an OrderedDict's _metadata, stays as it is. Plain values stay where they are.
+Only keys of dicts can change. A part of a path that is a position in a list or tuple, or that leads
+into a codec's value or the _metadata of an OrderedDict, stays as it is. Plain values stay where
+they are.
 """
 
 from __future__ import annotations
@@ -9,47 +10,60 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
-from ckptstore.documents import structure
 from ckptstore.documents.names import check_path, escape_first, escape_key, unescape_key
-from ckptstore.documents.structure import Node, array_path, tag_of
+from ckptstore.documents.nodes import ArrayNode, DictNode, ListNode, TupleNode
+from ckptstore.documents.structure import DEPTH_MAX
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.state.tree import join, leaves, node_segments, unkey
+from ckptstore.state.paths import join, key_segments
+from ckptstore.state.tree import arrays, relabel, retie
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_DICTS = ("dict", "ordered_dict")
+    from ckptstore.documents.nodes import Key, Node
+
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")
 
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Regular expressions over whole paths, each with what a path that it matches becomes; the first match wins."""
+    """Regular expressions over whole paths, each with its replacement; the first match wins."""
 
     patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
 
     @classmethod
     def of(cls, rename: Mapping[str, str] | None) -> Self:
-        """Take what a user passed: replacements by pattern, or None."""
+        """Check what a user passed: replacements by pattern, or None.
+
+        Raises:
+            InvalidInputError: It is not a dict of strings, or a pattern is not a regular
+                expression.
+        """
         if rename is None:
             return cls()
         if not isinstance(rename, Mapping):
             raise InvalidInputError(
-                f"rename is {shown(rename)}; a dict of replacements by regular expression is expected."
+                f"rename is {shown(rename)}; "
+                "a dict of replacements by regular expression is expected."
             )
         return cls(tuple(_pattern(old, new) for old, new in rename.items()))
 
     def names(self, paths: Iterable[str]) -> dict[str, str]:
-        """The new path of each path, checked: none stands twice, and each pattern matches something."""
+        """The new path of each path.
+
+        Raises:
+            InvalidInputError: Two paths become the same, a new one is not a legal path, or a
+                pattern matches none.
+        """
         listed = list(paths)
         for pattern, _ in self.patterns:
             if not any(map(pattern.fullmatch, listed)):
                 raise InvalidInputError(
-                    f"The rename {pattern.pattern!r} matches no array that is chosen. A pattern must match a whole "
-                    "path; `ckptstore ls` lists the paths."
+                    f"The rename {pattern.pattern!r} matches no array that is chosen. A pattern "
+                    "must match a whole path; `ckptstore ls` lists the paths."
                 )
         names: dict[str, str] = {}
         olds: dict[str, str] = {}
@@ -57,8 +71,8 @@ class Rename:
             names[path] = new = self._new(path)
             if new in olds:
                 raise InvalidInputError(
-                    f"Two arrays would have the path {shown(new)}: {shown(olds[new])} and {shown(path)}. "
-                    "Rename them apart, or exclude one."
+                    f"Two arrays would have the path {shown(new)}: {shown(olds[new])} and "
+                    f"{shown(path)}. Rename them apart, or exclude one."
                 )
             olds[new] = path
         return names
@@ -70,7 +84,8 @@ class Rename:
                     new = match.expand(replacement)
                 except (re.error, IndexError) as error:
                     raise InvalidInputError(
-                        f"The replacement {shown(replacement)} does not fit {pattern.pattern!r}: {error}."
+                        f"The replacement {shown(replacement)} does not fit "
+                        f"{pattern.pattern!r}: {error}."
                     ) from error
                 try:
                     return new if new == path else check_path(new)
@@ -90,39 +105,45 @@ def _pattern(old: object, new: object) -> tuple[re.Pattern[str], str]:
         ) from error
 
 
-def paths(root: Node) -> list[str]:
-    """The paths of all arrays of a structure, in the state's own order."""
-    return [path for path, node in leaves(root) if array_path(node) is not None]
-
-
 def move(root: Node, names: Mapping[str, str], *, source: Node) -> Node:
     """The structure with every array at its new path.
 
-    names: the new path of every array. source: the structure before anything was left out, which says what was tied.
-    A dict keeps its order, a renamed key its place; dicts are made as needed, and those that lose all they had are
-    dropped. One that is made is an OrderedDict, with the same _metadata, where all of it was one under other keys.
+    A dict keeps its order, a renamed key its place; dicts are made as needed, and those that lose
+    everything they had are dropped. A dict that is made is an OrderedDict with the same _metadata
+    where everything in it was in one OrderedDict under the same keys.
+
+    Args:
+        root: The structure.
+        names: The new path of every array.
+        source: The structure before anything was left out of it, whose paths those of `root` are.
+
+    Raises:
+        InvalidInputError: An array cannot get its new path.
     """
-    found = ((path, node) for path, node in leaves(source) if array_path(node) is not None)
-    ties = {path: node.get("tied", path) for path, node in found}
-    return _relabelled(_Move(names, source).moved(root), names, ties, {})
+    moved = _Move(names, source).moved(root)
+    renamed = relabel(moved, lambda node: ArrayNode(node.kind, names[node.path], node.first))
+    return retie(renamed)  # a tie is still to an old path here
 
 
 @dataclass(slots=True)
 class _Dict:
-    """A dict of the new structure, by the path segments of its keys. node: what was there; None for one that is made."""
+    """A dict of the new structure.
 
-    node: Node = None
+    node: the dict that was in its place; None for a dict that is made. items: by the path segments
+    of its keys. keys: all that it had and has.
+    """
+
+    node: DictNode | None = None
     items: dict[str, _Item] = field(default_factory=dict)
-    keys: set[tuple[type, object]] = field(default_factory=set)  # all that it had and has
+    keys: set[Key] = field(default_factory=set)
 
     @classmethod
-    def of(cls, node: Node) -> Self:
-        """An empty one in the place of a dict node, or of nothing."""
-        pairs = [] if node is None else node[tag_of(node)]
-        return cls(node, keys={_typed(key) for key, _ in pairs})
+    def of(cls, node: DictNode | None) -> Self:
+        """An empty one in the place of a dict, or of nothing."""
+        return cls(node, keys=set(node.items if node else ()))
 
     def was(self) -> str | None:
-        """Of a dict that is made: the path of the one dict that all of it was, under the same keys."""
+        """Of a dict that is made: the path of the one dict that had all of it under these keys."""
         homes = {item.home(segment) for segment, item in self.items.items()}
         return homes.pop() if len(homes) == 1 else None
 
@@ -131,15 +152,15 @@ class _Dict:
 class _Item:
     """A key, what is under it, and the place where that was before; "" for what was in no dict."""
 
-    key: Node
+    key: Key
     content: Node | _Dict
     place: str
 
     def home(self, segment: str) -> str | None:
         """The path of the dict that it was in under the same key."""
-        content = self.content
-        is_made = isinstance(content, _Dict) and content.node is None
-        place = content.was() if is_made else self.place
+        place: str | None = self.place
+        if isinstance(self.content, _Dict) and self.content.node is None:
+            place = self.content.was()
         above, _, last = (place or "").rpartition("/")
         return above if place and last == segment else None
 
@@ -150,34 +171,33 @@ class _Item:
 
 
 class _Move:
-    """One structure on its way to another: every leaf is put in anew, in the order in which it was found."""
+    """One structure on its way to another: every leaf is put in anew, in its order."""
 
     def __init__(self, names: Mapping[str, str], source: Node) -> None:
         self.names = names
-        self.dicts: dict[str, Node] = {}
-        self.keys: dict[str, Node] = {}
-        self.segments: dict[str, dict[object, str]] = {}
+        self.dicts: dict[str, DictNode] = {}
+        self.keys: dict[str, Key] = {}
+        self.segments: dict[str, dict[Key, str]] = {}
         self.root = _Dict()
         self.index(source, "")
 
     def index(self, source: Node, place: str) -> None:
-        """Note the segment of every key of a dict, and every key by the path of what it leads to."""
-        if isinstance(source, dict) and (tag := tag_of(source)) in _DICTS:
-            listed = node_segments(source[tag])
-            self.segments[place] = {}
-            for (key, item), segment in zip(source[tag], listed, strict=True):
-                self.segments[place][_typed(key)] = segment
-                self.keys[join(place, segment)] = key
-                self.index(item, join(place, segment))
+        """Note the segment of every key of a dict, and every key by the path it leads to."""
+        if isinstance(source, DictNode):
+            segments = dict(zip(source.items, key_segments(source.items), strict=True))
+            self.segments[place] = segments
+            for key, item in source.items.items():
+                self.keys[join(place, segments[key])] = key
+                self.index(item, join(place, segments[key]))
 
-    def below(self, node: Node, place: str) -> Iterator[tuple[Node, str]]:
+    def below(self, node: DictNode, place: str) -> Iterator[tuple[Node, str]]:
         """What a dict holds, each with its place."""
         segments = self.segments[place]
-        return ((item, join(place, segments[_typed(key)])) for key, item in node[tag_of(node)])
+        return ((item, join(place, segments[key])) for key, item in node.items.items())
 
     def note(self, node: Node, place: str) -> None:
         """Note every dict by its place."""
-        if isinstance(node, dict) and tag_of(node) in _DICTS:
+        if isinstance(node, DictNode):
             self.dicts[place] = node
             for inner in self.below(node, place):
                 self.note(*inner)
@@ -185,12 +205,11 @@ class _Move:
     def moved(self, root: Node) -> Node:
         """The structure after it."""
         self.note(root, "")
-        path = array_path(root)
-        if "" in self.dicts:
+        if isinstance(root, DictNode):
             self.root = _Dict.of(root)
             self.walk(root, "")
-        elif path is not None and self.names[path] != path:
-            self.put(self.names[path], root, "")
+        elif isinstance(root, ArrayNode) and self.names[root.path] != root.path:
+            self.put(self.names[root.path], root, "")
         else:
             self.refuse_renames(root, _reason(root, ""))
             return root
@@ -198,14 +217,12 @@ class _Move:
 
     def walk(self, node: Node, place: str) -> None:
         """Put everything below a node where it belongs."""
-        path = array_path(node)
-        if path is not None:
-            new = self.names[path]
-            self.put(place if new == path else new, node, place)
-        elif place in self.dicts:
-            metadata = node.get("metadata")
-            self.refuse_renames(metadata, "it lies in the _metadata of an OrderedDict")
-            if not node[tag_of(node)] or paths(metadata):
+        if isinstance(node, ArrayNode):
+            new = self.names[node.path]
+            self.put(place if new == node.path else new, node, place)
+        elif isinstance(node, DictNode):
+            self.refuse_renames(node.metadata, "it is in the _metadata of an OrderedDict")
+            if not node.items or any(arrays(node.metadata)):
                 self.dict_at(place, place)
             for inner in self.below(node, place):
                 self.walk(*inner)
@@ -214,16 +231,16 @@ class _Move:
             self.put(place, node, place)
 
     def refuse_renames(self, node: Node, reason: str) -> None:
-        """Raise InvalidInputError when an array in here has another path from now on."""
-        for path in paths(node):
+        """Raise InvalidInputError when an array in here gets another path."""
+        for path in (array.path for array in arrays(node)):
             if self.names[path] != path:
                 raise InvalidInputError(
-                    f"{shown(path)} cannot be renamed to {shown(self.names[path])}: {reason}, and only keys of dicts "
-                    "can change. Leave it out of the pattern, or exclude it."
+                    f"{shown(path)} cannot be renamed to {shown(self.names[path])}: {reason}, and "
+                    "only keys of dicts can change. Leave it out of the pattern, or exclude it."
                 )
 
     def put(self, path: str, node: Node, place: str) -> None:
-        """Put a leaf at a path; place: where it was."""
+        """Put a leaf at a path. place: where it was."""
         above, _, segment = path.rpartition("/")
         parent = self.dict_at(above, place)
         if segment in parent.items:
@@ -234,9 +251,9 @@ class _Move:
         """The dict at a path; those that are missing on the way to it are made."""
         here, reached = self.root, ""
         parts = path.split("/") if path else []
-        if len(parts) >= structure.DEPTH_MAX:
+        if len(parts) >= DEPTH_MAX:
             raise InvalidInputError(
-                f"{shown(path)} lies more than {structure.DEPTH_MAX} levels deep, which no state may."
+                f"{shown(path)} is more than {DEPTH_MAX} levels deep, which no state may be."
             )
         for behind, segment in zip(range(len(parts), 0, -1), parts, strict=True):
             reached = join(reached, segment)
@@ -251,80 +268,73 @@ class _Move:
             here = item.content
         return here
 
-    def key_at(self, path: str, parent: _Dict, place: str, *, behind: int) -> Node:
-        """The key that leads to a path: the one that did, or a new one, which no other segment may stand for.
+    def key_at(self, path: str, parent: _Dict, place: str, *, behind: int) -> Key:
+        """The key that leads to a path: the one that did, or a new one that no other segment is for.
 
         behind: how many segments follow on the way to what was at `place`.
         """
         if path in self.keys:
             return self.keys[path]
         key = self.new_key(path.rpartition("/")[2], parent, place, behind)
-        if _typed(key) in parent.keys:
+        if key in parent.keys:
             raise InvalidInputError(
                 f"{shown(path)} would be a second way to write a key that is there already."
             )
-        parent.keys.add(_typed(key))
+        parent.keys.add(key)
         return key
 
-    def new_key(self, segment: str, parent: _Dict, place: str, behind: int) -> Node:
+    def new_key(self, segment: str, parent: _Dict, place: str, behind: int) -> Key:
         """The key of a segment that was not there.
 
-        It is the key that the array had by that segment, if any, before all so far from the end of its path. Else it is an
-        integer if it reads so and the array or the dict has such keys, and otherwise a string.
+        If the array had a key of that segment it is that one, the one equally far from the end of
+        its path before others. Otherwise it is an integer if it reads like one and the array or the
+        dict has integer keys, else a string.
         """
         old = list(self.keys_to(place))
         for known, key in [*old[behind : behind + 1], *old]:
             if known == segment:
                 return key
-        kinds = {type(key) for _, key in old} | {kind for kind, _ in parent.keys}
-        if int in kinds and _INTEGER.fullmatch(segment):
-            return structure.encode_int(int(segment))
-        return structure.encode_str(_unescaped(segment))
+        is_integer = _INTEGER.fullmatch(segment) and -(2**63) <= int(segment) < 2**64
+        neighbours = [*parent.keys, *(key for _, key in old)]
+        if is_integer and any(isinstance(key, int) for key in neighbours):
+            return int(segment)
+        return _unescaped(segment)
 
-    def keys_to(self, place: str) -> Iterator[tuple[str, Node]]:
+    def keys_to(self, place: str) -> Iterator[tuple[str, Key]]:
         """The segments of a place with their keys, the last one first."""
         while place:
             above, _, segment = place.rpartition("/")
             yield segment, self.keys[place]
             place = above
 
-    def built(self, made: _Dict) -> Node:
+    def built(self, made: _Dict) -> DictNode:
         """The node of a dict."""
-        origin, is_made = made.node, made.node is None
-        if is_made and (was := made.was()) is not None:
-            origin = self.dicts[was]
-        pairs = [
-            [
-                item.key,
-                self.built(item.content) if isinstance(item.content, _Dict) else item.content,
-            ]
+        items = {
+            item.key: self.built(item.content) if isinstance(item.content, _Dict) else item.content
             for item in made.items.values()
-        ]
-        node = {"dict" if origin is None else tag_of(origin): pairs}
-        metadata = None if origin is None else origin.get("metadata")
-        if metadata is not None and not (is_made and paths(metadata)):
-            node["metadata"] = metadata
-        return node
-
-
-def _typed(key: Node) -> tuple[type, object]:
-    plain = unkey(key)
-    return type(plain), plain
+        }
+        if made.node is not None:
+            return replace(made.node, items=items)
+        was = made.was()
+        origin = None if was is None else self.dicts[was]
+        if origin is None:
+            return DictNode(items)
+        metadata = None if any(arrays(origin.metadata)) else origin.metadata
+        return DictNode(items, origin.is_ordered, metadata)
 
 
 def _collision(path: str, place: str, other: _Item) -> InvalidInputError:
     return InvalidInputError(
-        f"{shown(other.first())} and {shown(place)} cannot both lie at {shown(path)}. "
+        f"{shown(other.first())} and {shown(place)} cannot both be at {shown(path)}. "
         "Choose another path, or exclude one of them."
     )
 
 
 def _reason(node: Node, place: str) -> str:
     name = shown(place) if place else "the state"
-    if isinstance(node, list):
-        return f"{name} is a list"
-    is_tuple = isinstance(node, dict) and "tuple" in node
-    return f"{name} is a tuple" if is_tuple else f"{name} was made by a codec"
+    if isinstance(node, ListNode | TupleNode):
+        return f"{name} is a {'list' if isinstance(node, ListNode) else 'tuple'}"
+    return f"{name} was made by a codec"
 
 
 def _unescaped(segment: str) -> str:
@@ -336,34 +346,6 @@ def _unescaped(segment: str) -> str:
         if _INTEGER.fullmatch(key) and segment == escape_first(escaped):
             return key
     raise InvalidInputError(
-        f"The part {shown(segment)} of a path is not a key as paths write it: for % write %25, for a control "
-        "character % and two uppercase hexadecimal digits, and nothing else so."
+        f"The part {shown(segment)} of a path is not an escaped key: write %25 for %, and % with "
+        "two uppercase hexadecimal digits for a control character; nothing else is escaped."
     )
-
-
-def _relabelled(
-    node: Node, names: Mapping[str, str], ties: Mapping[str, str], first: dict[str, str]
-) -> Node:
-    """The same with every array node naming its new path; of those that are one array, the first is plain."""
-    if isinstance(node, list):
-        return [_relabelled(item, names, ties, first) for item in node]
-    path = array_path(node)
-    if path is not None:
-        new = names[path]
-        plain = first.setdefault(ties[path], new)
-        tag = tag_of(node)
-        return {tag: new} if plain == new else {tag: new, "tied": plain}
-    if not isinstance(node, dict):
-        return node
-    tag = tag_of(node)
-    if tag in _DICTS:
-        pairs = [[key, _relabelled(item, names, ties, first)] for key, item in node[tag]]
-        made = {tag: pairs}
-        if "metadata" in node:
-            made["metadata"] = _relabelled(node["metadata"], names, ties, first)
-        return made
-    if tag == "tuple":
-        return {tag: _relabelled(node[tag], names, ties, first)}
-    if tag == "type":
-        return {**node, "value": _relabelled(node["value"], names, ties, first)}
-    return node

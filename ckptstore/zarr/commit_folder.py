@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ckptstore.arrays.source import ArraySource
     from ckptstore.digest import Digest
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.reach import Written
     from ckptstore.zarr.hierarchy import ZarrFiles

@@ -22,9 +22,10 @@ from ckptstore.documents import canonical, zarr_document
 from ckptstore.documents.chunks import chunks
 from ckptstore.documents.dtypes import item_bytes
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
-from ckptstore.documents.structure import array_path
+from ckptstore.documents.nodes import DictNode
+from ckptstore.documents.structure import is_same
 from ckptstore.errors import InvalidInputError
-from ckptstore.state.tree import leaves
+from ckptstore.state.tree import arrays
 from ckptstore.zarr.encoded_entries import check_document
 from ckptstore.zarr.folder_read import telling
 from ckptstore.zarr.graft import graft
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.nodes import Node
     from ckptstore.documents.page import ArrayEntry, Bundle
-    from ckptstore.documents.structure import Node
     from ckptstore.documents.zarr_page import Value
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
@@ -312,10 +313,10 @@ class Values(ZarrValues):
 
 def _is_bare(root: Node, contents: Contents) -> bool:
     """True for a structure that follows from the paths of the nodes alone."""
-    arrays = {path for _, node in leaves(root) if (path := array_path(node)) is not None}
+    listed = {node.path for node in arrays(root)}
     nodes = {key.rpartition("/")[0] for key in contents if key.rpartition("/")[2] in NODE_DOCUMENTS}
-    implied = graft({"dict": []}, kept=(), converted={}, arrays=arrays, groups=nodes - arrays)
-    return bool(implied == root)
+    implied = graft(DictNode({}), kept=(), converted={}, arrays=listed, groups=nodes - listed)
+    return is_same(implied, root)
 
 
 def completed_root(contents: Contents, objects: CachedObjects, more: Mapping[str, Any]) -> Contents:

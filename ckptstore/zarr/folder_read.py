@@ -13,14 +13,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import json_document
+from ckptstore.arrays import codecs, json_document
 from ckptstore.arrays import source as arrays
 from ckptstore.arrays.file import OpenFile
 from ckptstore.documents import canonical, structure, zarr_document
-from ckptstore.documents.structure import ZARR, array_path, tag_of
+from ckptstore.documents.nodes import ZARR, ArrayNode
 from ckptstore.errors import CkptStoreError, InvalidInputError
-from ckptstore.state import codecs
-from ckptstore.state.tree import Flat, flatten, leaves, unflatten
+from ckptstore.state.flatten import Flat, flatten, unflatten
+from ckptstore.state.tree import arrays as arrays_of
+from ckptstore.state.tree import relabel
 from ckptstore.zarr.folder_array import FolderArray
 from ckptstore.zarr.graft import graft
 from ckptstore.zarr.hierarchy import ZarrFiles
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.documents.structure import Node
+    from ckptstore.documents.nodes import Node
 
 FILES_MAX = 4_000_000
 DEPTH_MAX = 200
@@ -93,7 +94,7 @@ def told(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def telling(node: Node) -> dict[str, Any]:
     """The attributes of a root that tell the structure of a state."""
-    return {ATTRIBUTE: {"version": VERSION, "structure": node}}
+    return {ATTRIBUTE: {"version": VERSION, "structure": structure.to_json(node)}}
 
 
 def _untold(root: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,11 +106,12 @@ def _untold(root: Mapping[str, Any]) -> dict[str, Any]:
 
 def _state(root: Node, rest: dict[str, Any], path: Path, files: Sequence[str]) -> Any:
     """The state that a structure tells, with whatever else lies in the folder. rest: the document of the root."""
-    nodes = _nodes({name: tag_of(node) for name, node in _arrays(root)}, path, files)
+    kinds = {node.path: node.kind for node in arrays_of(root)}
+    nodes = _nodes(kinds, path, files)
     others = tuple(key for key in files if key != METADATA and not nodes.own(key))
     _check_nodes(path, (METADATA, *others))
     by_path = {zarr_document.path_of_node(node): array for node, array in nodes.ours.items()}
-    lost = [name for name, node in _arrays(root) if tag_of(node) in _KINDS and name not in by_path]
+    lost = [name for name, kind in kinds.items() if kind in _KINDS and name not in by_path]
     root = graft(
         root,
         kept=by_path.keys(),
@@ -128,11 +130,6 @@ def _state(root: Node, rest: dict[str, Any], path: Path, files: Sequence[str]) -
     return ZarrFiles(path, others, documents, _flat(state))
 
 
-def _arrays(root: Node) -> list[tuple[str, Node]]:
-    """The path and node of every array of a structure."""
-    return [(name, node) for _, node in leaves(root) if (name := array_path(node)) is not None]
-
-
 @dataclass(frozen=True, slots=True)
 class _InHierarchy:
     """Stands in a state for an array of the hierarchy. kind: its tag in the structure. node: its path."""
@@ -149,12 +146,13 @@ def _flat(state: object) -> Flat[ArraySource]:
         return value if isinstance(value, _InHierarchy) else arrays.describe(value)
 
     flat: Flat[Any] = flatten(state, describe=describe, encode=codecs.encode)
-    for name, node in _arrays(flat.root):
-        leaf = flat.arrays[name]
-        if isinstance(leaf, _InHierarchy):
-            node[leaf.kind] = leaf.node
-    kept = {name: leaf for name, leaf in flat.arrays.items() if not isinstance(leaf, _InHierarchy)}
-    return Flat(root=flat.root, arrays=kept, tied=flat.tied)
+    others = {name: leaf for name, leaf in flat.arrays.items() if isinstance(leaf, _InHierarchy)}
+    root = relabel(
+        flat.root,
+        lambda node: ArrayNode(node.kind, others[node.path].node) if node.path in others else node,
+    )
+    kept = {name: leaf for name, leaf in flat.arrays.items() if name not in others}
+    return Flat(root=root, arrays=kept, tied=flat.tied)
 
 
 @dataclass(slots=True)

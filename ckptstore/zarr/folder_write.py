@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from ckptstore.arrays.source import ArraySource
     from ckptstore.documents.chunks import Chunk
-    from ckptstore.documents.structure import Node
-    from ckptstore.state.tree import Flat
+    from ckptstore.documents.nodes import Node
+    from ckptstore.state.flatten import Flat
     from ckptstore.zarr.hierarchy import ZarrValues
 
 CHUNK_BYTES = 8 << 20

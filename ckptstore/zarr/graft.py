@@ -1,25 +1,35 @@
-"""Graft: the structure of a state when some of its arrays are gone, and arrays from Zarr have come.
+"""Graft: the structure of a state after arrays of it are gone and others came in through Zarr.
 
-An array that was written to through Zarr stays where it was in the state. A new one comes into the dicts that its node's path
-names; where these lead into something that is no dict, it lies in the outermost dict, under its whole path. No array that stays
-ever makes room for it.
+An array that was written to through Zarr stays where it was in the state. A new one comes into the
+dicts that the path of its node names; where these lead into something that is no dict, it is in the
+outermost dict, under its whole path. No array that stays is ever moved to make room. See ADR 0016.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ckptstore.documents.structure import DEPTH_MAX, ZARR, array_path, tag_of
+from ckptstore.documents.nodes import (
+    ZARR,
+    ArrayNode,
+    CodecNode,
+    DictNode,
+    fold,
+    with_parts,
+)
+from ckptstore.documents.structure import DEPTH_MAX
 from ckptstore.documents.zarr_document import segment_of
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.state.tree import NOTHING, ROOT, leaves, node_segments, unkey
+from ckptstore.state.paths import ROOT, key_segments
+from ckptstore.state.tree import NOTHING, Nothing, remaining, retie
+from ckptstore.state.tree import arrays as arrays_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from ckptstore.documents.structure import Node
-
+    from ckptstore.documents.nodes import Inner, Key, Leaf, Node
 
 _ZARR_OF = {kind: tag for tag, kind in ZARR.items()}
 
@@ -33,211 +43,172 @@ def graft(
     groups: Iterable[str],
     gone: Iterable[str] = (),
 ) -> Node:
-    """The structure with the arrays of `kept`, those of `converted` as Zarr arrays, and more.
+    """The structure after a change through Zarr.
 
-    converted: the path of the node of each array that became a Zarr array. arrays, groups: paths of all nodes that came in
-    through Zarr. gone: those of nodes that did so earlier and are no more; what such a group held besides arrays stays.
+    Args:
+        root: The structure before it.
+        kept: The paths of the arrays of the state that stay as they are.
+        converted: The path of the Zarr node of each array that became a Zarr array.
+        arrays: The paths of all nodes that are arrays.
+        groups: The paths of all nodes that are groups.
+        gone: The paths of nodes there were before. What such a group holds besides arrays stays.
+
+    Raises:
+        InvalidInputError: A node is in more groups than a structure has levels.
     """
     listed = set(arrays)
-    walk = _Graft(kept, converted, listed)
-    made = walk.node(root)
-    new = listed - walk.placed
+    stays = _stays(root, kept, converted, listed)
+    new = listed - {node.path for node in arrays_of(stays) if node.is_zarr}
     if "" in new:
-        return {"zarr": ROOT}
-    if made is NOTHING:
-        made = {"dict": []}
-    if new and not _is_dict(made):
-        made = {"dict": [] if made is None else [[ROOT, made]]}
-    if not _is_dict(made):
-        return made
+        return ArrayNode("zarr", ROOT)
+    if new and not isinstance(stays, DictNode):
+        stays = DictNode({} if stays is None else {ROOT: stays})
+    if not isinstance(stays, DictNode):
+        return stays
+    draft = _Draft(stays)
+    for group, names in _by_group(gone):
+        draft.remove(group, names)
     hidden = _below_arrays(listed)
-    insert = _Insert(made)
-    for path, names in _by_group(gone):
-        insert.remove(path, names)
     for path in sorted(path for path in new if path and path not in hidden):
-        insert.array(path)
-    for path in sorted(path for path in groups if path):
-        insert.group(path)
-    return made
+        draft.add_array(path)
+    for path in filter(None, sorted(groups)):
+        draft.inside(_names(path))
+    return draft.node()
 
 
-class _Graft:
-    """The walk of one structure."""
+def _stays(
+    root: Node, kept: Collection[str], converted: Mapping[str, str], listed: Collection[str]
+) -> Node:
+    """What is left of a structure, with its arrays as they are now; an empty dict of nothing."""
 
-    def __init__(
-        self, kept: Collection[str], converted: Mapping[str, str], arrays: Collection[str]
-    ) -> None:
-        self.kept, self.converted, self.arrays = kept, converted, arrays
-        self.first: dict[str, str] = {}
-        self.placed: set[str] = set()  # paths of nodes whose arrays stayed where they were
+    def array(node: ArrayNode) -> ArrayNode | Nothing:
+        """Under which kind and path an array is there from now on; NOTHING for one that is gone."""
+        if node.is_zarr or node.path in converted:
+            path = node.path if node.is_zarr else converted[node.path]
+            return (
+                ArrayNode(_ZARR_OF.get(node.kind, node.kind), path) if path in listed else NOTHING
+            )
+        return node if node.path in kept else NOTHING
 
-    def node(self, node: Node) -> Node:
-        """What becomes of a node; NOTHING when it is gone."""
-        tag = tag_of(node) if isinstance(node, dict) else ""
-        if isinstance(node, list):
-            return self.items(node)
-        if tag == "tuple":
-            items = self.items(node[tag])
-            return NOTHING if items is NOTHING else {tag: items}
-        if tag in ("dict", "ordered_dict"):
-            return self.pairs(node, tag)
-        if tag == "type":
-            return self.typed(node)
-        return self.array(node, tag) if array_path(node) is not None else node
+    def inner(node: Inner, left: list[Node | Nothing]) -> Node | Nothing:
+        if isinstance(node, CodecNode):  # which needs all of its arrays
+            is_whole = all(array(inside) is not NOTHING for inside in arrays_of(node))
+            value = [part for part in left if part is not NOTHING]
+            return with_parts(node, value) if is_whole else NOTHING
+        if not isinstance(node, DictNode):
+            return remaining(node, left)
+        metadata = None if node.metadata is None or left[-1] is NOTHING else left[-1]
+        return remaining(replace(node, metadata=metadata), left[: len(node.items)])
 
-    def items(self, items: list[Node]) -> Node:
-        """A list: None stands for what is gone, so that places keep their meaning."""
-        kept = [self.node(item) for item in items]
-        if items and all(item is NOTHING for item in kept):
-            return NOTHING
-        return [None if item is NOTHING else item for item in kept]
+    def leaf(node: Leaf) -> Node | Nothing:
+        return array(node) if isinstance(node, ArrayNode) else node
 
-    def pairs(self, node: Node, tag: str) -> Node:
-        """A dict; it goes with the last of its values."""
-        walked = [[key, self.node(item)] for key, item in node[tag]]
-        kept = [pair for pair in walked if pair[1] is not NOTHING]
-        if node[tag] and not kept:
-            return NOTHING
-        made = {**node, tag: kept}
-        if "metadata" in node:
-            metadata = self.node(node["metadata"])
-            made["metadata"] = None if metadata is NOTHING else metadata
-        return made
-
-    def typed(self, node: Node) -> Node:
-        """What a codec made; it needs all its arrays."""
-        if not all(self.stays(leaf) for _, leaf in leaves(node["value"])):
-            return NOTHING
-        return {**node, "value": self.node(node["value"])}
-
-    def stays(self, node: Node) -> bool:
-        """False for an array that is gone."""
-        path = array_path(node)
-        if path is None or (path in self.kept and tag_of(node) not in ZARR):
-            return True
-        return (path if tag_of(node) in ZARR else self.converted.get(path)) in self.arrays
-
-    def array(self, node: Node, tag: str) -> Node:
-        """An array; its tie is to the first of its names that is left."""
-        path = node[tag]
-        if tag in ZARR or path in self.converted:
-            path = path if tag in ZARR else self.converted[path]
-            if path not in self.arrays:
-                return NOTHING
-            self.placed.add(path)
-            return {tag if tag in ZARR else _ZARR_OF[tag]: path}
-        if path not in self.kept:
-            return NOTHING
-        first = self.first.setdefault(node.get("tied", path), path)
-        return {tag: path} if first == path else {tag: path, "tied": first}
+    left = fold(root, leaf, inner)
+    return DictNode({}) if left is NOTHING else retie(left)
 
 
-class _Insert:
-    """Puts nodes into the dicts of a structure."""
+class _Draft:
+    """A dict that is being changed, and those inside it that are."""
 
-    def __init__(self, root: Node) -> None:
-        self.root = root
-        self.known: dict[int, _Dict] = {}
+    def __init__(self, origin: DictNode) -> None:
+        self.origin = origin
+        self.items: dict[Key, Any] = dict(origin.items)  # nodes and drafts
+        self.segments: dict[str, Key] = {}
+        self.index()
 
-    def array(self, path: str) -> None:
-        """Put an array where its path says; plain values that are in its place go, other arrays stay."""
-        names = _names(path)
-        place = self.inside(names[:-1])
-        self.put(*((self.root, path) if place is None else (place, names[-1])), path)
+    def index(self) -> None:
+        """Note the keys by their path segments."""
+        self.segments = dict(zip(key_segments(self.items), self.items, strict=True))
 
-    def put(self, place: Node, name: str, path: str) -> None:
-        """Put an array under a name, or one like it where another array has that."""
-        found = self.dict(place)
-        pair = found.pair(name)
-        if pair is None or any(array_path(leaf) is not None for _, leaf in leaves(pair[1])):
-            found.add(name, {"zarr": path})
-        else:
-            pair[1] = {"zarr": path}
+    def node(self) -> DictNode:
+        """The dict as it is now."""
+        items = {
+            key: item.node() if isinstance(item, _Draft) else item
+            for key, item in self.items.items()
+        }
+        return replace(self.origin, items=items)
 
-    def group(self, path: str) -> None:
-        """Have a dict where a group's path says, unless something else is there."""
-        self.inside(_names(path))
+    def key(self, name: str) -> Key | None:
+        """The key that the name of a node stands for; None when there is no such key.
 
-    def remove(self, path: str, names: Collection[str]) -> None:
-        """Take away the dicts that groups in this one have left, unless something is in them."""
-        node = self.root
-        for name in _names(path) if path else ():
-            pair = self.dict(node).pair(name)
-            if pair is None or not _is_dict(pair[1]):
-                return
-            node = pair[1]
-        pairs = map(self.dict(node).pair, names)
-        left = {id(pair) for pair in pairs if pair and _is_dict(pair[1]) and not _pairs(pair[1])}
-        _pairs(node)[:] = [pair for pair in _pairs(node) if id(pair) not in left]
-        del self.known[id(node)]
+        The name is a path segment, or else a key, as a name need not be escaped.
+        """
+        key = self.segments.get(segment_of(name))
+        return name if key is None and name in self.items else key
 
-    def inside(self, names: Iterable[str]) -> Node | None:
-        """The dict that a path leads to, new where it led to nothing; None where it leads to what is no dict."""
-        node = self.root
-        for name in names:
-            found = self.dict(node)
-            pair = found.pair(name) or found.add(name, {"dict": []})
-            node = pair[1]
-            if not _is_dict(node):
-                return None
-        return node
-
-    def dict(self, node: Node) -> _Dict:
-        """What is known of a dict."""
-        if id(node) not in self.known:
-            self.known[id(node)] = _Dict(node)
-        return self.known[id(node)]
-
-
-class _Dict:
-    """The pairs of a dict node, by path segment and by key."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node  # which keeps its id its own
-        self.pairs = _pairs(node)
-        self.by_segment = dict(zip(node_segments(self.pairs), self.pairs, strict=True))
-        self.by_key = {unkey(pair[0]): pair for pair in self.pairs}
-
-    def pair(self, name: str) -> list[Node] | None:
-        """What the name of a node stands for: a path segment, or else a key, as a name may be no escaped one."""
-        return self.by_segment.get(segment_of(name)) or self.by_key.get(name)
-
-    def add(self, name: str, node: Node) -> list[Node]:
-        """A new pair under a name that is not taken, else with a number behind it."""
+    def new_key(self, name: str) -> str:
+        """A key like a name that no other name stands for: with a number behind it if need be."""
         tries = chain([name], (f"{name}_{number}" for number in count(2)))
-        key = next(key for key in tries if self.pair(key) is None)
-        pair = [key, node]
-        self.pairs.append(pair)
-        self.by_key[key] = pair
-        return pair
+        return next(key for key in tries if self.key(key) is None)
+
+    def dict(self, key: Key) -> _Draft | None:
+        """The dict under a key; None for anything else."""
+        if isinstance(self.items[key], DictNode):
+            self.items[key] = _Draft(self.items[key])
+        item = self.items[key]
+        return item if isinstance(item, _Draft) else None
+
+    def inside(self, names: Iterable[str]) -> _Draft | None:
+        """The dict that a path leads to, made as needed; None where it leads into anything else."""
+        here: _Draft | None = self
+        for name in names:
+            if here is None:
+                return None
+            key = here.key(name)
+            if key is None:
+                key = here.new_key(name)
+                here.items[key] = DictNode({})
+            here = here.dict(key)
+        return here
+
+    def add_array(self, path: str) -> None:
+        """Put an array where its path leads; plain values in its place go, other arrays stay."""
+        *above, name = _names(path)
+        parent = self.inside(above)
+        if parent is None:
+            parent, name = self, path
+        key = parent.key(name)
+        if key is None or _has_arrays(parent.items[key]):
+            key = parent.new_key(name)
+        parent.items[key] = ArrayNode("zarr", path)
+
+    def remove(self, path: str, names: Iterable[str]) -> None:
+        """Remove the empty dicts that groups in the one at a path have left."""
+        here = self
+        for name in _names(path) if path else ():
+            key = here.key(name)
+            inner = None if key is None else here.dict(key)
+            if inner is None:
+                return
+            here = inner
+        keys = {key for name in names if (key := here.key(name)) is not None}
+        for key in keys:
+            inner = here.dict(key)
+            if inner is not None and not inner.items:
+                del here.items[key]
+        here.index()
+
+
+def _has_arrays(item: Node | _Draft) -> bool:
+    return any(arrays_of(item.node() if isinstance(item, _Draft) else item))
 
 
 def _names(path: str) -> list[str]:
     names = path.split("/")
     if len(names) > DEPTH_MAX - 2:
         raise InvalidInputError(
-            f"{shown(path)} lies in more than {DEPTH_MAX - 2} groups; a checkpoint has no place for that."
+            f"{shown(path)} is in more than {DEPTH_MAX - 2} groups, which no checkpoint can hold."
         )
     return names
 
 
-def _is_dict(node: Node) -> bool:
-    return isinstance(node, dict) and tag_of(node) in ("dict", "ordered_dict")
-
-
-def _pairs(node: Node) -> list[list[Node]]:
-    """The keys and values of a dict."""
-    found: list[list[Node]] = node[tag_of(node)]
-    return found
-
-
 def _by_group(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """The names of nodes by the path of the group that they lie in, groups inside of others first."""
-    found: dict[str, list[str]] = {}
+    """The names of nodes by the path of the group they are in, inner groups first."""
+    groups: dict[str, list[str]] = {}
     for path in filter(None, paths):
         group, _, name = path.rpartition("/")
-        found.setdefault(group, []).append(name)
-    return sorted(found.items(), reverse=True)
+        groups.setdefault(group, []).append(name)
+    return sorted(groups.items(), reverse=True)
 
 
 def _below_arrays(arrays: Collection[str]) -> set[str]:

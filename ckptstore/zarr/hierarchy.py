@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 
 @dataclass(frozen=True, slots=True)

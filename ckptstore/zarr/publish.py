@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from ckptstore.digest import Digest
 from ckptstore.documents import structure, zarr_document
 from ckptstore.documents.manifest import PageRef
+from ckptstore.documents.nodes import DictNode
 from ckptstore.documents.page import SMALL_BYTES, Bundle
 from ckptstore.documents.repage import repage
 from ckptstore.documents.zarr_page import NodePage, Value, Weighed, ZarrNode, cut_nodes, weight
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
-from ckptstore.state.tree import ROOT
+from ckptstore.state.paths import ROOT
 from ckptstore.store.objects import PUT_THREADS
 from ckptstore.store.reach import Reached, Written, page_ref, reached_by
 from ckptstore.threads import gather
@@ -37,6 +38,7 @@ from ckptstore.zarr.layout import lay_out
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from ckptstore.documents.nodes import Node
     from ckptstore.zarr.changes import Staged
     from ckptstore.zarr.contents import Content
     from ckptstore.zarr.layout import Layout
@@ -101,13 +103,13 @@ def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
     return tuple(page_ref(page, staged.document(page.encode())) for page in pages)
 
 
-def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> structure.Node:
+def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> Node:
     for path in sorted(layout.kept & nodes.arrays):
         raise InvalidInputError(
             f"{shown(path)} is the path of an array of the state, which Zarr shows as "
             f"{shown(zarr_document.node_path(path))}. Give the new Zarr array another name."
         )
-    root = staged.catalog.structure(staged.manifest) if staged.manifest else {"dict": []}
+    root = staged.catalog.structure(staged.manifest) if staged.manifest else DictNode({})
     return graft(
         root,
         kept=layout.kept,

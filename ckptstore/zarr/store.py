@@ -28,7 +28,7 @@ from ckptstore.errors import (
     first_line,
 )
 from ckptstore.revisions import resolve
-from ckptstore.state.tree import ROOT
+from ckptstore.state.paths import ROOT
 from ckptstore.storage import open_storage
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.objects import ObjectStore

@@ -104,7 +104,7 @@ def test_undo_takes_a_seed_back(ckpt, trained):
         (["new", "--rename", "nothing=x"], "'nothing' matches no array"),
         (["new", "--rename", "(=x"], "not a regular expression"),
         (["new", "--rename", "model/.*=x"], "Two arrays would have the path 'x'"),
-        (["new", "--rename", "optimizer/m=epoch"], "cannot both lie at 'epoch'"),
+        (["new", "--rename", "optimizer/m=epoch"], "cannot both be at 'epoch'"),
         (["new", "nowhere", "--include", "model"], "'nowhere'"),
     ],
 )

@@ -16,7 +16,7 @@ from ckptstore import InvalidInputError
 from ckptstore.documents.marker import MARKER_KEY, Marker
 from ckptstore.documents.names import escape_key
 from ckptstore.repository import Repository
-from ckptstore.state.tree import key_segments
+from ckptstore.state.paths import key_segments
 from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import keys, states
 from tests.helpers.equality import difference

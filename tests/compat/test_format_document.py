@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ckptstore.documents import canonical, chunks, dtypes, names, page, structure
 from ckptstore.documents import zarr_page as node_page
-from ckptstore.state.tree import flatten
+from ckptstore.state.flatten import flatten
 from tests.compat import plain_reader, plain_writer
 from tests.compat.make_example import make
 
@@ -142,7 +142,8 @@ def test_the_examples_of_nodes_are_canonical_and_are_read() -> None:
         text = shown.strip("`")
         data = f'{{"structure":{text}}}'.encode()
         assert canonical.encode(json.loads(data)) == data
-        root = structure.decode(data, name=node)
+        assert structure.encode(structure.decode(data, name=node)) == data
+        root = json.loads(text)
         plain_reader.build(root, lambda path, kind: plain_reader.Array(kind, "bool", (0,), b""), 0)
     tagged = {re.match(r'`\{"(\w+)"', node)[1] for node, _, _ in rows if node.startswith("`{")}  # type: ignore[index]
     assert tagged == structure._KNOWN

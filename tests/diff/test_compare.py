@@ -15,7 +15,7 @@ from ckptstore.digest import Digest
 from ckptstore.documents import structure
 from ckptstore.documents.manifest import Manifest
 from ckptstore.documents.page import ArrayEntry, Page
-from ckptstore.state import tree as states
+from ckptstore.state.flatten import flatten
 from ckptstore.state.selection import Selection
 from ckptstore.store.reach import page_ref
 
@@ -38,7 +38,7 @@ class Loaded:
 
     def __init__(self, *pages: Page, state: object = None) -> None:
         self.pages = {Digest.of(page.encode()): page for page in pages}
-        self.root = states.flatten(state, describe=lambda v: None, encode=lambda v: None).root
+        self.root = flatten(state, describe=lambda v: None, encode=lambda v: None).root
         self.loaded: list[str] = []
         self.read = 0
         refs = tuple(page_ref(page, digest) for digest, page in self.pages.items())

@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
+from ckptstore.arrays import codecs
 from ckptstore.arrays import source as arrays
-from ckptstore.documents.structure import array_path
-from ckptstore.state import codecs
-from ckptstore.state import tree as states_module
+from ckptstore.documents import structure
+from ckptstore.documents.nodes import ArrayNode
+from ckptstore.state import tree
+from ckptstore.state.flatten import flatten, unflatten
 from ckptstore.testing.strategies import plain_values, states
 
 SMALL_CHUNKS = 64 << 10
@@ -31,14 +33,17 @@ def repository() -> ckptstore.Repository:
 
 def model(state: Any) -> tuple[dict[str, Content], dict[str, str], str]:
     """The arrays by path with all their bytes, the plain values by path, and the whole structure."""
-    flat = states_module.flatten(state, describe=arrays.describe, encode=codecs.encode)
+    flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
     found = {
         path: (source.dtype, source.shape, bytes(source.whole()))
         for path, source in flat.arrays.items()
     }
-    leaves = states_module.leaves(flat.root)
-    values = {path: repr(node) for path, node in leaves if array_path(node) is None}
-    return found, values, repr(flat.root)
+    values = {
+        path: repr(structure.to_json(node))
+        for path, node in tree.leaves(flat.root)
+        if not isinstance(node, ArrayNode)
+    }
+    return found, values, repr(structure.to_json(flat.root))
 
 
 def is_empty_container(value: object) -> bool:
@@ -222,13 +227,11 @@ def test_any_bits_can_be_measured(state: Any, value: Any) -> None:
 
 def _flipped(state: Any) -> Any:
     """The same state with every array's first byte changed, where it has one."""
-    flat = states_module.flatten(state, describe=arrays.describe, encode=codecs.encode)
+    flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
     made = {}
     for path, source in flat.arrays.items():
         data = bytearray(source.whole())
         if data:
             data[0] ^= 1
         made[path] = arrays.from_bytes(source.kind, source.dtype, source.shape, memoryview(data))
-    return states_module.unflatten(
-        flat.root, array=lambda path, kind: made[path], decode=codecs.decode
-    )
+    return unflatten(flat.root, array=lambda path, kind: made[path], decode=codecs.decode)

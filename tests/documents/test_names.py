@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ckptstore.documents.names import check_metric_name, check_ref_name, escape_key, unescape_key
 from ckptstore.errors import InvalidInputError
-from ckptstore.state.tree import key_segments
+from ckptstore.state.paths import key_segments
 from ckptstore.testing.strategies import keys
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 
 from ckptstore.documents import structure
+from ckptstore.documents.nodes import CodecNode, DictNode, ListNode, TupleNode
 from ckptstore.errors import CorruptError, InvalidInputError
-from ckptstore.state import tree as state
+from ckptstore.state.flatten import flatten, unflatten
 from ckptstore.testing.strategies import plain_values, states
 from tests.helpers.equality import difference
 
@@ -28,9 +29,9 @@ PLAIN = states(leaves=plain_values().filter(plain), max_leaves=30)
 
 @given(PLAIN)
 def test_a_state_of_plain_values_comes_back_from_the_bytes(value: Any) -> None:
-    root = state.flatten(value, describe=nothing, encode=nothing).root
+    root = flatten(value, describe=nothing, encode=nothing).root
     read = structure.decode(structure.encode(root), name="this")
-    again = state.unflatten(read, array=lambda path, kind: None, decode=lambda name, made: made)
+    again = unflatten(read, array=lambda path, kind: None, decode=lambda name, made: made)
     assert difference(value, again) is None
     assert structure.encode(read) == structure.encode(root)
 
@@ -94,11 +95,11 @@ def test_writer_and_reader_agree_on_how_deep_is_too_deep(container: str) -> None
         node: Any = 1
         for _ in range(depth):
             node = {
-                "list": [node],
-                "tuple": {"tuple": [node]},
-                "dict": {"dict": [["k", node]]},
-                "metadata": {"ordered_dict": [], "metadata": node},
-                "type": {"type": "t", "value": node},
+                "list": ListNode((node,)),
+                "tuple": TupleNode((node,)),
+                "dict": DictNode({"k": node}),
+                "metadata": DictNode({}, is_ordered=True, metadata=node),
+                "type": CodecNode("t", node),
             }[container]
         return node
 
@@ -120,10 +121,6 @@ def test_integers_of_any_size_up_to_the_limit_have_a_form() -> None:
         1 << 65535,
         -(1 << 65535),
     ):
-        node = structure.encode_int(value)
-        read = structure.decode(structure.encode(node), name="this")
-        if isinstance(read, dict):
-            read = structure.decode_scalar(read, "int")
-        assert read == value
+        assert structure.decode(structure.encode(value), name="this") == value
     with pytest.raises(InvalidInputError, match="65537 bits"):
-        structure.encode_int(1 << 65536)
+        structure.encode(1 << 65536)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.state import tree as states_module
+from ckptstore.state.flatten import flatten, unflatten
 from ckptstore.state.selection import Selection
 from ckptstore.testing.strategies import arrays, states
 from tests.helpers.equality import bits, difference
@@ -181,7 +181,7 @@ def test_only_what_is_chosen_is_read(tmp_path: Path) -> None:
 
 def test_flatten_and_unflatten_never_share_containers_with_the_state() -> None:
     state = {"a": [1, {"b": (2,)}], "c": bytearray(b"x")}
-    flat = states_module.flatten(state, describe=lambda value: None, encode=lambda value: None)
-    again = states_module.unflatten(flat.root, array=lambda path, kind: None, decode=lambda n, v: v)
+    flat = flatten(state, describe=lambda value: None, encode=lambda value: None)
+    again = unflatten(flat.root, array=lambda path, kind: None, decode=lambda n, v: v)
     again["a"][1]["b"] = again["c"][:] = b""
     assert state == {"a": [1, {"b": (2,)}], "c": bytearray(b"x")}

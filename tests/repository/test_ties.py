@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.documents.structure import array_path
-from ckptstore.state.tree import leaves
+from ckptstore.state import tree
 from ckptstore.testing.strategies import arrays, states
 from tests.helpers.equality import difference
 
@@ -56,7 +55,7 @@ def test_the_same_array_twice_in_a_state_comes_out_as_one(
 def in_order(made: ckptstore.Checkpoint) -> list[str]:
     """The paths of the arrays in the order of the state."""
     root = made._catalog.structure(made._manifest)
-    return [path for path, node in leaves(root) if array_path(node) is not None]
+    return [node.path for node in tree.arrays(root)]
 
 
 def literal(path: str) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import ckptstore
+from ckptstore.arrays import codecs
 from ckptstore.errors import CorruptError, InvalidInputError
-from ckptstore.state import codecs
+from ckptstore.state import codecs as registry
 from ckptstore.testing.strategies import NUMPY_DTYPES
 from tests.helpers.equality import difference
 
@@ -109,7 +110,7 @@ def test_a_name_is_never_looked_up_in_a_module() -> None:
 @pytest.fixture
 def no_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(codecs, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
 
 
 @pytest.mark.usefixtures("no_codecs")

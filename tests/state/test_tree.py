@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.documents.structure import DEPTH_MAX, array_path
+from ckptstore.documents.nodes import ArrayNode, DictNode
+from ckptstore.documents.structure import DEPTH_MAX
 from ckptstore.errors import UnsupportedValueError
-from ckptstore.state import tree as state
+from ckptstore.state import flatten as flattening
+from ckptstore.state import tree
+from ckptstore.state.flatten import Flat, unflatten
 from ckptstore.testing.strategies import keys, states
 
 
@@ -33,12 +36,12 @@ def describe(value: object) -> Box | None:
     return value if isinstance(value, Box) else None
 
 
-def flatten(value: Any) -> state.Flat[Box]:
-    return state.flatten(value, describe=describe, encode=lambda value: None)
+def flatten(value: Any) -> Flat[Box]:
+    return flattening.flatten(value, describe=describe, encode=lambda value: None)
 
 
 def build(root: Any, arrays: dict[str, Box]) -> Any:
-    return state.unflatten(root, array=lambda path, kind: arrays[path], decode=lambda n, v: v)
+    return unflatten(root, array=lambda path, kind: arrays[path], decode=lambda n, v: v)
 
 
 BOXES = st.builds(Box, st.integers(0, 10**6))
@@ -62,15 +65,14 @@ def test_every_array_has_one_path_and_comes_back_to_its_place(value: Any) -> Non
     boxes = [leaf for leaf in ways(value).values() if isinstance(leaf, Box)]
     assert list(flat.arrays.values()) == boxes
     assert build(flat.root, dict(flat.arrays)) == value
-    found = [path for path, node in state.leaves(flat.root) if array_path(node) is not None]
-    assert found == list(flat.arrays)
+    assert [node.path for node in tree.arrays(flat.root)] == list(flat.arrays)
 
 
 @given(STATES)
 def test_the_leaves_of_a_structure_are_those_of_the_state_with_paths_of_their_own(
     value: Any,
 ) -> None:
-    found = list(state.leaves(flatten(value).root))
+    found = list(tree.leaves(flatten(value).root))
     assert len({path for path, _ in found}) == len(found) == len(ways(value))
 
 
@@ -99,7 +101,7 @@ def test_names_of_the_same_memory_are_tied_to_the_first_in_the_states_order() ->
     assert flat.tied == {"a/0": "z", "m/k": "z"}
     assert list(flat.arrays) == ["z", "a/0", "a/1", "a/2", "m/k"]
     asked: list[str] = []
-    made = state.unflatten(
+    made = unflatten(
         flat.root, array=lambda path, kind: asked.append(path) or [path], decode=lambda n, v: v
     )
     assert asked == ["z", "a/1", "a/2"]
@@ -147,18 +149,18 @@ def test_a_value_of_no_known_type_is_named_with_its_path_and_a_way_out() -> None
 def test_a_selection_leaves_what_is_chosen_where_it_was(value: Any, data: st.DataObject) -> None:
     """Dicts lose the keys of the rest, lists and tuples have None in its place."""
     flat = flatten(value)
-    names = [path for path, _ in state.leaves(flat.root)]
+    names = [path for path, _ in tree.leaves(flat.root)]
     chosen = set(data.draw(st.lists(st.sampled_from(names)))) if names else set()
-    kept = state.select(flat.root, chosen.__contains__)
+    kept = tree.prune(flat.root, chosen.__contains__)
     if not chosen:
-        assert kept is state.NOTHING
+        assert kept is tree.NOTHING
         return
     before = dict(zip(names, ways(value).items(), strict=True))
     expected = {way: leaf for path, (way, leaf) in before.items() if path in chosen}
     found = ways(build(kept, dict(flat.arrays)))
     assert {way: found[way] for way in expected} == expected
     assert all(leaf is None for way, leaf in found.items() if way not in expected)
-    assert [path for path, node in state.leaves(kept) if array_path(node)] == [
+    assert [node.path for node in tree.arrays(kept)] == [
         path for path in flat.arrays if path in chosen
     ]
 
@@ -166,19 +168,19 @@ def test_a_selection_leaves_what_is_chosen_where_it_was(value: Any, data: st.Dat
 @given(STATES)
 def test_choosing_everything_changes_nothing(value: Any) -> None:
     root = flatten(value).root
-    assert state.select(root, lambda path: True) == root
+    assert tree.prune(root, lambda path: True) == root
 
 
 def test_ties_among_what_is_chosen_stay() -> None:
     tied = Box(1, memory=5)
     root = flatten({"a": tied, "b": tied, "c": tied}).root
-    kept = state.select(root, lambda path: path != "a")
-    assert kept == {"dict": [["b", {"tensor": "b"}], ["c", {"tensor": "c", "tied": "b"}]]}
+    kept = tree.prune(root, lambda path: path != "a")
+    assert kept == DictNode({"b": ArrayNode("tensor", "b"), "c": ArrayNode("tensor", "c", "b")})
 
 
 def test_empty_containers_are_chosen_by_their_own_path() -> None:
     root = flatten({"a": {}, "b": [], "c": ({},), "d": 1}).root
-    kept = state.select(root, lambda path: path in ("a", "c/0"))
+    kept = tree.prune(root, lambda path: path in ("a", "c/0"))
     assert build(kept, {}) == {"a": {}, "c": ({},)}
 
 

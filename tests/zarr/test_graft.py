@@ -16,8 +16,18 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore.documents import structure, zarr_document
 from ckptstore.documents.names import escape_key
-from ckptstore.documents.structure import DEPTH_MAX, ZARR, array_path, tag_of
-from ckptstore.state.tree import ROOT, flatten, unkey
+from ckptstore.documents.nodes import (
+    ZARR,
+    ArrayNode,
+    CodecNode,
+    DictNode,
+    InnerNode,
+    ListNode,
+    parts,
+)
+from ckptstore.documents.structure import DEPTH_MAX, is_same
+from ckptstore.state.flatten import flatten
+from ckptstore.state.paths import ROOT
 from ckptstore.testing.strategies import keys, states
 from ckptstore.zarr.graft import graft
 from tests.helpers.equality import difference
@@ -115,26 +125,20 @@ def changes(draw: DrawFn) -> Change:
 
 def places(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every leaf, with the keys that lead to it."""
-    tag = tag_of(node) if isinstance(node, dict) else ""
-    if tag in ("dict", "ordered_dict"):
-        for key, item in node[tag]:
-            yield from places(item, (*place, unkey(key)))
-    elif isinstance(node, list) or tag in ("tuple", "type"):
-        inner = node if isinstance(node, list) else node["value" if tag == "type" else tag]
-        for position, item in enumerate(inner if isinstance(inner, list) else [inner]):
+    if isinstance(node, DictNode):
+        for key, item in node.items.items():
+            yield from places(item, (*place, key))
+    elif isinstance(node, InnerNode):
+        for position, item in enumerate(parts(node)):
             yield from places(item, (*place, position))
     else:
         yield place, node
 
 
-def is_dict(root: Any) -> bool:
-    return isinstance(root, dict) and tag_of(root) in ("dict", "ordered_dict")
-
-
 def arrays(root: Any) -> dict[str, tuple[tuple[Any, ...], str]]:
-    """Where each array lies, and its tag, by path."""
-    found = [(array_path(leaf), place, leaf) for place, leaf in places(root)]
-    listed = [(path, (place, tag_of(leaf))) for path, place, leaf in found if path is not None]
+    """Where each array is, and its kind, by path."""
+    leaves = [(place, leaf) for place, leaf in places(root) if isinstance(leaf, ArrayNode)]
+    listed = [(leaf.path, (place, leaf.kind)) for place, leaf in leaves]
     assert len(dict(listed)) == len(listed), "an array is there twice"
     return dict(listed)
 
@@ -142,14 +146,14 @@ def arrays(root: Any) -> dict[str, tuple[tuple[Any, ...], str]]:
 @given(changes())
 def test_the_structure_can_be_read_and_names_exactly_the_arrays_there_are(change: Change) -> None:
     made = change.made()
-    assert structure.decode(structure.encode(made), name="made") == made
+    assert is_same(structure.decode(structure.encode(made), name="made"), made)
     named = arrays(made)
     zarrs = {path for path, (_, tag) in named.items() if tag in ZARR}
     assert change.seen <= zarrs <= change.arrays
     assert named.keys() - zarrs <= change.kept
     for _, leaf in places(made):
-        if isinstance(leaf, dict) and "tied" in leaf:
-            assert leaf["tied"] in change.kept, "tied to an array that is gone"
+        if isinstance(leaf, ArrayNode):
+            assert leaf.tied is None or leaf.tied in change.kept, "tied to an array that is gone"
 
 
 @given(changes())
@@ -159,7 +163,7 @@ def test_arrays_that_nobody_touched_are_where_they_were(change: Change) -> None:
     for path, (place, tag) in before.items():
         if path in change.kept and path in after:
             assert after[path] in ((place, tag), ((ROOT, *place), tag))
-            assert after[path][0] == place or not is_dict(change.root)
+            assert after[path][0] == place or not isinstance(change.root, DictNode)
         node = change.converted.get(path)
         if node in after:
             assert after[node][1] in ZARR
@@ -172,13 +176,14 @@ def test_what_is_grafted_once_more_stays_as_it_is(change: Change) -> None:
     once = change.made()
     names = set("/".join([*change.arrays, *change.groups, *arrays(once)]).split("/"))
     assume(not any(escape_key(name) in names - {name} for name in names))  # one may be the other
-    assert change.made(once) == once
+    assert is_same(change.made(once), once)
 
 
 @given(changes())
 def test_with_no_change_nothing_changes(change: Change) -> None:
     listed = {path for path, _ in arrays(change.root).items()}
-    assert graft(change.root, kept=listed, converted={}, arrays=(), groups=()) == change.root
+    made = graft(change.root, kept=listed, converted={}, arrays=(), groups=())
+    assert is_same(made, change.root)
 
 
 @given(changes(), st.sets(PATHS, max_size=4))
@@ -192,7 +197,7 @@ def test_groups_alone_take_no_value_away(change: Change, groups: set[str]) -> No
 def test_groups_that_lie_too_deep_are_refused_by_name() -> None:
     path = "/".join("g" * DEPTH_MAX)
     with pytest.raises(ckptstore.InvalidInputError, match="groups"):
-        graft({"dict": []}, kept=(), converted={}, arrays=[path], groups=())
+        graft(DictNode({}), kept=(), converted={}, arrays=[path], groups=())
 
 
 @pytest.mark.parametrize(
@@ -260,17 +265,19 @@ def test_a_zarr_array_cannot_take_the_path_of_another_array(tmp_path: Path) -> N
 
 
 def test_what_a_codec_made_of_arrays_stays_when_one_was_written_to() -> None:
-    root = {"dict": [["p", {"type": "pair", "value": [{"tensor": "p/0"}, {"tensor": "p/1"}]}]]}
+    arrays = ListNode((ArrayNode("tensor", "p/0"), ArrayNode("tensor", "p/1")))
+    root = DictNode({"p": CodecNode("pair", arrays)})
     once = graft(root, kept={"p/0"}, converted={"p/1": "p/1"}, arrays={"p/1"}, groups=())
-    assert once["dict"][0][1]["value"] == [{"tensor": "p/0"}, {"zarr_tensor": "p/1"}]
+    arrays = ListNode((ArrayNode("tensor", "p/0"), ArrayNode("zarr_tensor", "p/1")))
+    assert once == DictNode({"p": CodecNode("pair", arrays)})
     assert graft(once, kept={"p/0"}, converted={}, arrays={"p/1"}, groups=()) == once
-    assert graft(once, kept={"p/0"}, converted={}, arrays=(), groups=()) == {"dict": []}
+    assert graft(once, kept={"p/0"}, converted={}, arrays=(), groups=()) == DictNode({})
 
 
 def test_an_array_in_a_group_that_has_lost_its_document_keeps_its_place() -> None:
-    root = {"dict": [["g", {"dict": []}], ["h", {"dict": []}]]}
+    root = DictNode({"g": DictNode({}), "h": DictNode({})})
     made = graft(root, kept=(), converted={}, arrays=["g/x"], groups=(), gone=["g", "h", "i/j"])
-    assert made == {"dict": [["g", {"dict": [["x", {"zarr": "g/x"}]]}]]}
+    assert made == DictNode({"g": DictNode({"x": ArrayNode("zarr", "g/x")})})
 
 
 def test_what_lies_under_a_name_that_zarr_shows_otherwise_stays_together(tmp_path: Path) -> None:

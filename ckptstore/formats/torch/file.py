@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:

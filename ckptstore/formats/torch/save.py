@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ckptstore.arrays import codecs
 from ckptstore.arrays import source as arrays
 from ckptstore.arrays.strided import c_strides
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats.torch.text import ARRAYS_BYTES_MAX
-from ckptstore.state import codecs
-from ckptstore.state.tree import unflatten
+from ckptstore.state.flatten import unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
-    from ckptstore.state.tree import Flat
+    from ckptstore.state.flatten import Flat
 
 PICKLE_PROTOCOL = 2  # the one that weights_only=True reads
 ALIGNMENT = 64  # of a storage in the file, so that a map of it is aligned too

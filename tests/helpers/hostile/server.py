@@ -32,6 +32,7 @@ import numcodecs
 import numpy as np
 import torch
 import zarr
+from tests.helpers.hostile.pace import cpu_seconds, pace
 from zarr.core.sync import _get_loop
 
 import ckptstore
@@ -39,7 +40,6 @@ from ckptstore.formats import read_file, write_file
 from tests.helpers.hostile.cases import CPU_SECONDS, VERBS, ZARR_VERBS, Case, World
 from tests.helpers.hostile.corpus import CASES
 from tests.helpers.hostile.forge import Forge
-from tests.helpers.hostile.pace import cpu_seconds, pace
 from tests.helpers.hostile.seeded import SEEDED
 
 GIVEN_SECONDS = 120

@@ -1,0 +1,65 @@
+"""Codecs of the torch and numpy values that are not arrays: sizes, dtypes, devices and scalars.
+
+Importing this module registers them; neither framework is imported before one of its values is
+decoded. Take `encode` and `decode` from here, so that they are always registered. See section 12.1
+of docs/reference/format.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckptstore.errors import CorruptError, InvalidInputError, shown
+from ckptstore.state.codecs import build_in, decode, encode, register_codec
+
+__all__ = ["decode", "encode", "register_codec"]
+
+_SCALARS = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
+)
+
+
+def _torch_size(lengths: list[int]) -> object:
+    import torch
+
+    return torch.Size(lengths)
+
+
+def _torch_dtype(name: str) -> object:
+    import torch
+
+    dtype = vars(torch).get(name)  # getattr would import what the name asks for
+    if not isinstance(dtype, torch.dtype):
+        raise CorruptError(f"{shown(name)} is not a torch dtype.")
+    return dtype
+
+
+def _torch_device(text: str) -> object:
+    import torch
+
+    return torch.device(text)
+
+
+def _encode_scalar(value: Any) -> list[str]:
+    if value.dtype.name not in _SCALARS:
+        raise InvalidInputError(
+            f"a numpy scalar of dtype {value.dtype}, which no checkpoint can hold"
+        )
+    return [value.dtype.name, value.tobytes().hex()]
+
+
+def _decode_scalar(form: list[str]) -> object:
+    import numpy as np
+
+    name, digits = form
+    if name not in _SCALARS:
+        raise CorruptError(f"{shown(name)} is not the dtype of a numpy scalar.")
+    (value,) = np.frombuffer(bytes.fromhex(digits), dtype=name)
+    return value
+
+
+build_in("torch.Size", list, _torch_size)
+build_in("torch.dtype", lambda dtype: str(dtype).removeprefix("torch."), _torch_dtype)
+build_in("torch.device", str, _torch_device)
+build_in("numpy.scalar", _encode_scalar, _decode_scalar, family="numpy.generic")

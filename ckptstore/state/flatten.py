@@ -1,0 +1,288 @@
+"""Flatten: a state taken apart into arrays by path and a structure, and put together again.
+
+Dicts keep their order and the types of their keys, tuples stay tuples, tied arrays stay tied. What
+counts as an array, and which other types can be encoded, is decided by functions passed in.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from ckptstore.documents.canonical import VALUES_MAX
+from ckptstore.documents.names import PATH_LENGTH_MAX
+from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode, fold
+from ckptstore.documents.structure import DEPTH_MAX, INT_BITS_MAX
+from ckptstore.errors import InvalidInputError, UnsupportedValueError
+from ckptstore.state.paths import ROOT, join, key_segments, shown_path, shown_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ckptstore.documents.nodes import Inner, Key, Node
+    from ckptstore.documents.nodes import Leaf as LeafNode
+
+MARKS_UNCOUNTED = 50_000  # a state that needs more is counted before the walk goes on
+
+
+class Leaf(Protocol):
+    """What flattening needs to know about an array."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its node: "tensor" or "ndarray"."""
+        ...
+
+    @property
+    def identity(self) -> object:
+        """Equal for two names of the same memory; None when that means nothing."""
+        ...
+
+
+LeafT = TypeVar("LeafT", bound=Leaf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flat(Generic[LeafT]):
+    """A state taken apart.
+
+    Attributes:
+        root: Its structure.
+        arrays: Its arrays by path, in the state's own order.
+        tied: For each path that is another name of the same array, the path that came first.
+    """
+
+    root: Node
+    arrays: Mapping[str, LeafT]
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+
+def flatten(
+    state: object,
+    *,
+    describe: Callable[[object], LeafT | None],
+    encode: Callable[[object], tuple[str, object] | None],
+) -> Flat[LeafT]:
+    """Take a state apart.
+
+    Args:
+        state: Dicts, OrderedDicts, lists and tuples in any nesting, of arrays and other values.
+        describe: Returns what is to be kept of an array, and None for any other value.
+        encode: Returns the name of a value's type and its plain form, None when it has no codec.
+
+    Raises:
+        UnsupportedValueError: A value has no representation; the message names its path and type.
+    """
+    walk = _Flatten(state, describe, encode)
+    root = walk.node(state, "", 0)
+    return Flat(root=root, arrays=walk.arrays, tied=walk.tied)
+
+
+class _Flatten(Generic[LeafT]):
+    """The walk of one state."""
+
+    def __init__(
+        self,
+        state: object,
+        describe: Callable[[object], LeafT | None],
+        encode: Callable[[object], tuple[str, object] | None],
+    ) -> None:
+        self.state = state
+        self.describe, self.encode = describe, encode
+        self.arrays: dict[str, LeafT] = {}
+        self.tied: dict[str, str] = {}
+        self.first: dict[object, str] = {}
+        self.marks, self.is_counted = 0, False
+
+    def node(self, value: Any, path: str, depth: int) -> Any:
+        """The node of one value."""
+        if depth > DEPTH_MAX:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} is more than {DEPTH_MAX} levels deep; "
+                "is the state a part of itself?"
+            )
+        if len(path) > PATH_LENGTH_MAX:
+            raise UnsupportedValueError(
+                f"The path {shown_path(path)} has more than {PATH_LENGTH_MAX} characters."
+            )
+        kind = type(value)
+        if kind in _CONTAINERS:
+            return self.container(value, path, depth)
+        if kind is int or kind is bytearray:
+            return self.plain(value, path)
+        return value if kind in _BARE else self.other(value, path, depth)
+
+    def container(self, value: Any, path: str, depth: int) -> Node:
+        """A dict, list or tuple."""
+        kind = type(value)
+        if kind is dict:
+            return DictNode(self.items(value, path, depth))
+        if kind is OrderedDict:
+            return self.ordered(value, path, depth)
+        items = self.sequence(value, path, depth)
+        return ListNode(items) if kind is list else TupleNode(items)
+
+    def plain(self, value: Any, path: str) -> Any:
+        """A plain value of a kind that may be too large, or change after the walk."""
+        if type(value) is bytearray:
+            return bytearray(value)
+        if value.bit_length() > INT_BITS_MAX:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} is an integer of {value.bit_length()} bits; "
+                f"at most {INT_BITS_MAX} bits are supported."
+            )
+        return value
+
+    def sequence(self, values: Sequence[Any], path: str, depth: int) -> tuple[Node, ...]:
+        """The nodes of the items of a list or tuple."""
+        self.spend(max(1, len(values)), path)
+        bare = self.bare(len(path) + len(str(len(values))), depth)
+        return tuple(
+            [
+                item if type(item) in bare else self.node(item, join(path, str(number)), depth + 1)
+                for number, item in enumerate(values)
+            ]
+        )
+
+    def items(self, values: Mapping[Any, Any], path: str, depth: int) -> dict[Key, Node]:
+        """The keys and nodes of a dict."""
+        self.spend(2 + 3 * len(values), path)
+        segments = key_segments(values, path)
+        bare = self.bare(len(path) + max(map(len, segments), default=0), depth)
+        return {
+            key: item if type(item) in bare else self.node(item, join(path, segment), depth + 1)
+            for segment, (key, item) in zip(segments, values.items(), strict=True)
+        }
+
+    def bare(self, length: int, depth: int) -> frozenset[type]:
+        """The types of values that need no visit, below a container of this depth and path."""
+        return _BARE if length < PATH_LENGTH_MAX and depth < DEPTH_MAX else frozenset()
+
+    def spend(self, marks: int, path: str) -> None:
+        """Count the brackets and commas the structure will have, and refuse more than it may."""
+        self.marks += marks
+        if MARKS_UNCOUNTED < self.marks <= VALUES_MAX and not self.is_counted:
+            self.is_counted = True
+            self.marks = max(self.marks, _marks(self.state, 0, {}))
+        if self.marks > VALUES_MAX:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} or what is around it: the state holds more than a structure "
+                f"can, which is about {VALUES_MAX} values. Put large lists of numbers into an array."
+            )
+
+    def ordered(self, value: Any, path: str, depth: int) -> DictNode:
+        """An OrderedDict, with the _metadata that torch attaches to the state dict of a module."""
+        items = self.items(value, path, depth)
+        metadata = getattr(value, "_metadata", None)
+        if metadata is not None:
+            metadata = self.node(metadata, join(path, "_metadata"), depth + 1)
+        return DictNode(items, is_ordered=True, metadata=metadata)
+
+    def other(self, value: object, path: str, depth: int) -> ArrayNode | CodecNode:
+        """An array, or a value whose type has a codec."""
+        try:
+            leaf = self.describe(value)
+            encoded = self.encode(value) if leaf is None else None
+        except UnsupportedValueError as error:
+            raise UnsupportedValueError(f"{shown_path(path)} {_sentence(error)}") from error
+        except InvalidInputError as error:
+            raise UnsupportedValueError(f"{shown_path(path)}: {_sentence(error)}") from error
+        if leaf is not None:
+            return self.array(leaf, path or ROOT)
+        if encoded is None:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} is of type {shown_type(value)}. {_hint(value)}"
+            )
+        return CodecNode(encoded[0], self.node(encoded[1], path, depth + 1))
+
+    def array(self, leaf: LeafT, path: str) -> ArrayNode:
+        """An array, tied to the first one that has the same memory."""
+        if path in self.arrays:
+            raise UnsupportedValueError(
+                f"Two arrays of the state have the path {shown_path(path)}."
+            )
+        self.arrays[path] = leaf
+        if leaf.identity is None:
+            return ArrayNode(leaf.kind, path)
+        first = self.first.setdefault(leaf.identity, path)
+        if first == path:
+            return ArrayNode(leaf.kind, path)
+        self.tied[path] = first
+        return ArrayNode(leaf.kind, path, first)
+
+
+def unflatten(
+    root: Node, *, array: Callable[[str, str], Any], decode: Callable[[str, object], object]
+) -> Any:
+    """Put a state together from its structure.
+
+    Args:
+        root: The structure.
+        array: Returns the array of a path and a kind. It is called once for each array: tied ones
+            become the same object.
+        decode: Returns the value of a type, by the type's name, from its plain form.
+    """
+    arrays: dict[str, Any] = {}
+
+    def leaf(node: LeafNode) -> Any:
+        if isinstance(node, ArrayNode):
+            name = node.first
+            if name not in arrays:
+                arrays[name] = array(name, node.kind)
+            return arrays[name]
+        return bytearray(node) if isinstance(node, bytearray) else node
+
+    def inner(node: Inner, parts: list[Any]) -> Any:
+        if isinstance(node, DictNode):
+            return _dict(node, parts)
+        if isinstance(node, CodecNode):
+            return decode(node.type, parts[0])
+        return parts if isinstance(node, ListNode) else tuple(parts)
+
+    return fold(root, leaf, inner)
+
+
+def _dict(node: DictNode, parts: list[Any]) -> dict[Key, Any]:
+    pairs = zip(node.items, parts, strict=False)
+    if not node.is_ordered:
+        return dict(pairs)
+    made: OrderedDict[Key, Any] = OrderedDict(pairs)
+    if node.metadata is not None:
+        vars(made)["_metadata"] = parts[-1]
+    return made
+
+
+_CONTAINERS = frozenset({list, tuple, dict, OrderedDict})
+_BARE = frozenset({type(None), bool, float, str, complex, bytes})
+
+
+def _marks(value: Any, depth: int, known: dict[int, int]) -> int:
+    """The brackets and commas of a value's structure; a container that recurs is counted once."""
+    kind = type(value)
+    if kind not in _CONTAINERS:
+        return 0
+    if depth > DEPTH_MAX or len(value) > VALUES_MAX:
+        return VALUES_MAX + 1
+    if id(value) not in known:
+        is_dict = kind in (dict, OrderedDict)
+        inner = value.values() if is_dict else value
+        known[id(value)] = VALUES_MAX + 1  # what holds itself has no end
+        marks = 2 + 3 * len(value) if is_dict else max(1, len(value))
+        known[id(value)] = marks + sum(_marks(item, depth + 1, known) for item in inner)
+    return known[id(value)]
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith(".") else f"{text}."
+
+
+def _hint(value: object) -> str:
+    if hasattr(type(value), "state_dict"):
+        return "Pass its state_dict()."
+    if isinstance(value, tuple):
+        return "Pass tuple(value), or register_codec for its type."
+    if isinstance(value, dict):
+        return "Pass dict(value), or register_codec for its type."
+    return "Store plain values and arrays, or register_codec for its type."
