@@ -1,4 +1,4 @@
-"""Measure ckptstore beside its peers, print a table, and write the numbers as JSON."""
+"""Measure ckptstore and its peers, print a table, and write the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IN_MEMORY = ("tmpfs", "ramfs", "overlay")
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the command given on the command line."""
     options = _parser().parse_args()
     if options.command != "compare":
         options.cache = options.cache.resolve()
@@ -42,7 +42,7 @@ def _table(options: argparse.Namespace) -> None:
         facts = report.machine(scratch)
         training = workloads.training(options.cache)
         facts["workloads"] = _described(training)
-        _say(facts)
+        _print_facts(facts)
         bench = Bench(
             training=training,
             cache=options.cache,
@@ -79,7 +79,7 @@ def _scale(options: argparse.Namespace) -> None:
     """Print the table over numbers of checkpoints, with slopes, and write the JSON."""
     with _scratch(options.cache) as scratch:
         facts = report.machine(scratch)
-        _say(facts)
+        _print_facts(facts)
         stages = []
         for stage in scale.stages(
             scratch,
@@ -101,7 +101,7 @@ def _scale(options: argparse.Namespace) -> None:
 
 
 def _described(training: workloads.Training) -> dict[str, object]:
-    """What the training state is, and what really changed between its moments."""
+    """The size of the training state, and what changed between its moments."""
     second = workloads.change(training.first, training.second)
     partly = workloads.change(training.second, training.partly)
     return {
@@ -114,16 +114,16 @@ def _described(training: workloads.Training) -> dict[str, object]:
     }
 
 
-def _say(facts: dict[str, object]) -> None:
+def _print_facts(facts: dict[str, object]) -> None:
     for name, value in facts.items():
         print(f"{name}: {value}", file=sys.stderr)
     if facts["file_system"] in IN_MEMORY:
-        print("This is no disk: fsync costs nothing here. Pass --cache.", file=sys.stderr)
+        print("The cache is not on a disk, so fsync costs nothing. Pass --cache.", file=sys.stderr)
 
 
 @contextmanager
 def _scratch(cache: Path) -> Iterator[Path]:
-    """A folder for repositories and files, on the disk of the cache, removed afterwards."""
+    """A temporary folder for repositories and files, on the disk of the cache."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="scratch-") as folder:
         yield Path(folder)
@@ -133,14 +133,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     _measuring(parser)
     parser.add_argument(
-        "--only", action="append", choices=table.PARTS, help="a part of the table; may be repeated"
+        "--only", action="append", choices=table.PARTS, help="measure only this part; repeatable"
     )
     commands = parser.add_subparsers(dest="command")
     _measuring(commands.add_parser("chunk-size", help="a table over chunk sizes from 1 to 64 MiB"))
     growth = commands.add_parser("scale", help="costs with 100, 1,000 and 10,000 checkpoints")
     _measuring(growth)
     growth.add_argument(
-        "--checkpoints", type=int, action="append", help="another number, growing; may be repeated"
+        "--checkpoints",
+        type=int,
+        action="append",
+        help="a number of checkpoints in place of these; repeatable, in ascending order",
     )
     compare = commands.add_parser("compare", help="the ratios of two runs side by side")
     compare.add_argument("before", type=Path)
@@ -150,15 +153,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measuring(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--rounds", type=int, default=ROUNDS, help=f"counted rounds, 5 or more ({ROUNDS})")
+    add("--rounds", type=int, default=ROUNDS, help=f"measured rounds, 5 or more ({ROUNDS})")
     add(
         "--patience",
         type=float,
         default=PATIENCE_SECONDS,
-        help=f"seconds to spend at most on calls that others disturbed ({PATIENCE_SECONDS:g})",
+        help="seconds to spend at most on repeating calls disturbed by other processes "
+        f"({PATIENCE_SECONDS:g})",
     )
-    add("--json", type=Path, help="where to write the numbers (bench/results/)")
-    add("--cache", type=Path, default=CACHE, help=f"trained states and scratch files ({CACHE})")
+    add("--json", type=Path, help="the file for the numbers (in bench/results/)")
+    add(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        help=f"the folder for trained states and scratch files ({CACHE})",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bench: what every part of the table works with."""
+"""Bench: the settings that all parts of the table share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.workloads import Training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """The training that is measured, where, and how often."""
+    """The training to measure, the folders, and the number of rounds."""
 
     training: Training
     cache: Path
@@ -20,5 +20,5 @@ class Bench:
     patience: Patience
 
     def run(self, *contenders: Contender) -> list[Series]:
-        """Time these contenders against each other."""
+        """Time contenders against each other."""
         return compete(contenders, rounds=self.rounds, patience=self.patience)

@@ -1,7 +1,7 @@
-"""How the size of chunks bears on the speed of commits and checkouts, durable and not.
+"""How the chunk size affects the speed of commits, durable or not, and of checkouts.
 
-Not durable means that os.fsync is taken away for the call: what is left is hashing, copying and the
-system calls that each file costs.
+For "not durable", os.fsync is replaced by a no-op during the call: what remains is hashing, copying
+and the system calls for each file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HEADINGS: Cells = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The repositories of one chunk size: with one state, and with two."""
+    """The repositories of one chunk size: with one state and with two."""
 
     mebibytes: int
     first: Path
@@ -42,14 +42,14 @@ class Base:
 
     @property
     def name(self) -> str:
-        """The chunk size, for people."""
+        """The chunk size as text."""
         return f"{self.mebibytes} MiB"
 
 
 def rows(
     training: Training, scratch: Path, *, rounds: int, patience: Patience
 ) -> Iterator[tuple[Cells, dict[str, Any]]]:
-    """A row and its numbers for each chunk size; all sizes take turns in every contest."""
+    """Yield a row and its numbers for each chunk size. All sizes take turns in every contest."""
     bases = [_base(training, scratch, mebibytes) for mebibytes in CHUNK_MEBIBYTES]
 
     def contest(contender: Callable[[Base], Contender]) -> list[Series]:
@@ -71,7 +71,7 @@ def rows(
 
 @contextmanager
 def without_fsync() -> Iterator[None]:
-    """No os.fsync reaches the disk. For measuring only: nothing written meanwhile is durable."""
+    """Disable os.fsync, for measuring only: nothing written meanwhile is durable."""
     with mock.patch.object(os, "fsync", return_value=None):
         yield
 

@@ -1,4 +1,4 @@
-"""A figure of the table: what was measured, what is asked of it, and whether that is met."""
+"""A figure of the table: what was measured, its requirement, and whether that is met."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ HEADINGS: Cells = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Our time against a peer's; how many times faster we must be, and aim to be."""
+    """The time of ckptstore against a peer's.
+
+    Attributes:
+        what: What is measured.
+        ours: The times of ckptstore.
+        theirs: The times of the peer.
+        must: The ratio, times faster, that is required.
+        aim: The ratio that is the goal.
+    """
 
     what: str
     ours: Series
@@ -36,12 +44,12 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """The median of the paired ratios; above 1 we were faster."""
+        """The median of the paired ratios; above 1, ckptstore was faster."""
         return statistics.median(paired_ratios(self.ours, self.theirs))
 
     @property
     def verdict(self) -> str:
-        """Whether what is asked is met."""
+        """Whether the requirement and the goal are met."""
         return _verdict(
             must=None if self.must is None else self.ratio >= self.must,
             aim=None if self.aim is None else self.ratio >= self.aim,
@@ -61,7 +69,7 @@ class Comparison:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every number behind the row."""
+        """All numbers of the row."""
         return {
             "what": self.what,
             "against": self.theirs.name,
@@ -76,7 +84,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A figure of ours that must stay under a bound; the worst of the values counts."""
+    """A figure that must not exceed a bound; the largest of its values counts."""
 
     what: str
     values: tuple[float, ...]
@@ -87,7 +95,7 @@ class Bound:
 
     @property
     def verdict(self) -> str:
-        """Whether the bound is kept."""
+        """Whether the bound is met."""
         return _verdict(must=max(self.values) <= self.must, aim=None)
 
     def cells(self) -> Cells:
@@ -107,7 +115,7 @@ class Bound:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every number behind the row."""
+        """All numbers of the row."""
         return {
             "what": self.what,
             "values": [round(value, 4) for value in self.values],
@@ -129,7 +137,7 @@ def comparisons(
     must: dict[str, float] | None = None,
     aim: dict[str, float] | None = None,
 ) -> list[Comparison]:
-    """The first series against each of the others; `must` and `aim` by the other's name."""
+    """The first series against each of the others. `must` and `aim` are by the other's name."""
     ours, *others = series
     return [
         Comparison(

@@ -1,4 +1,4 @@
-"""What it takes to keep a model at the newest checkpoint of a training that goes on."""
+"""The cost of keeping a model at the newest checkpoint of a running training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READ_PERCENT = 10
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """An update after 2 % of the bytes changed, against a full checkout into the same model."""
+    """An update after 2 % of the bytes changed, against a checkout into the same model."""
     second, partly = bench.training.second, bench.training.partly
     base = repositories.prepared(bench.scratch, "follow", second, partly)
     model = workloads.live(partly)
@@ -24,7 +24,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
     updates: list[Any] = []
 
     def prepare() -> Any:
-        """A follower whose model holds the moment before."""
+        """A follower whose model is at the previous checkpoint."""
         repository.delete_branch("followed")
         repository.branch("followed", at="main~1")
         follower = ckptstore.open(base).follow("followed")

@@ -14,7 +14,7 @@ CONTEXT = 128
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each behind a layer norm."""
+    """Attention and a feed-forward layer, each preceded by a layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """26.3 million parameters; the output layer is the embedding, transposed."""
+    """A decoder of 26.3 million parameters whose output layer is the transposed embedding."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints through zarr-python, beside the same arrays in zarr-python's own folder store, with the same chunks."""
+"""Checkpoints through zarr-python, against its own LocalStore with the same arrays and chunks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def _writing(bench: Bench, group: zarr.Group) -> Iterator[Figure]:
-    """A hierarchy in memory is copied, array by array (zarr-python 3 has no zarr.copy)."""
+    """Copying a hierarchy from memory, array by array (zarr-python 3 has no zarr.copy)."""
     source = zarr.open_group(MemoryStore(), mode="w")
     copy_group(group, source)
 
@@ -81,7 +81,7 @@ def _into_folder(bench: Bench, name: str, call: Any) -> Contender:
 
 
 def _opening(bench: Bench) -> Iterator[Figure]:
-    """Opening a checkpoint of 1,000 arrays, and every array of it."""
+    """Opening a checkpoint of 1,000 arrays and each of its arrays."""
     tensors = dict(list(workloads.small_tensors(seed=1).items())[:MANY_ARRAYS])
     base = repositories.prepared(bench.scratch, "many", tensors)
 
@@ -99,12 +99,12 @@ def _opening(bench: Bench) -> Iterator[Figure]:
 
 
 def copy_group(source: zarr.Group, target: zarr.Group) -> None:
-    """What zarr.copy did: create every group and array alike, and copy the elements."""
+    """Copy a group as zarr.copy did: create every group and array, and copy the elements."""
     for path, member in source.members(max_depth=None):
         if isinstance(member, zarr.Group):
             target.require_group(path)
             continue
-        made = target.create_array(
+        array = target.create_array(
             path,
             shape=member.shape,
             chunks=member.chunks,
@@ -114,11 +114,11 @@ def copy_group(source: zarr.Group, target: zarr.Group) -> None:
             fill_value=member.fill_value,
             config={"write_empty_chunks": True},
         )
-        made[...] = member[...]
+        array[...] = member[...]
 
 
 def read_all(group: zarr.Group) -> int:
-    """Read every array whole."""
+    """Read every array, and return the number of bytes."""
     return sum(
         member[...].nbytes
         for _, member in group.members(max_depth=None)

@@ -1,11 +1,12 @@
-"""Timing several ways of doing the same thing so that their ratio means something.
+"""Times several ways of doing the same thing such that their ratio is meaningful.
 
-On a virtual machine the first touch of memory that lay free for some seconds can cost thirty times
-a copy, and writing a new file pays it too. So every counted call comes right after a rehearsal of
-the same call, whose memory it finds again; touching as much memory in another pattern does not do.
-All contenders take one turn in each round, in an order that rotates, and a ratio is the median of
-the ratios inside the rounds. A call that others disturbed is taken again as long as there is
-patience; whether it counts depends on what they used of the processors, never on how long it took.
+On a virtual machine, the first access to memory that was free for some seconds can cost thirty
+times a copy, and writing a new file pays for it too. Therefore every measured call directly follows
+a rehearsal of the same call, whose memory it reuses; touching as much memory in another pattern is
+not enough. All contenders take one turn in each round, in a rotating order, and a ratio is the
+median of the ratios within the rounds. A call that other processes disturbed is repeated while
+patience lasts. Whether a call counts depends on the processor time that others used, never on how
+long it took.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from typing import Any
 
 ROUNDS = 7
 PATIENCE_SECONDS = 120.0
-DISTURBED = 0.2  # others' share of all processors during a call that is taken again
-TICK_SECONDS = 0.02  # what the kernel's accounting may be wrong by
-LOOK_SECONDS = 0.3  # how long to look whether others rest
+DISTURBED = 0.2  # share of all processors used by others above which a call is repeated
+TICK_SECONDS = 0.02  # error of the kernel's accounting
+LOOK_SECONDS = 0.3  # how long to observe whether other processes are idle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One way of doing it. Only `call` is timed; it and `clean` get what `prepare` returned."""
+    """One way of doing it. Only `call` is timed; it and `clean` get the result of `prepare`."""
 
     name: str
     call: Callable[[Any], object]
@@ -39,7 +40,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Time:
-    """What one call took: on the clock, of the processors, and what others took meanwhile."""
+    """The elapsed and processor time of one call, and the processor time of other processes."""
 
     seconds: float
     processor_seconds: float
@@ -47,42 +48,42 @@ class Time:
 
     @property
     def others_share(self) -> float:
-        """The part of all processors that others used."""
+        """The share of all processors that other processes used."""
         return self.others_seconds / (self.seconds * (os.cpu_count() or 1))
 
     @property
     def is_disturbed(self) -> bool:
-        """True when others used more than the clock's error and a little."""
+        """True when other processes used more than DISTURBED plus the accounting error."""
         allowed = TICK_SECONDS / (self.seconds * (os.cpu_count() or 1)) + DISTURBED
         return self.others_share > allowed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The counted times of one contender, in the order of the rounds."""
+    """The measured times of one contender, in the order of the rounds."""
 
     name: str
     times: tuple[Time, ...]
 
     @property
     def seconds(self) -> list[float]:
-        """The times on the clock."""
+        """The elapsed times."""
         return [time.seconds for time in self.times]
 
     @property
     def median(self) -> float:
-        """The median of the times on the clock."""
+        """The median of the elapsed times."""
         return statistics.median(self.seconds)
 
 
 @dataclass(slots=True)
 class Patience:
-    """How many seconds a run may still spend on calls that others disturbed, and on waiting."""
+    """The seconds that a run may still spend on disturbed calls and on waiting."""
 
     seconds: float = PATIENCE_SECONDS
 
     def wait_for_calm(self) -> None:
-        """Wait until others rest, or patience ends."""
+        """Wait until other processes are idle or patience ends."""
         calm = False
         while self.seconds > 0 and not calm:
             busy = _busy_seconds()
@@ -92,35 +93,35 @@ class Patience:
 
 
 def compete(contenders: Sequence[Contender], *, rounds: int, patience: Patience) -> list[Series]:
-    """Time all contenders `rounds` times each, in turn; a series for each, in their order."""
+    """Time each contender `rounds` times, in turn, and return their series in order."""
     times: dict[str, list[Time]] = {item.name: [] for item in contenders}
     for number in range(rounds):
         first = number % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
-            times[contender.name].append(_counted(contender, patience))
-    return [Series(name=name, times=tuple(taken)) for name, taken in times.items()]
+            times[contender.name].append(_measured(contender, patience))
+    return [Series(name=name, times=tuple(values)) for name, values in times.items()]
 
 
 def paired_ratios(ours: Series, theirs: Series) -> list[float]:
-    """How many times faster we were, round by round."""
+    """How many times faster ckptstore was, for each round."""
     return [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
 
 
-def _counted(contender: Contender, patience: Patience) -> Time:
-    """A rehearsed call that nobody disturbed, or the least disturbed of those that were taken."""
-    taken: list[Time] = []
+def _measured(contender: Contender, patience: Patience) -> Time:
+    """The time of a rehearsed call that was not disturbed, or of the least disturbed one."""
+    times: list[Time] = []
     while True:
         start = time.perf_counter()
         _timed(contender)
-        taken.append(_timed(contender))
-        if not taken[-1].is_disturbed or patience.seconds <= 0:
-            return min(taken, key=lambda time: time.others_share)
+        times.append(_timed(contender))
+        if not times[-1].is_disturbed or patience.seconds <= 0:
+            return min(times, key=lambda time: time.others_share)
         patience.seconds -= time.perf_counter() - start
         patience.wait_for_calm()
 
 
 def _timed(contender: Contender) -> Time:
-    """One call."""
+    """The time of one call."""
     prepared = contender.prepare()
     _settle()
     busy, processor, start = _busy_seconds(), time.process_time(), time.perf_counter()
@@ -135,7 +136,7 @@ def _timed(contender: Contender) -> Time:
 
 
 def _settle() -> None:
-    """Leave no garbage, no writes under way, and no free memory with the C library."""
+    """Collect garbage, finish pending writes, and return free memory to the system."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
@@ -144,7 +145,7 @@ def _settle() -> None:
 
 
 def _busy_seconds() -> float:
-    """Seconds that all processors together have worked, for whomever; 0 where nobody counts them."""
+    """Seconds of work of all processors together; 0 where the system does not count them."""
     try:
         line = Path("/proc/stat").read_text().split("\n", 1)[0]
     except OSError:

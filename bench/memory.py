@@ -1,8 +1,8 @@
-"""How much memory a call needs beyond what its process holds already, in a process of its own.
+"""The peak extra memory of a call, measured in a process of its own.
 
 `python -m bench.memory CALL STORE STATE...` prints the bytes: the highest resident size during the
-call, less the resident size before it. Linux only: it resets the kernel's own high-water mark, so
-that no peak falls between samples.
+call minus the resident size before it. Linux only: it resets the kernel's high-water mark, so no
+peak is missed between samples.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESET_PEAK = "5"  # what proc(5) says to write to clear_refs
+RESET_PEAK = "5"  # written to clear_refs, see proc(5)
 SUPPORTED = sys.platform == "linux"
 
 
 def peak_bytes(call: str, store: Path, *states: Path) -> int:
-    """Extra bytes of one call in a fresh process: "commit", "checkout into" or "torch.save"."""
+    """The extra bytes of "commit", "checkout into" or "torch.save" in a fresh process."""
     command = [sys.executable, "-m", "bench.memory", call, str(store), *map(str, states)]
     root = Path(__file__).parents[1]
     finished = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
@@ -29,7 +29,7 @@ def peak_bytes(call: str, store: Path, *states: Path) -> int:
 
 
 def extra_bytes(call: Callable[[], object]) -> int:
-    """How far the resident size of this process rises above what it is now, during a call."""
+    """By how many bytes the resident size of this process rises during a call."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text(RESET_PEAK)
@@ -41,18 +41,18 @@ def extra_bytes(call: Callable[[], object]) -> int:
 
 
 def peak_of_process() -> int:
-    """The highest resident size that this process has had."""
+    """The highest resident size of this process so far, in bytes."""
     return _status_bytes("VmHWM")
 
 
 def _status_bytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found, name
-    return int(found[1]) << 10
+    match = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match, name
+    return int(match[1]) << 10
 
 
 def _call(name: str, store: str, state: dict[str, Any]) -> Callable[[], object]:
-    """The call to measure, its modules imported and its caches filled by one on a small state."""
+    """The call to measure. A call with a small state has imported modules and filled caches."""
     import torch
 
     import ckptstore
@@ -70,7 +70,7 @@ def _call(name: str, store: str, state: dict[str, Any]) -> Callable[[], object]:
 
 
 def main(name: str, store: str, *paths: str) -> None:
-    """Measure one call on the nest of all these states, and print the bytes."""
+    """Measure one call with the given states as one nested state, and print the bytes."""
     import torch
 
     states = {str(number): torch.load(path) for number, path in enumerate(paths)}

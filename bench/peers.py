@@ -1,7 +1,7 @@
-"""What ckptstore is measured against: torch.save, safetensors, and what the machine can do.
+"""The peers of ckptstore: torch.save, safetensors, and the limits of the machine.
 
 "Durable" is the same for all: the data of the new file and its name in the folder are on disk when
-the call returns. Every save goes to a new file; cutting an old one short costs three times as much.
+the call returns. Every save writes a new file; truncating an old one costs three times as much.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HASHED_BYTES = 8 << 20
 
 
 def save(name: str, folder: Path, write: Callable[[Path], object]) -> Contender:
-    """A contender that writes one new file, durably, and removes it behind the clock."""
+    """A contender that writes one new file durably; its removal is not timed."""
     path = folder / name.replace(" ", "-")
 
     def call(_: object) -> None:
@@ -34,22 +34,22 @@ def save(name: str, folder: Path, write: Callable[[Path], object]) -> Contender:
 
 
 def torch_save(state: object, folder: Path) -> Contender:
-    """torch.save to a path, made durable."""
+    """torch.save to a path, durable."""
     return save("torch.save", folder, lambda path: torch.save(state, path))
 
 
 def safetensors_save(tensors: Mapping[str, torch.Tensor], folder: Path) -> Contender:
-    """safetensors' save_file, made durable."""
+    """safetensors' save_file, durable."""
     return save("safetensors", folder, lambda path: save_file(dict(tensors), path))
 
 
 def raw_write(views: Sequence[memoryview], folder: Path) -> Contender:
-    """The bytes alone, in one file, made durable."""
+    """Only the bytes, in one file, durable."""
     return save("raw write", folder, lambda path: write_views(views, path))
 
 
 def blake3_two_threads(views: Iterable[memoryview]) -> Contender:
-    """BLAKE3 of all bytes on two threads, in pieces of 8 MiB: what finding no change costs."""
+    """BLAKE3 of all bytes on two threads in pieces of 8 MiB: the least that a commit needs."""
     pieces = [
         view[start : start + HASHED_BYTES]
         for view in views
@@ -64,7 +64,7 @@ def blake3_two_threads(views: Iterable[memoryview]) -> Contender:
 
 
 def memory_read_two_threads(views: Iterable[memoryview]) -> Contender:
-    """Every byte that lies in memory looked at once, on two threads: what the memory can do."""
+    """Reading every byte in memory once on two threads: the limit of the memory."""
     words = [np.frombuffer(view[: len(view) // 8 * 8], np.int64) for view in views]
     parts = [
         array[start : start + HASHED_BYTES // 8]
@@ -80,7 +80,7 @@ def memory_read_two_threads(views: Iterable[memoryview]) -> Contender:
 
 
 def numpy_compared(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Contender:
-    """The numbers of a numeric diff by whole-array calls in double precision, both sides in memory."""
+    """The numbers of a numeric diff by whole-array numpy calls in double precision, in memory."""
 
     def call(_: object) -> list[tuple[float, ...]]:
         return [
@@ -91,14 +91,14 @@ def numpy_compared(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Conten
 
 
 def torch_load(path: Path, *, mapped: bool = False) -> Contender:
-    """torch.load; mapped, it reads nothing until the memory is touched."""
+    """torch.load. With `mapped` it reads nothing before the memory is accessed."""
     if mapped:
         return Contender(name="torch.load(mmap)", call=lambda _: torch.load(path, mmap=True))
     return Contender(name="torch.load", call=lambda _: torch.load(path))
 
 
 def torch_load_copied(path: Path) -> Contender:
-    """torch.load mapped, and a copy of every tensor: what mapping comes to in the end."""
+    """torch.load with a mapped file, and a copy of every tensor: the whole cost of mapping."""
 
     def call(_: object) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in _leaves(torch.load(path, mmap=True))]
@@ -107,12 +107,12 @@ def torch_load_copied(path: Path) -> Contender:
 
 
 def safetensors_load(path: Path) -> Contender:
-    """safetensors' load_file, which maps the file."""
+    """safetensors' load_file, which maps the file into memory."""
     return Contender(name="safetensors", call=lambda _: load_file(path))
 
 
 def safetensors_load_copied(path: Path) -> Contender:
-    """load_file and a copy of every tensor."""
+    """safetensors' load_file, and a copy of every tensor."""
 
     def call(_: object) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in load_file(path).values()]
@@ -121,14 +121,14 @@ def safetensors_load_copied(path: Path) -> Contender:
 
 
 def raw_read(path: Path, sizes: Sequence[int]) -> Contender:
-    """readinto of the same bytes from one file, each array's into fresh memory of its own."""
+    """readinto of the same bytes from one file, those of each array into fresh memory."""
 
     def call(_: object) -> list[torch.Tensor]:
-        made = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+        tensors = [torch.empty(size, dtype=torch.uint8) for size in sizes]
         with open(path, "rb", buffering=0) as file:
-            for tensor in made:
+            for tensor in tensors:
                 read_full(file.readinto, view_of(tensor))
-        return made
+        return tensors
 
     return Contender(name="raw read", call=call)
 
@@ -145,7 +145,7 @@ def view_of(tensor: torch.Tensor) -> memoryview:
 
 
 def write_views(views: Iterable[memoryview], path: Path) -> None:
-    """Write bytes to a new file, not yet durable."""
+    """Write bytes to a new file, not durable."""
     with open(path, "xb", buffering=0) as file:
         for view in views:
             while view:
@@ -153,7 +153,7 @@ def write_views(views: Iterable[memoryview], path: Path) -> None:
 
 
 def make_durable(path: Path) -> None:
-    """Fsync a file, and the folder that holds its name."""
+    """Fsync a file and its folder."""
     for name in (path, path.parent):
         fd = os.open(name, os.O_RDONLY)
         try:
@@ -163,11 +163,11 @@ def make_durable(path: Path) -> None:
 
 
 def read_full(readinto: Callable[[memoryview], int | None], view: memoryview) -> None:
-    """Fill a view, which one call need not do."""
+    """Fill a view, in several calls if necessary."""
     while view:
         count = readinto(view)
         if not count:
-            raise EOFError("The file is shorter than the arrays that were written to it.")
+            raise EOFError("The file is shorter than the arrays written to it.")
         view = view[count:]
 
 

@@ -1,4 +1,4 @@
-"""What a run says: a table for people, JSON for later, and the comparison of two runs."""
+"""The output of a run: a table, a JSON document, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def table(headings: Cells, rows: Iterable[Cells]) -> str:
     """A Markdown table with aligned columns."""
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    shown = [
+    text = [
         "| "
         + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         + " |"
         for line in lines
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([shown[0], rule, *shown[1:]])
+    return "\n".join([text[0], rule, *text[1:]])
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """What one has to know of the machine and the versions to read the figures."""
+    """The facts about the machine and the versions that the figures depend on."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "revision": _revision(),
@@ -46,7 +46,7 @@ def machine(folder: Path) -> dict[str, Any]:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system a folder lies on, or "unknown"."""
+    """The type of the file system of a folder, or "unknown"."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
@@ -63,7 +63,7 @@ def save(path: Path, facts: dict[str, Any], figures: Iterable[Figure]) -> None:
 
 
 def compared(before: Path, after: Path) -> str:
-    """A table of two runs by their ratios to peers, which the machine's speed hardly touches."""
+    """A table of two runs by their ratios to peers, which hardly depend on the machine's speed."""
     old, new = (_ratios(path) for path in (before, after))
     rows = [
         (*key, f"{old[key]:.2f}", f"{new[key]:.2f}", f"{new[key] / old[key] - 1:+.0%}")
@@ -74,7 +74,7 @@ def compared(before: Path, after: Path) -> str:
 
 
 def missed(figures: Sequence[Figure]) -> list[str]:
-    """What fell short of a must."""
+    """The figures that miss a requirement."""
     return [figure.what for figure in figures if figure.verdict == "short"]
 
 
@@ -84,11 +84,11 @@ def _ratios(path: Path) -> dict[tuple[str, str], float]:
 
 
 def _revision() -> str:
-    """The revision that is checked out, or "unknown"."""
+    """The Git revision that is checked out, or "unknown"."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=8"]
     here = Path(__file__).parent
     try:
-        found = subprocess.run(command, cwd=here, check=True, capture_output=True, text=True)
+        finished = subprocess.run(command, cwd=here, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return finished.stdout.strip()

@@ -1,9 +1,9 @@
-"""ckptstore's own contenders.
+"""The contenders of ckptstore.
 
-Each commit goes to a repository of its own, made by linking the files of a prepared one: objects
-never change, so that is as good as having committed them, and nothing is written. A repository is
-opened and its newest pages are read before the clock starts, as in a training loop that has
-committed before.
+Each commit goes to a repository of its own, made of hard links to the files of a prepared one:
+objects never change, so that is equivalent to having committed them, and nothing is written. The
+repository is opened and its newest pages are read before the timing starts, as in a training loop
+that has committed before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _number = itertools.count()
 
 
 def prepared(folder: Path, name: str, *states: object, chunk_size: int | None = None) -> Path:
-    """A repository with these states committed one after the other."""
+    """Create a repository and commit these states one after another."""
     repository = (
         ckptstore.init(folder / name)
         if chunk_size is None
@@ -47,7 +47,7 @@ def commit(
     name: str = "ckptstore",
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Contender:
-    """Commit a state on top of a prepared repository; `around` is entered for the call alone."""
+    """Commit a state on top of a prepared repository. `around` surrounds only the commit."""
 
     def prepare() -> tuple[Path, Any]:
         copy = linked_copy(base)
@@ -66,14 +66,14 @@ def commit(
 
 
 def checkout(base: Path, *, name: str = "ckptstore") -> Contender:
-    """Check the newest checkpoint out into fresh tensors."""
+    """Check out the newest checkpoint into fresh tensors."""
     return Contender(
         name=name, prepare=lambda: ckptstore.open(base), call=lambda repo: repo.checkout(BRANCH)
     )
 
 
 def checkout_into(base: Path, into: object, *, name: str = "ckptstore") -> Contender:
-    """Check the newest checkpoint out into what exists already."""
+    """Check out the newest checkpoint into existing objects."""
     return Contender(
         name=name,
         prepare=lambda: ckptstore.open(base),
@@ -91,7 +91,7 @@ def diff(base: Path, a: str, b: str, *, numeric: bool) -> Contender:
 
 
 def branch(base: Path, at: str) -> Contender:
-    """Make a branch at a revision."""
+    """Create a branch at a revision."""
 
     def call(repository: Any) -> object:
         return repository.branch(f"branch-{next(_number)}", at=at)
@@ -100,17 +100,17 @@ def branch(base: Path, at: str) -> Contender:
 
 
 def commit_now(base: Path, state: object) -> Checkpoint:
-    """Commit a state, with no clock."""
+    """Commit a state, untimed."""
     return ckptstore.open(base).commit(state)
 
 
 def linked_copy(base: Path) -> Path:
-    """The same repository under another name: new folders, the same files."""
+    """A copy of a repository: new folders with hard links to the same files."""
     copy = base.with_name(f"{base.name}-{next(_number)}")
     return Path(shutil.copytree(base, copy, copy_function=os.link))
 
 
 def object_bytes(base: Path) -> tuple[int, int]:
-    """How many objects a repository holds, and their bytes."""
+    """The number of objects in a repository, and their bytes."""
     sizes = [file.stat().st_size for file in (base / OBJECTS).rglob("*") if file.is_file()]
     return len(sizes), sum(sizes)

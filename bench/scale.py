@@ -1,10 +1,10 @@
-"""How costs grow with the number of checkpoints: one repository, looked at with 100, 1,000 and 10,000 of them.
+"""How costs grow with the number of checkpoints: 100, 1,000 and 10,000 in one repository.
 
-Each checkpoint has 1,000 arrays of 96 KiB, and two arrays, another pair each time, differ from the
-checkpoint before. Every figure is taken in a fresh process, as somebody at a terminal would meet it:
-`log -n 20` and `branch` against `python -c "import click"`, the least that a command line in Python
-can cost, all with compiled modules, as installed; the plan of a gc against reading the arrays it
-decides over; a full gc and its memory.
+Each checkpoint has 1,000 arrays of 96 KiB, and differs from the one before in two arrays, a
+different pair each time. Every figure is measured in a fresh process, as at a terminal: `log -n 20`
+and `branch` against `python -c "import click"`, the least that a command line in Python can cost,
+all with compiled modules, as installed; the plan of a gc against reading the arrays that it decides
+about; a full gc and its memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIZES = (100, 1_000, 10_000)
 ARRAYS = 1_000
 ARRAY_ITEMS = 24_576  # of float32: 96 KiB, so that each is an object of its own
 CHANGED = 2
-READ = 20  # checkpoints that are read to know what one takes
+READ = 20  # checkpoints that are read to estimate the time of one
 POLICY = MaxToKeep(5) | KeepBest("loss") | KeepEveryNSteps(1_000)
 COMMAND_TIMES = 3
 PLAN_TIMES = 200
@@ -59,7 +59,7 @@ _number = itertools.count()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What was seen at one number of checkpoints; seconds and bytes."""
+    """The measurements at one number of checkpoints, in seconds and bytes."""
 
     checkpoints: int
     pages: int
@@ -90,7 +90,7 @@ class Stage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every number behind the row."""
+        """All numbers of the row."""
         series = {name: getattr(self, name).seconds for name in ("log", "branch", "click")}
         plain = {
             name: getattr(self, name)
@@ -100,7 +100,7 @@ class Stage:
         return {**plain, **series, "plan": list(self.plan)}
 
     def figures(self) -> Iterator[Figure]:
-        """What is asked of this stage."""
+        """The requirements on this stage."""
         for name, series in (("log -n 20", self.log), ("branch", self.branch)):
             yield Bound(
                 what=f"{name} of {self.checkpoints:,} checkpoints, times import click",
@@ -125,7 +125,7 @@ class Stage:
 def stages(
     folder: Path, *, rounds: int, patience: Patience, sizes: Sequence[int] = SIZES
 ) -> Iterator[Stage]:
-    """Commit on and on, and look at each of these sizes."""
+    """Commit checkpoints, and measure at each of these sizes."""
     path = folder / "scale"
     repository = ckptstore.init(path)
     state = {f"layers.{number}.weight": _array(number) for number in range(ARRAYS)}
@@ -143,26 +143,29 @@ def stages(
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The exponent of growth: 0 for a constant cost, 1 for one in proportion (least squares of logarithms)."""
+    """The exponent of growth: 0 for a constant cost, 1 for a proportional one.
+
+    Least squares of logarithms.
+    """
     return statistics.linear_regression(
         [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     ).slope
 
 
-def slopes(seen: Sequence[Stage]) -> tuple[str, ...]:
+def slopes(stages: Sequence[Stage]) -> tuple[str, ...]:
     """The last row of the table: the slope of each cost over the number of checkpoints."""
-    sizes = [stage.checkpoints for stage in seen]
+    sizes = [stage.checkpoints for stage in stages]
     costs = [
-        [stage.pages for stage in seen],
-        [stage.commit for stage in seen],
-        [stage.log.median for stage in seen],
-        [stage.branch.median for stage in seen],
-        [stage.click.median for stage in seen],
-        [statistics.median(stage.plan) for stage in seen],
-        [stage.reading for stage in seen],
-        [stage.gc for stage in seen],
-        [stage.expired for stage in seen],
-        [stage.gc_peak for stage in seen],
+        [stage.pages for stage in stages],
+        [stage.commit for stage in stages],
+        [stage.log.median for stage in stages],
+        [stage.branch.median for stage in stages],
+        [stage.click.median for stage in stages],
+        [statistics.median(stage.plan) for stage in stages],
+        [stage.reading for stage in stages],
+        [stage.gc for stage in stages],
+        [stage.expired for stage in stages],
+        [stage.gc_peak for stage in stages],
     ]
     return ("slope", *(f"{slope(sizes, cost):.2f}" for cost in costs))
 
@@ -225,14 +228,14 @@ def _run(command: list[str]) -> str:
 
 
 def _reading(path: Path) -> float:
-    """Seconds that a checkout of one checkpoint takes, the arrays as warm as they get."""
+    """Seconds of a checkout of one checkpoint with warm caches."""
     repository = ckptstore.open(path)
-    found = repository.log("main", limit=READ)
-    repository.checkout(found[0].id)
+    checkpoints = repository.log("main", limit=READ)
+    repository.checkout(checkpoints[0].id)
     start = time.perf_counter()
-    for checkpoint in found:
+    for checkpoint in checkpoints:
         repository.checkout(checkpoint.id)
-    return (time.perf_counter() - start) / len(found)
+    return (time.perf_counter() - start) / len(checkpoints)
 
 
 def _in_process(what: str, path: Path) -> dict[str, float]:
@@ -240,19 +243,19 @@ def _in_process(what: str, path: Path) -> dict[str, float]:
 
 
 def main(what: str, path: str) -> None:
-    """Plan or do a gc in this process, and print what it took as JSON."""
+    """Plan or execute a gc in this process, and print its cost as JSON."""
     repository = ckptstore.open(path)
     start = time.perf_counter()
     plan = repository.plan_gc(POLICY)
     if what == "gc":
         report = plan.execute()
         seconds = time.perf_counter() - start
-        found = {"expired": len(report.expired), "bytes": report.bytes}
+        counts = {"expired": len(report.expired), "bytes": report.bytes}
     else:
         seconds = time.perf_counter() - start
         refs = {ref.digest for verdict in plan.verdicts for ref in verdict.manifest.pages}
-        found = {"pages": len(refs)}
-    print(json.dumps({"seconds": seconds, "peak": memory.peak_of_process(), **found}))
+        counts = {"pages": len(refs)}
+    print(json.dumps({"seconds": seconds, "peak": memory.peak_of_process(), **counts}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The table: every figure that is asked of ckptstore, each against its peers in the same run."""
+"""The table: every figure with a requirement, against the peers in the same run.
+
+The names of the rows identify them in the comparison of two runs, so they do not change.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ COMMIT_MEGABYTES = 128
 
 
 def figures(bench: Bench, parts: Iterable[str]) -> Iterator[Figure]:
-    """The figures of these parts of the table, in its order."""
+    """The figures of these parts, in the order of the table."""
     for name in PARTS:
         if name in parts:
             yield from PARTS[name](bench)
@@ -65,7 +68,7 @@ def commits(bench: Bench) -> Iterator[Figure]:
 
 
 def checkouts(bench: Bench) -> Iterator[Figure]:
-    """Checkouts of the training state, fresh and into what exists, the files in the page cache."""
+    """Checkouts of the training state, fresh and into existing objects, from the page cache."""
     state = bench.training.second
     tensors = workloads.tensors(state)
     views = peers.raw_views(tensors.values())
@@ -76,12 +79,10 @@ def checkouts(bench: Bench) -> Iterator[Figure]:
     torch.save(state, torch_file)
     save_file(tensors, safetensors_file)
     peers.write_views(views, raw_file)
-    module = repositories.checkout_into(base, workloads.live(state), name="into module")
-    nest = repositories.checkout_into(base, copy.deepcopy(state), name="into tensors")
     fresh, into_module, into_tensors, *others = bench.run(
         repositories.checkout(base),
-        module,
-        nest,
+        repositories.checkout_into(base, workloads.live(state), name="into module"),
+        repositories.checkout_into(base, copy.deepcopy(state), name="into tensors"),
         peers.torch_load(torch_file),
         peers.raw_read(raw_file, [len(view) for view in views]),
         peers.torch_load(torch_file, mapped=True),
@@ -132,7 +133,7 @@ def small_tensors(bench: Bench) -> Iterator[Figure]:
 
 
 def branches(bench: Bench) -> Iterator[Figure]:
-    """Making a branch at an older checkpoint, and what that adds to the objects."""
+    """Creating a branch at an older checkpoint, and the bytes of objects that this adds."""
     first, second = bench.training.first, bench.training.second
     base = repositories.prepared(bench.scratch, "branches", first, second)
     _, before = repositories.object_bytes(base)
@@ -150,7 +151,7 @@ def branches(bench: Bench) -> Iterator[Figure]:
 
 
 def diffs(bench: Bench) -> Iterator[Figure]:
-    """Two successive moments compared: from their pages alone, and number by number."""
+    """The diff of two successive moments, from their pages alone and numerically."""
     first, second = bench.training.first, bench.training.second
     base = repositories.prepared(bench.scratch, "diffs", first, second)
     before, after = workloads.tensors(first), workloads.tensors(second)
@@ -180,7 +181,7 @@ def diffs(bench: Bench) -> Iterator[Figure]:
 
 
 def peaks(bench: Bench) -> Iterator[Figure]:
-    """Peak extra memory, each in a fresh process; nothing where it cannot be measured."""
+    """Peak extra memory, each in a fresh process; none where it cannot be measured."""
     if not memory.SUPPORTED:
         return
     first, second = (workloads.training_file(bench.cache, name) for name in ("first", "second"))

@@ -1,4 +1,4 @@
-"""What saving costs a training loop: how long `save` keeps it from going on, and the memory that takes."""
+"""The cost of saving for a training loop: how long `save` blocks it, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MEMORY_MEGABYTES = 128
 SAVES = 3
 
 
-class Held:
-    """A state as something that has a state_dict."""
+class StatefulState:
+    """A state as a stateful object."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -38,7 +38,9 @@ class Held:
 def figures(bench: Bench) -> Iterator[Figure]:
     """The stall of a save against one copy of the state, and the memory of saving."""
     state = bench.training.second
-    manager = CheckpointManager(bench.scratch / "training", state=Held(state), max_to_keep=2)
+    manager = CheckpointManager(
+        bench.scratch / "training", state=StatefulState(state), max_to_keep=2
+    )
     step = iter(range(1_000_000))
 
     def settle() -> None:
@@ -67,18 +69,18 @@ def figures(bench: Bench) -> Iterator[Figure]:
         path = workloads.training_file(bench.cache, "second")
         command = [sys.executable, "-m", "bench.training", str(bench.scratch / "peak"), str(path)]
         root = Path(__file__).parents[1]
-        done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+        finished = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
         size = workloads.array_bytes(state)
         yield Bound(
             what="peak memory of saving beside a loop, beyond one copy of the state",
-            values=((int(done.stdout) - size) / 1e6,),
+            values=((int(finished.stdout) - size) / 1e6,),
             unit="MB",
             must=MEMORY_MEGABYTES,
         )
 
 
 def copied(state: object) -> Contender:
-    """Copy every tensor to memory that is there already."""
+    """Copy every tensor to memory that is allocated already."""
     tensors = list(workloads.tensors(state).values())
     copies = [tensor.clone() for tensor in tensors]
 
@@ -92,10 +94,12 @@ def copied(state: object) -> Contender:
 def main(store: str, path: str) -> None:
     """Print by how many bytes the resident size rises while a state is saved in the background."""
     state = torch.load(path)
-    small = CheckpointManager(store, branch="small", state=Held({"w": torch.zeros(1 << 18)}))
+    small = CheckpointManager(
+        store, branch="small", state=StatefulState({"w": torch.zeros(1 << 18)})
+    )
     small.save(1)
     small.wait()
-    manager = CheckpointManager(ckptstore.open(store), state=Held(state), max_to_keep=2)
+    manager = CheckpointManager(ckptstore.open(store), state=StatefulState(state), max_to_keep=2)
 
     def saves() -> None:
         for step in range(SAVES):

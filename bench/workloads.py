@@ -1,7 +1,7 @@
-"""The states to commit: a real training state at three moments, and five thousand small tensors.
+"""The states to commit: a real training state at three moments, and 5,000 small tensors.
 
-The training state is a decoder and its AdamW, trained on the source text of Python's own standard
-library. It is kept in a cache folder, so only the first run trains.
+The training state is that of a decoder and its AdamW optimizer, trained on the source text of
+Python's standard library. It is kept in a cache folder, so only the first run trains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.gpt import CONTEXT, VOCABULARY, Decoder, adamw, train_step
 
 State = dict[str, Any]
 
-CACHE_VERSION = 1  # a new one whenever the recipe below changes
+CACHE_VERSION = 1  # increased whenever the recipe below changes
 MOMENTS = ("first", "second", "partly")
 BATCH = 2
 STEPS_FIRST, STEPS_SECOND, STEPS_PARTLY = 6, 4, 2
@@ -32,10 +32,13 @@ SMALL_BYTES_MIN, SMALL_BYTES_MAX = 1 << 10, 16 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """One training, at three moments.
+    """The states of one training at three moments.
 
-    first and second: successive, every weight trained in between. partly: after the second, with
-    all but the attention outputs of the last two blocks frozen.
+    Attributes:
+        first: The first moment.
+        second: The next one; every weight was trained in between.
+        partly: After the second, trained with all weights frozen except the attention outputs of
+            the last two blocks.
     """
 
     first: State
@@ -45,7 +48,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What differs between two states of the same shape."""
+    """The difference of two states with the same arrays."""
 
     arrays: int
     arrays_changed: int
@@ -55,7 +58,7 @@ class Change:
 
 
 def training(cache: Path) -> Training:
-    """The training state at its three moments: from the cache, or trained now."""
+    """The training at its three moments, from the cache or trained now."""
     paths = [training_file(cache, moment) for moment in MOMENTS]
     if not all(path.exists() for path in paths):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
@@ -69,12 +72,12 @@ def training(cache: Path) -> Training:
 
 
 def training_file(cache: Path, moment: str) -> Path:
-    """Where the state of one moment is kept once `training` has been called."""
+    """The file of one moment's state, which exists once `training` has been called."""
     return cache / f"decoder-{CACHE_VERSION}" / f"{moment}.pt"
 
 
 def live(state: State) -> State:
-    """What to check `state` out into: a model and its moments in the middle of training."""
+    """The destination for a checkout of `state`: a model and its optimizer's moments."""
     model = Decoder()
     optimizer = adamw(model)
     train_step(model, optimizer, torch.zeros((1, CONTEXT), dtype=torch.int64))
@@ -82,7 +85,7 @@ def live(state: State) -> State:
 
 
 def small_tensors(*, seed: int) -> State:
-    """5,000 float32 tensors of 1 to 16 KiB: the same shapes for every seed, other values."""
+    """5,000 float32 tensors of 1 to 16 KiB. Shapes are the same for every seed, values differ."""
     sizes = torch.Generator().manual_seed(0)
     values = torch.Generator().manual_seed(seed)
     lengths = torch.randint(
@@ -95,14 +98,14 @@ def small_tensors(*, seed: int) -> State:
 
 
 def tensors(state: object, path: str = "") -> dict[str, torch.Tensor]:
-    """Every tensor of a nest by its path: what safetensors and the raw peers write."""
+    """Every tensor of a nested structure by its path, for safetensors and the raw peers."""
     if isinstance(state, torch.Tensor):
         return {path: state}
-    found: dict[str, torch.Tensor] = {}
+    by_path: dict[str, torch.Tensor] = {}
     if isinstance(state, dict):
         for key, value in state.items():
-            found |= tensors(value, f"{path}.{key}" if path else str(key))
-    return found
+            by_path |= tensors(value, f"{path}.{key}" if path else str(key))
+    return by_path
 
 
 def array_bytes(state: object) -> int:
@@ -111,7 +114,7 @@ def array_bytes(state: object) -> int:
 
 
 def change(before: object, after: object) -> Change:
-    """Compare two states of the same shape byte by byte."""
+    """Compare two states with the same arrays byte by byte."""
     old, new = tensors(before), tensors(after)
     different = {name: int((_bytes(old[name]) != _bytes(new[name])).sum()) for name in new}
     changed = [name for name, count in different.items() if count]
@@ -129,31 +132,31 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _train() -> tuple[State, State, State]:
-    """Train for a few steps, and copy the state at the three moments."""
+    """Train for a few steps, and return copies of the state at the three moments."""
     torch.manual_seed(0)
     model = Decoder()
     optimizer = adamw(model)
     data = _tokens()
     step = 0
 
-    def go_on(steps: int) -> State:
+    def train(steps: int) -> State:
         nonlocal step
         for _ in range(steps):
             starts = torch.randint(len(data) - CONTEXT - 1, (BATCH,)).tolist()
             batch = torch.stack([data[start : start + CONTEXT + 1] for start in starts])
             train_step(model, optimizer, batch)
             step += 1
-        held = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        return {**copy.deepcopy(held), "step": step, "rng": torch.get_rng_state()}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        return {**copy.deepcopy(state), "step": step, "rng": torch.get_rng_state()}
 
-    first, second = go_on(STEPS_FIRST), go_on(STEPS_SECOND)
+    first, second = train(STEPS_FIRST), train(STEPS_SECOND)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(bool(re.match(r"blocks\.[56]\.project\.", name)))
-    return first, second, go_on(STEPS_PARTLY)
+    return first, second, train(STEPS_PARTLY)
 
 
 def _tokens() -> torch.Tensor:
-    """The words of the standard library's source, each hashed to a number of the vocabulary."""
+    """The words of the standard library's source text, each hashed to a token of the vocabulary."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     words = (word for file in files for word in re.findall(rb"\w+|[^\w ]", file.read_bytes()))
     numbers = (zlib.crc32(word) % VOCABULARY for word in islice(words, TOKENS))
