@@ -1,7 +1,6 @@
 """What a hostile case is: a story, a world to build, and calls that must stay within bounds.
 
-Every call may return or raise a CkptStoreError, within a second of processor time and 256 MB; those listed in `refused`
-must raise. Nothing else may happen: no other error, no code run, no file touched outside of the repository.
+Every call may return or raise a CkptStoreError, within the bounds of `work.py`; those listed in `refused` must raise. Nothing else may happen: no other error, no code run, no file touched outside of the repository.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-CPU_SECONDS = 1.0
-EXTRA_BYTES = 256 << 20
 SENTINEL = -7.0  # what a destination holds before a checkout that must not touch it
 
 GROUP = b'{"zarr_format":3,"node_type":"group"}'

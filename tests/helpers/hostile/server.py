@@ -1,7 +1,7 @@
 """A process that has everything imported, and runs each case in a fork of its own.
 
 Reads one line (story, folder) at a time from stdin and answers with one line of JSON. A case's calls run under an audit
-hook, a limit on processor time and a measured peak of memory; a case that dies takes only its fork along.
+hook, and their work is counted; a case that dies takes only its fork along.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,16 @@ from zarr.core.sync import _get_loop
 
 import ckptstore
 from ckptstore.formats import read_file, write_file
-from tests.helpers.hostile.cases import CPU_SECONDS, VERBS, ZARR_VERBS, Case, World
+from tests.helpers.hostile.cases import VERBS, ZARR_VERBS, Case, World
 from tests.helpers.hostile.corpus import CASES
 from tests.helpers.hostile.forge import Forge
 from tests.helpers.hostile.seeded import SEEDED
+from tests.helpers.hostile.work import Meter, Work, allowed
 
 GIVEN_SECONDS = 120
-WALL_SECONDS = 120  # a call that sleeps this long waits for something that never comes; others may only be kept waiting
-PATIENCE = 5  # a call is ended after so many times what it may take on a quiet machine
+WALL_SECONDS = 120  # ends a call that waits for something that never comes
 MESSAGE_LENGTH_MAX = 1000
 MADV_COLLAPSE = 25  # Linux 6.1 and later
-VERIFIED_BYTES_PER_SECOND = 10e6  # verify may take longer the more there is to read
 NONBLOCKING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FORBIDDEN = (
     "pickle.find_class",
@@ -132,17 +132,23 @@ def run(case: Case, folder: Path, say: Any) -> None:
     os.chdir(here)
     signal.alarm(GIVEN_SECONDS)
     world.given = case.given(world)
+    calling: dict[str, str] = {}
+
+    def give_up() -> None:
+        say({**calling, "unexpected": "steps without end"})
+        os._exit(0)
+
+    meter = Meter(give_up)
     _get_loop()  # zarr-python's, which no fork inherits, has a pair of sockets
     guard = Guard(world.store)
     before = _everything(world)
     for name, action in case.calls.items():
         if name != "open" and not hasattr(world, "repo"):
             break
-        say({"call": name})
-        seconds = CPU_SECONDS + (
-            _stored(world) / VERIFIED_BYTES_PER_SECOND if name == "verify" else 0
-        )
-        say({"call": name, **_measured(action, world, guard, seconds)})
+        calling["call"] = name
+        say(calling)
+        most = allowed(_stored(world) if name == "verify" else 0)
+        say({**calling, **_measured(action, world, guard, meter, most)})
     if before != _everything(world):
         say({"call": "afterwards", "unexpected": "a file outside of the repository changed"})
 
@@ -170,31 +176,20 @@ def _stored(world: World) -> int:
     return total
 
 
-def _measured(action: Any, world: World, guard: Guard, seconds: float) -> dict[str, Any]:
+def _measured(action: Any, world: World, guard: Guard, meter: Meter, most: Work) -> dict[str, Any]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # a call may not have for nothing what was freed before it
-    with suppress(OSError):  # begin the peak anew
-        Path("/proc/self/clear_refs").write_text("5")
-    memory = _memory("VmRSS")
     signal.alarm(WALL_SECONDS)
-    signal.setitimer(signal.ITIMER_PROF, PATIENCE * seconds)  # the default action ends the process
-    began = cpu_seconds()
+    meter.begin(most)
     guard.armed = True
     outcome = _outcome(action, world)
     guard.armed = False
-    spent = cpu_seconds() - began
-    signal.setitimer(signal.ITIMER_PROF, 0)
-    grown = max(0, _memory("VmHWM") - memory)
+    work = meter.end()
+    signal.alarm(0)
     seen, guard.seen = guard.seen, []
     if "raised" in outcome:
         outcome = _of_error(outcome["raised"])
-    return {
-        **outcome,
-        "cpu_seconds": spent,
-        "allowed_seconds": seconds if spent <= seconds else seconds * pace(),
-        "extra_bytes": grown,
-        "seen": seen,
-    }
+    return {**outcome, "work": asdict(work), "excess": work.excess(most), "seen": seen}
 
 
 def _outcome(action: Any, world: World) -> dict[str, Any]:
@@ -217,13 +212,6 @@ def _of_error(error: BaseException) -> dict[str, Any]:
     elif str(pickle.loads(pickle.dumps(error))) != message:
         outcome["unexpected"] = "the error changes when pickled"
     return outcome
-
-
-def _memory(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    return 0
 
 
 def serve() -> None:

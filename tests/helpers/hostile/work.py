@@ -1,39 +1,112 @@
-"""Pace: how much longer this machine takes at the moment than the one on which the bounds were set.
+"""Counts the work of a call: steps, reads, and the memory that it writes to.
 
-A second of processor time is no fixed amount of work: where neighbours share caches and memory, the same call may take three times
-as many of them. So a call that takes longer than it may is held against a piece of work that is done right after it.
+No bound is a time: how long a call takes depends on the machine and its neighbours, how much it does
+depends on the call alone. A step is a line of Python that runs, or a Python function that is called
+or returns, in any thread. What a C function does inside (parsing JSON, matching a pattern, copying)
+is not counted as steps; what it reads and the memory it needs are.
 """
 
 from __future__ import annotations
 
-import json
 import resource
+import sys
+import threading
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from blake3 import blake3
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
-WORK_SECONDS = 0.075  # on a quiet virtual machine of 2 cores: the least of 180 tries
-REPEATS = 3
-_TEXT = json.dumps(
-    [[f"path/{number}", number, [1, 2, 3], {"a": number}] for number in range(12_000)]
-)
+STEPS_MAX = 20_000_000  # twice that many ends the call
+READS_MAX = 5_000
+READ_BYTES_MAX = 128 << 20
+TOUCHED_BYTES_MAX = 512 << 20
+PEAK_BYTES_MAX = 256 << 20
 
-
-def cpu_seconds() -> float:
-    """Processor time of this process until now."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def pace() -> float:
-    """How many times as long the same work takes here and now; 1 at least, so that no bound ever becomes stricter."""
-    began = cpu_seconds()
-    for _ in range(REPEATS):
-        _work()
-    return max(1.0, (cpu_seconds() - began) / WORK_SECONDS)
+# Every large block is memory that the kernel maps anew: touching it counts, however often it is freed between.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
 
 
-def _work() -> int:
-    """Some of what reading a repository takes: JSON, small objects, sorting, hashing, and memory that is new."""
-    found = {item[0]: (item[1], tuple(item[2])) for item in json.loads(_TEXT)}
-    blake3(_TEXT.encode()).digest()
-    return sum(map(len, sorted(found))) + len(bytearray(4 << 20))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a call did: steps, calls that read and their bytes, bytes of memory mapped and peak."""
+
+    steps: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    touched_bytes: int = 0
+    peak_bytes: int = 0
+
+    def excess(self, allowed: Work) -> list[str]:
+        """The bounds that are exceeded, each as text."""
+        return [
+            f"{getattr(self, name):,} {name.replace('_', ' ')}, more than {most:,}"
+            for name in self.__slots__
+            if getattr(self, name) > (most := getattr(allowed, name))
+        ]
+
+
+def allowed(stored_bytes: int = 0) -> Work:
+    """The bounds of a call; those of one that reads all that is stored grow with that."""
+    return Work(
+        steps=STEPS_MAX + stored_bytes,
+        reads=READS_MAX,
+        read_bytes=READ_BYTES_MAX + 2 * stored_bytes,
+        touched_bytes=TOUCHED_BYTES_MAX,
+        peak_bytes=PEAK_BYTES_MAX,
+    )
+
+
+class Meter:
+    """Measures one call after the other; `too_many` is called when one has taken twice its steps."""
+
+    def __init__(self, too_many: Callable[[], object]) -> None:
+        self._too_many = too_many
+        self._counter = count()
+        self._limit = sys.maxsize
+        threading.settrace(self._trace)  # threads that start from now on
+
+    def begin(self, most: Work) -> None:
+        """Start to measure."""
+        with Path("/proc/self/clear_refs").open("w") as file:
+            file.write("5")  # the peak is that from now on
+        self._before = self._usage()
+        self._memory = _status("VmRSS")
+        self._limit = 2 * most.steps
+        self._counter = count()
+        sys.settrace(self._trace)
+
+    def end(self) -> Work:
+        """Stop, and return what was done since `begin`."""
+        sys.settrace(None)
+        steps, self._limit = next(self._counter), sys.maxsize
+        reads, read_bytes, pages = (
+            now - then for now, then in zip(self._usage(), self._before, strict=True)
+        )
+        return Work(
+            steps=steps,
+            reads=reads,
+            read_bytes=read_bytes,
+            touched_bytes=pages * resource.getpagesize(),
+            peak_bytes=max(0, _status("VmHWM") - self._memory),
+        )
+
+    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if next(self._counter) > self._limit:
+            self._too_many()
+        return self._trace
+
+    def _usage(self) -> tuple[int, int, int]:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        fields = dict(line.split(": ") for line in lines)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return int(fields["syscr"]), int(fields["rchar"]), faults
+
+
+def _status(field: str) -> int:
+    """A size in bytes from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
