@@ -15,6 +15,8 @@ from tests.helpers.hostile.forge import Forge
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.hostile
+
 EVERY = 6  # of the hostile repositories, one in so many: the library is tried on all
 COMMANDS = (
     ("log",),

@@ -17,6 +17,8 @@ from tests.helpers import commit_worker
 from tests.helpers.crash.checker import equal
 from tests.helpers.crash.victim import state
 
+pytestmark = pytest.mark.concurrency
+
 PROJECT = Path(__file__).parents[2]
 COMMITS = 6
 

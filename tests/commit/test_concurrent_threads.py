@@ -17,6 +17,8 @@ from tests.helpers.crash import bugs
 from tests.helpers.crash.checker import equal
 from tests.helpers.crash.victim import CHUNK_BYTES, state
 
+pytestmark = pytest.mark.concurrency
+
 MARKER = Marker(store="0" * 32, chunk_bytes=CHUNK_BYTES)
 
 

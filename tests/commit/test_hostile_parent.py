@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 import ckptstore
 from tests.helpers.hostile.forge import Forge
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.hostile
 
 
 def test_a_commit_does_not_rely_on_a_bundle_that_its_parent_lies_about(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from tests.helpers.forks import Forks, Program
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 
+pytestmark = pytest.mark.crash
+
 
 def start(
     forks: Forks | None, store: Path, log: Path, *options: object

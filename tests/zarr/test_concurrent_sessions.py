@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from ckptstore.zarr import SessionStore
 
+pytestmark = pytest.mark.concurrency
+
 COMMITS = 4
 
 
