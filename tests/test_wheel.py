@@ -3,12 +3,12 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.root import ROOT
+
 PACKAGES = {"ckptstore": "ckptstore", "cli/ckptstore_cli": "ckptstore_cli"}  # folder: package
 
 

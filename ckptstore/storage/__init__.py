@@ -34,6 +34,7 @@ def open_storage(url: str | Path) -> Storage:
         InvalidInputError: the URL names no storage that this version knows.
 
     Example:
+        >>> from ckptstore.storage import open_storage
         >>> open_storage("memory://runs").url
         'memory://runs'
     """

@@ -20,8 +20,6 @@ from tests.helpers.equality import difference
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-
 
 def random(dtype: str, *shape: int) -> torch.Tensor:
     size = int(np.prod(shape)) * ITEM_BYTES[dtype]

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from ckptstore.arrays.indexed import IndexedArray
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-
 SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 LONG = np.arange(40_000.0).reshape(400, 100)  # 320,000 bytes: chunks of 81 rows
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

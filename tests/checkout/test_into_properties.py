@@ -15,7 +15,6 @@ import ckptstore
 from ckptstore.testing.strategies import arrays
 from tests.helpers.equality import bits, difference
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 NAMED = st.dictionaries(st.sampled_from("abcdef"), arrays(), min_size=1, max_size=4)
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 import ckptstore
 from ckptstore_cli.main import cli
+from tests.helpers.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOUR_SECONDS = 3600
 
 

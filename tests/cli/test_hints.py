@@ -2,13 +2,13 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
 from ckptstore_cli.hints import with_options
+from tests.helpers.root import ROOT
 
-LIBRARY = Path(__file__).parents[2] / "ckptstore"
+LIBRARY = ROOT / "ckptstore"
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
 
 

@@ -7,8 +7,9 @@ import click
 import pytest
 
 from ckptstore_cli.main import COMMANDS, cli
+from tests.helpers.root import ROOT
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+REFERENCE = ROOT / "docs" / "reference"
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from ckptstore_cli.main import COMMANDS
+from tests.helpers.root import ROOT
 
 HEAVY = {"torch", "numpy", "zarr", "obstore", "safetensors", "rich"}
-ROOT = Path(__file__).parents[2]
 
 RUN = """
 import json, sys

@@ -16,10 +16,10 @@ from ckptstore import NotFoundError
 from tests.helpers import commit_worker
 from tests.helpers.crash.checker import equal
 from tests.helpers.crash.victim import state
+from tests.helpers.root import ROOT
 
 pytestmark = pytest.mark.concurrency
 
-PROJECT = Path(__file__).parents[2]
 COMMITS = 6
 
 
@@ -98,7 +98,7 @@ def begin(url: Path, first: int, commits: int, *options: str) -> subprocess.Pope
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 

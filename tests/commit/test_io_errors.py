@@ -68,7 +68,7 @@ def test_a_write_cut_short_by_a_limit_fails_the_commit(scratch: Path) -> None:
     ended = subprocess.run(
         [sys.executable, victim.__file__, str(scratch / "store"), "1", "2"],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(strace.PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(strace.ROOT)},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
         check=False,
     )

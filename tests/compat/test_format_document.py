@@ -22,8 +22,9 @@ from ckptstore.documents import zarr_page as node_page
 from ckptstore.state.flatten import flatten
 from tests.compat import plain_reader, plain_writer
 from tests.compat.make_example import make
+from tests.helpers.root import ROOT
 
-DOCUMENT = (Path(__file__).parents[2] / "docs/reference/format.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs/reference/format.md").read_text(encoding="utf-8")
 
 
 def table(*header: str) -> list[list[str]]:

@@ -21,8 +21,6 @@ from tests.compat.neutral import neutral
 from tests.compat.plain_reader import BadRepositoryError, PlainReader
 
 CHUNK = 64 << 10
-# torch says so of complex32, once a process
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
 def read(repo: ckptstore.Repository, rev: str = "main") -> Any:

@@ -23,8 +23,6 @@ from tests.compat.plain_reader import PlainReader
 DATA = Path(__file__).parent / "data"
 V1 = DATA / "v1" / "store"
 BRANCHES = DATA / "v1_branches" / "store"
-# torch says so of complex32, once a process
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ from ckptstore.testing.strategies import plain_values, states
 
 SMALL_CHUNKS = 64 << 10
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-
 Content = tuple[str, tuple[int, ...], bytes]
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ckptstore import Diff, Numbers
 
 CHUNK = 1 << 16
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 
 
 def between(one: Any, other: Any, *, chunk: int = CHUNK, other_chunk: int = CHUNK) -> Diff:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.helpers.root import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.helpers.forks import Forks
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 RUNNABLE = frozenset({"bash", "console", "python"})
 MARK = re.compile(r"^\W*<!-- not run: \S.* -->$")

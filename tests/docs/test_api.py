@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.helpers.root import ROOT
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 FOLDER = ROOT / "docs" / "reference" / "api"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import ckptstore
-from tests.docs.blocks import ROOT
+from tests.helpers.root import ROOT
 
 SCRIPT = ROOT / "docs" / "examples" / "digits.py"
 

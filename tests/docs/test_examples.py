@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ckptstore
-from tests.docs.blocks import ROOT
+from tests.helpers.root import ROOT
 
 FOLDER = ROOT / "docs" / "examples"
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ckptstore import errors
-from tests.docs.blocks import ROOT
+from tests.helpers.root import ROOT
 
 ERRORS = [
     name

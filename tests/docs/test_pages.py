@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from tests.docs.blocks import MARK, PAGES, ROOT, RUNNABLE, blocks, parse, run
+from tests.docs.blocks import MARK, PAGES, RUNNABLE, blocks, parse, run
+from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"  # has a test of its own
 INERT = {"hex", "json", "text", "toml", "yaml"}

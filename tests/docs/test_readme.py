@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.docs.blocks import ROOT, blocks, run
+from tests.docs.blocks import blocks, run
+from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"
 BLOCKS = blocks(README)

@@ -16,11 +16,11 @@ from torch import nn
 import ckptstore
 from ckptstore.arrays import source as arrays
 from ckptstore.follow import rwlock
+from tests.helpers.root import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
 STEPS = 40
 TRAINER = """
 import sys, torch

@@ -24,8 +24,6 @@ CHUNK = 64 << 10
 N = 40_000  # three chunks of float32, of which the last is short; two of bfloat16
 LARGE = ("large", "tied", "half")
 SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-
 Series = list[tuple[list[tuple[str, int]], bool]]
 
 

@@ -29,12 +29,12 @@ from ckptstore.formats.dcp.folder import ShardedArray
 from tests.helpers import dcp_processes
 from tests.helpers.equality import difference
 from tests.helpers.flat_files import bits_of, committed
+from tests.helpers.root import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch")
-ROOT = Path(__file__).parents[2]
 
 
 def save(state: dict[str, Any], folder: Path, *, in_background: bool = False) -> Path:

@@ -21,8 +21,8 @@ from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, StorageError
 from ckptstore.formats import read_file, write_file
 from tests.helpers.flat_files import bits_of, committed
+from tests.helpers.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 STATE = {"model": {"w": np.arange(40_000.0).reshape(200, 200), "b": np.zeros((0, 3))}}
 SHARD_BYTES = {"folder": 200_000}
 NAMES = ["x.safetensors", "x.npz", "folder"]

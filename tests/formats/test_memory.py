@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.root import ROOT
+
 FILES = ("x.safetensors", "shards", "x.npz", "turned.npz", "packed.npz", "x.npy", "x.zarr")
 COLUMNS = "columns.zarr"  # its chunks go through all rows, and bands of them are turned at once
 

@@ -24,7 +24,6 @@ from tests.helpers.flat_files import bits_of, committed
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 NAMES = st.text(max_size=6) | st.sampled_from(["a", "b.c", "a/b", "é", '"', "\\", "%2F", "\x7f"])
 
 

@@ -36,14 +36,13 @@ from ckptstore.formats.torch.save import ALIGNMENT
 from ckptstore.testing.strategies import states, tensors
 from tests.helpers.equality import difference
 from tests.helpers.flat_files import bits_of, committed
-from tests.helpers.torch_file_memory import ROOT
+from tests.helpers.root import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning"),
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),

@@ -11,8 +11,8 @@ import pytest
 
 import ckptstore
 from tests.helpers import gc_worker
+from tests.helpers.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMITTERS = 4
 
 pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("one_thread")]

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import ckptstore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MIB = 1 << 20
-
-
-def extra_mib(call: Callable[[], object]) -> int:
-    """How far the resident size of this process rises during a call, by the kernel's own mark."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    call()
-    return (status("VmHWM") - before) // MIB
-
-
-def status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) << 10 if found else 0
+from tests.helpers.peak import MIB, extra_mib
 
 
 def views(size: int) -> dict[str, torch.Tensor]:

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 import ckptstore
 from ckptstore.formats import read_file, write_file
+from tests.helpers.peak import MIB, extra_mib
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MIB = 1 << 20
 PATTERN = np.random.default_rng(0).integers(0, 256, 4 * MIB, np.uint8)
-
-
-def extra_mib(call: Callable[[], object]) -> int:
-    """How far the resident size of this process rises during a call, by the kernel's own mark."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    call()
-    return (_status("VmHWM") - before) // MIB
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) << 10 if found else 0
 
 
 def make_columns(path: Path, size: int) -> None:

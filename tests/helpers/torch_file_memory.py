@@ -13,9 +13,8 @@ import torch
 
 import ckptstore
 from ckptstore.formats import read_file, write_file
-from tests.helpers.format_memory import MIB, extra_mib
+from tests.helpers.peak import MIB, extra_mib
 
-ROOT = Path(__file__).parents[2]
 SMALL_BYTES = 256 << 10
 
 

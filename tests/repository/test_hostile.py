@@ -19,8 +19,8 @@ from tests.helpers.hostile.cases import Case
 from tests.helpers.hostile.corpus import CASES
 from tests.helpers.hostile.seeded import SEEDED, WRONGDOERS
 from tests.helpers.hostile.work import ENVIRONMENT
+from tests.helpers.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 pytestmark = [

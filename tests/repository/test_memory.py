@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.root import ROOT
+
 COMMIT_MIB = 128
 INTO_MIB = 64
 

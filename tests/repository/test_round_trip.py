@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SMALL_CHUNKS = 64 << 10
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 
 
 def repository() -> ckptstore.Repository:

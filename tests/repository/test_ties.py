@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,8 +13,6 @@ import ckptstore
 from ckptstore.state import tree
 from ckptstore.testing.strategies import arrays, states
 from tests.helpers.equality import difference
-
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
 
 
 def arrays_of(state: Any) -> list[Any]:

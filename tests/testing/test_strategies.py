@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.testing.strategies import arrays, plain_values, printable
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
-
 
 @given(arrays() | plain_values())
 def test_whatever_is_drawn_can_be_printed(value: object) -> None:

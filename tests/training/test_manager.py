@@ -22,8 +22,7 @@ from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValue
 from ckptstore.retention import KeepAll, KeepBest, KeepSteps, MaxToKeep
 from ckptstore.storage import MemoryStorage
 from ckptstore.training import CheckpointManager
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.root import ROOT
 
 
 def model(width: int = 4, layers: int = 1) -> nn.Sequential:

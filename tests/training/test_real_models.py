@@ -14,6 +14,7 @@ from torch import nn
 
 import ckptstore
 from tests.helpers.equality import difference
+from tests.helpers.root import ROOT
 
 
 class Network(nn.Module):
@@ -108,8 +109,7 @@ def test_a_checkpoint_checked_out_in_another_process_is_the_same(tmp_path: Path)
         "print(difference(torch.load(sys.argv[2], weights_only=True), found))"
     )
     command = [sys.executable, "-c", program, tmp_path / "store", tmp_path / "state.pt"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "None"
 
 

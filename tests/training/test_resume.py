@@ -13,8 +13,8 @@ import pytest
 
 import ckptstore
 from tests.helpers.forks import Forks, Program
+from tests.helpers.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 pytestmark = pytest.mark.crash

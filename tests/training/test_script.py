@@ -10,8 +10,7 @@ from typing import Any
 
 import ckptstore
 from tests.helpers.forks import Forks
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.root import ROOT
 
 
 def train(forks: Forks | None, *arguments: object) -> dict[str, Any]:

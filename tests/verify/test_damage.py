@@ -29,16 +29,6 @@ DEEP_FLIPS_PER_FILE = 500
 CUTS_PER_FILE = 12
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return worlds.make(tmp_path_factory.mktemp("whole") / "store")
-
-
-@pytest.fixture
-def world(whole: World, tmp_path: Path) -> World:
-    return whole.copy(tmp_path / "store")
-
-
 def test_there_are_several_files_of_every_kind(whole: World) -> None:
     """And every checkpoint has files of its own, and shares some."""
     counts = {kind: len(whole.files(kind)) for kind in KINDS}

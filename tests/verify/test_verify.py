@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +17,7 @@ from tests.helpers.damage.damages import delete, flip, mended, truncate
 from tests.helpers.damage.judge import unverified
 from tests.helpers.damage.world import World
 from tests.helpers.equality import difference
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return worlds.make(tmp_path_factory.mktemp("whole") / "store")
-
-
-@pytest.fixture
-def world(whole: World, tmp_path: Path) -> World:
-    return whole.copy(tmp_path / "store")
+from tests.helpers.root import ROOT
 
 
 def test_an_undamaged_repository_is_well(whole: World) -> None:

@@ -17,8 +17,9 @@ from zarr.core.buffer import cpu
 import ckptstore
 from ckptstore.retention import MaxToKeep
 from ckptstore.zarr import CheckpointStore
-from tests.commit.test_concurrent_processes import PROJECT, collect, join, release
+from tests.commit.test_concurrent_processes import collect, join, release
 from tests.helpers import session_worker
+from tests.helpers.root import ROOT
 from tests.helpers.session_worker import common
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def begin(url: Path, branch: str, first: int) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 

@@ -55,8 +55,6 @@ KEYS = st.sampled_from(
         -3,
     ]
 )
-# torch says so of complex32, once a process
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
 @st.composite

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.crash.checker import Told
+from tests.helpers.root import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-PROJECT = Path(__file__).parents[3]
 OPENS = ("open", "openat", "openat2", "creat")
 WRITES = ("write", "writev", "pwrite64", "pwritev", "pwritev2")
 CALLS = (
@@ -170,7 +170,7 @@ class _Spawner:
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.crash.spawner"],
-            cwd=PROJECT,
+            cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -33,7 +33,6 @@ import numcodecs
 import numpy as np
 import torch
 import zarr
-from tests.helpers.hostile.pace import cpu_seconds, pace
 from zarr.core.sync import _get_loop
 
 import ckptstore
@@ -177,8 +176,6 @@ def _stored(world: World) -> int:
 
 
 def _measured(action: Any, world: World, guard: Guard, meter: Meter, most: Work) -> dict[str, Any]:
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # a call may not have for nothing what was freed before it
     signal.alarm(WALL_SECONDS)
     meter.begin(most)
     guard.armed = True

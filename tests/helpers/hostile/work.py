@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.helpers.peak import begin_peak, status
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
@@ -71,10 +73,8 @@ class Meter:
 
     def begin(self, most: Work) -> None:
         """Start to measure."""
-        with Path("/proc/self/clear_refs").open("w") as file:
-            file.write("5")  # the peak is that from now on
+        self._memory = begin_peak()
         self._before = self._usage()
-        self._memory = _status("VmRSS")
         self._limit = 2 * most.steps
         self._counter = count()
         sys.settrace(self._trace)
@@ -91,7 +91,7 @@ class Meter:
             reads=reads,
             read_bytes=read_bytes,
             touched_bytes=pages * resource.getpagesize(),
-            peak_bytes=max(0, _status("VmHWM") - self._memory),
+            peak_bytes=max(0, status("VmHWM") - self._memory),
         )
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -104,9 +104,3 @@ class Meter:
         fields = dict(line.split(": ") for line in lines)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         return int(fields["syscr"]), int(fields["rchar"]), faults
-
-
-def _status(field: str) -> int:
-    """A size in bytes from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
