@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from ckptstore.errors import CorruptError, InvalidInputError, shown
-from ckptstore.state.codecs import build_in, decode, encode, register_codec
-
-__all__ = ["decode", "encode", "register_codec"]
+from ckptstore.state.codecs import build_in
+from ckptstore.state.codecs import decode as decode
+from ckptstore.state.codecs import encode as encode
+from ckptstore.state.codecs import register_codec as register_codec
 
 _SCALARS = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
