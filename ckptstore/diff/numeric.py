@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from ckptstore.checkout.reader import read_bundle
@@ -424,8 +425,8 @@ class _Form:
 
 @cache
 def _form(dtype: str) -> _Form:
-    if dtype in _SMALL_FLOATS:
-        table = _table(dtype)
+    if dtype.startswith("float8"):
+        table = _values(dtype, np.arange(256))
         return _Form("u1", table.__getitem__)
     if dtype == "float4_e2m1fn_x2":
         pairs = _pairs()
@@ -463,39 +464,16 @@ def _from_integers(array: Array) -> Array:
     return array.astype(np.longdouble)
 
 
-def _table(dtype: str) -> Array:
-    """The value of each byte of an 8-bit float."""
-    exponent_bits, bias, nan, inf = _SMALL_FLOATS[dtype]
-    codes = np.arange(256)
-    mantissa_bits = 7 - exponent_bits
-    exponent = (codes & 0x7F) >> mantissa_bits
-    fraction = (codes & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
-    normal = np.ldexp(1 + fraction, exponent - bias)
-    values = np.where(exponent > 0, normal, np.ldexp(fraction, 1 - bias))
-    values = np.where(codes & 0x80, -values, values)
-    values[list(nan)] = np.nan
-    for code, sign in zip(inf, (1, -1), strict=False):
-        values[code] = sign * np.inf
-    if dtype == "float8_e8m0fnu":  # an exponent and nothing else
-        values = np.ldexp(1.0, codes - 127)
-        values[255] = np.nan
-    return values.astype(np.float32)
+def _values(dtype: str, codes: Array) -> Array:
+    """The value of each code of a float of 8 bits or fewer; float32 holds all of them."""
+    values: Array = codes.astype(np.uint8).view(getattr(ml_dtypes, dtype)).astype(np.float32)
+    return values
 
 
 def _pairs() -> Array:
     """The two values of each byte of 4-bit floats, the lower half first."""
-    positive = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-    values = np.concatenate([positive, -positive])
     codes = np.arange(256)
-    return np.stack([values[codes & 15], values[codes >> 4]], axis=1)
+    return np.stack([_values("float4_e2m1fn", half) for half in (codes & 15, codes >> 4)], axis=1)
 
 
 _STORED = {"bool": "uint8"}
-# Bits of the exponent, its bias, and the bytes that stand for NaN and for the infinities.
-_SMALL_FLOATS: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...]]] = {
-    "float8_e4m3fn": (4, 7, (0x7F, 0xFF), ()),
-    "float8_e4m3fnuz": (4, 8, (0x80,), ()),
-    "float8_e5m2": (5, 15, (*range(0x7D, 0x80), *range(0xFD, 0x100)), (0x7C, 0xFC)),
-    "float8_e5m2fnuz": (5, 16, (0x80,), ()),
-    "float8_e8m0fnu": (7, 0, (), ()),
-}
