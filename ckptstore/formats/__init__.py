@@ -1,17 +1,15 @@
-"""Files and folders that people have already, in and out: .safetensors, .npz, .npy, .zarr, torch's .pt under all its suffixes,
-and in only the folders of torch.distributed.checkpoint.
+"""Checkpoint files and folders of other tools: .safetensors, .npz, .npy, .zarr and torch's .pt.
 
-Nothing here runs code from a file: .pt is read with `weights_only=True`, and there is no fallback. Arrays are streamed both
-ways: what is read holds arrays that read the file as they are wanted, and what is written is read a piece at a time. A module
-of this package is imported when its format is met, so that nobody waits for a framework that theirs does not need.
+Folders of torch.distributed.checkpoint are only read. No code from a file is run: a .pt is read as
+`weights_only=True` reads it, and there is no fallback. Arrays are streamed in both directions: a
+state that was read holds arrays that read the file as they are needed, and a state is written a
+piece at a time (docs/adr/0017). A format's module is imported when a file of that format is met, so
+no format needs the framework of another one.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -22,15 +20,13 @@ from ckptstore.arrays import codecs
 from ckptstore.arrays import source as arrays
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
+from ckptstore.formats.publish import published
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten
 from ckptstore.zarr.hierarchy import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import ModuleType
-
-__all__ = ["FileState", "check_free", "has_format", "named", "read_file", "write_file"]
 
 SAFETENSORS = ".safetensors"
 _DCP = "ckptstore.formats.dcp.folder"
@@ -48,38 +44,81 @@ _BY_SUFFIX = {
     ".zarr": _ZARR,
 }
 _INDICES = (".safetensors.index.json", ".bin.index.json")
-_FOLDERS = frozenset({_DCP, _SHARDED, _ZARR})  # modules whose form is a folder
+_FOLDERS = frozenset({_DCP, _SHARDED, _ZARR})  # modules whose format is a folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileState:
-    """What a file held: a state to commit, and what else the file said."""
+    """What a file holds.
+
+    Attributes:
+        state: A state to commit. Its arrays are read from the file as they are needed.
+        meta: The file's name and metadata, as plain JSON for `commit(meta=)`.
+    """
 
     state: Any
     meta: dict[str, Any] = field(default_factory=dict)
 
 
 def has_format(path: str | Path) -> bool:
-    """True when the suffix says how to read it."""
+    """Returns whether the suffix of a path is that of a format.
+
+    Example:
+        >>> from ckptstore import formats
+        >>> formats.has_format("tuned.safetensors"), formats.has_format("notes.txt")
+        (True, False)
+    """
     return Path(path).suffix.lower() in _BY_SUFFIX
 
 
 def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of arrays by path, as a format without nesting is read."""
+    """Returns a state of arrays by path, nested as a file without nesting is read.
+
+    Args:
+        arrays: Arrays by path.
+
+    Returns:
+        Nested dicts in which the names are paths. The names stay keys if one is not a path, or if
+        one array would be inside another.
+
+    Example:
+        >>> from ckptstore import formats
+        >>> formats.named({"model/weight": 1, "model/bias": 2})
+        {'model': {'weight': 1, 'bias': 2}}
+    """
     return _names.nested(arrays)
 
 
 def read_file(path: str | Path) -> FileState:
-    """Read a checkpoint file or folder; the suffix says how, or what the folder holds.
+    """Reads a checkpoint file or folder.
 
-    Its arrays are read from it only as they are wanted, so it must stay as it is until the state is committed.
-    InvalidInputError when it is not what it seems.
+    The arrays are read as they are needed, so the file must not change until the state is
+    committed.
+
+    Args:
+        path: A file, whose suffix is that of its format, or a folder, whose files show its format.
+
+    Raises:
+        NotFoundError: There is no such file.
+        InvalidInputError: It is damaged, could run code, or holds what no checkpoint can hold.
+        StorageError: It could not be read.
+
+    Example:
+        >>> import ckptstore, numpy
+        >>> from ckptstore import formats
+        >>> formats.write_file({"model": {"weight": numpy.ones(3)}}, "weights.npz")
+        >>> file = formats.read_file("weights.npz")
+        >>> checkpoint = ckptstore.init("memory://").commit(file.state, meta=file.meta)
+        >>> checkpoint.meta
+        {'file': 'weights.npz'}
+        >>> checkpoint.array("model/weight")[:]
+        array([1., 1., 1.])
     """
     path = _path(path)
     try:
         if not path.exists():
-            raise NotFoundError(f"{path} is not there.")
-        module = _module(_of_folder(path) if path.is_dir() else _of_file(path))
+            raise NotFoundError(f"{path} does not exist.")
+        module = import_module(_of_folder(path) if path.is_dir() else _of_file(path))
         state, meta = module.read(path)
     except ImportError as error:
         raise _lacking(path, error) from error
@@ -97,35 +136,41 @@ def write_file(
     drop_values: bool = False,
     shard_bytes: int | None = None,
 ) -> None:
-    """Write a state to a file or folder, whole or not at all; the suffix says how.
+    """Writes a state to a file or folder, whole or not at all.
 
-    drop_values: leave out plain values when the format has no place for them.
-    shard_bytes: write a folder of .safetensors files of at most so many bytes of arrays each, or of one larger array.
+    Args:
+        state: Arrays and plain values in any nesting, or a Zarr hierarchy of a checkpoint.
+        path: Where to write it. The suffix is that of the format.
+        overwrite: Whether to replace a file, or an export in a folder.
+        drop_values: Whether to leave out plain values if the format has no place for them.
+        shard_bytes: Write a folder of .safetensors files with at most so many bytes of arrays each,
+            or with one larger array.
+
+    Raises:
+        InvalidInputError: The format cannot hold the state, or the path is taken.
+        NotFoundError: There is no such folder to write to.
+        StorageError: It could not be written.
     """
     path = _path(path)
     name = _of_output(path, shard_bytes)
     check_free(path, overwrite=overwrite, shard_bytes=shard_bytes)
     write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
-    temporary = path.absolute().with_name(f".ckptstore-{os.getpid()}-{secrets.token_hex(6)}")
     try:
-        write(temporary)
-        _flush(temporary)
-        _publish(temporary, path.absolute(), overwrite=overwrite)
+        with published(path, overwrite=overwrite) as temporary:
+            write(temporary)
     except ImportError as error:
         raise _lacking(path, error) from error
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        _remove(temporary)
 
 
 def _writer(
     name: str, state: Any, *, drop_values: bool, shard_bytes: int | None
 ) -> Callable[[Path], None]:
-    """What writes a state to a path that is free."""
-    module = _module(name)
+    """Returns a function that writes the state to a free path."""
+    module = import_module(name)
     if isinstance(state, ZarrValues):
         if name != _ZARR:
             raise InvalidInputError("A Zarr hierarchy as it was set is written to a .zarr only.")
@@ -139,7 +184,18 @@ def _writer(
 def check_free(
     path: str | Path, *, overwrite: bool = False, shard_bytes: int | None = None
 ) -> None:
-    """Refuse a destination that cannot be written, before anything is read."""
+    """Raises an error if `write_file` could not write to a path.
+
+    Args:
+        path: As of `write_file`.
+        overwrite: As of `write_file`.
+        shard_bytes: As of `write_file`.
+
+    Raises:
+        InvalidInputError: It is taken, or its suffix is not that of a format.
+        NotFoundError: There is no such folder to write to.
+        StorageError: Nothing can have that path.
+    """
     path = _path(path)
     name = _of_output(path, shard_bytes)
     if _is_taken(path):
@@ -148,19 +204,20 @@ def check_free(
         is_folder = name in _FOLDERS
         if path.is_dir() != is_folder or (is_folder and path.is_symlink()):
             raise InvalidInputError(
-                f"{path} is {_kind(path)}, and {'a folder' if is_folder else 'a file'} would take its place. "
-                "Pass another name."
+                f"{path} is {_kind(path)}, and {'a folder' if is_folder else 'a file'} would "
+                "replace it. Pass another name."
             )
-        if is_folder and not _module(name).is_exported(path):
+        if is_folder and not import_module(name).is_exported(path):
             raise InvalidInputError(
-                f"{path} holds more than an export of a checkpoint, so nothing takes its place. Pass another name."
+                f"{path} holds more than an export of a checkpoint, so it is not replaced. Pass "
+                "another name."
             )
     if not path.absolute().parent.is_dir():
-        raise NotFoundError(f"The folder {path.absolute().parent} is not there.")
+        raise NotFoundError(f"The folder {path.absolute().parent} does not exist.")
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether anything has this name, a link too; an error when nothing can have it."""
+    """Whether anything has this name, even a broken link; an error if nothing can have it."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -190,8 +247,9 @@ def _of_folder(path: Path) -> str:
     if any(name.endswith((SAFETENSORS, *_INDICES)) for name in os.listdir(path)):
         return _SHARDED
     raise InvalidInputError(
-        f"{path} is a folder without a checkpoint that could be read: .safetensors files, the index of .bin files, "
-        "zarr.json, or the .metadata of torch.distributed.checkpoint. Commit any other file in it by its own name."
+        f"{path} is a folder without a checkpoint that could be read: .safetensors files, the index "
+        "of .bin files, zarr.json, or the .metadata of torch.distributed.checkpoint. Commit any "
+        "other file in it by its own name."
     )
 
 
@@ -203,7 +261,8 @@ def _of_output(path: Path, shard_bytes: int | None) -> str:
         raise InvalidInputError(f"{shown(shard_bytes)} is not a size in bytes.")
     if has_format(path) and path.suffix.lower() != SAFETENSORS:
         raise InvalidInputError(
-            f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name of a folder for them."
+            f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name of "
+            "a folder for them."
         )
     return _SHARDED
 
@@ -214,12 +273,8 @@ def _of_suffix(path: Path) -> str:
     except KeyError:
         known = ", ".join(_BY_SUFFIX)
         raise InvalidInputError(
-            f"{shown(path.name or str(path))} has no suffix that says how to read or write it: {known}."
+            f"{shown(path.name or str(path))} has no suffix of a known format: {known}."
         ) from None
-
-
-def _module(name: str) -> ModuleType:
-    return import_module(name)
 
 
 def _path(path: object) -> Path:
@@ -238,50 +293,6 @@ def _exists(path: Path) -> InvalidInputError:
 
 def _lacking(path: Path, error: ImportError) -> InvalidInputError:
     return InvalidInputError(
-        f"{path} needs a package that cannot be imported ({error}). Install it, or use another format: .safetensors, .npz and "
-        ".zarr need no torch."
+        f"{path} needs a package that cannot be imported ({error}). Install it, or use another "
+        "format: .safetensors, .npz and .zarr need no torch."
     )
-
-
-def _flush(path: Path) -> None:
-    """Have a file, or a folder with all that it holds, lie on the disk."""
-    if path.is_dir():
-        for inside in path.iterdir():
-            _flush(inside)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Give what was written its name; FileExistsError when that is taken."""
-    if not temporary.is_dir():
-        if overwrite:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)
-        return
-    if not overwrite or not path.exists():
-        if path.exists():
-            raise FileExistsError
-        temporary.rename(path)
-        return
-    former = temporary.with_name(f"{temporary.name}.former")
-    path.rename(former)
-    try:
-        temporary.rename(path)
-    except OSError:
-        former.rename(path)
-        raise
-    shutil.rmtree(former)
-
-
-def _remove(path: Path) -> None:
-    """Remove what is left of a file or folder that was not published."""
-    if os.path.isdir(path):  # which, unlike the method, never raises
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()

@@ -254,7 +254,7 @@ def test_a_name_may_be_as_long_as_the_file_system_has_names(tmp_path: Path, name
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="is not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         read_file(tmp_path / "x.npz")
     with pytest.raises(NotFoundError, match="The folder"):
         write(tmp_path / "none" / "folder")

@@ -136,7 +136,7 @@ def test_bytes_that_are_no_such_file_are_refused(tmp_path: Path, suffix: str, da
 def test_a_path_that_cannot_work_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
     os.mkfifo(tmp_path / "fifo.pt")
-    with pytest.raises(NotFoundError, match="is not there"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         read_file(tmp_path / "none.pt")
     for name in ("folder.pt", "fifo.pt", "x.dat", "x", ".pt"):
         (tmp_path / name).exists() or (tmp_path / name).touch()
