@@ -1,7 +1,8 @@
 """Public names that are imported from their modules on first use (PEP 562).
 
-Importing a package must not import torch or numpy for the sake of a name that the program may never use. A package that
-uses this module also imports its names under `TYPE_CHECKING`, for type checkers; a test compares both.
+Importing a package must not import torch or numpy for the sake of a name that the program may never
+use. A package that uses this module also imports its names under `TYPE_CHECKING`, for type
+checkers; a test compares both.
 """
 
 from __future__ import annotations

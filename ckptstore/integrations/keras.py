@@ -1,7 +1,6 @@
-"""Keras 3 with the torch backend: the callbacks of ckptstore.training in `fit`, and the state of a Keras model.
+"""Keras 3 with the torch backend: the callbacks of ckptstore.training in `fit`.
 
-Keras numbers its layers anew whenever a model is made, so what `.path` says of a variable differs between two runs of the
-same program. Variables are therefore saved by their position, with a name to read; shape and dtype are checked.
+The state of a Keras model is that of `arrays.keras`. See docs/adr/0014 and docs/adr/0024.
 """
 
 from __future__ import annotations
@@ -27,12 +26,25 @@ SETTLED_HOOKS = ("on_train_begin", "on_epoch_end", "on_train_batch_end")
 
 
 def tracked(model: keras.Model) -> dict[str, Any]:
-    """What a CheckpointManager needs to save and restore a Keras model outside fit: `CheckpointManager(store, **tracked(model))`."""
+    """The objects of a Keras model for a CheckpointManager outside `fit`.
+
+    Pass them on as in `CheckpointManager(store, **tracked(model))`. Variables are saved by their
+    position and a readable name, because Keras numbers its layers anew in each process.
+
+    Args:
+        model: The model, built. Its optimizer is included if it is compiled.
+
+    Returns:
+        "model" and, with an optimizer, "optimizer": objects with state_dict and load_state_dict.
+
+    Raises:
+        InvalidInputError: Keras does not run on the torch backend.
+    """
     _check_backend()
-    found: dict[str, Any] = {"model": ModelState(model)}
+    states: dict[str, Any] = {"model": ModelState(model)}
     if getattr(model, "optimizer", None) is not None:
-        found["optimizer"] = OptimizerState(model)
-    return found
+        states["optimizer"] = OptimizerState(model)
+    return states
 
 
 class KerasTraining(Training):
@@ -43,9 +55,7 @@ class KerasTraining(Training):
         super().__init__(None, tracked(model))
         self.model = model
         self._fit: weakref.ref[Any] | None = None
-        self._states.has_begun = (
-            True  # BackupAndRestore is the only one to load them, at the right time
-        )
+        self._states.has_begun = True  # BackupAndRestore alone loads them, at the right time
 
     @property
     def _states(self) -> Any:
@@ -53,7 +63,7 @@ class KerasTraining(Training):
 
     @property
     def stop_training(self) -> bool:
-        """Whether fit is to end."""
+        """Whether fit should end."""
         return bool(getattr(self.model, "stop_training", False))
 
     @stop_training.setter
@@ -68,7 +78,7 @@ class KerasTraining(Training):
 
     @step.setter
     def step(self, step: int) -> None:
-        """The optimizer counts by itself."""
+        """No effect: the optimizer counts its own iterations."""
 
     @property
     def rates(self) -> list[Any]:
@@ -76,31 +86,32 @@ class KerasTraining(Training):
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None:
             raise InvalidInputError("The Keras model has no optimizer. Compile it with one.")
-        several = getattr(optimizer, "optimizers", None)
-        if several is None:
+        optimizers = getattr(optimizer, "optimizers", None)
+        if optimizers is None:
             return [KerasRate("", optimizer)]
-        return [KerasRate(one.name, one) for one in several]
+        return [KerasRate(item.name, item) for item in optimizers]
 
     @property
     def directions(self) -> Mapping[str, Mode]:
-        """What the metrics that the model was compiled with say of themselves."""
-        found: dict[str, Mode] = {}
+        """The modes that Keras knows of the metrics the model was compiled with."""
+        modes: dict[str, Mode] = {}
         for metric in self.model.metrics:
-            for one in (metric, *getattr(metric, "metrics", ())):
-                if hasattr(one, "_direction"):
-                    found[one.name] = "max" if one._direction == "up" else "min"  # noqa: SLF001 - Keras has no other word for it
-        return found
+            for part in (metric, *getattr(metric, "metrics", ())):
+                if hasattr(part, "_direction"):
+                    is_up = part._direction == "up"  # noqa: SLF001 - there is no public attribute
+                    modes[part.name] = "max" if is_up else "min"
+        return modes
 
     @property
     def weights(self) -> Iterator[tuple[str, Any]]:
-        """The model's weights by readable names."""
+        """Readable names and values of the model's weights."""
         own = {id(weight) for weight in self.model.weights}
-        named = named_variables(self.model)
-        return iter([(name, found.value) for found, name in named if id(found) in own])
+        pairs = named_variables(self.model)
+        return iter([(name, variable.value) for variable, name in pairs if id(variable) in own])
 
     @property
     def embeddings(self) -> dict[str, Any]:
-        """The tables of embedding layers, by the layer's name."""
+        """The weights of embedding layers, by the layer's name."""
         return {
             layer.name: layer.embeddings.value
             for layer in layers(self.model)
@@ -109,25 +120,25 @@ class KerasTraining(Training):
 
     @property
     def architecture(self) -> str | None:
-        """The model's layers as JSON, None for a model that cannot say."""
+        """The model's layers as JSON; None for a model without a configuration."""
         try:
             return str(self.model.to_json())
-        except Exception:  # noqa: BLE001 - a model's own get_config may fail in any way
+        except Exception:  # noqa: BLE001 - a model's own get_config can raise any error
             return None
 
     @property
     def traceable(self) -> Any:
-        """Nothing: a Keras model shows its layers."""
+        """None: `architecture` describes a Keras model."""
         return None
 
     def join(self, callback: Any) -> None:
-        """Let a callback take part. With each fit those of the one before have left."""
+        """Add a callback. A new call of fit first removes those of the previous one."""
         fit = getattr(self.model, "history", None)
         if fit is not None and (self._fit is None or self._fit() is not fit):
             self._fit = weakref.ref(fit)
             self.callbacks.clear()
             self.is_terminated, self.saved = False, None
-            self.told.clear()
+            self.announced.clear()
             self.begin_at(0, 0)
             self.note_begun()
         super().join(callback)
@@ -139,30 +150,31 @@ class KerasTraining(Training):
                 setattr(callback, hook, Once(known))
 
     def settle(self, caller: Any, hook: str, *args: Any) -> None:
-        """Let those handle a hook who come after the caller in fit's list, and whose decisions it saves.
+        """Call a hook of later callbacks with a smaller turn before the caller saves.
 
-        Keras calls callbacks in the order of the list; what they did already is passed over then.
+        Keras calls callbacks in the order of fit's list; its own calls of these hooks then do
+        nothing.
         """
         if hook == "on_epoch_end":
             self.epoch, self.batch = args[0] + 1, 0
         elif hook == "on_train_batch_end":
             self.batch = args[0] + 1
-        found = [place for place, other in enumerate(self.callbacks) if other is caller]
-        for other in self.callbacks[found[0] + 1 if found else 0 :]:
+        places = [place for place, other in enumerate(self.callbacks) if other is caller]
+        for other in self.callbacks[places[0] + 1 if places else 0 :]:
             once = getattr(other, hook)
             if getattr(other, "turn", 0) < caller.turn and isinstance(once, Once):
                 once.in_advance(*args)
 
     def begin_at(self, epoch: int, batch: int, *, stops: bool = False) -> None:
-        """Make fit begin with an epoch, or end at once."""
+        """Make fit begin with an epoch, or end immediately."""
         super().begin_at(epoch, batch, stops=stops)
         if stops:
             epoch = max([epoch, *(callback.params.get("epochs", 0) for callback in self.callbacks)])
-        self.model._initial_epoch = epoch  # noqa: SLF001 - where fit looks; Keras' own BackupAndRestore sets it too
+        self.model._initial_epoch = epoch  # noqa: SLF001 - as Keras' own BackupAndRestore does
 
     def note_begun(self) -> None:
-        """Fit has looked; the next one is to begin as it is told."""
-        self.model._initial_epoch = None  # noqa: SLF001 - Keras itself never takes it back
+        """Reset the initial epoch, so that the next call of fit begins as its arguments say."""
+        self.model._initial_epoch = None  # noqa: SLF001 - Keras itself never resets it
 
 
 class KerasRate:
@@ -174,7 +186,7 @@ class KerasRate:
 
     @property
     def value(self) -> float:
-        """What it is now."""
+        """The current learning rate."""
         return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
 
     def change(self, value: float) -> None:
@@ -183,21 +195,21 @@ class KerasRate:
 
 
 class Once:
-    """A hook that may be called before its turn; its turn then does nothing."""
+    """A hook that may be called in advance; its regular call then does nothing."""
 
     def __init__(self, hook: Any) -> None:
         self.hook = hook
         self.is_done = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Its turn."""
+        """The regular call."""
         if self.is_done:
             self.is_done = False
         else:
             self.hook(*args, **kwargs)
 
     def in_advance(self, *args: Any) -> None:
-        """Before its turn."""
+        """Call the hook before its regular call."""
         if not self.is_done:
             self.hook(*args)
             self.is_done = True
@@ -206,8 +218,8 @@ class Once:
 def _check_backend() -> None:
     if keras.backend.backend() != "torch":
         raise InvalidInputError(
-            f"Keras runs on {keras.backend.backend()}; ckptstore's callbacks need the torch backend. Set "
-            "KERAS_BACKEND=torch before Keras is imported."
+            f"Keras runs on {keras.backend.backend()}; the callbacks of ckptstore need the torch "
+            "backend. Set KERAS_BACKEND=torch before Keras is imported."
         )
 
 

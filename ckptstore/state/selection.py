@@ -1,7 +1,8 @@
 """Selection: which paths an include and an exclude list choose.
 
-A pattern is matched part by part between the slashes: `*`, `?` and `[…]` stay inside one part, `**` stands for any
-number of parts. A pattern also chooses all that lies below what it matches: "model" means "model/**" as well.
+Patterns are matched component by component between the slashes: `*`, `?` and `[…]` match within one
+component, `**` any number of them. A pattern also selects everything below what it matches: "model"
+includes "model/**".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tracked: the objects whose state makes up a checkpoint of a training, as one nest to commit and to fill."""
+"""Tracked: the objects of a training as one nested state to commit, and one destination to fill."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ RANDOM, PROGRESS = "rng", "progress"
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Anything that gives its state and takes it again: modules, optimizers, schedulers, scalers, data loaders."""
+    """Anything with a state: modules, optimizers, schedulers, scalers, data loaders."""
 
     def state_dict(self) -> Any:
-        """The state."""
+        """The state, a nested structure."""
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Take a state."""
+        """Restore a state."""
 
 
 class Box:
-    """Takes a state and holds it until it is wanted."""
+    """A stateful object that only keeps the state it is given."""
 
     def __init__(self) -> None:
         self.state: Any = None
 
     def state_dict(self) -> Any:
-        """What it holds."""
+        """The state."""
         return self.state
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Hold this."""
+        """Keep a state."""
         self.state = state_dict
 
 
 def stateful(name: str, value: object) -> Stateful:
-    """What is to be tracked of an object; InvalidInputError for one that has no state."""
+    """The stateful object to track for an object; InvalidInputError for one without a state."""
     if name in (RANDOM, PROGRESS):
         raise InvalidInputError(
-            f"{name!r} is what the manager itself saves under that name. Choose another."
+            f"The manager itself saves something under the name {name!r}. Choose another name."
         )
     if is_keras(value):
         return ModelState(value)
@@ -63,7 +63,7 @@ def stateful(name: str, value: object) -> Stateful:
 def capture(
     tracked: Mapping[str, Stateful], *, progress: Mapping[str, object], random: bool
 ) -> dict[str, Any]:
-    """The states of all, as they are now; arrays are those in use, not copies."""
+    """The current states of all objects; arrays are those in use, not copies."""
     state: dict[str, Any] = {name: item.state_dict() for name, item in tracked.items()}
     state[PROGRESS] = dict(progress)
     if random:
@@ -74,9 +74,13 @@ def capture(
 def destination(
     tracked: Mapping[str, Stateful], names: Collection[str | int]
 ) -> tuple[dict[str, Any], Box, Box]:
-    """What a checkout fills, and the boxes for random numbers and progress. names: the checkpoint's outermost ones.
+    """The destination of a checkout, and the boxes in it for random states and progress.
 
-    Data loaders come last of the others: making their iterator draws random numbers.
+    Data loaders follow the other objects because creating their iterators draws random numbers.
+
+    Args:
+        tracked: The objects by name.
+        names: The outermost keys of the checkpoint.
     """
     random, progress = Box(), Box()
     loaders = [name for name, item in tracked.items() if _is_loader(item)]
@@ -87,7 +91,7 @@ def destination(
 
 
 def settle(tracked: Mapping[str, Stateful], random: Box) -> None:
-    """Do what has to come after everything was filled: loaders make their iterators, then random numbers are set."""
+    """Finish a restore: let data loaders create their iterators, then set the random states."""
     for item in tracked.values():
         if _is_loader(item):
             item.state_dict()
@@ -96,5 +100,5 @@ def settle(tracked: Mapping[str, Stateful], random: Box) -> None:
 
 
 def _is_loader(item: object) -> bool:
-    """True for a data loader that knows its position, such as torchdata's StatefulDataLoader."""
+    """True for a stateful data loader, such as torchdata's StatefulDataLoader."""
     return hasattr(item, "__iter__") and hasattr(item, "dataset")

@@ -1,6 +1,7 @@
-"""Training: what callbacks see of the training in progress, here a plain loop over a PyTorch model.
+"""Training: the training in progress as its callbacks see it, here a plain loop over a torch model.
 
-Callbacks that are given the same model find each other here, and what they save holds the states of all of them.
+Callbacks of the same model find each other here, and their checkpoints hold the states of all of
+them. It runs no loop, and knows nothing of other frameworks: `frameworks` does. See docs/adr/0014.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.callback_states import CALLBACKS, CallbackStates
 from ckptstore.training.frameworks import training_for
 
 if TYPE_CHECKING:
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
     from ckptstore.revisions import Mode
     from ckptstore.training.manager import CheckpointManager
 
-CALLBACKS = "callbacks"  # the name under which a checkpoint holds the states of callbacks
-
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One learning rate: of a group of parameters.
+    """The learning rate of one group of parameters.
 
-    optimizer: the optimizer's name, empty where there is only one.
+    Attributes:
+        optimizer: The optimizer's name; empty if there is only one.
+        group: The optimizer's own dict of the group.
     """
 
     optimizer: str
@@ -37,7 +39,7 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """What it is now."""
+        """The current learning rate."""
         return float(self.group["lr"])
 
     def change(self, value: float) -> None:
@@ -51,11 +53,19 @@ class Rate:
 class Training:
     """A training in progress.
 
-    tracked: what a checkpoint holds, by name. callbacks: those that take part, in their order. epoch, batch: what comes
-    next, from 0. step: batches done since the very beginning. initial_epoch, initial_batch: where the loop is to begin.
-    is_terminated: the loss became NaN, so that nothing is worth saving any more.
-    saved: which manager saved last, and at which position. told: the newest checkpoint that callbacks were told of, by
-    repository and branch.
+    Attributes:
+        model: The model.
+        manager: The CheckpointManager passed to `CallbackList`, if any.
+        tracked: The objects that a checkpoint holds, by name.
+        callbacks: The callbacks that take part, in their order.
+        epoch: The current or next epoch, counted from 0.
+        batch: The next batch of the epoch, counted from 0.
+        step: The number of batches done since the beginning of the first run.
+        initial_epoch: The epoch at which the loop begins.
+        initial_batch: The batch of that epoch at which the loop begins.
+        is_terminated: True once the loss was not finite, so that nothing more is saved.
+        saved: The manager that saved last, and the position at which it did.
+        announced: The newest announced checkpoint by repository and branch.
     """
 
     manager: CheckpointManager | None = None
@@ -71,12 +81,12 @@ class Training:
         self.step = 0
         self.is_terminated = False
         self.saved: tuple[object, ...] | None = None
-        self.told: dict[tuple[str, str], Digest | None] = {}
+        self.announced: dict[tuple[str, str], Digest | None] = {}
         self._stops = False
 
     @property
     def stop_training(self) -> bool:
-        """Whether the loop is to end; a callback may also say so on the model, as with Keras."""
+        """Whether the loop should end. As in Keras, a callback may also set it on the model."""
         return self._stops or getattr(self.model, "stop_training", False) is True
 
     @stop_training.setter
@@ -87,7 +97,11 @@ class Training:
 
     @property
     def rates(self) -> list[Rate]:
-        """All learning rates; InvalidInputError when there is no optimizer."""
+        """All learning rates.
+
+        Raises:
+            InvalidInputError: There is no optimizer.
+        """
         optimizers = {
             name: item.param_groups
             for name, item in self.tracked.items()
@@ -97,16 +111,16 @@ class Training:
             raise InvalidInputError(
                 "There is no optimizer, so no learning rate. Pass optimizer=… to CallbackList."
             )
-        alone = len(optimizers) == 1
+        is_single = len(optimizers) == 1
         return [
-            Rate("" if alone else name, group)
+            Rate("" if is_single else name, group)
             for name, groups in optimizers.items()
             for group in groups
         ]
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate; the first one where there are several."""
+        """The learning rate, the first if there are several. Setting it changes all of them."""
         return float(self.rates[0].value)
 
     @learning_rate.setter
@@ -116,27 +130,27 @@ class Training:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """One learning rate of each optimizer, by the name it has in logs."""
-        found: dict[str, float] = {}
+        """The first learning rate of each optimizer, by its name in logs."""
+        values: dict[str, float] = {}
         for rate in self.rates:
             name = f"learning_rate_{rate.optimizer}" if rate.optimizer else "learning_rate"
-            found.setdefault(name, rate.value)
-        return found
+            values.setdefault(name, rate.value)
+        return values
 
     @property
     def directions(self) -> Mapping[str, Mode]:
-        """Whether less or more of a metric is better, where the framework knows it."""
+        """The mode, "min" or "max", of the metrics of which the framework knows it."""
         return {}
 
     @property
     def weights(self) -> Iterator[tuple[str, Any]]:
-        """The model's parameters by readable names."""
+        """The names and values of the model's parameters."""
         named = getattr(self.model, "named_parameters", None)
         return iter(()) if named is None else iter(named())
 
     @property
     def embeddings(self) -> dict[str, Any]:
-        """The tables of embedding layers, by the layer's name."""
+        """The weights of embedding layers, by the layer's name."""
         torch = sys.modules.get("torch")
         if torch is None or not hasattr(self.model, "named_modules"):
             return {}
@@ -148,114 +162,55 @@ class Training:
 
     @property
     def architecture(self) -> str | None:
-        """The model's layers as the JSON that Keras gives, None where there is none."""
+        """The model's layers as JSON of Keras; None for other models."""
         return None
 
     @property
     def traceable(self) -> Any:
-        """The module whose graph a tracer can follow, None where there is none."""
+        """The module whose graph can be traced; None if there is none."""
         return self.model if hasattr(self.model, "register_forward_pre_hook") else None
 
     @property
     def position(self) -> tuple[int, int, int]:
-        """What comes next: epoch, batch, and the steps that are done."""
+        """The next epoch and batch, and the number of steps done."""
         return self.epoch, self.batch, self.step
 
     def join(self, callback: Any) -> None:
-        """Let a callback take part."""
+        """Add a callback."""
         if not any(callback is other for other in self.callbacks):
             self.callbacks.append(callback)
 
     def settle(self, caller: Any, hook: str, *args: Any) -> None:
-        """Let everybody else handle a hook before the caller, who saves what they decide; CallbackList sees to it."""
+        """Call a hook of all other callbacks before the caller saves their decisions.
+
+        Nothing to do here: `CallbackList` orders its callbacks.
+        """
 
     def announce(self, checkpoint: Checkpoint, branch: str) -> None:
-        """Tell all callbacks of a checkpoint that one of them made."""
+        """Call on_checkpoint of all callbacks for a checkpoint that one of them made."""
         for callback in self.callbacks:
             if hasattr(callback, "on_checkpoint"):
                 callback.on_checkpoint(checkpoint, branch)
 
     def begin_at(self, epoch: int, batch: int, *, stops: bool = False) -> None:
-        """Make the loop begin at a position, or end at once."""
+        """Make the loop begin at a position, or end immediately."""
         self.initial_epoch, self.initial_batch = epoch, batch
         self.epoch, self.batch = epoch, batch
         if stops:
             self.stop_training = True
 
     def note_begun(self) -> None:
-        """The loop has taken notice of where to begin."""
-
-
-class CallbackStates:
-    """The states of a training's callbacks and its position, as one thing to save and load.
-
-    Before `begin`, which follows the callbacks' on_train_begin, a state that is loaded waits.
-    """
-
-    def __init__(self, training: Training) -> None:
-        self._training = weakref.ref(training)
-        self._waiting: dict[str, Any] | None = None
-        self.has_begun = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of each callback that has one, by its class, and where the training is."""
-        training = self._the_training
-        states = {name: item.state_dict() for name, item in self._named()}
-        epoch, batch, step = training.position
-        return {
-            "epoch": epoch,
-            "batch": batch,
-            "step": step,
-            "stops": training.stop_training,
-            "states": {name: state for name, state in states.items() if state},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Bring callbacks and position to a state; callbacks that it does not know stay as they are."""
-        if not self.has_begun:
-            self._waiting = state
-            return
-        training = self._the_training
-        training.step = state["step"]
-        for name, callback in self._named():
-            if name in state["states"]:
-                callback.load_state_dict(state["states"][name])
-        training.begin_at(state["epoch"], state["batch"], stops=state["stops"])
-
-    def begin(self) -> None:
-        """Load what waits, now that all callbacks have begun."""
-        self.has_begun = True
-        if self._waiting is not None:
-            state, self._waiting = self._waiting, None
-            self.load_state_dict(state)
-
-    @property
-    def _the_training(self) -> Training:
-        training = self._training()
-        if training is None:
-            raise InvalidInputError("The training whose callbacks these were has ended.")
-        return training
-
-    def _named(self) -> list[tuple[str, Any]]:
-        """The callbacks by the names of their classes, numbered where there are several of one."""
-        counts: dict[str, int] = {}
-        found = []
-        for callback in self._the_training.callbacks:
-            if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
-                kind = type(callback).__name__
-                counts[kind] = counts.get(kind, 0) + 1
-                found.append((kind if counts[kind] == 1 else f"{kind}_{counts[kind]}", callback))
-        return found
+        """Called once the loop has begun at its initial position."""
 
 
 _trainings: weakref.WeakKeyDictionary[Any, weakref.ref[Training]] = weakref.WeakKeyDictionary()
 
 
 def training_of(model: Any) -> Training:
-    """The training of a model that is in progress, or a new one."""
+    """The training of a model in progress, or a new one."""
     try:
         known = _trainings.get(model)
-    except TypeError:  # nothing to remember it by
+    except TypeError:  # the model is not hashable or has no weak references
         return Training(model)
     training = known() if known is not None else None
     if training is None:
@@ -265,8 +220,6 @@ def training_of(model: Any) -> Training:
 
 
 def remember(model: Any, training: Training) -> None:
-    """Make this the training of a model; it is remembered for as long as somebody else holds it."""
-    with suppress(
-        TypeError
-    ):  # models that cannot be remembered are told their training by CallbackList
+    """Make this the training of a model for as long as other references to it exist."""
+    with suppress(TypeError):  # CallbackList passes their training to callbacks of such models
         _trainings[model] = weakref.ref(training)

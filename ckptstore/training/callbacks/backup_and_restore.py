@@ -6,9 +6,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CorruptError
+from ckptstore.training.callback_states import CALLBACKS
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.saver import Saver, manager_of
-from ckptstore.training.training import CALLBACKS
 from ckptstore.training.triggers import Frequency
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import itertools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.callback_states import CALLBACKS, CallbackStates
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
-from ckptstore.training.training import CALLBACKS, CallbackStates, Training, remember
+from ckptstore.training.training import Training, remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ class CallbackList(Callback):
         training = self.training
         training.stop_training = training.is_terminated = False
         training.saved = None
-        training.told.clear()
+        training.announced.clear()
         training.begin_at(self._initial_epoch, 0)
         if self._states.has_begun:  # a second training with the same list
             training.step = 0

@@ -12,9 +12,9 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.callback_states import CALLBACKS
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
-from ckptstore.training.training import CALLBACKS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +119,7 @@ class Saver(Callback):
             lend(manager, self.training)
             self._manager = manager
         head = self.manager.latest
-        self.training.told.setdefault(self._line, head.id if head is not None else None)
+        self.training.announced.setdefault(self._line, head.id if head is not None else None)
 
     def save(self, logs: Logs, *, message: str) -> bool:
         """Save now.
@@ -156,11 +156,11 @@ class Saver(Callback):
 
     def _announce(self) -> None:
         """Announce the checkpoints that have become durable since the last time."""
-        head, last = self.manager.latest, self.training.told[self._line]
+        head, last = self.manager.latest, self.training.announced[self._line]
         if head is None or head.id == last:
             return
         newest = self.manager.repository.log(head.id, limit=NEW_MAX)
         new: list[Checkpoint] = list(takewhile(lambda checkpoint: checkpoint.id != last, newest))
-        self.training.told[self._line] = head.id
+        self.training.announced[self._line] = head.id
         for checkpoint in reversed(new):
             self.training.announce(checkpoint, self.manager.branch)

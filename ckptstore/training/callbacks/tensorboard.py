@@ -332,8 +332,8 @@ def _batches_to_profile(batches: int | str | Sequence[int]) -> tuple[int, int] |
         numbers = []
     if not 1 <= len(numbers) <= 2 or numbers[0] < 0 or numbers[-1] < numbers[0]:
         raise InvalidInputError(
-            f"TensorBoard: profile_batch is {shown(batches)}; a batch, or the first and the last of "
-            "several, is expected."
+            f"TensorBoard: profile_batch is {shown(batches)}; a batch, or the first and the last "
+            "of several, is expected."
         )
     return (numbers[0], numbers[-1]) if numbers[-1] else None
 

@@ -1,0 +1,78 @@
+"""The states of a training's callbacks and its position, as one stateful object.
+
+It decides nothing about when to save or load. See docs/adr/0014.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from ckptstore.training.training import Training
+
+CALLBACKS = "callbacks"  # the name under which a checkpoint holds the states of callbacks
+
+
+class CallbackStates:
+    """The states of a training's callbacks and its position.
+
+    A state that is loaded before `begin` waits for it, as the callbacks' on_train_begin comes first.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._training = weakref.ref(training)
+        self._waiting: dict[str, Any] | None = None
+        self.has_begun = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each callback that has one, by its class, and the training's position."""
+        training = self._the_training
+        states = {name: item.state_dict() for name, item in self._named()}
+        epoch, batch, step = training.position
+        return {
+            "epoch": epoch,
+            "batch": batch,
+            "step": step,
+            "stops": training.stop_training,
+            "states": {name: state for name, state in states.items() if state},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore callbacks and position. Callbacks that the state lacks stay as they are."""
+        if not self.has_begun:
+            self._waiting = state
+            return
+        training = self._the_training
+        training.step = state["step"]
+        for name, callback in self._named():
+            if name in state["states"]:
+                callback.load_state_dict(state["states"][name])
+        training.begin_at(state["epoch"], state["batch"], stops=state["stops"])
+
+    def begin(self) -> None:
+        """Load the state that waits, now that all callbacks have begun."""
+        self.has_begun = True
+        if self._waiting is not None:
+            state, self._waiting = self._waiting, None
+            self.load_state_dict(state)
+
+    @property
+    def _the_training(self) -> Training:
+        training = self._training()
+        if training is None:
+            raise InvalidInputError("The training of these callbacks has ended.")
+        return training
+
+    def _named(self) -> list[tuple[str, Any]]:
+        """The stateful callbacks by class name, numbered where there are several of a class."""
+        counts: dict[str, int] = {}
+        pairs = []
+        for callback in self._the_training.callbacks:
+            if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+                kind = type(callback).__name__
+                counts[kind] = counts.get(kind, 0) + 1
+                pairs.append((kind if counts[kind] == 1 else f"{kind}_{counts[kind]}", callback))
+        return pairs
