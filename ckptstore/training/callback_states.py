@@ -19,7 +19,7 @@ CALLBACKS = "callbacks"  # the name under which a checkpoint holds the states of
 class CallbackStates:
     """The states of a training's callbacks and its position.
 
-    A state that is loaded before `begin` waits for it, as the callbacks' on_train_begin comes first.
+    A state that is loaded earlier waits for `begin`, which follows the callbacks' on_train_begin.
     """
 
     def __init__(self, training: Training) -> None:
