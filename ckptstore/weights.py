@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import repository
-from ckptstore.arrays.source import is_module
+from ckptstore.arrays.frameworks import is_module
 from ckptstore.repository import Repository
 from ckptstore.state.paths import WEIGHTS
 

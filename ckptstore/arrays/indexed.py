@@ -7,14 +7,14 @@ import sys
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import source as arrays
 from ckptstore.arrays.lazy import LazyArray
+from ckptstore.arrays.source import NDARRAY, TENSOR
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FRAMEWORKS = {"torch": arrays.TENSOR, "numpy": arrays.NDARRAY}
+FRAMEWORKS = {"torch": TENSOR, "numpy": NDARRAY}
 _DLPACK_CPU = 1
 
 
@@ -53,14 +53,14 @@ class IndexedArray(LazyArray):
 
         if copy is False:
             raise ValueError("An array that is read from a repository is always a copy.")
-        return np.asarray(self._all(arrays.NDARRAY), dtype=dtype)
+        return np.asarray(self._all(NDARRAY), dtype=dtype)
 
     def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
         """All of it, for torch and others that take tensors by DLPack. options: of that protocol."""
         if copy is False:
             raise BufferError("An array that is read from a repository is always a copy.")
         has_tensor = self.dtype and sys.modules.get("torch") is not None
-        return self._all(arrays.TENSOR if has_tensor else arrays.NDARRAY).__dlpack__(**options)
+        return self._all(TENSOR if has_tensor else NDARRAY).__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """The processor's memory."""

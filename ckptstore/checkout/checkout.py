@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.memory import check_memory
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place

@@ -10,7 +10,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.index import touched, wanted
 from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.checkout.reader import READ_THREADS

@@ -8,20 +8,18 @@ See docs/adr/0023 for how checkout and followers carry a placement out.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays.keras import ModelState, is_keras
-from ckptstore.arrays.source import (
+from ckptstore.arrays.frameworks import (
     copy_chunk,
     describe,
-    has_no_memory,
     is_array,
-    is_lazy,
     is_module,
-    is_ndarray,
+    is_uninitialized,
+    unwritable,
 )
+from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.checkout.opener import unlisted
 from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
@@ -200,7 +198,7 @@ class _Place:
 
     def array(self, node: Node, target: Any, name: str) -> None:
         """Match an array with an array of the same dtype and shape."""
-        is_filled = is_array(target) and not is_lazy(target)
+        is_filled = is_array(target) and not is_uninitialized(target)
         if not isinstance(node, ArrayNode) or not is_filled:
             there = "an array" if isinstance(node, ArrayNode) else "a plain value"
             here = "an array" if is_filled else f"a {type(target).__name__}"
@@ -216,7 +214,7 @@ class _Place:
             self.placement.mismatched.append(
                 f"{name} ({entry.dtype} {list(entry.shape)} there, {dtype} {list(shape)} here)"
             )
-        elif (reason := _unwritable(target)) is not None:
+        elif (reason := unwritable(target)) is not None:
             self.placement.mismatched.append(f"{name} (the destination {reason})")
         elif self.entries[first].digests != entry.digests:
             self.placement.mismatched.append(
@@ -240,7 +238,7 @@ class _Place:
             names.add(name)
             if name not in expected:
                 self.unexpected(item, inner)
-            elif is_array(expected[name]) and not is_lazy(expected[name]):
+            elif is_array(expected[name]) and not is_uninitialized(expected[name]):
                 before = len(self.placement.mismatched)
                 self.array(item, expected[name], inner)
                 if id(expected[name]) not in own and len(self.placement.mismatched) == before:
@@ -315,21 +313,3 @@ def _kind(node: Node) -> str:
 
 def _text(key: object) -> str:
     return key if isinstance(key, str) else shown(key)
-
-
-def _unwritable(target: Any) -> str | None:
-    """Why an array cannot be written in place; None when it can."""
-    if is_ndarray(target):
-        return None if target.flags.writeable else "is read-only"
-    if target.is_meta:
-        return "is on the meta device; use module.to_empty() first"
-    if target.layout is not sys.modules["torch"].strided or target.is_quantized:
-        return "is sparse or quantized"
-    if has_no_memory(target):
-        return "has no memory; its storage was freed"
-    if any(
-        stride == 0 and length > 1
-        for stride, length in zip(target.stride(), target.shape, strict=True)
-    ):
-        return "is an expanded view, whose elements share memory"
-    return None

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.memory import check_memory
 from ckptstore.documents.chunks import Chunk, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from ckptstore.arrays.source import is_module
+from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.opener import ArrayOpener
 from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree

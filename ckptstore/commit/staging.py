@@ -7,11 +7,13 @@ state holds besides arrays is taken apart at once, so nothing that happens to th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.source import NDARRAY, TENSOR
 from ckptstore.errors import StorageError
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import Flat
@@ -54,7 +56,8 @@ class Staging:
         import torch
 
         with paused_collector():
-            flat = flatten_state(value, describe=arrays.describe_only, encode=codecs.encode)
+            describe = partial(arrays.describe, with_bytes=False)
+            flat = flatten_state(value, describe=describe, encode=codecs.encode)
             own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
             places = self._places_for(own)
             with torch.no_grad():
@@ -105,7 +108,7 @@ class _Place:
         self.source = replace(source, array=None, identity=None, flat=memory, is_private=True)
         self._memory = memory
         self._view = None
-        if source.kind == arrays.TENSOR and source.nbytes and source.dtype not in _ONLY_BYTES:
+        if source.kind == TENSOR and source.nbytes and source.dtype not in _ONLY_BYTES:
             self._view = room.view(source.array.dtype).reshape(source.shape)
 
     def fits(self, source: ArraySource) -> bool:
@@ -124,7 +127,7 @@ class _Place:
                 self._view.copy_(array)
                 return None
         if source.nbytes:
-            arrays.copy_out(array if source.kind == arrays.NDARRAY else array.cpu(), self._memory)
+            arrays.copy_out(array if source.kind == NDARRAY else array.cpu(), self._memory)
         return None
 
 

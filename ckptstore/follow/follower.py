@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.arrays.source import is_module
+from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.stored_state import StoredState
 from ckptstore.errors import (

@@ -10,7 +10,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.errors import UnsupportedValueError
 
@@ -79,25 +79,17 @@ class Memory:
 def location_of(array: Any) -> object:
     """Equal for the same memory read in the same way, while it lives; None where unknown."""
     try:
-        source = arrays.describe_only(array)
+        source = arrays.describe(array, with_bytes=False)
     except UnsupportedValueError:
         return None
     return None if source is None else source.identity
 
 
 def _end_of(holder: Any) -> IsGone | None:
-    """A function that is true once the holder is gone; None where that cannot be observed.
-
-    The memory of a tensor is what counts, as views share it.
-    """
-    if arrays.is_array(holder) and not arrays.is_ndarray(holder):
-        if location_of(holder) is None:
-            return None
-        from torch.multiprocessing.reductions import StorageWeakRef
-
-        storage = StorageWeakRef(holder.untyped_storage())  # type: ignore[no-untyped-call]
-        expired: IsGone = storage.expired
-        return expired
+    """A function that is true once the holder is gone; None where that cannot be observed."""
+    framework = arrays.framework_of(holder)
+    if framework is not None:
+        return framework.end_of(holder)
     try:
         reference = weakref.ref(holder)
     except TypeError:

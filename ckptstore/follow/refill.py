@@ -11,7 +11,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.source import NDARRAY, part_of
 from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, read_bundle
@@ -70,13 +71,12 @@ class Change:
 
     def copy(self) -> memoryview:
         """The bytes that are in its place now."""
-        data, target = self._buffer(), self.fill.target
-        target = target if arrays.is_ndarray(target) else target.detach()
-        arrays.copy_out(target[self.chunk.index] if self.chunk.index else target, data)
+        data = self._buffer()
+        arrays.copy_out(part_of(self.fill.target, self.chunk), data)
         return data
 
     def _buffer(self) -> memoryview:
-        return arrays.allocate(arrays.NDARRAY, "uint8", (self.chunk.size,))[1]
+        return arrays.allocate(NDARRAY, "uint8", (self.chunk.size,))[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

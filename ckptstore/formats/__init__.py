@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
 from ckptstore.formats.publish import published

@@ -16,10 +16,11 @@ import numpy as np
 import zarr
 from zarr.errors import NodeTypeValidationError
 
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.index import wanted
 from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.arrays.memory import check_memory
+from ckptstore.arrays.source import NDARRAY
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, first_line
 from ckptstore.zarr.bands import BOX_BYTES, Bands
@@ -47,7 +48,7 @@ class ZarrArray(IndexedArray):
             dates). Such an array can only be indexed, which returns numpy arrays.
     """
 
-    def __init__(self, store: ContentStore, path: str, *, kind: str = arrays.NDARRAY) -> None:
+    def __init__(self, store: ContentStore, path: str, *, kind: str = NDARRAY) -> None:
         array = _opened(store, path)
         name = _name(array.dtype)
         self.path, self.kind, self.identity = path, kind, object()
@@ -116,7 +117,7 @@ class ZarrArray(IndexedArray):
     def _in_framework(self, value: Any) -> Any:
         """The values as an array of the framework `kind`."""
         array = _native(value)
-        if self.kind == arrays.NDARRAY or not self.dtype:
+        if self.kind == NDARRAY or not self.dtype:
             return array if array.flags.owndata and array.flags.writeable else array.copy()
         return arrays.from_bytes(self.kind, self.dtype, array.shape, _bytes(array))
 

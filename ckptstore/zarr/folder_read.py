@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs, json_document
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.file import OpenFile
 from ckptstore.documents import canonical, structure, zarr_document
 from ckptstore.documents.nodes import ZARR, ArrayNode

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.documents.chunks import Chunk, chunk_shape, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.arrays import codecs
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.documents import structure
 from ckptstore.documents.nodes import ArrayNode
 from ckptstore.state import tree

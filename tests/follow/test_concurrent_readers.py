@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ckptstore
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
 from ckptstore.follow import rwlock
 from tests.helpers.root import ROOT
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckptstore.arrays import codecs
-from ckptstore.arrays import source as arrays
+from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.source import NDARRAY
 from ckptstore.arrays.strided import c_strides
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, shown
@@ -48,7 +49,7 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
 
     def stand_in(path: str, kind: str) -> Any:
         source = flat.arrays[path]
-        if kind == arrays.NDARRAY:
+        if kind == NDARRAY:
             return arrays.from_bytes(kind, source.dtype, source.shape, source.whole())
         sources.append(source)
         return _Tensor(source, str(len(sources) - 1))
@@ -65,9 +66,7 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
 
 def _check_arrays(flat: Flat[ArraySource]) -> None:
     """Refuses numpy arrays that are too large to be part of a pickle."""
-    sizes = {
-        path: source.nbytes for path, source in flat.arrays.items() if source.kind == arrays.NDARRAY
-    }
+    sizes = {path: source.nbytes for path, source in flat.arrays.items() if source.kind == NDARRAY}
     if sum(sizes.values()) > ARRAYS_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
         raise InvalidInputError(

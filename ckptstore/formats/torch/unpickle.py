@@ -21,7 +21,8 @@ from torch._weights_only_unpickler import Unpickler
 from torch.serialization import DEFAULT_PROTOCOL
 
 from ckptstore.arrays.file import FileArray
-from ckptstore.arrays.source import REPEATED_BYTES_MAX, copy_out
+from ckptstore.arrays.frameworks import copy_out
+from ckptstore.arrays.source import REPEATED_BYTES_MAX
 from ckptstore.arrays.strided import ChangedArray, StridedArray
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, shown

@@ -1,0 +1,143 @@
+"""Frameworks: which framework an array belongs to, and what is done with arrays of any.
+
+A framework is a module of this package and a line of the registry below. It is imported once its
+arrays can exist, which is when the program has imported the framework, or when an array of it has
+to be made: naming checkpoints needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays.lazy import LazyArray
+from ckptstore.arrays.source import NDARRAY, TENSOR, ArraySource, part_of
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import StorageError, UnsupportedValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ckptstore.arrays.source import Framework
+    from ckptstore.documents.chunks import Chunk
+
+
+@cache
+def _torch() -> Framework:
+    from ckptstore.arrays.torch import Torch
+
+    return Torch()
+
+
+@cache
+def _numpy() -> Framework:
+    from ckptstore.arrays.numpy import Numpy
+
+    return Numpy()
+
+
+# By the name of the framework's top-level module, and by the kind of its arrays in a structure.
+_BY_MODULE: dict[str, Callable[[], Framework]] = {"torch": _torch, "numpy": _numpy}
+_BY_KIND = {TENSOR: _torch, NDARRAY: _numpy}
+
+
+def framework_of(value: object) -> Framework | None:
+    """The framework of an array; None for any other value."""
+    for name, load in _BY_MODULE.items():
+        if name in sys.modules:
+            framework = load()
+            if isinstance(value, framework.array_type):
+                return framework
+    return None
+
+
+def describe(value: object, *, with_bytes: bool = True) -> ArraySource | None:
+    """How to read an array, or None for any other value.
+
+    UnsupportedValueError, without a path, for an array that cannot be stored bit for bit.
+    with_bytes: False, where `flat` is not wanted, is faster.
+    """
+    framework = framework_of(value)
+    if framework is not None:
+        return framework.describe(value, with_bytes=with_bytes)
+    return _describe_lazy(value) if isinstance(value, LazyArray) else None
+
+
+def is_array(value: object) -> bool:
+    """True for an array with memory of its own, which lazy arrays do not have."""
+    return framework_of(value) is not None
+
+
+def is_module(value: object) -> bool:
+    """True for a torch nn.Module."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def is_uninitialized(value: object) -> bool:
+    """True for a parameter or buffer of a torch module that has no shape yet."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.nn.parameter.is_lazy(value)
+
+
+def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
+    """A new, writable array, and its bytes; StorageError where there is no memory for it."""
+    try:
+        return _BY_KIND[kind]().allocate(dtype, shape)
+    except UnsupportedValueError:
+        raise
+    except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
+        raise StorageError(
+            f"There is no memory for an array of dtype {dtype} and shape {shape}: {error}"
+        ) from error
+
+
+def from_bytes(kind: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Any:
+    """A new, writable array with a copy of these bytes."""
+    array, flat = allocate(kind, dtype, shape)
+    flat[:] = data
+    return array
+
+
+def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
+    """Copy the checked bytes of a chunk to their place in an array of the same dtype and shape."""
+    _known(target).copy_in(part_of(target, chunk), data)
+
+
+def copy_out(array: Any, data: memoryview) -> None:
+    """Copy the elements of an array to a buffer, in C order."""
+    _known(array).copy_out(array, data)
+
+
+def unwritable(array: Any) -> str | None:
+    """Why an array cannot be filled in place; None when it can."""
+    return _known(array).unwritable(array)
+
+
+def to_device(array: Any, device: Any) -> Any:
+    """An array on a device, as its framework names devices; one that has none stays as it is."""
+    return _known(array).to_device(array, device)
+
+
+def _known(array: Any) -> Framework:
+    framework = framework_of(array)
+    assert framework is not None
+    return framework
+
+
+def _describe_lazy(value: LazyArray) -> ArraySource:
+    if value.dtype not in ITEM_BYTES:
+        raise UnsupportedValueError(
+            "has elements that only Zarr knows. Leave it out (exclude), or export a .zarr"
+        )
+    return ArraySource(
+        kind=value.kind,
+        dtype=value.dtype,
+        shape=value.shape,
+        nbytes=value.nbytes,
+        identity=value.identity,
+        array=value,
+        flat=None,
+        framework=None,
+    )

@@ -1,0 +1,113 @@
+"""numpy arrays, those of the dtypes of ml_dtypes included.
+
+Object arrays, subclasses and arrays of another byte order are refused: a checkpoint stores elements
+bit for bit, or not at all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ckptstore.arrays.source import NDARRAY, ArraySource, Framework, refuse_layout
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import UnsupportedValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DTYPES = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
+)
+_ML_DTYPES = frozenset(name for name in ITEM_BYTES if name.startswith(("bfloat", "float8")))
+
+
+class Numpy(Framework):
+    """The arrays of numpy."""
+
+    array_type = np.ndarray
+
+    def describe(self, array: Any, *, with_bytes: bool = True) -> ArraySource:
+        """How to read an array."""
+        dtype = _checked_dtype(array)
+        identity = None
+        if array.nbytes:
+            address = array.__array_interface__["data"][0]
+            identity = (NDARRAY, address, dtype, array.shape, array.strides)
+        return ArraySource(
+            kind=NDARRAY,
+            dtype=dtype,
+            shape=array.shape,
+            nbytes=array.nbytes,
+            identity=identity,
+            array=array,
+            flat=_bytes(array) if with_bytes and array.flags.c_contiguous else None,
+            framework=self,
+        )
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
+        """A new, writable array, and its bytes."""
+        array = np.empty(shape, dtype=numpy_dtype(dtype))
+        return array, _bytes(array)
+
+    def copy_in(self, array: Any, data: memoryview) -> None:
+        """Fill an array with elements of its dtype."""
+        array[...] = np.frombuffer(data, dtype=array.dtype).reshape(array.shape)
+
+    def copy_out(self, array: Any, data: memoryview) -> None:
+        """Copy the elements of an array to a buffer."""
+        np.frombuffer(data, dtype=array.dtype).reshape(array.shape)[...] = array
+
+    def unwritable(self, array: Any) -> str | None:
+        """Why an array cannot be filled in place."""
+        return None if array.flags.writeable else "is read-only"
+
+    def end_of(self, array: Any) -> Callable[[], bool]:
+        """A function that is true once the array is gone."""
+        reference = weakref.ref(array)
+        return lambda: reference() is None
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """The array itself: numpy has no devices."""
+        del device
+        return array
+
+
+def numpy_dtype(dtype: str) -> Any:
+    """The numpy dtype of a stored one; UnsupportedValueError where there is none."""
+    if dtype in _ML_DTYPES:
+        import ml_dtypes
+
+        return getattr(ml_dtypes, dtype)
+    if dtype not in _DTYPES:
+        raise UnsupportedValueError(f"numpy has no dtype {dtype}.")
+    return dtype
+
+
+def _checked_dtype(array: Any) -> str:
+    """The stored name of the dtype of an array that can be stored bit for bit."""
+    if type(array) not in (np.ndarray, np.memmap):
+        raise UnsupportedValueError(
+            f"is a {type(array).__qualname__}, not a plain numpy array. Use np.asarray(…)."
+        )
+    dtype: str = array.dtype.name
+    if dtype not in _DTYPES and dtype not in _ML_DTYPES:
+        raise UnsupportedValueError(
+            f"has the numpy dtype {array.dtype}, which no checkpoint can hold"
+        )
+    refuse_layout(array.shape, array.strides, array.itemsize)
+    if not array.dtype.isnative:
+        raise UnsupportedValueError(
+            f"has the byte order of another machine ({array.dtype.str}). "
+            "Use array.astype(array.dtype.newbyteorder('='))."
+        )
+    return dtype
+
+
+def _bytes(array: Any) -> memoryview:
+    """The bytes of a contiguous array."""
+    flat: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(flat)

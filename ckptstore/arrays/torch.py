@@ -1,0 +1,221 @@
+"""torch tensors, on any device and with any strides.
+
+Tensors whose elements are not simply their memory (sparse, quantized, nested, meta and distributed
+ones, and subclasses) are refused by name, never stored as something else.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ckptstore.arrays.source import TENSOR, ArraySource, Framework, extent, refuse_layout
+from ckptstore.documents.chunks import DIMENSIONS_MAX
+from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import InvalidInputError, UnsupportedValueError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HINTS = {
+    "layout": "Store its indices and values, or its dense form (tensor.to_dense()).",
+    "quantized": "Store tensor.int_repr() with its scale and zero point.",
+    "meta": "It has no data; materialise it first (module.to_empty(), then load weights).",
+    "nested": "Store the list of its parts (tensor.unbind()).",
+    "freed": "Commit while its module is gathered (FSDP frees it between steps).",
+    "DTensor": "Gather it first (tensor.full_tensor()).",
+    "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
+}
+# The dtypes that numpy has too, and whose memory Python can show as bytes.
+_NUMPY_DTYPES = frozenset(
+    {torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.uint8, torch.bool}
+)
+
+
+class Torch(Framework):
+    """The tensors of torch."""
+
+    array_type = torch.Tensor
+
+    def describe(self, array: Any, *, with_bytes: bool = True) -> ArraySource:
+        """How to read a tensor."""
+        _refuse(array)
+        dtype = _dtype_name(array.dtype)
+        if dtype not in ITEM_BYTES:
+            raise UnsupportedValueError(
+                f"has the dtype {array.dtype}, which no checkpoint can hold"
+            )
+        tensor = array.detach()
+        shape, nbytes = tuple(tensor.shape), tensor.nbytes
+        is_lazy = tensor.is_conj() or tensor.is_neg()
+        identity: object = None
+        if nbytes:
+            identity = (tensor.get_device(), tensor.data_ptr(), dtype, shape, tensor.stride())
+            if is_lazy:
+                identity = (identity, tensor.is_conj(), tensor.is_neg())
+        flat = None
+        if with_bytes and tensor.is_cpu and not is_lazy and tensor.is_contiguous():
+            flat = _bytes(tensor)
+        return ArraySource(
+            kind=TENSOR,
+            dtype=dtype,
+            shape=shape,
+            nbytes=nbytes,
+            identity=identity,
+            array=tensor,
+            flat=flat,
+            framework=self,
+        )
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
+        """A new, writable tensor on the CPU, and its bytes."""
+        if dtype == "complex32":  # torch warns of it wherever one is made, except as a view
+            item = ITEM_BYTES[dtype]
+            raw = torch.empty((math.prod(shape) * item,), dtype=torch.uint8, device="cpu")
+            return raw.view(torch.complex32).reshape(shape), _bytes(raw)
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
+        return tensor, _bytes(tensor)
+
+    def copy_in(self, array: Any, data: memoryview) -> None:
+        """Fill a tensor with elements of its dtype; autograd sees that it changed."""
+        with torch.no_grad():
+            _copy(array.detach(), _tensor(data, array))
+
+    def copy_out(self, array: Any, data: memoryview) -> None:
+        """Copy the elements of a tensor to a buffer."""
+        _copy(_tensor(data, array), array.detach())
+
+    def unwritable(self, array: Any) -> str | None:
+        """Why a tensor cannot be filled in place."""
+        if array.is_meta:
+            return "is on the meta device; use module.to_empty() first"
+        if array.layout is not torch.strided or array.is_quantized:
+            return "is sparse or quantized"
+        if has_no_memory(array):
+            return "has no memory; its storage was freed"
+        steps = zip(array.stride(), array.shape, strict=True)
+        if any(stride == 0 and length > 1 for stride, length in steps):
+            return "is an expanded view, whose elements share memory"
+        return None
+
+    def end_of(self, array: Any) -> Callable[[], bool] | None:
+        """A function that is true once the storage is gone, which views of it share."""
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        try:
+            storage = array.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # it has none
+            return None
+        reference: Any = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        expired: Callable[[], bool] = reference.expired
+        return expired
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """The tensor on a device."""
+        try:
+            return array.to(device=device)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise InvalidInputError(
+                f"No tensor can be put on {shown(device)}: {reason[:200]}."
+            ) from error
+
+
+def has_no_memory(tensor: Any) -> bool:
+    """True for a tensor whose storage was freed or shrunk, so that its elements are not there."""
+    if not tensor.nbytes:
+        return False
+    is_contiguous = tensor.is_contiguous()
+    length = tensor.numel() if is_contiguous else extent(tuple(tensor.shape), tensor.stride(), 1)
+    end = (length + tensor.storage_offset()) * tensor.element_size()
+    return bool(end > tensor.untyped_storage().nbytes() or not tensor.data_ptr())
+
+
+def _refuse(value: Any) -> None:
+    """Raise for a tensor whose elements are not simply its memory."""
+    kind = type(value)
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+        hint = _HINTS["DTensor" if kind.__name__ == "DTensor" else "subclass"]
+        raise UnsupportedValueError(
+            f"is a {kind.__module__}.{kind.__qualname__}, not a plain tensor. {hint}"
+        )
+    if value.is_nested:
+        raise UnsupportedValueError(f"is a nested tensor. {_HINTS['nested']}")
+    if value.layout is not torch.strided:
+        raise UnsupportedValueError(f"has the layout {value.layout}. {_HINTS['layout']}")
+    if value.is_quantized:
+        raise UnsupportedValueError(f"is quantized ({value.dtype}). {_HINTS['quantized']}")
+    if value.is_meta:
+        raise UnsupportedValueError(f"is on the meta device. {_HINTS['meta']}")
+    if not value.is_contiguous() or value.dim() > DIMENSIONS_MAX:
+        item = value.element_size()
+        refuse_layout(tuple(value.shape), [stride * item for stride in value.stride()], item)
+    if has_no_memory(value):
+        raise UnsupportedValueError(f"has no memory: its storage was freed. {_HINTS['freed']}")
+
+
+@cache
+def _dtype_name(dtype: Any) -> str:
+    """The stored name of a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: Any) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    if tensor.dim() and tensor.dtype in _NUMPY_DTYPES and tensor.numel():
+        return memoryview(tensor.numpy()).cast("B")  # the same as below, twice as fast
+    # Not reshape: it keeps the odd stride that 0 or 1 element may have.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _tensor(data: memoryview, like: Any) -> Any:
+    """A buffer as a tensor of the dtype and shape of another."""
+    return torch.frombuffer(data, dtype=torch.uint8).view(like.dtype).reshape(like.shape)
+
+
+def _copy(target: Any, source: Any) -> None:
+    """Copy a tensor to another of its dtype and shape.
+
+    torch crashes on elements that are not at multiples of their size: there, bytes are copied.
+    """
+    if _is_misaligned(source):
+        plain, is_conj, is_neg = _stored(source)
+        copy = _element_bytes(plain).clone().view(source.dtype).squeeze(-1)
+        source = _as_lazy(copy, is_conj, is_neg)
+    if not _is_misaligned(target):
+        _copyable(target).copy_(_copyable(source))
+        return
+    target, is_conj, is_neg = _stored(target)
+    stored = _as_lazy(source, is_conj, is_neg).resolve_conj().resolve_neg()
+    _element_bytes(target).copy_(_element_bytes(stored.clone()))
+
+
+def _is_misaligned(tensor: Any) -> bool:
+    return bool(tensor.is_cpu and tensor.data_ptr() % tensor.element_size())
+
+
+def _stored(tensor: Any) -> tuple[Any, bool, bool]:
+    """The elements in memory, and whether they read as conjugated, and as negated."""
+    is_conj, is_neg = tensor.is_conj(), tensor.is_neg()
+    return _as_lazy(tensor, is_conj, is_neg), is_conj, is_neg
+
+
+def _as_lazy(tensor: Any, is_conj: bool, is_neg: bool) -> Any:
+    """A view that reads as conjugated and as negated; twice is not at all."""
+    tensor = tensor.conj() if is_conj else tensor
+    return torch._neg_view(tensor) if is_neg else tensor  # noqa: SLF001 - it has no public name
+
+
+def _element_bytes(tensor: Any) -> Any:
+    """The bytes of each element, in one more dimension, whatever the strides."""
+    return tensor.unsqueeze(-1).view(torch.uint8)
+
+
+def _copyable(tensor: Any) -> Any:
+    """A tensor as torch can copy it whatever its strides: 4-bit floats only as bytes."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
