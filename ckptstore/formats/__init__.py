@@ -28,6 +28,8 @@ from ckptstore.zarr.hierarchy import ZarrValues
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+__all__ = ["FileState", "check_free", "has_format", "named", "read_file", "write_file"]
+
 SAFETENSORS = ".safetensors"
 _DCP = "ckptstore.formats.dcp.folder"
 _SHARDED = "ckptstore.formats.sharded"
