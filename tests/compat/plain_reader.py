@@ -110,6 +110,8 @@ class PlainReader:
         for name, id in [*document["heads"].items(), *document["tags"].items()]:
             need(is_ref_name(name), "a ref has an illegal name")
             check_digest(id)
+        if document["condemned"] is not None:
+            check_condemned(document["condemned"], seq)
         return document
 
     def manifest(self, id: str) -> dict[str, Any]:
@@ -434,6 +436,18 @@ def digest_of(data: bytes) -> str:
 def check_digest(text: Any) -> None:
     """Refuse what is not 64 lowercase hexadecimal digits."""
     need(isinstance(text, str) and bool(DIGEST.fullmatch(text)), "a digest is malformed")
+
+
+def check_condemned(condemned: Any, seq: int) -> None:
+    """Refuse what a gc cannot have condemned (section 8)."""
+    for digest in [*condemned["digests"], *condemned["checkpoints"]]:
+        check_digest(digest)
+    need(len(condemned["why"]) <= 65_536, "condemned for too long a reason")
+    need(("owner" in condemned) == ("since" in condemned), "owner and since come together")
+    if "owner" in condemned:
+        owner, since = condemned["owner"], condemned["since"]
+        need(isinstance(owner, str) and 0 < len(owner) <= 64, "an owner is not a short text")
+        need(0 < whole(since) <= seq, "condemned since an operation to come")
 
 
 def whole(value: Any) -> int:

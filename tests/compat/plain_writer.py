@@ -100,6 +100,19 @@ class PlainWriter:
         self.write("ops/000000000001.json", seal("operation", operation), create=True)
         return id
 
+    def condemn(self, newest: dict[str, Any], *, digests: list[str], owner: str) -> None:
+        """Append the operation of a gc that is about to delete objects (sections 8 and 14.1)."""
+        seq = newest["seq"] + 1
+        condemned = {
+            "digests": digests,
+            "checkpoints": [],
+            "why": "",
+            "owner": owner,
+            "since": seq,
+        }
+        operation = {**newest, "seq": seq, "condemned": condemned, "done": "gc", "undoes": None}
+        self.write(f"ops/{seq:012}.json", seal("operation", operation), create=True)
+
     def put_page(self, arrays: dict[str, Array]) -> dict[str, Any]:
         """Put the chunks, the bundle and the page of some arrays; what the manifest says of the page (section 10)."""
         entries, bundle = [], bytearray()

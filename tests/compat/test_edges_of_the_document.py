@@ -52,16 +52,45 @@ def test_an_operation_that_undoes_itself_or_a_later_one_is_refused() -> None:
         Operation.decode(data, name="this")
 
 
-@pytest.mark.parametrize("field", ["digests", "checkpoints", "why"])
-@pytest.mark.parametrize("value", [5, ["x"], None])
+@pytest.mark.parametrize("field", ["digests", "checkpoints", "why", "owner", "since"])
+@pytest.mark.parametrize("value", [-5, ["x"], None])
 def test_condemned_with_a_field_of_another_kind_is_refused(field: str, value: Any) -> None:
     """Section 8. A commit looks at them."""
-    operation = replace(Operation(), seq=1, condemned=Condemned())
+    operation = replace(Operation(), seq=1, condemned=Condemned(owner="me", since=1))
     document = canonical.decode(operation.encode(), name="")["operation"]
     assert Operation.decode(sealed.seal("operation", document), name="this") == operation
     document["condemned"][field] = value
     with pytest.raises(ckptstore.CorruptError):
         Operation.decode(sealed.seal("operation", document), name="this")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"owner": "me"},
+        {"since": 1},
+        {"owner": "", "since": 1},
+        {"owner": "x" * 65, "since": 1},
+        {"owner": "me", "since": 0},
+        {"owner": "me", "since": 3},
+        {"owner": "me", "since": True},
+        {"owner": "me", "since": "1"},
+    ],
+)
+def test_an_owner_and_the_number_since_which_it_holds_come_together(fields: Any) -> None:
+    """Section 8. No later operation than the one that carries them can have condemned it."""
+    document = canonical.decode(Operation(seq=2, condemned=Condemned()).encode(), name="")
+    document["operation"]["condemned"] |= fields
+    with pytest.raises(ckptstore.CorruptError):
+        Operation.decode(sealed.seal("operation", document["operation"]), name="this")
+
+
+def test_condemned_of_an_earlier_version_is_carried_over_as_it_is() -> None:
+    """Section 8. It has neither owner nor since, and gets none."""
+    condemned = Condemned(digests=(Digest.of(b"x"),), why="Because.")
+    assert set(condemned.to_json()) == {"digests", "checkpoints", "why"}
+    operation = Operation(seq=7, condemned=condemned)
+    assert Operation.decode(operation.encode(), name="this") == operation
 
 
 @pytest.mark.parametrize(

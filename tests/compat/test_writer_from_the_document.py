@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import ckptstore
+from ckptstore.retention import KeepAll
 from tests.compat.deterministic import NOW, deterministic
 from tests.compat.make_example import files
-from tests.compat.plain_reader import Array
+from tests.compat.plain_reader import Array, PlainReader
 from tests.compat.plain_writer import PlainWriter
 
 CHUNK = 64 << 10
@@ -70,9 +72,34 @@ def test_ckptstore_reads_and_goes_on_with_what_the_plain_writer_wrote(tmp_path: 
     assert repo.resolve("main").new_bytes == len(Path(_structure(repo)).read_bytes())
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_the_gc_of_another_program_that_died_is_finished_by_the_next_that_needs_it(
+    tmp_path: Path, is_kept: bool
+) -> None:
+    writer = PlainWriter(tmp_path, store="another program", chunk_size=CHUNK)
+    state = {"large": np.arange(40_000)}
+    facts: dict[str, Any] = {"time": 0, "nonce": "", "step": 1, "message": ""}
+    writer.commit({"large": _plain(state["large"])}, **facts)
+    orphan = writer.put(np.ones(8192).tobytes())
+    newest = PlainReader(tmp_path).newest()
+    writer.condemn(newest, digests=[orphan], owner="another program")
+    repo = ckptstore.open(tmp_path)
+    repo.tag("carried", "main")
+    condemned = PlainReader(tmp_path).newest()["condemned"]
+    assert (condemned["owner"], condemned["since"]) == ("another program", 2)
+    if is_kept:
+        state["ones"] = np.ones(8192)
+    repo.commit(state, step=2)
+    newest = PlainReader(tmp_path).newest()
+    assert (newest["condemned"] is None) == is_kept
+    if not is_kept:
+        repo.gc(KeepAll())
+    assert (tmp_path / "objects" / orphan[:2] / orphan[2:]).exists() == is_kept
+    assert PlainReader(tmp_path).newest()["condemned"] is None
+    assert repo.verify().problems == ()
+
+
 def _structure(repo: ckptstore.Repository) -> str:
     """The file of the newest checkpoint's structure, the one object that the second commit had to put."""
-    from tests.compat.plain_reader import PlainReader
-
     digest = PlainReader(repo.url).manifest(repo.resolve("main").id)["structure"]
     return f"{repo.url}/objects/{digest[:2]}/{digest[2:]}"

@@ -322,6 +322,36 @@ def test_many_checkpoints_and_objects_are_condemned_in_several_operations(
     line.assert_whole(7, 8)
 
 
+def test_all_that_one_gc_condemns_names_it_and_the_operation_since_which_it_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Operations that others append meanwhile carry it along."""
+    monkeypatch.setattr("ckptstore.gc.sweep.BATCH", 3)
+    line = Line(6)
+    before = line.repo._oplog.newest().seq
+    delete, names = execute.delete, iter(range(100))
+
+    def beside_a_tag(stores: Any, condemned: Condemned) -> None:
+        line.repo.tag(f"beside-{next(names)}", "main")
+        delete(stores, condemned)
+
+    monkeypatch.setattr(execute, "delete", beside_a_tag)
+    line.repo.gc(MaxToKeep(1), grace=0)
+    operations = list(line.repo._oplog.between(before + 1, line.repo._oplog.newest()))
+    parts = [(op.seq, op.condemned) for op in operations if op.condemned]
+    owners = {part.owner for _, part in parts}
+    assert [len(owner) for owner in owners] == [16]
+    made = [seq for seq, part in parts if part.since == seq]
+    assert len(made) > 2
+    carried = [(seq, part.since) for seq, part in parts if seq not in made]
+    assert carried == [(seq + 1, seq) for seq in made]
+    line.commit(50)
+    line.repo.gc(MaxToKeep(1), grace=0)
+    again = line.repo._oplog.between(operations[-1].seq + 1, line.repo._oplog.newest())
+    assert owners.isdisjoint({op.condemned.owner for op in again if op.condemned})
+    assert line.repo.verify().ok
+
+
 def test_a_folder_is_left_clean(tmp_path: Path) -> None:
     line = Line(3, url=tmp_path / "store")
     line.repo.gc(MaxToKeep(1), grace=0)

@@ -76,6 +76,8 @@ def _condemned(story: str, condemned: object) -> Case:
     return repository(f"an operation that condemns {story}", given, refused=("commit",))
 
 
+_NOTHING: dict[str, Any] = {"digests": [], "checkpoints": [], "why": ""}
+
 CASES = (
     _fields("that says it is another one", seq=7),
     _fields("of a newer format", format=2),
@@ -124,4 +126,14 @@ CASES = (
     _condemned("lists", {"digests": [[]]}),
     _condemned("nothing by name", {}),
     _condemned("without being an object", 7),
+    _condemned("for an owner alone", {**_NOTHING, "owner": "me"}),
+    _condemned("since an operation, for no owner", {**_NOTHING, "since": 1}),
+    _condemned("for an owner without a name", {**_NOTHING, "owner": "", "since": 1}),
+    _condemned("for an owner that is a list", {**_NOTHING, "owner": ["me"], "since": 1}),
+    _condemned("for a million characters", {**_NOTHING, "owner": "x" * 10**6, "since": 1}),
+    _condemned("since an operation to come", {**_NOTHING, "owner": "me", "since": 2}),
+    _condemned("since before the first operation", {**_NOTHING, "owner": "me", "since": 0}),
+    _condemned("since the end of all numbers", {**_NOTHING, "owner": "me", "since": 10**400}),
+    _condemned("since true", {**_NOTHING, "owner": "me", "since": True}),
+    _condemned("since text", {**_NOTHING, "owner": "me", "since": "1"}),
 )
