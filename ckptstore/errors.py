@@ -1,35 +1,35 @@
-"""The errors of ckptstore, one family, cut by what the caller can do about them.
+"""The errors of ckptstore: one family, divided by what the caller can do about them.
 
     CkptStoreError
     ├── NotFoundError        no such repository, checkpoint, branch, tag or object: check the name
-    ├── ConflictError        somebody else moved it first: look again, and retry
+    ├── ConflictError        another process changed it first: look again, and retry
     ├── ExpiredError         the checkpoint is known, but its arrays were given up
     ├── CorruptError         what was read is not what was written: run verify
-    ├── InvalidInputError    the call cannot work as given: mend the arguments (also a ValueError)
+    ├── InvalidInputError    the call cannot work as given: correct the arguments (also a ValueError)
     │   ├── UnsupportedValueError   a value that no checkpoint can hold: its path and type are named
     │   └── CheckoutMismatchError   checkpoint and destination differ: every difference is listed
     └── StorageError         the disk or the network failed
 
-Every message names the thing, says what was expected, and what to do next. All of them pickle.
+Every message names the thing, what was expected, and what to do next. All errors can be pickled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-ALIKE_MAX = 20  # names that begin alike and are told one by one; all of them are in the error's `incompatible`
+ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
 
 
 class CkptStoreError(Exception):
-    """Base of everything that ckptstore raises on purpose."""
+    """Base class of all errors that ckptstore raises on purpose."""
 
 
 class NotFoundError(CkptStoreError):
-    """The named thing is not there."""
+    """There is no such repository, checkpoint, branch, tag or object."""
 
 
 class ConflictError(CkptStoreError):
-    """Somebody else changed it first; look again and retry."""
+    """Another process changed it first; look again and retry."""
 
 
 class ExpiredError(CkptStoreError):
@@ -37,11 +37,11 @@ class ExpiredError(CkptStoreError):
 
 
 class CorruptError(CkptStoreError):
-    """What was read is not what was written."""
+    """The bytes read are not those that were written; `verify` finds out what is damaged."""
 
 
 class InvalidInputError(CkptStoreError, ValueError):
-    """The call cannot work as given."""
+    """The call cannot work as given; the message says what to pass instead."""
 
 
 class UnsupportedValueError(InvalidInputError):
@@ -49,16 +49,17 @@ class UnsupportedValueError(InvalidInputError):
 
 
 class StorageError(CkptStoreError):
-    """The place where the repository lies could not be read or written."""
+    """The storage of the repository could not be read or written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incompatible:
-    """What differs between a checkpoint and the destination of a checkout.
+    """What differs between a checkpoint and the destination of a checkout; false when nothing does.
 
-    missing: names the destination has and the checkpoint lacks.
-    unexpected: names the checkpoint has and the destination lacks.
-    mismatched: one sentence for each name whose dtype, shape or kind differs.
+    Attributes:
+        missing: Names that the destination has and the checkpoint lacks.
+        unexpected: Names that the checkpoint has and the destination lacks.
+        mismatched: One sentence for each name whose dtype, shape or kind differs.
     """
 
     missing: tuple[str, ...] = ()
@@ -82,19 +83,23 @@ class Incompatible:
 
 
 def _gathered(names: tuple[str, ...]) -> list[str]:
-    """Names as a message tells them: many that begin alike are one, with their number."""
+    """Returns names for a message: many with the same first part become one, with their number."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.split("/")[0], []).append(name)
     return [
         text
-        for top, found in groups.items()
-        for text in (found if len(found) <= ALIKE_MAX else [f"{top}/… ({len(found)} names)"])
+        for top, alike in groups.items()
+        for text in (alike if len(alike) <= ALIKE_MAX else [f"{top}/… ({len(alike)} names)"])
     ]
 
 
 class CheckoutMismatchError(InvalidInputError):
-    """Checkpoint and destination differ; `incompatible` lists every difference."""
+    """Checkpoint and destination differ.
+
+    Attributes:
+        incompatible: Every difference.
+    """
 
     def __init__(self, message: str, incompatible: Incompatible) -> None:
         super().__init__(message, incompatible)
@@ -105,7 +110,7 @@ class CheckoutMismatchError(InvalidInputError):
 
 
 def shown(value: object, length_max: int = 60) -> str:
-    """How any value reads in a message: cut short, and by its type when it refuses to say more."""
+    """Returns any value for a message: cut short, or its type when its `repr` fails."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  an integer too long to write out, or an object that raises
@@ -114,6 +119,6 @@ def shown(value: object, length_max: int = 60) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message without its full stop, at most 300 characters."""
+    """Returns the first line of an error's message, up to 300 characters, without full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300].rstrip(".")

@@ -1,4 +1,7 @@
-"""History: the graph of checkpoints, walked from newer to older. Pure: manifests come from a function passed in."""
+"""History: the graph of checkpoints, walked from newer to older.
+
+Pure: manifests come from a function that the caller passes in.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
-    """Each checkpoint reachable from the starts, the starts included, once, newest first.
+    """Yields each checkpoint that is reachable from the starts, including these, newest first.
 
-    A checkpoint never comes before one that was made from it along the way it was found. A parent that the lookup
-    does not find (a history cut short) ends that way.
+    A checkpoint never comes before the descendant through which it was found. A parent that the
+    lookup does not find, as in a truncated history, ends that path.
     """
     seen: set[Digest] = set()
     queue: list[tuple[int, int, Digest, Manifest]] = []
@@ -41,7 +44,7 @@ def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest
 
 
 def first_parents(start: Digest, lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
-    """A checkpoint, its first parent, that one's first parent, and so on."""
+    """Yields a checkpoint, its first parent, the first parent of that, and so on."""
     seen: set[Digest] = set()
     id: Digest | None = start
     while id is not None and id not in seen:

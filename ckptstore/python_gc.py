@@ -1,7 +1,8 @@
-"""Pausing Python's cyclic garbage collector while many small objects are made that will soon be gone again.
+"""Python's cyclic garbage collector, paused while many short-lived objects are made.
 
-Taking apart a state of 5,000 arrays makes some 60,000 objects, none of them cyclic. Left alone, the collector answers by
-walking the whole heap, torch included: measured, a third of such a commit's time.
+Taking apart a state of 5,000 arrays makes some 60,000 objects, none of them cyclic. The collector
+would answer by walking the whole heap, including that of torch, which was measured to take a third
+of the time of such a commit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Pause the collector for the whole process, unless somebody has done so already."""
+    """Pauses the collector for the whole process, unless it is paused already."""
     if not gc.isenabled():
         yield
         return

@@ -1,15 +1,16 @@
-"""Retention: which checkpoints stay. Pure values that decide over manifests alone.
+"""Retention: which checkpoints stay. Policies are pure values that decide from manifests alone.
 
-A policy is asked about the live checkpoints of each branch, and a checkpoint stays if any branch's policy keeps it. The head of
-every branch and every tagged checkpoint stay whatever the policy. As a policy only ever looks at what is live, and keeps
-it for reasons that what it does not keep has no part in, the same checkpoints stay however often gc runs.
+A policy is asked about the live checkpoints of each branch, and a checkpoint stays if the policy of
+any branch keeps it. The head of every branch and every tagged checkpoint stay in any case. A policy
+looks only at live checkpoints, and the ones it gives up have no influence on the ones it keeps. So
+the same checkpoints stay however often gc runs.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptstore.errors import InvalidInputError, shown
@@ -45,7 +46,13 @@ HOUR_MICROSECONDS = 3_600_000_000
 
 
 class Policy:
-    """Decides what stays of one branch. Join policies with `|`: what any of them keeps stays."""
+    """Decides what stays of one branch. Join policies with `|`: what any of them keeps stays.
+
+    Example:
+        >>> from ckptstore.retention import KeepBest, MaxToKeep
+        >>> print(MaxToKeep(3) | KeepBest("val_acc"))
+        Keep the newest 3 of each branch and the best by val_acc (max).
+    """
 
     kind: ClassVar[str]
 
@@ -60,26 +67,38 @@ class Policy:
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The policies that are joined in this one."""
+        """Returns the policies that are joined in this one."""
         return (self,)
 
     @property
     def phrase(self) -> str:
-        """What it keeps, as it stands in a sentence."""
+        """Returns what it keeps, as a part of a sentence."""
         raise NotImplementedError
 
     @property
     def metrics(self) -> frozenset[str]:
-        """The metrics by which it decides."""
+        """Returns the metrics by which it decides."""
         return frozenset()
 
     def keep(self, live: Live) -> Reasons:
-        """Which of a branch's live checkpoints, newest first, it keeps, and why."""
+        """Chooses what stays.
+
+        Args:
+            live: The live checkpoints of one branch with their manifests, newest first.
+
+        Yields:
+            The id of each checkpoint that stays, and why.
+        """
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """The policy as plain JSON; InvalidInputError for one that holds a function."""
-        raise NotImplementedError
+        """Returns the policy as plain JSON, which `from_json` takes back.
+
+        Raises:
+            InvalidInputError: The policy holds a function.
+        """
+        # Each policy is a dataclass.
+        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +109,21 @@ class KeepAll(Policy):
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         return "every checkpoint"
 
     def keep(self, live: Live) -> Reasons:
-        """All of them."""
+        """Keeps all of them."""
         return ((id, "everything is kept") for id, _ in live)
-
-    def to_json(self) -> dict[str, Any]:
-        """Its kind."""
-        return {"kind": self.kind}
 
 
 @dataclass(frozen=True, slots=True)
 class MaxToKeep(Policy):
-    """Keeps the newest n of each branch."""
+    """Keeps the newest n checkpoints of each branch.
+
+    Attributes:
+        n: How many, at least 1.
+    """
 
     n: int
     kind: ClassVar[str] = "max_to_keep"
@@ -114,23 +133,25 @@ class MaxToKeep(Policy):
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         return f"the newest {self.n} of each branch" if self.n > 1 else "the newest of each branch"
 
     def keep(self, live: Live) -> Reasons:
-        """The first n."""
+        """Keeps the first n."""
         return ((id, f"one of the newest {self.n}") for id, _ in live[: self.n])
-
-    def to_json(self) -> dict[str, Any]:
-        """Its kind and n."""
-        return {"kind": self.kind, "n": self.n}
 
 
 @dataclass(frozen=True, slots=True)
 class KeepBest(Policy):
-    """Keeps the n best of each branch by a metric. NaN never wins; of equal ones the newest does.
+    """Keeps the n best checkpoints of each branch by a metric.
 
-    mode: "min", "max", or "auto", which tells by the metric's last word whether more is better.
+    NaN never wins, and of equal ones the newest does.
+
+    Attributes:
+        metric: The name of the metric.
+        mode: "min", "max", or "auto", which maximizes metrics whose last word is, for example,
+            "acc" or "f1", and minimizes all others.
+        n: How many, at least 1.
     """
 
     metric: str
@@ -151,7 +172,14 @@ class KeepBest(Policy):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The policy that METRIC, METRIC:MODE or METRIC:MODE:N names; None for any other form."""
+        """Returns the policy that METRIC, METRIC:MODE or METRIC:MODE:N names.
+
+        Returns:
+            The policy, or None for text of another form.
+
+        Raises:
+            InvalidInputError: The mode or the number is illegal.
+        """
         metric, _, rest = text.partition(":")
         mode, _, count = rest.partition(":")
         if count and not re.fullmatch("[0-9]{1,18}", count):
@@ -160,13 +188,13 @@ class KeepBest(Policy):
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         best = f"the {self.n} best" if self.n > 1 else "the best"
         return f"{best} by {self.metric} ({self._mode})"
 
     @property
     def metrics(self) -> frozenset[str]:
-        """The one metric."""
+        """Returns the one metric."""
         return frozenset({self.metric})
 
     @property
@@ -174,26 +202,26 @@ class KeepBest(Policy):
         return mode_of(self.metric) if self.mode == "auto" else self.mode
 
     def keep(self, live: Live) -> Reasons:
-        """Those with the n least or greatest numbers."""
+        """Keeps those with the n least or greatest numbers."""
         sign = -1 if self._mode == "max" else 1
         known = [
             (sign * value, id, value)
             for id, manifest in live
             if (value := manifest.metrics.get(self.metric)) is not None and not math.isnan(value)
         ]
-        known.sort(key=lambda found: found[0])  # stable: of equal ones the newest stays in front
+        known.sort(key=lambda entry: entry[0])  # stable: of equal ones the newest stays in front
         for place, (_, id, value) in enumerate(known[: self.n], start=1):
             order = "best" if place == 1 else f"number {place}"
             yield id, f"{order} by {self.metric} ({value:.6g})"
 
-    def to_json(self) -> dict[str, Any]:
-        """Its kind, metric, mode and n."""
-        return {"kind": self.kind, "metric": self.metric, "mode": self.mode, "n": self.n}
-
 
 @dataclass(frozen=True, slots=True)
 class KeepEveryNHours(Policy):
-    """Keeps one for good whenever n hours have passed since the last one it kept, and the first of a branch."""
+    """Keeps the first checkpoint of each branch, and one whenever n more hours have passed.
+
+    Attributes:
+        n: Hours since the time of the last one that was kept; any number above 0.
+    """
 
     n: float
     kind: ClassVar[str] = "keep_every_n_hours"
@@ -207,25 +235,25 @@ class KeepEveryNHours(Policy):
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         return "one every hour" if self.n == 1 else f"one every {self.n:g} hours"
 
     def keep(self, live: Live) -> Reasons:
-        """By the times of the manifests, oldest first."""
+        """Decides by the times of the manifests, oldest first."""
         last: int | None = None
         for id, manifest in reversed(live):
             if last is None or manifest.created - last >= self.n * HOUR_MICROSECONDS:
                 last = manifest.created
                 yield id, f"{self.n:g} h after the last one kept for good"
 
-    def to_json(self) -> dict[str, Any]:
-        """Its kind and n."""
-        return {"kind": self.kind, "n": self.n}
-
 
 @dataclass(frozen=True, slots=True)
 class KeepEveryNSteps(Policy):
-    """Keeps one for good whenever n steps have passed since the last one it kept, and the first that has a step."""
+    """Keeps the first checkpoint with a step, and one whenever n more steps have passed.
+
+    Attributes:
+        n: Steps since the last one that was kept, at least 1.
+    """
 
     n: int
     kind: ClassVar[str] = "keep_every_n_steps"
@@ -235,25 +263,25 @@ class KeepEveryNSteps(Policy):
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         return f"one every {self.n} steps" if self.n > 1 else "one of every step"
 
     def keep(self, live: Live) -> Reasons:
-        """By the steps of the manifests, oldest first; those without a step are passed over."""
+        """Decides by the steps of the manifests, oldest first, ignoring those without a step."""
         last: int | None = None
         for id, manifest in reversed(live):
             if manifest.step is not None and (last is None or manifest.step - last >= self.n):
                 last = manifest.step
                 yield id, f"{self.n} steps after the last one kept for good"
 
-    def to_json(self) -> dict[str, Any]:
-        """Its kind and n."""
-        return {"kind": self.kind, "n": self.n}
-
 
 @dataclass(frozen=True, slots=True, init=False)
 class KeepSteps(Policy):
-    """Keeps the checkpoints of these steps."""
+    """Keeps the checkpoints of these steps.
+
+    Attributes:
+        steps: The steps.
+    """
 
     steps: frozenset[int]
     kind: ClassVar[str] = "keep_steps"
@@ -272,23 +300,34 @@ class KeepSteps(Policy):
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         listed = sorted(self.steps)
         some = ", ".join(map(str, listed[:10])) + (", …" if len(listed) > 10 else "")
         return f"the step{'s' if len(listed) > 1 else ''} {some}"
 
     def keep(self, live: Live) -> Reasons:
-        """Those whose step is one of them."""
-        return ((id, "its step was chosen") for id, found in live if found.step in self.steps)
+        """Keeps those whose step is one of them."""
+        return ((id, "its step was chosen") for id, item in live if item.step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """Its kind and the steps."""
+        """Returns the kind and the sorted steps."""
         return {"kind": self.kind, "steps": sorted(self.steps)}
 
 
 @dataclass(frozen=True, slots=True)
 class KeepIf(Policy):
-    """Keeps what a function says yes to. It gets the manifest: step, metrics, message, created (microseconds), meta."""
+    """Keeps the checkpoints for which a function returns something true.
+
+    Such a policy cannot be saved in a repository.
+
+    Attributes:
+        predicate: Called with the manifest of a checkpoint, which has the attributes `step`,
+            `metrics`, `message`, `created` (microseconds since 1970) and `meta`.
+
+    Example:
+        >>> from ckptstore.retention import KeepIf, MaxToKeep
+        >>> policy = MaxToKeep(2) | KeepIf(lambda manifest: "release" in manifest.message)
+    """
 
     predicate: Callable[[Manifest], object]
     kind: ClassVar[str] = "keep_if"
@@ -296,73 +335,84 @@ class KeepIf(Policy):
     def __post_init__(self) -> None:
         if not callable(self.predicate):
             raise InvalidInputError(
-                f"KeepIf: {shown(self.predicate)} cannot be called; a function of a manifest is expected."
+                f"KeepIf: {shown(self.predicate)} cannot be called; a function of a manifest is "
+                "expected."
             )
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
-        return f"those for which {getattr(self.predicate, '__name__', 'a function')} says yes"
+        """Returns what it keeps."""
+        return f"those that {getattr(self.predicate, '__name__', 'a function')} accepts"
 
     def keep(self, live: Live) -> Reasons:
-        """Those for which the function returns something true."""
+        """Keeps those for which the function returns something true."""
         for id, manifest in live:
             try:
                 chosen = bool(self.predicate(manifest))
             except Exception as error:
                 raise InvalidInputError(
-                    f"KeepIf: the function failed on checkpoint {id.short} ({type(error).__name__}: {error})."
+                    f"KeepIf: the function failed on checkpoint {id.short} "
+                    f"({type(error).__name__}: {error})."
                 ) from error
             if chosen:
-                yield id, "a function of yours keeps it"
+                yield id, "the function of KeepIf accepts it"
 
     def to_json(self) -> dict[str, Any]:
-        """An error: a function is no data."""
+        """Raises InvalidInputError: a function has no JSON form."""
         raise InvalidInputError(
-            "KeepIf cannot be saved: a function is no data. Pass it to gc each time, or save another policy."
+            "KeepIf cannot be saved, because a function has no JSON form. Pass the policy to gc "
+            "each time, or save another one."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Union(Policy):
-    """Keeps what any of its policies keeps; what `|` makes."""
+    """Keeps what any of its policies keeps; `|` makes it.
+
+    Attributes:
+        members: The policies, at least 2.
+    """
 
     members: tuple[Policy, ...]
     kind: ClassVar[str] = "union"
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
-            raise InvalidInputError("A union of policies needs two of them or more.")
+            raise InvalidInputError("A union of policies needs at least two of them.")
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The policies that are joined."""
+        """Returns the policies that are joined."""
         return self.members
 
     @property
     def phrase(self) -> str:
-        """What it keeps."""
+        """Returns what it keeps."""
         phrases = [member.phrase for member in self.members]
         comma = "," if len(phrases) > 2 else ""
         return f"{', '.join(phrases[:-1])}{comma} and {phrases[-1]}"
 
     @property
     def metrics(self) -> frozenset[str]:
-        """The metrics of all of them."""
+        """Returns the metrics of all of them."""
         return frozenset().union(*(member.metrics for member in self.members))
 
     def keep(self, live: Live) -> Reasons:
-        """What each keeps, one after the other."""
+        """Yields what each keeps, one policy after the other."""
         for member in self.members:
             yield from member.keep(live)
 
     def to_json(self) -> dict[str, Any]:
-        """Its kind and the JSON of each."""
+        """Returns the kind and the JSON of each member."""
         return {"kind": self.kind, "members": [member.to_json() for member in self.members]}
 
 
 def from_json(document: object) -> Policy:
-    """The policy that `to_json` made; InvalidInputError for anything else."""
+    """Returns the policy that `Policy.to_json` wrote.
+
+    Raises:
+        InvalidInputError: The document is not that of a policy known to this version.
+    """
     try:
         fields = dict(document)  # type: ignore[call-overload]
         kind = fields.pop("kind")
@@ -387,7 +437,12 @@ _KINDS: dict[str, Callable[..., Policy]] = {
 class Verdict:
     """Whether a checkpoint stays, and every reason why.
 
-    branches: those whose history holds it.
+    Attributes:
+        id: The checkpoint.
+        manifest: Its manifest.
+        branches: The branches whose history contains it.
+        kept: True when it stays.
+        reasons: Why it stays, or that nothing keeps it.
     """
 
     id: Digest
@@ -400,14 +455,14 @@ class Verdict:
     def of(
         cls, id: Digest, manifest: Manifest, branches: Sequence[str], reasons: Iterable[str]
     ) -> Self:
-        """Kept for these reasons, or for want of any not."""
-        found = tuple(dict.fromkeys(reasons))
+        """Returns the verdict that follows from these reasons: kept if there is any."""
+        distinct = tuple(dict.fromkeys(reasons))
         return cls(
             id=id,
             manifest=manifest,
             branches=tuple(branches),
-            kept=bool(found),
-            reasons=found or ("nothing keeps it",),
+            kept=bool(distinct),
+            reasons=distinct or ("nothing keeps it",),
         )
 
 
@@ -420,14 +475,15 @@ def decide(
     is_expired: Callable[[Digest], bool],
     branches: Collection[str] | None = None,
 ) -> tuple[Verdict, ...]:
-    """Verdicts on all live checkpoints that a branch or a tag reaches, newest first.
+    """Returns verdicts on all live checkpoints that a branch or a tag reaches, newest first.
 
-    branches: those that the policy is for; what others, or tags alone, reach stays. None: all of them.
+    branches: those that the policy applies to; what others, or only tags, reach stays. None: all.
     InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
     """
     if not isinstance(policy, Policy):
         raise InvalidInputError(
-            f"{shown(policy)} is not a retention policy, like MaxToKeep(3) | KeepBest('val_loss')."
+            f"{shown(policy)} is not a retention policy such as MaxToKeep(3) | "
+            "KeepBest('val_loss')."
         )
     live = {id: manifest for id, manifest in _reachable(heads, tags, lookup) if not is_expired(id)}
     reasons = _for_names(live, heads, tags)
@@ -462,7 +518,7 @@ def _reachable(
 def _for_names(
     live: Mapping[Digest, Manifest], heads: Mapping[str, Digest], tags: Mapping[str, Digest]
 ) -> dict[Digest, list[str]]:
-    """What speaks for each checkpoint whatever the policy: the branches and tags that name it."""
+    """Returns why each checkpoint stays whatever the policy: branches and tags that name it."""
     reasons: dict[Digest, list[str]] = {id: [] for id in live}
     for kind, names in (("head of", heads), ("tag", tags)):
         for name, id in sorted(names.items()):
@@ -472,11 +528,11 @@ def _for_names(
 
 
 def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:
-    """The names of the branches at each head: each history is walked once."""
-    found: dict[Digest, list[str]] = {}
+    """Returns the names of the branches at each head, so that each history is walked once."""
+    names: dict[Digest, list[str]] = {}
     for name, id in sorted(heads.items()):
-        found.setdefault(id, []).append(name)
-    return found
+        names.setdefault(id, []).append(name)
+    return names
 
 
 def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manifest]) -> None:
@@ -488,4 +544,4 @@ def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manife
 
 def _check_count(number: object, what: str) -> None:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise InvalidInputError(f"{what}: {shown(number)} is not a number of 1 or more.")
+        raise InvalidInputError(f"{what}: {shown(number)} is not an integer of 1 or more.")

@@ -1,9 +1,12 @@
-"""Revisions: text that names a checkpoint. Pure: refs and manifests come in as values and functions.
+"""Revisions: text that names a checkpoint.
 
-main   v1.0   3f9a12c4…          a branch, a tag, an id or a unique prefix of one (6 digits or more)
+Pure: refs and manifests come in as values and functions.
+
+main   v1.0   3f9a12c4…          a branch, a tag, an id or a unique prefix of one (6 digits up)
 main~2                           two first parents back
 main@step=1000                   the newest checkpoint in main's history with that step
-main@best:val_loss:min           the best one in main's history by a metric; NaN never wins, a tie goes to the newest
+main@best:val_loss:min           the best one in main's history by a metric; NaN never wins, and
+                                 of equal ones the newest does
 best:val_loss                    the same on the default branch
 latest                           the newest over all branches
 """
@@ -46,7 +49,8 @@ _MAX_WORDS = frozenset(
 )
 _BEST = re.compile(r"best:([^:@~]+)(?::(min|max|auto))?")
 _SUFFIX = re.compile(
-    r"~(?P<back>[0-9]{0,9})|@step=(?P<step>-?[0-9]{1,19})|@(?P<best>best:[^:@~]+(?::(?:min|max|auto))?)"
+    r"~(?P<back>[0-9]{0,9})|@step=(?P<step>-?[0-9]{1,19})"
+    r"|@(?P<best>best:[^:@~]+(?::(?:min|max|auto))?)"
 )
 Mode = Literal["min", "max"]
 
@@ -55,7 +59,8 @@ Mode = Literal["min", "max"]
 class Names:
     """What revisions can name: refs as of one operation, and checkpoints by id.
 
-    ids: gives the ids that begin with some digits.
+    lookup: returns the manifest of an id, or None. ids: returns the ids that begin with the given
+    digits.
     """
 
     heads: Mapping[str, Digest]
@@ -66,7 +71,10 @@ class Names:
 
 
 def resolve(revision: str, names: Names) -> Digest:
-    """The id of the checkpoint that a revision names."""
+    """Returns the id of the checkpoint that a revision names.
+
+    InvalidInputError for text that is no revision; NotFoundError when there is no such checkpoint.
+    """
     if not isinstance(revision, str) or not 0 < len(revision) <= REVISION_LENGTH_MAX:
         raise InvalidInputError(
             f"{shown(revision)} is not a revision: a branch, tag or id is expected."
@@ -81,7 +89,8 @@ def resolve(revision: str, names: Names) -> Digest:
         suffix = _SUFFIX.match(revision, end)
         if not suffix:
             raise InvalidInputError(
-                f"{shown(revision)} is not a revision: {shown(revision[end:])} has no meaning there."
+                f"{shown(revision)} is not a revision: {shown(revision[end:])} has no meaning "
+                "there. Expected are ~N, @step=N or @best:METRIC."
             )
         id = _follow(id, suffix, names, whole=revision)
         end = suffix.end()
@@ -89,7 +98,7 @@ def resolve(revision: str, names: Names) -> Digest:
 
 
 def mode_of(metric: str) -> Mode:
-    """Whether more or less is better, by the last word of the metric's name ("val_acc" ends in "acc")."""
+    """Returns whether more or less is better, by the last word of a metric's name ("val_acc")."""
     words = re.split(r"[^a-z0-9]+", metric.lower())
     last = next((word for word in reversed(words) if word), "")
     return "max" if last in _MAX_WORDS else "min"
@@ -98,7 +107,7 @@ def mode_of(metric: str) -> Mode:
 def best_of(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> tuple[Digest, Manifest] | None:
-    """The best of checkpoints given newest first; None when none has a number for that metric."""
+    """Returns the best of checkpoints given newest first; None when no one has that metric."""
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
     best: tuple[float, Digest, Manifest] | None = None
     for id, manifest in candidates:
@@ -125,14 +134,14 @@ def _base(text: str, names: Names, *, whole: str) -> Digest:
         return _ref(text, names, whole=whole)
     if re.fullmatch(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{HEX_DIGITS}}}", text):
         return _by_prefix(text, names)
-    raise NotFoundError(f"{text[:80]!r} is no branch, tag or checkpoint here. {_offer(names)}")
+    raise NotFoundError(f"{text[:80]!r} is not a branch, tag or checkpoint. {_offer(names)}")
 
 
 def _ref(name: str, names: Names, *, whole: str) -> Digest:
     id = names.heads.get(name) or names.tags.get(name)
     if id is None:
         raise NotFoundError(
-            f"{whole[:80]!r} needs the branch {name!r}, which is not here. {_offer(names)}"
+            f"{whole[:80]!r} needs the branch {name!r}, which does not exist. {_offer(names)}"
         )
     return id
 
@@ -142,15 +151,15 @@ def _by_prefix(text: str, names: Names) -> Digest:
         if names.lookup(Digest(text)) is None:
             raise NotFoundError(f"Checkpoint {text} is not in this repository.")
         return Digest(text)
-    found = sorted(set(names.ids(text)))
-    if not found:
+    ids = sorted(set(names.ids(text)))
+    if not ids:
         raise NotFoundError(
             f"No branch, tag or checkpoint id is or begins with {text!r}. {_offer(names)}"
         )
-    if len(found) > 1:
-        some = ", ".join(id[: len(text) + 4] for id in found[:5])
-        raise InvalidInputError(f"{text!r} begins {len(found)} ids ({some}, …). Give more digits.")
-    return found[0]
+    if len(ids) > 1:
+        some = ", ".join(id[: len(text) + 4] for id in ids[:5])
+        raise InvalidInputError(f"{len(ids)} ids begin with {text!r} ({some}, …). Add digits.")
+    return ids[0]
 
 
 def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> Digest:
@@ -168,7 +177,7 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
     for distance, (found, _) in enumerate(first_parents(id, names.lookup)):
         if distance == back:
             return found
-    raise NotFoundError(f"{shown(whole)}: that history has no {back} generations.")
+    raise NotFoundError(f"{shown(whole)}: that history has fewer than {back} generations.")
 
 
 def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
@@ -178,8 +187,9 @@ def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Di
     if winner is None:
         known = sorted({name for _, manifest in history for name in manifest.metrics})
         raise NotFoundError(
-            f"{shown(whole)}: no checkpoint in that history has a number for the metric {shown(metric)}; "
-            f"there {'are ' + ', '.join(known[:12]) if known else 'are no metrics'}."
+            f"{shown(whole)}: no checkpoint in that history has a number for the metric "
+            f"{shown(metric)}. "
+            f"There are {', '.join(known[:12]) if known else 'no metrics'}."
         )
     return winner[0]
 

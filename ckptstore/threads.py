@@ -1,4 +1,7 @@
-"""Doing many independent jobs on a few threads, where the first error ends them all, and the buffers that they need."""
+"""Threads: many independent jobs on a few threads, and the buffers that the jobs need.
+
+The first error ends all jobs (ADR 0010).
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Jobs for each thread that wait, so that a slow one does not leave the other threads idle.
+# Queued jobs for each thread, so that a slow job does not leave the other threads idle.
 AHEAD = 64
 
 
 class Workers:
-    """A few threads that take jobs one by one, while the caller prepares the next.
+    """A few threads that take jobs one by one while the caller prepares the next.
 
-    When a job fails no further one is begun, and whoever asks for the result of any that was not done gets that error.
-    With one thread, jobs are done at once, by the caller.
+    After a job has failed no further one is started, and the futures of those raise its error.
+    With one thread, the caller does each job at once.
     """
 
     def __init__(self, threads: int) -> None:
@@ -38,12 +41,12 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for the jobs that have begun; those that have not are dropped when the caller failed."""
+        """Waits for the jobs that have started; after an error of the caller others are dropped."""
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
-        """Have a job done; its result, or the first error, is in the future."""
+        """Queues a job; the future gets its result, or the first error of any job."""
         if self._pool:
             return self._pool.submit(self._run, job)
         future: Future[Result] = Future()
@@ -61,14 +64,15 @@ class Workers:
 
 
 def results(futures: Iterable[Future[Result]]) -> list[Result]:
-    """The results of jobs, in their order, once all are done."""
+    """Returns the results of jobs, in their order, once all are done."""
     return [future.result() for future in futures]
 
 
 def gather(jobs: Iterable[Callable[[], Result]], *, threads: int) -> list[Result]:
-    """The results of all jobs, in order. When one fails no further one is begun, and its error is raised.
+    """Returns the results of all jobs, in order; the first error ends them and is raised.
 
-    Jobs are taken as they can be done: a job that waits takes 2 KB, and there may be a million.
+    Jobs are taken from the iterable only as threads become free: a queued job takes 2 KB, and there
+    may be a million.
     """
     left = iter(jobs)
     first = list(islice(left, threads))
@@ -84,26 +88,26 @@ def gather(jobs: Iterable[Callable[[], Result]], *, threads: int) -> list[Result
 
 
 class Buffers(threading.local):
-    """One buffer for each thread, as large as the largest that it asked for.
+    """One buffer for each thread, as large as the largest it has asked for.
 
-    Fresh memory for each job would be slower, and allocators keep much of it: measured, a commit of one transposed array
-    of 600 MB held 230 MB of copies that it had long given up.
+    Fresh memory for each job would be slower, and allocators keep much of it: a commit of one
+    transposed array of 600 MB was measured to hold 230 MB of copies that it had long freed.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def of(self, size: int) -> memoryview:
-        """Writable memory of this size, until the thread asks again."""
+        """Returns a writable buffer of this size, valid until the thread asks again."""
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         return memoryview(self._buffer)[:size]
 
 
 class LentBuffers:
-    """Buffers that one thread fills and lends to jobs, and takes back when these are done.
+    """Buffers that one thread fills, lends to jobs, and reuses when these are done.
 
-    bytes_max: what all of them take at most, unless a single one needs more.
+    bytes_max: the most bytes of all buffers together, unless a single one needs more.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -112,7 +116,7 @@ class LentBuffers:
         self._lent: deque[tuple[bytearray, Future[object]]] = deque()
 
     def of(self, size: int) -> memoryview:
-        """Writable memory of this size, once so much may be held."""
+        """Returns a writable buffer, waiting until the total stays within `bytes_max`."""
         while True:
             while self._lent and self._lent[0][1].done():
                 self._idle.append(self._lent.popleft()[0])
@@ -127,7 +131,7 @@ class LentBuffers:
             wait([self._lent[0][1]])
 
     def lend(self, buffer: memoryview, *, until: Future[Any] | None) -> None:
-        """Leave what `of` gave to a job until that is done; None gives it back at once."""
+        """Lends a buffer that `of` returned until a job is done; None takes it back at once."""
         assert isinstance(buffer.obj, bytearray)
         if until is None:
             self._idle.append(buffer.obj)
@@ -135,5 +139,5 @@ class LentBuffers:
             self._lent.append((buffer.obj, until))
 
     def _is_full(self, size: int) -> bool:
-        held = (*self._idle, *(buffer for buffer, _ in self._lent))
-        return sum(map(len, held)) + size > self._bytes_max
+        buffers = (*self._idle, *(buffer for buffer, _ in self._lent))
+        return sum(map(len, buffers)) + size > self._bytes_max

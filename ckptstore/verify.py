@@ -43,9 +43,9 @@ class Problem:
     """Something that is not as it was written.
 
     Attributes:
-        key: the file.
-        error: what is wrong with it.
-        checkpoints: the ids of the checkpoints that it affects.
+        key: The file.
+        error: What is wrong with it.
+        checkpoints: The ids of the checkpoints that it affects.
     """
 
     key: str
@@ -58,10 +58,10 @@ class VerifyReport:
     """What verify found.
 
     Attributes:
-        problems: everything that is wrong, sorted by key.
-        checkpoints: how many live checkpoints there are.
-        objects: how many objects were read.
-        bytes: the bytes of these.
+        problems: Everything that is wrong, sorted by key.
+        checkpoints: How many live checkpoints there are.
+        objects: How many objects were read.
+        bytes: The bytes of these.
     """
 
     problems: tuple[Problem, ...]

@@ -1,7 +1,8 @@
 """Canonical JSON: one value has one text, and hostile text is refused before it costs anything.
 
-Encoding sorts keys, writes no spaces and only ASCII, so equal documents have equal bytes and so one digest.
-Decoding refuses what a correct writer never writes: duplicate keys, NaN, absurd depth, size or number of values.
+Encoding sorts keys, writes no spaces and only ASCII, so equal documents have equal bytes and one
+digest. Decoding refuses what a correct writer never writes: duplicate keys, NaN, absurd depth, size
+or number of values (docs/reference/format.md, section 4).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 VALUES_MAX = 1_000_000  # about 100 bytes of memory each once parsed: 100 MB
 DOCUMENT_BYTES_MAX = 32 << 20
 
-MANY_FLOATS = 10_000  # fewer are looked at one by one sooner than all bytes are searched
-_INFINITE = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")  # any number that is has one of these
+MANY_FLOATS = 10_000  # checking fewer one by one is faster than searching all bytes
+_INFINITE = re.compile(rb"[0-9]{200}|[eE]\+?[0-9]{3}")  # every infinite number has one of these
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
 )
@@ -30,7 +31,7 @@ _ENCODER = json.JSONEncoder(
 def encode(
     document: object, *, name: str = "The document", bytes_max: int = DOCUMENT_BYTES_MAX
 ) -> bytes:
-    """Encode plain JSON values to their canonical bytes; what no reader would take is refused."""
+    """Encodes plain JSON values to their canonical bytes; refuses what no reader accepts."""
     try:
         data = _ENCODER.encode(document).encode("ascii")
         check_size(data, name=name, bytes_max=bytes_max)
@@ -42,7 +43,7 @@ def encode(
 
 
 def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> dict[str, Any]:
-    """Decode one JSON object; `name` says in errors what was read."""
+    """Decodes one JSON object; `name` says in errors what was read."""
     try:
         document = json.loads(
             text(data, name=name, bytes_max=bytes_max),
@@ -51,25 +52,25 @@ def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> di
             parse_float=_finite if _may_be_infinite(data) else None,
         )
     except RecursionError as error:
-        raise CorruptError(f"{name} is nested too deeply to be a document of ours.") from error
+        raise CorruptError(f"{name} is nested more deeply than any document may be.") from error
     except ValueError as error:
-        raise CorruptError(f"{name} is not a JSON document of ours: {error}.") from error
+        raise CorruptError(f"{name} is not a canonical JSON document: {error}.") from error
     if not isinstance(document, dict):
         raise CorruptError(f"{name} is not a JSON object.")
     return document
 
 
 def text(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> str:
-    """The characters of a document, refused when they are more than any correct writer makes, or not ASCII."""
+    """Returns the characters of a document; CorruptError if there are too many, or not ASCII."""
     check_size(data, name=name, bytes_max=bytes_max)
     try:
         return data.decode("ascii")
     except ValueError as error:
-        raise CorruptError(f"{name} is not a JSON document of ours: {error}.") from error
+        raise CorruptError(f"{name} is not a canonical JSON document: {error}.") from error
 
 
 def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> None:
-    """Refuse a document that is larger, or holds more values, than any correct writer makes."""
+    """Refuses a document that is larger, or holds more values, than any correct writer makes."""
     if len(data) > bytes_max:
         raise CorruptError(f"{name} has {len(data)} bytes; a document has at most {bytes_max}.")
     if values(data) > VALUES_MAX:
@@ -77,7 +78,7 @@ def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -
 
 
 def values(data: bytes) -> int:
-    """How many values a JSON document holds at most, before it is parsed."""
+    """Returns how many values a JSON document holds at most, before it is parsed."""
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
@@ -95,7 +96,7 @@ def _no_constant(text: str) -> float:
 
 
 def _may_be_infinite(data: bytes) -> bool:
-    """False when no number in it is too large for a double, so that none has to be looked at."""
+    """Returns False when no number in it can be too large for a double."""
     return data.count(b".") < MANY_FLOATS or _INFINITE.search(data) is not None
 
 
@@ -107,7 +108,7 @@ def _finite(text: str) -> float:
 
 
 class Fields:
-    """Reads the fields of a decoded object, each checked for its type and range."""
+    """Reads the fields of a decoded object, checking the type and range of each."""
 
     __slots__ = ("document", "name")
 
@@ -118,18 +119,18 @@ class Fields:
         self.name = name
 
     def get(self, key: str) -> Any:
-        """The value of a field that must be there."""
+        """Returns the value of a field that must be there."""
         try:
             return self.document[key]
         except KeyError:
             raise CorruptError(f"{self.name} lacks the field {key!r}.") from None
 
     def integer(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
-        """An integer within bounds."""
+        """Returns an integer within bounds."""
         return check_integer(self.get(key), name=f"{self.name}: {key}", low=low, high=high)
 
     def text(self, key: str, *, length_max: int = 1 << 20) -> str:
-        """A string of bounded length."""
+        """Returns a string of bounded length."""
         value = self.get(key)
         if not isinstance(value, str) or len(value) > length_max:
             raise CorruptError(
@@ -138,14 +139,14 @@ class Fields:
         return value
 
     def array(self, key: str) -> list[Any]:
-        """A JSON array."""
+        """Returns a JSON array."""
         value = self.get(key)
         if not isinstance(value, list):
             raise CorruptError(f"{self.name}: {key} is not a JSON array.")
         return value
 
     def object(self, key: str) -> dict[str, Any]:
-        """A JSON object."""
+        """Returns a JSON object."""
         value = self.get(key)
         if not isinstance(value, dict):
             raise CorruptError(f"{self.name}: {key} is not a JSON object.")
@@ -153,7 +154,7 @@ class Fields:
 
 
 def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
-    """Return an integer within bounds, or raise CorruptError."""
+    """Returns an integer within bounds, or raises CorruptError."""
     if type(value) is not int or not low <= value <= high:
         raise CorruptError(
             f"{name} is {str(value)[:40]!r}; an integer from {low} to {high} is expected."
@@ -162,7 +163,7 @@ def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 -
 
 
 def check_digest(text: object, *, name: str) -> Digest:
-    """Return a digest read from a document, or raise CorruptError."""
+    """Returns a digest read from a document, or raises CorruptError."""
     try:
         return Digest.parse(text)
     except InvalidInputError as error:

@@ -1,4 +1,7 @@
-"""Expiry: what is kept beside the manifest of an expired checkpoint: when its arrays were given up, and why."""
+"""Expiry: when and why the arrays of an expired checkpoint were given up.
+
+It is kept beside the manifest (docs/reference/format.md, section 14.1).
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,22 @@ WHY_LENGTH_MAX = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expiry:
-    """time: UTC in microseconds since 1970. why: the policy that kept it no longer, as a sentence for people."""
+    """When and why a checkpoint expired.
+
+    time: UTC in microseconds since 1970. why: the policy that no longer kept it, as a sentence.
+    """
 
     time: int
     why: str
 
     def encode(self) -> bytes:
-        """Encode to the bytes of expired/<id>.json."""
+        """Encodes to the bytes of expired/<id>.json."""
         document: dict[str, Any] = {"format": 1, "time": self.time, "why": self.why}
         return sealed.seal("expiry", document, bytes_max=EXPIRY_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decode an expiry, with every field checked."""
+        """Decodes an expiry, with every field checked."""
         fields = Fields(sealed.unseal("expiry", data, name=name), name=name)
         if fields.integer("format", low=1) != 1:
             raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")

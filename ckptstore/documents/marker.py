@@ -1,4 +1,7 @@
-"""Marker: `ckptstore.json`, which makes a folder a repository and fixes what never changes in it."""
+"""Marker: `ckptstore.json`, which makes a folder a repository and fixes what never changes in it.
+
+See docs/reference/format.md, section 7.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ CHUNK_BYTES_MAX = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
-    """The fixed facts of one repository."""
+    """The fixed facts of one repository.
+
+    store: a random id. chunk_bytes: the bytes of the largest chunks.
+    """
 
     store: str
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
@@ -28,11 +34,12 @@ class Marker:
         size = self.chunk_bytes
         if type(size) is not int or not CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX:
             raise InvalidInputError(
-                f"The chunk size is {shown(size)} bytes; {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX} are allowed."
+                f"The chunk size is {shown(size)} bytes; {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX} "
+                "are allowed."
             )
 
     def encode(self) -> bytes:
-        """Encode to the bytes of ckptstore.json."""
+        """Encodes to the bytes of ckptstore.json."""
         document = {
             "format": FORMAT_VERSION,
             "store": self.store,
@@ -43,12 +50,13 @@ class Marker:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str = "ckptstore.json") -> Self:
-        """Decode ckptstore.json; a newer format is refused by name."""
+        """Decodes ckptstore.json; InvalidInputError for another version of the format."""
         fields = Fields(sealed.unseal("repository", data, name=name), name=name)
         version = fields.integer("format", low=1)
         if version != FORMAT_VERSION or fields.text("hash") != "blake3":
             raise InvalidInputError(
-                f"This repository has format version {version}; this ckptstore reads version {FORMAT_VERSION}. Upgrade."
+                f"This repository has format version {version}; this ckptstore reads version "
+                f"{FORMAT_VERSION}. Upgrade ckptstore."
             )
         chunk_bytes = fields.integer("chunk_size", low=CHUNK_BYTES_MIN, high=CHUNK_BYTES_MAX)
         store = fields.text("store", length_max=64)

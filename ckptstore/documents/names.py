@@ -1,7 +1,8 @@
 """Which names are legal: branches, tags, metrics and array paths.
 
-An array's path joins the keys that lead to it with "/". A key's own "/", "%" and control characters are escaped as
-%XX (of its UTF-8 bytes), so a path is always unambiguous, printable, and never a path of any file system.
+An array's path joins the keys that lead to it with "/". A key's own "/", "%" and control characters
+are escaped as %XX (of its UTF-8 bytes), so a path is always unambiguous, printable, and never a
+path of any file system (docs/reference/format.md, sections 8, 9 and 12.2; ADR 0006).
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _RESERVED = frozenset({"latest", "best", "HEAD"})
 
 
 def check_ref_name(name: object, *, kind: str) -> str:
-    """Return a legal branch or tag name, or raise InvalidInputError."""
+    """Returns a legal branch or tag name, or raises InvalidInputError."""
     if (
         not isinstance(name, str)
         or len(name) > REF_NAME_LENGTH_MAX
         or not _REF_NAME.fullmatch(name)
     ):
         raise InvalidInputError(
-            f"{shown(name)} cannot name a {kind}: use up to {REF_NAME_LENGTH_MAX} letters, digits and ._+- "
-            "in parts joined by /, each beginning with a letter, digit or _."
+            f"{shown(name)} cannot name a {kind}: use up to {REF_NAME_LENGTH_MAX} letters, digits "
+            "and ._+- in parts joined by /, each beginning with a letter, digit or _."
         )
     if (
         name in _RESERVED
@@ -41,15 +42,17 @@ def check_ref_name(name: object, *, kind: str) -> str:
         or name.endswith((".lock", "."))
     ):
         raise InvalidInputError(
-            f"{name!r} cannot name a {kind}: it means something else in a revision."
+            f"{name!r} cannot name a {kind}: it has another meaning in a revision. "
+            "Choose another name."
         )
     return name
 
 
 def check_metric_name(name: object) -> str:
-    """Return a legal metric name, or raise InvalidInputError.
+    """Returns a legal metric name, or raises InvalidInputError.
 
-    A training run must not end over a name, so nearly all are legal; a revision can say only those without : @ and ~.
+    A training run must not end because of a name, so nearly all are legal. Revisions can contain
+    only those without ":", "@" and "~".
     """
     if (
         not isinstance(name, str)
@@ -64,30 +67,30 @@ def check_metric_name(name: object) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return a path of an array that a writer could have made, or raise InvalidInputError."""
+    """Returns a path of an array that a writer could have made, or raises InvalidInputError."""
     if len(path) > PATH_LENGTH_MAX or not _PATH.fullmatch(path):
         raise InvalidInputError(
-            f"{shown(path)} is not a path of an array: up to {PATH_LENGTH_MAX} characters are expected, in parts "
-            "joined by /, none of them empty or with a control character."
+            f"{shown(path)} is not a path of an array: up to {PATH_LENGTH_MAX} characters are "
+            "expected, in parts joined by /, none of them empty or with a control character."
         )
     return path
 
 
 def escape_key(key: str) -> str:
-    """The form of a dict key inside a path."""
+    """Returns the form of a dict key inside a path."""
     return _ESCAPED.sub(_percent, key) if key else "%"
 
 
 def unescape_key(segment: str) -> str:
-    """The dict key that a part of a path stands for; ValueError for bytes that are not UTF-8.
+    """Returns the dict key for a part of a path; ValueError for bytes that are not UTF-8.
 
-    Many texts give one key, but `escape_key` makes only one of them: compare with that.
+    Several texts give the same key, but `escape_key` makes only one of them: compare with that.
     """
     return "" if segment == "%" else _ESCAPES.sub(_characters, segment)
 
 
 def escape_first(segment: str) -> str:
-    """Another form of the same segment, for a str key that reads like an int key beside it."""
+    """Returns another form of a segment, for a str key that reads like an int key beside it."""
     return "".join(f"%{byte:02X}" for byte in segment[0].encode()) + segment[1:]
 
 

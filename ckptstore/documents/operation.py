@@ -32,11 +32,11 @@ class Condemned:
     """What a running gc is about to delete (ADR 0020).
 
     Attributes:
-        checkpoints: those that are about to expire.
-        digests: the objects.
-        why: what the expiries of the checkpoints will say.
-        owner: a random text that names the gc; "" in entries of versions that wrote none.
-        since: the number of the operation that condemned just this, carried along by later ones;
+        checkpoints: Those that are about to expire.
+        digests: The objects.
+        why: What the expiries of the checkpoints will say.
+        owner: A random text that names the gc; "" in entries of versions that wrote none.
+        since: The number of the operation that condemned just this, carried along by later ones;
             0 without an owner.
     """
 
@@ -79,15 +79,15 @@ class Operation:
     """The mutable state of a repository after one operation.
 
     Attributes:
-        seq: the number of the operation; 0 before the first.
-        nonce: random text by which a writer recognises its own operation after a lost answer.
+        seq: The number of the operation; 0 before the first.
+        nonce: Random text by which a writer recognises its own operation after a lost answer.
         time: UTC in microseconds since 1970.
-        heads: the id of the newest checkpoint of each branch, by name.
-        tags: the id of the checkpoint of each tag, by name.
-        settings: plain JSON by name, such as the saved retention policy.
-        condemned: what a running gc may delete; None when no gc runs.
-        done: one line for people saying what this operation did.
-        undoes: the number of the operation that an undo took back.
+        heads: The id of the newest checkpoint of each branch, by name.
+        tags: The id of the checkpoint of each tag, by name.
+        settings: Plain JSON by name, such as the saved retention policy.
+        condemned: What a running gc may delete; None when no gc runs.
+        done: One line for people saying what this operation did.
+        undoes: The number of the operation that an undo took back.
     """
 
     seq: int = 0
@@ -134,8 +134,8 @@ class Operation:
         """Decodes an operation.
 
         Raises:
-            CorruptError: a field is missing, or not what format.md allows.
-            InvalidInputError: a newer version wrote it.
+            CorruptError: A field is missing, or not what format.md allows.
+            InvalidInputError: A newer version wrote it.
         """
         fields = Fields(sealed.unseal("operation", data, name=name), name=name)
         if fields.integer("format", low=1) != 1:

@@ -1,6 +1,7 @@
 """Sealed documents: those whose file name is not their digest carry their digest inside.
 
-The marker and the operations are found by fixed names, so a flipped bit in them would go unseen without this.
+The marker, operations and expiries have other names, so a flipped bit in them would go unseen
+without this (docs/reference/format.md, section 6; ADR 0002).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from ckptstore.errors import CorruptError
 
 
 def seal(kind: str, document: dict[str, Any], *, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
-    """Encode a document together with the BLAKE3 of its canonical bytes."""
+    """Encodes a document together with the BLAKE3 of its canonical bytes."""
     name = f"The {kind}"
     digest = Digest.of(canonical.encode(document, name=name))
     return canonical.encode({"blake3": digest, kind: document}, name=name, bytes_max=bytes_max)
 
 
 def unseal(kind: str, data: bytes, *, name: str) -> dict[str, Any]:
-    """Decode a sealed document, or raise CorruptError when one bit of the file differs."""
+    """Decodes a sealed document; CorruptError when one bit of the file differs."""
     sealed = canonical.decode(data, name=name)
     document = sealed.get(kind)
     if sealed.keys() != {"blake3", kind} or not isinstance(document, dict):

@@ -26,9 +26,9 @@ class GcReport:
     """What a gc did.
 
     Attributes:
-        expired: the checkpoints whose arrays were given up.
-        objects: how many objects were deleted.
-        bytes: the bytes of these.
+        expired: The checkpoints whose arrays were given up.
+        objects: How many objects were deleted.
+        bytes: The bytes of these.
     """
 
     expired: tuple[Digest, ...]

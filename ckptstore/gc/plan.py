@@ -26,12 +26,12 @@ class GcPlan:
     """What a gc would do; nothing is done before `execute`.
 
     Attributes:
-        policy: the policy that decided.
-        verdicts: every live checkpoint, newest first, kept or not, with every reason.
-        frees: the bytes that each checkpoint to expire frees; what several of them share counts for
+        policy: The policy that decided.
+        verdicts: Every live checkpoint, newest first, kept or not, with every reason.
+        frees: The bytes that each checkpoint to expire frees; what several of them share counts for
             the newest.
-        leftover_objects: how many objects interrupted commits left behind.
-        leftover_bytes: the bytes of these.
+        leftover_objects: How many objects interrupted commits left behind.
+        leftover_bytes: The bytes of these.
     """
 
     policy: Policy
@@ -66,9 +66,9 @@ class GcPlan:
             What was done, as measured.
 
         Raises:
-            CorruptError: a page of a checkpoint that stays cannot be read; nothing was deleted that
+            CorruptError: A page of a checkpoint that stays cannot be read; nothing was deleted that
                 such a checkpoint might need.
-            StorageError: the storage failed. Repeat the gc; any process that meets what is left of
+            StorageError: The storage failed. Repeat the gc; any process that meets what is left of
                 this one finishes it.
         """
         return self._execute(self)

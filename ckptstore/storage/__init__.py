@@ -27,11 +27,11 @@ def open_storage(url: str | Path) -> Storage:
     """Returns the storage for a local path, a file:// URL or memory://NAME.
 
     Args:
-        url: memory://NAME is shared by all callers in this process that pass the same name;
+        url: Memory://NAME is shared by all callers in this process that pass the same name;
             memory:// is new at every call.
 
     Raises:
-        InvalidInputError: the URL names no storage that this version knows.
+        InvalidInputError: The URL names no storage that this version knows.
 
     Example:
         >>> from ckptstore.storage import open_storage

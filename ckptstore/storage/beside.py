@@ -16,8 +16,8 @@ class BesideStorage(MemoryStorage):
     """Bytes by key in memory; some keys are read from another storage until they are put here.
 
     Args:
-        storage: the other storage, which is never written to.
-        keys: the keys that are visible from there. `list` does not show them.
+        storage: The other storage, which is never written to.
+        keys: The keys that are visible from there. `list` does not show them.
     """
 
     def __init__(self, storage: Storage, keys: Collection[str]) -> None:

@@ -48,10 +48,10 @@ class LocalStorage:
     """Bytes by key in a folder of a local file system that honours fsync.
 
     Args:
-        root: the folder. It need not exist before `prepare`; "~" is expanded.
+        root: The folder. It need not exist before `prepare`; "~" is expanded.
 
     Raises:
-        InvalidInputError: the root is no path.
+        InvalidInputError: The root is no path.
     """
 
     def __init__(self, root: str | Path) -> None:

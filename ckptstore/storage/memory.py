@@ -22,7 +22,7 @@ class MemoryStorage:
     """Bytes by key, in the memory of this process.
 
     Args:
-        name: the name under which `memory://NAME` finds it again.
+        name: The name under which `memory://NAME` finds it again.
     """
 
     def __init__(self, name: str = "") -> None:

@@ -44,9 +44,9 @@ class Listed(NamedTuple):
     """One key as a listing shows it.
 
     Attributes:
-        key: the key.
-        size: its size in bytes.
-        modified: when it was last put or created, in seconds by the storage's own clock (`now`).
+        key: The key.
+        size: Its size in bytes.
+        modified: When it was last put or created, in seconds by the storage's own clock (`now`).
     """
 
     key: str
@@ -66,10 +66,10 @@ class Storage(Protocol):
         """Get ready to hold a new repository; does nothing where it is ready already.
 
         Args:
-            keys: the keys that the repository may use, and folders of such keys ("objects/").
+            keys: The keys that the repository may use, and folders of such keys ("objects/").
 
         Raises:
-            InvalidInputError: something else is kept here.
+            InvalidInputError: Something else is kept here.
         """
         ...
 
@@ -77,8 +77,8 @@ class Storage(Protocol):
         """Returns all bytes of a key.
 
         Raises:
-            NotFoundError: there is no such key.
-            CorruptError: it has more than `bytes_max` bytes, or is no regular file.
+            NotFoundError: There is no such key.
+            CorruptError: It has more than `bytes_max` bytes, or is no regular file.
         """
         ...
 
@@ -88,16 +88,16 @@ class Storage(Protocol):
         """Fills a writable buffer of bytes from position `start`.
 
         Args:
-            key: what to read.
-            buffer: filled completely; its content is undefined after an error.
-            start: the first byte to read. None reads the whole key, which must then have exactly
+            key: What to read.
+            buffer: Filled completely; its content is undefined after an error.
+            start: The first byte to read. None reads the whole key, which must then have exactly
                 the size of the buffer.
-            seen: called with each part of the buffer once it is filled, in order, while it is
+            seen: Called with each part of the buffer once it is filled, in order, while it is
                 still in the core's cache.
 
         Raises:
-            NotFoundError: there is no such key.
-            CorruptError: it has too few bytes, or without `start` another size.
+            NotFoundError: There is no such key.
+            CorruptError: It has too few bytes, or without `start` another size.
         """
         ...
 
@@ -105,9 +105,9 @@ class Storage(Protocol):
         """Stores bytes under a key, atomically replacing what was there; durable after `flush`.
 
         Args:
-            key: where to store.
-            data: contiguous bytes.
-            confirm: called once all bytes have been taken and before any reader can see them. An
+            key: Where to store.
+            data: Contiguous bytes.
+            confirm: Called once all bytes have been taken and before any reader can see them. An
                 error it raises abandons the put.
         """
         ...
@@ -162,7 +162,7 @@ def check_key(key: str) -> str:
     A key has one to three parts of `A-Z a-z 0-9 . _ -`, joined by "/", none beginning with a dot.
 
     Raises:
-        InvalidInputError: it is none.
+        InvalidInputError: It is none.
     """
     if not _KEY.fullmatch(key):
         raise InvalidInputError(

@@ -145,8 +145,8 @@ class Oplog:
             return self.read(seq - 1) if seq > 1 else Operation()
         except NotFoundError as error:
             raise NotFoundError(
-                f"Operation {seq - 1} is too old to go back to: only the newest {KEPT_OPERATIONS} are "
-                "kept."
+                f"Operation {seq - 1} is too old to go back to: only the newest {KEPT_OPERATIONS} "
+                "are kept."
             ) from error
 
     def _settle(self, seq: int) -> None:

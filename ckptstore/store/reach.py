@@ -57,10 +57,10 @@ def walk(
     """Reads the pages of a checkpoint, one by one.
 
     Args:
-        manifest: the checkpoint.
-        reader: how a page is read.
-        wanted: asked just before each page; one that is not wanted is not read.
-        failed: called with each page that cannot be read, and why. It may raise the error, which
+        manifest: The checkpoint.
+        reader: How a page is read.
+        wanted: Asked just before each page; one that is not wanted is not read.
+        failed: Called with each page that cannot be read, and why. It may raise the error, which
             happens by default, or return to skip the page.
 
     Yields:

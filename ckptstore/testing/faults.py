@@ -31,7 +31,7 @@ class LosingStorage:
     be gone after a power failure, each key by itself.
 
     Args:
-        changes_left: how many more calls may change something before one raises Killed, having done
+        changes_left: How many more calls may change something before one raises Killed, having done
             nothing; None for any number. Set it to None again to go on as another process.
     """
 
@@ -51,7 +51,7 @@ class LosingStorage:
         """Returns what is left when only some of the keys that are not durable survived.
 
         Args:
-            survives: called with each such key.
+            survives: Called with each such key.
         """
         left = MemoryStorage("after the power failure")
         now = {

@@ -1,4 +1,7 @@
-"""Hypothesis strategies for states: everything that a checkpoint can hold, with any bits in it."""
+"""Hypothesis strategies for states: everything that a checkpoint can hold, with any bits in it.
+
+They need hypothesis, which is part of the `dev` extra.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ SIZES = (0, 1, 2, 3, 5, 17)
 
 
 def keys() -> SearchStrategy[Any]:
-    """Dict keys, many of them alike: "0" beside 0, separators, escapes, lone surrogates."""
+    """Returns a strategy for dict keys, many alike: "0" beside 0, separators, escapes, surrogates."""
     return (
         st.sampled_from(
             ["0", 0, "1", 1, "", "/", "%", "%30", "a/b", "a", "..", "**", "é", "\ud800"]
@@ -56,14 +59,14 @@ def keys() -> SearchStrategy[Any]:
 
 
 def floats() -> SearchStrategy[float]:
-    """Doubles of any bits, with NaNs of any payload among them."""
+    """Returns a strategy for doubles of any bits, including NaNs of any payload."""
     nans = st.integers(1, 2**52 - 1).map(lambda payload: 0x7FF0_0000_0000_0000 | payload)
     bits = st.integers(0, 2**64 - 1) | nans | nans.map(lambda bits: bits | 1 << 63)
     return bits.map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
 
 
 def plain_values() -> SearchStrategy[Any]:
-    """Everything that is no container and no array."""
+    """Returns a strategy for plain values: everything that is no container and no array."""
     return st.one_of(
         st.none(),
         st.booleans(),
@@ -84,13 +87,16 @@ def plain_values() -> SearchStrategy[Any]:
 
 @st.composite
 def numpy_scalars(draw: DrawFn) -> Any:
-    """A numpy scalar of any bits."""
+    """Draws a numpy scalar of any bits."""
     dtype = draw(st.sampled_from(NUMPY_DTYPES))
     return np.frombuffer(_bits(draw, dtype.name, 1), dtype=dtype)[0]
 
 
 def shapes() -> SearchStrategy[tuple[int, ...]]:
-    """Shapes of up to 4 dimensions: scalars, empty ones, and some that need a chunk or more of 64 KiB."""
+    """Returns a strategy for shapes of up to 4 dimensions.
+
+    Among them are scalars, empty shapes, and some that need one chunk of 64 KiB or more.
+    """
     small = st.lists(st.sampled_from(SIZES), max_size=4).map(tuple)
     return small | st.sampled_from(
         [(65_536,), (65_535,), (300, 130), (3, 70_000), (2, 3, 17_000), (40_001,)]
@@ -98,7 +104,7 @@ def shapes() -> SearchStrategy[tuple[int, ...]]:
 
 
 def printable(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape, or (1,) instead of () where torch has no `repr` for a scalar of this dtype.
+    """Returns the shape, or (1,) instead of () where torch has no `repr` for such a scalar.
 
     Hypothesis prints what it draws, and a test must not fail because of that.
     """
@@ -107,7 +113,10 @@ def printable(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @st.composite
 def tensors(draw: DrawFn) -> torch.Tensor:
-    """A torch tensor of any storable dtype and any bits: contiguous, a transposed, strided or expanded view."""
+    """Draws a torch tensor of any storable dtype and any bits.
+
+    It may be contiguous, or a transposed, strided, narrowed, conjugated or expanded view.
+    """
     dtype = draw(st.sampled_from(TORCH_DTYPES))
     name = str(dtype).removeprefix("torch.")
     shape = printable(name, draw(shapes()))
@@ -153,7 +162,7 @@ _TORCH_VIEWS = (
 
 @st.composite
 def ndarrays(draw: DrawFn) -> Any:
-    """A numpy array of any storable dtype and any bits, also with negative strides."""
+    """Draws a numpy array of any storable dtype and any bits, also with negative strides."""
     dtype, shape = draw(st.sampled_from(NUMPY_DTYPES + ML_DTYPES)), draw(shapes())
     count = int(np.prod(shape, dtype=np.int64))
     array = np.frombuffer(bytearray(_bits(draw, dtype.name, count)), dtype=dtype).reshape(shape)
@@ -168,14 +177,19 @@ def ndarrays(draw: DrawFn) -> Any:
 
 
 def arrays() -> SearchStrategy[Any]:
-    """A torch tensor or a numpy array."""
+    """Returns a strategy for torch tensors and numpy arrays."""
     return tensors() | ndarrays()
 
 
 def states(
     *, leaves: SearchStrategy[Any] | None = None, max_leaves: int = 12
 ) -> SearchStrategy[Any]:
-    """Any nesting of dicts, OrderedDicts, lists and tuples; of arrays and plain values unless `leaves` says of what."""
+    """Returns a strategy for nested structures of dicts, OrderedDicts, lists and tuples.
+
+    Args:
+        leaves: What they hold; arrays and plain values when None.
+        max_leaves: About how many leaves they have at most.
+    """
     return st.recursive(
         arrays() | plain_values() if leaves is None else leaves,
         lambda inner: st.one_of(
@@ -189,7 +203,7 @@ def states(
 
 
 def _bits(draw: DrawFn, dtype: str, count: int) -> bytes:
-    """Random bytes for so many elements; of a bool, only the two that it can be."""
+    """Returns random bytes for some elements; those of a bool are 0 or 1."""
     size = count * ITEM_BYTES[dtype]
     seed = draw(st.integers(0, 2**32 - 1))
     data = np.random.default_rng(seed).integers(0, 2 if dtype == "bool" else 256, size, np.uint8)

@@ -41,7 +41,7 @@ def test_wrong_usage_exits_with_2_and_helps(ckpt, history, args, said):
 def test_a_process_exits_with_the_same_codes(ckpt, history):
     done = ckpt.process("show", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: 'nowhere' is no branch, tag or checkpoint here.")
+    assert done.stderr.startswith("error: 'nowhere' is not a branch, tag or checkpoint.")
     assert done.stderr.count("\n") == 1
     assert ckpt.process("show").returncode == 2
     assert ckpt.process("show", "main").returncode == 0

@@ -90,12 +90,12 @@ def test_a_revision_names_its_checkpoint(revision: str, name: str) -> None:
     ("revision", "said"),
     [
         ("nope", "There are: main, seed, main-old, v1"),
-        ("main~4", "no 4 generations"),
+        ("main~4", "fewer than 4 generations"),
         ("main@step=25", "no checkpoint in that history has step 25"),
-        ("best:f1", "there are val_acc, val_loss"),
+        ("best:f1", "There are val_acc, val_loss"),
         ("0123456", "begins with '0123456'"),
         ("0" * 64, "is not in this repository"),
-        ("nope@best:val_loss", "is no branch, tag or checkpoint"),
+        ("nope@best:val_loss", "is not a branch, tag or checkpoint"),
     ],
 )
 def test_a_revision_that_names_nothing_says_what_there_is(revision: str, said: str) -> None:
@@ -115,7 +115,7 @@ def test_text_that_is_no_revision_is_refused(revision: str) -> None:
 def test_a_prefix_of_two_ids_asks_for_more_digits() -> None:
     ids = [Digest("abcdef" + "0" * 58), Digest("abcdef" + "1" * 58)]
     names = Names(heads={}, tags={}, lookup=lambda id: HISTORY["a"], ids=lambda prefix: ids)
-    with pytest.raises(InvalidInputError, match="begins 2 ids"):
+    with pytest.raises(InvalidInputError, match="2 ids begin with"):
         resolve("abcdef", names)
 
 
