@@ -18,13 +18,17 @@ PIP  := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint fmt types floors pytest test-deep bench docs clean
+.PHONY: help demo quick test lint fmt types floors pytest test-deep bench docs clean
 
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed ## Train a small model, keep every epoch, and see what ckptstore does with them (half a minute).
 	@$(BIN)/python docs/examples/digits.py
+
+quick: lint types floors ## Check the most in under three minutes: no crashes, processes, hostile input or training.
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -n $(WORKERS) --dist worksteal \
+		-m 'not (crash or concurrency or hostile or slow or deep)' $(ARGS)
 
 test: lint types floors pytest ## Check everything that a change must pass.
 

@@ -1,6 +1,6 @@
 """Hypothesis profiles, and what several folders of tests look through.
 
-dev is for a working day; ci takes more examples, always the same; deep is for a night.
+quick is for `make quick`, dev for a working day; ci takes more examples, always the same; deep is for a night.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+settings.register_profile("quick", _COMMON, max_examples=5)
 settings.register_profile("dev", _COMMON, max_examples=50)
 settings.register_profile("ci", _COMMON, max_examples=150, derandomize=True, print_blob=True)
 settings.register_profile("deep", _COMMON, max_examples=5000, print_blob=True)

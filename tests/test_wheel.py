@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = {"ckptstore": "ckptstore", "cli/ckptstore_cli": "ckptstore_cli"}  # folder: package
 
 

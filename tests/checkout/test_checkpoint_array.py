@@ -279,6 +279,7 @@ def test_numpy_says_that_it_has_no_such_dtype(tmp_path: Path) -> None:
         np.asarray(made.array("pairs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", [None, "numpy", "torch"])
 @pytest.mark.parametrize("path", ["state", "theirs"])
 def test_an_array_pickles_as_the_place_where_it_is(
@@ -306,6 +307,7 @@ def test_an_array_pickles_as_the_place_where_it_is(
         pickle.loads(data)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_started_anew_reads_an_array_that_it_is_given(tmp_path: Path) -> None:
     repo = ckptstore.init(tmp_path / "store")
     array = repo.commit({"w": LONG}).array("w")

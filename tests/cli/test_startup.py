@@ -10,6 +10,8 @@ import pytest
 from ckptstore_cli.main import COMMANDS
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"torch", "numpy", "zarr", "obstore", "safetensors", "rich"}
 
 RUN = """

@@ -307,6 +307,7 @@ def test_damaged_bytes_are_never_measured(tmp_path: Path, count: int) -> None:
         ckptstore.open(tmp_path / "store").diff("main~1", "main", numeric=True)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_a_few_chunks(tmp_path: Path) -> None:
     chunk = 1 << 20
     repo = ckptstore.init(tmp_path / "store", chunk_size=chunk)

@@ -8,6 +8,8 @@ import pytest
 import ckptstore
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "docs" / "examples" / "digits.py"
 
 

@@ -11,6 +11,8 @@ import torch
 import ckptstore
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "docs" / "examples"
 
 

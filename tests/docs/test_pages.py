@@ -16,6 +16,7 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=name)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, forks):
     """All in one new folder, each block a process of its own."""

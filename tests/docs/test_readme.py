@@ -5,6 +5,8 @@ import pytest
 from tests.docs.blocks import blocks, run
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "README.md"
 BLOCKS = blocks(README)
 OPENING, LIBRARY, COMMAND_LINE = BLOCKS[:3]

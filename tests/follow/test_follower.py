@@ -27,6 +27,7 @@ from ckptstore.retention import MaxToKeep
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.objects import ObjectStore, key_of
 from tests.helpers.equality import difference
+from tests.helpers.waiting import until
 
 CHUNK = 64 << 10
 
@@ -120,11 +121,9 @@ def test_iterating_ends_when_it_is_closed(repo: ckptstore.Repository) -> None:
     with repo.follow(poll_seconds=0.005) as follower:
         thread = threading.Thread(target=lambda: seen.extend(c.step for c in follower))
         thread.start()
-        deadline = time.monotonic() + 30
         for step in range(1, 4):
             repo.commit({"w": step}, step=step)
-        while len(seen) < 4 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        until(lambda: len(seen) >= 4)
     thread.join(30)
     assert not thread.is_alive()
     assert seen == [0, 1, 2, 3]
@@ -317,8 +316,7 @@ def test_readers_and_updates_wait_for_each_other_and_no_update_starves() -> None
     threads[0].start()
     inside.wait(30)
     threads[1].start()
-    while not lock._is_written:
-        time.sleep(0.001)
+    until(lambda: lock._is_written)
     threads[2].start()
     time.sleep(0.02)
     assert order == []
@@ -706,9 +704,7 @@ def test_reading_can_be_nested_and_an_update_inside_it_is_refused(
     threads[0].start()
     inside.wait(30)
     threads[1].start()
-    deadline = time.monotonic() + 30
-    while not follower._lock._is_written and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: follower._lock._is_written)
     waits.set()
     for thread in threads:
         thread.join(30)

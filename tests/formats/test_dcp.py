@@ -34,7 +34,10 @@ from tests.helpers.root import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch"),
+]
 
 
 def save(state: dict[str, Any], folder: Path, *, in_background: bool = False) -> Path:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 FILES = ("x.safetensors", "shards", "x.npz", "turned.npz", "packed.npz", "x.npy", "x.zarr")
 COLUMNS = "columns.zarr"  # its chunks go through all rows, and bands of them are turned at once
 

@@ -634,6 +634,7 @@ def test_a_value_without_a_form_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
 @pytest.mark.parametrize(
     ("size_mib", "extra_mib"), [(256, 128), pytest.param(2048, 256, marks=pytest.mark.deep)]

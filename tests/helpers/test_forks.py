@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.forks import Forks
 
+pytestmark = pytest.mark.slow
+
 BEGIN = "import atexit, os, signal, sys, threading, time\n"
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 COMMIT_MIB = 128
 INTO_MIB = 64
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ckptstore.retention import KeepAll, KeepBest, KeepSteps, MaxToKeep
 from ckptstore.storage import MemoryStorage
 from ckptstore.training import CheckpointManager
 from tests.helpers.root import ROOT
+from tests.helpers.waiting import until
 
 
 def model(width: int = 4, layers: int = 1) -> nn.Sequential:
@@ -406,8 +406,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_call_and_once(call: st
     found = manager(repo)
     storage.error = OSError("the disk is gone")
     found.save(1)
-    while found._background.is_busy:
-        time.sleep(0.001)
+    until(lambda: not found._background.is_busy)
     calls = {
         "save": lambda: found.save(2),
         "should_save": lambda: found.should_save(2),
@@ -542,6 +541,7 @@ if sys.argv[2] == "break":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["end", "again", "raise"])
 def test_the_interpreter_waits_for_a_save_when_it_ends(tmp_path: Path, how: str) -> None:
     store = tmp_path / "store"
@@ -554,6 +554,7 @@ def test_the_interpreter_waits_for_a_save_when_it_ends(tmp_path: Path, how: str)
     assert repo.verify().ok
 
 
+@pytest.mark.slow
 def test_an_error_that_nobody_can_catch_any_more_is_printed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", AT_EXIT, str(tmp_path / "store"), "break"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -570,12 +571,7 @@ def test_a_manager_that_nobody_holds_is_freed() -> None:
 
     gone = weakref.ref(background)
     del found, background
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while gone() is not None and time.monotonic() < deadline:
-        gc.collect()
-        time.sleep(0.01)
-    assert gone() is None
+    until(lambda: gc.collect() >= 0 and gone() is None)
 
 
 def test_everything_is_kept_when_that_is_asked_for() -> None:

@@ -16,6 +16,8 @@ import ckptstore
 from tests.helpers.equality import difference
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 class Network(nn.Module):
     """Tied weights, BatchNorm's buffers and integer counter, dropout, and an extra state of its own."""

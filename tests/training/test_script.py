@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import ckptstore
 from tests.helpers.forks import Forks
 from tests.helpers.root import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def train(forks: Forks | None, *arguments: object) -> dict[str, Any]:

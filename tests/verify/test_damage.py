@@ -23,6 +23,8 @@ from tests.helpers.equality import difference
 if TYPE_CHECKING:
     from tests.helpers.damage.damages import Damage
 
+pytestmark = pytest.mark.slow
+
 # Of bytes that mean nothing a digest is all that is compared, so fewer have their turn than of documents.
 FLIPS_PER_FILE = {"page": 60, "structure": 60, "bundle": 20, "chunk": 10}
 DEEP_FLIPS_PER_FILE = 500

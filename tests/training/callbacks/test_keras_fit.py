@@ -29,7 +29,10 @@ from ckptstore.training.callbacks import (
 from tests.helpers.training_loop import Interrupt, InterruptedRunError
 
 # Keras 3.15 hands torch parameters to numpy 2 in a way that numpy warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 EPOCHS = 5
 X = np.sin(np.arange(48 * 4, dtype="float32")).reshape(48, 4)

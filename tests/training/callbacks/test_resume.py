@@ -23,6 +23,8 @@ from ckptstore.training.callbacks import (
 from ckptstore.training.callbacks.callback_list import CallbackList
 from tests.helpers.training_loop import EPOCHS, STEPS, Interrupt, InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 
 def interrupt(callbacks, epoch, batch=None, **kwargs):
     with pytest.raises(InterruptedRunError):

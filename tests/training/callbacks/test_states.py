@@ -21,6 +21,8 @@ from ckptstore.training.callbacks import (
     ReduceLROnPlateau,
 )
 
+pytestmark = pytest.mark.slow
+
 values = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan, math.inf])
 
 
