@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STEPS = 40
+
+pytestmark = pytest.mark.concurrency
+
 TRAINER = """
 import sys, torch
 from torch import nn
 import ckptstore
 from ckptstore.retention import MaxToKeep
 
-pytestmark = pytest.mark.concurrency
 repo = ckptstore.open(sys.argv[1])
 model = nn.Sequential(nn.Linear(200, 100), nn.Linear(100, 50), nn.Linear(50, 4))
 for step in range(1, int(sys.argv[2]) + 1):
