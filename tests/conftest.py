@@ -1,6 +1,7 @@
-"""Hypothesis profiles, and what several folders of tests look through.
+"""Hypothesis profiles, and fixtures that several folders of tests share.
 
-quick is for `make quick`, dev for a working day; ci takes more examples, always the same; deep is for a night.
+Profiles: quick for `make quick`, dev for daily work, ci with more and always the same examples,
+deep for a night.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ MEMORY = "/dev/shm"
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is imported
 
-# Workers share the processors: with as many threads in each, torch's would mostly wait for one another. Read when torch is imported.
+# Workers share the processors: with as many threads in each, torch's would mostly wait for one
+# another. Read when torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No deadline, and slow generation is no failure: a test is never judged by a clock, and workers share the processors.
+# No deadline, and slow generation is no failure: a test is never judged by a clock, and workers
+# share the processors.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 settings.register_profile("quick", _COMMON, max_examples=5)
@@ -49,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """A server of forks; it takes some seconds to begin, and then as many less for each program that imports torch."""
+    """A server of forks: starts in seconds, and saves each program the import of torch."""
     server = Forks()
     yield server
     server.close()
@@ -57,7 +60,7 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """An empty folder, in memory where possible: tests that only watch system calls need no disk."""
+    """An empty folder, in memory if possible: tests of system calls need no disk."""
     place = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="ckptstore-", dir=place)).resolve()
     yield folder
@@ -66,7 +69,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library runs without threads: the same calls in the same order, and none to start for each tiny repository."""
+    """The library without threads: the same calls in the same order."""
     from tests.helpers.crash.threads import COUNTS
 
     for module, name in COUNTS:

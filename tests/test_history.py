@@ -1,4 +1,4 @@
-"""The graph of checkpoints: everything reachable once, children before parents as the clock allows."""
+"""The graph of checkpoints: each reachable one once, children before parents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def manifest(parents: list[int], created: int) -> Manifest:
 
 @st.composite
 def graphs(draw: st.DrawFn, *, honest: bool = True) -> Graph:
-    """Up to twelve checkpoints; with an honest clock parents are older, without one they may even be cyclic."""
+    """Up to twelve checkpoints; parents are older only if the clock is honest."""
     count = draw(st.integers(1, 12))
     made = {}
     for number in range(count):

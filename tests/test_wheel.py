@@ -35,7 +35,7 @@ def installed(path):
 
 
 def test_the_wheel_holds_what_git_tracks(wheel_files):
-    """Files that git would take but has not yet been given count as tracked; deleted ones do not."""
+    """Files that git would add count as tracked; deleted ones do not."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *PACKAGES]

@@ -1,4 +1,4 @@
-"""Arrays as bytes: views without a copy where memory allows it, and the same bytes where it does not."""
+"""Arrays as bytes: views without a copy where memory allows, else equal bytes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def strided(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_the_bytes_are_those_of_the_elements_in_c_order_whatever_the_strides(
     dtype: str, shape: tuple[int, ...]
 ) -> None:
-    """The transposed of 70 by 130 is large enough for the kernels that torch keeps for that case."""
+    """The transpose of [70, 130] is large enough for torch's special kernels."""
     tensor = random(dtype, *shape)
     expected = bytes(tensor.reshape(-1).view(torch.uint8).numpy())
     for view in strided(tensor).values():

@@ -1,4 +1,4 @@
-"""Arrays of a checkpoint that are read as they are indexed: what numpy gives, from only the chunks that hold it."""
+"""Lazy arrays of a checkpoint: numpy's results, from only the chunks that are needed."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_numpy_takes_the_whole_array_and_reads_each_chunk_once(
 def test_torch_takes_the_whole_array_and_reads_each_chunk_once(
     repo: ckptstore.Repository, reads: list[int], take: Callable[[Any], Any], framework: str | None
 ) -> None:
-    """Whichever framework it would be indexed for, also in the dtypes that numpy itself does not give away."""
+    """For every framework, also in dtypes that numpy itself cannot export."""
     with repo.session() as session:
         zarr.create_array(session.store, name="zarr", data=LONG, chunks=(81, 100))
         session.commit()

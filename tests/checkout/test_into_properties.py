@@ -1,4 +1,4 @@
-"""Checkout into what exists: every array in place whatever its strides, and nothing at all after a misfit."""
+"""Checkout into existing arrays: in place for any strides; a mismatch changes nothing."""
 
 from __future__ import annotations
 

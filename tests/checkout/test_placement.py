@@ -1,4 +1,4 @@
-"""Filling what exists: what is matched with what, every misfit named, and nothing changed by a misfit."""
+"""Filling existing objects: what matches, every mismatch named, nothing changed by one."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_weights_that_were_not_tied_do_not_fill_a_model_that_ties_them() -> None
 
 
 def test_two_modules_that_compute_their_state_are_never_taken_for_tied() -> None:
-    """What they compute is gone again when the next is looked at, and its place in memory is used anew."""
+    """Computed values are freed before the next is read, and their memory is reused."""
 
     class Computed(nn.Module):
         def __init__(self) -> None:

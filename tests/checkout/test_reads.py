@@ -50,7 +50,7 @@ def state() -> dict[str, Any]:
 
 
 class World:
-    """A repository with one checkpoint, and what is read of it by a handle that knows nothing yet."""
+    """A repository with one checkpoint, and the reads of a fresh handle on it."""
 
     def __init__(self) -> None:
         self.storage, self.state = CountingStorage(), state()

@@ -18,7 +18,7 @@ def numbers(seed, *shape):
 
 @pytest.fixture
 def versions(ckpt, repo):
-    """Two checkpoints: one layer moved a little, one much, one under another name, a new one, another rate."""
+    """Two checkpoints: layers changed little, much, renamed and added, and another rate."""
     model = {f"layers.{n}.weight": numbers(n, 60, 50) for n in range(5)}
     repo.commit({"model": model, "optimizer": {"lr": 1e-3, "betas": (0.9, 0.99)}}, step=1)
     after = dict(model)

@@ -1,4 +1,4 @@
-"""The library's messages name keyword arguments, and the command line shows its options for them."""
+"""Messages of the library name keyword arguments; the command line names its options."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The command line on hostile repositories: a message and an exit code, never a traceback or a steered terminal."""
+"""Hostile repositories: a message and an exit code, no traceback, no terminal escapes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_hostile_repository_ends_in_a_message(
 
 
 def test_what_a_repository_says_cannot_steer_a_terminal(tmp_path: Path) -> None:
-    """A message, a key of the state and a field of meta that hold escape sequences are legal, and shown harmlessly."""
+    """Escape sequences in a message, a key or meta are legal, and printed harmlessly."""
     escape = "\x1b]0;owned\x07\x1b[2J\u202e\r"
     forge = Forge(tmp_path / "store", tmp_path)
     forge.marker()

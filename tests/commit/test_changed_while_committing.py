@@ -1,4 +1,4 @@
-"""What is stored under a digest has that digest, even when somebody changes the memory during the commit."""
+"""An object has its digest even if the memory changes during the commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """An array that changes between its hashing and its writing, as by a training step on another thread."""
+    """An array that changes between hashing and writing, as by another thread's training."""
     array = np.ones(100_000, dtype=np.float32)
     put = LocalStorage.put
 

@@ -99,7 +99,7 @@ def test_verify_finds_nothing_wrong_with_a_commit_that_comes_meanwhile(look: int
 
 
 class Interrupted(MemoryStorage):
-    """A storage where something may happen just before somebody looks; `before` says what, by the number of the look."""
+    """A storage that calls `before` with the number of each look before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,8 @@ class Interrupted(MemoryStorage):
 def two_handles(folder: Path, moment: int) -> tuple[ckptstore.Repository, ckptstore.Repository]:
     """Two handles on one repository; the second commits in the middle of a commit of the first.
 
-    moment: 1, after the arrays are written; 2, between the look at the newest operation and the try to append the next.
+    moment: 1, after the arrays are written; 2, between the look at the newest operation and the try
+    to append the next.
     """
     rival = ckptstore.init(folder / "store")
     rival.commit(state(1), step=1)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.hostile
 
 
 def test_a_commit_does_not_rely_on_a_bundle_that_its_parent_lies_about(tmp_path: Path) -> None:
-    """The forged page says that the small array is [1, 2], by its digest; the bundle beside it holds [6, 6]."""
+    """The forged page lists the small array as [1, 2]; its bundle holds [6, 6]."""
     mine, lie = np.array([1, 2], np.float32), np.array([6, 6], np.float32)
     forge = Forge(tmp_path / "store", tmp_path / "outside")
     forge.honest(

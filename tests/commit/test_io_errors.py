@@ -102,7 +102,7 @@ def recorded_points(scratch: Path) -> list[tuple[str, int]]:
 
 
 def fail_once_at(point: tuple[str, int], error: str, scratch: Path, *options: object) -> str | None:
-    """Let a call of a victim fail; what is wrong with what it said or with its repository then, or None."""
+    """Let a call of a victim fail; a complaint about its output or repository, or None."""
     name, number = point
     url = scratch / "store"
     inject = f"{name}:error={error}:when={number}"

@@ -1,4 +1,4 @@
-"""Whatever of a traced run's unsynced changes a power failure takes, the repository holds what was acknowledged."""
+"""After any power failure of a traced run, every acknowledged commit is there."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_power_failure_costs_nothing_that_relies_on_what_a_killed_process_left
 def after_kill(
     point: tuple[str, int], scratch: Path, *options: object, part: int = 0, parts: int = 1
 ) -> Iterator[tuple[Told, power.Tree]]:
-    """What a power failure may leave of a process that was killed at a call and one that came after it."""
+    """States after a power failure of a killed process and of its successor."""
     volume = new_folder(scratch / "volume")
     name, number = point
     url = volume / "above/store"

@@ -430,7 +430,7 @@ def test_a_reader_made_from_the_format_document_alone_reads_a_seed(tmp_path: Pat
 
 
 def test_a_commit_on_a_seed_stores_no_chunk_again_and_does_not_trust_its_bundles() -> None:
-    """A seed's bundle has gaps; the next commit makes one without, from the arrays that it is given."""
+    """A derived checkpoint's bundle has gaps; the next commit writes one without."""
     repo = memory()
     repo.commit({"m": {"a": array(1), "b": array(2), "large": array(3, 9000)}})
     seed = repo.branch("seed", exclude="m/a", rename={"m/(.*)": r"n/\1"})
@@ -456,7 +456,7 @@ def test_pages_that_come_out_as_they_were_are_not_stored_again() -> None:
 
 @pytest.mark.parametrize("size", [3, 9000])
 def test_a_seed_of_1000_arrays_moves_no_array_bytes_and_little_metadata(size: int) -> None:
-    """About 320 bytes for each array that is renamed: 240 in a page, where its digest takes 64, and 80 in the structure."""
+    """About 320 bytes per renamed array: 240 in a page (64 of digest), 80 in the structure."""
     storage = Counting()
     repo = repository(storage)
     names = [f"backbone.layers.{i}.weight" for i in range(1000)]

@@ -1,4 +1,4 @@
-"""Seeds against a model: a branch with some arrays under other paths holds what renaming keys of the state gives."""
+"""Derived checkpoints against a model: the result of renaming keys of the state."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def walk(state: Any, chain: Chain = ()) -> Any:
 
 
 def path_of(state: Any, chain: Chain) -> str:
-    """The path that a chain has in a state, with the keys that are not there as they are escaped."""
+    """The path of a chain of keys, with unknown keys escaped."""
     parts = []
     for key in chain:
         if isinstance(key, _Place):
@@ -175,7 +175,7 @@ def is_array(value: Any) -> bool:
 
 
 def small_and_large() -> st.SearchStrategy[Any]:
-    """Arrays that lie in a bundle, ones of a chunk or three, and empty ones; of any dtype is for other tests."""
+    """Bundled arrays, arrays of one to three chunks, and empty ones, in a few dtypes."""
     numbers, sizes = st.integers(0, 2**40), st.sampled_from([1, 5, 300, 10_000, 20_000, 0])
     return st.builds(np.full, sizes, numbers) | st.builds(
         lambda size, number: torch.full((size,), number), sizes, numbers
@@ -253,9 +253,8 @@ def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
     options: Any = {"include": include, "exclude": exclude, "rename": patterns(state, renames)}
     made = outcome(lambda: repo.branch("seed", **options))
     assert not data & (storage.read | storage.written.keys())
-    event(
-        f"{len(renames)} renames, {type(expected).__name__ if isinstance(expected, ValueError) else 'made'}"
-    )
+    kind = type(expected).__name__ if isinstance(expected, ValueError) else "made"
+    event(f"{len(renames)} renames, {kind}")
     if isinstance(expected, ValueError):
         assert isinstance(made, InvalidInputError), made
         assert "seed" not in repo.branches()

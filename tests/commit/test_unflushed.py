@@ -1,4 +1,4 @@
-"""A repository asks its storage to flush all that it promises: what was not flushed is lost here. Needs no strace."""
+"""Everything that is promised was flushed: unflushed keys are lost here. No strace needed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def check(repo: Repository, acknowledged: list[tuple[str, Digest]]) -> None:
 
 
 def choices(storage: LosingStorage, *, seed: int) -> Iterator[Callable[[str], bool]]:
-    """Which of the keys that are not flushed survive: all, none, all but one, and some at random."""
+    """Which unflushed keys survive: all, none, all but one, and random ones."""
     yield lambda key: True
     yield lambda key: False
     for lost in storage.unflushed:

@@ -1,4 +1,4 @@
-"""What a commit stores: each content once, only what changed, in objects of the sizes that were said."""
+"""A commit stores each content once, only changes, in objects of the expected sizes."""
 
 from __future__ import annotations
 

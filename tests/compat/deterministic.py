@@ -1,4 +1,4 @@
-"""A ckptstore whose clock and random names are fixed, so that the same commits make the same bytes."""
+"""A ckptstore with a fixed clock and fixed names: equal commits write equal bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW = 1_767_225_600  # 2026-01-01 00:00:00 UTC, in seconds
 
 @contextmanager
 def deterministic(root: Path, *, chunk_size: int) -> Iterator[Repository]:
-    """A new repository at whose clock it is always the same second; names of each length count upwards."""
+    """A new repository whose clock stands still; names of each length count upwards."""
     names: dict[int, count[int]] = defaultdict(lambda: count(1))
 
     def token_hex(nbytes: int) -> str:

@@ -1,4 +1,5 @@
-"""Makes the repository that the end of docs/reference/format.md shows, and prints it as it stands there.
+"""Makes the repository that the end of docs/reference/format.md shows, and prints it as it stands
+there.
 
 Run it as `python -m tests.compat.make_example`.
 """

@@ -1,7 +1,8 @@
-"""One JSON form for states as they were committed, as ckptstore gives them back and as the plain reader does.
+"""One JSON form for states as they were committed, as ckptstore gives them back and as the plain
+reader does.
 
-Two states have the same form exactly when they have the same types, order, bits and ties. It is built from the values
-alone, without ckptstore.
+Two states have the same form exactly when they have the same types, order, bits and ties. It is
+built from the values alone, without ckptstore.
 """
 
 from __future__ import annotations

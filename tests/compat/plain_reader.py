@@ -1,7 +1,8 @@
 """A reader of repositories of format version 1, written from docs/reference/format.md alone.
 
-It uses the standard library and blake3, and nothing of ckptstore: what it cannot do, the document does not say. Section
-numbers are the document's. It is written to be read, not to be fast: arrays come as bytes, dtype and shape.
+It uses the standard library and blake3, and nothing of ckptstore: what it cannot do, the document
+does not say. Section numbers are the document's. It is written to be read, not to be fast: arrays
+come as bytes, dtype and shape.
 """
 
 from __future__ import annotations
@@ -277,7 +278,7 @@ def is_key(text: object) -> bool:
 
 
 def chunk_sizes(shape: list[int], chunk_shape: list[int], item_bytes: int) -> list[int]:
-    """The bytes of each chunk, in C order of the grid; every chunk is one run of the array's bytes."""
+    """The bytes of each chunk, in C order of the grid; each is one run of the array."""
     need(len(shape) == len(chunk_shape), "a chunk shape has another number of dimensions")
     need(all(whole(step) >= 1 for step in chunk_shape), "a chunk shape holds a zero")
     leading = next((i for i, step in enumerate(chunk_shape) if step != 1), len(shape))

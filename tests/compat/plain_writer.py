@@ -1,7 +1,8 @@
 """A writer of repositories of format version 1, written from docs/reference/format.md alone.
 
-It shows that the document is enough to write from: ckptstore reads what this writes, and makes the same bytes of the same
-state. It commits dicts of arrays and plain JSON values to a new repository, once; the standard library and blake3 suffice.
+It shows that the document is enough to write from: ckptstore reads what this writes, and makes the
+same bytes of the same state. It commits dicts of arrays and plain JSON values to a new repository,
+once; the standard library and blake3 suffice.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class PlainWriter:
     def commit(
         self, state: dict[str, Any], *, time: int, nonce: str, step: int, message: str
     ) -> str:
-        """Commit a dict of arrays and plain values as the first checkpoint of main, and return its id (section 14)."""
+        """Commit a dict as the first checkpoint of main, and return its id (section 14)."""
         pairs: list[list[Any]] = []
         arrays: dict[str, Array] = {}
         for key, value in state.items():
@@ -114,7 +115,7 @@ class PlainWriter:
         self.write(f"ops/{seq:012}.json", seal("operation", operation), create=True)
 
     def put_page(self, arrays: dict[str, Array]) -> dict[str, Any]:
-        """Put the chunks, the bundle and the page of some arrays; what the manifest says of the page (section 10)."""
+        """Put chunks, bundle and page of some arrays; the page's ref (section 10)."""
         entries, bundle = [], bytearray()
         for path, array in arrays.items():
             entry: dict[str, Any] = {"path": path, "dtype": array.dtype, "shape": array.shape}
@@ -155,7 +156,7 @@ class PlainWriter:
         return digest
 
     def write(self, key: str, data: bytes, *, create: bool = False) -> None:
-        """Write a file: a temporary one, fsync, then rename it; or link it, which fails where the name is taken."""
+        """Write a temporary file, fsync, and rename it, or link it to fail on a taken name."""
         self.count += 1
         temporary, path = self.root / "tmp" / f"{os.getpid()}-{self.count}", self.root / key
         for folder in (temporary.parent, path.parent):

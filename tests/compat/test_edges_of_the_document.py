@@ -1,4 +1,4 @@
-"""Promises of docs/reference/format.md at the edges: the code once broke each, and the document found it out."""
+"""Edge cases of docs/reference/format.md that the code once got wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_array_without_elements_has_a_chunk_shape_without_zeros(tmp_path: Pat
 
 
 def test_an_operation_whose_number_was_pruned_meanwhile_is_no_success() -> None:
-    """Section 8, gaps. A writer stopped between its look and its create must not report success for a lost commit."""
+    """Section 8, gaps. A writer stopped before its create must not report a lost commit."""
     storage = MemoryStorage()
     slow, others = Oplog(storage), Oplog(storage)
 
@@ -99,7 +99,7 @@ def test_condemned_of_an_earlier_version_is_carried_over_as_it_is() -> None:
     ids=["surrogates that become one character", "more values than a reader takes"],
 )
 def test_meta_that_could_not_be_read_again_is_refused(meta: dict[str, Any]) -> None:
-    """Sections 9 and 4. Else the commit would succeed, and nothing on the branch could be read any more."""
+    """Sections 9 and 4. Otherwise the branch would become unreadable."""
     repo = ckptstore.init("memory://")
     with pytest.raises(ckptstore.InvalidInputError):
         repo.commit({}, meta=meta)
@@ -140,7 +140,7 @@ def test_a_structure_with_an_integer_key_of_more_than_64_bits_is_refused(key: An
 def test_a_small_array_that_changes_during_its_commit_is_noticed(
     monkeypatch: pytest.MonkeyPatch, change: int
 ) -> None:
-    """Section 14. Its digest and the bundle's must be of the same moment, or it could not be read by itself."""
+    """Section 14. Its digest and the bundle's have to be of the same moment."""
     repo, array = ckptstore.init("memory://"), np.zeros(3)
     real, calls = Digest.of, itertools.count(1)
 
@@ -161,7 +161,7 @@ def test_a_small_array_that_changes_during_its_commit_is_noticed(
 def test_an_object_that_had_to_be_put_again_is_flushed_though_the_parent_reaches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Section 14, step 3: only what the parent reaches and what was found in place is durable already."""
+    """Section 14, step 3: only the parent's objects and those found in place are durable."""
     repo = ckptstore.init(tmp_path / "store")
     state = {"a": np.arange(50_000), "b": 1}
     repo.commit(state)

@@ -1,4 +1,4 @@
-"""docs/reference/format.md says what the code does: its tables, algorithms and example are compared with it."""
+"""The tables, algorithms and example of docs/reference/format.md match the code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def table(*header: str) -> list[list[str]]:
 
 
 def test_the_example_is_what_ckptstore_makes(tmp_path: Path) -> None:
-    """When it should change: python -m tests.compat.make_example prints it as it stands in the document."""
+    """To update the document: python -m tests.compat.make_example prints the example."""
     block = re.compile(
         r"^\*\*`([^`]+)`\*\*, (\d+) bytes\n\n```(json|text)\n(.*?)\n```$", re.MULTILINE | re.DOTALL
     )
@@ -172,7 +172,7 @@ def test_the_examples_of_paths_are_made_so() -> None:
 @example(5e-324)
 @example(9007199254740993.0)
 def test_floats_are_written_as_the_document_says(number: float) -> None:
-    """The rule in words, done by hand: digits from the shortest text that reads back, placed by the exponent."""
+    """The rule by hand: digits of the shortest text, placed by the exponent."""
     sign = "-" if math.copysign(1, number) < 0 else ""
     with localcontext(prec=800):
         digits, exponent = _shortest(abs(number))
@@ -187,7 +187,7 @@ def test_floats_are_written_as_the_document_says(number: float) -> None:
 
 
 def _shortest(number: float) -> tuple[str, int]:
-    """The fewest digits that read back as this double, of those the nearest, and the power of ten of the first."""
+    """The fewest digits that parse to this double, the nearest, and the exponent."""
     if number == 0:
         return "0", 0
     exact = Decimal(number)

@@ -1,4 +1,4 @@
-"""Repositories that earlier versions wrote stay readable. README.md in data/ says what to do when this fails."""
+"""Repositories of earlier versions stay readable. If this fails, see data/README.md."""
 
 from __future__ import annotations
 

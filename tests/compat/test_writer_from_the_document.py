@@ -1,4 +1,4 @@
-"""What the plain writer, written from docs/reference/format.md alone, writes is what ckptstore writes."""
+"""The plain writer, written from format.md alone, writes what ckptstore writes."""
 
 from __future__ import annotations
 
@@ -100,6 +100,6 @@ def test_the_gc_of_another_program_that_died_is_finished_by_the_next_that_needs_
 
 
 def _structure(repo: ckptstore.Repository) -> str:
-    """The file of the newest checkpoint's structure, the one object that the second commit had to put."""
+    """The file of the newest structure, the only object that the second commit put."""
     digest = PlainReader(repo.url).manifest(repo.resolve("main").id)["structure"]
     return f"{repo.url}/objects/{digest[:2]}/{digest[2:]}"

@@ -1,4 +1,4 @@
-"""A diff of any two states is what comparing them leaf by leaf gives, and its numbers are those of doubles."""
+"""A diff of any two states equals a comparison leaf by leaf, in double precision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def repository() -> ckptstore.Repository:
 
 
 def model(state: Any) -> tuple[dict[str, Content], dict[str, str], str]:
-    """The arrays by path with all their bytes, the plain values by path, and the whole structure."""
+    """Arrays by path with all bytes, plain values by path, and the structure."""
     flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
     found = {
         path: (source.dtype, source.shape, bytes(source.whole()))
@@ -208,7 +208,7 @@ def _check(found: ckptstore.Numbers, one: Any, other: Any) -> None:
 @given(states(max_leaves=6), plain_values())
 @settings(suppress_health_check=SLOW)
 def test_any_bits_can_be_measured(state: Any, value: Any) -> None:
-    """Signalling NaNs, infinities, denormals: never an error, never a warning, and counts that fit."""
+    """Signalling NaNs, infinities, denormals: no error, no warning, exact counts."""
     repo = repository()
     repo.commit({"x": state, "y": value})
     flipped = {"x": _flipped(state), "y": value}

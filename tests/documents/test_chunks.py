@@ -48,7 +48,7 @@ def test_a_grid_counts_as_contiguous_exactly_when_its_chunks_are_runs(
 
 
 def test_known_grids() -> None:
-    """Rows are kept whole as long as they fit; then k of them; a scalar and an empty array have their own forms."""
+    """Whole rows while they fit, then several; scalars and empty arrays are special."""
     assert chunk_shape((8192, 512), item_bytes=4, chunk_bytes=8 << 20) == (4096, 512)
     assert chunk_shape((3, 5, 1 << 22), item_bytes=4, chunk_bytes=8 << 20) == (1, 1, 1 << 21)
     assert chunk_shape((1000,), item_bytes=16, chunk_bytes=1 << 16) == (1000,)

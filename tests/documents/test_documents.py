@@ -1,4 +1,4 @@
-"""Canonical JSON, sealed documents and operations: what is refused, and that no bit can differ unseen."""
+"""Canonical JSON, sealed documents, operations: what is refused; no bit changes unseen."""
 
 from __future__ import annotations
 

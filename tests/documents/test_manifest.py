@@ -1,4 +1,4 @@
-"""Manifests: they come back from their bytes, keep what they do not know, and every wrong field is refused."""
+"""Manifests survive a round trip with unknown fields; every wrong field is refused."""
 
 from __future__ import annotations
 

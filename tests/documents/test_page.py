@@ -1,4 +1,4 @@
-"""Where pages end: the same arrays are cut in the same places, whatever stands before or behind them."""
+"""Page ends: the same arrays are cut in the same places, whatever surrounds them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ PATHS = st.text(
 
 @st.composite
 def pages(draw: st.DrawFn) -> Page:
-    """Pages whose small arrays may have the digests of chunks, and whose paths may look like digests."""
+    """Pages whose small arrays share digests with chunks, and whose paths look like digests."""
     named = draw(st.sets(st.one_of(PATHS, DIGESTS), min_size=1, max_size=6))
     entries, end = [], 0
     for path in sorted(named):

@@ -60,7 +60,7 @@ def test_zarr_python_takes_every_document_and_it_tells_what_it_was_made_of(
 def test_zeros_behind_a_chunk_make_it_what_the_document_says(
     shape: list[int], ones: int, cut: int, more: int
 ) -> None:
-    """Also of a chunk shape that goes beyond the array behind the axis that is cut, as another writer may have it."""
+    """Also a chunk shape that exceeds the array behind the cut axis, as others write it."""
     ones = min(ones, len(shape) - 1)
     steps = (*[1] * ones, cut, *(length + more for length in shape[ones + 1 :]))
     assert is_contiguous_grid(tuple(shape), steps)

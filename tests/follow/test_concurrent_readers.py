@@ -1,4 +1,4 @@
-"""One process trains and collects after each step; another follows it while threads read what it serves."""
+"""One process trains and runs gc; another follows it while threads read."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def values(model: nn.Module) -> set[float]:
 
 
 def serve(store: Path) -> tuple[list[int], list[set[float]]]:
-    """Follow a trainer to its end: the steps served, and every mixture of steps that a reader saw."""
+    """Follow a trainer to its end; the steps served and every mixture that a reader saw."""
     repo = ckptstore.init(store, chunk_size=64 << 10)
     model, follower = net(), repo.follow(poll_seconds=0.002)
     done, mixtures = threading.Event(), []

@@ -1,4 +1,4 @@
-"""A model that is kept up to date equals the checkpoint after every update, and what was read is what differs."""
+"""A followed model equals each checkpoint, and only differing bytes were read."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ NAMES = st.sampled_from(
 def test_a_module_equals_the_checkpoint_after_every_update(
     series: list[tuple[list[tuple[str, int]], str]],
 ) -> None:
-    """Whatever comes between two updates: several checkpoints, another part, other memory, and things forgotten."""
+    """Anything between two updates: several checkpoints, other parts, other memory."""
     repo, storage = counting()
     model, average, served = Model(), Model(), Model()
     follower = repo.follow()

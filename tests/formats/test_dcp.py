@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint: read as torch reads them, whoever wrote them and in whatever shards."""
+"""Folders of torch.distributed.checkpoint read as torch does, for any writer and shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders as such: found by what they are, written whole or not at all, streamed, and closed."""
+"""Files and folders: detection, atomic writes, streaming, closing."""
 
 from __future__ import annotations
 

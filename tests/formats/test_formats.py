@@ -1,4 +1,4 @@
-"""Files in and out: what a format can hold comes back, the rest is refused before anything is written."""
+"""Formats: values that one can hold survive, others are refused before any write."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_folder_that_takes_no_files_is_a_storage_error_that_names_the_file(nam
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x.npz", "x.npy"])
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path, name: str) -> None:
-    """A limit on the size of files stands for the disk; the signal that comes with it is passed over."""
+    """A limit on file sizes stands in for a full disk; its signal is ignored."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))

@@ -1,4 +1,4 @@
-"""A .npz and a .npy are numpy's, byte for byte, on the way out; on the way in, what is wrong with them is told."""
+""".npz and .npy: written byte for byte as numpy does; faults of a file are reported."""
 
 from __future__ import annotations
 
@@ -137,8 +137,21 @@ def ragged() -> Any:
         (np.zeros(2, "V4"), "V4"),
         (np.zeros(2, "V2"), "V2"),
     ],
-    ids=["objects", "text", "bytes", "dates", "spans", "fields", "other fields", "fields of objects", "big-endian", "long double", "void", "half of void"],
-)  # fmt: skip
+    ids=[
+        "objects",
+        "text",
+        "bytes",
+        "dates",
+        "spans",
+        "fields",
+        "other fields",
+        "fields of objects",
+        "big-endian",
+        "long double",
+        "void",
+        "half of void",
+    ],
+)
 def test_what_no_checkpoint_holds_is_refused_by_name(tmp_path: Path, array: Any, said: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of version 3.0 of the format
@@ -154,8 +167,9 @@ def test_what_no_checkpoint_holds_is_refused_by_name(tmp_path: Path, array: Any,
 def test_what_numpy_has_not_is_refused_by_name(tmp_path: Path, dtype: str) -> None:
     odd = torch.zeros(8, dtype=torch.uint8).view(getattr(torch, dtype))
     for name in ("x.npz", "x.npy"):
+        others = {} if name == "x.npy" else {"w": torch.ones(1)}
         with pytest.raises(InvalidInputError, match=rf"1 array: odd \({dtype}\)\..*\.zarr or \.pt"):
-            write_file({"odd": odd} if name == "x.npy" else {"w": torch.ones(1), "odd": odd}, tmp_path / name)  # fmt: skip
+            write_file({**others, "odd": odd}, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,8 +301,19 @@ def put(offset: int, form: str, value: int) -> Callable[[bytearray, int], None]:
         (put(10, "<H", 0), "claims|damaged"),
         (put(16, "<I", 7), "CRC"),
     ],
-    ids=["a bomb", "longer", "packed longer", "on another", "beyond", "encrypted", "bzip2", "unknown", "not packed", "checksum"],
-)  # fmt: skip
+    ids=[
+        "a bomb",
+        "longer",
+        "packed longer",
+        "on another",
+        "beyond",
+        "encrypted",
+        "bzip2",
+        "unknown",
+        "not packed",
+        "checksum",
+    ],
+)
 def test_what_the_list_of_members_claims_is_checked(
     tmp_path: Path, whole: bytes, change: Callable[[bytearray, int], None], said: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""From every format to every other, by way of the repository: each array keeps its name, dtype, shape and every bit."""
+"""Every format to every other through a repository: name, dtype, shape and bits survive."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COMMON = arrays().filter(lambda array: str(array.dtype).rpartition(".")[2] in np
 
 
 def states() -> st.SearchStrategy[dict[str, Any]]:
-    """Arrays by name, some of them in a dict of their own; half of all states are of dtypes that every format knows."""
+    """Arrays by name, some nested; half of the states use dtypes that every format knows."""
     return st.sampled_from([arrays(), COMMON]).flatmap(
         lambda leaves: st.dictionaries(
             KEYS, leaves | st.dictionaries(KEYS, leaves, min_size=1, max_size=3), max_size=5

@@ -1,4 +1,4 @@
-"""A .safetensors is the library's, byte for byte, on the way out; on the way in, what is wrong with it is told."""
+""".safetensors: written byte for byte as the library does; faults are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = st.text(max_size=6) | st.sampled_from(["a", "b.c", "a/b", "é", '"', "\\
 
 
 def is_known(tensor: torch.Tensor) -> bool:
-    """True for what the format has a name for; of two floats of 4 bits it has none without a dimension."""
+    """True for dtypes that the format has a name for; 4-bit pairs need a dimension."""
     if tensor.dtype is torch.float4_e2m1fn_x2 and not tensor.dim():
         return False
     return str(tensor.dtype).removeprefix("torch.") in DTYPES
@@ -140,7 +140,7 @@ def test_what_is_no_such_file_is_not_said_to_have_a_long_header(
 
 
 def test_parts_of_tensors_are_refused(tmp_path: Path) -> None:
-    """As each process of torch.distributed.checkpoint writes them; whole tensors are told to begin at 0."""
+    """As each process of torch.distributed.checkpoint writes; whole tensors begin at 0."""
     for number, offsets in enumerate(([0, 0], [3, 0]), start=1):
         told = json.dumps({"w": {"saved_offsets": offsets}})
         name = f"shard-{number:05d}-model-00001-of-00001.safetensors"
@@ -279,7 +279,10 @@ def test_every_tensor_must_lie_where_the_index_says(
         read_file(shards)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": [1]}', "[" * 100_000, '{"weight_map":{"a":"b","a":"b"}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"weight_map": [1]}', "[" * 100_000, '{"weight_map":{"a":"b","a":"b"}}'],
+)
 def test_an_index_must_be_one(shards: Path, text: str) -> None:
     (shards / INDEX).write_text(text)
     with pytest.raises(InvalidInputError, match="index"):
@@ -314,7 +317,7 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 
 @pytest.fixture
 def torch_shards(tmp_path: Path) -> Path:
-    """A folder of two files as Hugging Face cut models before .safetensors: a and b in the first, c in the second."""
+    """Two files as Hugging Face split models before .safetensors: a and b, then c."""
     path = tmp_path / "older"
     path.mkdir()
     tied = torch.arange(6.0)

@@ -1,4 +1,4 @@
-"""torch's files: read a piece at a time exactly as torch reads them whole, and written so that torch reads them."""
+"""torch's files: streamed, with the same result as torch, and readable by torch."""
 
 from __future__ import annotations
 

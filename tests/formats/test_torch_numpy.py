@@ -1,4 +1,4 @@
-"""Numpy arrays, and other long texts, in the pickles of torch's files: read whole, within limits."""
+"""Numpy arrays and other long texts in torch's pickles: read whole, within limits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _long() -> Iterator[None]:
 
 
 def few(array: np.ndarray) -> np.ndarray:
-    """The first elements along each axis: their text is read and written 40 bytes at a time here."""
+    """The first elements along each axis, whose text is read 40 bytes at a time here."""
     return array[(*(slice(40) for _ in array.shape), ...)]
 
 

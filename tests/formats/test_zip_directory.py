@@ -1,4 +1,4 @@
-"""The directory of a zip archive, held against what zipfile reads, and against archives that lie."""
+"""The directory of a zip archive, compared with zipfile and tried on forged archives."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_it_tells_what_zipfile_reads(
 
 
 def widened(data: bytes, *, sizes: bool = True, place: bool = True) -> bytes:
-    """The archive of one record "x" with numbers of 64 bits wherever the format has room for them."""
+    """An archive of one record "x", with 64-bit numbers wherever the format allows."""
     end = data.rindex(b"PK\5\6")
     *_, length, begin, _ = END.unpack_from(data, end)
     entry = bytearray(data[begin : begin + length])

@@ -397,7 +397,7 @@ def test_a_commit_in_the_middle_of_a_gc_is_never_lost() -> None:
 
 @pytest.fixture
 def overtaken(monkeypatch: pytest.MonkeyPatch) -> Line:
-    """A gc comes to what is made next: when the newest operation told of none, and before the arrays are looked for."""
+    """A second gc that begins before the arrays are looked up."""
     line = Line(2)
     refs = line.repo._refs
     check_live, lost = refs._check_live, []
@@ -460,7 +460,7 @@ def test_a_commit_that_died_beside_a_gc_and_lost_its_objects_stops_no_later_gc()
 def test_a_page_that_comes_back_while_a_gc_is_at_work_keeps_what_it_lists(
     monkeypatch: pytest.MonkeyPatch, is_planned_before: bool
 ) -> None:
-    """A commit that another gc had taken the page of is made again, after this gc has looked for the page in vain."""
+    """A commit whose page another gc took is made again, after this gc missed the page."""
     line = Line(2)
     line.repo.commit({"large": arrays(9)["large"]})  # what it shares has no grace when it expires
     line.commit(3)

@@ -1,4 +1,4 @@
-"""A gc beside a commit that needs just what is being deleted, in every order that a schedule can make of them."""
+"""A gc beside a commit that needs what is being deleted, in every order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def state(number: int) -> dict[str, Any]:
 
 
 class World:
-    """A repository that begins the same each time: on main one that will expire, and one that will not."""
+    """A fresh repository: on main one checkpoint that will expire and one that will not."""
 
     def __init__(self) -> None:
         self.marker = Marker(store="0" * 32, chunk_bytes=64 << 10)

@@ -1,4 +1,4 @@
-"""kill -9 of a gc at every system call that changes files: the next one finishes it, and nothing that stays is lost."""
+"""kill -9 of a gc at every system call: the next gc finishes it, nothing kept is lost."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_gc_killed_at_any_call_that_changes_files_is_finished_by_the_next(
 def complaint(
     url: Path, *, commits: int = COMMITS, metrics: frozenset[str] = frozenset({"loss"})
 ) -> str | None:
-    """What is wrong with the repository, or None. It gets one more commit, of a state that expired or is about to."""
+    """A complaint about the repository after one more commit, or None."""
     repo = ckptstore.open(url)
     if not repo.verify().ok:
         return f"verify found {repo.verify().problems[0]}"

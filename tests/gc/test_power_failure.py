@@ -1,4 +1,4 @@
-"""Whatever of a gc's unsynced changes a power failure takes: what stays is whole, and the next gc finishes the job."""
+"""After any power failure during a gc, kept checkpoints are whole and the next finishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions beside a gc: what they rely on is there when they are committed, or they are told that it is not."""
+"""Sessions beside a gc: their objects are there at commit, or it raises ConflictError."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_session_that_lost_its_objects_to_a_gc_that_ran_to_its_end_is_a_confli
 def test_chunks_that_a_session_found_in_a_checkpoint_that_then_expires_are_not_lost(
     repo: ckptstore.Repository,
 ) -> None:
-    """Equal chunks are not written again, so a session may rely on those of a checkpoint that is not its own."""
+    """Equal chunks are not written again, so a session may rely on another checkpoint's."""
     whole = BIG[: 12 * 8_192]  # of 100,000: no chunk is padded, so all of them are there already
     before = len(list(repo._objects.list()))
     with repo.session("other") as session:

@@ -1,4 +1,4 @@
-"""Real processes that commit what is just expiring, read and collect, all at once, with clocks that disagree."""
+"""Processes that commit expiring states, read and collect, with differing clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures the memory that commits and checkouts take beyond the arrays: python -m tests.helpers.commit_memory FOLDER MIB."""
+"""The extra memory of commits and checkouts: python -m tests.helpers.commit_memory FOLDER MIB."""
 
 from __future__ import annotations
 

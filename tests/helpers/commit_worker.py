@@ -1,7 +1,7 @@
 """A process that commits beside others: `python commit_worker.py URL FIRST LAST`.
 
-It says "READY", waits for a line, then commits state(FIRST) to state(LAST) to main and says "ACK n id" or "CONFLICT n -"
-for each.
+It says "READY", waits for a line, then commits state(FIRST) to state(LAST) to main and says "ACK n
+id" or "CONFLICT n -" for each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A Zarr store each of whose changes is a commit, and whose reads all go to the store of the newest checkpoint.
+"""A Zarr store each of whose changes is a commit, and whose reads all go to the store of the newest
+checkpoint.
 
 So zarr-python's own tests, which write and read the same store, are tests of `CheckpointStore` too.
 """

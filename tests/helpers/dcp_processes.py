@@ -1,4 +1,4 @@
-"""Two processes that write one folder with torch.distributed.checkpoint: python -m tests.helpers.dcp_processes FOLDER."""
+"""Two processes that write one folder: python -m tests.helpers.dcp_processes FOLDER."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of formats have in common: states by path and bit, and a way through a repository."""
+"""Helpers of the format tests: states by path and bits, and a repository round trip."""
 
 from __future__ import annotations
 

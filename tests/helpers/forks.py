@@ -1,8 +1,10 @@
-"""Programs of the tests, in forks of a process that has torch imported: that takes longer than most of them run.
+"""Programs of the tests, in forks of a process that has torch imported: that takes longer than most
+of them run.
 
-A fork begins with nothing of this project imported, and ends as any program does: its threads joined, with an exit code or by a
-signal. But the forks of a server order sets alike, draw the same numbers where nobody seeds numpy, and find every part of MODULES
-imported: what may rely on that is tried in a process of its own too.
+A fork begins with nothing of this project imported, and ends as any program does: its threads
+joined, with an exit code or by a signal. But the forks of a server order sets alike, draw the same
+numbers where nobody seeds numpy, and find every part of MODULES imported: what may rely on that is
+tried in a process of its own too.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 
 
 class Program:
-    """One that was started; what there is of subprocess.Popen for those whose output is captured."""
+    """A started program: the part of subprocess.Popen for captured output."""
 
     def __init__(self, arguments: list[str], answer: IO[str], *outputs: IO[str]) -> None:
         self.arguments, self._answer, self._outputs = arguments, answer, outputs
@@ -139,7 +141,7 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
 
 
 def _is_fork(selector: selectors.BaseSelector, stdout: int, stderr: int, answer: int) -> bool:
-    """Fork; the fork has nothing open but its own, the server tells who it is and waits for its end."""
+    """Fork: the fork closes inherited files, the server reports its id and waits for it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns when anything here has a thread
         pid = os.fork()
@@ -182,7 +184,7 @@ def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
 
 
 def leave() -> None:
-    """After all that a program has to do at its exit: taking apart what the server imported takes half a second."""
+    """Exit at once: taking the server's imports apart would take half a second."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

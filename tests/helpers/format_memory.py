@@ -1,4 +1,7 @@
-"""Measures the memory that committing a file and writing one again take: python -m tests.helpers.format_memory FORMAT FOLDER MIB."""
+"""The extra memory of committing a file and of writing one.
+
+python -m tests.helpers.format_memory FORMAT FOLDER MIB
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PATTERN = np.random.default_rng(0).integers(0, 256, 4 * MIB, np.uint8)
 
 
 def make_columns(path: Path, size: int) -> None:
-    """The Zarr folder of another program: an array of so many bytes, whose chunks go through all rows."""
+    """A Zarr folder of another program: one array whose chunks span all rows."""
     import zarr
 
     group = zarr.open_group(path, mode="w")
@@ -46,7 +49,7 @@ def make(path: Path, size: int) -> None:
 
 
 def measure(name: str, folder: Path, size: int) -> dict[str, int]:
-    """The peaks by what was done. What was read and written is taken apart before that, so that every import is behind us."""
+    """The peaks by task. A rehearsal of each has done all imports before."""
     path = folder / name
     if path.stem == "columns":
         make_columns(path, size)

@@ -1,7 +1,9 @@
-"""A process of the stress test: `python gc_worker.py ROLE URL STOP SEED HOURS`, where HOURS is how wrong its clock is.
+"""A process of the stress test: `python gc_worker.py ROLE URL STOP SEED HOURS`, where HOURS is how
+wrong its clock is.
 
-commit: commits states from a small pool to a branch of its own, and says each with its id. read: checks heads out and
-compares them. gc: collects again and again. Readers and gc go on until the file STOP is there.
+commit: commits states from a small pool to a branch of its own, and says each with its id. read:
+checks heads out and compares them. gc: collects again and again. Readers and gc go on until the
+file STOP is there.
 """
 
 from __future__ import annotations

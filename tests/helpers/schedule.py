@@ -1,4 +1,4 @@
-"""Runs actors on one storage so that only one moves at a time, and a schedule decides which at every storage call."""
+"""Runs actors on one storage in turn; a schedule decides the order of storage calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Schedule:
         self._me = threading.local()
 
     def run(self, actors: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Run them all to their ends: what each returned, or the CkptStoreError or other error it raised."""
+        """Run all actors to their ends; the result of each, or the error it raised."""
         self._count = len(actors)
         results: list[Any] = [None] * len(actors)
 

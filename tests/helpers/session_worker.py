@@ -1,7 +1,8 @@
-"""A process that commits through sessions beside others: `python session_worker.py URL BRANCH FIRST LAST`.
+"""A process that commits through sessions beside others: `python session_worker.py URL BRANCH FIRST
+LAST`.
 
-It says "READY", waits for a line, then for each number writes an array of its own, and one that all have in common, and says
-"ACK n id" or "CONFLICT n -".
+It says "READY", waits for a line, then for each number writes an array of its own, and one that all
+have in common, and says "ACK n id" or "CONFLICT n -".
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CHUNK = 10_000
 
 
 def common(n: int) -> np.ndarray:
-    """Chunks of 80,000 bytes of which most are the same from one number to the next, and for all who write."""
+    """Chunks of 80,000 bytes, most of them equal for all numbers and processes."""
     return np.repeat(np.arange(n % 3, n % 3 + 4, dtype=np.float64), CHUNK)
 
 

@@ -1,4 +1,7 @@
-"""Measures the memory that committing a file of torch's and writing one take: python -m tests.helpers.torch_file_memory FORM FOLDER MIB."""
+"""The extra memory of committing a file of torch and of writing one.
+
+python -m tests.helpers.torch_file_memory FORM FOLDER MIB
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ SMALL_BYTES = 256 << 10
 
 
 def make(path: Path, form: str, mib: int) -> None:
-    """A file, or for "dcp" a folder, of so many MiB, no two pieces of it alike: of two arrays, or of many small ones."""
+    """A file (a folder for "dcp") of so many MiB without repetition, in two or many arrays."""
     if form == "numpy":
         torch.save({"a": np.arange(mib * MIB // 8).reshape(-1, 1024), "b": np.zeros(3)}, path)
         return
@@ -43,7 +46,8 @@ def make(path: Path, form: str, mib: int) -> None:
 def measure(form: str, folder: Path, mib: int) -> dict[str, int]:
     """The peaks by what was done; small ones are done first, so that every import is behind us.
 
-    What making the files takes is gone with the process that makes them: a fork, while torch has no threads here yet.
+    What making the files takes is gone with the process that makes them: a fork, while torch has no
+    threads here yet.
     """
     suffix = "" if form == "dcp" else ".pt"
     paths = {size: folder / f"{size}{suffix}" for size in (1, mib)}

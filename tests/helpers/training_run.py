@@ -1,9 +1,10 @@
-"""A small training run with everything that makes runs differ: a victim for kills, and a standard to hold resumed runs to.
+"""A small training run with all that makes runs differ: it can be killed, and it is the reference.
 
-    python -m tests.helpers.training_run STORE LOG STEPS [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal]
+    python -m tests.helpers.training_run STORE LOG STEPS
+        [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal]
 
-Each finished step appends a line to LOG: the step, the loss to the last bit, and one draw of each random generator.
-The last line is the digest of the weights, the optimizer and all else.
+Each finished step appends a line to LOG: the step, the loss to the last bit, and one draw of each
+random generator. The last line is the digest of the weights, the optimizer and all else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SAMPLES = 48
 
 
 class Shuffled:
-    """Batches in an order that is drawn anew each epoch, and a position in it; what a loader with a state is."""
+    """A stateful loader: a new random order in each epoch, and a position in it."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)

@@ -1,4 +1,7 @@
-"""A small training that stops and goes on: python -m tests.helpers.training_script STORE STEPS [REVISION]; prints JSON."""
+"""A small training that stops and resumes, and prints JSON.
+
+python -m tests.helpers.training_script STORE STEPS [REVISION]
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Keras model in a manager, in load_weights and in a follower: by its stable names, not by those of its module."""
+"""A Keras model in a manager, in load_weights and in a follower, by stable names."""
 
 from __future__ import annotations
 

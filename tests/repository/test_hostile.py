@@ -1,4 +1,4 @@
-"""Every hostile case, each in a process of its own: refused, within bounds, and nothing else happens."""
+"""Every hostile case in a process of its own: refused, bounded, without side effects."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ask() -> Iterator[Ask]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is room: thousands of fsyncs of throw-away files cost minutes on a disk."""
+    """A folder in memory if there is room: thousands of fsyncs cost minutes on a disk."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or shutil.disk_usage(memory).free < ROOM_BYTES:
         yield tmp_path

@@ -1,4 +1,4 @@
-"""A repository beside a model of plain dicts, under random commits, branches, tags, undos, checkouts and gcs."""
+"""A repository against a model of dicts under random operations."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         many=st.sampled_from([0, 40]),
     )
     def commit(self, branch: str, large: int, small: int, step: int, loss: float, many: int) -> str:
-        """Many: so many small arrays more, all but one the same in every checkpoint, on two pages."""
+        """Add many small arrays, all but one equal in every checkpoint, on two pages."""
         state = {
             "model": {
                 "w": np.full(20_000, large, np.float64),

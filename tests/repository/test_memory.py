@@ -1,4 +1,4 @@
-"""The memory that commit and checkout(into=) take beyond the arrays is bounded, whatever the size and the strides."""
+"""The extra memory of commit and checkout(into=) is bounded for any size and strides."""
 
 from __future__ import annotations
 

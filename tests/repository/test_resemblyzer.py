@@ -1,4 +1,5 @@
-"""A training checkpoint from the wild: the one that the package Resemblyzer ships, written by an old torch.
+"""A training checkpoint from the wild: the one that the package Resemblyzer ships, written by an
+old torch.
 
 Its optimizer state is keyed by the id() of each parameter, as torch did then.
 """

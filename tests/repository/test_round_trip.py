@@ -133,7 +133,7 @@ def _literal(part: str) -> str:
 
 
 def test_tied_arrays_come_out_tied_and_arrays_that_are_only_equal_do_not() -> None:
-    """As one tensor under both names; also the small ones, and with only one of the names chosen."""
+    """As one tensor under both names, for small ones too and with only one name selected."""
     large, small = torch.randn(300, 300), torch.randn(4)
     state = {"a": large, "b": {"c": large, "d": small}, "e": small, "twin": large.clone()}
     repo = repository()

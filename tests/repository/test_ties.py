@@ -1,4 +1,4 @@
-"""Tied arrays: what is one array in the state is one array in what comes out, and nothing else is."""
+"""Tied arrays: one array in the state is one array in the checkout, and no others."""
 
 from __future__ import annotations
 

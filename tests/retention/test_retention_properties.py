@@ -1,4 +1,4 @@
-"""What stays does not depend on when gc ran, joined policies keep just what their parts keep, and names always count."""
+"""Retention does not depend on when gc ran; unions keep what their parts keep."""
 
 from __future__ import annotations
 

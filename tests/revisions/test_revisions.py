@@ -1,4 +1,4 @@
-"""Revisions over a small history: every form that names a checkpoint, and what is said of those that name none."""
+"""Revisions over a small history: every form, and the errors for those that match none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codecs: types beyond Python's plain ones come back, and what cannot be decoded is damage and no surprise."""
+"""Codecs: registered types survive a round trip; undecodable values are damage."""
 
 from __future__ import annotations
 

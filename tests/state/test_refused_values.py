@@ -1,4 +1,4 @@
-"""What a checkpoint cannot hold is refused by its path and its kind, and never stored as something else."""
+"""Values that cannot be stored are refused by path and type, never stored otherwise."""
 
 from __future__ import annotations
 

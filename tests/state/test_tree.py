@@ -1,4 +1,4 @@
-"""States taken apart: the paths of their arrays, their ties, and what a selection leaves of them."""
+"""Flattened states: paths of arrays, ties, and what a selection keeps."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_a_writer_that_slept_while_its_number_was_used_and_pruned_is_told() -> N
 
 def test_a_newest_operation_that_was_pruned_under_the_reader_is_looked_for_again() -> None:
     class Late(MemoryStorage):
-        """Takes an operation away between its listing and its reading, as a pruning writer would."""
+        """Deletes an operation between listing and reading, as a pruning writer does."""
 
         taken = 0
 

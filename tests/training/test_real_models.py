@@ -1,4 +1,4 @@
-"""Real models and optimizers: what they save comes back, in place or fresh, and training goes on bit for bit."""
+"""Real models and optimizers: restored in place or fresh, training continues bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 class Network(nn.Module):
-    """Tied weights, BatchNorm's buffers and integer counter, dropout, and an extra state of its own."""
+    """Tied weights, buffers and counter of BatchNorm, dropout, and an extra state."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def test_a_module_given_for_a_part_of_the_checkpoint_is_told_which() -> None:
 
 
 def test_a_wrapper_that_computes_its_state_is_filled_through_load_state_dict() -> None:
-    """A parametrized weight is made anew at each look: writing into that copy would change nothing."""
+    """A parametrized weight is computed at each access: filling it would change nothing."""
 
     class Doubled(nn.Module):
         def __init__(self) -> None:
@@ -202,7 +202,7 @@ def test_a_wrapper_that_computes_its_state_is_filled_through_load_state_dict() -
 
 
 def test_the_lists_of_lbfgs_and_other_states_come_back() -> None:
-    """Nested lists of tensors, ints, None; Muon-like and GradScaler-like dicts; a scheduler with a lambda."""
+    """Nested lists of tensors, ints and None; dicts as of Muon and GradScaler; a lambda."""
     weight = nn.Parameter(torch.randn(8, 3))
     lbfgs = torch.optim.LBFGS([weight], max_iter=4)
 
@@ -233,7 +233,7 @@ def test_the_lists_of_lbfgs_and_other_states_come_back() -> None:
 
 
 def test_what_the_optimizer_is_given_is_never_the_repositorys(tmp_path: Path) -> None:
-    """Optimizer.load_state_dict keeps the very tensors it is given, and steps change them in place."""
+    """Optimizer.load_state_dict keeps the given tensors, and steps change them in place."""
     run = Run()
     run.steps(2)
     repo = ckptstore.init(tmp_path / "store")

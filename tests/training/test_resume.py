@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_too(
 def test_sigterm_saves_and_ends_the_run(
     tmp_path: Path, standard: dict[str, str], forks: Forks
 ) -> None:
-    """What goes on is another process than what was saved in: it orders sets otherwise, and draws other numbers."""
+    """The run continues in another process: other set order, other random numbers."""
     store, log = tmp_path / "store", tmp_path / "log"
     process = start(None, store, log, "--signal")
     while not log.exists() or len(log.read_text().splitlines()) < 7:

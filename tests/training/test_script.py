@@ -1,4 +1,4 @@
-"""Stopped and resumed in another process, a training goes on as if it had never stopped, to the last bit."""
+"""A training resumed in another process equals one that never stopped, to the last bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train(forks: Forks | None, *arguments: object) -> dict[str, Any]:
 def test_losses_weights_and_moments_are_those_of_a_training_that_never_stopped(
     tmp_path: Path, forks: Forks
 ) -> None:
-    """With each optimizer, a scheduler with a Counter, dropout, BatchNorm, tied weights and three generators."""
+    """With each optimizer: a scheduler, dropout, BatchNorm, tied weights, three generators."""
     whole = train(forks, tmp_path / "whole", 8)
     train(None, tmp_path / "store", 4)
     resumed = train(forks, tmp_path / "store", 8, "@step=4")

@@ -1,4 +1,4 @@
-"""The states of torch's own optimizers, schedulers, scalers and averages: committed, filled in place, and gone on from."""
+"""torch's optimizers, schedulers, scalers and averages: committed, filled, continued."""
 
 from __future__ import annotations
 

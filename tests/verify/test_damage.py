@@ -1,4 +1,4 @@
-"""Any damage to any file: what is read is right or an error that names the file, and never reaches an array."""
+"""Any damage to any file: reads are right or raise an error that names the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-# Of bytes that mean nothing a digest is all that is compared, so fewer have their turn than of documents.
+# Chunks and bundles are only compared by digest, so fewer flips suffice than in documents.
 FLIPS_PER_FILE = {"page": 60, "structure": 60, "bundle": 20, "chunk": 10}
 DEEP_FLIPS_PER_FILE = 500
 CUTS_PER_FILE = 12
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_any_byte_of_a_small_document_is_found(world: World, ki
 
 @pytest.mark.parametrize("kind", FLIPS_PER_FILE)
 def test_flipped_bits_anywhere_in_an_object_are_found(world: World, kind: str) -> None:
-    """By reads into fresh memory and into arrays that exist; who does not need the object notices nothing."""
+    """By reads into fresh and into existing arrays; unaffected readers notice nothing."""
     _flip_many(world, kind, FLIPS_PER_FILE[kind])
 
 
@@ -93,7 +93,7 @@ def test_any_other_damage_is_found_and_verify_says_who_suffers(
     chance = random.Random(f"{kind} {damage.__name__}")
     for key in world.files(kind):
         if damage is delete and kind == "operation":
-            continue  # a gap is no damage, and without the newest the repository is as it was before it
+            continue  # a gap is no damage; without the newest, the repository is as before it
         with mended(world.root / key):
             what = damage(world.root / key, chance)
             _no_complaints(world, key, what, chance, verified=True)
@@ -160,7 +160,7 @@ def test_a_part_of_a_checkpoint_is_read_past_damage_to_the_rest(world: World) ->
 
 @pytest.mark.parametrize("kind", ["manifest", "page", "structure", "bundle"])
 def test_a_commit_after_a_damaged_head_works(world: World, kind: str) -> None:
-    """The head can no longer be read; the next checkpoint can, as far as it shares nothing with the damage."""
+    """The head is unreadable; the next checkpoint is readable unless it shares the damage."""
     head = str(world.open().resolve("main").id)
     key = next(key for key in world.files(kind) if world.needs[key] == {head})
     flip(world.root / key, random.Random(3))

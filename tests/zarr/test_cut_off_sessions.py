@@ -1,4 +1,4 @@
-"""Sessions that are cut off: by kill -9 at every system call that changes files, and by a power failure."""
+"""Sessions cut off by kill -9 at every system call, and by a power failure."""
 
 from __future__ import annotations
 

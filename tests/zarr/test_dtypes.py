@@ -51,7 +51,7 @@ def every(name: str) -> np.ndarray:
 
 
 def a_twentieth(data: np.ndarray) -> int:
-    """Of the rows, with a rest: a chunk of three rows would make thousands of files of 65,536 elements."""
+    """Chunks of rows with a remainder: three rows would make thousands of files."""
     return max(3, len(data) // 20)
 
 

@@ -419,10 +419,19 @@ REFUSED = {
     "deep JSON": lambda folder: (folder / "zarr.json").write_text("[" * 100_000),
     "an unknown tag": _structure({"pickle": "x"}),
     "two tags": _structure({"tensor": "g/w", "dict": []}),
-    "a type that nobody registered": _structure({"dict": [["g", {"dict": [["w", {"ndarray": "g/w"}]]}], ["x", {"type": "os.system", "value": 1}]]}),
+    "a type that nobody registered": _structure(
+        {
+            "dict": [
+                ["g", {"dict": [["w", {"ndarray": "g/w"}]]}],
+                ["x", {"type": "os.system", "value": 1}],
+            ]
+        }
+    ),
     "NaN": _structure(float("nan")),
-    "no document of a group that is a folder": lambda folder: (folder / "g" / "w" / "zarr.json").write_text("7"),
-}  # fmt: skip
+    "no document of a group that is a folder": lambda folder: (
+        folder / "g" / "w" / "zarr.json"
+    ).write_text("7"),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -441,13 +450,28 @@ OTHERS = {
     "another shape": lambda d: d.update(shape=[4, 3, 1]),
     "other keys": lambda d: d["chunk_key_encoding"]["configuration"].update(separator="."),
     "negative zero for a fill value": lambda d: d.update(fill_value=-0.0),
-    "chunks without end": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[float("inf"), 3]),
-    "chunks in fractions": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[4.0, 3.0]),
-    "a length of 300 digits": lambda d: (d.update(shape=[10**300, 0]), d["chunk_grid"]["configuration"].update(chunk_shape=[10**300, 1])),
-    "too many dimensions": lambda d: (d.update(shape=[1] * 65), d["chunk_grid"]["configuration"].update(chunk_shape=[1] * 65)),
-    "a dtype that numpy lacks": lambda d: d.update(data_type="uint8", fill_value=0, codecs=[{"name": "bytes"}], attributes={"ckptstore_dtype": "float4_e2m1fn_x2"}),
+    "chunks without end": lambda d: d["chunk_grid"]["configuration"].update(
+        chunk_shape=[float("inf"), 3]
+    ),
+    "chunks in fractions": lambda d: d["chunk_grid"]["configuration"].update(
+        chunk_shape=[4.0, 3.0]
+    ),
+    "a length of 300 digits": lambda d: (
+        d.update(shape=[10**300, 0]),
+        d["chunk_grid"]["configuration"].update(chunk_shape=[10**300, 1]),
+    ),
+    "too many dimensions": lambda d: (
+        d.update(shape=[1] * 65),
+        d["chunk_grid"]["configuration"].update(chunk_shape=[1] * 65),
+    ),
+    "a dtype that numpy lacks": lambda d: d.update(
+        data_type="uint8",
+        fill_value=0,
+        codecs=[{"name": "bytes"}],
+        attributes={"ckptstore_dtype": "float4_e2m1fn_x2"},
+    ),
     "a transformer": lambda d: d.update(storage_transformers=[{"name": "x"}]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)

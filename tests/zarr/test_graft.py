@@ -1,4 +1,4 @@
-"""What becomes of a structure when arrays of it go, turn into Zarr arrays, and others come: for any state and any change."""
+"""A structure whose arrays go, become Zarr arrays or are new, for random changes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Change:
 
 @st.composite
 def changes(draw: DrawFn) -> Change:
-    """A random state, and what became of each of its arrays; and nodes under any names, many of them like its own."""
+    """A random state, the fate of each of its arrays, and nodes with similar names."""
     state = draw(states(leaves=LEAVES))
     flat = flatten(
         state,

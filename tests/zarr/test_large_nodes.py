@@ -1,4 +1,4 @@
-"""Zarr nodes with more values than a page should list: where they are cut, and that nobody notices."""
+"""Zarr nodes with too many values for a page: where they are cut, and that reads agree."""
 
 from __future__ import annotations
 

@@ -679,11 +679,17 @@ def test_an_array_that_is_stored_with_pickle_is_never_decoded(
     v3 |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}}}
     v3 |= {"chunk_key_encoding": {"name": "default"}, "attributes": {}}
     documents: dict[str, tuple[str, dict[str, Any]]] = {
-        "filters": (".zarray", v2 | {"filters": [{"id": "delta", "dtype": "<f8"}, codec], "compressor": None}),
+        "filters": (
+            ".zarray",
+            v2 | {"filters": [{"id": "delta", "dtype": "<f8"}, codec], "compressor": None},
+        ),
         "compressor": (".zarray", v2 | {"filters": None, "compressor": codec}),
         "codecs": ("zarr.json", v3 | {"codecs": [codec]}),
-        "nested": ("zarr.json", v3 | {"codecs": [{"name": "sharding_indexed", "configuration": {"codecs": [codec]}}]}),
-    }  # fmt: skip
+        "nested": (
+            "zarr.json",
+            v3 | {"codecs": [{"name": "sharding_indexed", "configuration": {"codecs": [codec]}}]},
+        ),
+    }
     name, document = documents[field]
     text = json.dumps(document).replace("pickle", r"pi\u0063kle")
     with repo.session("evil") as session:

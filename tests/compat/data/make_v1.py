@@ -1,6 +1,7 @@
 """Makes data/v1: a small repository of format version 1, and what it holds in a form of its own.
 
-Run it as `python -m tests.compat.data.make_v1 FOLDER`. The README beside this file says when to run it, and when not.
+Run it as `python -m tests.compat.data.make_v1 FOLDER`. The README beside this file says when to run
+it, and when not.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def _nans() -> torch.Tensor:
 
 
 def _dtypes() -> dict[str, Any]:
-    names = """bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bfloat16 float8_e4m3fn
-        float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2 complex32 complex64 complex128"""
+    names = """bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64
+        bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu
+        float4_e2m1fn_x2 complex32 complex64 complex128"""
     some = torch.arange(1, 33, dtype=torch.uint8)
     made = {
         name: some.clone().view(getattr(torch, name)) for name in names.split() if name != "bool"

@@ -1,4 +1,5 @@
-"""Makes data/v1_branches: a repository of version 1 without the fields that ADRs 0020 to 0022 added.
+"""Makes data/v1_branches: a repository of version 1 without the fields that ADRs 0020 to 0022
+added.
 
 It holds what v1 does not: expired checkpoints, a gc that died after it condemned objects, a derived
 branch, and a Zarr hierarchy. `python -m tests.compat.data.make_v1_branches FOLDER` made it with the

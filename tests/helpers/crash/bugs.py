@@ -1,4 +1,4 @@
-"""Mistakes that a crash-safe store must not make, each made on purpose: the crash tests must catch every one."""
+"""Deliberate bugs of a store: the crash tests have to catch every one."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What victims had said before the crash: commits acknowledged, with their ids, and commits that failed."""
+    """The output of victims before the crash: acknowledged commits and failed ones."""
 
     initialised: bool
     acks: tuple[tuple[int, str], ...]
@@ -45,7 +45,8 @@ def complaint(
 ) -> str | None:
     """What is wrong with the repository, or None. It gets one more commit.
 
-    writers: how many victims were at work, each of which may have had one commit in flight. state: gives what commit n holds.
+    writers: how many victims were at work, each of which may have had one commit in flight. state:
+    gives what commit n holds.
     """
     try:
         return next(_complaints(url, told, writers, state), None)

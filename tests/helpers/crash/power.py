@@ -1,8 +1,9 @@
 """What a power failure may leave of a traced run.
 
-The rules are stricter than any one file system's: the bytes of a file are durable only after fsync of the file, a name
-in a folder only after fsync of the folder. Of what is not durable anything may survive, in any combination: each name
-or not, a rename as two names or none, and of each write all of it, its first half, zeros of its length or nothing.
+The rules are stricter than any one file system's: the bytes of a file are durable only after fsync
+of the file, a name in a folder only after fsync of the folder. Of what is not durable anything may
+survive, in any combination: each name or not, a rename as two names or none, and of each write all
+of it, its first half, zeros of its length or nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Tree = dict[str, bytes | None]  # by path: a file's bytes, or FOLDER
 
 
 class Kept(Enum):
-    """How much of a change survived. A name survives or does not; a write may also leave a part, or zeros."""
+    """How much of a change survived: a name or not; of a write also a part, or zeros."""
 
     ALL = 0
     HALF = 1
@@ -120,7 +121,7 @@ class Image:
 
 
 class Volume:
-    """A volume while calls are made on it: how it looks, what of that is durable, and what is not yet."""
+    """A volume under calls: what it shows, what of that is durable, and what is not."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -191,10 +192,11 @@ class Volume:
 def states(
     calls: Iterable[Call], base: Path, *, subsets: int, part: int = 0, parts: int = 1
 ) -> Iterator[tuple[Told, Tree]]:
-    """The different states that a failure at any moment may leave, each with what had been acknowledged by then.
+    """The different states that a failure at any moment may leave, each with what had been
+    acknowledged by then.
 
-    For the moment after each call: everything survived; only what is durable; all but one change since the last
-    acknowledgement; and random subsets. part: of all moments only every `parts`-th.
+    For the moment after each call: everything survived; only what is durable; all but one change
+    since the last acknowledgement; and random subsets. part: of all moments only every `parts`-th.
     """
     volume = Volume(base)
     output = b""
@@ -220,7 +222,8 @@ def states(
 def _in_effect(calls: Iterable[Call], base: Path) -> list[Call]:
     """The calls that changed something, in an order in which they may have taken effect.
 
-    Where threads or processes overlap: a change may be seen from its call's beginning, an fsync has worked at its end.
+    Where threads or processes overlap: a change may be seen from its call's beginning, an fsync has
+    worked at its end.
     """
     worked = (call for call in calls if call.result is not None and call.result >= 0)
     changing = [call for call in worked if call.changes(base)]
@@ -254,7 +257,7 @@ def complaints(
     writers: int = 1,
     state: Callable[[int], dict[str, Any]] = state,
 ) -> Iterator[str | None]:
-    """Lay out each state in the folder and check the repository at `url` in it: what is wrong, or None, for each."""
+    """Write each state to the folder and check the repository in it; complaints or None."""
     for told, tree in found:
         folder.mkdir()
         lay_out(tree, folder)

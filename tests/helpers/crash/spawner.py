@@ -1,8 +1,9 @@
-"""A process that has imported all that a victim does, and forks one for each line it reads: Python takes longer to start than
-a victim lives.
+"""A process that has imported all that a victim does, and forks one for each line it reads: Python
+takes longer to start than a victim lives.
 
-A line has the victim's arguments and where its stdout goes, as JSON. The answer is its process id; it waits to be traced. At
-the next line it begins, and when it has ended the answer is its exit status.
+A line has the victim's arguments and where its stdout goes, as JSON. The answer is its process id;
+it waits to be traced. At the next line it begins, and when it has ended the answer is its exit
+status.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def imported_late() -> list[str]:
-    """What a victim imports while it works: how many files that opens depends on what else happens in their folders."""
+    """Import what a victim needs: how many files that opens depends on their folders."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as told:
         child = os.fork()
         if not child:

@@ -1,6 +1,7 @@
 """Running a victim under strace: recording its system calls, killing it at one, or making one fail.
 
-Victims are forked (see `spawner.py`), and traced from before their first call on. strace counts the calls of each name for each thread by itself, so a victim with one thread meets the same calls with
+Victims are forked (see `spawner.py`), and traced from before their first call on. strace counts the
+calls of each name for each thread by itself, so a victim with one thread meets the same calls with
 the same numbers at every run.
 """
 
@@ -65,7 +66,8 @@ class UntraceableError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A system call, from line `began` of the log to line `ended`; `result` is None when it never returned.
+    """A system call, from line `began` of the log to line `ended`; `result` is None when it never
+    returned.
 
     number: counts this thread's calls of this name, from 1.
     """
@@ -86,7 +88,7 @@ class Call:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What it works on: each path named, below the folder it is relative to, or else its descriptors' paths."""
+        """The paths it names, relative to their folder's, or else those of its descriptors."""
         named: list[str] = []
         descriptors: list[str] = []
         for part in self.arguments.split(", "):
@@ -195,7 +197,7 @@ def _spawner() -> _Spawner:
 
 
 def points(run: Run, base: Path) -> list[tuple[str, int]]:
-    """The calls of a run that change files, as strace numbers them: where to kill, or to let fail."""
+    """The calls of a run that change files, numbered as by strace: where to kill or fail."""
     return [(call.name, call.number) for call in run.calls if call.changes(base)]
 
 

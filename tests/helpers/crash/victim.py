@@ -1,8 +1,9 @@
 """A process that commits and says so, to be killed: `python victim.py URL FIRST LAST`.
 
-It commits state(FIRST) to state(LAST) to the branch main and writes "ACK n id" when a commit has returned, "FAILED n why"
-when one raised. A commit that failed is tried once more; when that fails too it ends with exit status 3.
-It imports as little as it can: `spawner.py` forks it a thousand times.
+It commits state(FIRST) to state(LAST) to the branch main and writes "ACK n id" when a commit has
+returned, "FAILED n why" when one raised. A commit that failed is tried once more; when that fails
+too it ends with exit status 3. It imports as little as it can: `spawner.py` forks it a thousand
+times.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Result = TypeVar("Result")
 
 
 def state(n: int) -> dict[str, Any]:
-    """What commit n holds. Arrays of several chunks, small ones, and values; from one n to the next little changes."""
+    """The state of commit n: large and small arrays, values; little changes from n to n + 1."""
     weight = np.arange(48 << 10, dtype=np.float32)  # three chunks
     weight[0] = n // 3
     model = {"weight": weight, "bias": np.full(50, n // 4, np.float64), "scale": np.float32(n // 4)}
@@ -43,7 +44,7 @@ def state(n: int) -> dict[str, Any]:
 
 
 def arrays(n: int) -> dict[str, Any]:
-    """What a session's commit n holds: arrays alone, in groups; in the order of their names, and what is new last."""
+    """The arrays of a session's commit n, in groups, by name, the new one last."""
     made = state(n)
     names = sorted(made["model"], key=lambda name: (name == "added", name))
     model = {name: np.asarray(made["model"][name]) for name in names}
@@ -51,7 +52,7 @@ def arrays(n: int) -> dict[str, Any]:
 
 
 def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> ckptstore.Checkpoint:
-    """Commit them as `Repository.session` does, key by key, but without importing zarr, which takes a second."""
+    """Commit as `Repository.session` does, key by key, but without the import of zarr."""
     from ckptstore.zarr.changes import Staged
 
     head = repo._oplog.newest().heads.get("main")

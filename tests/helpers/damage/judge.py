@@ -1,4 +1,4 @@
-"""What is wrong with the way a damaged repository is read and verified: nothing, or complaints as text."""
+"""Complaints about how a damaged repository is read and verified."""
 
 from __future__ import annotations
 

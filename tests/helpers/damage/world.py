@@ -1,4 +1,4 @@
-"""A small repository with every kind of file in it: what each file is, and which checkpoints need it."""
+"""A small repository with every kind of file, and which checkpoints need each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKER = "ckptstore.json"
 
 
 def state(n: int) -> dict[str, Any]:
-    """Arrays of several chunks, small ones in two bundles, values; from one commit to the next a part changes."""
+    """Large arrays, small ones in two bundles, and values; each commit changes a part."""
     embed = np.arange(40_000, dtype=np.float32).reshape(100, 400)
     embed[0, 0] = n
     layers = {f"{number:03}": np.full(5, number, np.float32) for number in range(150)}
@@ -61,7 +61,7 @@ class World:
         return max(self.files("operation"))
 
     def suffer(self, key: str) -> frozenset[str]:
-        """The checkpoints that verify must name: the marker and the operations are no part of one."""
+        """The checkpoints that verify must name; none need the marker or the operations."""
         return frozenset() if self.kinds[key] in ("marker", "operation") else self.needs[key]
 
     def copy(self, to: Path) -> World:

@@ -1,6 +1,8 @@
 """What a hostile case is: a story, a world to build, and calls that must stay within bounds.
 
-Every call may return or raise a CkptStoreError, within the bounds of `work.py`; those listed in `refused` must raise. Nothing else may happen: no other error, no code run, no file touched outside of the repository.
+Every call may return or raise a CkptStoreError, within the bounds of `work.py`; those listed in
+`refused` must raise. Nothing else may happen: no other error, no code run, no file touched outside
+of the repository.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ READING = "checkout"  # the one verb that reads everything a checkpoint needs
 
 @dataclass(slots=True)
 class World:
-    """What one case has: a repository, a folder beside it that is nobody's business, and what it was given."""
+    """The setting of a case: a repository, an unrelated folder, and its arguments."""
 
     folder: Path
     given: Any = None
@@ -51,8 +53,9 @@ class World:
 class Case:
     """One hostile thing.
 
-    given: builds it, unhurried. calls: what is done with it, by name. refused: the calls that must raise `error`.
-    says: what the error of each refused call must say. verified: whether verify reports a problem, or raises.
+    given: builds it, unhurried. calls: what is done with it, by name. refused: the calls that must
+    raise `error`. says: what the error of each refused call must say. verified: whether verify
+    reports a problem, or raises.
     """
 
     story: str
@@ -98,8 +101,8 @@ def _verify(world: World) -> object:
     return report
 
 
-# Every public verb, reading ones first. A verb after one that failed has the repository that `open` gave; where that
-# failed there is nothing to call.
+# Every public verb, reading ones first. A verb after one that failed has the repository that `open`
+# gave; where that failed there is nothing to call.
 VERBS: dict[str, Callable[[World], object]] = {
     "open": _open,
     "refs": lambda world: (world.repo.ref_names(), world.repo.branches(), world.repo.tags()),
@@ -159,7 +162,7 @@ def repository(
     says: str = "",
     verbs: Collection[str] = tuple(VERBS),
 ) -> Case:
-    """A hostile repository: every public verb is tried on it, or the named ones where each takes long."""
+    """A hostile repository, on which every public verb is tried, or the named ones."""
     return Case(
         story=story,
         given=lambda world: given(Forge(world.store, world.outside)),

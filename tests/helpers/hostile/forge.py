@@ -1,4 +1,5 @@
-"""Forge: a repository written by hand, each digest right, so that only the meaning of what it says can be refused.
+"""Forge: a repository written by hand, each digest right, so that only the meaning of what it says
+can be refused.
 
 It shares no code with ckptstore: documents are whatever JSON, or whatever bytes, a case passes.
 """
@@ -28,7 +29,7 @@ def dumps(document: object) -> bytes:
 
 
 class Forge:
-    """Writes the files of one repository. `honest` writes a whole one; the parts replace its files."""
+    """Writes the files of one repository. `honest` writes valid ones; parts replace them."""
 
     def __init__(self, root: Path, outside: Path) -> None:
         self.root, self.outside = root, outside

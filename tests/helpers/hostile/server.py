@@ -1,7 +1,8 @@
 """A process that has everything imported, and runs each case in a fork of its own.
 
-Reads one line (story, folder) at a time from stdin and answers with one line of JSON. A case's calls run under an audit
-hook, and their work is counted; a case that dies takes only its fork along.
+Reads one line (story, folder) at a time from stdin and answers with one line of JSON. A case's
+calls run under an audit hook, and their work is counted; a case that dies takes only its fork
+along.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class Guard:
     def is_outside(self, event: str, args: tuple[Any, ...]) -> bool:
         """True when a file outside of the repository is to be written, made, moved or removed.
 
-        A name relative to an open folder says nothing; that nothing came of it is seen in the folders afterwards.
+        A name relative to an open folder says nothing; that nothing came of it is seen in the
+        folders afterwards.
         """
         if event == "open":
             path, mode, flags = args
@@ -227,7 +229,7 @@ def serve() -> None:
 
 
 def _collapse() -> None:
-    """Put the memory of this process into large pages, where the kernel can: most of a fork is copying the table of small ones."""
+    """Use large pages where the kernel can: most of a fork is copying the page table."""
     madvise = ctypes.CDLL(None).madvise
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, access, _, _, inode, *name = line.split()

@@ -1,9 +1,9 @@
 """Counts the work of a call: steps, reads, and the memory that it writes to.
 
-No bound is a time: how long a call takes depends on the machine and its neighbours, how much it does
-depends on the call alone. A step is a line of Python that runs, or a Python function that is called
-or returns, in any thread. What a C function does inside (parsing JSON, matching a pattern, copying)
-is not counted as steps; what it reads and the memory it needs are.
+No bound is a time: how long a call takes depends on the machine and its neighbours, how much it
+does depends on the call alone. A step is a line of Python that runs, or a Python function that is
+called or returns, in any thread. What a C function does inside (parsing JSON, matching a pattern,
+copying) is not counted as steps; what it reads and the memory it needs are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ READ_BYTES_MAX = 128 << 20
 TOUCHED_BYTES_MAX = 512 << 20
 PEAK_BYTES_MAX = 256 << 20
 
-# Every large block is memory that the kernel maps anew: touching it counts, however often it is freed between.
+# Every large block is memory that the kernel maps anew: touching it counts, however often it is
+# freed between.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
 
 
@@ -63,7 +64,7 @@ def allowed(stored_bytes: int = 0) -> Work:
 
 
 class Meter:
-    """Measures one call after the other; `too_many` is called when one has taken twice its steps."""
+    """Measures calls in turn; `too_many` is called when one takes twice its steps."""
 
     def __init__(self, too_many: Callable[[], object]) -> None:
         self._too_many = too_many

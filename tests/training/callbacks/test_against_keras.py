@@ -1,7 +1,9 @@
-"""The same metrics in, the same decisions out: our callbacks beside those of Keras, driven through the same hooks.
+"""The same metrics in, the same decisions out: our callbacks beside those of Keras, driven through
+the same hooks.
 
-Metrics are multiples of 1/64: Keras compares in float32 and we in float64, which differ only for numbers that float32 cannot
-tell apart. A series never begins with NaN: with Keras no later metric is better than that one (see test_monitor).
+Metrics are multiples of 1/64: Keras compares in float32 and we in float64, which differ only for
+numbers that float32 cannot tell apart. A series never begins with NaN: with Keras no later metric
+is better than that one (see test_monitor).
 """
 
 from __future__ import annotations
@@ -240,7 +242,7 @@ def test_model_checkpoint_at_batches(compiled, every, at_once, best_only, mode, 
         StandIn(compiled),
     )
     theirs.set_model(model)
-    theirs._set_monitor_op()  # Keras itself fails when the second save comes before the first epoch's end
+    theirs._set_monitor_op()  # else Keras fails if two saves precede the first epoch's end
     repository = ckptstore.init("memory://")
     mine = ours.ModelCheckpoint(repository, message="e{epoch}b{batch}", **arguments)
     callbacks = CallbackList([mine], model=Weights())

@@ -103,7 +103,7 @@ class Given(Callback):
 
 
 def stateful(path):
-    """Callbacks whose states all matter; those that save come first, where Keras calls them too early."""
+    """Callbacks with state; those that save come first, where Keras calls them too early."""
     return [
         Given(),
         BackupAndRestore(path / "store", branch="run"),

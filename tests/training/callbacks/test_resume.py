@@ -60,7 +60,7 @@ def test_random_numbers_drawn_before_the_first_epoch_do_not_matter(tmp_path):
 
 
 def stateful(tmp_path: Path, log: str):
-    """Callbacks whose states all matter; the store's own come first, where they would save too early."""
+    """Callbacks with state; the savers come first, where they would save too early."""
     return [
         BackupAndRestore(tmp_path / "store", branch="run"),
         ModelCheckpoint(tmp_path / "store", save_best_only=True, monitor="val_loss"),
@@ -181,7 +181,7 @@ def damage_all(root):
 
 
 def test_a_manager_alone_tracks_the_callbacks(tmp_path):
-    """The list is stateful itself: no BackupAndRestore is needed where a manager saves and restores."""
+    """The list is stateful: a manager can save and restore it without BackupAndRestore."""
     whole, _ = train([EarlyStopping("val_loss", patience=9)])
 
     def resume(callbacks: CallbackList) -> None:

@@ -1,4 +1,4 @@
-"""What a callback's state holds is all that it needs: taken over at any moment, the decisions stay the same."""
+"""A callback's state is complete: restored at any moment, its decisions are the same."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class End(Callback):
     [(3, 1, 0), (5, 1, 0), (5, 1, 1), (8, 3, 0), (10, 5, 0), (12, "epoch", 0)],
 )
 def test_a_stateful_loader_goes_on_where_it_was(tmp_path, workers, step, save_freq):
-    """torchdata's loader, shuffled: the batches after a resume are those that an uninterrupted run sees."""
+    """torchdata's loader, shuffled: the same batches after a resume."""
 
     def train(callbacks, seed=0):
         torch.manual_seed(seed)

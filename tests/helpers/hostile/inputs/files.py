@@ -190,7 +190,7 @@ def _zarr(story: str, **documents: bytes | Callable[[], bytes]) -> Case:
 
 
 def _folder(story: str, **files: bytes | str | Callable[[], bytes] | None) -> Case:
-    """A folder called "model" with these files; a text is what a link leads to, None takes the good file away."""
+    """A folder "model" with these files: text is a link's target, None removes a file."""
 
     def write(path: Path) -> None:
         path.mkdir()

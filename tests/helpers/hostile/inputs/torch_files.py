@@ -85,7 +85,7 @@ def _numpy(story: str, former: bytes, new: bytes) -> Case:
 
 
 def _dcp(story: str, edit: Callable[[Any, Path], object]) -> Case:
-    """A folder of torch.distributed.checkpoint; bytes that are returned take the place of its metadata."""
+    """A folder of torch.distributed.checkpoint; returned bytes replace its metadata."""
 
     def write(world: World) -> Path:
         folder = world.store.parent / "folder"

@@ -84,7 +84,7 @@ def _long_history(forge: Forge) -> None:
 
 
 def _wide_history(forge: Forge) -> None:
-    """Generations of 16 that all have all 16 before them as parents: 16^60 ways through 960 checkpoints."""
+    """Generations of 16 with all 16 before as parents: 16^60 ways through 960 checkpoints."""
     forge.marker()
     parents: list[str] = []
     for generation in range(60):

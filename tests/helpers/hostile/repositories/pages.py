@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 HUGE_CHUNK = 256 << 20
 REFUSED = ("checkout", "into", "verify")
-FOUND = (
-    "verify",
-)  # the bytes are what the page and the bundle's digest say: only verify holds one against the other
+# The page and the bundle's digest agree with the bytes each; only verify compares the two.
+FOUND = ("verify",)
 
 
 def _page(

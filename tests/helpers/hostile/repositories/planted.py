@@ -1,4 +1,4 @@
-"""Repositories in which something else than a regular file, or a file of another place, was planted."""
+"""Repositories with planted links and special files in place of regular files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories whose documents are bad JSON, or far too much of it; one text is tried in each kind of document."""
+"""Repositories with bad or excessive JSON, tried in each kind of document."""
 
 from __future__ import annotations
 

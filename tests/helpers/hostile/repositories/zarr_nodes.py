@@ -1,4 +1,4 @@
-"""Repositories whose Zarr nodes lie: their pages, their documents, and what the structure says of them."""
+"""Repositories with forged Zarr nodes: pages, documents and structure."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _below_an_array(forge: Forge) -> None:
 
 
 def _many_lists(forge: Forge) -> None:
-    """40 arrays whose documents hold 300,000 lists each, which a consolidated root would hold all at once."""
+    """40 arrays with 300,000 lists in each document, all in one consolidated root."""
     told = json.dumps(document(attributes={"a": [[]] * 300_000}), separators=(",", ":")).encode()
     value = large(forge, "zarr.json", told)
     nodes = [{"path": f"x{number:02d}", "values": [value]} for number in range(40)]
