@@ -646,6 +646,7 @@ def test_extra_memory_is_bounded(tmp_path: Path, name: str, size_mib: int, extra
     assert {what: mib for what, mib in peaks.items() if mib >= extra_mib} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
 @pytest.mark.parametrize("name", ["numpy", "small numpy"])
 def test_numpy_arrays_are_read_whole_and_once(tmp_path: Path, name: str) -> None:

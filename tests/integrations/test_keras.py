@@ -164,6 +164,7 @@ def test_a_module_of_another_framework_is_still_a_plain_training() -> None:
     assert type(training_of(made(1))) is KerasTraining
 
 
+@pytest.mark.slow
 def test_the_integration_is_imported_when_a_model_of_its_framework_is_met() -> None:
     """In a program that has imported Keras, and not before."""
     code = """
