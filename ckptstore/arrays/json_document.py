@@ -1,6 +1,7 @@
-"""JSON that comes with arrays: the header of a .safetensors, an index of shards, the nodes of a Zarr folder.
+"""JSON in files with arrays: the header of a .safetensors, an index of shards, a Zarr document.
 
-Held to what a document of ours may have of bytes and values before it is parsed: 30 MB of brackets take a GB of memory.
+It has the same limits on bytes and values as a repository's own documents, which are checked before
+it is parsed: 30 MB of brackets would take 1 GB of memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 
 
 def read(file: OpenFile, start: int = 0, size: int | None = None) -> bytes:
-    """The JSON in these bytes of a file, to its end if no size is given. ValueError for more than is ever parsed."""
+    """Returns JSON from a file.
+
+    Args:
+        file: What to read.
+        start: Position of the first byte.
+        size: Number of bytes; None for all bytes up to the end of the file.
+
+    Raises:
+        ValueError: It is larger than the limits allow.
+    """
     size = file.nbytes - start if size is None else size
     if size > DOCUMENT_BYTES_MAX:
         raise ValueError(f"its JSON has {size} bytes; at most {DOCUMENT_BYTES_MAX} are read")
@@ -26,7 +36,7 @@ def read(file: OpenFile, start: int = 0, size: int | None = None) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Raise the ValueError with which `read` would refuse this."""
+    """Raises ValueError for JSON that is larger than the limits allow."""
     try:
         check_size(data, name="its JSON")
     except CorruptError as error:
@@ -34,7 +44,7 @@ def check(data: bytes) -> None:
 
 
 def parse(data: bytes) -> Any:
-    """The value of what was read; a ValueError says why there is none."""
+    """Returns the value of JSON, or raises ValueError. A name may occur once in an object."""
     try:
         return json.loads(data, object_pairs_hook=unique)
     except RecursionError as error:

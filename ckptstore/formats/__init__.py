@@ -249,9 +249,9 @@ def _of_folder(path: Path) -> str:
     if any(name.endswith((SAFETENSORS, *_INDICES)) for name in os.listdir(path)):
         return _SHARDED
     raise InvalidInputError(
-        f"{path} is a folder without a checkpoint that could be read: .safetensors files, the index "
-        "of .bin files, zarr.json, or the .metadata of torch.distributed.checkpoint. Commit any "
-        "other file in it by its own name."
+        f"{path} is a folder without a checkpoint that could be read: .safetensors files, the "
+        "index of .bin files, zarr.json, or the .metadata of torch.distributed.checkpoint. Commit "
+        "any other file in it by its own name."
     )
 
 
@@ -263,8 +263,8 @@ def _of_output(path: Path, shard_bytes: int | None) -> str:
         raise InvalidInputError(f"{shown(shard_bytes)} is not a size in bytes.")
     if has_format(path) and path.suffix.lower() != SAFETENSORS:
         raise InvalidInputError(
-            f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name of "
-            "a folder for them."
+            f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name "
+            "of a folder for them."
         )
     return _SHARDED
 

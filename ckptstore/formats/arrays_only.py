@@ -1,4 +1,4 @@
-"""What a format cannot hold, told before anything is written: plain values, and dtypes that it has no name for."""
+"""Refusing what a format cannot hold before anything is written: plain values, unknown dtypes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ NAMED_MAX = 5  # in a message
 
 
 def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> None:
-    """Refuse a state with plain values, unless they are to be dropped. form: "A .npz file"."""
+    """Refuses a state with plain values, unless they are dropped. form: as in "A .npz file"."""
     values = [
         name or "the state" for name, node in leaves(flat.root) if not isinstance(node, ArrayNode)
     ]
     if values and not drop_values:
         raise InvalidInputError(
-            f"{form} holds arrays only, and the state has {_count(values, 'plain value')} ({_some(values)}). "
-            "Leave them out (drop_values=True), choose arrays (include), or write a .zarr or .pt."
+            f"{form} holds arrays only, and the state has {_count(values, 'plain value')} "
+            f"({_some(values)}). Leave them out (drop_values=True), choose arrays (include), or "
+            "write a .zarr or .pt."
         )
 
 
 def check_dtypes(
     flat: Flat[ArraySource], known: Collection[str], *, form: str, safetensors: Collection[str] = ()
 ) -> None:
-    """Refuse a state with arrays of dtypes that a format has no name for. safetensors: what that one holds, to be named."""
+    """Refuses a state with arrays of dtypes that a format has no name for.
+
+    Args:
+        flat: The state.
+        known: The dtypes that the format has names for.
+        form: The format, as in "A .npz file".
+        safetensors: The dtypes of safetensors, which the error recommends if they are enough.
+    """
     others = [
         f"{name} ({source.dtype})"
         for name, source in flat.arrays.items()

@@ -1,7 +1,8 @@
-"""numpy's .npy: a file with one array. Pickles are never read, so arrays of Python objects are refused.
+"""numpy's .npy: a file with one array.
 
-The format is described in numpy.lib.format. An array in Fortran order is read with strides, and
-needs no more memory than one in C order (docs/adr/0025).
+Pickles are never read, so arrays of Python objects are refused. The format is described in
+numpy.lib.format. An array in Fortran order is read with strides, so it needs no more memory than
+one in C order (docs/adr/0025).
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def _known(dtype: Any, name: str) -> str:
     """The name in `ITEM_BYTES` of a numpy dtype."""
     if dtype.hasobject:
         raise InvalidInputError(
-            f"{name} holds Python objects, which only pickle can read, and a pickle could run code. "
-            "Store them as arrays of numbers."
+            f"{name} holds Python objects, which only pickle can read, and a pickle could run "
+            "code. Store them as arrays of numbers."
         )
     if dtype.names is not None or dtype.name not in DTYPES:
         raise InvalidInputError(

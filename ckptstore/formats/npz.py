@@ -84,8 +84,8 @@ def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipI
     free = shutil.disk_usage(tempfile.gettempdir()).free if unpacked else 0
     if unpacked > free:
         raise InvalidInputError(
-            f"{file.path} unpacks to {unpacked} bytes, and {tempfile.gettempdir()} has room for {free}. "
-            "Set TMPDIR to a folder that has more."
+            f"{file.path} unpacks to {unpacked} bytes, and {tempfile.gettempdir()} has room for "
+            f"{free}. Set TMPDIR to a folder that has more."
         )
     return in_order
 

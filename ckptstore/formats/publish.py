@@ -1,4 +1,4 @@
-"""Writing a file or folder whole or not at all: it gets its name once all its bytes are on the disk.
+"""Writing a file or folder whole or not at all: it gets its name when it is durable.
 
 This is for exports. Repositories write through `ckptstore.storage`.
 """

@@ -1,7 +1,8 @@
-"""Hugging Face's .safetensors: tensors by name. It has no place for plain values, nor for nesting.
+"""Hugging Face's .safetensors: tensors by name, without nesting or plain values.
 
-The library checks a file; the tensors are then read where its header says they lie. What is written is, byte for byte,
-what `safetensors.torch.save_file` writes of the same tensors.
+The safetensors library checks a file, and the tensors are then read at the places in its header. A
+file that is written equals, byte for byte, what `safetensors.torch.save_file` writes of the same
+tensors.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from ckptstore.arrays.source import ArraySource
     from ckptstore.state.flatten import Flat
 
-HEADER_BYTES_MAX = 16 << 20  # some 100,000 tensors; a structure names about 250,000
+HEADER_BYTES_MAX = 16 << 20  # about 100,000 tensors; a structure names at most 250,000
 LIBRARY_HEADER_BYTES_MAX = 100_000_000
 KIND = "tensor"
 FORM = "A .safetensors file"
-_LENGTH_BYTES = 8  # of the header's length, at the very beginning
+_LENGTH_BYTES = 8  # of the header's length, at the beginning of the file
 _METADATA, _PLACES = "__metadata__", "DCP_SHARDING_INFO"
-_PAIR = "float4_e2m1fn_x2"  # counted here by the byte, and in the format by the 4 bits
+_PAIR = "float4_e2m1fn_x2"  # an element is a byte here, and 4 bits in the format
 DTYPES = {  # in the order in which the library writes arrays
     "uint64": "U64",
     "int64": "I64",
@@ -58,13 +59,21 @@ _NAMES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors by name, and the file's metadata."""
+    """Returns the tensors by name, nested where the names are paths, and the file's metadata."""
     tensors, metadata = read_tensors(path)
     return nested(tensors), {"safetensors": metadata} if metadata else {}
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArray], dict[str, str]]:
-    """The tensors of one file by name, in the order of its header, and its metadata. follow: whether it may be a link."""
+    """Returns the tensors of a file by name, in the order of its header, and its metadata.
+
+    Args:
+        path: Path of the file.
+        follow: Whether it may be a link.
+
+    Raises:
+        InvalidInputError: It is damaged, or holds what no checkpoint can hold.
+    """
     file = OpenFile(path, follow=follow)
     length = _header_length(file)
     try:
@@ -82,7 +91,7 @@ def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArra
 
 
 def _header_length(file: OpenFile) -> int:
-    """The length of the header, once it is no longer than any that could be committed."""
+    """The length of the header, after comparing it with the file and with the limit."""
     if file.nbytes < _LENGTH_BYTES:
         raise _invalid(file.path, "it is too short to have a header")
     length = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
@@ -90,14 +99,14 @@ def _header_length(file: OpenFile) -> int:
         raise _invalid(file.path, f"it has {file.nbytes} bytes, and its header would have {length}")
     if length > HEADER_BYTES_MAX:
         raise InvalidInputError(
-            f"{file.path} is not a safetensors file that can be committed: its header has {length} bytes; at most "
-            f"{HEADER_BYTES_MAX} are read."
+            f"{file.path} is not a safetensors file that can be committed: its header has {length} "
+            f"bytes; at most {HEADER_BYTES_MAX} are read."
         )
     return length
 
 
 def _check(path: Path) -> None:
-    """Have the library look for all that is wrong: offsets that overlap or leave holes, sizes, dtypes, the length."""
+    """Lets the library check a file: overlaps and holes, sizes, dtypes, the length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -108,13 +117,14 @@ def _check(path: Path) -> None:
 
 
 def _check_whole(path: Path, metadata: Mapping[str, str]) -> None:
-    """Refuse parts of tensors: torch.distributed.checkpoint says in each file where in a tensor its part begins."""
-    told = metadata.get(_PLACES, "{}").encode()
-    json_document.check(told)
-    if any(any(place["saved_offsets"]) for place in json_document.parse(told).values()):
+    """Refuses parts of tensors, whose places torch.distributed.checkpoint puts in the metadata."""
+    places = metadata.get(_PLACES, "{}").encode()
+    json_document.check(places)
+    if any(any(place["saved_offsets"]) for place in json_document.parse(places).values()):
         raise InvalidInputError(
-            f"{path} holds parts of tensors, one of several files that torch.distributed.checkpoint wrote. Have it put them "
-            "together (HuggingFaceStorageWriter with enable_consolidation=True), and commit what that makes."
+            f"{path} holds parts of tensors, as one of several files of "
+            "torch.distributed.checkpoint. Consolidate them (HuggingFaceStorageWriter with "
+            "enable_consolidation=True), and commit the result."
         )
 
 
@@ -143,27 +153,27 @@ def _invalid(path: Path, why: object) -> InvalidInputError:
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Write every array under its path; a state with plain values is refused unless they are to be dropped."""
+    """Writes every array under its path."""
     check(flat, drop_values=drop_values)
     write_tensors(flat.arrays, path)
 
 
 def check(flat: Flat[ArraySource], *, drop_values: bool) -> None:
-    """Refuse what the format cannot hold."""
+    """Refuses a state that the format cannot hold."""
     check_values(flat, form=FORM, drop_values=drop_values)
     check_dtypes(flat, DTYPES, form=FORM)
     for name, source in flat.arrays.items():
         if source.dtype == _PAIR and not source.shape:
             raise InvalidInputError(
-                f"{FORM} counts 4-bit floats one by one, so {name}, two of them without a dimension, has no form in it. "
-                "Reshape it to (1,), or write a .pt file."
+                f"{FORM} counts 4-bit floats one by one, so {name}, two of them without a "
+                "dimension, has no form in it. Reshape it to (1,), or write a .pt file."
             )
 
 
 def write_tensors(
     tensors: Mapping[str, ArraySource], path: Path, *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name to a new file."""
+    """Writes tensors by name to a new file."""
     ordered = sorted(tensors.items(), key=_place)
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0
@@ -181,8 +191,9 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     if len(text) > LIBRARY_HEADER_BYTES_MAX:
         raise InvalidInputError(
-            f"The state has {len(ordered)} arrays, and their names and shapes take {len(text)} bytes. {FORM} has room "
-            f"for {LIBRARY_HEADER_BYTES_MAX}. Choose arrays (include), or write shards (shard_bytes)."
+            f"The state has {len(ordered)} arrays, and their names and shapes take {len(text)} "
+            f"bytes. {FORM} has room for {LIBRARY_HEADER_BYTES_MAX}. Choose arrays (include), or "
+            "write shards (shard_bytes)."
         )
     with path.open("xb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)

@@ -1,7 +1,8 @@
-"""A folder of .safetensors files, as Hugging Face cuts large models, with an index that says which tensor lies where.
+"""A folder of .safetensors files, into which Hugging Face divides large models, and its index.
 
-Older models are cut into .bin files of torch's, with an index of the same form; those are only read. Only the tensors are
-taken: what else lies in the folder (config.json, a tokenizer, the state of an optimizer) is left alone.
+The index names the file of each tensor. Older models are divided into .bin files of torch.save with
+an index of the same form; these are only read. Other files in the folder (config.json, a tokenizer,
+the state of an optimizer) are ignored.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ if TYPE_CHECKING:
     from ckptstore.arrays.source import ArraySource
     from ckptstore.state.flatten import Flat
 
-FILES_MAX = 1_000  # each is open until its tensors were read
-TENSORS_MAX = 250_000  # in all files; a structure names no more
+FILES_MAX = 1_000  # each is open until its tensors have been read
+TENSORS_MAX = 250_000  # of all files; a structure names no more
 METADATA_LENGTH_MAX = 16 << 20
 _SUFFIX, _TORCH_SUFFIX, _INDEX = ".safetensors", ".bin", ".index.json"
 _READERS: Mapping[str, Callable[..., tuple[Mapping[str, LazyArray], Mapping[str, str]]]] = {
     _SUFFIX: safetensors.read_tensors,
     _TORCH_SUFFIX: torch_file.read_tensors,
 }
-_METADATA = {"format": "pt"}  # without which some loaders refuse a file
+_METADATA = {"format": "pt"}  # some loaders refuse a file without it
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
 _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors by name, of all files, and the files' metadata."""
+    """Returns the tensors of all files by name, nested where the names are paths, and metadata."""
     names = sorted(os.listdir(path))
     has_safetensors = any(name.endswith((_SUFFIX, _SUFFIX + _INDEX)) for name in names)
     suffix = _SUFFIX if has_safetensors else _TORCH_SUFFIX
     indices = [name for name in names if name.endswith(suffix + _INDEX)]
     if len(indices) > 1:
         raise InvalidInputError(
-            f"{path} has several indices ({', '.join(indices[:5])}). Keep one model in a folder of its own."
+            f"{path} has several indices ({', '.join(indices[:5])}). Keep each model in a folder "
+            "of its own."
         )
     places = _read_index(path / indices[0], suffix) if indices else None
     files = sorted(set(places.values())) if places is not None else _files(path, names)
@@ -60,21 +62,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     metadata: dict[str, str] = {}
     left = METADATA_LENGTH_MAX
     for file in files:
-        found, said = _READERS[suffix](_inside(path, file), follow=False)
-        _check_places(path / file, found, homes, places)
-        tensors |= found
-        homes |= dict.fromkeys(found, file)
-        metadata |= said
-        left -= sum(len(name) + len(text) for name, text in said.items())
+        own_tensors, own_metadata = _READERS[suffix](_inside(path, file), follow=False)
+        _check_places(path / file, own_tensors, homes, places)
+        tensors |= own_tensors
+        homes |= dict.fromkeys(own_tensors, file)
+        metadata |= own_metadata
+        left -= sum(len(name) + len(text) for name, text in own_metadata.items())
         if len(tensors) > TENSORS_MAX or left < 0:
             raise InvalidInputError(
-                f"{path} has more than {TENSORS_MAX} tensors, or {METADATA_LENGTH_MAX} characters of metadata, which no "
-                "checkpoint holds. Commit its files one by one."
+                f"{path} has more than {TENSORS_MAX} tensors, or {METADATA_LENGTH_MAX} characters "
+                "of metadata, which no checkpoint holds. Commit its files one by one."
             )
     if places is not None and (missing := places.keys() - tensors.keys()):
         name = min(missing)
         raise InvalidInputError(
-            f"{path / indices[0]} says that {shown(name)} lies in {places[name]}, and it does not. Is the file another one?"
+            f"{path / indices[0]} says that {shown(name)} is in {places[name]}, and it is not. Is "
+            "the file another one?"
         )
     return nested(tensors), {"safetensors": metadata} if metadata else {}
 
@@ -86,25 +89,27 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
         places = dict(json_document.parse(json_document.read(file))["weight_map"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
-            f"{path} is not an index of {suffix} files: expected JSON with a weight_map ({str(error)[:100]})."
+            f"{path} is not an index of {suffix} files: JSON with a weight_map is expected "
+            f"({str(error)[:100]})."
         ) from error
     if not places:
         raise InvalidInputError(f"{path} names no tensor.")
     for name, place in places.items():
         if not isinstance(place, str) or not _is_plain(place, suffix):
             raise InvalidInputError(
-                f"{path} says that {shown(name)} lies in {shown(place)}, which is not the name of a {suffix} file beside it."
+                f"{path} says that {shown(name)} is in {shown(place)}, which is not the name of a "
+                f"{suffix} file beside it."
             )
     return places
 
 
 def _is_plain(name: str, suffix: str) -> bool:
-    """True for a name that leads to a file in the same folder, and nowhere else."""
+    """Whether a name can only lead to a file in the same folder."""
     return name.endswith(suffix) and not set(name) & {"/", "\\", "\0"}
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The path of a file in a folder; a link may not lead out of it."""
+    """The path of a file in a folder. A link may not lead out of it."""
     path = folder / name
     if not os.path.lexists(path):
         raise NotFoundError(f"{folder} lacks {shown(name)}, which its index names.")
@@ -116,44 +121,47 @@ def _inside(folder: Path, name: str) -> Path:
         target = None
     if target is None or target.parent != folder.resolve():
         raise InvalidInputError(
-            f"{path} is a link out of its folder, and is not followed. Copy the folder with the files that its links mean "
-            "(cp -rL)."
+            f"{path} is a link out of its folder, and is not followed. Copy the folder with the "
+            "files that its links lead to (cp -rL)."
         )
     return target
 
 
 def _files(path: Path, names: list[str]) -> list[str]:
-    """The files of a folder without an index; of numbered ones none may be missing."""
+    """The files of a folder without an index. If they are numbered, all must be there."""
     files = [name for name in names if name.endswith(_SUFFIX)]
     for name in files:
         if (match := _NUMBERED.fullmatch(name)) and int(match[3]) > len(files):
             raise InvalidInputError(
-                f"{path} has {len(files)} files, and {name} is one of {int(match[3])}. Bring the others."
+                f"{path} has {len(files)} files, and {name} is one of {int(match[3])}. Get the "
+                "others."
             )
     return files
 
 
 def _check_places(
     path: Path,
-    found: Iterable[str],
+    names: Iterable[str],
     homes: Mapping[str, str],
     places: Mapping[str, str] | None,
 ) -> None:
-    """Each tensor must lie where the index says; without one, in one file only."""
-    for name in found:
+    """Refuses a tensor that is not where the index says or, without an index, is in two files."""
+    for name in names:
         if places is not None and places.get(name) != path.name:
             where = f"in {places[name]}" if name in places else "nowhere"
             raise InvalidInputError(
-                f"{path} has {shown(name)}, which lies {where} by the index. Write the index anew, or commit the file alone."
+                f"{path} has {shown(name)}, which is {where} by the index. Write the index again, "
+                "or commit the file alone."
             )
         if name in homes:
             raise InvalidInputError(
-                f"{path} has {shown(name)}, and so has {homes[name]}. Commit one of the files by its name."
+                f"{path} has {shown(name)}, and so has {homes[name]}. Commit one of the files by "
+                "its name."
             )
 
 
 def is_exported(path: Path) -> bool:
-    """True for a folder in which nothing lies but what `write` makes."""
+    """Returns whether everything in a folder is what `write` makes."""
     with os.scandir(path) as entries:
         return all(
             _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
@@ -162,7 +170,7 @@ def is_exported(path: Path) -> bool:
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool, shard_bytes: int) -> None:
-    """Write every array under its path, to files of at most so many bytes of arrays, or of one larger array."""
+    """Writes every array under its path, to files with at most `shard_bytes` bytes of arrays."""
     safetensors.check(flat, drop_values=drop_values)
     shards = list(_shards(flat.arrays, shard_bytes)) or [{}]
     path.mkdir()
@@ -183,7 +191,10 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool, shard_bytes
 def _shards(
     arrays: Mapping[str, ArraySource], shard_bytes: int
 ) -> Iterator[dict[str, ArraySource]]:
-    """The arrays in order, as huggingface_hub cuts them: a larger one gets a file of its own and ends nothing."""
+    """The arrays of each file, divided as huggingface_hub does it.
+
+    A larger array gets a file of its own, and the file before it goes on after it.
+    """
     shard: dict[str, ArraySource] = {}
     size = 0
     for name, source in arrays.items():

@@ -1,7 +1,8 @@
-"""The directory at the end of a zip archive: which records there are, and where they lie.
+"""The directory at the end of a zip archive: its records and their places.
 
-zipfile takes five times as long, which decides how many records there may be before a file is refused. The format is that of
-PKWARE's APPNOTE.TXT, 4.3; what spans several disks, or lies behind something else, is none.
+zipfile takes five times as long, and the time sets the number of records above which a file is
+refused. The format is described in PKWARE's APPNOTE.TXT, 4.3. Archives that span several disks, or
+that follow other data, are not supported.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ if TYPE_CHECKING:
 
 DIRECTORY_BYTES_MAX = 16 << 20  # some 250,000 records
 MAGIC = b"PK\x03\x04"  # of a record's header
-_END = struct.Struct("<4s8xLLH")  # its size, where it begins, and the length of the comment behind
+_END = struct.Struct("<4s8xLLH")  # the directory's size and position, the length of the comment
 _END64 = struct.Struct("<4s36xQQ")
-_LOCATOR = struct.Struct("<4s4xQ4x")  # where the end of a large archive begins
+_LOCATOR = struct.Struct("<4s4xQ4x")  # where the end record of a large archive begins
 _ENTRY = struct.Struct("<4s4xHH8xLLHHH8xL")
-_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a record: the lengths of its name and of what else there is
+_HEADER = struct.Struct("<4s22xHH")  # of a record: the lengths of its name and extra fields
 _ELSEWHERE = (1 << 32) - 1  # in place of a number that needs 64 bits
 _LARGE = 1  # the kind of extra field that has them
 _COMMENT_BYTES_MAX = (1 << 16) - 1
@@ -30,7 +29,7 @@ HEADER_BYTES = _HEADER.size
 
 
 class Record(NamedTuple):
-    """Where a record's header begins, how many bytes it has unpacked, and whether they lie there as they are."""
+    """A record: where its header begins, its unpacked size, and whether it is stored plainly."""
 
     header: int
     size: int
@@ -38,13 +37,19 @@ class Record(NamedTuple):
 
 
 class TooManyRecordsError(ValueError):
-    """More than anybody wants to read about."""
+    """The archive has more records than any checkpoint needs."""
 
 
 def records(read: Callable[[int, int], bytes], size: int) -> dict[bytes, Record]:
-    """Every record by its name, in order. ValueError says what is wrong.
+    """Returns every record by its name, in order.
 
-    read: gives so many bytes from a position of the archive. size: its bytes.
+    Args:
+        read: Returns bytes of the archive, given a position and a number of bytes.
+        size: The size of the archive in bytes.
+
+    Raises:
+        ValueError: It is not an archive, or it contradicts itself.
+        TooManyRecordsError: Its directory is too long to be read.
     """
     begin, length = _place(read, size)
     if length > DIRECTORY_BYTES_MAX:
@@ -65,13 +70,13 @@ def records(read: Callable[[int, int], bytes], size: int) -> dict[bytes, Record]
 
 
 def behind_header(header: bytes) -> int | None:
-    """How far behind the beginning of its header a record's bytes begin; None when it has none."""
+    """Returns where a record's bytes begin, from the start of its header; None without a header."""
     magic, *lengths = _HEADER.unpack(header)
     return _HEADER.size + sum(lengths) if magic == MAGIC else None
 
 
 def _place(read: Callable[[int, int], bytes], size: int) -> tuple[int, int]:
-    """Where the directory begins, and its size."""
+    """The position and size of the directory."""
     tail_bytes = min(size, _END.size + _COMMENT_BYTES_MAX)
     tail = read(size - tail_bytes, tail_bytes)
     at = tail.rfind(b"PK\x05\x06")
@@ -85,17 +90,17 @@ def _place(read: Callable[[int, int], bytes], size: int) -> tuple[int, int]:
         magic, where = _LOCATOR.unpack(read(end - _LOCATOR.size, _LOCATOR.size))
         if magic == b"PK\x06\x07":
             if where + _END64.size > end:
-                raise ValueError("its directory lies outside of it")
+                raise ValueError("its directory is outside of it")
             magic, length, begin = _END64.unpack(read(where, _END64.size))
             if magic != b"PK\x06\x06":
                 raise ValueError("its directory is not where it says")
     if begin + length > end:
-        raise ValueError("its directory lies outside of it")
+        raise ValueError("its directory is outside of it")
     return begin, length
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, Record]]:
-    """What a directory lists."""
+    """The records that a directory lists."""
     at, unpack = 0, _ENTRY.unpack_from
     while at < len(data):
         if at + _ENTRY.size > len(data):
@@ -116,7 +121,10 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, Record]]:
 
 
 def _large(extra: bytes, numbers: list[int]) -> tuple[int, int, int]:
-    """The packed size, size and place of a record, of which some need 64 bits; numbers: size, packed size, place."""
+    """The packed size, size and place of a record of which some need 64 bits.
+
+    numbers: the size, packed size and place that the directory has.
+    """
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)

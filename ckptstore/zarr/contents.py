@@ -27,7 +27,7 @@ from ckptstore.documents.structure import is_same
 from ckptstore.errors import InvalidInputError
 from ckptstore.state.tree import arrays
 from ckptstore.zarr.encoded_entries import check_document
-from ckptstore.zarr.folder_read import telling
+from ckptstore.zarr.folder_read import description
 from ckptstore.zarr.graft import graft
 from ckptstore.zarr.hierarchy import ZarrValues
 
@@ -296,7 +296,7 @@ class Values(ZarrValues):
             self._contents = contents_of(manifest, catalog)
         self._objects = CachedObjects(catalog.objects)
         if manifest.pages or not _is_bare(root, self._contents):
-            self._contents |= completed_root(self._contents, self._objects, telling(root))
+            self._contents |= completed_root(self._contents, self._objects, description(root))
 
     def keys(self) -> Iterator[str]:
         """Every key of the store, in order."""

@@ -1,4 +1,7 @@
-"""Encoded: the arrays of a checkpoint that came in through Zarr, as their documents tell them."""
+"""The arrays of a checkpoint that were committed through Zarr, as their documents describe them.
+
+Nothing is decoded here: that is left to zarr-python (docs/adr/0016).
+"""
 
 from __future__ import annotations
 
@@ -30,15 +33,15 @@ _KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 
 
 class _Part(NamedTuple):
-    """A node, or a part of one, on its page. bundle: the page's."""
+    """A node, or a part of one, with its page and the content of the page's bundle."""
 
     node: ZarrNode
     page: NodePage
     bundle: bytes
 
 
-class _Told(NamedTuple):
-    """What the document of an array tells."""
+class _Form(NamedTuple):
+    """What the document of an array describes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,10 +49,10 @@ class _Told(NamedTuple):
 
 
 def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEntry]:
-    """Every Zarr array of a checkpoint, by the path of its node."""
+    """Returns every Zarr array of a checkpoint, by the path of its node."""
     documents = _Documents(catalog)
     parts = groupby(_parts(manifest, catalog), key=lambda part: part.node.path)
-    entries = (_entry(path, list(found), documents) for path, found in parts)
+    entries = (_entry(path, list(group), documents) for path, group in parts)
     return {entry.path: entry for entry in entries if entry is not None}
 
 
@@ -63,26 +66,26 @@ def _parts(manifest: Manifest, catalog: Catalog) -> Iterator[_Part]:
 
 
 class _Documents:
-    """Reads the documents of a checkpoint, each once: any number of arrays may share one."""
+    """Reads the documents of a checkpoint, each once: many arrays may share one."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._known: dict[tuple[Value, int, Bundle | None], _Told | None] = {}
+        self._known: dict[tuple[Value, int, Bundle | None], _Form | None] = {}
 
-    def told(self, path: str, key: str, value: Value, part: _Part) -> _Told | None:
-        """What a document tells of an array; None when it is that of a group."""
+    def form(self, path: str, key: str, value: Value, part: _Part) -> _Form | None:
+        """Returns the form of an array; None for the document of a group."""
         page = part.page
         place = value, page.segment_bytes, None if value.offset is None else page.bundle
         if place not in self._known:
             data = _read(f"{path}/{key}", value, page, part.bundle, self._catalog)
-            self._known[place] = _told(_parsed(data), path, key)
+            self._known[place] = _form(_parsed(data), path, key)
         return self._known[place]
 
 
-def _told(document: dict[str, Any], path: str, key: str) -> _Told | None:
+def _form(document: dict[str, Any], path: str, key: str) -> _Form | None:
     if key == METADATA and document.get("node_type") != "array":
         return None
-    return _Told(
+    return _Form(
         _dtype(document),
         _shape(document.get("shape"), path),
         _shape(_chunk_shape(document), path),
@@ -90,22 +93,22 @@ def _told(document: dict[str, Any], path: str, key: str) -> _Told | None:
 
 
 def _entry(path: str, parts: Sequence[_Part], reader: _Documents) -> EncodedEntry | None:
-    """A node as its document tells it; None for one that is no array."""
+    """A node as its document describes it; None for a group."""
     documents = {
         key: (value, part) for part in parts for key, value in part.node.values if key in _DOCUMENTS
     }
     key = next((key for key in (METADATA, METADATA_V2) if key in documents), None)
     if key is None:
         return None
-    told = reader.told(path, key, *documents[key])
-    if told is None:
+    form = reader.form(path, key, *documents[key])
+    if form is None:
         return None
     values = [(value, part.page) for part in parts for _, value in part.node.values]
     return EncodedEntry(
         path=path,
-        dtype=told.dtype,
-        shape=told.shape,
-        chunk_shape=told.chunk_shape,
+        dtype=form.dtype,
+        shape=form.shape,
+        chunk_shape=form.chunk_shape,
         digests=tuple(digest for value, _ in values for digest in value.digests),
         sizes=tuple(chain.from_iterable(_sizes(*item) for item in values)),
         chunks=len(values) - len(documents),
@@ -119,15 +122,21 @@ def _sizes(value: Value, page: NodePage) -> Iterable[int]:
 
 
 def check_document(key: str, data: bytes, *, size: int) -> None:
-    """Raise InvalidInputError for a document with more in it than anybody wants to parse. size: its bytes, all of which may not be read yet."""
+    """Raises InvalidInputError for a document that is too large to be parsed.
+
+    Args:
+        key: The key of the document.
+        data: Its bytes, as far as they have been read.
+        size: The number of all its bytes.
+    """
     try:
         canonical.check_size(data, name=f"The Zarr document {key!r:.200}")
     except CorruptError as error:
         raise InvalidInputError(f"{error} Consolidated metadata can be left out.") from error
     if size > canonical.DOCUMENT_BYTES_MAX:
         raise InvalidInputError(
-            f"The Zarr document {key!r:.200} has {size} bytes; one has at most {canonical.DOCUMENT_BYTES_MAX}. "
-            "Consolidated metadata can be left out."
+            f"The Zarr document {key!r:.200} has {size} bytes; at most "
+            f"{canonical.DOCUMENT_BYTES_MAX} are read. Consolidated metadata can be left out."
         )
 
 
@@ -144,7 +153,7 @@ def _read(key: str, value: Value, page: NodePage, bundle: bytes, catalog: Catalo
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    """A document, or {} for what is none: only zarr-python could tell what is wrong with it."""
+    """A document, or {} for one that is not JSON: zarr-python reports what is wrong with it."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -153,7 +162,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _dtype(document: dict[str, Any]) -> str:
-    """Our name of a dtype, "" for one that no state can hold."""
+    """The name of a dtype in `ITEM_BYTES`; "" for one that no state can hold."""
     name = document.get("data_type", document.get("dtype"))
     if not isinstance(name, str):
         return ""
@@ -167,7 +176,7 @@ def _dtype(document: dict[str, Any]) -> str:
 
 
 def _chunk_shape(document: dict[str, Any]) -> Any:
-    """The chunk shape that a document tells, in its version's way."""
+    """The chunk shape in a document of either version."""
     grid = document.get("chunk_grid")
     if not isinstance(grid, dict):
         return document.get("chunks", [])
@@ -178,5 +187,5 @@ def _chunk_shape(document: dict[str, Any]) -> Any:
 def _shape(shape: Any, path: str) -> tuple[int, ...]:
     is_shape = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not is_shape or len(shape or ()) > DIMENSIONS_MAX or math.prod(shape or ()) >= 2**60:
-        raise CorruptError(f"The document of the Zarr array {path!r:.200} tells no shape.")
+        raise CorruptError(f"The document of the Zarr array {path!r:.200} has no valid shape.")
     return tuple(shape or ())

@@ -1,4 +1,8 @@
-"""An array of a Zarr folder as we write them: chunks in files, on a grid of which each chunk lies in one piece."""
+"""An array of a Zarr folder as `folder_write` writes it: uncompressed, each chunk in a file.
+
+Arrays that another program has written differently are not read here: `folder_read` leaves them to
+zarr-python.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-ARRAY_BYTES_MAX = (1 << 63) - 1  # numpy counts no further, also where a length is 0
+ARRAY_BYTES_MAX = (1 << 63) - 1  # numpy's limit, which also counts a length of 0 as 1
 
 
 class FolderArray(LazyArray):
-    """An array whose chunks are files, each as long as the others.
+    """An array whose chunks are files of equal length.
 
-    Where a chunk lies is computed, not listed: a document of a few bytes may claim any number of them.
+    Names of chunks are computed, not listed: a document of a few bytes may claim any number of
+    them.
     """
 
     def __init__(
@@ -34,14 +39,22 @@ class FolderArray(LazyArray):
         self.chunk_count = chunk_count(shape, steps)
         self.chunk_bytes = zarr_document.padded_bytes(dtype, shape, steps)
         cut = next((axis for axis, step in enumerate(steps) if step != 1), len(shape))
-        self._row_bytes = math.prod(shape[cut:]) * ITEM_BYTES[dtype]  # what the cut axis is cut of
+        self._row_bytes = (
+            math.prod(shape[cut:]) * ITEM_BYTES[dtype]
+        )  # of the axes from the divided one on
         self._row_chunks = chunk_count(shape[cut:], steps[cut:])
         self._folder = folder
         self._steps = steps
 
     @classmethod
     def of(cls, document: Mapping[str, Any], folder: Path, kind: str) -> FolderArray | None:
-        """The array of the document in a folder; None when it is not as we write them."""
+        """Returns the array of a document, or None if `folder_write` writes none like it.
+
+        Args:
+            document: The zarr.json of the array.
+            folder: The folder of the node.
+            kind: "tensor" or "ndarray".
+        """
         try:
             dtype, shape = zarr_document.described(document, name=str(folder))
             more = len(document["shape"]) - len(shape)
@@ -54,26 +67,27 @@ class FolderArray(LazyArray):
             ours = zarr_document.array_document(
                 dtype=dtype, shape=shape, chunk_shape=steps, name=folder.name
             )
-            told = {key: value for key, value in document.items() if value or key in ours}
-            if _text(told) != _text(ours):  # as text: 0.0 and -0.0 are equal, and other bits
+            fields = {key: value for key, value in document.items() if value or key in ours}
+            if _text(fields) != _text(ours):  # as text: 0.0 equals -0.0, which has other bits
                 return None
         except (CkptStoreError, KeyError, TypeError, ValueError, RecursionError):
             return None
         return cls(folder, kind=kind, dtype=dtype, shape=shape, steps=steps)
 
     def has_chunk(self, key: str) -> bool:
-        """True for the key of a chunk of this array."""
+        """Returns whether a key is that of a chunk of this array."""
         return zarr_document.chunk_number(key, self.dtype, self.shape, self._steps) is not None
 
     def check_size(self, file: Path, size: int) -> None:
-        """Refuse a chunk's file of another length than the document makes it."""
+        """Raises InvalidInputError if a chunk's file does not have the length of a chunk."""
         if size != self.chunk_bytes:
             raise InvalidInputError(
-                f"{file} has {size} bytes; the array's document makes chunks of {self.chunk_bytes}. Write the folder again."
+                f"{file} has {size} bytes; by its document the array has chunks of "
+                f"{self.chunk_bytes}. Write the folder again."
             )
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`."""
+        """Fills a buffer with the array's bytes from position `start`."""
         while buffer:
             row, within = divmod(start, self._row_bytes)
             number, skip = divmod(within, self.chunk_bytes)
@@ -92,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def _is_possible(kind: str, dtype: str, shape: tuple[int, ...]) -> bool:
-    """True for what can be the dtype and shape of an array in memory."""
+    """Whether an array in memory can have this dtype and shape."""
     size = math.prod(max(1, length) for length in shape) * ITEM_BYTES[dtype]
     has_dtype = kind == "tensor" or zarr_document.has_name(dtype)  # numpy lacks the same as Zarr
     return len(shape) <= DIMENSIONS_MAX and size <= ARRAY_BYTES_MAX and has_dtype

@@ -1,7 +1,8 @@
-"""A Zarr folder, in: the state in one that we have written, and what another program did to it since; any other as its files.
+"""Reading a Zarr folder: the state in one of `folder_write`, with later changes, or its files.
 
-An array whose document and chunks are as we write them is one of the state. Whatever else there is comes in through Zarr as it
-lies there: new arrays and groups, attributes, codecs, missing chunks. What was a tensor in the state stays one.
+An array whose document and chunks are as `folder_write` writes them is one of the state. Everything
+else is committed through Zarr as it is: new arrays and groups, attributes, codecs, missing chunks.
+What was a tensor in the state stays one (docs/adr/0018).
 """
 
 from __future__ import annotations
@@ -39,29 +40,37 @@ METADATA, ATTRIBUTE, VERSION = "zarr.json", "ckptstore", 1
 _KINDS = frozenset({"tensor", "ndarray"})
 _CHUNK_FILE = re.compile(r"(.+)/(c(?:/[0-9]+)*)")
 _VERSIONS = {METADATA: 3, ".zgroup": 2, ".zarray": 2}  # by the name of a node's document
-_PLAIN = zarr_document.group_document({})  # of a group that says nothing but that it is there
+_PLAIN = zarr_document.group_document({})  # of a group without attributes
 
 
 def read(path: Path) -> Any:
-    """The state of a folder that we have written; any other, and one that was changed, as `ZarrFiles`."""
-    found = list(keys(path))
-    root = document(path / METADATA) if METADATA in found else {}
-    said = told(root)
-    if said is None:
-        _check_nodes(path, found)
-        return ZarrFiles(path, tuple(found))
+    """Returns the state of a folder of `folder_write`; of any other or changed one, `ZarrFiles`.
+
+    Raises:
+        InvalidInputError: It is not a Zarr hierarchy of regular files, or it is damaged.
+    """
+    files = list(keys(path))
+    root = document(path / METADATA) if METADATA in files else {}
+    attribute = described(root)
+    if attribute is None:
+        _check_nodes(path, files)
+        return ZarrFiles(path, tuple(files))
     name = f"The structure in {path / METADATA}"
     try:
-        data = canonical.encode({"structure": said["structure"]}, name=name)
-        return _state(structure.decode(data, name=name), _untold(root), path, found)
+        data = canonical.encode({"structure": attribute["structure"]}, name=name)
+        return _state(structure.decode(data, name=name), _without_description(root), path, files)
     except InvalidInputError:
         raise
     except CkptStoreError as error:
-        raise InvalidInputError(f"{path} is not what ckptstore has written: {error}") from error
+        raise InvalidInputError(f"{path} is not as ckptstore writes it: {error}") from error
 
 
 def keys(path: Path) -> Iterator[str]:
-    """The key of every file of a Zarr folder, in order; InvalidInputError for anything but files and folders."""
+    """Yields the key of every file of a Zarr folder, in order.
+
+    Raises:
+        InvalidInputError: It holds anything but regular files and folders, or too many.
+    """
     if not any(path.joinpath(name).is_file() for name in _VERSIONS):
         raise InvalidInputError(f"{path} is not a Zarr folder: it has no zarr.json.")
     for number, key in enumerate(_walk(path, "", 0)):
@@ -71,41 +80,44 @@ def keys(path: Path) -> Iterator[str]:
 
 
 def document(file: Path) -> dict[str, Any]:
-    """The document of a node; InvalidInputError when it is none, or more than anybody wants to parse."""
+    """Returns the document of a node; InvalidInputError if it is not one, or too large."""
     try:
-        found = json_document.parse(json_document.read(OpenFile(file, follow=False)))
+        value = json_document.parse(json_document.read(OpenFile(file, follow=False)))
     except CkptStoreError:
         raise
     except ValueError as error:
         raise InvalidInputError(f"{file} is not a Zarr document to read: {error}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InvalidInputError(f"{file} is not a JSON object.")
-    return found
+    return value
 
 
-def told(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the document of a root that we wrote says of the state; None for another's."""
+def described(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the description of a state in the document of a root, or None if it has none."""
     attributes = root.get("attributes")
-    found = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
-    if root.get("node_type") != "group" or not isinstance(found, dict):
+    value = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
+    if root.get("node_type") != "group" or not isinstance(value, dict):
         return None
-    return found if found.get("version") == VERSION and "structure" in found else None
+    return value if value.get("version") == VERSION and "structure" in value else None
 
 
-def telling(node: Node) -> dict[str, Any]:
-    """The attributes of a root that tell the structure of a state."""
+def description(node: Node) -> dict[str, Any]:
+    """Returns the attributes of a root that describe a state."""
     return {ATTRIBUTE: {"version": VERSION, "structure": structure.to_json(node)}}
 
 
-def _untold(root: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a root without what is there for others: the structure, and all other documents."""
+def _without_description(root: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a root without the description of the state and consolidated metadata."""
     attributes = {key: value for key, value in root["attributes"].items() if key != ATTRIBUTE}
-    kept = {key: value for key, value in root.items() if key != "consolidated_metadata"}
-    return {**kept, "attributes": attributes}
+    others = {key: value for key, value in root.items() if key != "consolidated_metadata"}
+    return {**others, "attributes": attributes}
 
 
 def _state(root: Node, rest: dict[str, Any], path: Path, files: Sequence[str]) -> Any:
-    """The state that a structure tells, with whatever else lies in the folder. rest: the document of the root."""
+    """The state of a structure, and the other files of the folder.
+
+    rest: the document of the root without the description of the state.
+    """
     kinds = {node.path: node.kind for node in arrays_of(root)}
     nodes = _nodes(kinds, path, files)
     others = tuple(key for key in files if key != METADATA and not nodes.own(key))
@@ -132,7 +144,7 @@ def _state(root: Node, rest: dict[str, Any], path: Path, files: Sequence[str]) -
 
 @dataclass(frozen=True, slots=True)
 class _InHierarchy:
-    """Stands in a state for an array of the hierarchy. kind: its tag in the structure. node: its path."""
+    """Stands in a state for an array of the hierarchy: its kind in the structure, and its path."""
 
     kind: str
     node: str
@@ -140,7 +152,7 @@ class _InHierarchy:
 
 
 def _flat(state: object) -> Flat[ArraySource]:
-    """The state taken apart, without the arrays of the hierarchy, which its structure names."""
+    """The flat form of a state, without the arrays of the hierarchy, which its structure names."""
 
     def describe(value: object) -> Any:
         return value if isinstance(value, _InHierarchy) else arrays.describe(value)
@@ -151,20 +163,23 @@ def _flat(state: object) -> Flat[ArraySource]:
         flat.root,
         lambda node: ArrayNode(node.kind, others[node.path].node) if node.path in others else node,
     )
-    kept = {name: leaf for name, leaf in flat.arrays.items() if name not in others}
-    return Flat(root=root, arrays=kept, tied=flat.tied)
+    own = {name: leaf for name, leaf in flat.arrays.items() if name not in others}
+    return Flat(root=root, arrays=own, tied=flat.tied)
 
 
 @dataclass(slots=True)
 class _Nodes:
-    """The nodes of a folder by path. ours: arrays of the state. theirs: other arrays. plain: groups that say nothing."""
+    """The nodes of a folder by path.
+
+    ours: arrays of the state. theirs: other arrays. plain: groups without attributes.
+    """
 
     ours: dict[str, FolderArray] = field(default_factory=dict)
     theirs: set[str] = field(default_factory=set)
     plain: set[str] = field(default_factory=set)
 
     def chunk(self, key: str) -> tuple[str, FolderArray] | None:
-        """The array of the state that a file is a chunk of, with its path."""
+        """Returns the array of the state of which a file is a chunk, with its path."""
         match = _CHUNK_FILE.fullmatch(key)
         array = self.ours.get(match[1]) if match else None
         if match is None or array is None or not array.has_chunk(match[2]):
@@ -172,14 +187,14 @@ class _Nodes:
         return match[1], array
 
     def own(self, key: str) -> bool:
-        """True for a file that is what the state makes of it."""
+        """Returns whether a file is part of the state."""
         node, _, last = key.rpartition("/")
         is_document = last == METADATA and (node in self.ours or node in self.plain)
         return is_document or self.chunk(key) is not None
 
 
 def _nodes(kinds: Mapping[str, str], path: Path, files: Sequence[str]) -> _Nodes:
-    """Look at every node. InvalidInputError for a chunk of another length than the document of its array makes it."""
+    """Looks at every node; InvalidInputError for a chunk of the wrong length."""
     nodes = _Nodes()
     for key in files:
         node, _, last = key.rpartition("/")
@@ -189,11 +204,11 @@ def _nodes(kinds: Mapping[str, str], path: Path, files: Sequence[str]) -> _Nodes
             nodes.theirs.add(node)
     there: Counter[str] = Counter()
     for key in files:
-        if found := nodes.chunk(key):
-            node, array = found
+        if chunk := nodes.chunk(key):
+            node, array = chunk
             array.check_size(path / key, (path / key).lstat().st_size)
             there[node] += 1
-    # Which chunks are zeros because they are missing only a Zarr reader should say.
+    # Only a Zarr reader should decide which chunks are zeros because they are missing.
     missing = {node for node, array in nodes.ours.items() if there[node] < array.chunk_count}
     nodes.theirs |= missing
     nodes.ours = {node: array for node, array in nodes.ours.items() if node not in missing}
@@ -202,34 +217,34 @@ def _nodes(kinds: Mapping[str, str], path: Path, files: Sequence[str]) -> _Nodes
 
 
 def _look(nodes: _Nodes, node: str, path: Path, kind: str) -> None:
-    """Look at one node. kind: of the array that the state has there."""
-    found = document(path / node / METADATA)
-    if found == _PLAIN:
+    """Looks at one node. kind: of the array that the state has there."""
+    fields = document(path / node / METADATA)
+    if fields == _PLAIN:
         nodes.plain.add(node)
-    if found.get("node_type") != "array":
+    if fields.get("node_type") != "array":
         return
-    array = FolderArray.of(found, path / node, kind) if kind in _KINDS else None
-    is_told = zarr_document.node_path(zarr_document.path_of_node(node)) == node
-    if array is not None and is_told:
+    array = FolderArray.of(fields, path / node, kind) if kind in _KINDS else None
+    has_path = zarr_document.node_path(zarr_document.path_of_node(node)) == node
+    if array is not None and has_path:
         nodes.ours[node] = array
     else:
         nodes.theirs.add(node)
 
 
 def _check_nodes(path: Path, files: Iterable[str]) -> None:
-    """Refuse documents that make no array or group for anybody, as one that was cut off."""
+    """Refuses documents that describe no array or group, such as one that was cut off."""
     for key in files:
         name = key.rpartition("/")[2]
         if name in _VERSIONS and not _is_node(document(path / key), name):
             raise InvalidInputError(f"{path / key} is not the document of a Zarr array or group.")
 
 
-def _is_node(found: Mapping[str, Any], name: str) -> bool:
+def _is_node(fields: Mapping[str, Any], name: str) -> bool:
     kinds = {".zgroup": "group", ".zarray": "array"}
-    kind = kinds.get(name, found.get("node_type"))
-    shape = found.get("shape") if kind == "array" else []
+    kind = kinds.get(name, fields.get("node_type"))
+    shape = fields.get("shape") if kind == "array" else []
     return (
-        found.get("zarr_format") == _VERSIONS[name]
+        fields.get("zarr_format") == _VERSIONS[name]
         and kind in kinds.values()
         and isinstance(shape, list)
         and all(type(length) is int and length >= 0 for length in shape)
@@ -238,14 +253,15 @@ def _is_node(found: Mapping[str, Any], name: str) -> bool:
 
 def _walk(folder: Path, prefix: str, depth: int) -> Iterator[str]:
     if depth > DEPTH_MAX:
-        raise InvalidInputError(f"{folder} lies more than {DEPTH_MAX} folders deep.")
+        raise InvalidInputError(f"{folder} is more than {DEPTH_MAX} folders deep.")
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
     for entry in inside:
         key = f"{prefix}{entry.name}"
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
             raise InvalidInputError(
-                f"{entry.path} is neither a regular file nor a folder. Copy what it stands for to its place."
+                f"{entry.path} is neither a regular file nor a folder. Replace it with a copy of "
+                "what it stands for."
             )
         if entry.is_dir():
             yield from _walk(folder / entry.name, f"{key}/", depth + 1)

@@ -1,7 +1,8 @@
-"""A Zarr v3 folder that any Zarr tool opens; and any Zarr folder, in.
+"""Zarr v3 folders, which any Zarr tool opens.
 
-What is written holds everything: the arrays in groups, uncompressed, and the structure of the state in an attribute of the root.
-So it is read as the same state again: see `zarr_read`. A checkpoint that came in through Zarr goes out key by key, as it was set.
+A folder holds the whole state: the arrays in groups, uncompressed, and the structure of the state
+in an attribute of the root. So `folder_read` returns the same state (docs/adr/0018). A checkpoint
+that was committed through Zarr is written key by key, as it was set.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ckptstore.documents.chunks import chunk_shape, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.threads import Buffers, gather
-from ckptstore.zarr import folder_read as zarr_read
+from ckptstore.zarr import folder_read
 from ckptstore.zarr.folder_read import METADATA
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 8 << 20
 WRITE_THREADS = 4  # each holds a chunk
 CONSOLIDATED_MAX = 20_000  # nodes; each takes some 4 KB of memory
-NAME_BYTES_MAX = 255  # of a part of a path, as file systems have it
+NAME_BYTES_MAX = 255  # of a part of a path, the limit of file systems
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Write a folder with every array and value of a state."""
-    del drop_values  # nothing has to be
+    """Writes a folder with every array and value of a state."""
+    del drop_values  # the format holds every value
     path.mkdir()
     buffers = Buffers()
     nodes: dict[str, Any] = {}  # the first ones, for the root
@@ -59,35 +60,37 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
 
 
 def write_values(values: ZarrValues, path: Path) -> None:
-    """Write a hierarchy as it was set, each key a file. InvalidInputError for keys that can be no file's path."""
+    """Writes a hierarchy as it was set, each key to a file.
+
+    Raises:
+        InvalidInputError: A key cannot be the path of a file.
+    """
     path.mkdir()
-    gather(
-        (partial(_write_value, values, path, key) for key in values.keys()),  # noqa: SIM118 - no mapping
-        threads=WRITE_THREADS,
-    )
+    keys = values.keys()
+    gather((partial(_write_value, values, path, key) for key in keys), threads=WRITE_THREADS)
 
 
 def is_exported(path: Path) -> bool:
-    """True for a folder that `write` has written, whatever happened to it since."""
+    """Returns whether `write` has written a folder, even if it has changed since."""
     try:
-        return zarr_read.told(zarr_read.document(path / METADATA)) is not None
+        return folder_read.described(folder_read.document(path / METADATA)) is not None
     except (CkptStoreError, OSError):
         return False
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The state of a folder that we have written; of any other hierarchy, or with what was added to it, its files."""
-    return zarr_read.read(path), {}
+    """Returns what `folder_read.read` returns, and no metadata."""
+    return folder_read.read(path), {}
 
 
 def _write_value(values: ZarrValues, path: Path, key: str) -> None:
-    """Write what a key holds."""
+    """Writes the value of a key."""
     if any(
         not part.strip(".") or len(os.fsencode(part)) > NAME_BYTES_MAX for part in key.split("/")
     ):
         raise InvalidInputError(
-            f"The key {key!r:.200} of the Zarr hierarchy cannot be the path of a file. Read it with "
-            "ckptstore.zarr.CheckpointStore."
+            f"The key {key!r:.200} of the Zarr hierarchy cannot be the path of a file. Read it "
+            "with ckptstore.zarr.CheckpointStore."
         )
     file = path / key
     try:
@@ -97,22 +100,23 @@ def _write_value(values: ZarrValues, path: Path, key: str) -> None:
                 out.write(piece)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise InvalidInputError(
-            f"The Zarr hierarchy has the key {key!r:.200} and another below it, which files cannot. Read it with "
-            "ckptstore.zarr.CheckpointStore."
+            f"The Zarr hierarchy has the key {key!r:.200} and another one below it, which is "
+            "impossible for files. Read it with ckptstore.zarr.CheckpointStore."
         ) from error
 
 
 def _check_names(name: str, node: str) -> None:
-    """Refuse an array that no folder can be named for."""
+    """Refuses an array whose name is too long for a folder."""
     if any(len(os.fsencode(part)) > NAME_BYTES_MAX for part in node.split("/")):
         raise InvalidInputError(
-            f"The array {shown(name)} would lie in a folder whose name has more than {NAME_BYTES_MAX} bytes, which file "
-            "systems do not have. Choose other arrays (include), or write a .pt file."
+            f"The array {shown(name)} needs a folder whose name has more than {NAME_BYTES_MAX} "
+            "bytes, which file systems do not have. Choose other arrays (include), or write a .pt "
+            "file."
         )
 
 
 def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[str, Any]:
-    """Write the chunks of an array: its document."""
+    """Writes the chunks of an array, and returns its document."""
     item = ITEM_BYTES[source.dtype]
     shape = chunk_shape(source.shape, item_bytes=item, chunk_bytes=CHUNK_BYTES)
     size = zarr_document.padded_bytes(source.dtype, source.shape, shape)
@@ -138,8 +142,8 @@ def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[st
 
 
 def _root(node: Node, nodes: Mapping[str, Any]) -> bytes:
-    """The root's document, with those of all other nodes unless they are too many to be read at once."""
-    attributes = zarr_read.telling(node)
+    """The root's document, with those of all other nodes if they can be read at once."""
+    attributes = folder_read.description(node)
     if len(nodes) <= CONSOLIDATED_MAX:
         data = _encoded(zarr_document.group_document(attributes, dict(sorted(nodes.items()))))
         with suppress(ValueError):

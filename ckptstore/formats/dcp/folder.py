@@ -1,7 +1,8 @@
-"""Folders that torch.distributed.checkpoint wrote: the shards of each tensor, from any number of processes, are one array.
+"""Folders of torch.distributed.checkpoint, in which each tensor is divided into shards.
 
-Only read. A shard is what torch.save made of it, in a part of a file; it is unpickled as a .pt file is, and its elements
-are read where they lie.
+The shards, from any number of processes, are put together as one array. Each was written by
+torch.save to a part of a file. It is unpickled as a .pt file is, and its elements are read in
+place.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state in the folder, with arrays that read its files."""
+    """Returns the state in a folder, with arrays that read its files, and no metadata."""
     metadata = read_metadata(_opened(path, ".metadata"))
     files = _Files(path)
     values = {name: _value(name, entry, files) for name, entry in metadata.entries.items()}
@@ -33,43 +34,46 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class _Files:
-    """The files of a folder, each opened once."""
+    """The files of a folder. Each is opened once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: dict[str, OpenFile] = {}
 
     def load(self, place: Place) -> Any:
-        """What torch.save wrote there."""
+        """Returns what torch.save wrote to a place."""
         name = place.name
         if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
             raise InvalidInputError(
-                f"{self.folder} refers to the file {shown(name)}; only names of files in the folder itself are expected."
+                f"{self.folder} refers to the file {shown(name)}; only names of files in the "
+                "folder itself are expected."
             )
         if name not in self._open:
             self._open[name] = _opened(self.folder, name)
         file = self._open[name]
         if not 0 <= place.offset <= place.offset + place.size <= file.nbytes or place.size < 0:
             raise InvalidInputError(
-                f"{file.path} has {file.nbytes} bytes, and should hold {place.size} from {place.offset} on."
+                f"{file.path} has {file.nbytes} bytes, and should hold {place.size} from "
+                f"{place.offset} on."
             )
         return load(file, start=place.offset, size=place.size)
 
 
 def _opened(folder: Path, name: str) -> OpenFile:
-    """A file of a folder; links lead out of it."""
+    """Opens a file of a folder. Links are not followed, since they could lead out of it."""
     path = folder / name
     if path.is_symlink():
         raise InvalidInputError(f"{path} is a link, and links are not followed out of a folder.")
     if not path.exists():
         raise InvalidInputError(
-            f"{folder} refers to the file {shown(name)}, which is not there. Get the whole folder."
+            f"{folder} refers to the file {shown(name)}, which does not exist. Get the whole "
+            "folder."
         )
     return OpenFile(path, follow=False)
 
 
 class ShardedArray(BoxesArray):
-    """An array whose parts lie in files; they fill it and do not overlap."""
+    """An array whose parts are in files. They fill it and do not overlap."""
 
     def __init__(
         self, *, dtype: str, shape: Index, parts: list[tuple[Index, StridedArray]]
@@ -78,7 +82,7 @@ class ShardedArray(BoxesArray):
         self.parts = parts
 
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
-        """Fill a numpy array with the box of its shape that begins at this index."""
+        """Fills a numpy array with the box of its shape that begins at this index."""
         ends = [begin + length for begin, length in zip(origin, target.shape, strict=True)]
         for start, part in self.parts:
             stops = (begin + length for begin, length in zip(start, part.shape, strict=True))
@@ -93,28 +97,28 @@ class ShardedArray(BoxesArray):
 
 
 def _value(name: str, entry: TensorEntry | Place, files: _Files) -> Any:
-    """A value, or the array that its shards make."""
+    """A value, or the array that shards add up to."""
     if isinstance(entry, Place):
         return files.load(entry)
     parts = []
     for shard in entry.shards:
-        found = files.load(shard.place)
+        part = files.load(shard.place)
         if (
-            not isinstance(found, LazyArray)
-            or found.dtype != entry.dtype
-            or found.shape != shard.lengths
+            not isinstance(part, LazyArray)
+            or part.dtype != entry.dtype
+            or part.shape != shard.lengths
         ):
             raise InvalidInputError(
-                f"{files.folder} holds something else than the shard of shape {list(shard.lengths)} and dtype {entry.dtype} "
-                f"that it lists for {shown(name)}."
+                f"{files.folder} holds something else than the shard of shape "
+                f"{list(shard.lengths)} and dtype {entry.dtype} that it lists for {shown(name)}."
             )
-        parts.append((shard.origin, found))
+        parts.append((shard.origin, part))
     if len(parts) == 1:
         return parts[0][1]
     return ShardedArray(
         dtype=entry.dtype,
         shape=entry.shape,
-        parts=[(origin, _strided(name, found, files)) for origin, found in parts],
+        parts=[(origin, _strided(name, part, files)) for origin, part in parts],
     )
 
 
@@ -124,7 +128,8 @@ def _strided(name: str, array: LazyArray, files: _Files) -> StridedArray:
         return array
     if not isinstance(array, FileArray):
         raise InvalidInputError(
-            f"{files.folder} holds shards of {shown(name)} that are conjugated, or of a machine with another byte order."
+            f"{files.folder} holds shards of {shown(name)} that are conjugated, or from a machine "
+            "with another byte order."
         )
     return StridedArray(
         array.file,
@@ -137,11 +142,11 @@ def _strided(name: str, array: LazyArray, files: _Files) -> StridedArray:
 
 
 class _Part(dict[str | int, Any]):
-    """A dict or a list while it is put together."""
+    """A dict or a list that is not complete yet."""
 
 
 def _nested(folder: Path, metadata: Metadata, values: dict[str, Any]) -> dict[str, Any]:
-    """The values as the nested dicts and lists that they were saved from."""
+    """The values in the nested dicts and lists from which they were saved."""
     root = _Part()
     for name, value in values.items():
         *keys, last = metadata.paths.get(name, (name,))
@@ -155,20 +160,21 @@ def _nested(folder: Path, metadata: Metadata, values: dict[str, Any]) -> dict[st
         part[last] = value
     built = _Builder(folder).build(root) if root else {}
     if not isinstance(built, dict):
-        raise InvalidInputError(
-            f"{folder} has a list where the names of all it holds are expected."
-        )
+        raise InvalidInputError(f"{folder} has a list where the names of its values are expected.")
     return built
 
 
 class _Builder:
-    """Makes dicts and lists of parts. room: how many items lists may still have; a position is only a claim."""
+    """Makes dicts and lists of parts.
+
+    A position in a list is only a claim, so `room` counts the items that lists may still have.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.room = folder, VALUES_MAX
 
     def build(self, part: _Part) -> dict[str, Any] | list[Any]:
-        """A dict of names, or a list of positions; what was empty there was not saved, and is None."""
+        """Returns a dict of names or a list of positions. Empty containers were not saved: None."""
         items = {
             key: self.build(item) if type(item) is _Part else item for key, item in part.items()
         }

@@ -1,6 +1,6 @@
-"""The .metadata of a folder that torch.distributed.checkpoint wrote: what it holds, where that lies, and how it is nested.
+"""The .metadata of a folder of torch.distributed.checkpoint: its values, their places and nesting.
 
-Every field that is wanted is checked; the rest is passed over.
+Every field that is needed is checked. Others are ignored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a tensor: the index where it begins, its shape, and where it lies."""
+    """A part of a tensor: the index where it begins, its shape, and its place."""
 
     origin: Index
     lengths: Index
@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor, in shards that fill it and do not overlap; those without elements are left out."""
+    """A tensor in shards that fill it and do not overlap. Shards without elements are left out."""
 
     dtype: str
     shape: Index
@@ -60,14 +60,23 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a folder holds by name: tensors, and where the bytes of other values lie. paths: the keys that lead to each."""
+    """What a folder holds.
+
+    Attributes:
+        entries: Tensors, and the places of other values, by name.
+        paths: The keys that lead to each.
+    """
 
     entries: dict[str, TensorEntry | Place]
     paths: dict[str, tuple[str | int, ...]]
 
 
 def read_metadata(file: OpenFile) -> Metadata:
-    """Read and check the document. InvalidInputError says what is wrong with it."""
+    """Reads and checks the document.
+
+    Raises:
+        InvalidInputError: It is damaged, could run code, or is larger than the limits allow.
+    """
     if file.nbytes > METADATA_BYTES_MAX:
         raise InvalidInputError(
             f"{file.path} has {file.nbytes} bytes; at most {METADATA_BYTES_MAX} are read."
@@ -83,24 +92,25 @@ def read_metadata(file: OpenFile) -> Metadata:
         return Metadata(entries, dict(_paths(state)))
     except ForeignNameError as error:
         raise InvalidInputError(
-            f"{file.path} names {error}, which no metadata of torch.distributed.checkpoint needs. Reading it could run "
-            "code, and it is not read."
+            f"{file.path} names {error}, which no metadata of torch.distributed.checkpoint needs. "
+            "Reading it could run code, and it is not read."
         ) from error
     except CkptStoreError:
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InvalidInputError(
-            f"{file.path} is not the metadata of torch.distributed.checkpoint: {said.removesuffix('.')}."
+            f"{file.path} is not the metadata of torch.distributed.checkpoint: "
+            f"{reason.removesuffix('.')}."
         ) from error
 
 
 def _entry(
     name: str, entry: object, places: dict[tuple[str, Index | None], Place]
 ) -> TensorEntry | Place:
-    """One entry, and where it lies."""
+    """One entry, with its place or those of its shards."""
     if type(entry).__name__ == "BytesStorageMetadata":
-        return _lies(places, name, None)
+        return _place(places, name, None)
     state = _state(entry, "TensorStorageMetadata")
     shape = _index(state.get("size"))
     if len(shape) > DIMENSIONS_MAX:
@@ -111,7 +121,7 @@ def _entry(
     dtype = dtype.removeprefix("torch.")
     if dtype not in ITEM_BYTES:
         raise ValueError(f"{shown(name)} has the dtype {dtype}, which no checkpoint can hold")
-    found: dict[tuple[Index, Index], Shard] = {}
+    by_box: dict[tuple[Index, Index], Shard] = {}
     for chunk in _of(state.get("chunks"), list):
         part = _state(chunk, "ChunkStorageMetadata")
         origin, lengths = _index(part.get("offsets")), _index(part.get("sizes"))
@@ -124,17 +134,18 @@ def _entry(
             )
         ):
             raise ValueError(f"{shown(name)} has a shard beyond its shape {list(shape)}")
-        if math.prod(lengths) and (origin, lengths) not in found:
-            found[origin, lengths] = Shard(origin, lengths, _lies(places, name, origin))
-    shards = tuple(found.values())
+        if math.prod(lengths) and (origin, lengths) not in by_box:
+            by_box[origin, lengths] = Shard(origin, lengths, _place(places, name, origin))
+    shards = tuple(by_box.values())
     _check_filled(name, shape, shards)
     return TensorEntry(dtype, shape, shards)
 
 
 def _check_filled(name: str, shape: Index, shards: tuple[Shard, ...]) -> None:
-    """Refuse shards that overlap, or leave a part of a tensor out.
+    """Refuses shards that overlap or leave out a part of a tensor.
 
-    Boxes fill a box, each point of it once, exactly when their corners, counted with alternating signs, add up to its own.
+    Boxes fill a box, each point of it once, exactly if their corners, counted with alternating
+    signs, add up to its own.
     """
     axes = [
         axis
@@ -159,21 +170,22 @@ def _check_filled(name: str, shape: Index, shards: tuple[Shard, ...]) -> None:
         )
 
 
-def _lies(places: dict[tuple[str, Index | None], Place], name: str, origin: Index | None) -> Place:
+def _place(places: dict[tuple[str, Index | None], Place], name: str, origin: Index | None) -> Place:
     try:
         return places[name, origin]
     except KeyError:
         where = "" if origin is None else f" at {list(origin)}"
-        raise ValueError(f"it does not tell where {shown(name)}{where} lies") from None
+        raise ValueError(f"it has no place for {shown(name)}{where}") from None
 
 
 def _places(state: dict[str, Any]) -> Iterator[tuple[tuple[str, Index | None], Place]]:
-    """Where each shard and each value lies."""
+    """The place of each shard and each value."""
     for index, info in _of(state.get("storage_data"), dict).items():
         key, place = _state(index, "MetadataIndex"), _state(info, "_StorageInfo")
         if place.get("transform_descriptors"):
             raise ValueError(
-                f"its files went through {shown(place['transform_descriptors'])}, which is not read; write it without"
+                f"its files went through {shown(place['transform_descriptors'])}, which is not "
+                "read; write it without"
             )
         origin = key.get("offset")
         yield (
@@ -186,7 +198,7 @@ def _places(state: dict[str, Any]) -> Iterator[tuple[tuple[str, Index | None], P
 
 
 def _paths(state: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """The keys that lead to each entry, for those that have some."""
+    """The keys that lead to each entry that has some."""
     for name, path in _of(state.get("planner_data") or {}, dict).items():
         keys = _of(path, tuple)
         if not 0 < len(keys) <= DEPTH_MAX or not all(type(key) in (str, int) for key in keys):

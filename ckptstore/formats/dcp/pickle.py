@@ -1,6 +1,6 @@
-"""The pickle of torch.distributed.checkpoint's metadata, read with nothing run.
+"""The pickle of torch.distributed.checkpoint's metadata, read without running any code.
 
-Inert records stand for the classes that such a pickle names, and any other name is refused.
+Inert records stand for the classes that such a pickle names. Any other name is refused.
 """
 
 from __future__ import annotations
@@ -16,31 +16,36 @@ from ckptstore.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPERATIONS_MAX = 3_000_000  # at worst of 72 bytes of memory each
-SHARD_OPERATIONS = 70  # what the shard of a tensor takes, about
+OPERATIONS_MAX = 3_000_000  # each takes 72 bytes of memory at worst
+SHARD_OPERATIONS = 70  # for each shard of a tensor, about
 
 
 def load(data: bytes) -> Any:
-    """What a pickle says, of plain values, dtypes and records. ForeignNameError when it names anything else."""
+    """Returns the value of a pickle, made of plain values, dtypes and records.
+
+    Raises:
+        ForeignNameError: The pickle names anything else.
+        InvalidInputError: It takes more operations than the limit allows.
+    """
     return _Unpickler(io.BytesIO(data)).load()
 
 
 class ForeignNameError(Exception):
-    """The pickle names what is not expected there."""
+    """The pickle names something unexpected."""
 
 
 class Record:
-    """Stands for an object of any class: what it was called with, and what its state is said to be."""
+    """Stands for an object of any class: the arguments of its constructor, and its state."""
 
     __slots__ = ("arguments", "state")
     arguments: tuple[Any, ...]
     state: Any
 
     def __new__(cls, *arguments: object) -> Record:
-        """Made with any arguments, which are kept."""
-        made = object.__new__(cls)
-        made.arguments, made.state = arguments, None
-        return made
+        """Keeps any arguments."""
+        record = object.__new__(cls)
+        record.arguments, record.state = arguments, None
+        return record
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -65,23 +70,24 @@ _KNOWN = frozenset(
 
 
 def _counted(handler: Callable[[Any], None]) -> Callable[[Any], None]:
-    """What handles an operation, and counts it."""
+    """Returns a handler of an operation that also counts it."""
 
     def handle(unpickler: _Unpickler) -> None:
         unpickler.operations += 1
         if unpickler.operations > OPERATIONS_MAX:
             raise InvalidInputError(
-                f"The metadata of the folder takes more than {OPERATIONS_MAX} operations to read: it lists more than some "
-                f"{OPERATIONS_MAX // SHARD_OPERATIONS} shards. Have torch write it as one file, and commit that: "
-                "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
+                f"The metadata of the folder takes more than {OPERATIONS_MAX} operations to read: "
+                f"it lists more than about {OPERATIONS_MAX // SHARD_OPERATIONS} shards. Let torch "
+                "write it as one file, and commit that: python -m "
+                "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
             )
         handler(unpickler)
 
     return handle
 
 
-class _Unpickler(pickle._Unpickler):  # noqa: SLF001  the one in Python: the other takes memory that a file only claims
-    """Makes plain values and records, from the operations that plain values and objects need."""
+class _Unpickler(pickle._Unpickler):  # noqa: SLF001  the one in C allocates what a file claims
+    """Makes plain values and records, with only the operations that these need."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         code[0]: _counted(pickle._Unpickler.dispatch[code[0]])  # noqa: SLF001
@@ -105,7 +111,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  the one in Python: the oth
         self._classes: dict[tuple[str, str], type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class of records, made for this file alone, or a dtype."""
+        """Returns a class of records, made for this file alone, or a dtype."""
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
         if (module, name) not in _KNOWN:

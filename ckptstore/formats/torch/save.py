@@ -1,8 +1,8 @@
 """A state as the zip archive that torch.save would write of it.
 
 The state is pickled with stand-ins for its tensors, which pickle as torch's own do. zipfile writes
-the records, with checksums, and tensors a piece at a time. Every tensor is written in C order with a
-storage of its own; tied ones stay tied. numpy arrays are part of the pickle and written whole.
+the records, with checksums, and tensors a piece at a time. Every tensor is written in C order with
+a storage of its own; tied ones stay tied. numpy arrays are part of the pickle and written whole.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _check_arrays(flat: Flat[ArraySource]) -> None:
         largest = max(sizes, key=sizes.__getitem__)
         raise InvalidInputError(
             f"A .pt file has room for {ARRAYS_BYTES_MAX} bytes of numpy arrays, and those of the "
-            f"state have {sum(sizes.values())}; the largest is {shown(largest)}. Choose other arrays "
-            "(include), or write a .zarr or .npz."
+            f"state have {sum(sizes.values())}; the largest is {shown(largest)}. Choose other "
+            "arrays (include), or write a .zarr or .npz."
         )
 
 
@@ -107,7 +107,8 @@ def _form(dtype: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
     storage, more = arguments[0], arguments[6:]
     if isinstance(storage, torch.UntypedStorage):
         return rebuild, torch.UntypedStorage, more
-    return rebuild, getattr(torch, storage._pickle_storage_type()), more  # noqa: SLF001  as torch.save does
+    kind = storage._pickle_storage_type()  # noqa: SLF001  as torch.save does
+    return rebuild, getattr(torch, kind), more
 
 
 class _Pickler(pickle.Pickler):

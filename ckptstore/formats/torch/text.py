@@ -102,8 +102,8 @@ class LongTexts:
         self._array_bytes_left -= pickled.nbytes
         if self._array_bytes_left < 0:
             raise InvalidInputError(
-                f"{self._file.path} holds numpy arrays of more than {ARRAYS_BYTES_MAX} bytes, which "
-                "would be read at once. Store them as tensors, or in a .npz file."
+                f"{self._file.path} holds numpy arrays of more than {ARRAYS_BYTES_MAX} bytes, "
+                "which would be read at once. Store them as tensors, or in a .npz file."
             )
         place = self._place(pickled.data)
         data = bytearray(pickled.data) if place is None else self._bytes(*place, pickled.nbytes)

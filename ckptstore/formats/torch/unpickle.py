@@ -1,9 +1,9 @@
 """What torch.save pickled, with arrays that read the file in place of its tensors.
 
 The pickle is read by the unpickler of `torch.load(weights_only=True)`, so torch decides what a file
-may ask for, and nothing else is called. Only the storages are replaced: they are on the meta device,
-which has no memory, and their places in the file are noted. What a tensor claims about its storage
-is compared with the file.
+may ask for, and nothing else is called. Only the storages are replaced: they are on the meta
+device, which has no memory, and their places in the file are noted. What a tensor claims about its
+storage is compared with the file.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ class Loader:
             return self._more_than_plain(str(error), protocol)
         if isinstance(error, MoreThanNumbersError):
             return InvalidInputError(
-                f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as numbers "
-                "or plain values."
+                f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as "
+                "numbers or plain values."
             )
         if isinstance(error, NotImplementedError):  # of the meta device
             return InvalidInputError(
-                f"{self.file.path} holds a tensor that is more than its elements in memory (nested, "
-                "say), which no checkpoint can hold. Store the plain tensors it is made of. "
-                f"({_first_line(error)[:100]})."
+                f"{self.file.path} holds a tensor that is more than its elements in memory "
+                "(nested, say), which no checkpoint can hold. Store the plain tensors it is made "
+                f"of. ({_first_line(error)[:100]})."
             )
         return self.invalid(_first_line(error))
 
@@ -117,14 +117,14 @@ class Loader:
             foreign = re.search(r"GLOBAL (\S{1,100})", said)
             return InvalidInputError(
                 f"{self.file.path} holds more than tensors and plain values "
-                f"({foreign[1] if foreign else said[:100]}), so loading it could run code, and it is "
-                "not loaded. If you trust it, load it yourself and commit its state_dict."
+                f"({foreign[1] if foreign else said[:100]}), so loading it could run code, and it "
+                "is not loaded. If you trust it, load it yourself and commit its state_dict."
             )
         if protocol <= DEFAULT_PROTOCOL:
             return self.invalid("its pickle has an operation that no such file needs.")
         return InvalidInputError(
-            f"{self.file.path} was saved with pickle protocol {protocol}, which weights_only=True does "
-            "not know. If you trust it, load it yourself, and save it with protocol "
+            f"{self.file.path} was saved with pickle protocol {protocol}, which weights_only=True "
+            "does not know. If you trust it, load it yourself, and save it with protocol "
             f"{DEFAULT_PROTOCOL}, the default of torch.save."
         )
 
@@ -161,8 +161,8 @@ class Loader:
             raise self.invalid(f"its storage {shown(key)} would be larger than the file.")
         if dtype in _QUANTIZED:
             raise InvalidInputError(
-                f"{self.file.path} holds a quantized tensor ({dtype}). Store tensor.int_repr() with "
-                "its scale and zero point."
+                f"{self.file.path} holds a quantized tensor ({dtype}). Store tensor.int_repr() "
+                "with its scale and zero point."
             )
         nbytes, start, size = (number * item for number in numbers)
         if start + size > nbytes:
@@ -173,9 +173,8 @@ class Loader:
         if (storage, dtype) not in self._typed:
             raw: Any = torch.UntypedStorage(size, device="meta")  # type: ignore[no-untyped-call]
             self._storages[_identity(raw)] = storage
-            self._typed[storage, dtype] = torch.storage.TypedStorage(  # type: ignore[no-untyped-call]
-                wrap_storage=raw, dtype=dtype, _internal=True
-            )
+            typed: Any = torch.storage.TypedStorage
+            self._typed[storage, dtype] = typed(wrap_storage=raw, dtype=dtype, _internal=True)
         return self._typed[storage, dtype]
 
     def _storage_of(self, tensor: torch.Tensor) -> Storage | None:
@@ -214,8 +213,8 @@ class Loader:
             )
         if nbytes > REPEATED_BYTES_MAX and nbytes > extent:
             raise InvalidInputError(
-                f"{self.file.path} holds a tensor that repeats its elements (an expanded view), and "
-                f"would take {nbytes / 1e9:.0f} GB. Store what it was made from."
+                f"{self.file.path} holds a tensor that repeats its elements (an expanded view), "
+                f"and would take {nbytes / 1e9:.0f} GB. Store what it was made from."
             )
         start = place(storage.key) + storage.start + offset
         identity = (self.file, start, dtype, shape, strides, tensor.is_conj(), tensor.is_neg())

@@ -1,4 +1,4 @@
-"""The zip archives of torch.save: records by name, stored as they are, in a file or a part of one."""
+"""The zip archives of torch.save: uncompressed records by name, in a file or a part of one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Archive:
             records = zip_directory.records(self._read, window.size)
         except zip_directory.TooManyRecordsError as error:
             raise InvalidInputError(
-                f"{window.file.path} has too many records: {error}. Save its state in several files."
+                f"{window.file.path} has too many records: {error}. Save its state in several "
+                "files."
             ) from error
         except ValueError as error:
             raise self.invalid(f"{error}.") from error
@@ -40,8 +41,8 @@ class Archive:
         }
         if "constants.pkl" in self:
             raise InvalidInputError(
-                f"{window.file.path} is a TorchScript archive, which holds code. If you trust it, load "
-                "it yourself and commit its state_dict."
+                f"{window.file.path} is a TorchScript archive, which holds code. If you trust it, "
+                "load it yourself and commit its state_dict."
             )
         if not all(record.is_plain for record in records.values()):
             raise self.invalid("it is compressed or encrypted. Unpack it yourself if you trust it.")

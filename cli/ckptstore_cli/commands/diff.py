@@ -1,4 +1,4 @@
-"""`ckptstore diff`: what two checkpoints hold differently."""
+"""`ckptstore diff`: the differences between two checkpoints."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _PATHS_SHOWN = 5
 @click.option(
     "--numeric",
     is_flag=True,
-    help="Read the arrays that changed, and tell how far they moved.",
+    help="Read the arrays that changed, and measure how far they moved.",
 )
 @selection_options
 @click.option(
@@ -93,10 +93,10 @@ def diff(
 ) -> None:
     """Compare two checkpoints: arrays, plain values, and how much they share.
 
-    Without --numeric no array is read, and the time follows what differs. With it, each changed array
-    gets the norm of its change relative to its norm before (rel. L2), the largest change of an
-    element, the cosine similarity, the share of elements that changed, both norms, and how
-    many elements became NaN or infinite.
+    Without --numeric no array is read, and the time depends on what differs. With it, each changed
+    array gets the norm of its change relative to its norm before (rel. L2), the largest change of
+    an element, the cosine similarity, the share of elements that changed, both norms, and how many
+    elements became NaN or infinite.
 
     \b
     Examples:
@@ -110,7 +110,7 @@ def diff(
     is_file = _names_file(b) and other is None
     if under is not None and not is_file:
         raise click.UsageError("--under is for a file: B names none.", ctx)
-    found = repo.diff(
+    difference = repo.diff(
         a,
         _state(b, under) if is_file else b,
         numeric=numeric or sort != "path",
@@ -118,15 +118,15 @@ def diff(
         exclude=exclude,
         other=None if other is None else ckptstore.open(other),
     )
-    changes = sorted(found.arrays, key=_KEYS[sort])
+    changes = sorted(difference.arrays, key=_KEYS[sort])
     if as_json:
-        output.document(documents.diff(found, changes))
+        output.document(documents.diff(difference, changes))
     else:
-        _print(found, changes, is_numeric=numeric or sort != "path")
-        if is_file and under is None and _has_nothing_in_common(found):
+        _print(difference, changes, is_numeric=numeric or sort != "path")
+        if is_file and under is None and _has_nothing_in_common(difference):
             output.note(
-                "No array of the file has a path of A. Name the part of A where they belong, if any: "
-                "--under model"
+                "No array of the file has a path of A. Name the part of A where they belong, if "
+                "any: --under model"
             )
 
 
@@ -146,20 +146,20 @@ def _state(file: str, under: str | None) -> Any:
     return state
 
 
-def _print(found: Diff, changes: list[ArrayChange], *, is_numeric: bool) -> None:
+def _print(difference: Diff, changes: list[ArrayChange], *, is_numeric: bool) -> None:
     if changes and is_numeric:
         largest = max((_measured(change, "relative_l2") for change in changes), default=0.0)
         rows = [_numeric_row(change, largest) for change in changes]
         output.table(_NUMERIC_COLUMNS, rows)
     elif changes:
         output.table(_COLUMNS, [_row(change) for change in changes])
-    if changes and found.values:
+    if changes and difference.values:
         output.line()
-    if found.values:
-        output.table(_VALUE_COLUMNS, [_value_row(change) for change in found.values])
-    if changes or found.values:
+    if difference.values:
+        output.table(_VALUE_COLUMNS, [_value_row(change) for change in difference.values])
+    if changes or difference.values:
         output.line()
-    for line in _summary(found):
+    for line in _summary(difference):
         output.line(line)
 
 
@@ -199,24 +199,24 @@ def _value_row(change: ValueChange) -> tuple[str, str, str]:
     )
 
 
-def _summary(found: Diff) -> list[str]:
-    unchanged = text.count(found.unchanged, "array")
-    size = text.size(found.bytes_after)
-    if found.is_empty:
+def _summary(difference: Diff) -> list[str]:
+    unchanged = text.count(difference.unchanged, "array")
+    size = text.size(difference.bytes_after)
+    if difference.is_empty:
         return [f"Nothing differs: {unchanged}, {size}."]
-    counts = [(len(found.of_kind(kind)), kind) for kind in _KINDS]  # type: ignore[arg-type]
+    counts = [(len(difference.of_kind(kind)), kind) for kind in _KINDS]  # type: ignore[arg-type]
     arrays = [f"{number:,} {kind}" for number, kind in counts if number]
-    lines = [f"Arrays: {', '.join([*arrays, f'{found.unchanged:,} unchanged'])}."]
-    if found.values:
-        verb = "differs" if len(found.values) == 1 else "differ"
-        lines.append(f"{text.count(len(found.values), 'plain value')} {verb}.")
-    if found.rearranged:
-        shown = [path or "the state itself" for path in found.rearranged[:_PATHS_SHOWN]]
-        more = ", …" if len(found.rearranged) > _PATHS_SHOWN else ""
+    lines = [f"Arrays: {', '.join([*arrays, f'{difference.unchanged:,} unchanged'])}."]
+    if difference.values:
+        verb = "differs" if len(difference.values) == 1 else "differ"
+        lines.append(f"{text.count(len(difference.values), 'plain value')} {verb}.")
+    if difference.rearranged:
+        shown = [path or "the state itself" for path in difference.rearranged[:_PATHS_SHOWN]]
+        more = ", …" if len(difference.rearranged) > _PATHS_SHOWN else ""
         lines.append(f"Arranged differently (kinds, keys, ties): {', '.join(shown)}{more}.")
-    if found.undecided:
-        lines.append("Undecided are cut into other chunks: --numeric tells whether they differ.")
-    lines.append(f"Shared: {text.share(found.shared)} of {size}.")
+    if difference.undecided:
+        lines.append("Undecided arrays have other chunks: --numeric shows whether they differ.")
+    lines.append(f"Shared: {text.share(difference.shared)} of {size}.")
     return lines
 
 
@@ -240,20 +240,20 @@ def _number(value: float) -> str:
 
 
 def _part(value: float, largest: float) -> float:
-    """The share of a bar, where an infinite value fills it."""
+    """The filled part of a bar. An infinite value fills all of it."""
     if math.isinf(value):
         return 1.0
     return value / largest if largest else 0.0
 
 
 def _measured(change: ArrayChange, name: str) -> float:
-    """A finite number of an array; 0 for one that has none."""
+    """A finite number of an array; 0 if it has none."""
     value = getattr(change.numbers, name) if change.numbers else 0.0
     return value if math.isfinite(value) else 0.0
 
 
 def _by(number: Callable[[Numbers], float]) -> Callable[[ArrayChange], Any]:
-    """Largest first, then those that were not measured."""
+    """Sorts the largest first, and arrays that were not measured last."""
 
     def key(change: ArrayChange) -> Any:
         return (0, -number(change.numbers), change.path) if change.numbers else (1, 0, change.path)
@@ -261,9 +261,11 @@ def _by(number: Callable[[Numbers], float]) -> Callable[[ArrayChange], Any]:
     return key
 
 
-def _has_nothing_in_common(found: Diff) -> bool:
-    both = [change for change in found.arrays if change.kind not in ("added", "removed", "moved")]
-    return bool(found.arrays) and not found.unchanged and not both
+def _has_nothing_in_common(difference: Diff) -> bool:
+    both = [
+        change for change in difference.arrays if change.kind not in ("added", "removed", "moved")
+    ]
+    return bool(difference.arrays) and not difference.unchanged and not both
 
 
 _KEYS: dict[str, Callable[[ArrayChange], Any]] = {
