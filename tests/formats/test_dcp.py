@@ -254,7 +254,7 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "a number": (lambda found: setattr(_chunk(found), "sizes", 5), "where a Record"),
     "many": (lambda found: setattr(_tensor(found), "size", torch.Size([1] * 65)), "dimensions"),
-    "nowhere": (lambda found: found.storage_data.clear(), "does not tell where"),
+    "nowhere": (lambda found: found.storage_data.clear(), "has no place for"),
     "dtype": (
         lambda found: setattr(_tensor(found).properties, "dtype", torch.int32),
         "something else than the shard",
@@ -285,7 +285,7 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "one place": (lambda found: found.planner_data.update(w=("step",)), "another value"),
     "within": (lambda found: found.planner_data.update(step=("w", "b")), "another value"),
-    "a root": (lambda found: found.planner_data.update(w=(0,), step=(1,)), "names of all"),
+    "a root": (lambda found: found.planner_data.update(w=(0,), step=(1,)), "names of its values"),
     "no plan": (lambda found: setattr(found, "planner_data", [1]), "where a dict"),
 }
 
@@ -315,7 +315,7 @@ def test_shards_that_overlap_are_refused(shards: Path) -> None:
             second.offsets = torch.Size([0, 1])
 
     change(shards, edit)
-    with pytest.raises(InvalidInputError, match=r"do not fill|beyond its shape|tell where"):
+    with pytest.raises(InvalidInputError, match=r"do not fill|beyond its shape|has no place for"):
         read_file(shards)
 
 

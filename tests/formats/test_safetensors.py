@@ -235,7 +235,7 @@ OUTSIDE = [
 def test_an_index_may_only_name_files_beside_it(shards: Path, place: str) -> None:
     save_file({"c": torch.zeros(8)}, shards.parent / "x.safetensors")
     (shards / INDEX).write_text(json.dumps({"weight_map": {"a": FIRST, "b": FIRST, "c": place}}))
-    with pytest.raises(InvalidInputError, match="'c' lies in"):
+    with pytest.raises(InvalidInputError, match="'c' is in"):
         read_file(shards)
 
 
@@ -263,11 +263,11 @@ def test_the_folder_itself_may_be_a_link(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        ({"c": FIRST}, "'c'.*lies in model-00001"),
-        ({"d": FIRST}, "'d' lies in model-00001"),
+        ({"c": FIRST}, "'c'.*is in model-00001"),
+        ({"d": FIRST}, "'d' is in model-00001"),
         ({"b": None}, "'b'.*nowhere"),
         ({"c": "none.safetensors"}, "lacks 'none.safetensors'"),
-        ({"c": 3}, "'c' lies in 3"),
+        ({"c": 3}, "'c' is in 3"),
     ],
     ids=["elsewhere", "missing", "not named", "no file", "no name"],
 )
@@ -349,7 +349,7 @@ def test_shards_of_torch_are_held_to_their_index(torch_shards: Path) -> None:
         ({"c": {"d": torch.ones(2)}}, "more than tensors by name"),
         ([torch.ones(2)], "more than tensors by name"),
         ({"c.d": 1.5}, "more than tensors by name"),
-        ({}, "'c.d' lies in"),
+        ({}, "'c.d' is in"),
     ):
         torch.save(held, second)
         with pytest.raises(InvalidInputError, match=said):
@@ -369,5 +369,5 @@ def test_an_index_of_torch_may_only_name_files_of_torch_beside_it(
 ) -> None:
     index = torch_shards / TORCH_INDEX
     index.write_text(json.dumps({"weight_map": {"a": place}}))
-    with pytest.raises(InvalidInputError, match=r"'a' lies in .* not the name of a \.bin"):
+    with pytest.raises(InvalidInputError, match=r"'a' is in .* not the name of a \.bin"):
         read_file(torch_shards)

@@ -433,7 +433,7 @@ def test_a_record_does_not_lie_before_the_archive(tmp_path: Path, more: int) -> 
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - end.size, 1)
     last = end.pack(*fields, 2**32 - 1, 2**32 - 1, 0)
     path.write_bytes(data[: -end.size] + long + locator + last)
-    with pytest.raises(InvalidInputError, match="its directory lies outside of it"):
+    with pytest.raises(InvalidInputError, match="its directory is outside of it"):
         read_file(path)
 
 
