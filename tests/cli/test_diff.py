@@ -148,7 +148,7 @@ def test_arrays_in_other_chunks_are_undecided_until_measured(ckpt, repo):
     ckptstore.init("other", chunk_size=1 << 16).commit(state)
     shown = ckpt.out("diff", "main", "main", "--other", "other")
     assert "1 undecided" in shown
-    assert "--numeric tells" in shown
+    assert "--numeric shows" in shown
     assert "Nothing differs" in ckpt.out("diff", "main", "main", "--other", "other", "--numeric")
 
 

@@ -723,7 +723,7 @@ def test_keys_below_keys_are_refused(tmp_path: Path) -> None:
         for key in ("a", "a/b"):
             session.store.set_sync(key, zarr.core.buffer.cpu.Buffer.from_bytes(b"x"))
         made = session.commit()
-    with pytest.raises(ckptstore.InvalidInputError, match="another below it"):
+    with pytest.raises(ckptstore.InvalidInputError, match="another one below it"):
         formats.write_file(made.zarr_values(), tmp_path / "x.zarr")
     assert not (tmp_path / "x.zarr").exists()
 
