@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ckptstore.storage import Storage
     from ckptstore.store.reach import Written
     from ckptstore.verify import VerifyReport
-    from ckptstore.zarr.changes import Staged
+    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.session import Session
 
     Patterns = str | Sequence[str] | None
@@ -188,14 +188,14 @@ class Repository:
 
         A branch that does not exist begins empty. Any Zarr hierarchy can be written, with any codecs.
         """
-        from ckptstore.zarr.changes import Staged
+        from ckptstore.zarr.changes import StagedContents
         from ckptstore.zarr.session import Session
 
         check_ref_name(branch, kind="branch")
 
-        def begin(head: Digest | None) -> Staged:
+        def begin(head: Digest | None) -> StagedContents:
             manifest = None if head is None else self._catalog.manifest(head)
-            return Staged(head, manifest, self._catalog, self._chunk_bytes)
+            return StagedContents(head, manifest, self._catalog, self._chunk_bytes)
 
         head = self._oplog.newest().heads.get(branch)
         return Session(branch, begin, partial(self._publish_session, branch), head=head)
@@ -203,7 +203,7 @@ class Repository:
     def _publish_session(
         self,
         branch: str,
-        staged: Staged,
+        staged: StagedContents,
         *,
         step: SupportsIndex | None,
         metrics: Mapping[str, object] | None,

@@ -133,12 +133,12 @@ def _with_nodes(
     catalog: Catalog,
 ) -> Written:
     """The same with those arrays of the source that came in through Zarr. encoded: the paths of their nodes."""
-    from ckptstore.zarr.changes import Staged
+    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.publish import NodeWriter, renamed
 
     source = catalog.manifest(id)
     segment_bytes = next((page.segment_bytes for page in catalog.node_pages(source)), None)
-    staged = Staged(id, source, catalog, segment_bytes or CHUNK_BYTES_DEFAULT)
+    staged = StagedContents(id, source, catalog, segment_bytes or CHUNK_BYTES_DEFAULT)
     nodes = NodeWriter(staged)
     refs = nodes.write(renamed(staged, encoded, names))
     relied = nodes.reached | {ref.digest for ref in refs}

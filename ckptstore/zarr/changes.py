@@ -1,4 +1,4 @@
-"""Staged: the contents of a head plus the uncommitted changes of a session.
+"""StagedContents: the contents of a head plus the uncommitted changes of a session.
 
 Large values become objects at once, small ones wait in memory for the commit. Nothing refers to
 either before `publish.write`. See docs/adr/0016.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HELD_BYTES_MAX = 64 << 20  # small values that wait for the commit; further ones become objects
 
 
-class Staged:
+class StagedContents:
     """The keys and values of a session's store. Safe to use from several threads.
 
     Attributes:

@@ -13,7 +13,7 @@ from ckptstore.documents.manifest import Manifest
 from ckptstore.documents.zarr_page import check_key
 from ckptstore.threads import gather
 from ckptstore.zarr import publish
-from ckptstore.zarr.changes import Staged
+from ckptstore.zarr.changes import StagedContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def take(
         check_key(key)
     state = None if files.flat is None else write(files.flat)
     begin = None if state is None else Manifest(pages=state.pages, structure=state.structure)
-    staged = Staged(head, begin, catalog, segment_bytes)
+    staged = StagedContents(head, begin, catalog, segment_bytes)
     for key, data in files.documents.items():
         staged.put(key, memoryview(data))
     gather(

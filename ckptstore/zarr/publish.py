@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ckptstore.documents.nodes import Node
-    from ckptstore.zarr.changes import Staged
+    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.contents import Content
     from ckptstore.zarr.layout import Layout
 
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 V2_KINDS = {".zarray": "array", ".zgroup": "group"}
 
 
-def write(staged: Staged) -> Written:
+def write(staged: StagedContents) -> Written:
     """Store everything that the manifest will refer to; durable when this returns."""
-    held = reached_by(staged.head, staged.catalog) if staged.head else Reached()
+    parent = reached_by(staged.head, staged.catalog) if staged.head else Reached()
     with paused_collector():
         layout = lay_out(staged.contents, written=staged.written)
         pages = _array_pages(staged, layout)
@@ -60,10 +60,10 @@ def write(staged: Staged) -> Written:
     root_digest = staged.document(structure.encode(root))
     reached = {root_digest, *(ref.digest for ref in (*pages, *hierarchy)), *nodes.reached}
     for ref in pages:
-        if ref.digest not in held.digests:  # an old page's objects live as long as the page
+        if ref.digest not in parent.digests:  # an old page's objects live as long as the page
             page = staged.catalog.page(ref.digest)
             reached.update(digest for digest, _ in page.digests())
-    staged.catalog.objects.flush(reached - held.digests)
+    staged.catalog.objects.flush(reached - parent.digests)
     return Written(
         pages=pages,
         structure=root_digest,
@@ -73,7 +73,7 @@ def write(staged: Staged) -> Written:
     )
 
 
-def renamed(staged: Staged, arrays: Collection[str], names: Mapping[str, str]) -> Nodes:
+def renamed(staged: StagedContents, arrays: Collection[str], names: Mapping[str, str]) -> Nodes:
     """The Zarr arrays that `names` lists, under their new paths, with the groups above them.
 
     Args:
@@ -90,7 +90,7 @@ def renamed(staged: Staged, arrays: Collection[str], names: Mapping[str, str]) -
     return sorted(renamed.items())
 
 
-def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
+def _array_pages(staged: StagedContents, layout: Layout) -> tuple[PageRef, ...]:
     """The pages of the head's arrays that are kept; unchanged when all of them are."""
     manifest = staged.manifest
     if manifest is None:
@@ -103,7 +103,7 @@ def _array_pages(staged: Staged, layout: Layout) -> tuple[PageRef, ...]:
     return tuple(page_ref(page, staged.document(page.encode())) for page in pages)
 
 
-def _structure(staged: Staged, layout: Layout, nodes: NodeWriter) -> Node:
+def _structure(staged: StagedContents, layout: Layout, nodes: NodeWriter) -> Node:
     for path in sorted(layout.kept & nodes.arrays):
         raise InvalidInputError(
             f"{shown(path)} is the path of an array of the state, which Zarr shows as "
@@ -130,7 +130,7 @@ class NodeWriter:
         reached: The digests that the pages list.
     """
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: StagedContents) -> None:
         self.staged = staged
         self.arrays: set[str] = set()
         self.groups: set[str] = set()

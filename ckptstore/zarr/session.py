@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.digest import Digest
-    from ckptstore.zarr.changes import Staged
+    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.contents import CachedObjects, Contents
 
 
@@ -64,7 +64,7 @@ class Session:
     def __init__(
         self,
         branch: str,
-        begin: Callable[[Digest | None], Staged],
+        begin: Callable[[Digest | None], StagedContents],
         publish: Callable[..., Any],
         *,
         head: Digest | None,
@@ -73,7 +73,7 @@ class Session:
         self.token = secrets.token_hex(16)
         self._process = os.getpid()
         self._begin, self._publish = begin, publish
-        self._staged: Staged | None = begin(head)
+        self._staged: StagedContents | None = begin(head)
         _sessions[self.token] = self
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class Session:
         self.staged()
         return SessionStore(self)
 
-    def staged(self) -> Staged:
+    def staged(self) -> StagedContents:
         """The staged contents; InvalidInputError when closed, or in another process."""
         if os.getpid() != self._process:  # what a forked child sets could never be committed
             raise InvalidInputError(ONE_PROCESS)

@@ -170,7 +170,7 @@ class CallbackList(Callback):
         return states
 
     # Savers come last where something ends, and first where something begins, so that whatever the
-    # other callbacks do lies between two checkpoints.
+    # other callbacks do happens between two checkpoints.
 
     @property
     def _savers_last(self) -> list[Any]:

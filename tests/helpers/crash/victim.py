@@ -53,11 +53,11 @@ def arrays(n: int) -> dict[str, Any]:
 
 def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> ckptstore.Checkpoint:
     """Commit as `Repository.session` does, key by key, but without the import of zarr."""
-    from ckptstore.zarr.changes import Staged
+    from ckptstore.zarr.changes import StagedContents
 
     head = repo._oplog.newest().heads.get("main")
     manifest = repo._catalog.manifest(head) if head else None
-    staged = Staged(head, manifest, repo._catalog, CHUNK_BYTES)
+    staged = StagedContents(head, manifest, repo._catalog, CHUNK_BYTES)
     for key in list(staged.keys()):
         staged.delete(key)
     for key, data in keys(arrays(n)):
