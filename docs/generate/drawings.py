@@ -130,9 +130,9 @@ def _policy() -> str:
     canvas = Canvas(860, 230, "A policy decides which checkpoints stay")
     losses = (0.52, 0.41, 0.36, 0.29, 0.33, 0.31, 0.35, 0.34)
     reasons = {
-        3: ("best 1 of 8", "by val_loss"),
-        6: ("newest 2 of 8",),
-        7: ("newest 2 of 8", "head of main"),
+        3: ("best by", "val_loss"),
+        6: ("newest 2",),
+        7: ("newest 2", "head of main"),
         0: ("tag v1.0",),
     }
     canvas.text(30, 28, '`MaxToKeep(2) | KeepBest("val_loss")', kind="head")
