@@ -179,14 +179,27 @@ class Repository:
         return self._refs.beside_gc(make)
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
-        """Change a branch through Zarr: a writable store over its head, which nobody else sees before `commit`.
+        """Changes a branch through Zarr: a writable store over its head.
 
-        with repo.session("main") as session:
-            group = zarr.open_group(session.store)
-            group["curves/loss"].append([0.31])
-            session.commit(step=100)
+        Other readers see the changes once the session has committed them. Any Zarr hierarchy can be
+        written, with any codecs (ADR 0016).
 
-        A branch that does not exist begins empty. Any Zarr hierarchy can be written, with any codecs.
+        Args:
+            branch: The branch to change. One that does not exist begins empty.
+
+        Returns:
+            A session, to be used as a context manager; leaving it without a commit drops the
+            changes.
+
+        Example:
+            >>> import ckptstore, zarr, numpy as np
+            >>> repo = ckptstore.init("memory://")
+            >>> with repo.session("main") as session:
+            ...     group = zarr.open_group(session.store)
+            ...     group["loss"] = np.array([0.5, 0.31])
+            ...     checkpoint = session.commit(step=100)
+            >>> checkpoint.array("loss")[1:].tolist()
+            [0.31]
         """
         from ckptstore.zarr.changes import StagedContents
         from ckptstore.zarr.session import Session
@@ -396,9 +409,17 @@ class Repository:
             )
 
     def follow(self, branch: str = DEFAULT_BRANCH, *, poll_seconds: float = 1.0) -> Follower:
-        """Follow a branch that others commit to: wait for new checkpoints, and keep a model at the newest.
+        """Follows a branch: waits for new checkpoints, and keeps a model at the newest one.
 
-        poll_seconds: how often to look. A branch that does not exist yet is waited for.
+        Args:
+            branch: The branch that another process commits to. It need not exist yet.
+            poll_seconds: Seconds between two looks at the repository.
+
+        Returns:
+            A follower. `Follower.update` reads only what changed since the last update (ADR 0015).
+
+        Raises:
+            InvalidInputError: `poll_seconds` is not above 0, or the name is not that of a branch.
         """
         from ckptstore.follow.follower import Follower
 

@@ -1,4 +1,4 @@
-"""Weights: a model's part of a checkpoint, loaded without the optimizer and all else that a training holds."""
+"""Weights: the model's part of a checkpoint, without the optimizer and the rest of a training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,35 @@ def load_weights(
     part: str | None = None,
     strict: bool = True,
 ) -> Incompatible:
-    """Fill a model in place with the weights of a checkpoint, and return what did not fit.
+    """Fills a model in place with the weights of a checkpoint. Nothing else is read.
 
-    model: an nn.Module, a Keras model, or a nest of dicts and lists of tensors and arrays. store: a repository, or where it lies.
-    part: the key of the outermost dict that holds the weights; None takes "model" where a module is filled and there is
-    one, as a training manager commits it, else everything. Nothing else is read.
-    strict: CheckoutMismatchError lists every difference before anything changes.
+    Args:
+        model: An nn.Module, a Keras model, or a nested structure of tensors and arrays, as
+            `Repository.checkout(into=)` takes it.
+        store: A repository, or its folder or URL.
+        rev: The revision to read, such as "main" or "main@best:val_loss".
+        part: The key of the outermost dict that holds the weights. None takes "model", under which
+            a training manager commits them, for a module if there is such a key, else everything.
+        strict: Whether any misfit raises before anything changes. If False, what fits is filled.
+
+    Returns:
+        An `Incompatible` that lists what did not fit; false when everything did.
+
+    Raises:
+        CheckoutMismatchError: The model does not fit and `strict` is set. Nothing was changed.
+        NotFoundError: There is no such repository or revision.
+        ExpiredError: The arrays of the checkpoint were given up.
+        CorruptError: Something in the repository is damaged or missing.
+
+    Example:
+        >>> import ckptstore, torch
+        >>> repo = ckptstore.init("memory://")
+        >>> trained, served = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> _ = repo.commit({"model": trained.state_dict(), "epoch": 3})
+        >>> bool(ckptstore.load_weights(served, repo))
+        False
+        >>> torch.equal(served.weight, trained.weight)
+        True
     """
     repo = store if isinstance(store, Repository) else repository.open(store)
     checkpoint = repo.resolve(rev)

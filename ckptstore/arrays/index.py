@@ -1,4 +1,4 @@
-"""Basic indexing: what `array[1000:1010, ..., 3]` asks for, axis by axis. Pure."""
+"""Basic indexing: the elements that `array[1000:1010, ..., 3]` selects, axis by axis. Pure."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The elements that an index chooses. ranges: for each axis of the array. shape: of what comes out."""
+    """The elements that an index selects.
+
+    ranges: the positions along each axis of the array. shape: that of the result.
+    """
 
     ranges: tuple[range, ...]
     shape: tuple[int, ...]
 
 
 def wanted(index: object, shape: Sequence[int]) -> Wanted:
-    """What an index chooses of an array of this shape: integers, slices, `...` and None, as in numpy.
+    """The elements that integers, slices, `...` and None select, as in numpy.
 
-    IndexError for anything else, and for an integer beyond the array.
+    IndexError for any other index, and for an integer beyond the array.
     """
     parts = list(index) if isinstance(index, tuple) else [index]
     consumed = sum(1 for part in parts if part is not None and part is not Ellipsis)
     if sum(1 for part in parts if part is Ellipsis) > 1:
-        raise IndexError("An index has one '...' at most.")
+        raise IndexError("An index has at most one '...'.")
     if consumed > len(shape):
         raise IndexError(f"The array has {len(shape)} dimensions, and {consumed} were indexed.")
     if not any(part is Ellipsis for part in parts):
@@ -50,7 +53,10 @@ def wanted(index: object, shape: Sequence[int]) -> Wanted:
 
 
 def touched(wanted: range, step: int) -> Iterator[tuple[int, slice, slice]]:
-    """Which chunks of length `step` along an axis hold what is wanted: the chunk, the part of it, the part of the result."""
+    """The chunks of length `step` along an axis that hold wanted positions.
+
+    Yields the number of each chunk, the positions inside it, and their positions in the result.
+    """
     if not wanted:
         return
     ascending = wanted if wanted.step > 0 else wanted[::-1]

@@ -1,4 +1,4 @@
-"""IndexedArray: an array of a repository that is read as it is indexed."""
+"""IndexedArray: an array of a repository of which indexing reads the chunks it needs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,25 @@ _DLPACK_CPU = 1
 
 
 class IndexedArray(LazyArray):
-    """An array of a checkpoint: `array[1000:1010]` reads only the chunks that hold these rows, and checks every byte.
+    """An array of a checkpoint that is not read before it is indexed.
 
-    path: in the state. dtype, shape: of the whole. What is read comes as a torch tensor or a numpy array, in fresh memory,
-    bit for bit. Integers, slices, `...` and None can index it; IndexError for the rest. It pickles, so that the workers of a
-    DataLoader can have it: each opens it by itself. origin: what to call for that, and with what.
+    `array[1000:1010]` reads the chunks with these rows and checks every byte. The result is a torch
+    tensor or a numpy array in memory of its own. Integers, slices, `...` and None can index it;
+    anything else is an IndexError. It pickles, so that each worker of a DataLoader can open it.
+
+    Attributes:
+        path: Its path in the state.
+        dtype: The name of its dtype.
+        shape: The lengths of its dimensions.
+        origin: The function that opens it in another process, and its arguments.
+
+    Example:
+        >>> import ckptstore, numpy as np
+        >>> repo = ckptstore.init("memory://")
+        >>> checkpoint = repo.commit({"w": np.arange(6.0).reshape(3, 2)})
+        >>> array = checkpoint.array("w")
+        >>> array.shape, array[1:].tolist()
+        ((3, 2), [[2.0, 3.0], [4.0, 5.0]])
     """
 
     path: str
@@ -31,12 +45,12 @@ class IndexedArray(LazyArray):
 
     @property
     def ndim(self) -> int:
-        """How many dimensions it has."""
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
@@ -48,7 +62,7 @@ class IndexedArray(LazyArray):
         return f"{type(self).__name__}({self.path!r}, {self.dtype}, shape={self.shape})"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """All of it, for numpy, which else would read it row by row."""
+        """Reads all of it for numpy, which would otherwise read row by row."""
         import numpy as np
 
         if copy is False:
@@ -56,14 +70,14 @@ class IndexedArray(LazyArray):
         return np.asarray(self._all(NDARRAY), dtype=dtype)
 
     def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
-        """All of it, for torch and others that take tensors by DLPack. options: of that protocol."""
+        """Reads all of it for torch and other libraries that take tensors by DLPack."""
         if copy is False:
             raise BufferError("An array that is read from a repository is always a copy.")
         has_tensor = self.dtype and sys.modules.get("torch") is not None
         return self._all(TENSOR if has_tensor else NDARRAY).__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """The processor's memory."""
+        """The memory of the processor."""
         return _DLPACK_CPU, 0
 
     def __reduce__(self) -> Any:
@@ -73,21 +87,21 @@ class IndexedArray(LazyArray):
 
     @abstractmethod
     def __getitem__(self, index: object) -> Any:
-        """Read a part."""
+        """Reads a part; IndexError for an index that is not basic or beyond the array."""
 
     def _all(self, kind: str) -> Any:
-        """Read all of it, as an array of this kind."""
+        """Read all of it as an array of a kind."""
         whole = object.__new__(type(self))
         whole.__dict__.update(self.__dict__, kind=kind)
         return whole[...]
 
 
 def kind_of(framework: str | None, default: str) -> str:
-    """The kind of array that a framework wants."""
+    """The kind of the arrays of a framework; `default` for None."""
     if framework is None:
         return default
     if framework not in FRAMEWORKS:
         raise InvalidInputError(
-            f"{shown(framework)} is no framework of ours: torch, numpy or None are expected."
+            f"{shown(framework)} is an unknown framework; torch, numpy or None is expected."
         )
     return FRAMEWORKS[framework]

@@ -121,7 +121,7 @@ class OptimizerState:
 
 
 def named_variables(model: Any) -> list[tuple[Any, str]]:
-    """All variables with readable names: their paths without the model's name and Keras' numbers."""
+    """All variables with readable names: paths without the model's name and Keras' numbers."""
     automatic = {_snake(type(layer).__name__) for layer in layers(model)} | {"seed_generator"}
     named = []
     for variable in model.variables:

@@ -1,7 +1,7 @@
-"""LazyArray: an array that lies in a file or a repository, and is read as it is wanted.
+"""LazyArray: an array in a file or a repository that is read piece by piece when it is needed.
 
-A state may hold them wherever it may hold arrays. `commit` and the file formats read them a piece at a time, so what they
-need of memory does not grow with the array.
+A state may hold one wherever it may hold an array. `commit` and the file formats read it a piece at
+a time, so their memory does not grow with the array.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ PIECE_BYTES = 4 << 20
 
 
 class LazyArray(ABC):
-    """An array of this dtype (as in `ckptstore.documents.dtypes`) and shape.
+    """An array that is read by position.
 
-    kind: "tensor" or "ndarray": what a checkout makes of it. identity: equal for two names of the same array, which then
-    come out tied; None when that means nothing. Whoever makes one sets all four.
+    Attributes:
+        kind: "tensor" or "ndarray", which is what a checkout returns for it.
+        dtype: The name of its dtype in `ckptstore.documents.dtypes`.
+        shape: The lengths of its dimensions.
+        identity: Equal for two names of the same array, which are then stored as tied; None where
+            that means nothing.
     """
 
     kind: str
@@ -37,12 +41,19 @@ class LazyArray(ABC):
 
     @abstractmethod
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from position `start`, as they lie in C order, little-endian.
+        """Fills a buffer with the array's bytes in C order, little-endian.
 
-        Called from several threads at once. Raises a CkptStoreError when they cannot be read, never fills in part silently.
+        It is called by several threads at once.
+
+        Args:
+            buffer: Writable memory, filled completely.
+            start: The position in the array's bytes to begin at.
+
+        Raises:
+            CkptStoreError: The bytes cannot be read. The content of the buffer is then undefined.
         """
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Where to cut the array to read it from begin to end: the start and size of each piece, in bytes."""
+        """Yields the start and size, in bytes, of the pieces in which to read all of the array."""
         for start in range(0, self.nbytes, PIECE_BYTES):
             yield start, min(PIECE_BYTES, self.nbytes - start)

@@ -1,4 +1,4 @@
-"""Memory: whether this machine can hold what is asked for."""
+"""Whether the memory of this machine can hold arrays that are about to be read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def check_memory(sizes: Iterable[int]) -> None:
-    """Refuse what this machine cannot hold before anything is allocated."""
+    """StorageError for more bytes than the machine has memory, before any are allocated."""
     needed = math.fsum(sizes)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > physical:
         raise StorageError(
-            f"These arrays need {needed / 1e9:.1f} GB and this machine has {physical / 1e9:.1f} GB of memory. "
-            "Choose some of them with include."
+            f"These arrays need {needed / 1e9:.1f} GB and this machine has {physical / 1e9:.1f} GB "
+            "of memory. Choose some of them with include."
         )

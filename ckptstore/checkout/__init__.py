@@ -1,1 +1,1 @@
-"""Checking out: a checkpoint becomes a state again."""
+"""Checkout: a checkpoint becomes a state again, or fills an existing one."""

@@ -55,11 +55,11 @@ class Handover:
 
     @property
     def is_own(self) -> bool:
-        """True for an object with a state of its own, such as an optimizer, and no arrays to fill."""
+        """True for an object with a state of its own, such as an optimizer."""
         return self.owner is not None and not is_module(self.owner)
 
     def give(self, value: Any, *, note: str) -> None:
-        """Hand the state over. note: what the destination is like when load_state_dict refuses it."""
+        """Hand the state over. note: for the error of a load_state_dict that refuses it."""
         try:
             self.assign(value)
         except Exception as error:  # a load_state_dict may raise anything
@@ -251,7 +251,7 @@ class _Place:
         self.placement.missing += [join(path, name) for name in missing]
 
     def load(self, node: Node, module: Any, name: str) -> None:
-        """Have a module load a value that it computes, or an array whose memory it does not show."""
+        """Have a module load what it computes for its state_dict rather than stores."""
 
         def assign(value: Any) -> None:
             module.load_state_dict({name: value}, strict=False)

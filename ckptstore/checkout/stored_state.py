@@ -56,7 +56,7 @@ class StoredState:
     ) -> Self:
         """Read the structure and the pages of what is chosen.
 
-        model: a module that is filled without a `part` takes the one called "model" if there is one.
+        model: what is filled; without a `part`, a module takes "model" if there is such a key.
         objects: reads the arrays; the catalog's own when None.
         """
         with paused_collector():
