@@ -1,4 +1,8 @@
-"""Checkpoint: what a user holds of one checkpoint. Its facts are at hand; its array list is read when asked for."""
+"""Checkpoint: the handle to one checkpoint, and its list of arrays.
+
+The facts of the manifest are attributes; arrays and values are read on access. Checkout, diff and
+log are methods of Repository. See section 9 of docs/reference/format.md.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from ckptstore.checkout.opener import ArrayOpener
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.nodes import Node
     from ckptstore.documents.page import ArrayEntry
     from ckptstore.documents.zarr_page import EncodedEntry
     from ckptstore.store.catalog import Catalog
@@ -28,12 +33,18 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayInfo:
-    """One array of a checkpoint: `nbytes` of data of this dtype and shape, stored as `chunk_count` chunks.
+    """One array of a checkpoint. See sections 10.1 to 10.3 of docs/reference/format.md.
 
-    Of an array that came in through Zarr, `nbytes` is what its chunks take as they are encoded, and `dtype` is "" where only
-    Zarr knows such elements (texts, dates).
-
-    A small array (under 64 KiB) lies in a bundle with others and counts as one chunk; its chunk_shape is its shape.
+    Attributes:
+        path: The path in the state.
+        dtype: The element type by its Zarr name, such as "float32" or "bfloat16"; "" for elements
+            that only Zarr knows (strings, dates).
+        shape: The length of each dimension.
+        chunk_shape: The shape of the chunks. A small array (under 64 KiB), which shares an object
+            with others, is one chunk.
+        nbytes: Bytes of the elements. Of an array that was committed through Zarr, bytes of its
+            encoded chunks.
+        chunk_count: The number of chunks.
     """
 
     path: str
@@ -45,7 +56,7 @@ class ArrayInfo:
 
     @classmethod
     def of(cls, entry: ArrayEntry) -> Self:
-        """An array of a state."""
+        """The array of a page's entry."""
         from ckptstore.documents.chunks import chunk_count
 
         is_small = entry.offset is not None
@@ -60,7 +71,7 @@ class ArrayInfo:
 
     @classmethod
     def of_encoded(cls, entry: EncodedEntry) -> Self:
-        """An array that came in through Zarr."""
+        """An array that was committed through Zarr."""
         return cls(
             path=entry.path or "array",
             dtype=entry.dtype,
@@ -73,9 +84,32 @@ class ArrayInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint, as its manifest tells it.
+    """One checkpoint. Returned by `Repository.commit`, `resolve` and `log`.
 
-    created: UTC. new_bytes: bytes that its commit had to store. array_bytes: bytes of all its arrays.
+    Attributes:
+        id: The digest of the manifest.
+        step: The training step, if one was given.
+        metrics: Numbers by name.
+        parents: The ids of the checkpoints before it; usually one, none for the first of a branch.
+        branch: The branch that it was committed on; None if it was not recorded.
+        message: The message.
+        created: The time of the commit, in UTC.
+        meta: Further JSON values by name.
+        expired: True if a policy has expired it: its arrays are no longer stored.
+        new_bytes: Bytes that the commit added to the repository.
+        array_count: The number of arrays.
+        array_bytes: Bytes of all arrays.
+
+    Example:
+        >>> import ckptstore, numpy as np
+        >>> repo = ckptstore.init("memory://checkpoint-example")
+        >>> checkpoint = repo.commit({"weight": np.arange(4)}, step=100, metrics={"loss": 0.5})
+        >>> checkpoint.step, checkpoint.metrics["loss"], checkpoint.array_bytes
+        (100, 0.5, 32)
+        >>> [(array.path, array.shape) for array in checkpoint.arrays]
+        [('weight', (4,))]
+        >>> checkpoint.array("weight")[1:3]
+        array([1, 2])
     """
 
     id: Digest
@@ -92,12 +126,12 @@ class Checkpoint:
     array_bytes: int
     _manifest: Manifest = field(repr=False, compare=False)
     _catalog: Catalog = field(repr=False, compare=False)
-    # Made when the first array is asked for, and kept: it reads the structure.
+    # Created with the first array and kept, because it reads the structure.
     _openers: list[ArrayOpener] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, id: Digest, manifest: Manifest, catalog: Catalog) -> Checkpoint:
-        """The checkpoint that a manifest tells of."""
+        """The checkpoint of a manifest."""
         return cls(
             id=id,
             step=manifest.step,
@@ -106,7 +140,7 @@ class Checkpoint:
             branch=manifest.branch,
             message=manifest.message,
             created=_EPOCH + timedelta(microseconds=manifest.created),
-            meta=deepcopy(dict(manifest.meta)),  # the manifest is shared by all who ask
+            meta=deepcopy(dict(manifest.meta)),  # the catalog shares its manifests
             expired=catalog.is_expired(id),
             new_bytes=manifest.new_bytes,
             array_count=sum(ref.arrays for ref in manifest.refs),
@@ -117,21 +151,38 @@ class Checkpoint:
 
     @property
     def arrays(self) -> tuple[ArrayInfo, ...]:
-        """Every array, in path order; read from the repository at each call."""
+        """All arrays in path order, read from the repository on each access.
+
+        Raises:
+            ExpiredError: The checkpoint has expired.
+            CorruptError: A page is missing or damaged.
+        """
         from ckptstore.zarr.encoded_entries import encoded_entries
 
-        listed = [
-            ArrayInfo.of(entry)
-            for page in self._catalog.pages(self._manifest)
-            for entry in page.entries
-        ]
-        encoded = encoded_entries(self._manifest, self._catalog).values()
-        return tuple(sorted([*listed, *map(ArrayInfo.of_encoded, encoded)], key=_path))
+        with self._catalog.reading(self.id):
+            infos = [
+                ArrayInfo.of(entry)
+                for page in self._catalog.pages(self._manifest)
+                for entry in page.entries
+            ]
+            encoded = encoded_entries(self._manifest, self._catalog).values()
+        return tuple(sorted([*infos, *map(ArrayInfo.of_encoded, encoded)], key=_path))
 
     def array(self, path: str, *, framework: str | None = None) -> IndexedArray:
-        """One array, read as it is indexed: `checkpoint.array("model/wte.weight")[1000:1010]` reads only these rows' chunks.
+        """One array, read lazily: indexing reads only the chunks that it needs.
 
-        framework: "torch" or "numpy": what indexing gives; None: what was committed. NotFoundError names what is like it.
+        Args:
+            path: The path of the array, such as "model/wte.weight".
+            framework: The kind of array that indexing returns, "torch" or "numpy"; by default that
+                which was committed.
+
+        Returns:
+            An array with `shape`, `dtype` and basic indexing.
+
+        Raises:
+            NotFoundError: There is no such array; the message names similar paths.
+            ExpiredError: The checkpoint has expired.
+            InvalidInputError: The framework is unknown, or has no such dtype.
         """
         from ckptstore.checkout.opener import ArrayOpener
 
@@ -141,19 +192,28 @@ class Checkpoint:
         return self._openers[0].named(path, framework)
 
     def zarr(self) -> zarr.Group:
-        """The checkpoint as a read-only Zarr group, whose arrays are read as they are indexed.
+        """The checkpoint as a read-only Zarr group, whose arrays are read lazily.
 
-        Its attributes tell the checkpoint's id, step, metrics, message and time. zarr-python, dask and xarray can open it.
-        NotFoundError when it is no group but an array, which `array` reads.
+        Its attributes are the checkpoint's id, step, metrics, message and time. zarr-python, dask
+        and xarray can open its store. See docs/adr/0016.
+
+        Raises:
+            NotFoundError: The checkpoint is a single array, which `array` reads.
+            ExpiredError: The checkpoint has expired.
+            CorruptError: The root of the hierarchy cannot be read.
         """
         from ckptstore.zarr.store import CheckpointStore, open_group
 
         return open_group(CheckpointStore.of(self.id, self._catalog))
 
     def zarr_values(self) -> ZarrValues | None:
-        """All that a Zarr reader sees of a checkpoint that came in through Zarr, wholly or in part, for `formats.write_file`.
+        """The Zarr hierarchy of a checkpoint that has one, for `formats.write_file`.
 
-        None for a checkpoint of a state alone, whose form in Zarr is made as it is written.
+        Returns:
+            The hierarchy, value by value as it was set; None for a checkpoint of a state alone.
+
+        Raises:
+            ExpiredError: The checkpoint has expired.
         """
         if self._manifest.hierarchy is None:
             return None
@@ -164,20 +224,39 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str | int, ...]:
-        """The keys of the state's outermost dict, in order; none of any other state. Read at each call."""
+        """The keys of the state's outermost dict, in order; empty if the state is not a dict.
+
+        Read from the repository on each access.
+
+        Raises:
+            ExpiredError: The checkpoint has expired.
+            CorruptError: The structure is missing or damaged.
+        """
         from ckptstore.state.tree import keys
 
-        return tuple(keys(self._catalog.structure(self._manifest)))
+        return tuple(keys(self._structure()))
 
     @property
     def values(self) -> dict[str, object]:
-        """Every plain value (learning rate, step, …) by its path; read from the repository at each call."""
+        """All plain values (learning rate, step, …) by path.
+
+        Read from the repository on each access.
+
+        Raises:
+            ExpiredError: The checkpoint has expired.
+            CorruptError: The structure is missing or damaged.
+        """
         from ckptstore.arrays import codecs
         from ckptstore.documents.nodes import ArrayNode
         from ckptstore.state.tree import leaves, plain
 
         return {
             path: plain(node, decode=codecs.decode)
-            for path, node in leaves(self._catalog.structure(self._manifest))
+            for path, node in leaves(self._structure())
             if not isinstance(node, ArrayNode)
         }
+
+    def _structure(self) -> Node:
+        with self._catalog.reading(self.id):
+            root: Node = self._catalog.structure(self._manifest)
+            return root

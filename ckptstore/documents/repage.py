@@ -1,7 +1,8 @@
-"""Repage: pages of arrays that are there, under the same or other paths. No array is read or written.
+"""Repage: pages of stored arrays under the same or other paths. No array is read or written.
 
-New pages list the chunks that are there, and point into the bundles that are there. A page has one bundle, so besides
-where the rule ends a page, one ends before a small array that lies in another bundle than those before it.
+New pages list the existing chunks and refer to the existing bundles. A page has one bundle, so in
+addition to the rule of section 10.4 of docs/reference/format.md, a page ends before a small array
+of another bundle (section 10.3).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def repage(pages: Sequence[Page], names: Mapping[str, str]) -> list[Page]:
-    """The pages of those arrays that have a new name, under that name; their bytes stay where they are."""
+    """The pages of the arrays that have a new name, under that name. Their objects are reused."""
     placed = sorted(
         (
             (replace(entry, path=names[entry.path]), page.bundle)
@@ -29,7 +30,7 @@ def repage(pages: Sequence[Page], names: Mapping[str, str]) -> list[Page]:
             for entry in page.entries
             if entry.path in names
         ),
-        key=lambda found: found[0].path,
+        key=lambda pair: pair[0].path,
     )
     if len(placed) != len(names):
         listed = {entry.path for page in pages for entry in page.entries}
@@ -38,13 +39,14 @@ def repage(pages: Sequence[Page], names: Mapping[str, str]) -> list[Page]:
             f"The structure names {shown(missing)}, which no page lists. Run verify."
         )
     by_rule = cut([(entry.path, len(entry.digests)) for entry, _ in placed])
-    made = list(chain.from_iterable(_by_bundle(placed[part]) for part in by_rule))
-    if len(made) > PAGES_MAX:
+    result = list(chain.from_iterable(_by_bundle(placed[part]) for part in by_rule))
+    if len(result) > PAGES_MAX:
         raise InvalidInputError(
-            f"Under these names the arrays need {len(made)} pages, and a checkpoint has {PAGES_MAX} at most: small ones "
-            "that were stored far apart would lie next to each other. Check the source out, and commit it renamed."
+            f"Under these names the arrays need {len(result)} pages, and a checkpoint has at most "
+            f"{PAGES_MAX}: small arrays of many different bundles would become neighbours. Check "
+            "out the source, rename the arrays, and commit them."
         )
-    return made
+    return result
 
 
 def _by_bundle(placed: Sequence[tuple[ArrayEntry, Bundle | None]]) -> Iterator[Page]:

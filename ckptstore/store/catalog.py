@@ -71,7 +71,7 @@ class Catalog:
         return self._storage.url
 
     def manifest(self, id: Digest) -> Manifest:
-        """Returns the manifest of a live or expired checkpoint; NotFoundError when there is none."""
+        """Returns the manifest of a live or expired checkpoint; NotFoundError for others."""
         return self._manifests.get(id, self._read_manifest)
 
     def is_expired(self, id: Digest) -> bool:
@@ -226,7 +226,7 @@ class Catalog:
             yield page
 
     def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
-        """The pages in which arrays of these paths are listed if anywhere, in path order; no other page is read."""
+        """Yields, in path order, the only pages that can list these paths; no other is read."""
         if any(a.first >= b.first for a, b in pairwise(manifest.pages)):
             raise CorruptError("The pages of a manifest do not follow one another in path order.")
         positions = {bisect_right(manifest.pages, path, key=_first) - 1 for path in paths} - {-1}

@@ -99,6 +99,9 @@ def test_what_expired_keeps_its_facts_and_says_when_and_why() -> None:
     with pytest.raises(ExpiredError, match=r"expired on 1970-01-12 .*newest") as caught:
         line.repo.checkout(line.ids[0])
     assert "step and metrics are kept" in str(caught.value)
+    for read in (lambda c: c.arrays, lambda c: c.values, lambda c: c.names):
+        with pytest.raises(ExpiredError):
+            read(ckptstore.open(line.repo.url).resolve(line.ids[0]))
 
 
 def test_heads_and_tags_stay_whatever_the_policy() -> None:
