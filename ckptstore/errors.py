@@ -5,7 +5,7 @@
     ├── ConflictError        another process changed it first: look again, and retry
     ├── ExpiredError         the checkpoint is known, but its arrays were given up
     ├── CorruptError         what was read is not what was written: run verify
-    ├── InvalidInputError    the call cannot work as given: correct the arguments (also a ValueError)
+    ├── InvalidInputError    the call cannot work: correct the arguments (also a ValueError)
     │   ├── UnsupportedValueError   a value that no checkpoint can hold: its path and type are named
     │   └── CheckoutMismatchError   checkpoint and destination differ: every difference is listed
     └── StorageError         the disk or the network failed

@@ -48,7 +48,7 @@ SIZES = (0, 1, 2, 3, 5, 17)
 
 
 def keys() -> SearchStrategy[Any]:
-    """Returns a strategy for dict keys, many alike: "0" beside 0, separators, escapes, surrogates."""
+    """Returns a strategy for dict keys, many alike: "0" and 0, separators, escapes, surrogates."""
     return (
         st.sampled_from(
             ["0", 0, "1", 1, "", "/", "%", "%30", "a/b", "a", "..", "**", "é", "\ud800"]
