@@ -45,6 +45,15 @@ def test_links_within_the_project_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_the_navigation_has_every_page():
+    """The decisions are listed by their index."""
+    docs = ROOT / "docs"
+    navigation = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    decisions = {f"adr/{page.name}" for page in docs.glob("adr/0*.md")}
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - decisions
+    assert sorted(set(navigation) - decisions - {"adr/0*.md"}) == sorted(pages)
+
+
 def test_blocks_are_found_with_what_is_above_and_without_indentation():
     text = """\
 - <!-- not run: it waits -->
