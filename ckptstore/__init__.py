@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ckptstore.arrays.codecs import register_codec as register_codec
     from ckptstore.checkpoint import ArrayInfo as ArrayInfo
     from ckptstore.checkpoint import Checkpoint as Checkpoint
-    from ckptstore.diff.compare import ArrayChange as ArrayChange
-    from ckptstore.diff.compare import Diff as Diff
-    from ckptstore.diff.compare import Numbers as Numbers
-    from ckptstore.diff.compare import ValueChange as ValueChange
+    from ckptstore.diff.changes import ArrayChange as ArrayChange
+    from ckptstore.diff.changes import Diff as Diff
+    from ckptstore.diff.changes import Numbers as Numbers
+    from ckptstore.diff.changes import ValueChange as ValueChange
     from ckptstore.digest import Digest as Digest
     from ckptstore.documents.entry import StoredArray as StoredArray
     from ckptstore.errors import CheckoutMismatchError as CheckoutMismatchError
@@ -55,7 +55,7 @@ else:
         {
             "arrays.codecs": ("register_codec",),
             "checkpoint": ("ArrayInfo", "Checkpoint"),
-            "diff.compare": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
+            "diff.changes": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
             "digest": ("Digest",),
             "documents.entry": ("StoredArray",),
             "errors": (

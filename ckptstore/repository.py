@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from ckptstore.checkout.opener import ArrayOpener
     from ckptstore.commit.seed import Seed
-    from ckptstore.diff.compare import Diff, Source
+    from ckptstore.diff.changes import Diff
+    from ckptstore.diff.compare import Source
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower

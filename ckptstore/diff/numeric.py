@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from ckptstore.checkout.reader import read_bundle
-from ckptstore.diff.compare import Numbers, is_cut_alike
+from ckptstore.diff.changes import Numbers
+from ckptstore.diff.compare import is_cut_alike
 from ckptstore.documents.chunks import chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.page import chunk_sizes
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ckptstore.checkout.opener import ArrayOpener
-    from ckptstore.diff.compare import ArrayChange, Diff
+    from ckptstore.diff.changes import ArrayChange, Diff
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import StoredArray
     from ckptstore.store.objects import ObjectStore

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The paths that match an include pattern (all, when there is none) and no exclude pattern."""
+    """The paths that match an include pattern and no exclude pattern.
+
+    Attributes:
+        include: The patterns of what is chosen; None chooses everything.
+        exclude: The patterns of what is left out.
+    """
 
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -32,7 +37,12 @@ class Selection:
     def of(
         cls, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
     ) -> Selection:
-        """Take what a user passed: one pattern, several, or None."""
+        """Check what a user passed: one pattern, several, or None.
+
+        Raises:
+            InvalidInputError: It is neither a string nor a list of them, or a pattern is empty or
+                longer than a path.
+        """
         return cls(None if include is None else _patterns(include), _patterns(exclude or ()))
 
     def __str__(self) -> str:
@@ -52,7 +62,7 @@ class Selection:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """True when the pattern matches the path, or something above it."""
+    """True when a pattern matches a path, or a path above it."""
     parts = path.split("/")
     open_ends = {0}  # how many parts of the path the pattern so far may have used
     for segment in pattern.strip("/").split("/"):
@@ -74,7 +84,7 @@ def _segment(segment: str) -> re.Pattern[str]:
 
 
 def _some(patterns: tuple[str, ...]) -> str:
-    """The first patterns, each cut to what a message can bear."""
+    """The first patterns, shortened for a message."""
     cut = [pattern if len(pattern) <= 100 else f"{pattern[:100]}…" for pattern in patterns[:5]]
     return ", ".join([*cut, "…"] if len(patterns) > 5 else cut)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore.diff.compare import Diff, Numbers, Source, compare
+from ckptstore.diff.changes import Diff, Numbers
+from ckptstore.diff.compare import Source, compare
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
 from ckptstore.documents.manifest import Manifest
