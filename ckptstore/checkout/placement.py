@@ -297,18 +297,9 @@ def _items(node: DictNode, path: str) -> Iterator[tuple[Key, str, Node]]:
 
 def _kind(node: Node) -> str:
     """What a node is, as messages name it."""
-    match node:
-        case ArrayNode():
-            return node.kind
-        case DictNode():
-            return "ordered_dict" if node.is_ordered else "dict"
-        case ListNode():
-            return "list"
-        case TupleNode():
-            return "tuple"
-        case CodecNode():
-            return node.type
-    return "plain value"
+    if isinstance(node, ArrayNode | CodecNode):
+        return node.kind if isinstance(node, ArrayNode) else node.type
+    return {ListNode: "list", TupleNode: "tuple", DictNode: "dict"}.get(type(node), "plain value")
 
 
 def _text(key: object) -> str:

@@ -18,6 +18,7 @@ from ckptstore.state.tree import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from ckptstore.diff.changes import ValueKind
     from ckptstore.documents.nodes import Inner, Node
     from ckptstore.state.selection import Selection
 
@@ -72,18 +73,17 @@ def _outline(root: Node, selection: Selection) -> _Outline:
 def _value_changes(
     before: Mapping[str, Node], after: Mapping[str, Node], decode: Decode
 ) -> Iterator[ValueChange]:
+    def value(side: Mapping[str, Node], path: str) -> object:
+        return plain(side[path], decode=decode) if path in side else None
+
     for path in sorted(before.keys() | after.keys()):
-        if path not in before:
-            yield ValueChange(path=path, kind="added", after=plain(after[path], decode=decode))
-        elif path not in after:
-            yield ValueChange(path=path, kind="removed", before=plain(before[path], decode=decode))
-        elif not is_same(before[path], after[path]):
-            yield ValueChange(
-                path=path,
-                kind="changed",
-                before=plain(before[path], decode=decode),
-                after=plain(after[path], decode=decode),
-            )
+        if path in before and path in after and is_same(before[path], after[path]):
+            continue
+        kind: ValueKind = "changed" if path in before else "added"
+        kind = kind if path in after else "removed"
+        yield ValueChange(
+            path=path, kind=kind, before=value(before, path), after=value(after, path)
+        )
 
 
 def _rearranged(before: _Outline, after: _Outline) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ list), or an object with exactly one of these tags:
     {"tuple": [node, …]}
     {"tensor": path}  {"ndarray": path}   may have "tied": the path of the array it is
     {"zarr": path}  {"zarr_tensor": path} an array that came in through Zarr; the second a tensor
-    {"float": "16 hex digits"}            an IEEE 754 double, big-endian, that JSON has no number for
+    {"float": "16 hex digits"}            NaN or an infinity: an IEEE 754 double, big-endian
     {"complex": [16 hex, 16 hex]}
     {"int": "hex"}                        of more than 64 bits
     {"str": "hex of UTF-8"}               with surrogates
@@ -64,7 +64,8 @@ def decode(data: bytes, *, name: str) -> Node:
     document = canonical.decode(data, name=name, bytes_max=STRUCTURE_BYTES_MAX)
     if "structure" not in document:
         raise CorruptError(f"{name} is not a structure.")
-    return _Decoder(name).node(document["structure"], 0)
+    root: Node = _Decoder(name).node(document["structure"], 0)
+    return root
 
 
 def to_json(root: Node) -> Any:
@@ -110,9 +111,8 @@ def _inner(node: Inner, parts: list[Any]) -> Any:
 
 
 def _encode_str(value: str) -> Any:
-    if not any("\ud800" <= char <= "\udfff" for char in value):
-        return value
-    return {"str": value.encode("utf-8", "surrogatepass").hex()}
+    has_surrogates = any("\ud800" <= char <= "\udfff" for char in value)
+    return {"str": value.encode("utf-8", "surrogatepass").hex()} if has_surrogates else value
 
 
 def _encode_int(value: int) -> Any:
@@ -133,86 +133,77 @@ class _Decoder:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def node(self, value: Any, depth: int) -> Node:
+    def refused(self, what: str) -> CorruptError:
+        """The error for a document that holds this."""
+        return CorruptError(f"{self.name} {what}.")
+
+    def node(self, value: Any, depth: int) -> Any:
         """A node and everything in it."""
         if depth > DEPTH_MAX:
-            raise CorruptError(f"{self.name} is nested deeper than {DEPTH_MAX} levels.")
+            raise self.refused(f"is nested deeper than {DEPTH_MAX} levels")
         kind = type(value)
         if kind is dict:
             return self.tagged(value, depth)
         if kind is list:
             return ListNode(self.items(value, depth))
         if kind is int and not -(2**63) <= value < 2**64:
-            raise CorruptError(f"{self.name} holds an integer of more than 64 bits.")
-        plain: Node = value
-        return plain
+            raise self.refused("holds an integer of more than 64 bits")
+        return value
 
     def items(self, values: list[Any], depth: int) -> tuple[Node, ...]:
         """The items of a list or tuple."""
         return tuple([self.node(value, depth + 1) for value in values])
 
-    def tagged(self, fields: dict[str, Any], depth: int) -> Node:
+    def tagged(self, fields: dict[str, Any], depth: int) -> Any:
         """A node that is a JSON object."""
         tag = next((tag for tag in fields if tag in _KNOWN), "")
-        if (len(fields) > 1 and fields.keys() != {tag, _COMPANIONS.get(tag)}) or not tag:
-            raise CorruptError(
-                f"{self.name} holds a node with the tags {sorted(fields)!r:.100}, "
-                "which has no meaning."
-            )
+        if not tag or (len(fields) > 1 and fields.keys() != {tag, _COMPANIONS.get(tag)}):
+            tags = f"{sorted(fields)!r:.100}"
+            raise self.refused(f"holds a node with the tags {tags}, which has no meaning")
         content = fields[tag]
         if tag in _ARRAYS:
-            return self.array(fields, tag)
+            if any(not isinstance(p, str) or len(p) > PATH_LENGTH_MAX for p in fields.values()):
+                raise self.refused("holds an array node without a path")
+            return ArrayNode(tag, content, fields.get("tied"))
         if tag == "dict" or tag == "ordered_dict":
             metadata = self.node(fields.get("metadata"), depth + 1)
             return DictNode(self.pairs(content, depth), tag == "ordered_dict", metadata)
         if tag == "tuple":
             if not isinstance(content, list):
-                raise CorruptError(f"{self.name} holds a tuple that is not a JSON array.")
+                raise self.refused("holds a tuple that is not a JSON array")
             return TupleNode(self.items(content, depth))
         if tag == "type":
             if not isinstance(content, str) or "value" not in fields:
-                raise CorruptError(f"{self.name} holds a typed node without a type or a value.")
+                raise self.refused("holds a typed node without a type or a value")
             return CodecNode(content, self.node(fields["value"], depth + 1))
         return self.plain(content, tag)
-
-    def array(self, fields: dict[str, Any], tag: str) -> ArrayNode:
-        """An array."""
-        for path in fields.values():
-            if not isinstance(path, str) or len(path) > PATH_LENGTH_MAX:
-                raise CorruptError(f"{self.name} holds an array node without a path.")
-        return ArrayNode(tag, fields[tag], fields.get("tied"))
 
     def pairs(self, content: Any, depth: int) -> dict[Key, Node]:
         """The keys and values of a dict."""
         if not isinstance(content, list) or any(
             not isinstance(pair, list) or len(pair) != 2 for pair in content
         ):
-            raise CorruptError(f"{self.name} holds a dict that is not a list of pairs.")
+            raise self.refused("holds a dict that is not a list of pairs")
         items = {self.key(key): self.node(value, depth + 1) for key, value in content}
         if len(items) != len(content):
-            raise CorruptError(f"{self.name} holds a dict with a duplicate key.")
+            raise self.refused("holds a dict with a duplicate key")
         return items
 
-    def key(self, key: Any) -> Key:
+    def key(self, key: Any) -> Any:
         """The key of a dict."""
         if isinstance(key, str) or (type(key) is int and -(2**63) <= key < 2**64):
             return key
         if isinstance(key, dict) and key.keys() == {"str"}:
-            return str(self.plain(key["str"], "str"))
-        raise CorruptError(
-            f"{self.name} holds a dict with the key {key!r:.60}; "
-            "strings and integers of 64 bits are expected."
-        )
+            return self.plain(key["str"], "str")
+        expected = "strings and integers of 64 bits are expected"
+        raise self.refused(f"holds a dict with the key {key!r:.60}; {expected}")
 
-    def plain(self, content: Any, tag: str) -> Node:
+    def plain(self, content: Any, tag: str) -> Any:
         """A plain value that has a tag."""
         try:
-            value: Node = _PLAIN[tag](content)
+            return _PLAIN[tag](content)
         except (ValueError, TypeError, IndexError, struct.error, binascii.Error) as error:
-            raise CorruptError(
-                f"{self.name} holds a {tag} that cannot be read: {str(error)[:100]}."
-            ) from error
-        return value
+            raise self.refused(f"holds a {tag} that cannot be read: {str(error)[:100]}") from error
 
 
 def _decode_float(text: str) -> float:

@@ -79,21 +79,18 @@ def flatten(
     return Flat(root=root, arrays=walk.arrays, tied=walk.tied)
 
 
+@dataclass(slots=True)
 class _Flatten(Generic[LeafT]):
     """The walk of one state."""
 
-    def __init__(
-        self,
-        state: object,
-        describe: Callable[[object], LeafT | None],
-        encode: Callable[[object], tuple[str, object] | None],
-    ) -> None:
-        self.state = state
-        self.describe, self.encode = describe, encode
-        self.arrays: dict[str, LeafT] = {}
-        self.tied: dict[str, str] = {}
-        self.first: dict[object, str] = {}
-        self.marks, self.is_counted = 0, False
+    state: object
+    describe: Callable[[object], LeafT | None]
+    encode: Callable[[object], tuple[str, object] | None]
+    arrays: dict[str, LeafT] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+    first: dict[object, str] = field(default_factory=dict)  # by identity
+    marks: int = 0
+    is_counted: bool = False
 
     def node(self, value: Any, path: str, depth: int) -> Any:
         """The node of one value."""
@@ -109,9 +106,14 @@ class _Flatten(Generic[LeafT]):
         kind = type(value)
         if kind in _CONTAINERS:
             return self.container(value, path, depth)
-        if kind is int or kind is bytearray:
-            return self.plain(value, path)
-        return value if kind in _BARE else self.other(value, path, depth)
+        if kind is int and value.bit_length() > INT_BITS_MAX:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} is an integer of {value.bit_length()} bits; "
+                f"at most {INT_BITS_MAX} bits are supported."
+            )
+        if kind is bytearray:
+            return bytearray(value)  # which may change after the walk
+        return value if kind is int or kind in _BARE else self.other(value, path, depth)
 
     def container(self, value: Any, path: str, depth: int) -> Node:
         """A dict, list or tuple."""
@@ -122,17 +124,6 @@ class _Flatten(Generic[LeafT]):
             return self.ordered(value, path, depth)
         items = self.sequence(value, path, depth)
         return ListNode(items) if kind is list else TupleNode(items)
-
-    def plain(self, value: Any, path: str) -> Any:
-        """A plain value of a kind that may be too large, or change after the walk."""
-        if type(value) is bytearray:
-            return bytearray(value)
-        if value.bit_length() > INT_BITS_MAX:
-            raise UnsupportedValueError(
-                f"{shown_path(path)} is an integer of {value.bit_length()} bits; "
-                f"at most {INT_BITS_MAX} bits are supported."
-            )
-        return value
 
     def sequence(self, values: Sequence[Any], path: str, depth: int) -> tuple[Node, ...]:
         """The nodes of the items of a list or tuple."""
@@ -168,7 +159,8 @@ class _Flatten(Generic[LeafT]):
         if self.marks > VALUES_MAX:
             raise UnsupportedValueError(
                 f"{shown_path(path)} or what is around it: the state holds more than a structure "
-                f"can, which is about {VALUES_MAX} values. Put large lists of numbers into an array."
+                f"can, which is about {VALUES_MAX} values. "
+                "Put large lists of numbers into an array."
             )
 
     def ordered(self, value: Any, path: str, depth: int) -> DictNode:
@@ -203,9 +195,8 @@ class _Flatten(Generic[LeafT]):
                 f"Two arrays of the state have the path {shown_path(path)}."
             )
         self.arrays[path] = leaf
-        if leaf.identity is None:
-            return ArrayNode(leaf.kind, path)
-        first = self.first.setdefault(leaf.identity, path)
+        identity = leaf.identity
+        first = path if identity is None else self.first.setdefault(identity, path)
         if first == path:
             return ArrayNode(leaf.kind, path)
         self.tied[path] = first
@@ -244,13 +235,10 @@ def unflatten(
 
 
 def _dict(node: DictNode, parts: list[Any]) -> dict[Key, Any]:
-    pairs = zip(node.items, parts, strict=False)
-    if not node.is_ordered:
-        return dict(pairs)
-    made: OrderedDict[Key, Any] = OrderedDict(pairs)
+    value = (OrderedDict if node.is_ordered else dict)(zip(node.items, parts, strict=False))
     if node.metadata is not None:
-        vars(made)["_metadata"] = parts[-1]
-    return made
+        vars(value)["_metadata"] = parts[-1]
+    return value
 
 
 _CONTAINERS = frozenset({list, tuple, dict, OrderedDict})

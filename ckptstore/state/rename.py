@@ -269,7 +269,7 @@ class _Move:
         return here
 
     def key_at(self, path: str, parent: _Dict, place: str, *, behind: int) -> Key:
-        """The key that leads to a path: the one that did, or a new one that no other segment is for.
+        """The key that leads to a path: the one that did, or a new one no other segment is for.
 
         behind: how many segments follow on the way to what was at `place`.
         """

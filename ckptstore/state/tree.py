@@ -166,7 +166,7 @@ def relabel(root: Node, change: Callable[[ArrayNode], Node]) -> Node:
 
 
 def retie(root: Node) -> Node:
-    """The structure with every array tied to the first that is left of those it is one array with."""
+    """The structure with every array tied to the first one left that is the same array."""
     firsts: dict[str, str] = {}
 
     def tied(node: ArrayNode) -> ArrayNode:

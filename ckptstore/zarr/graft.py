@@ -11,14 +11,7 @@ from dataclasses import replace
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.documents.nodes import (
-    ZARR,
-    ArrayNode,
-    CodecNode,
-    DictNode,
-    fold,
-    with_parts,
-)
+from ckptstore.documents.nodes import ZARR, ArrayNode, CodecNode, DictNode, fold, with_parts
 from ckptstore.documents.structure import DEPTH_MAX
 from ckptstore.documents.zarr_document import segment_of
 from ckptstore.errors import InvalidInputError, shown
