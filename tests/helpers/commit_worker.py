@@ -1,6 +1,6 @@
-"""A process that commits beside others: `python commit_worker.py URL FIRST LAST`.
+"""Commits while other processes do: `python commit_worker.py URL FIRST LAST`.
 
-It says "READY", waits for a line, then commits state(FIRST) to state(LAST) to main and says "ACK n
+Prints "READY", waits for a line, then commits state(FIRST) to state(LAST) to main and prints "ACK n
 id" or "CONFLICT n -" for each.
 """
 

@@ -1,7 +1,6 @@
-"""A Zarr store each of whose changes is a commit, and whose reads all go to the store of the newest
-checkpoint.
+"""A Zarr store that commits every change and reads from the newest checkpoint.
 
-So zarr-python's own tests, which write and read the same store, are tests of `CheckpointStore` too.
+It lets the test suite of zarr-python, which writes and reads one store, test `CheckpointStore`.
 """
 
 from __future__ import annotations

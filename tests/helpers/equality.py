@@ -1,4 +1,4 @@
-"""Whether two states are the same, bit for bit, in type, order and every NaN's payload."""
+"""Compares two states bit for bit: types, order, and the payload of every NaN."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def difference(one: Any, other: Any, path: str = "state") -> str | None:
 
 
 def bits(value: Any) -> object:
-    """Something that is equal exactly for the same bits."""
+    """A value that is equal for two arrays exactly if their bits are."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().resolve_conj().resolve_neg()
         if value.element_size() == 1:  # torch copies a transposed float4 only as bytes

@@ -23,6 +23,6 @@ def bits_of(state: Any) -> Bits:
 
 
 def committed(path: Path) -> Any:
-    """What a file holds, by way of a commit and a checkout."""
+    """The contents of a file after a commit and a checkout."""
     repo = ckptstore.init("memory://", chunk_size=64 << 10)
     return repo.checkout(repo.commit(read_file(path).state).id)

@@ -1,10 +1,9 @@
-"""Programs of the tests, in forks of a process that has torch imported: that takes longer than most
-of them run.
+"""Runs programs in forks of a process that has already imported torch, which is most of their time.
 
-A fork begins with nothing of this project imported, and ends as any program does: its threads
-joined, with an exit code or by a signal. But the forks of a server order sets alike, draw the same
-numbers where nobody seeds numpy, and find every part of MODULES imported: what may rely on that is
-tried in a process of its own too.
+A fork starts without any module of this project, and ends like any program: threads are joined, and
+there is an exit code or a signal. But all forks of a server share their hash seed and numpy's
+initial seed, and have MODULES imported. A test whose result may depend on that also runs a new
+process.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A warning is an error, but for one that torchdata causes by calling what torch has deprecated.
+# Warnings are errors, except one of torchdata, which calls a deprecated function of torch.
 WARNINGS = ("-W", "error", "-W", "ignore:'set_vital' is deprecated")
-MODULES = ("torch", "torch._dynamo", "sklearn.datasets")  # the second is what an optimizer imports
-# As many tests run at once as there are processors; and a process with threads should not fork.
+MODULES = ("torch", "torch._dynamo", "sklearn.datasets")  # optimizers import the second
+# The tests already use every processor, and a process with threads should not fork.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 MESSAGE_BYTES_MAX = 1 << 20
 
@@ -53,12 +52,12 @@ class Program:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Nothing is sent to one that has ended."""
+        """Send a signal, unless the program has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for the end: what was written to stdout and to stderr."""
+        """Wait for the end; return what was written to stdout and to stderr."""
         if self.returncode is None and not select.select([self._answer], [], [], timeout)[0]:
             self.send_signal(signal.SIGKILL)
             self._read()
@@ -121,11 +120,11 @@ class Forks:
 
 
 def serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request until there are no more: None; or in a fork, what it is to do."""
+    """Fork for each request. Returns the request in a fork, and None in the server at the end."""
     for module in MODULES:
         __import__(module)
     gc.collect()
-    gc.freeze()  # else a fork that collects copies all of this
+    gc.freeze()  # else a collection in a fork copies all these pages
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         while True:
@@ -170,7 +169,7 @@ def _tell_end(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> N
 
 
 def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
-    """Be the program, as far as a process can that is another already."""
+    """Run the program in this process, which has already imported other modules."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -180,7 +179,7 @@ def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
     else:
         sys.path[0], sys.argv = str(Path(arguments[0]).parent), arguments
         runpy.run_path(arguments[0], run_name="__main__")
-    gc.collect()  # what complains when it goes shall do so
+    gc.collect()  # so that warnings of finalizers appear
 
 
 def leave() -> None:
@@ -192,7 +191,7 @@ def leave() -> None:
 
 if __name__ == "__main__":
     ends: list[Callable[[], None]] = []
-    # The first to be registered, so the last to run.
+    # Registered first, so it runs last.
     atexit.register(lambda: [end() for end in ends])
     with socket.socket(fileno=int(sys.argv[1])) as control:
         request = serve(control)

@@ -1,9 +1,10 @@
-"""A process of the stress test: `python gc_worker.py ROLE URL STOP SEED HOURS`, where HOURS is how
-wrong its clock is.
+"""A process of the stress test: `python gc_worker.py ROLE URL STOP SEED HOURS`.
 
-commit: commits states from a small pool to a branch of its own, and says each with its id. read:
-checks heads out and compares them. gc: collects again and again. Readers and gc go on until the
-file STOP is there.
+Its clock is wrong by HOURS.
+
+commit: commits states from a small pool to a branch of its own, and prints the id of each. read:
+checks out heads and compares them. gc: collects repeatedly. Readers and gc run until the file STOP
+exists.
 """
 
 from __future__ import annotations

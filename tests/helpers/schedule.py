@@ -16,24 +16,24 @@ CALLS = ("get", "read_into", "put", "flush", "create", "delete", "list", "size",
 
 
 class StuckError(Exception):
-    """Nobody can move: a deadlock."""
+    """No actor can move: a deadlock."""
 
 
 class Schedule:
-    """Who moves next. choose: gives the place, among those who can move, of the one that does."""
+    """Decides which actor moves next. choose: returns an index into the actors that can move."""
 
     def __init__(self, choose: Callable[[Sequence[int]], int]) -> None:
         self.choose = choose
         self.taken: list[int] = []
         self._turn = threading.Condition()
-        self._waiting: dict[int, bool] = {}  # by actor: whether it waits for the lock
+        self._waiting: dict[int, bool] = {}  # whether each actor waits for the lock
         self._running: int | None = None
         self._holder: int | None = None
         self._count = 0
         self._me = threading.local()
 
     def run(self, actors: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Run all actors to their ends; the result of each, or the error it raised."""
+        """Run all actors to the end. Returns the result of each, or the error it raised."""
         self._count = len(actors)
         results: list[Any] = [None] * len(actors)
 
@@ -42,7 +42,7 @@ class Schedule:
             self._wait()
             try:
                 results[number] = actor()
-            except Exception as error:  # noqa: BLE001 - it is looked at by whoever runs them
+            except Exception as error:  # noqa: BLE001 - returned to the caller
                 results[number] = error
             finally:
                 with self._turn:
@@ -61,7 +61,7 @@ class Schedule:
         return results
 
     def step(self) -> None:
-        """One storage call of an actor is about to be made; others may move before."""
+        """Let other actors move before the next storage call of this one."""
         if hasattr(self._me, "number"):
             with self._turn:
                 self._running = None
@@ -69,7 +69,7 @@ class Schedule:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """The storage's lock: who waits for it cannot move."""
+        """The storage's lock. An actor that waits for it cannot move."""
         me = getattr(self._me, "number", None)
         if me is None:
             yield
@@ -92,7 +92,7 @@ class Schedule:
                 raise StuckError
 
     def _pass_on(self) -> None:
-        """Let somebody move, once all have come to a point where they wait."""
+        """Let one actor move once all of them wait."""
         if len(self._waiting) < self._count:
             return
         able = [

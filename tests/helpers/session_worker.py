@@ -1,8 +1,8 @@
-"""A process that commits through sessions beside others: `python session_worker.py URL BRANCH FIRST
-LAST`.
+"""Commits through sessions while other processes do:
+`python session_worker.py URL BRANCH FIRST LAST`.
 
-It says "READY", waits for a line, then for each number writes an array of its own, and one that all
-have in common, and says "ACK n id" or "CONFLICT n -".
+Prints "READY" and waits for a line. For each number it then writes an array of its own and one that
+all workers share, and prints "ACK n id" or "CONFLICT n -".
 """
 
 from __future__ import annotations

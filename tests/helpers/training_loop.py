@@ -21,9 +21,9 @@ class InterruptedRunError(Exception):
 
 
 class Interrupt(Callback):
-    """Ends the run after a batch or an epoch, as a kill would: nobody's on_train_end is called."""
+    """Ends the run after a batch or an epoch, as a kill would: no on_train_end is called."""
 
-    turn = 9  # after everybody else, savers included
+    turn = 9  # after all other callbacks, also those that save
 
     def __init__(self, epoch: int, batch: int | None = None) -> None:
         self.when = (epoch, batch)
@@ -42,7 +42,7 @@ class Interrupt(Callback):
 
 
 class Batches:
-    """Shuffled batches that know their position; an epoch's order is drawn when it begins."""
+    """Shuffled batches with a position; the order of an epoch is drawn at its start."""
 
     def __init__(self) -> None:
         self.x = torch.arange(STEPS * BATCH * 4, dtype=torch.float32).reshape(-1, 4).sin()
@@ -68,7 +68,7 @@ class Batches:
 
 @dataclass
 class Run:
-    """What a run left behind."""
+    """The outcome of a run."""
 
     losses: list[tuple[int, int, float]] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
@@ -97,7 +97,7 @@ def train(
     val_loss: Callable[[int, float], float] = lambda epoch, loss: loss,
     make: Callable[..., CallbackList] = CallbackList,
 ) -> tuple[Run, CallbackList]:
-    """Train a small model; the run and its callbacks."""
+    """Train a small model. Returns the run and its callbacks."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)

@@ -1,4 +1,4 @@
-"""A small training run with all that makes runs differ: it can be killed, and it is the reference.
+"""A small training run with everything that makes runs differ, to kill or to compare with.
 
     python -m tests.helpers.training_run STORE LOG STEPS
         [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal]

@@ -62,7 +62,7 @@ class Training:
         self.step = state["step"]
 
     def run(self, until: int) -> list[str]:
-        """Train to a step; the loss of each step, to the last bit."""
+        """Train to a step. Returns the loss of each step, to the last bit."""
         losses = []
         while self.step < until:
             tokens = torch.randint(40, (12,)).roll(random.randrange(12))

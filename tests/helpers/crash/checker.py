@@ -1,4 +1,4 @@
-"""What must hold of a repository as a crash has left it. The folder may hold garbage besides."""
+"""Checks a repository after a crash. The folder may also contain garbage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Told:
 
     @classmethod
     def parse(cls, output: bytes) -> Self:
-        """From what the victims wrote; a last line that was cut off counts as not said."""
+        """Parse the output of victims; a last line that was cut off is ignored."""
         lines = [line.split() for line in output.decode().split("\n")[:-1]]
         acks = [(int(n), id) for word, n, id in lines if word == "ACK"]
         return cls(
@@ -43,14 +43,14 @@ def complaint(
     writers: int = 1,
     state: Callable[[int], dict[str, Any]] = state,
 ) -> str | None:
-    """What is wrong with the repository, or None. It gets one more commit.
+    """Returns what is wrong with the repository, or None, after one more commit.
 
-    writers: how many victims were at work, each of which may have had one commit in flight. state:
-    gives what commit n holds.
+    writers: the number of victims, each of which may have had one commit in flight. state: returns
+    the state of commit n.
     """
     try:
         return next(_complaints(url, told, writers, state), None)
-    except Exception as error:  # noqa: BLE001 whatever is raised here would have met a user
+    except Exception as error:  # noqa: BLE001 a user would have met any error raised here
         return f"{type(error).__name__}: {error}"
 
 
@@ -64,9 +64,7 @@ def _complaints(
             yield "the repository is gone"
         repo = ckptstore.init(url, chunk_size=CHUNK_BYTES)
     problems = repo.verify().problems
-    if (
-        writers > 1
-    ):  # of two operations that were under way the first may be lost: no checkpoint suffers
+    if writers > 1:  # the first of two operations in flight may be lost: no checkpoint is affected
         problems = tuple(problem for problem in problems if problem.checkpoints)
     if problems:
         yield f"verify found {problems}"
@@ -86,7 +84,7 @@ def _complaints(
 def _complaints_of_history(
     history: list[ckptstore.Checkpoint], told: Told, writers: int
 ) -> Iterator[str]:
-    """The branch is one line of all that was acknowledged and at most what was under way."""
+    """The branch must be one line of all acknowledged commits and at most those in flight."""
     acknowledged = {id for _, id in told.acks}
     lost = acknowledged - {found.id for found in history}
     if lost:

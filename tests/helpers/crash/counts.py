@@ -1,4 +1,4 @@
-"""How often the crash tests killed, injected errors and cut the power, said at the end of a run."""
+"""Reports at the end of a run how many kills, injected errors and power failures were tried."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COUNTED = ("kills", "injected errors", "power failures")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Add up what the tests recorded, in whichever process they ran."""
+    """Add up what the tests of all processes recorded."""
     counts: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         counts.update({name: n for name, n in report.user_properties if name in COUNTED})

@@ -1,9 +1,9 @@
-"""What a power failure may leave of a traced run.
+"""The states that a power failure may leave of a traced run.
 
 The rules are stricter than any one file system's: the bytes of a file are durable only after fsync
-of the file, a name in a folder only after fsync of the folder. Of what is not durable anything may
-survive, in any combination: each name or not, a rename as two names or none, and of each write all
-of it, its first half, zeros of its length or nothing.
+of the file, a name in a folder only after fsync of the folder. Any combination of the other changes
+may survive: each name or not, a rename as two names or none, and of each write all of it, its first
+half, zeros of its length or nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Choice = Sequence[tuple["Change", "Kept"]]
 
-BASE = 0  # the folder that was there before
+BASE = 0  # the folder that existed before
 FOLDER = None
 Tree = dict[str, bytes | None]  # by path: a file's bytes, or FOLDER
 
@@ -69,7 +69,7 @@ class Image:
         self.files: dict[int, bytes] = {}
 
     def make(self, change: Change, kept: Kept = Kept.ALL) -> None:
-        """Let a change, or what was kept of it, happen."""
+        """Apply a change, or the part of it that survived."""
         if isinstance(change, Name):
             names = dict(self.folders[change.target])
             names.pop(change.name, None)
@@ -121,7 +121,7 @@ class Image:
 
 
 class Volume:
-    """A volume under calls: what it shows, what of that is durable, and what is not."""
+    """A volume and the calls on it: its contents, the durable part, and the other changes."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
@@ -131,7 +131,7 @@ class Volume:
         self.folders = {BASE}
 
     def call(self, call: Call) -> None:
-        """Let a call happen. One that this model does not know is refused."""
+        """Apply a call. An unknown one is an error."""
         places = [path.removeprefix(str(self._base)).strip("/") for path in call.paths]
         match call.name:
             case "fsync":
@@ -158,11 +158,11 @@ class Volume:
                 )
 
     def after_failure(self, choice: Choice) -> Tree:
-        """The tree when of what was not durable only the choice survived."""
+        """The tree if only the chosen changes survived of those that were not durable."""
         return self.durable.with_changes(choice).tree(self.folders)
 
     def _fsync(self, inode: int | None, *, began: int) -> None:
-        """What had ended when the fsync began is durable."""
+        """Calls that had ended when the fsync began become durable."""
         later = []
         for ended, change in self.pending:
             if change.target == inode and ended < began:
@@ -220,10 +220,10 @@ def states(
 
 
 def _in_effect(calls: Iterable[Call], base: Path) -> list[Call]:
-    """The calls that changed something, in an order in which they may have taken effect.
+    """The calls that changed something, in a possible order of effect.
 
-    Where threads or processes overlap: a change may be seen from its call's beginning, an fsync has
-    worked at its end.
+    Where threads or processes overlap, a change may be visible from the start of its call, and an
+    fsync has worked at its end.
     """
     worked = (call for call in calls if call.result is not None and call.result >= 0)
     changing = [call for call in worked if call.changes(base)]

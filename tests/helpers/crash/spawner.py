@@ -1,9 +1,8 @@
-"""A process that has imported all that a victim does, and forks one for each line it reads: Python
-takes longer to start than a victim lives.
+"""Forks victims from a process that has their imports: Python takes longer to start than they live.
 
-A line has the victim's arguments and where its stdout goes, as JSON. The answer is its process id;
-it waits to be traced. At the next line it begins, and when it has ended the answer is its exit
-status.
+Each line it reads has the victim's arguments and the path for its stdout, as JSON. It answers with
+the process id of a victim that waits to be traced. After the next line the victim starts; when it
+has ended, the answer is its exit status.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def main() -> None:
             return
         os.close(gate)
         os.close(told)
-        # Ends when the victim closes its end: it does nothing more until it is traced.
+        # Returns when the victim closes its end; it then waits to be traced.
         os.read(waiting, 1)
         os.close(waiting)
         print(child, flush=True)
@@ -69,7 +68,7 @@ def imported_late() -> list[str]:
 
 
 def wait(gate: int, output: str, told: int) -> None:
-    """Get ready in a new process, let anybody trace it, tell so, and wait."""
+    """Prepare a new process, let any process trace it, report that, and wait."""
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ANY, 0, 0, 0)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)

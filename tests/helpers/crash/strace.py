@@ -1,8 +1,8 @@
-"""Running a victim under strace: recording its system calls, killing it at one, or making one fail.
+"""Runs a victim under strace: records its system calls, kills it at one, or makes one fail.
 
-Victims are forked (see `spawner.py`), and traced from before their first call on. strace counts the
-calls of each name for each thread by itself, so a victim with one thread meets the same calls with
-the same numbers at every run.
+Victims are forked (see `spawner.py`) and traced from their first call. strace counts the
+calls of each name for each thread by itself, so a victim with one thread makes the same calls with
+the same numbers in every run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _DESCRIPTOR = re.compile(r"(-?\d+|AT_FDCWD)(?:<((?:\\x[0-9a-f]{2})+)>)?")
 
 @cache
 def works() -> bool:
-    """Whether there is a strace that may trace."""
+    """Whether strace is installed and may trace."""
     if not shutil.which("strace"):
         return False
     with tempfile.TemporaryDirectory() as folder, suppress(UntraceableError):
@@ -61,7 +61,7 @@ def works() -> bool:
 
 
 class UntraceableError(Exception):
-    """strace could not attach itself; says why."""
+    """strace could not attach, with its reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +82,13 @@ class Call:
 
     @property
     def fd(self) -> int:
-        """The first argument, when it is a descriptor."""
+        """The first argument, if it is a descriptor."""
         match = _DESCRIPTOR.match(self.arguments)
         return int(match[1]) if match and match[1] != "AT_FDCWD" else -1
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths it names, relative to their folder's, or else those of its descriptors."""
+        """The paths it names, relative to their folders, or else those of its descriptors."""
         named: list[str] = []
         descriptors: list[str] = []
         for part in self.arguments.split(", "):
@@ -101,13 +101,13 @@ class Call:
 
     @property
     def data(self) -> bytes:
-        """What a write wrote."""
+        """The bytes of a write."""
         match = _QUOTED.search(self.arguments)
         return _bytes(match[1] if match else "")[: self.result or 0]
 
     @property
     def creates(self) -> bool:
-        """Whether it is an open that may make a file."""
+        """Whether it is an open that may create a file."""
         return self.name in OPENS and "O_CREAT" in self.arguments
 
     def changes(self, base: Path) -> bool:
@@ -122,7 +122,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How a victim ended, what it said, and the calls that were traced."""
+    """The exit status and output of a victim, and its traced calls."""
 
     status: int
     told: Told
@@ -139,7 +139,7 @@ def run(
 ) -> Run:
     """Run a victim under strace, which writes to `log`.
 
-    inject: what strace's option of that name takes, e.g. "fsync:signal=KILL:when=3".
+    inject: the value of strace's option of that name, e.g. "fsync:signal=KILL:when=3".
     """
     output = log.with_suffix(".out")
     spawner = _spawner()
@@ -181,7 +181,7 @@ class _Spawner:
         atexit.register(self._process.communicate)
 
     def ask(self, line: str) -> str:
-        """Send a line; the answer."""
+        """Send a line and return the answer."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{line}\n")

@@ -1,4 +1,4 @@
-"""Every number of threads that the library uses, so that a test can set them all."""
+"""All thread counts of the library, so that a test can set them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""A process that commits and says so, to be killed: `python victim.py URL FIRST LAST`.
+"""A process that commits and reports it, to be killed: `python victim.py URL FIRST LAST`.
 
-It commits state(FIRST) to state(LAST) to the branch main and writes "ACK n id" when a commit has
-returned, "FAILED n why" when one raised. A commit that failed is tried once more; when that fails
-too it ends with exit status 3. It imports as little as it can: `spawner.py` forks it a thousand
-times.
+It commits state(FIRST) to state(LAST) to the branch main and prints "ACK n id" when a commit has
+returned, and "FAILED n reason" when one raised. A failed commit is retried once; if that fails too,
+the exit status is 3. It imports as little as possible: `spawner.py` forks it a thousand times.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def open_or_init(url: str) -> ckptstore.Repository:
 
 
 def attempt(n: int, work: Callable[[], Result]) -> Result:
-    """Do the work, at the second attempt if need be."""
+    """Do the work, with one retry."""
     try:
         return work()
     except CkptStoreError as error:
@@ -106,7 +105,7 @@ def attempt(n: int, work: Callable[[], Result]) -> Result:
 
 
 def say(line: str) -> None:
-    """Write a line at once; not with the call that writes files, which may be made to fail."""
+    """Write a line at once, not with the call that writes files, which may be made to fail."""
     os.writev(1, [f"{line}\n".encode()])
 
 

@@ -1,4 +1,4 @@
-"""The ways to damage a file, each of which says what it did; and how to mend it."""
+"""The ways to damage a file, each of which describes what it did, and how to undo it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def folder(path: Path, chance: random.Random) -> str:
 
 
 def link(path: Path, chance: random.Random) -> str:
-    """What the link leads to is right, but anybody could change it."""
+    """The target of the link is right, but other programs could change it."""
     del chance
     path.symlink_to(path.rename(_aside(path)))
     return "a link to itself elsewhere"
@@ -124,7 +124,7 @@ DAMAGES: tuple[Damage, ...] = (
 
 @contextmanager
 def mended(path: Path) -> Iterator[None]:
-    """Whatever is done to a file inside is undone behind."""
+    """Undo every change of a file when the context ends."""
     kept = path.read_bytes()
     try:
         yield
@@ -138,6 +138,6 @@ def mended(path: Path) -> Iterator[None]:
 
 
 def _aside(path: Path) -> Path:
-    """A place beside the repository, wherever in it the file lies."""
+    """A path outside the repository for a file of it."""
     root = next(folder for folder in path.parents if (folder / "objects").is_dir())
     return root.parent / f"{path.name}-aside"

@@ -23,7 +23,7 @@ UNTOUCHED = 77  # the state that a target holds before a checkout
 
 
 def complaints(world: World, *keys: str, ids: Collection[str] | None = None) -> Iterator[str]:
-    """What readers of checkpoints (all of them, unless named) are told that they should not be.
+    """Complaints about what readers of checkpoints (by default all) get.
 
     keys: the files that are damaged.
     """
@@ -40,7 +40,7 @@ def complaints(world: World, *keys: str, ids: Collection[str] | None = None) -> 
 
 
 def sample(world: World, key: str, chance: random.Random) -> list[str]:
-    """A checkpoint that needs a file, and now and then one that does not."""
+    """A checkpoint that needs a file, and sometimes one that does not."""
     needing = sorted(world.needs[key])
     others = sorted(world.states.keys() - world.needs[key])
     asked = (needing, others) if chance.random() < 0.2 or not needing else (needing,)
@@ -48,7 +48,7 @@ def sample(world: World, key: str, chance: random.Random) -> list[str]:
 
 
 def unverified(world: World, key: str) -> Iterator[str]:
-    """What verify fails to say of one damaged file."""
+    """What verify fails to report about one damaged file."""
     report = verify(LocalStorage(world.root))
     hit = [problem for problem in report.problems if problem.key == key]
     if report.ok or len(hit) != 1:
@@ -60,7 +60,7 @@ def unverified(world: World, key: str) -> Iterator[str]:
 
 
 def named(world: World, key: str, text: str) -> bool:
-    """The error says the key, or the id or digest that the key stands for."""
+    """Whether the error names the key, or the id or digest that the key stands for."""
     digest = key.removeprefix("objects/").replace("/", "").removeprefix("checkpoints")
     short = digest.removesuffix(".json")
     if key == worlds.MARKER and f"{world.root} is not a repository" in text:
@@ -92,7 +92,7 @@ def _into(world: World, id: str) -> Iterator[str]:
 
 
 def touched(target: Any, truth: Any, before: Any, path: str = "state") -> Iterator[str]:
-    """Every element of a target must be what was committed, or what it was before."""
+    """Complaints about elements of a target that are neither the committed ones nor the old."""
     if isinstance(target, dict):
         for name, value in target.items():
             yield from touched(value, truth[name], before[name], f"{path}/{name}")

@@ -40,7 +40,7 @@ def state(n: int) -> dict[str, Any]:
 class World:
     """A repository and what was committed to it.
 
-    kinds: what each file is. needs: the checkpoints that cannot be read whole without a file.
+    kinds: the kind of each file. needs: the checkpoints that cannot be read whole without a file.
     """
 
     root: Path
@@ -92,7 +92,7 @@ def make(root: Path) -> World:
 
 
 def _reached(root: Path, id: str) -> dict[str, str]:
-    """The keys that a checkpoint needs and what they are, from its documents alone."""
+    """The keys that a checkpoint needs and their kinds, from its documents alone."""
     manifest = Manifest.decode((root / f"checkpoints/{id}.json").read_bytes(), name="manifest")
     found = {f"checkpoints/{id}.json": "manifest", _key(manifest.structure): "structure"}
     for ref in manifest.pages:

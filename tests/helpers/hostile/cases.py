@@ -1,4 +1,4 @@
-"""What a hostile case is: a story, a world to build, and calls that must stay within bounds.
+"""Hostile cases: a story, a setting to build, and calls that must stay within bounds.
 
 Every call may return or raise a CkptStoreError, within the bounds of `work.py`; those listed in
 `refused` must raise. Nothing else may happen: no other error, no code run, no file touched outside
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-SENTINEL = -7.0  # what a destination holds before a checkout that must not touch it
+SENTINEL = -7.0  # the values of a destination that a checkout must not touch
 
 GROUP = b'{"zarr_format":3,"node_type":"group"}'
 
-READING = "checkout"  # the one verb that reads everything a checkpoint needs
+READING = "checkout"  # reads everything a checkpoint needs
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class World:
 
     @property
     def store(self) -> Path:
-        """Where the repository lies."""
+        """The folder of the repository."""
         return self.folder / "store"
 
     @property
@@ -53,9 +53,8 @@ class World:
 class Case:
     """One hostile thing.
 
-    given: builds it, unhurried. calls: what is done with it, by name. refused: the calls that must
-    raise `error`. says: what the error of each refused call must say. verified: whether verify
-    reports a problem, or raises.
+    given: builds it, without bounds. calls: the calls to make, by name. refused: the calls that
+    must raise `error`. says: text that the error of each refused call must contain.
     """
 
     story: str
@@ -131,7 +130,7 @@ def _session(world: World) -> object:
     with world.repo.session("main") as session:
         session.store.set_sync("new/zarr.json", cpu.Buffer.from_bytes(GROUP))
         made = session.commit()
-    world.repo.resolve("main").values  # noqa: B018 - what was committed can be read
+    world.repo.resolve("main").values  # noqa: B018 - the commit can be read
     return made
 
 
@@ -140,7 +139,7 @@ def _follow(world: World) -> object:
         return follower.update({"w": torch.zeros(2), "x": np.zeros(2, np.float32)})
 
 
-# What there is beside them for checkpoints that came in through Zarr.
+# More of them, for checkpoints that were committed through Zarr.
 ZARR_VERBS: dict[str, Callable[[World], object]] = {
     "zarr": _zarr,
     "lazy": lambda world: world.repo.checkout(lazy=True),

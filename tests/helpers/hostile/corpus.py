@@ -1,4 +1,4 @@
-"""The corpus: every hostile case there is, by its story."""
+"""The corpus of all hostile cases."""
 
 from __future__ import annotations
 

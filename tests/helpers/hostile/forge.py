@@ -1,7 +1,6 @@
-"""Forge: a repository written by hand, each digest right, so that only the meaning of what it says
-can be refused.
+"""Writes repositories by hand with correct digests, so that only their meaning can be refused.
 
-It shares no code with ckptstore: documents are whatever JSON, or whatever bytes, a case passes.
+It shares no code with ckptstore: documents are any JSON or any bytes that a case passes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MISSING = "0" * 64
 
 
 def digest_of(data: bytes) -> str:
-    """The name of some bytes."""
+    """The digest of some bytes."""
     return str(blake3(data).hexdigest())
 
 
@@ -120,7 +119,7 @@ class Forge:
         return id
 
     def manifest_path(self, id: str) -> Path:
-        """Where a manifest lies."""
+        """The path of a manifest."""
         return self.root / "checkpoints" / f"{id}.json"
 
     def object(self, data: bytes) -> str:
@@ -132,7 +131,7 @@ class Forge:
         return digest
 
     def object_path(self, digest: str) -> Path:
-        """Where an object lies."""
+        """The path of an object."""
         return self.root / "objects" / digest[:2] / digest[2:]
 
     def operation(self, *, at: int = 1, **fields: Any) -> Path:
@@ -155,7 +154,7 @@ class Forge:
         return path
 
     def operation_path(self, at: int = 1) -> Path:
-        """Where an operation lies."""
+        """The path of an operation."""
         return self.root / "ops" / f"{at:012}.json"
 
     def marker(self, **fields: Any) -> None:
@@ -165,7 +164,7 @@ class Forge:
 
     @property
     def marker_path(self) -> Path:
-        """Where the marker lies."""
+        """The path of the marker."""
         return self.root / "ckptstore.json"
 
 
@@ -175,7 +174,7 @@ def sealed(kind: str, document: object) -> bytes:
 
 
 def _claims(arrays: Any) -> dict[str, Any]:
-    """What an honest manifest would say of these arrays, as far as they make sense."""
+    """What an honest manifest would claim of these arrays, as far as they make sense."""
     try:
         sizes = {"bool": 1, "uint8": 1, "float32": 4}
         total = 0

@@ -1,4 +1,4 @@
-"""Cases that do what no case may do: the harness must catch every one."""
+"""Cases that do forbidden things: the harness must catch every one."""
 
 from __future__ import annotations
 

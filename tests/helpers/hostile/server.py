@@ -1,8 +1,7 @@
-"""A process that has everything imported, and runs each case in a fork of its own.
+"""Imports everything once, and runs each case in a fork of its own.
 
 Reads one line (story, folder) at a time from stdin and answers with one line of JSON. A case's
-calls run under an audit hook, and their work is counted; a case that dies takes only its fork
-along.
+calls run under an audit hook, and their work is counted. A case that dies ends only its fork.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from tests.helpers.hostile.seeded import SEEDED
 from tests.helpers.hostile.work import Meter, Work, allowed
 
 GIVEN_SECONDS = 120
-WALL_SECONDS = 120  # ends a call that waits for something that never comes
+WALL_SECONDS = 120  # ends a call that waits forever
 MESSAGE_LENGTH_MAX = 1000
 MADV_COLLAPSE = 25  # Linux 6.1 and later
 NONBLOCKING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -85,7 +84,7 @@ PATHS = ("os.rename", "os.link", "os.remove")
 
 
 class Guard:
-    """An audit hook that notes what no case may do while `armed`."""
+    """An audit hook that records forbidden events while `armed`."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -94,15 +93,14 @@ class Guard:
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
-        """Note an event; refusing it would only be caught by the code under test."""
+        """Record an event; an error raised here could be caught by the code under test."""
         if self.armed and (event.startswith(FORBIDDEN) or self.is_outside(event, args)):
             self.seen.append(f"{event} {args!r}"[:300])
 
     def is_outside(self, event: str, args: tuple[Any, ...]) -> bool:
-        """True when a file outside of the repository is to be written, made, moved or removed.
+        """True if a file outside the repository is to be written, created, moved or removed.
 
-        A name relative to an open folder says nothing; that nothing came of it is seen in the
-        folders afterwards.
+        A name relative to an open folder is not resolved; the folders are compared afterwards.
         """
         if event == "open":
             path, mode, flags = args
@@ -115,7 +113,7 @@ class Guard:
         return False
 
     def leaves(self, path: object) -> bool:
-        """True for a path that is not below the repository, however it is written."""
+        """True for a path outside the repository, in any spelling."""
         if isinstance(path, (bytes, os.PathLike)):
             path = os.fsdecode(path)
         if not isinstance(path, str):
@@ -124,7 +122,7 @@ class Guard:
 
 
 def run(case: Case, folder: Path, say: Any) -> None:
-    """Run one case in this process, and say of each call what came of it."""
+    """Run one case in this process, and report the outcome of each call."""
     world = World(folder)
     world.outside.mkdir()
     (world.outside / "canary").write_bytes(b"untouched")
@@ -155,7 +153,7 @@ def run(case: Case, folder: Path, say: Any) -> None:
 
 
 def _everything(world: World) -> list[tuple[str, bytes]]:
-    """All that lies beside the repository."""
+    """All files beside the repository."""
     found = []
     for folder in (world.outside, world.folder / "here"):
         for path in sorted(folder.rglob("*")):
@@ -165,7 +163,7 @@ def _everything(world: World) -> list[tuple[str, bytes]]:
 
 
 def _stored(world: World) -> int:
-    """The bytes that verify has to read."""
+    """The bytes in the repository, all of which verify may read."""
     total, folders = 0, [str(world.store)]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -194,7 +192,7 @@ def _measured(action: Any, world: World, guard: Guard, meter: Meter, most: Work)
 def _outcome(action: Any, world: World) -> dict[str, Any]:
     try:
         returned = action(world)
-    except BaseException as error:  # noqa: BLE001  whatever it is, it is judged
+    except BaseException as error:  # noqa: BLE001  judged by the caller
         return {"raised": error}
     return {"returned": type(returned).__name__}
 
@@ -256,7 +254,7 @@ def _child(case: Case, folder: Path, writer: int) -> None:
     try:
         run(case, folder, lambda said: os.write(writer, json.dumps(said).encode() + b"\n"))
         code = 0
-    except BaseException:  # noqa: BLE001  told to the parent
+    except BaseException:  # noqa: BLE001  reported to the parent
         os.write(
             writer, json.dumps({"unexpected": traceback.format_exc()[-2000:]}).encode() + b"\n"
         )
