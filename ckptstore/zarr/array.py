@@ -17,21 +17,19 @@ import zarr
 from zarr.errors import NodeTypeValidationError
 
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.bands import BOX_BYTES, Bands
 from ckptstore.arrays.index import wanted
 from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.arrays.memory import check_memory
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, first_line
-from ckptstore.zarr.bands import BOX_BYTES, Bands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ckptstore.zarr.store import ContentStore
 
-PIECE_BYTES = 8 << 20
-BAND_BYTES_MAX = 16 << 20  # of a row of chunks decoded in memory; a commit does it on 8 threads
 _NUMBERS = "iufc"
 # A read takes several times the memory of what it decodes, and zarr-python has one pool of threads
 # for all readers of a process.
@@ -75,30 +73,14 @@ class ZarrArray(IndexedArray):
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes in C order, from byte `start` on."""
-        if not self.shape:
+        if self.shape:
+            self._bands.read_into(buffer, start)
+        else:
             buffer[:] = self._read(())[start : start + len(buffer)]
-            return
-        if not buffer:
-            return
-        bands = self._bands
-        if bands.band_bytes > BAND_BYTES_MAX:
-            bands.read_into(buffer, start)
-            return
-        first, last = start // bands.row_bytes, -(-(start + len(buffer)) // bands.row_bytes)
-        data = self._read(slice(first, last))
-        buffer[:] = data[start - first * bands.row_bytes :][: len(buffer)]
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Yield (start, length) in bytes: a few MiB of whole bands, or a part of a large band."""
-        if not self.nbytes:
-            return
-        if not self.shape:
-            yield 0, self.nbytes
-            return
-        band = self._bands.band_bytes
-        step = PIECE_BYTES if band > BAND_BYTES_MAX else band * max(1, PIECE_BYTES // band)
-        for start in range(0, self.nbytes, step):
-            yield start, min(step, self.nbytes - start)
+        return self._bands.pieces() if self.shape else iter([(0, self.nbytes)])
 
     @cached_property
     def _bands(self) -> Bands:

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
+from ckptstore.arrays import bands
+from ckptstore.arrays.bands import boxes
 from ckptstore.documents.chunks import runs
 from ckptstore.zarr import array as zarr_array
-from ckptstore.zarr import bands
 from ckptstore.zarr.array import ZarrArray
-from ckptstore.zarr.bands import boxes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def test_any_range_is_what_the_array_has_there(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bands, "BOX_BYTES", box_bytes)
         patched.setattr(bands, "BANDS_HELD", data.draw(st.integers(1, 3)))
-        patched.setattr(zarr_array, "BAND_BYTES_MAX", 0)
+        patched.setattr(bands, "BAND_BYTES_MAX", 0)
         found = ZarrArray(store, "w")  # type: ignore[arg-type]  # any store does
         for _ in range(3):
             start = data.draw(st.integers(0, expected.nbytes))
@@ -86,7 +86,7 @@ def test_boxes_are_whole_chunks_and_cover_the_band_once(
 
 
 def test_each_chunk_is_decoded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 1 << 10)
+    monkeypatch.setattr(bands, "BAND_BYTES_MAX", 1 << 10)
     repo = ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
     expected = np.random.default_rng(0).normal(size=(100, 900))
     with repo.session("main") as session:
@@ -113,7 +113,7 @@ def test_a_shard_is_decoded_at_once_unless_it_is_large(
     expected = np.arange(13 * 9).reshape(13, 9)
     zarr.create_array(store, name="w", data=expected, chunks=(2, 3), shards=(8, 6))
     for band_bytes in (0, 10**6):
-        monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", band_bytes)
+        monkeypatch.setattr(bands, "BAND_BYTES_MAX", band_bytes)
         found = ZarrArray(store, "w")  # type: ignore[arg-type]
         assert found.chunk_shape == at_once
         buffer = bytearray(expected.nbytes - 80)
@@ -123,7 +123,7 @@ def test_a_shard_is_decoded_at_once_unless_it_is_large(
 
 def test_arrays_that_were_read_long_ago_hold_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state has its arrays to the end; what they were decoded to need not be there as long."""
-    monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 0)
+    monkeypatch.setattr(bands, "BAND_BYTES_MAX", 0)
     monkeypatch.setattr(bands, "HOLDERS_MAX", 4)
     store = zarr.storage.MemoryStore()
     expected = np.arange(36).reshape(6, 6)
@@ -141,7 +141,7 @@ def test_arrays_that_were_read_long_ago_hold_no_files(monkeypatch: pytest.Monkey
 def test_a_disk_without_room_is_an_error_that_says_what_helps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(zarr_array, "BAND_BYTES_MAX", 0)
+    monkeypatch.setattr(bands, "BAND_BYTES_MAX", 0)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
     store = zarr.storage.MemoryStore()
     zarr.create_array(store, name="w", data=np.arange(10), chunks=(5,))

@@ -1,8 +1,10 @@
-"""Bands: the bytes of a chunked array in C order, when a row of its chunks exceeds memory.
+"""Bands: read an array in C order whose chunks are not contiguous runs of its bytes.
 
-The bytes of an array in C order pass through one row of chunks, a band, after another. A band that
-is too large for memory is decoded once, a box of chunks at a time, into an unnamed temporary file
-and read from there. Smaller bands never come here. See docs/adr/0016.
+A *band* is one row of chunks along the first dimension. Small bands are read whole, a few rows at a
+time. A band too large for memory is read once, a box of chunks at a time, into an unnamed temporary
+file, and served from there. So memory stays bounded whatever the shape of array and chunks.
+
+Used for arrays on any chunk grid: those of a checkpoint (ADR 0022) and those that zarr decodes.
 """
 
 from __future__ import annotations
@@ -23,20 +25,23 @@ if TYPE_CHECKING:
 
     Box = tuple[range, ...]
 
-BOX_BYTES = 32 << 20  # decoded at once, unless one chunk is larger
-BANDS_HELD = 3  # per array; threads that read it in sequence are in two bands at most
-HOLDERS_MAX = 16  # arrays that keep bands at once; the 8 threads of a commit read 8 at most
+PIECE_BYTES = 8 << 20
+BAND_BYTES_MAX = 16 << 20  # larger bands go through a file; a commit reads on 8 threads
+BOX_BYTES = 32 << 20  # read at once into that file, unless one chunk is larger
+BANDS_HELD = 3  # threads that read one behind the other are in at most two of them
+HOLDERS_MAX = 16  # arrays that hold bands at once; the 8 threads of a commit are in at most 8
 
 
 class Bands:
-    """The bands of an array with at least one dimension.
+    """The bytes of an array with at least one dimension, in C order, by position.
 
     Args:
-        path: The array's path, for errors.
-        shape: The array's shape.
-        chunk_shape: The shape of the chunks that are decoded whole.
-        item_bytes: Bytes of an element.
-        read: Returns the bytes of a box of the array, in C order.
+        path: Name of the array, for errors.
+        shape: Its lengths.
+        chunk_shape: Lengths of what is read at once.
+        item_bytes: Size of an element.
+        read: Returns the bytes, in C order, of a box of the array; dimensions that the index leaves
+            out are taken whole.
     """
 
     def __init__(
@@ -50,25 +55,46 @@ class Bands:
     ) -> None:
         self._path, self._read = Path(path), read
         self._shape, self._chunk_shape, self._item = tuple(shape), tuple(chunk_shape), item_bytes
-        self.row_bytes = math.prod(self._shape[1:]) * item_bytes
-        self.band_bytes = self._chunk_shape[0] * self.row_bytes
+        self._row_bytes = math.prod(self._shape[1:]) * item_bytes
+        self._band_bytes = self._chunk_shape[0] * self._row_bytes
         self._held: OrderedDict[int, Scratch] = OrderedDict()
         self._lock = Lock()
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer with the array's bytes from byte `start` on.
+        """Fill a buffer with the array's bytes from position `start`.
 
         Raises:
-            StorageError: The temporary folder has no room for a band.
+            StorageError: The folder for temporary files has no room for a band.
         """
+        if not buffer:
+            return
+        if self._band_bytes <= BAND_BYTES_MAX:
+            first = start // self._row_bytes
+            last = -(-(start + len(buffer)) // self._row_bytes)
+            data = self._read((slice(first, last),))
+            buffer[:] = data[start - first * self._row_bytes :][: len(buffer)]
+            return
         while buffer:
-            number, within = divmod(start, self.band_bytes)
-            part = buffer[: self.band_bytes - within]
+            number, within = divmod(start, self._band_bytes)
+            part = buffer[: self._band_bytes - within]
             self._band(number).read_into(part, within)
             buffer, start = buffer[len(part) :], start + len(part)
 
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """The start and size of runs of bytes worth reading at once: several small bands, or part
+        of a large one.
+        """
+        nbytes = self._shape[0] * self._row_bytes
+        if not nbytes:
+            return
+        step = PIECE_BYTES
+        if self._band_bytes <= BAND_BYTES_MAX:
+            step = self._band_bytes * max(1, PIECE_BYTES // self._band_bytes)
+        for start in range(0, nbytes, step):
+            yield start, min(step, nbytes - start)
+
     def release(self) -> None:
-        """Delete the decoded bands, unless one is being decoded."""
+        """Drop the bands that are held, unless one is being read."""
         if self._lock.acquire(blocking=False):
             self._held.clear()
             self._lock.release()
@@ -86,7 +112,7 @@ class Bands:
             return self._held[number]
 
     def _write(self, number: int, file: BinaryIO) -> None:
-        """Decode a band into a file."""
+        """Read a band into a file."""
         first = number * self._chunk_shape[0]
         rows = slice(first, min(first + self._chunk_shape[0], self._shape[0]))
         shape = (rows.stop - rows.start, *self._shape[1:])
@@ -99,15 +125,14 @@ class Bands:
                 written += length * self._item
 
 
-_holders: WeakKeyDictionary[Bands, None] = WeakKeyDictionary()  # least recently read first
+_holders: WeakKeyDictionary[Bands, None] = WeakKeyDictionary()  # in order of their last use
 _holders_lock = Lock()
 
 
 def _hold(bands: Bands) -> None:
-    """Register an array that keeps bands; beyond HOLDERS_MAX the least recently read drops its own.
+    """Note that an array holds bands. Beyond `HOLDERS_MAX` the least recently used one drops its own.
 
-    A state keeps all of its arrays until it is written, and each band is an open file that takes
-    disk space.
+    A state keeps its arrays until it is written, and each band is an open file and disk space.
     """
     with _holders_lock:
         _holders.pop(bands, None)
@@ -120,7 +145,7 @@ def _hold(bands: Bands) -> None:
 
 
 def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
-    """Boxes of whole chunks that cover a band, extended along the last axes up to BOX_BYTES."""
+    """Boxes of whole chunks that cover a band, as long in the last dimensions as `BOX_BYTES` allows."""
     steps = list(chunk_shape)
     size = math.prod(steps) * item_bytes
     for axis in reversed(range(1, len(shape))):
