@@ -6,12 +6,10 @@ Pages that come out as they were are not stored again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.digest import Digest
-from ckptstore.documents import structure
+from ckptstore.commit.assemble import put_documents
+from ckptstore.commit.put import putting
 from ckptstore.documents.manifest import Manifest, check_meta
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.repage import repage
@@ -21,19 +19,16 @@ from ckptstore.state.paths import ROOT
 from ckptstore.state.rename import Rename, move
 from ckptstore.state.selection import Selection
 from ckptstore.state.tree import arrays, select
-from ckptstore.store.objects import PUT_THREADS
-from ckptstore.store.reach import Written, page_ref
-from ckptstore.threads import gather
+from ckptstore.store.reach import Reached
 from ckptstore.zarr.encoded_entries import encoded_entries
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
-    from ckptstore.documents.nodes import Node
-    from ckptstore.documents.page import Page
+    from ckptstore.digest import Digest
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
+    from ckptstore.store.reach import Written
 
 RESETTABLE = ("step", "metrics")
 SEED = "seed"  # what the meta of a seed has, and says there what was taken from the source
@@ -109,7 +104,9 @@ def plant(seed: Seed, id: Digest, *, objects: ObjectStore, catalog: Catalog) -> 
         encoded = encoded_entries(source, catalog)
         zarr = {path or ROOT for path in encoded}
         made = repage(pages, {old: new for old, new in names.items() if old not in zarr})
-    written = _store(moved, made, objects, held=source.documents())
+    with putting(objects, Reached(digests=source.documents())) as putter:
+        putter.rely(digest for page in made for digest, _ in page.digests())
+        written, _ = put_documents(moved, enumerate(made), putter)
     return (
         written if source.hierarchy is None else _with_nodes(written, id, encoded, names, catalog)
     )
@@ -148,27 +145,4 @@ def _with_nodes(
         hierarchy=refs,
         new_bytes=written.new_bytes + staged.new_bytes,
         relied=written.relied | relied,
-    )
-
-
-def _store(
-    root: Node, pages: Sequence[Page], objects: ObjectStore, *, held: AbstractSet[Digest]
-) -> Written:
-    """Put the documents that are not there. held: those of the source, which are durable."""
-    encoded = [structure.encode(root), *(page.encode() for page in pages)]
-    digests = [Digest.of(data) for data in encoded]
-    missing = {
-        digest: data
-        for digest, data in zip(digests, encoded, strict=True)
-        if digest not in held and not objects.has(digest, size=len(data))
-    }
-    gather([partial(objects.put, *item) for item in missing.items()], threads=PUT_THREADS)
-    objects.flush(set(digests) - held)
-    return Written(
-        pages=tuple(map(page_ref, pages, digests[1:])),
-        structure=digests[0],
-        new_bytes=sum(map(len, missing.values())),
-        relied=frozenset(
-            chain(digests, (digest for page in pages for digest, _ in page.digests()))
-        ),
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore import verify
 from ckptstore.checkout import reader
-from ckptstore.commit import writer
+from ckptstore.commit import put
 from ckptstore.storage import local
 from ckptstore.store import catalog, objects
 from ckptstore.zarr import publish
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 COUNTS: tuple[tuple[ModuleType, str], ...] = (
-    (writer, "HASH_THREADS"),
-    (writer, "COPY_THREADS"),
-    (writer, "PUT_THREADS"),
+    (put, "HASH_THREADS"),
+    (put, "COPY_THREADS"),
+    (put, "PUT_THREADS"),
     (publish, "PUT_THREADS"),
     (catalog, "EXPIRE_THREADS"),
     (objects, "ALONE_THREADS"),

@@ -1,0 +1,130 @@
+"""Assemble: digests that were put, by one process or several, become pages and a structure.
+
+The result is what a manifest needs. Reading arrays and hashing chunks is done before, by
+`ckptstore.commit.put`. docs/reference/format.md, sections 10 and 14.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptstore.commit.put import PageDigests
+from ckptstore.documents import structure
+from ckptstore.documents.chunks import chunk_count
+from ckptstore.documents.page import ArrayEntry, Page
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.python_gc import paused_collector
+from ckptstore.store.reach import Written, page_ref
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ckptstore.commit.plan import ArrayPlan, Plan
+    from ckptstore.commit.put import Putter
+    from ckptstore.digest import Digest
+    from ckptstore.documents.nodes import Node
+
+
+def merged(
+    plan: Plan, stored: Sequence[Mapping[int, PageDigests]]
+) -> Iterator[tuple[int, PageDigests]]:
+    """What several processes have put of each page of a plan. Pure.
+
+    Args:
+        plan: The plan that all of them followed.
+        stored: Of each process, what it put of each page, by the page's number.
+
+    Raises:
+        InvalidInputError: Two processes disagree about a chunk, or a bundle.
+    """
+    chunks: dict[str, dict[int, Digest]] = {}
+    pages = [pages for process in stored for pages in process.values()]
+    for found in {id(page.chunks): page.chunks for page in pages}.values():
+        for path, digests in found.items():
+            known = chunks.setdefault(path, {})
+            for number, digest in digests.items():
+                if known.setdefault(number, digest) != digest:
+                    raise InvalidInputError(
+                        f"Two processes have put different bytes as chunk {number} of {shown(path)}."
+                    )
+    for number in range(len(plan.pages)):
+        bundled = [page for process in stored if (page := process.get(number)) and page.bundle]
+        if any(page.small != bundled[0].small for page in bundled):
+            raise InvalidInputError(
+                f"Two processes have put different small arrays of the page from "
+                f"{shown(plan.pages[number][0].path)} on."
+            )
+        first = bundled[0] if bundled else PageDigests()
+        yield number, PageDigests(small=first.small, bundle=first.bundle, chunks=chunks)
+
+
+def assembled(plan: Plan, stored: Iterable[tuple[int, PageDigests]]) -> Iterator[tuple[int, Page]]:
+    """The pages of a plan, each as soon as its digests are there. Pure.
+
+    Args:
+        plan: How the arrays are stored.
+        stored: What was put of each page, by the page's number, in any order.
+
+    Raises:
+        InvalidInputError: No process has put a chunk, or a small array.
+    """
+    for number, digests in stored:
+        entries = tuple(_entries(plan.pages[number], digests))
+        yield number, Page(entries=entries, bundle=digests.bundle)
+
+
+def put_documents(
+    root: Node, pages: Iterable[tuple[int, Page]], putter: Putter
+) -> tuple[Written, list[Page]]:
+    """Put the structure and the pages of a state; everything is durable when this returns.
+
+    Args:
+        root: The structure.
+        pages: The pages, each with its number in path order.
+        putter: Where they go. It knows the objects that the pages refer to.
+
+    Returns:
+        What the manifest needs, and the pages in path order.
+    """
+    with paused_collector():
+        structure_digest, _ = putter.put(structure.encode(root))
+    put = {number: (page, putter.put(page.encode())[0]) for number, page in pages}
+    ordered = [put[number] for number in sorted(put)]
+    putter.finish()
+    written = Written(
+        pages=tuple(page_ref(page, digest) for page, digest in ordered),
+        structure=structure_digest,
+        new_bytes=putter.new_bytes,
+        relied=frozenset(putter.relied),
+    )
+    return written, [page for page, _ in ordered]
+
+
+def _entries(arrays: Iterable[ArrayPlan], digests: PageDigests) -> Iterator[ArrayEntry]:
+    """The entries of one page."""
+    small = iter(digests.small)
+    for path, dtype, shape, chunk_shape, tied in arrays:
+        if chunk_shape is None:
+            digest, offset = next(small, (None, None))
+            if digest is None:
+                raise InvalidInputError(f"No process has put {shown(path)}.")
+            yield ArrayEntry(path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset)
+        else:
+            yield ArrayEntry(
+                path=path,
+                dtype=dtype,
+                shape=shape,
+                chunk_shape=chunk_shape,
+                digests=_chunks(tied or path, chunk_count(shape, chunk_shape), digests),
+            )
+
+
+def _chunks(path: str, count: int, digests: PageDigests) -> tuple[Digest, ...]:
+    """The digests of all chunks of an array, in C order of its grid."""
+    chunks = digests.chunks.get(path, {})
+    missing = next((number for number in range(count) if number not in chunks), None)
+    if missing is not None:
+        raise InvalidInputError(
+            f"No process has put chunk {missing} of the {count} of {shown(path)}."
+        )
+    return tuple(chunks[number] for number in range(count))

@@ -1,0 +1,283 @@
+"""Put: hash the arrays of a plan, and store the chunks and bundles that are not there yet.
+
+Chunks are hashed from the arrays' own memory by a few threads, which keep the processors busy. More
+threads write new objects; they mostly wait for fsync. Objects that already exist with the right size
+are not rewritten. Unless the parent references them they are still flushed: their writer may have
+died before its own flush.
+
+Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble` takes
+from one process or from several. ADR 0009, ADR 0010; docs/reference/format.md, section 14.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
+
+from ckptstore.digest import Digest
+from ckptstore.documents.page import Bundle
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.python_gc import paused_collector
+from ckptstore.store.objects import PUT_THREADS
+from ckptstore.threads import Buffers, LentBuffers, Workers, results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
+
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.commit.plan import ArrayPlan, Plan, Shape
+    from ckptstore.documents.chunks import Chunk
+    from ckptstore.store.objects import ObjectStore
+    from ckptstore.store.reach import Reached
+
+    SourceChunk = tuple[ArraySource, Chunk]
+    Place = tuple[str, int]  # of a chunk: the path of its array, and its number there
+    Part = tuple[Digest, int]  # of a small array: its digest, and where it begins in its bundle
+
+Result = TypeVar("Result")
+
+HASH_THREADS = 3  # more would only take turns
+# Chunks that have to be copied are hashed and put by the thread that holds the copy.
+COPY_THREADS = 8
+JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
+COPY_BYTES_MAX = 64 << 20  # copies of chunks, all at once
+BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageDigests:
+    """What one process has put of the arrays of a page.
+
+    Attributes:
+        small: Digest and offset of each small array, in path order; empty if another process puts
+            the bundle.
+        bundle: The object that holds them.
+        chunks: Digests by path and number in the grid. It may list arrays of other pages too, since
+            a tied array is stored under another path.
+    """
+
+    small: list[Part] = field(default_factory=list)
+    bundle: Bundle | None = None
+    chunks: Mapping[str, Mapping[int, Digest]] = field(default_factory=dict)
+
+
+class Putter:
+    """Puts objects that are not there yet, and remembers what the commit relies on.
+
+    Attributes:
+        relied: Every object the manifest will reach, as far as known.
+        new_bytes: Bytes of the objects that had to be written.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, reached: Reached, *, putters: Workers, hashers: Workers
+    ) -> None:
+        self.relied: set[Digest] = set()
+        self.new_bytes = 0
+        self._objects, self._reached = objects, reached
+        self._putters, self._hashers = putters, hashers
+        self._written: set[Digest] = set()
+        self._durable: set[Digest] = set()
+        self._puts: list[Future[None]] = []
+        self._buffers = Buffers()
+        self._lock = Lock()
+
+    def hashed(self, job: Callable[[], Result]) -> Future[Result]:
+        """Have a job done by one of the threads that hash."""
+        return self._hashers.submit(job)
+
+    def put(
+        self, data: bytes | memoryview, *, is_shared: bool = False
+    ) -> tuple[Digest, Future[None] | None]:
+        """Have an object written unless it is there.
+
+        Args:
+            data: Its bytes.
+            is_shared: True if others may write to this memory meanwhile.
+
+        Returns:
+            Its digest, and a future of when its memory is free again; None if it is now.
+        """
+        digest = Digest.of(data)
+        if not self._is_needed(digest, len(data)):
+            return digest, None
+        put = self._putters.submit(partial(self._objects.put, digest, data, is_shared=is_shared))
+        with self._lock:
+            self._puts.append(put)
+        return digest, put
+
+    def put_chunks(self, chunks: Iterable[SourceChunk]) -> list[Digest]:
+        """Hash chunks, and have them written."""
+        return [self._put_chunk(source, chunk) for source, chunk in chunks]
+
+    def _put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
+        """Hash a chunk, and have it written; at once if it is a copy, whose memory is reused."""
+        data = source.chunk(chunk, self._buffers.of)
+        if source.has_run(chunk):
+            return self.put(data, is_shared=not source.is_private)[0]
+        digest = Digest.of(data)
+        if self._is_needed(digest, len(data)):
+            self._objects.put(digest, data)
+        return digest
+
+    def put_bundle(self, data: memoryview, parts: list[Part]) -> tuple[Bundle, Future[None] | None]:
+        """The same for the small arrays of a page. A bundle of the parent is not even hashed."""
+        bundle = self._reached.bundles.get(tuple(digest for digest, _ in parts))
+        if bundle and self._objects.has(bundle.digest, size=bundle.size):
+            with self._lock:
+                self.relied.add(bundle.digest)
+            return bundle, None
+        digest, put = self.put(data)
+        return Bundle(digest=digest, size=len(data)), put
+
+    def rely(self, digests: Iterable[Digest]) -> None:
+        """Rely on objects that are durable already: another process put them, or a checkpoint."""
+        listed = set(digests)
+        self._durable |= listed
+        self.relied |= listed
+
+    def finish(self) -> None:
+        """Return once everything relied upon is durable."""
+        results(self._puts)
+        durable = (self._reached.digests | self._durable) - self._written
+        self._objects.flush(self.relied - durable)
+
+    def _is_needed(self, digest: Digest, size: int) -> bool:
+        """Rely on an object: True, for one caller, when it has to be written."""
+        with self._lock:
+            if digest in self.relied:
+                return False
+            self.relied.add(digest)
+        if self._reached.is_sound and self._objects.has(digest, size=size):
+            return False
+        with self._lock:
+            self._written.add(digest)
+            self.new_bytes += size
+        return True
+
+
+@contextmanager
+def putting(objects: ObjectStore, reached: Reached, *, hash_threads: int = 1) -> Iterator[Putter]:
+    """A putter with its threads, which have ended afterwards."""
+    with Workers(PUT_THREADS) as putters, Workers(hash_threads) as hashers:
+        yield Putter(objects, reached, putters=putters, hashers=hashers)
+
+
+def hash_threads(plan: Plan, sources: Iterable[ArraySource]) -> int:
+    """As many threads as help, and no more than may hold a copy of a chunk at once."""
+    if plan.is_contiguous and all(source.flat is not None for source in sources):
+        return HASH_THREADS
+    return max(1, min(COPY_THREADS, COPY_BYTES_MAX // plan.chunk_bytes))
+
+
+def put_arrays(
+    plan: Plan,
+    sources: Mapping[str, ArraySource],
+    putter: Putter,
+    *,
+    corners: Mapping[str, Shape] | None = None,
+) -> Iterator[tuple[int, PageDigests]]:
+    """Have every chunk and bundle put that this process holds.
+
+    Threads hash chunks from the start. Meanwhile this one copies and hashes small arrays: thousands
+    of short calls on several threads would only wait for each other.
+
+    Args:
+        plan: How the arrays are stored.
+        sources: The arrays by path, or what of them this process has to put. A process puts the
+            bundle of a page if it has all of its small arrays.
+        putter: Where to put them.
+        corners: For each array of which `sources` has a shard, where that begins in the array.
+
+    Yields:
+        The number of each page with what was put. Pages of small arrays alone come first, while
+        chunks are still being hashed.
+    """
+    with paused_collector():
+        hashing = [
+            (places, putter.hashed(partial(putter.put_chunks, job)))
+            for places, job in _jobs(plan, sources, corners or {})
+        ]
+        buffers = LentBuffers(BUNDLES_BYTES_MAX)
+        waiting: list[tuple[int, list[Part], Bundle | None]] = []
+        for number, arrays in enumerate(plan.pages):
+            parts, bundle = _put_bundle(arrays, sources, putter, buffers)
+            if all(array.chunk_shape is None for array in arrays):
+                yield number, PageDigests(small=parts, bundle=bundle)
+            else:
+                waiting.append((number, parts, bundle))
+    digests: dict[str, dict[int, Digest]] = {}
+    for places, future in hashing:
+        for (path, number), digest in zip(places, future.result(), strict=True):
+            digests.setdefault(path, {})[number] = digest
+    with paused_collector():
+        for number, parts, bundle in waiting:
+            yield number, PageDigests(small=parts, bundle=bundle, chunks=digests)
+
+
+def _jobs(
+    plan: Plan, sources: Mapping[str, ArraySource], corners: Mapping[str, Shape]
+) -> Iterator[tuple[list[Place], list[SourceChunk]]]:
+    """The chunks to hash, in path order; in one job as many as are worth a thread's turn."""
+    places: list[Place] = []
+    job: list[SourceChunk] = []
+    size = 0
+    for arrays in plan.pages:
+        for array in arrays:
+            if array.chunk_shape is None or array.tied or array.path not in sources:
+                continue
+            source = sources[array.path]
+            for number, chunk in array.chunks(source.shape, corners.get(array.path)):
+                places.append((array.path, number))
+                job.append((source, chunk))
+                size += chunk.size
+                if size >= JOB_BYTES:
+                    yield places, job
+                    places, job, size = [], [], 0
+    if job:
+        yield places, job
+
+
+def _put_bundle(
+    arrays: Iterable[ArrayPlan],
+    sources: Mapping[str, ArraySource],
+    putter: Putter,
+    buffers: LentBuffers,
+) -> tuple[list[Part], Bundle | None]:
+    """Have the small arrays of a page put as one object.
+
+    They are hashed from the copy that is stored, so a digest is right even if an array changes
+    meanwhile.
+    """
+    paths = [array.path for array in arrays if array.chunk_shape is None]
+    held = [sources[path] for path in paths if path in sources]
+    if not held:
+        return [], None
+    if len(held) < len(paths):
+        missing = next(path for path in paths if path not in sources)
+        raise InvalidInputError(
+            f"{shown(missing)} shares a bundle with {len(paths) - 1} other arrays. The process that "
+            "puts these must put it too."
+        )
+    buffer = buffers.of(sum(source.nbytes for source in held))
+    parts = _join(held, buffer)
+    bundle, put = putter.put_bundle(buffer, parts)
+    buffers.lend(buffer, until=put)
+    return parts, bundle
+
+
+def _join(sources: list[ArraySource], buffer: memoryview) -> list[Part]:
+    """Copy arrays to a buffer, one behind the other; return their digests and positions in it."""
+    parts = []
+    ends = accumulate(source.nbytes for source in sources)
+    for source, end in zip(sources, ends, strict=True):
+        start = end - source.nbytes
+        part = buffer[start:end]
+        part[:] = source.whole()
+        parts.append((Digest.of(part), start))
+    return parts
