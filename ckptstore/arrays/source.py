@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.documents.chunks import DIMENSIONS_MAX, Chunk
+from ckptstore.documents.chunks import DIMENSIONS_MAX, Chunk, runs
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import UnsupportedValueError
 
 if TYPE_CHECKING:
@@ -76,18 +77,37 @@ class ArraySource:
     is_private: bool = False
 
     def chunk(self, chunk: Chunk, buffer: Callable[[int], memoryview]) -> memoryview:
-        """The bytes of one chunk: in the array's own memory where it is contiguous, else a copy.
+        """The bytes of one chunk, in C order: a slice of the array's memory if `has_run`, else a copy.
 
         buffer: returns writable memory of a size, which holds the chunk until it is called again.
         """
-        if self.flat is not None:
+        if self.flat is not None and chunk.start is not None:
             return self.flat[chunk.start : chunk.start + chunk.size]
         data = buffer(chunk.size)
-        if self.framework is None:
+        if self.framework is not None and self.array is not None:
+            self.framework.copy_out(part_of(self.array, chunk), data)
+        elif chunk.start is not None:
             self.array.read_into(data, chunk.start)
         else:
-            self.framework.copy_out(part_of(self.array, chunk), data)
+            self._copy_runs(chunk, data)
         return data
+
+    def has_run(self, chunk: Chunk) -> bool:
+        """True for a chunk that is a slice of the array's memory."""
+        return self.flat is not None and chunk.start is not None
+
+    def _copy_runs(self, chunk: Chunk, data: memoryview) -> None:
+        """Copy a chunk that is not one run of the array's bytes, run by run."""
+        item, filled = ITEM_BYTES[self.dtype], 0
+        box = [range(part.start, part.stop) for part in chunk.index]
+        for first, length in runs(self.shape, box):
+            start, size = first * item, length * item
+            part = data[filled : filled + size]
+            if self.flat is not None:
+                part[:] = self.flat[start : start + size]
+            else:
+                self.array.read_into(part, start)
+            filled += size
 
     def pieces(self) -> Iterator[memoryview]:
         """All bytes, piece by piece; a piece of a lazy array is valid until the next is read."""

@@ -1,4 +1,11 @@
-"""CheckpointArray: an array of a checkpoint that is read as it is indexed."""
+"""CheckpointArray: an array of a checkpoint whose chunks are read as it is indexed.
+
+Only the chunks that an index touches are read, each checked against its digest. Read from begin to
+end (a commit or an export does), a grid that is not contiguous goes through `Bands`, in bounded
+memory. Arrays committed through Zarr are `ckptstore.zarr.array.ZarrArray`.
+
+ADR 0022; docs/reference/format.md, section 10.2.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +18,12 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.index import touched, wanted
 from ckptstore.arrays.indexed import IndexedArray
-from ckptstore.checkout.reader import READ_THREADS
-from ckptstore.documents.chunks import chunks
-from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS
+from ckptstore.documents.chunks import chunk_counts, is_contiguous, whole
+from ckptstore.documents.dtypes import ITEM_BYTES, word
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
@@ -27,8 +35,6 @@ if TYPE_CHECKING:
     from ckptstore.store.objects import ObjectStore
 
     Reading = Callable[[], AbstractContextManager[None]]
-
-_WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 
 
 class CheckpointArray(IndexedArray):
@@ -47,23 +53,32 @@ class CheckpointArray(IndexedArray):
         self.dtype, self.shape = entry.dtype, entry.shape
         self.identity = object()
         self._entry, self._bundle = entry, None if entry.offset is None else bundle
+        self._steps = entry.chunk_shape if entry.offset is None else whole(entry.shape)
         self._objects, self._reading = objects, reading
 
     def __getitem__(self, index: object) -> Any:
         """Read a part."""
-        import numpy as np
-
         chosen = wanted(index, self.shape)
         array, memory = arrays.allocate(self.kind, self.dtype, chosen.shape)
         if math.prod(chosen.shape):
-            word = _WORDS[ITEM_BYTES[self.dtype]]
-            made = np.frombuffer(memory, word).reshape(tuple(map(len, chosen.ranges)))
-            with self._reading():
-                gather(list(self._copies(chosen.ranges, made)), threads=READ_THREADS)
+            self._fill(chosen.ranges, memory)
         return array
+
+    def _fill(self, ranges: tuple[range, ...], memory: memoryview) -> None:
+        """Read what lies at the crossings of some ranges, in C order."""
+        import numpy as np
+
+        made = np.frombuffer(memory, word(self.dtype)).reshape(tuple(map(len, ranges)))
+        largest = math.prod(self._steps) * made.itemsize
+        threads = max(1, min(READ_THREADS, BUFFER_BYTES_MAX // largest))
+        with self._reading():
+            gather(list(self._copies(ranges, made)), threads=threads)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`."""
+        if self._bands:
+            self._bands.read_into(buffer, start)
+            return
         with self._reading():
             end = start + len(buffer)
             first = bisect_right(self._runs, start, key=itemgetter(1)) - 1
@@ -78,20 +93,37 @@ class CheckpointArray(IndexedArray):
                     part[:] = self._chunk(digest, size)[low - begin : high - begin]
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """The start and size of each chunk."""
+        """The start and size of each chunk; runs of whole chunks where these are not contiguous."""
+        if self._bands:
+            return self._bands.pieces()
         return ((start, size) for _, start, size in self._runs)
 
     @cached_property
     def _runs(self) -> list[tuple[Digest, int, int]]:
-        """The digest, start and size of each chunk, in C order."""
-        entry = self._entry
-        if entry.offset is not None:
-            return [(entry.digests[0], 0, entry.nbytes)]
-        grid = chunks(entry.shape, entry.chunk_shape, item_bytes=ITEM_BYTES[entry.dtype])
-        return [
-            (digest, chunk.start, chunk.size)
-            for digest, chunk in zip(entry.digests, grid, strict=True)
-        ]
+        """The digest, start and size of each chunk of a contiguous grid, in C order."""
+        return [(digest, chunk.start or 0, chunk.size) for digest, chunk in self._entry.grid()]
+
+    @cached_property
+    def _bands(self) -> Bands | None:
+        """How to read an array in C order whose grid is not contiguous."""
+        if self._entry.offset is not None or is_contiguous(self.shape, self._entry.chunk_shape):
+            return None
+        return Bands(
+            self.path,
+            shape=self.shape,
+            chunk_shape=self._entry.chunk_shape,
+            item_bytes=ITEM_BYTES[self.dtype],
+            read=self._box,
+        )
+
+    def _box(self, index: tuple[slice, ...]) -> memoryview:
+        """The bytes of a part of the array, in C order."""
+        import numpy as np
+
+        chosen = wanted(index, self.shape)
+        fresh: Any = np.empty(math.prod(chosen.shape) * ITEM_BYTES[self.dtype], np.uint8)
+        self._fill(chosen.ranges, memoryview(fresh))
+        return memoryview(fresh)
 
     def _chunk(self, digest: Digest, size: int) -> memoryview:
         """All bytes of a chunk, checked."""
@@ -104,10 +136,9 @@ class CheckpointArray(IndexedArray):
         return data
 
     def _copies(self, ranges: tuple[range, ...], made: Any) -> Iterator[Callable[[], object]]:
-        """What reads each chunk that is wanted, and copies what is wanted of it."""
-        entry = self._entry
-        steps = entry.chunk_shape if entry.offset is None else tuple(map(_at_least_one, self.shape))
-        counts = [-(-length // step) for length, step in zip(self.shape, steps, strict=True)]
+        """Yield a job for each chunk that is touched: read it, and copy what is wanted of it."""
+        steps = self._steps
+        counts = chunk_counts(self.shape, steps)
         axes = [list(touched(part, step)) for part, step in zip(ranges, steps, strict=True)]
         for parts in itertools.product(*axes):
             number = 0
@@ -118,13 +149,13 @@ class CheckpointArray(IndexedArray):
                 for (position, _, _), step, length in zip(parts, steps, self.shape, strict=True)
             )
             inside = tuple(part[1] for part in parts)
-            target = made[(*(part[2] for part in parts), ...)]  # also of 0 axes a view
-            yield partial(self._copy, entry.digests[number], shape, inside, target)
+            target = made[(*(part[2] for part in parts), ...)]  # a view, also of 0 dimensions
+            yield partial(self._copy, self._entry.digests[number], shape, inside, target)
 
     def _copy(
         self, digest: Digest, shape: tuple[int, ...], inside: tuple[slice, ...], target: Any
     ) -> None:
-        """Read one chunk; straight into the result where all of it is wanted, in the order in which it lies."""
+        """Read one chunk; straight into the result if that holds all of it in the same order."""
         import numpy as np
 
         size = math.prod(shape) * target.itemsize
@@ -133,7 +164,3 @@ class CheckpointArray(IndexedArray):
             return
         data = np.frombuffer(self._chunk(digest, size), target.dtype)
         target[...] = data.reshape(shape)[inside]
-
-
-def _at_least_one(length: int) -> int:
-    return max(1, length)

@@ -1,7 +1,12 @@
-"""Reader: arrays of a checkpoint into memory, every byte checked against its digest before anybody sees it.
+"""Reader: arrays of a checkpoint into memory, every byte checked against its digest first.
 
-Fresh arrays are filled straight from storage and handed out only when all of them proved right. Existing arrays are
-filled through a small buffer for each thread: a chunk is read, checked, then copied, so no wrong byte ever reaches them.
+New arrays are filled straight from storage where a chunk is one run of their bytes, and handed out
+only when all of them proved right. All other chunks (of arrays that exist already, and of grids that
+are not contiguous) go through a small buffer for each thread: a chunk is read, checked and then
+copied, so no wrong byte ever reaches an existing array.
+
+Which arrays are read is decided by the caller; arrays committed through Zarr are not read here.
+ADR 0005, ADR 0022; docs/reference/format.md, section 13.
 """
 
 from __future__ import annotations
@@ -13,8 +18,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.memory import check_memory
-from ckptstore.documents.chunks import Chunk, chunks
-from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, gather
 
@@ -22,31 +25,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.page import ArrayEntry, Bundle, Page
     from ckptstore.store.objects import ObjectReader
 
 READ_THREADS = 4
-BUNDLES_BYTES_MAX = 8 << 20  # bundles that are held at once, of about 1 MB each as a rule
-BUFFER_BYTES_MAX = 32 << 20  # all threads' buffers together, when existing arrays are filled
+BUNDLES_BYTES_MAX = 8 << 20  # bundles held at once; most have about 1 MB
+BUFFER_BYTES_MAX = 32 << 20  # the buffers of all threads together
 
 
 def read_fresh(
     pages: Iterable[Page], kinds: Mapping[str, str], *, objects: ObjectReader
 ) -> dict[str, Any]:
-    """New arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else read."""
+    """Read new arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else."""
     wanted = [_Wanted.of(page, kinds) for page in pages]
     check_memory(entry.nbytes for part in wanted for entry in (*part.small, *part.large))
     made: dict[str, Any] = {}
     jobs: list[Callable[[], object]] = []
+    copies = _Copies(objects)
     for part in wanted:
         for entry in part.large:
             array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape)
             made[entry.path] = array
-            jobs += [
-                partial(objects.read_into, digest, memory[chunk.start : chunk.start + chunk.size])
-                for digest, chunk in _chunks(entry)
-            ]
+            for digest, chunk in entry.grid():
+                if chunk.start is None:
+                    copies.add(digest, chunk, array)
+                else:
+                    run = memory[chunk.start : chunk.start + chunk.size]
+                    jobs.append(partial(objects.read_into, digest, run))
     gather(jobs, threads=READ_THREADS)
+    copies.run()
     with paused_collector():
         for entry, data in _read_small(wanted, objects):
             made[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
@@ -54,21 +62,44 @@ def read_fresh(
 
 
 def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: ObjectReader) -> None:
-    """Fill existing arrays of the right dtype and shape. On an error some of them may hold new values already."""
+    """Fill existing arrays of the right dtype and shape.
+
+    On an error some of them may already hold new values.
+    """
     wanted = [_Wanted.of(page, targets) for page in pages]
-    buffers = Buffers()
-    chunked = [
-        (entry, *found) for part in wanted for entry in part.large for found in _chunks(entry)
-    ]
-    jobs = [
-        partial(_copy_chunk, objects, buffers, digest, chunk, targets[entry.path])
-        for entry, digest, chunk in chunked
-    ]
-    largest = max((chunk.size for _, _, chunk in chunked), default=1)
-    gather(jobs, threads=max(1, min(READ_THREADS, BUFFER_BYTES_MAX // largest)))
+    copies = _Copies(objects)
+    for part in wanted:
+        for entry in part.large:
+            for digest, chunk in entry.grid():
+                copies.add(digest, chunk, targets[entry.path])
+    copies.run()
     for entry, data in _read_small(wanted, objects):
-        everything = tuple(slice(0, length) for length in entry.shape)
-        arrays.copy_chunk(targets[entry.path], Chunk(0, entry.nbytes, everything), data)
+        _, chunk = next(entry.grid())
+        arrays.copy_chunk(targets[entry.path], chunk, data)
+
+
+class _Copies:
+    """Chunks to read, each through a buffer of its thread."""
+
+    def __init__(self, objects: ObjectReader) -> None:
+        self._objects = objects
+        self._buffers = Buffers()
+        self._jobs: list[Callable[[], object]] = []
+        self._largest = 1
+
+    def add(self, digest: Digest, chunk: Chunk, target: Any) -> None:
+        """Have a chunk copied to its place in an array."""
+        self._jobs.append(partial(self._copy, digest, chunk, target))
+        self._largest = max(self._largest, chunk.size)
+
+    def run(self) -> None:
+        """Copy them all, on as many threads as `BUFFER_BYTES_MAX` has room for."""
+        gather(self._jobs, threads=max(1, min(READ_THREADS, BUFFER_BYTES_MAX // self._largest)))
+
+    def _copy(self, digest: Digest, chunk: Chunk, target: Any) -> None:
+        data = self._buffers.of(chunk.size)
+        self._objects.read_into(digest, data)
+        arrays.copy_chunk(target, chunk, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +118,10 @@ class _Wanted:
         return cls(page.bundle, small, [entry for entry in entries if entry.offset is None])
 
 
-def _chunks(entry: ArrayEntry) -> Iterator[tuple[Digest, Chunk]]:
-    grid = chunks(entry.shape, entry.chunk_shape, item_bytes=ITEM_BYTES[entry.dtype])
-    return zip(entry.digests, grid, strict=True)
-
-
 def _read_small(
     wanted: Iterable[_Wanted], objects: ObjectReader
 ) -> Iterator[tuple[ArrayEntry, memoryview]]:
-    """The checked bytes of small arrays; threads read a few bundles at a time."""
+    """Yield the checked bytes of small arrays; threads read a few bundles at a time."""
     batch: list[Callable[[], list[tuple[ArrayEntry, memoryview]]]] = []
     held = 0
     for part in wanted:
@@ -111,7 +137,7 @@ def _read_small(
 def read_bundle(
     bundle: Bundle, small: list[ArrayEntry], objects: ObjectReader
 ) -> list[tuple[ArrayEntry, memoryview]]:
-    """Small arrays of a page: from the whole bundle when most of it is wanted, else one range each."""
+    """Read small arrays of a page: the whole bundle if most of it is wanted, else a range for each."""
     if 2 * sum(entry.nbytes for entry in small) < bundle.size:
         return [(entry, _read_range(bundle, entry, objects)) for entry in small]
     data = memoryview(bytearray(bundle.size))
@@ -127,11 +153,3 @@ def _read_range(bundle: Bundle, entry: ArrayEntry, objects: ObjectReader) -> mem
 
 def _start(entry: ArrayEntry) -> int:
     return entry.offset or 0
-
-
-def _copy_chunk(
-    objects: ObjectReader, buffers: Buffers, digest: Digest, chunk: Chunk, target: Any
-) -> None:
-    data = buffers.of(chunk.size)
-    objects.read_into(digest, data)
-    arrays.copy_chunk(target, chunk, data)

@@ -138,22 +138,9 @@ def _kind(before: StoredArray | None, after: StoredArray) -> ArrayKind | None:
         return "moved"
     if (before.dtype, before.shape) != (after.dtype, after.shape):
         return "retyped"
-    if before.entry.digests == after.entry.digests and is_cut_alike(before.entry, after.entry):
+    if before.entry.content == after.entry.content:
         return None
-    return "changed" if is_cut_alike(before.entry, after.entry) else "undecided"
-
-
-def is_cut_alike(one: ArrayEntry, other: ArrayEntry) -> bool:
-    """True when the digests of two arrays of one shape and dtype are of the same runs of bytes."""
-    return _cut(one) == _cut(other)
-
-
-def _cut(entry: ArrayEntry) -> tuple[int, ...]:
-    if isinstance(entry, EncodedEntry):
-        return (-1,)  # encoded by its own codecs, so unlike any array of a state
-    if len(entry.digests) < 2:
-        return entry.shape
-    return tuple(map(min, entry.shape, entry.chunk_shape))
+    return "changed" if before.entry.cut == after.entry.cut else "undecided"
 
 
 def _moves(gone: Sequence[StoredArray], new: Sequence[StoredArray]) -> dict[str, StoredArray]:
@@ -163,8 +150,8 @@ def _moves(gone: Sequence[StoredArray], new: Sequence[StoredArray]) -> dict[str,
     for side, arrays in enumerate((gone, new)):
         for array in arrays:
             if array.entry.digests:
-                content = (array.dtype, _cut(array.entry), array.shape, array.entry.digests)
-                by_content[content][side].append(array)
+                key = array.dtype, array.shape, array.entry.content
+                by_content[key][side].append(array)
     origins: dict[str, StoredArray] = {}
     for sources, targets in by_content.values():
         if sources and targets:

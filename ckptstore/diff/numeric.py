@@ -23,8 +23,6 @@ import numpy as np
 
 from ckptstore.checkout.reader import read_bundle
 from ckptstore.diff.changes import Numbers
-from ckptstore.diff.compare import is_cut_alike
-from ckptstore.documents.chunks import chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.page import chunk_sizes
 
@@ -67,7 +65,7 @@ def measure(
     for change in diff.arrays:
         if change.kind in ("changed", "undecided"):
             pair = _Pair.of(change)
-            if pair.before.is_encoded or pair.after.is_encoded:
+            if not pair.has_common_runs:
                 if change.after and change.after.dtype in ITEM_BYTES:
                     decoded[change.path] = _decoded(pair, openers)
                 continue
@@ -83,10 +81,10 @@ def measure(
 
 
 def _decoded(pair: _Pair, openers: tuple[ArrayOpener, ArrayOpener]) -> Numbers:
-    """The numbers of an array of which zarr-python decodes a side, a piece at a time."""
+    """The numbers of an array of which a side cannot be read run by run, a piece at a time."""
     before, after = openers[0].bytes_of(pair.before), openers[1].bytes_of(pair.after)
     total = _Sums()
-    for start, size in before.pieces():
+    for start, size in (after if pair.before.is_contiguous else before).pieces():
         one, other = (memoryview(bytearray(size)) for _ in range(2))
         before.read_into(one, start)
         after.read_into(other, start)
@@ -152,11 +150,19 @@ class _Pair:
         return cls(change.before, change.after)
 
     @property
+    def has_common_runs(self) -> bool:
+        """True when both are cut in the same way, or each into runs of its bytes in C order."""
+        if self.before.is_encoded or self.after.is_encoded:
+            return False
+        if self.before.is_contiguous and self.after.is_contiguous:
+            return True
+        return self.before.entry.cut == self.after.entry.cut
+
+    @property
     def key(self) -> Key:
         """Equal for pairs that hold the same bytes."""
         one, other = self.before.entry, self.after.entry
-        cuts = one.chunk_shape, other.chunk_shape
-        return one.dtype, one.shape, *cuts, one.digests, other.digests
+        return one.dtype, one.shape, one.content, other.content
 
     @property
     def chunk_bytes(self) -> int:
@@ -209,7 +215,7 @@ def _jobs(pairs: Iterable[_Pair], before: ObjectStore, after: ObjectStore) -> It
         one, other = pair.before.entry, pair.after.entry
         if one.offset is not None and other.offset is not None:
             small[pair.before.bundle, pair.after.bundle].append(pair)
-        elif is_cut_alike(one, other) and one.offset is None and other.offset is None:
+        elif one.cut == other.cut and one.offset is None and other.offset is None:
             digests = zip(chunk_sizes(one), other.digests, strict=True)
             for (digest, size), other_digest in digests:
                 yield _Job(size, partial(_read_chunk, pair, digest, other_digest, objects))
@@ -302,9 +308,8 @@ def _runs(array: StoredArray) -> Iterator[tuple[int, int, Digest]]:
     if len(entry.digests) == 1:
         yield 0, entry.nbytes, entry.digests[0]
         return
-    grid = chunks(entry.shape, entry.chunk_shape, item_bytes=ITEM_BYTES[entry.dtype])
-    for digest, chunk in zip(entry.digests, grid, strict=True):
-        yield chunk.start, chunk.size, digest
+    for digest, chunk in entry.grid():
+        yield chunk.start or 0, chunk.size, digest
 
 
 def sums_of(dtype: str, before: memoryview, after: memoryview) -> _Sums:

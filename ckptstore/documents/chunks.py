@@ -1,7 +1,13 @@
-"""How an array is cut into chunks: contiguous blocks in C order on a regular grid.
+"""Chunk grids: how an array is cut into blocks, each stored as one object.
 
-A chunk's shape is 1 in the leading dimensions, then k, then whole, so every chunk is one contiguous run of the array's
-bytes: a zero-copy slice in memory, and one object in storage. The last chunk along an axis is stored unpadded.
+A grid is regular: every chunk has the same shape, except that those at the end of a dimension are as
+short as the array. A chunk's bytes are the elements of its block in C order, never padded.
+
+Any grid can be read (ADR 0022), since ranks store the rows *and* columns they hold. Commits of one
+process make a *contiguous* grid: 1 in the leading dimensions, then k, then whole. There, each chunk
+is one run of the array's bytes, so it is a zero-copy slice of memory.
+
+Described in docs/reference/format.md, section 10.2. Pure: nothing here reads or allocates arrays.
 """
 
 from __future__ import annotations
@@ -19,53 +25,75 @@ DIMENSIONS_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One chunk: where it lies in the array, as a run of bytes and as a slice of each dimension."""
+    """One chunk of an array.
 
-    start: int
+    Attributes:
+        start: Where its bytes begin among those of the array in C order, if they are one run of
+            these; None if they are not.
+        size: Its bytes.
+        index: The part of the array it covers, a slice for each dimension.
+    """
+
+    start: int | None
     size: int
     index: tuple[slice, ...]
 
 
 def chunk_shape(shape: tuple[int, ...], *, item_bytes: int, chunk_bytes: int) -> tuple[int, ...]:
-    """The shape of the largest chunks of at most `chunk_bytes` bytes, or of one element.
+    """The shape of the largest contiguous chunks of at most `chunk_bytes` bytes, or of one element.
 
-    The rows that fit are counted from the last dimension backwards: as long as a dimension fits whole it is kept
-    whole; the first that does not is cut into runs of k; all before it have length 1.
+    From the last dimension backwards, each is kept whole as long as it fits; the first that does not
+    is cut into runs of k; those before it get length 1.
     """
     run_bytes = item_bytes
     for axis in range(len(shape) - 1, -1, -1):
         if run_bytes * shape[axis] > chunk_bytes:
             k = max(1, chunk_bytes // run_bytes)
-            return (1,) * axis + (k,) + tuple(max(1, length) for length in shape[axis + 1 :])
+            return (1,) * axis + (k,) + whole(shape[axis + 1 :])
         run_bytes *= max(1, shape[axis])
+    return whole(shape)
+
+
+def whole(shape: Sequence[int]) -> tuple[int, ...]:
+    """The chunk shape of an array in one chunk."""
     return tuple(max(1, length) for length in shape)
 
 
-def chunk_count(shape: tuple[int, ...], chunk: tuple[int, ...]) -> int:
-    """How many chunks the grid has; an empty array has none."""
-    if 0 in shape:
-        return 0
-    return math.prod(-(-length // step) for length, step in zip(shape, chunk, strict=True))
-
-
-def is_contiguous_grid(shape: tuple[int, ...], chunk: tuple[int, ...]) -> bool:
-    """True when every chunk of this grid is one contiguous run of a C-ordered array."""
-    if len(chunk) != len(shape) or any(step < 1 for step in chunk):
-        return False
-    leading = 0
-    while leading < len(chunk) and chunk[leading] == 1:
-        leading += 1
-    return all(
-        step >= length
-        for step, length in zip(chunk[leading + 1 :], shape[leading + 1 :], strict=True)
+def is_grid(shape: Sequence[int], chunk: Sequence[int]) -> bool:
+    """True for a chunk shape that an array of this shape can have."""
+    return len(chunk) == len(shape) and all(
+        1 <= step <= max(1, length) for step, length in zip(chunk, shape, strict=True)
     )
 
 
+def is_contiguous(shape: Sequence[int], block: Sequence[int]) -> bool:
+    """True when a block of this shape, no longer than the array, is one run of its bytes in C order.
+
+    Then so is every chunk of a grid of such blocks.
+    """
+    cut = next((axis for axis, length in enumerate(block) if length != 1), len(block))
+    return all(
+        length == most
+        for length, most in zip(block[cut + 1 :], whole(shape[cut + 1 :]), strict=True)
+    )
+
+
+def chunk_counts(shape: Sequence[int], chunk: Sequence[int]) -> tuple[int, ...]:
+    """How many chunks lie along each dimension."""
+    return tuple(-(-length // step) for length, step in zip(shape, chunk, strict=True))
+
+
+def chunk_count(shape: Sequence[int], chunk: Sequence[int]) -> int:
+    """How many chunks the grid has; an empty array has none."""
+    return math.prod(chunk_counts(shape, chunk))
+
+
 def chunks(shape: tuple[int, ...], chunk: tuple[int, ...], *, item_bytes: int) -> Iterator[Chunk]:
-    """Every chunk in C order of the grid; the order in which a page lists their digests."""
+    """Every chunk in C order of the grid, the order in which a page lists their digests."""
     if 0 in shape:
         return
     steps = [range(0, length, step) for length, step in zip(shape, chunk, strict=True)]
+    are_runs = is_contiguous(shape, chunk)
     start = 0
     for corner in itertools.product(*steps):
         index = tuple(
@@ -73,13 +101,13 @@ def chunks(shape: tuple[int, ...], chunk: tuple[int, ...], *, item_bytes: int) -
             for begin, step, length in zip(corner, chunk, shape, strict=True)
         )
         size = math.prod(part.stop - part.start for part in index) * item_bytes
-        yield Chunk(start, size, index)
+        yield Chunk(start if are_runs else None, size, index)
         start += size
 
 
 def runs(shape: Sequence[int], box: Sequence[range]) -> Iterator[tuple[int, int]]:
-    """Where the elements of a box lie in an array in C order: the start and length of each run, in order."""
-    axis = len(shape) - 1  # the last one that is not a part of each run in full
+    """The start and length, in elements, of each run of a box in an array in C order."""
+    axis = len(shape) - 1  # becomes the last one that runs do not contain whole
     while axis > 0 and len(box[axis]) == shape[axis]:
         axis -= 1
     inner = math.prod(shape[axis + 1 :])

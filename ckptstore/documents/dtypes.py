@@ -1,6 +1,7 @@
-"""The dtypes that an array may have, by the names that Zarr v3 and its extensions use.
+"""The dtypes an array may have, by the names of Zarr v3 and its extensions.
 
-Elements lie in little-endian order. `float4_e2m1fn_x2` is torch's: two 4-bit floats in a byte, counted as one element.
+Elements are little-endian. `float4_e2m1fn_x2` is torch's: two 4-bit floats in a byte, counted as
+one element. Described in docs/reference/format.md, section 11.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ ITEM_BYTES: dict[str, int] = {
     "complex128": 16,
 }
 
+_WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
+
 
 def item_bytes(dtype: object, *, name: str) -> int:
     """Bytes of one element, or CorruptError for a dtype that is not in the table."""
@@ -40,3 +43,8 @@ def item_bytes(dtype: object, *, name: str) -> int:
             f"{name} has the dtype {str(dtype)[:40]!r}, which this version does not know."
         )
     return ITEM_BYTES[dtype]
+
+
+def word(dtype: str) -> str:
+    """A numpy dtype of the same size, with which elements are moved bit for bit."""
+    return _WORDS[ITEM_BYTES[dtype]]

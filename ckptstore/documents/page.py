@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from ckptstore.documents import canonical
 from ckptstore.documents.canonical import Fields, check_digest, check_integer
-from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_contiguous_grid
+from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_grid, whole
 from ckptstore.documents.dtypes import item_bytes
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.documents.names import check_path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.chunks import Chunk
 
 PAGE_BYTES_MAX = 32 << 20
 PAGE_ARRAYS_MIN = 32
@@ -61,6 +62,22 @@ class ArrayEntry:
         """Bytes of the whole array."""
         return math.prod(self.shape) * item_bytes(self.dtype, name=self.path)
 
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """How its bytes are divided among its digests: the chunk shape, or the shape of one chunk."""
+        return self.chunk_shape if len(self.digests) > 1 else self.shape
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for arrays of the same dtype and shape only if these hold the same bytes."""
+        return self.cut, self.digests
+
+    def grid(self) -> Iterator[tuple[Digest, Chunk]]:
+        """Each chunk with its digest, in C order of the grid; a small array is one chunk."""
+        step = self.chunk_shape if self.offset is None else whole(self.shape)
+        item = item_bytes(self.dtype, name=self.path)
+        return zip(self.digests, chunks(self.shape, step, item_bytes=item), strict=True)
+
     def to_json(self) -> dict[str, Any]:
         """The JSON form inside a page."""
         form: dict[str, Any] = {"path": self.path, "dtype": self.dtype, "shape": self.shape}
@@ -88,9 +105,7 @@ class ArrayEntry:
             return cls(path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset)
         chunk_shape = _shape(fields.array("chunk_shape"), name=name)
         listed = fields.array("digests")
-        if not is_contiguous_grid(shape, chunk_shape) or len(listed) != chunk_count(
-            shape, chunk_shape
-        ):
+        if not is_grid(shape, chunk_shape) or len(listed) != chunk_count(shape, chunk_shape):
             raise CorruptError(
                 f"{name}: {len(listed)} chunks of {chunk_shape} do not make {shape}."
             )
@@ -191,12 +206,10 @@ def chunk_sizes(entry: ArrayEntry) -> Iterator[tuple[Digest, int]]:
     """The digest and byte size of each chunk object of a large array; nothing for a small one."""
     if entry.offset is not None or not entry.digests:
         return
-    item = item_bytes(entry.dtype, name=entry.path)
     if len(entry.digests) == 1:
         yield entry.digests[0], entry.nbytes
         return
-    grid = chunks(entry.shape, entry.chunk_shape, item_bytes=item)
-    for digest, chunk in zip(entry.digests, grid, strict=True):
+    for digest, chunk in entry.grid():
         yield digest, chunk.size
 
 

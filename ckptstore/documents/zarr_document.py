@@ -46,7 +46,7 @@ def array_document(
         "data_type": shown,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [*grid(shape, chunk_shape), *more]},
+            "configuration": {"chunk_shape": [*chunk_shape, *more]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": _zero(shown),
@@ -80,18 +80,9 @@ def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
             yield path, document
 
 
-def grid(shape: Sequence[int], chunk_shape: Sequence[int]) -> tuple[int, ...]:
-    """The chunk shape as Zarr is told it: behind the axis that is cut, as long as the array."""
-    cut = next((axis for axis, step in enumerate(chunk_shape) if step != 1), len(shape))
-    return tuple(
-        step if axis <= cut else max(1, length)
-        for axis, (length, step) in enumerate(zip(shape, chunk_shape, strict=True))
-    )
-
-
-def padded_bytes(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> int:
-    """Bytes of every chunk, as Zarr wants it."""
-    return math.prod(grid(shape, chunk_shape)) * ITEM_BYTES[dtype]
+def padded_bytes(dtype: str, chunk_shape: Sequence[int]) -> int:
+    """Bytes of every chunk for Zarr, where those at the end of a dimension are as long as others."""
+    return math.prod(chunk_shape) * ITEM_BYTES[dtype]
 
 
 def chunk_keys(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> Iterator[str]:

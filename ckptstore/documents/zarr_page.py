@@ -79,6 +79,11 @@ class EncodedEntry(ArrayEntry):
     chunks: int
 
     @property
+    def cut(self) -> tuple[int, ...]:
+        """Unlike that of any array of a state: only its codecs know what its values hold."""
+        return (-1,)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its values, as they are encoded."""
         return sum(self.sizes)

@@ -49,7 +49,7 @@ class Memory:
         for fill in fills:
             if (is_gone := _end_of(fill.target)) is not None:
                 _, entry = filled.setdefault(fill.key, (is_gone, fill.entry))
-                disputed |= {fill.key} if entry.digests != fill.entry.digests else set()
+                disputed |= {fill.key} if entry.content != fill.entry.content else set()
         for load in loads:
             if load.content is not None and (is_gone := _end_of(load.owner)) is not None:
                 handed.setdefault(id(load.owner), (is_gone, set()))[1].add(load.content)

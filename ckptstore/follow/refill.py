@@ -17,8 +17,6 @@ from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, read_bundle
 from ckptstore.documents import structure
-from ckptstore.documents.chunks import Chunk, chunks
-from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.zarr_page import EncodedEntry
 from ckptstore.follow.memory import location_of
 from ckptstore.state import tree
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from ckptstore.checkout.placement import Handover, Placement
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.digest import Digest
+    from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.page import ArrayEntry, Bundle, Page
     from ckptstore.follow.memory import Memory
     from ckptstore.store.objects import ObjectReader
@@ -101,12 +100,12 @@ class Load:
             if path not in entries:
                 raise unlisted(path)
         is_known = paths and not any(isinstance(entries[path], EncodedEntry) for path in paths)
-        digests = (entries[path].digests for path in paths)
+        contents = (entries[path].content for path in paths)
         return cls(
             handover=handover,
             paths=paths,
             nbytes=sum(entries[path].nbytes for path in paths),
-            content=(structure.encode(handover.node), *digests) if is_known else None,
+            content=(structure.encode(handover.node), *contents) if is_known else None,
         )
 
     @property
@@ -214,26 +213,17 @@ def changes_of(fills: Iterable[Fill], memory: Memory) -> list[Change]:
     for fill in fills:
         new = fill.entry
         first = filled.setdefault(fill.key, new)
-        if first is not new and first.digests == new.digests:
-            continue
-        old = memory.entry(fill.key) if first is new else None
-        if old is not None and old.chunk_shape != new.chunk_shape:
-            old = None
-        if old is not None and old.digests == new.digests:
-            continue
-        changes += _changes(fill, None if old is None else old.digests)
+        if first is new or first.content != new.content:
+            changes += _changes(fill, memory.entry(fill.key) if first is new else None)
     return changes
 
 
-def _changes(fill: Fill, old: tuple[Digest, ...] | None) -> Iterator[Change]:
-    """The chunks of one array that differ. old: its digests, cut in the same way."""
-    entry = fill.entry
-    if entry.offset is not None:
-        yield Change(fill, Chunk(0, entry.nbytes, ()), entry.digests[0])
-        return
-    grid = chunks(entry.shape, entry.chunk_shape, item_bytes=ITEM_BYTES[entry.dtype])
-    known = old or (None,) * len(entry.digests)
-    for digest, known_digest, chunk in zip(entry.digests, known, grid, strict=True):
+def _changes(fill: Fill, old: ArrayEntry | None) -> Iterator[Change]:
+    """The chunks of one array that differ from what it holds; all of them when that is unknown."""
+    new = fill.entry
+    is_alike = old is not None and old.cut == new.cut
+    known = old.digests if old is not None and is_alike else (None,) * len(new.digests)
+    for (digest, chunk), known_digest in zip(new.grid(), known, strict=True):
         if digest != known_digest:
             yield Change(fill, chunk, digest)
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from ckptstore.arrays.memory import check_memory
 from ckptstore.documents import canonical, zarr_document
-from ckptstore.documents.chunks import chunks
-from ckptstore.documents.dtypes import item_bytes
+from ckptstore.documents.chunks import is_contiguous, whole
+from ckptstore.documents.dtypes import word
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.nodes import DictNode
 from ckptstore.documents.structure import is_same
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.nodes import Node
     from ckptstore.documents.page import ArrayEntry, Bundle
@@ -214,7 +215,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class ArrayChunk:
-    """A chunk of an array of a state, padded with zeros to the full chunk size as Zarr requires.
+    """A chunk of an array of a state, padded with zeros to the full chunk shape as Zarr requires.
 
     Attributes:
         array: The array's path in the state.
@@ -223,6 +224,7 @@ class ArrayChunk:
         size: Bytes with the padding.
         bundle: The object that holds the bytes of a small array.
         offset: Where in the bundle they begin.
+        short: How to pad a chunk if zeros are needed elsewhere than at its end.
     """
 
     array: str
@@ -231,6 +233,7 @@ class ArrayChunk:
     size: int
     bundle: Bundle | None = None
     offset: int = 0
+    short: Short | None = None
 
     def is_object(self, segment_bytes: int) -> bool:
         """True when the padded chunk is exactly one object, no longer than a segment."""
@@ -239,20 +242,41 @@ class ArrayChunk:
     def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
         """Bytes `start` to `stop` of the padded chunk."""
         if self.bundle is not None:
-            data = objects.bundled(
+            return objects.bundled(
                 self.bundle, self.digest, start=self.offset, size=self.stored_bytes
-            )
-            part = data[start:stop]
-            if len(part) == stop - start:
-                return part
-            return bytes(part).ljust(stop - start, b"\0")
-        if (start, stop) == (0, self.size):
-            chunk = _memory(self.size)
-            objects.store.read_into(self.digest, chunk[: self.stored_bytes])
-            chunk[self.stored_bytes :] = bytes(self.size - self.stored_bytes)
-            return chunk
-        part = objects.whole(self.digest, self.stored_bytes)[start:stop]
-        return bytes(part).ljust(stop - start, b"\0")
+            )[start:stop]
+        if self.short is None and (start, stop) == (0, self.size):
+            made = _memory(self.size)
+            objects.store.read_into(self.digest, made[: self.stored_bytes])
+            made[self.stored_bytes :] = bytes(self.size - self.stored_bytes)
+            return made
+        data = objects.whole(self.digest, self.stored_bytes)
+        if self.short is not None:
+            return self.short.padded(data)[start:stop]
+        return bytes(data[start:stop]).ljust(stop - start, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """A chunk at the end of a dimension that is not the first one cut.
+
+    Attributes:
+        shape: Its shape.
+        chunk_shape: The shape of chunks that are not at the end.
+        word: Numpy dtype to move its elements with.
+    """
+
+    shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    word: str
+
+    def padded(self, data: memoryview) -> memoryview:
+        """The bytes of a whole chunk, zeros behind each row of this one."""
+        made = np.zeros(self.chunk_shape, self.word)
+        part = made[tuple(slice(0, length) for length in self.shape)]
+        part[...] = np.frombuffer(data, self.word).reshape(self.shape)
+        flat: Any = made.reshape(-1).view(np.uint8)
+        return memoryview(flat)
 
 
 Contents = dict[str, Content]
@@ -439,9 +463,9 @@ def join(path: str, key: str) -> str:
 
 def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
     """The keys of an array of a state: its document and its chunks."""
-    item = item_bytes(entry.dtype, name=entry.path)
     is_small = entry.offset is not None
-    chunk_shape = tuple(max(1, length) for length in entry.shape) if is_small else entry.chunk_shape
+    chunk_shape = whole(entry.shape) if is_small else entry.chunk_shape
+    bundle = bundle if is_small else None
     name = path.rpartition("/")[2]
     contents: Contents = {
         join(path, METADATA): Made(
@@ -452,13 +476,18 @@ def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
         )
     }
     keys = zarr_document.chunk_keys(entry.dtype, entry.shape, chunk_shape)
-    size = zarr_document.padded_bytes(entry.dtype, entry.shape, chunk_shape)
-    if is_small:
-        content = ArrayChunk(
-            entry.path, entry.digests[0], entry.nbytes, size, bundle, entry.offset or 0
+    size = zarr_document.padded_bytes(entry.dtype, chunk_shape)
+    for key, (digest, chunk) in zip(keys, entry.grid(), strict=True):
+        short = _short(chunk, chunk_shape, entry.dtype)
+        contents[join(path, key)] = ArrayChunk(
+            entry.path, digest, chunk.size, size, bundle, entry.offset or 0, short
         )
-        return contents | {join(path, key): content for key in keys}
-    grid = chunks(entry.shape, chunk_shape, item_bytes=item)
-    for key, digest, chunk in zip(keys, entry.digests, grid, strict=True):
-        contents[join(path, key)] = ArrayChunk(entry.path, digest, chunk.size, size)
     return contents
+
+
+def _short(chunk: Chunk, chunk_shape: tuple[int, ...], dtype: str) -> Short | None:
+    """How to pad a chunk, where zeros behind it do not do."""
+    shape = tuple(part.stop - part.start for part in chunk.index)
+    if is_contiguous(chunk_shape, shape):
+        return None
+    return Short(shape, chunk_shape, word(dtype))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.documents import zarr_document
-from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, is_contiguous_grid
+from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, is_contiguous, is_grid
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError
 
@@ -37,7 +37,7 @@ class FolderArray(LazyArray):
         self.kind, self.dtype, self.shape = kind, dtype, shape
         self.identity = object()
         self.chunk_count = chunk_count(shape, steps)
-        self.chunk_bytes = zarr_document.padded_bytes(dtype, shape, steps)
+        self.chunk_bytes = zarr_document.padded_bytes(dtype, steps)
         cut = next((axis for axis, step in enumerate(steps) if step != 1), len(shape))
         self._row_bytes = (
             math.prod(shape[cut:]) * ITEM_BYTES[dtype]
@@ -62,7 +62,7 @@ class FolderArray(LazyArray):
             steps = tuple(grid[: len(grid) - more])
             if not _is_possible(kind, dtype, shape) or any(type(step) is not int for step in steps):
                 return None
-            if not is_contiguous_grid(shape, steps):
+            if not (is_grid(shape, steps) and is_contiguous(shape, steps)):
                 return None
             ours = zarr_document.array_document(
                 dtype=dtype, shape=shape, chunk_shape=steps, name=folder.name

@@ -119,7 +119,7 @@ def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[st
     """Writes the chunks of an array, and returns its document."""
     item = ITEM_BYTES[source.dtype]
     shape = chunk_shape(source.shape, item_bytes=item, chunk_bytes=CHUNK_BYTES)
-    size = zarr_document.padded_bytes(source.dtype, source.shape, shape)
+    size = zarr_document.padded_bytes(source.dtype, shape)
     keys = zarr_document.chunk_keys(source.dtype, source.shape, shape)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -166,12 +166,15 @@ class PlainReader:
             data = self.object(bundle["digest"], size=bundle["size"])[start : start + size]
             need(digest_of(data) == entry["digest"], "a small array does not have its digest")
             return data
-        sizes = chunk_sizes(entry["shape"], entry["chunk_shape"], ITEM_BYTES[entry["dtype"]])
-        need(len(sizes) == len(entry["digests"]), "an array has too few or too many chunks")
-        need(max(sizes, default=0) <= 256 * MIB, "a chunk is too large")
-        return b"".join(
-            self.object(d, size=n) for d, n in zip(entry["digests"], sizes, strict=True)
-        )
+        shape, item = entry["shape"], ITEM_BYTES[entry["dtype"]]
+        blocks = chunk_blocks(shape, entry["chunk_shape"])
+        need(len(blocks) == len(entry["digests"]), "an array has too few or too many chunks")
+        need(chunk_bytes(blocks[:1], item) <= 256 * MIB, "a chunk is too large")
+        data = bytearray(size)
+        for digest, block in zip(entry["digests"], blocks, strict=True):
+            chunk = self.object(digest, size=chunk_bytes([block], item))
+            place(data, shape, block, item, chunk)
+        return bytes(data)
 
     def values(self, manifest: dict[str, Any]) -> dict[str, bytes]:
         """What each key of a Zarr hierarchy holds, as it was set (section 10.5)."""
@@ -277,22 +280,34 @@ def is_key(text: object) -> bool:
     return isinstance(text, str) and len(text) <= 4096 and bool(ZARR_KEY.fullmatch(text))
 
 
-def chunk_sizes(shape: list[int], chunk_shape: list[int], item_bytes: int) -> list[int]:
-    """The bytes of each chunk, in C order of the grid; each is one run of the array."""
+def chunk_blocks(shape: list[int], chunk_shape: list[int]) -> list[tuple[range, ...]]:
+    """What each chunk covers, in C order of the grid (section 10.2)."""
     need(len(shape) == len(chunk_shape), "a chunk shape has another number of dimensions")
-    need(all(whole(step) >= 1 for step in chunk_shape), "a chunk shape holds a zero")
-    leading = next((i for i, step in enumerate(chunk_shape) if step != 1), len(shape))
-    rest = zip(chunk_shape[leading + 1 :], shape[leading + 1 :], strict=True)
-    need(all(step >= length for step, length in rest), "a chunk is not one run of bytes")
+    steps = list(zip(shape, map(whole, chunk_shape), strict=True))
+    need(all(1 <= step <= max(1, length) for length, step in steps), "a chunk shape does not fit")
     if 0 in shape:
         return []
-    count = math.prod(-(-length // step) for length, step in zip(shape, chunk_shape, strict=True))
-    need(count <= 1_000_000, "an array has too many chunks")
-    lengths = [
-        [min(step, length - start) for start in range(0, length, step)]
-        for length, step in zip(shape, chunk_shape, strict=True)
-    ]
-    return [math.prod(part) * item_bytes for part in product(*lengths)]
+    need(math.prod(-(-n // step) for n, step in steps) <= 1_000_000, "an array has too many chunks")
+    sides = ([range(at, min(at + step, n)) for at in range(0, n, step)] for n, step in steps)
+    return list(product(*sides))
+
+
+def chunk_bytes(blocks: list[tuple[range, ...]], item_bytes: int) -> int:
+    """The bytes of some chunks."""
+    return sum(math.prod(map(len, block)) * item_bytes for block in blocks)
+
+
+def place(
+    data: bytearray, shape: list[int], block: tuple[range, ...], item_bytes: int, chunk: bytes
+) -> None:
+    """Copy a chunk, row by row of its block, to where it belongs in the bytes of its array."""
+    row = len(block[-1]) * item_bytes if block else item_bytes
+    for number, index in enumerate(product(*block[:-1])):
+        start = 0
+        for position, length in zip((*index, *(b.start for b in block[-1:])), shape, strict=True):
+            start = start * length + position
+        start *= item_bytes
+        data[start : start + row] = chunk[number * row : (number + 1) * row]
 
 
 def nbytes_of(entry: dict[str, Any]) -> int:

@@ -8,14 +8,13 @@ once; the standard library and blake3 suffice.
 from __future__ import annotations
 
 import json
-import math
 import os
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from tests.compat.plain_reader import ITEM_BYTES, SMALL_BYTES, Array
+from tests.compat.plain_reader import ITEM_BYTES, SMALL_BYTES, Array, chunk_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,9 +53,20 @@ class PlainWriter:
         self.write("ckptstore.json", seal("repository", document), create=True)
 
     def commit(
-        self, state: dict[str, Any], *, time: int, nonce: str, step: int, message: str
+        self,
+        state: dict[str, Any],
+        *,
+        time: int,
+        nonce: str,
+        step: int,
+        message: str,
+        grids: dict[str, list[int]] | None = None,
     ) -> str:
-        """Commit a dict as the first checkpoint of main, and return its id (section 14)."""
+        """Commit a dict as the first checkpoint of main, and return its id (section 14).
+
+        grids: chunk shapes of some arrays, in place of those that section 10.2 makes of them.
+        """
+        self.grids = grids or {}
         pairs: list[list[Any]] = []
         arrays: dict[str, Array] = {}
         for key, value in state.items():
@@ -65,7 +75,7 @@ class PlainWriter:
                 pairs.append([key, {value.kind: key}])
             else:
                 pairs.append([key, value])
-        pages = [self.put_page(part) for part in cut(arrays, self.chunk_size)]
+        pages = [self.put_page(part) for part in self.cut(arrays)]
         manifest = {
             "format": 1,
             "pages": pages,
@@ -119,11 +129,11 @@ class PlainWriter:
         entries, bundle = [], bytearray()
         for path, array in arrays.items():
             entry: dict[str, Any] = {"path": path, "dtype": array.dtype, "shape": array.shape}
-            if 0 < len(array.data) < SMALL_BYTES:
+            if self.is_small(path, array):
                 entry |= {"digest": blake3(array.data).hexdigest(), "offset": len(bundle)}
                 bundle += array.data
             else:
-                grid = chunk_shape(list(array.shape), ITEM_BYTES[array.dtype], self.chunk_size)
+                grid = self.grid(path, array)
                 entry |= {"chunk_shape": grid, "digests": self.put_chunks(array, grid)}
             entries.append(entry)
         page: dict[str, Any] = {"arrays": entries}
@@ -134,18 +144,32 @@ class PlainWriter:
         return {"first": first, "digest": digest, "arrays": len(arrays), "bytes": sum(sizes)}
 
     def put_chunks(self, array: Array, grid: list[int]) -> list[str]:
-        """Put the chunks of an array in C order of the grid."""
-        steps = [range(0, length, step) for length, step in zip(array.shape, grid, strict=True)]
-        digests, start = [], 0
-        for corner in product(*steps) if array.data else ():
-            lengths = (
-                min(step, length - at)
-                for at, step, length in zip(corner, grid, array.shape, strict=True)
-            )
-            end = start + math.prod(lengths) * ITEM_BYTES[array.dtype]
-            digests.append(self.put(array.data[start:end]))
-            start = end
-        return digests
+        """Put the chunks of an array in C order of the grid (section 10.2)."""
+        blocks = chunk_blocks(list(array.shape), grid)
+        return [self.put(elements(array, block)) for block in blocks]
+
+    def is_small(self, path: str, array: Array) -> bool:
+        """True for an array that lies in a bundle (section 10.3)."""
+        return 0 < len(array.data) < SMALL_BYTES and path not in self.grids
+
+    def grid(self, path: str, array: Array) -> list[int]:
+        """The chunk shape of an array."""
+        made = chunk_shape(list(array.shape), ITEM_BYTES[array.dtype], self.chunk_size)
+        return self.grids.get(path, made)
+
+    def cut(self, arrays: dict[str, Array]) -> list[dict[str, Array]]:
+        """The arrays in path order, page by page (section 10.4)."""
+        pages: list[dict[str, Array]] = [{}]
+        digests = 0
+        for path in sorted(arrays):  # Python orders strings by code point
+            array = arrays[path]
+            pages[-1][path] = array
+            blocks = chunk_blocks(list(array.shape), self.grid(path, array))
+            digests += 1 if self.is_small(path, array) else len(blocks)
+            if page_ends(path, len(pages[-1]), digests):
+                pages.append({})
+                digests = 0
+        return [page for page in pages if page]
 
     def put(self, data: bytes) -> str:
         """Put an object unless it is there, and return its digest."""
@@ -172,26 +196,18 @@ class PlainWriter:
             temporary.rename(path)
 
 
-def cut(arrays: dict[str, Array], chunk_size: int) -> list[dict[str, Array]]:
-    """The arrays in path order, page by page (section 10.4)."""
-    pages: list[dict[str, Array]] = [{}]
-    digests = 0
-    for path in sorted(arrays):  # Python orders strings by code point
-        array = arrays[path]
-        pages[-1][path] = array
-        digests += digest_count(array, chunk_size)
-        if page_ends(path, len(pages[-1]), digests):
-            pages.append({})
-            digests = 0
-    return [page for page in pages if page]
-
-
-def digest_count(array: Array, chunk_size: int) -> int:
-    """How many digests a page lists for an array."""
-    if len(array.data) < SMALL_BYTES:
-        return 1 if array.data else 0
-    grid = chunk_shape(list(array.shape), ITEM_BYTES[array.dtype], chunk_size)
-    return math.prod(-(-length // step) for length, step in zip(array.shape, grid, strict=True))
+def elements(array: Array, block: tuple[range, ...]) -> bytes:
+    """The elements of a block in C order."""
+    data, item = memoryview(array.data), ITEM_BYTES[array.dtype]
+    rows = []
+    for index in product(*block[:-1]):
+        start = 0
+        first = (side.start for side in block[-1:])
+        for position, length in zip((*index, *first), array.shape, strict=True):
+            start = start * length + position
+        count = len(block[-1]) if block else 1
+        rows.append(data[start * item : (start + count) * item])
+    return b"".join(rows)
 
 
 def seal(kind: str, document: dict[str, Any]) -> bytes:

@@ -85,10 +85,13 @@ LENGTHS = st.integers(0, 6) | st.integers(0, 3_000_000)
 def test_chunk_shapes_are_those_of_the_code(shape: list[int], item: int, size: int) -> None:
     ours = chunks.chunk_shape(tuple(shape), item_bytes=item, chunk_bytes=size)
     assert plain_writer.chunk_shape(shape, item, size) == list(ours)
-    assert chunks.is_contiguous_grid(tuple(shape), ours)
+    assert chunks.is_grid(tuple(shape), ours)
+    assert chunks.is_contiguous(tuple(shape), ours)
     if chunks.chunk_count(tuple(shape), ours) <= 2000:
         grid = chunks.chunks(tuple(shape), ours, item_bytes=item)
-        assert plain_reader.chunk_sizes(shape, list(ours), item) == [chunk.size for chunk in grid]
+        blocks = plain_reader.chunk_blocks(shape, list(ours))
+        sizes = [plain_reader.chunk_bytes([block], item) for block in blocks]
+        assert sizes == [chunk.size for chunk in grid]
 
 
 @given(
@@ -99,11 +102,11 @@ def test_the_plain_reader_takes_the_grids_that_the_code_takes(
     shape: list[int], chunk: list[int]
 ) -> None:
     try:
-        plain_reader.chunk_sizes(shape, chunk, 1)
+        plain_reader.chunk_blocks(shape, chunk)
         taken = True
     except plain_reader.BadRepositoryError:
         taken = False
-    assert taken == chunks.is_contiguous_grid(tuple(shape), tuple(chunk))
+    assert taken == chunks.is_grid(tuple(shape), tuple(chunk))
 
 
 @given(

@@ -12,6 +12,7 @@ import ckptstore
 from ckptstore.retention import KeepAll
 from tests.compat.deterministic import NOW, deterministic
 from tests.compat.make_example import files
+from tests.compat.neutral import neutral
 from tests.compat.plain_reader import Array, PlainReader
 from tests.compat.plain_writer import PlainWriter
 
@@ -70,6 +71,41 @@ def test_ckptstore_reads_and_goes_on_with_what_the_plain_writer_wrote(tmp_path: 
         np.testing.assert_array_equal(found[key], value)
     assert repo.commit({**state, "lr": 0.2}, step=2).parents == (id,)
     assert repo.resolve("main").new_bytes == len(Path(_structure(repo)).read_bytes())
+
+
+GRIDS = [
+    ((300, 500), [300, 64]),
+    ((300, 500), [77, 131]),
+    ((5, 70, 400), [2, 70, 150]),
+    ((7, 3, 5), [3, 2, 2]),
+    ((9,), [4]),
+    ((), []),
+    ((0, 5), [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("shape", "grid"), GRIDS, ids=str)
+def test_any_grid_that_the_plain_writer_makes_is_read(
+    tmp_path: Path, shape: tuple[int, ...], grid: list[int]
+) -> None:
+    """By ckptstore and by the plain reader, also where one process would cut in another way."""
+    array = np.random.default_rng(0).integers(0, 2**31, shape, np.int32)
+    state = {"a": np.arange(3), "w": array, "z": array.astype("f8")}
+    writer = PlainWriter(tmp_path, store="another program", chunk_size=CHUNK)
+    id = writer.commit(
+        {key: _plain(value) for key, value in state.items()},
+        time=0,
+        nonce="",
+        step=1,
+        message="",
+        grids={"w": grid},
+    )
+    repo = ckptstore.open(tmp_path)
+    assert repo.verify().ok
+    assert repo.resolve(id).arrays[1].chunk_shape == tuple(grid)
+    reader = PlainReader(tmp_path)
+    assert neutral(repo.checkout(id)) == neutral(reader.state(reader.manifest(id)))
+    assert neutral(repo.checkout(id)) == neutral(state)
 
 
 @pytest.mark.parametrize("is_kept", [True, False])

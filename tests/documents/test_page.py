@@ -72,6 +72,15 @@ def test_a_page_comes_back_from_its_bytes() -> None:
     assert PAGE.array_bytes == 12 + 400_000
 
 
+def test_an_entry_may_list_chunks_that_are_not_contiguous() -> None:
+    entry = replace(LARGE, chunk_shape=(5, 16_000))
+    page = replace(PAGE, entries=(SMALL, entry, EMPTY))
+    assert Page.decode(page.encode(), name="page") == page
+    assert [size for _, size in chunk_sizes(entry)] == [160_000, 160_000, 80_000]
+    assert (entry.cut, LARGE.cut) == ((5, 16_000), (2, 40_000))
+    assert entry.content != LARGE.content  # the same digests stand for other elements
+
+
 @pytest.mark.parametrize(
     "entry",
     [
@@ -81,6 +90,8 @@ def test_a_page_comes_back_from_its_bytes() -> None:
         replace(SMALL, dtype="float3"),
         replace(LARGE, digests=LARGE.digests[:2]),
         replace(LARGE, chunk_shape=(2, 39_999)),
+        replace(LARGE, chunk_shape=(2, 40_001)),
+        replace(LARGE, chunk_shape=(5, 20_000, 1)),
         replace(LARGE, shape=(5, -40_000)),
         replace(LARGE, shape=(1,) * 65),
         replace(EMPTY, chunk_shape=(0, 7)),
@@ -92,7 +103,9 @@ def test_a_page_comes_back_from_its_bytes() -> None:
         "small and large",
         "unknown dtype",
         "too few digests",
-        "chunks that are no runs",
+        "a chunk too few",
+        "chunks longer than the array",
+        "chunks of other dimensions",
         "negative length",
         "too many dimensions",
         "chunks without length",
