@@ -130,7 +130,7 @@ _holders_lock = Lock()
 
 
 def _hold(bands: Bands) -> None:
-    """Note that an array holds bands. Beyond `HOLDERS_MAX` the least recently used one drops its own.
+    """Note that an array holds bands; beyond `HOLDERS_MAX` the least recently read drops its own.
 
     A state keeps its arrays until it is written, and each band is an open file and disk space.
     """
@@ -145,7 +145,7 @@ def _hold(bands: Bands) -> None:
 
 
 def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
-    """Boxes of whole chunks that cover a band, as long in the last dimensions as `BOX_BYTES` allows."""
+    """Boxes of whole chunks that cover a band, as long in the last dimensions as memory allows."""
     steps = list(chunk_shape)
     size = math.prod(steps) * item_bytes
     for axis in reversed(range(1, len(shape))):

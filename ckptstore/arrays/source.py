@@ -77,7 +77,7 @@ class ArraySource:
     is_private: bool = False
 
     def chunk(self, chunk: Chunk, buffer: Callable[[int], memoryview]) -> memoryview:
-        """The bytes of one chunk, in C order: a slice of the array's memory if `has_run`, else a copy.
+        """The bytes of one chunk: a slice of the array's memory if `has_run`, else a copy.
 
         buffer: returns writable memory of a size, which holds the chunk until it is called again.
         """
