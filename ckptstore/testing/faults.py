@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage import Listed
-    from ckptstore.storage.protocol import Confirm, Seen
+    from ckptstore.storage.protocol import Confirm
 
 __all__ = ["Killed", "LosingStorage"]
 
@@ -38,14 +36,12 @@ class LosingStorage:
     def __init__(self, changes_left: int | None = None) -> None:
         self.changes_left = changes_left
         self._memory = MemoryStorage("losing")
-        self._before: dict[
-            str, bytes | None
-        ] = {}  # the durable state of each key that has another now
+        # The durable state of each key that has another one now.
+        self._before: dict[str, bytes | None] = {}
 
-    @property
-    def url(self) -> str:
-        """Returns a name for messages; it cannot be opened."""
-        return self._memory.url
+    def __getattr__(self, name: str) -> Any:
+        """Passes on what changes nothing."""
+        return getattr(self._memory, name)
 
     def after_power_failure(self, survives: Callable[[str], bool]) -> MemoryStorage:
         """Returns what is left when only some of the keys that are not durable survived.
@@ -54,9 +50,8 @@ class LosingStorage:
             survives: Called with each such key.
         """
         left = MemoryStorage("after the power failure")
-        now = {
-            key: self._memory.get(key, bytes_max=_BYTES_MAX) for key, *_ in self._memory.list("")
-        }
+        keys = [item.key for item in self._memory.list("")]
+        now = {key: self._memory.get(key, bytes_max=_BYTES_MAX) for key in keys}
         for key in sorted({*now, *self._before}):
             data = now.get(key) if key not in self._before or survives(key) else self._before[key]
             if data is not None:
@@ -67,20 +62,6 @@ class LosingStorage:
     def unflushed(self) -> tuple[str, ...]:
         """Returns the keys that a power failure may take."""
         return tuple(sorted(self._before))
-
-    def prepare(self, keys: Collection[str]) -> None:
-        """As the protocol says."""
-        self._memory.prepare(keys)
-
-    def get(self, key: str, *, bytes_max: int) -> bytes:
-        """As the protocol says."""
-        return self._memory.get(key, bytes_max=bytes_max)
-
-    def read_into(
-        self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
-    ) -> None:
-        """As the protocol says."""
-        self._memory.read_into(key, buffer, start=start, seen=seen)
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
         """As the protocol says; not durable yet."""
@@ -109,26 +90,6 @@ class LosingStorage:
             if self._memory.size(key) is not None:
                 self._before.setdefault(key, self._memory.get(key, bytes_max=_BYTES_MAX))
             self._memory.delete([key])
-
-    def list(self, prefix: str) -> Iterator[Listed]:
-        """As the protocol says."""
-        return self._memory.list(prefix)
-
-    def size(self, key: str) -> int | None:
-        """As the protocol says."""
-        return self._memory.size(key)
-
-    def now(self) -> float:
-        """As the protocol says."""
-        return self._memory.now()
-
-    def lock(self) -> AbstractContextManager[None]:
-        """As the protocol says; Killed releases it."""
-        return self._memory.lock()
-
-    def sweep(self, *, seconds: float) -> int:
-        """As the protocol says."""
-        return self._memory.sweep(seconds=seconds)
 
     def _change(self) -> None:
         if self.changes_left == 0:
