@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore.diff import numeric
+from ckptstore.diff import numeric, sums
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.store.objects import ObjectStore
 
@@ -110,7 +110,7 @@ def test_4_bit_floats_count_as_two_numbers_and_one_element() -> None:
 def test_the_values_of_8_bit_floats_are_those_of_torch(dtype: str) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     expected = codes.view(getattr(torch, dtype)).to(torch.float32).numpy()
-    np.testing.assert_array_equal(numeric._values(dtype, np.arange(256)), expected)
+    np.testing.assert_array_equal(sums._values(dtype, np.arange(256)), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
@@ -321,5 +321,5 @@ def test_memory_is_bounded_by_a_few_chunks(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    block = 4 * numeric.BLOCK_ITEMS
+    block = 4 * sums.BLOCK_ITEMS
     assert 2 * chunk < peak < (numeric.AHEAD_MAX + 1) * 2 * chunk + 4 * block + (1 << 20)
