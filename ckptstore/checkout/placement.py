@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ckptstore.checkout.stored_state import StoredState
+    from ckptstore.documents.entry import Entry
     from ckptstore.documents.nodes import Key, Node
-    from ckptstore.documents.page import ArrayEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Placement:
 
 
 def place(
-    stored: StoredState, destination: object, entries: Mapping[str, ArrayEntry] | None = None
+    stored: StoredState, destination: object, entries: Mapping[str, Entry] | None = None
 ) -> Placement:
     """Match a stored state with a destination. entries: those of the stored state, if at hand."""
     walk = _Place(stored, stored.entries() if entries is None else entries)
@@ -113,7 +113,7 @@ def misfit_error(misfit: Incompatible, *, hint: str = "") -> CheckoutMismatchErr
 class _Place:
     """The walk of one destination."""
 
-    def __init__(self, stored: StoredState, entries: Mapping[str, ArrayEntry]) -> None:
+    def __init__(self, stored: StoredState, entries: Mapping[str, Entry]) -> None:
         self.entries, self.root = entries, stored.path
         self.placement = Placement(is_whole=stored.is_whole)
         self.first: dict[int, tuple[str, Any]] = {}  # by id: what fills it first, and the array

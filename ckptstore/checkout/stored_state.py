@@ -17,9 +17,10 @@ from ckptstore.state.paths import WEIGHTS
 
 if TYPE_CHECKING:
     from ckptstore.digest import Digest
+    from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.nodes import ArrayNode, Node
-    from ckptstore.documents.page import ArrayEntry, Page
+    from ckptstore.documents.page import Page
     from ckptstore.state.selection import Selection
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectReader
@@ -78,9 +79,9 @@ class StoredState:
                 objects=catalog.objects if objects is None else objects,
             )
 
-    def entries(self) -> dict[str, ArrayEntry]:
+    def entries(self) -> dict[str, Entry]:
         """Every array that the pages list, and every Zarr array, by path."""
         has_zarr = any(node.is_zarr for node in self.arrays)
-        entries: dict[str, ArrayEntry] = {**self.opener.encoded_entries()} if has_zarr else {}
+        entries: dict[str, Entry] = {**self.opener.encoded_entries()} if has_zarr else {}
         entries |= {entry.path: entry for page in self.pages for entry in page.entries}
         return entries

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.diff.changes import ArrayChange, Diff
 from ckptstore.diff.structures import structure_changes
 from ckptstore.documents.entry import StoredArray
-from ckptstore.documents.page import ArrayEntry, Page, chunk_sizes
-from ckptstore.documents.zarr_page import EncodedEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest, PageRef
     from ckptstore.documents.nodes import Node
+    from ckptstore.documents.page import Page
+    from ckptstore.documents.zarr_page import EncodedEntry
     from ckptstore.state.selection import Selection
 
 SUFFIX_PARTS_MAX = 16  # of a path's end, when arrays of the same bytes are paired as moved
@@ -60,9 +60,9 @@ def compare(
     equal = [ref for ref in a.manifest.pages if ref.digest in common]
     unchanged, unchanged_bytes = _count(equal, a, selection)
     before, after = (_arrays(source, common, selection) for source in (a, b))
-    known = {digest for array in before.values() for digest, _ in _sizes(array.entry)}
+    known = {digest for array in before.values() for digest in array.entry.digests}
     shared = {
-        path: sum(size for digest, size in _sizes(array.entry) if digest in known)
+        path: sum(size for digest, size in array.entry.sized_digests() if digest in known)
         for path, array in after.items()
     }
     arrays, same = _array_changes(before, after, shared)
@@ -180,12 +180,3 @@ def _paired(
 def _ending(path: str, length: int) -> tuple[str, ...]:
     """The last parts of a path, which dots separate as slashes do."""
     return tuple(path.replace("/", ".").rsplit(".", length)[1:]) if length else ()
-
-
-def _sizes(entry: ArrayEntry) -> Iterable[tuple[Digest, int]]:
-    """Each digest of an array with its bytes."""
-    if isinstance(entry, EncodedEntry):
-        return zip(entry.digests, entry.sizes, strict=True)
-    if entry.offset is not None:
-        return [(entry.digests[0], entry.nbytes)]
-    return chunk_sizes(entry)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.checkout.reader import read_bundle
 from ckptstore.diff.sums import Sums, sums_of, sums_of_equal
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.documents.page import chunk_sizes
+from ckptstore.documents.page import ArrayEntry, chunk_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ckptstore.checkout.opener import ArrayOpener
-    from ckptstore.diff.changes import ArrayChange, Diff
+    from ckptstore.diff.changes import ArrayChange, Diff, Numbers
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import StoredArray
     from ckptstore.store.objects import ObjectStore
@@ -166,7 +166,7 @@ def _jobs(pairs: Iterable[_Pair], before: ObjectStore, after: ObjectStore) -> It
     objects = before, after
     small: defaultdict[Any, list[_Pair]] = defaultdict(list)
     for pair in pairs:
-        one, other = pair.before.entry, pair.after.entry
+        one, other = _listed(pair.before), _listed(pair.after)
         if one.offset is not None and other.offset is not None:
             small[pair.before.bundle, pair.after.bundle].append(pair)
         elif one.cut == other.cut and one.offset is None and other.offset is None:
@@ -201,7 +201,7 @@ def _read_bundles(
     """Reads small arrays of one bundle on each side."""
     sides = ([pair.before for pair in pairs], [pair.after for pair in pairs])
     before, after = (
-        list(read_bundle(side[0].bundle, [array.entry for array in side], store))
+        list(read_bundle(side[0].bundle, [_listed(array) for array in side], store))
         for side, store in zip(sides, objects, strict=True)
         if side[0].bundle
     )
@@ -251,7 +251,7 @@ class _Side:
         while position >= self._start + len(self._data):
             self._start, size, digest = next(self._runs)
             self._data = self._buffer[:size]
-            offset, bundle = self._array.entry.offset, self._array.bundle
+            offset, bundle = _listed(self._array).offset, self._array.bundle
             if offset is not None and bundle:
                 self._objects.read_range(bundle.digest, self._data, start=offset, expected=digest)
             else:
@@ -261,9 +261,15 @@ class _Side:
 
 def _runs(array: StoredArray) -> Iterator[tuple[int, int, Digest]]:
     """The position of each chunk of an array, its size in bytes and its digest."""
-    entry = array.entry
+    entry = _listed(array)
     if len(entry.digests) == 1:
         yield 0, entry.nbytes, entry.digests[0]
         return
     for digest, chunk in entry.grid():
         yield chunk.start or 0, chunk.size, digest
+
+
+def _listed(array: StoredArray) -> ArrayEntry:
+    """The entry of an array that was not committed through Zarr."""
+    assert isinstance(array.entry, ArrayEntry)
+    return array.entry

@@ -1,4 +1,4 @@
-"""StoredArray: an array as a page lists it, with what is needed to read it.
+"""StoredArray: an array as a checkpoint lists it, with what is needed to read it.
 
 A diff names arrays of both sides by it. See docs/reference/format.md, section 10.
 """
@@ -6,13 +6,52 @@ A diff names arrays of both sides by it. See docs/reference/format.md, section 1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckptstore.documents.chunks import is_contiguous
+from ckptstore.documents.page import ArrayEntry
 from ckptstore.documents.zarr_page import EncodedEntry
 
 if TYPE_CHECKING:
-    from ckptstore.documents.page import ArrayEntry, Bundle
+    from collections.abc import Iterable
+
+    from ckptstore.digest import Digest
+    from ckptstore.documents.page import Bundle
+
+
+class Entry(Protocol):
+    """An array of a checkpoint: an `ArrayEntry` of a page, or an `EncodedEntry` of Zarr."""
+
+    @property
+    def path(self) -> str:
+        """Its path in the state."""
+
+    @property
+    def dtype(self) -> str:
+        """The name of its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of its dimensions."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is stored of it."""
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """The digests of its bytes."""
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """How its bytes are divided among its digests."""
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for arrays of the same dtype and shape only if these hold the same elements."""
+
+    def sized_digests(self) -> Iterable[tuple[Digest, int]]:
+        """Each digest with the bytes that it stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +59,11 @@ class StoredArray:
     """An array of a checkpoint, and the bundle of its page.
 
     Attributes:
-        entry: The array as its page lists it.
+        entry: The array as its page, or its Zarr document, describes it.
         bundle: The object that holds the small arrays of that page, if there are any.
     """
 
-    entry: ArrayEntry
+    entry: Entry
     bundle: Bundle | None = None
 
     @property
@@ -35,9 +74,9 @@ class StoredArray:
     @property
     def is_contiguous(self) -> bool:
         """True when each chunk is one run of the array's bytes in C order."""
-        if self.is_encoded:
-            return False
         entry = self.entry
+        if not isinstance(entry, ArrayEntry):
+            return False
         return entry.offset is not None or is_contiguous(entry.shape, entry.chunk_shape)
 
     @property

@@ -23,7 +23,7 @@ from ckptstore.documents.names import check_path
 from ckptstore.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.chunks import Chunk
@@ -77,6 +77,12 @@ class ArrayEntry:
         step = self.chunk_shape if self.offset is None else whole(self.shape)
         item = item_bytes(self.dtype, name=self.path)
         return zip(self.digests, chunks(self.shape, step, item_bytes=item), strict=True)
+
+    def sized_digests(self) -> Iterable[tuple[Digest, int]]:
+        """Each digest with the bytes that it stands for."""
+        if len(self.digests) == 1:
+            return [(self.digests[0], self.nbytes)]
+        return ((digest, chunk.size) for digest, chunk in self.grid())
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form inside a page."""

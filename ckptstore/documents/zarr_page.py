@@ -18,11 +18,11 @@ from blake3 import blake3
 from ckptstore.documents import canonical
 from ckptstore.documents.canonical import Fields, check_digest, check_integer
 from ckptstore.documents.marker import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
-from ckptstore.documents.page import SMALL_BYTES, ArrayEntry, Bundle, bundle_from_json, cut
+from ckptstore.documents.page import SMALL_BYTES, Bundle, bundle_from_json, cut
 from ckptstore.errors import CorruptError, InvalidInputError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ckptstore.digest import Digest
 
@@ -69,14 +69,31 @@ class ZarrNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedEntry(ArrayEntry):
-    """An array that came in through Zarr, as its document tells it: two with the same digests hold the same.
+class EncodedEntry:
+    """An array that was committed through Zarr, as its document describes it.
 
-    dtype: "" for one that no state can hold. sizes: the bytes of each digest. chunks: how many are stored.
+    Attributes:
+        path: Path of its node.
+        dtype: Name of its dtype, "" for one that no state can hold.
+        shape: Lengths of its dimensions.
+        chunk_shape: Lengths of its chunks.
+        digests: Digests of all its values, the document among them.
+        sizes: Bytes of each.
+        chunks: Number of chunks that are stored.
     """
 
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    digests: tuple[Digest, ...]
     sizes: tuple[int, ...]
     chunks: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its values, as they are encoded."""
+        return sum(self.sizes)
 
     @property
     def cut(self) -> tuple[int, ...]:
@@ -84,9 +101,13 @@ class EncodedEntry(ArrayEntry):
         return (-1,)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all its values, as they are encoded."""
-        return sum(self.sizes)
+    def content(self) -> tuple[object, ...]:
+        """Equal for arrays of the same dtype and shape only if these hold the same elements."""
+        return self.cut, self.digests
+
+    def sized_digests(self) -> Iterable[tuple[Digest, int]]:
+        """Each digest with the bytes that it stands for."""
+        return zip(self.digests, self.sizes, strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

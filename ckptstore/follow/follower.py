@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ckptstore.checkout.placement import Placement
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
+    from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.documents.page import ArrayEntry
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
@@ -294,7 +294,7 @@ class Follower:
         )
 
 
-def _refuse_misfit(placement: Placement, model: object, entries: Mapping[str, ArrayEntry]) -> None:
+def _refuse_misfit(placement: Placement, model: object, entries: Mapping[str, Entry]) -> None:
     """Raise for a model that does not fit; a module need not have a place for plain values."""
     misfit = placement.incompatible
     if is_module(model):

@@ -17,6 +17,7 @@ from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, read_bundle
 from ckptstore.documents import structure
+from ckptstore.documents.page import ArrayEntry
 from ckptstore.documents.zarr_page import EncodedEntry
 from ckptstore.follow.memory import location_of
 from ckptstore.state import tree
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.digest import Digest
     from ckptstore.documents.chunks import Chunk
-    from ckptstore.documents.page import ArrayEntry, Bundle, Page
+    from ckptstore.documents.entry import Entry
+    from ckptstore.documents.page import Bundle, Page
     from ckptstore.follow.memory import Memory
     from ckptstore.store.objects import ObjectReader
 
@@ -93,7 +95,7 @@ class Load:
     content: object
 
     @classmethod
-    def of(cls, handover: Handover, entries: Mapping[str, ArrayEntry]) -> Self:
+    def of(cls, handover: Handover, entries: Mapping[str, Entry]) -> Self:
         """Look up the arrays of a handover."""
         paths = tuple(node.path for node in tree.arrays(handover.node))
         for path in paths:
@@ -133,11 +135,13 @@ class Refill:
         cls,
         stored: StoredState,
         placement: Placement,
-        entries: Mapping[str, ArrayEntry],
+        entries: Mapping[str, Entry],
         memory: Memory,
     ) -> Self:
         """Read and check everything that the destination does not hold yet."""
-        fills = [Fill(path, target, entries[path]) for path, target in placement.targets.items()]
+        fills = [
+            Fill(path, target, _listed(entries[path])) for path, target in placement.targets.items()
+        ]
         loads = [Load.of(handover, entries) for handover in placement.handovers]
         changes = changes_of(fills, memory)
         chunks = read_changes(changes, stored.pages, stored.objects)
@@ -204,6 +208,13 @@ class CountedObjects:
         """Read a part of an object."""
         self._objects.read_range(digest, buffer, start=start, expected=expected)
         self.read_bytes.append(buffer.nbytes)
+
+
+def _listed(entry: Entry) -> ArrayEntry:
+    """The entry of an array that goes into one of the model's, which a page has to list."""
+    if not isinstance(entry, ArrayEntry):
+        raise unlisted(entry.path)
+    return entry
 
 
 def changes_of(fills: Iterable[Fill], memory: Memory) -> list[Change]:
