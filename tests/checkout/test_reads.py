@@ -9,34 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ckptstore.documents.marker import Marker
 from ckptstore.repository import Repository
-from ckptstore.storage import MemoryStorage
+from tests.helpers.counting_storage import CountingStorage, repository
 from tests.helpers.equality import difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHUNK = 64 << 10
 LAYERS = 400  # of each part: several pages
-
-
-class CountingStorage(MemoryStorage):
-    """Memory that counts the reads of each key."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: Counter[str] = Counter()
-
-    def get(self, key: str, *, bytes_max: int) -> bytes:
-        """As the protocol says."""
-        self.reads[key] += 1
-        return super().get(key, bytes_max=bytes_max)
-
-    def read_into(self, key: str, buffer: memoryview, **options: Any) -> None:
-        """As the protocol says."""
-        self.reads[key] += 1
-        super().read_into(key, buffer, **options)
 
 
 def state() -> dict[str, Any]:
@@ -60,10 +40,10 @@ class World:
         assert len(self.pages) >= 5
         # Of a page at the edge of a part, small arrays may be read one by one.
         self.bundles = {str(page.bundle.digest) for _, page in self.pages if page.bundle}
-        self.storage.reads.clear()
+        self.storage.forget()
 
     def opened(self) -> Repository:
-        return Repository(self.storage, Marker(store="0" * 32, chunk_bytes=CHUNK))
+        return repository(self.storage)
 
     def objects_read(self) -> Counter[str]:
         """How often each object was read, by digest."""
@@ -126,7 +106,7 @@ def test_a_lazy_checkout_reads_only_pages_and_then_what_is_indexed(
     lazy = world.opened().checkout(**options, lazy=True)
     assert set(world.objects_read()) == world.needed(wanted, arrays=False)
     if "part" in options:
-        world.storage.reads.clear()
+        world.storage.forget()
         path, name = options["part"], "layer123"
         assert np.array_equal(lazy[name][...], world.state[path][name])
         assert sum(world.objects_read().values()) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.helpers import commit_worker
 from tests.helpers.crash.checker import equal
 from tests.helpers.crash.victim import state
 from tests.helpers.root import ROOT
+from tests.helpers.workers import collect, join, release
 
 pytestmark = pytest.mark.concurrency
 
@@ -76,14 +76,6 @@ def test_a_reader_beside_committers_sees_whole_checkpoints_and_no_step_back(
     assert_one_line_of(said.acks, ckptstore.open(url))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What workers said, all together."""
-
-    acks: dict[str, int]
-    conflicts: list[int]
-
-
 def begin(url: Path, first: int, commits: int, *options: str) -> subprocess.Popen[str]:
     """Start a worker; it waits for the word."""
     return subprocess.Popen(
@@ -100,36 +92,6 @@ def begin(url: Path, first: int, commits: int, *options: str) -> subprocess.Pope
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-
-
-def release(workers: list[subprocess.Popen[str]]) -> None:
-    """Let workers that are ready begin at once."""
-    for process in workers:
-        assert process.stdout
-        assert process.stdout.readline() == "READY\n"
-    for process in workers:
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-
-
-def collect(workers: list[subprocess.Popen[str]]) -> Said:
-    """What workers said until their ends."""
-    lines = []
-    for process in workers:
-        output, _ = process.communicate()
-        assert process.returncode == 0
-        lines += [line.split() for line in output.splitlines()]
-    return Said(
-        acks={id: int(n) for word, n, id in lines if word == "ACK"},
-        conflicts=[int(n) for word, n, _ in lines if word == "CONFLICT"],
-    )
-
-
-def join(workers: list[subprocess.Popen[str]]) -> Said:
-    """Let workers do their work."""
-    release(workers)
-    return collect(workers)
 
 
 def assert_one_line_of(acks: dict[str, int], repo: ckptstore.Repository) -> None:

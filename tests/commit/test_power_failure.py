@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from tests.helpers.crash import power, strace
 from tests.helpers.crash.checker import Told
+from tests.helpers.crash.parts import some
+from tests.helpers.crash.power import new_folder
 
 PARTS = 6
 STATES_MIN = 2400
@@ -17,11 +18,6 @@ SECOND_PARTS = 12
 
 Record = Callable[[str, object], None]
 pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.needed]
-
-
-def some(chosen: range, of: range) -> list[object]:
-    """Parts for every run, and the others for a deep one."""
-    return [n if n in chosen else pytest.param(n, marks=pytest.mark.deep) for n in of]
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -84,10 +80,3 @@ def after_kill(
     after = strace.run(scratch / "log", url, 1, 1, *options)
     calls = strace.parse([*killed.log, *after.log])
     return power.states(calls, volume, subsets=2, part=part, parts=parts)
-
-
-def new_folder(path: Path) -> Path:
-    """An empty folder, whatever was there."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    return path

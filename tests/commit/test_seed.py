@@ -18,9 +18,9 @@ from ckptstore.state import codecs
 from ckptstore.store.catalog import EXPIRED, key_of
 from ckptstore.store.objects import key_of as object_key
 from ckptstore.testing.faults import Killed, LosingStorage
-from tests.commit.test_seed_properties import Counting, array_objects, repository
 from tests.compat.neutral import neutral
 from tests.compat.plain_reader import PlainReader
+from tests.helpers.counting_storage import CountingStorage, array_objects, repository
 from tests.helpers.equality import difference
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_changed(
 
 
 def test_a_name_that_is_taken_is_a_conflict_and_an_expired_source_is_told() -> None:
-    storage = Counting()
+    storage = CountingStorage()
     repo = repository(storage)
     repo.commit({"a": array(1), "b": 1})
     repo.tag("v1")
@@ -304,7 +304,7 @@ def test_a_name_that_is_taken_is_a_conflict_and_an_expired_source_is_told() -> N
 
 
 def test_a_branch_that_comes_meanwhile_is_a_conflict() -> None:
-    storage = Counting()
+    storage = CountingStorage()
     repo, other = repository(storage), repository(storage)
     repo.commit({"a": array(1), "b": 1})
     create = storage.create
@@ -346,7 +346,7 @@ def test_a_seed_never_relies_on_what_a_gc_has_condemned() -> None:
 
 def test_a_seed_never_relies_on_what_a_gc_condemns_meanwhile() -> None:
     """The gc comes between all that a seed writes and its operation."""
-    storage = Counting()
+    storage = CountingStorage()
     repo, other = repository(storage), repository(storage)
     for number in (1, 2):
         repo.commit({"a": array(number, 9000), "b": array(number)})
@@ -459,19 +459,19 @@ def test_pages_that_come_out_as_they_were_are_not_stored_again() -> None:
 @pytest.mark.parametrize("size", [3, 9000])
 def test_a_seed_of_1000_arrays_moves_no_array_bytes_and_little_metadata(size: int) -> None:
     """About 320 bytes per renamed array: 240 in a page (64 of digest), 80 in the structure."""
-    storage = Counting()
+    storage = CountingStorage()
     repo = repository(storage)
     names = [f"backbone.layers.{i}.weight" for i in range(1000)]
     source = repo.commit({"model": {name: array(i, size) for i, name in enumerate(names)}, "lr": 1})
     data = array_objects(source)
     storage.forget()
     repo.branch("seed", rename={r"model/backbone\.(.*)": r"model/encoder.\1"})
-    assert not data & (storage.read | storage.written.keys())
+    assert not data & storage.touched()
     assert sum(storage.written.values()) < 330 * 1000
     storage.forget()
     repo.branch("part", include="model/backbone.layers.?.weight")
     assert sum(storage.written.values()) < 6000
-    assert not data & (storage.read | storage.written.keys())
+    assert not data & storage.touched()
     assert repo.verify().ok
 
 
@@ -497,7 +497,7 @@ def test_a_seed_survives_a_kill_and_a_power_failure_or_was_never_there(change: i
 
 
 def test_what_a_page_lacks_is_damage() -> None:
-    storage = Counting()
+    storage = CountingStorage()
     repo = repository(storage)
     made = repo.commit({"a": array(1), "b": array(2)})
     storage.delete([object_key(made._manifest.pages[0].digest)])

@@ -13,14 +13,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from ckptstore import InvalidInputError
-from ckptstore.documents.marker import MARKER_KEY, Marker
 from ckptstore.documents.names import escape_key
-from ckptstore.repository import Repository
 from ckptstore.state.paths import key_segments
-from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import keys, states
+from tests.helpers.counting_storage import CountingStorage, array_objects, repository
 from tests.helpers.equality import difference
-from tests.repository.test_ties import arrays_of, literal, same_ties
+from tests.helpers.ties import arrays_of, literal, same_ties
 
 FRESH = ("fresh", "a", "a/b", "", "%", "é", "..", "\ud800")
 Chain = tuple[
@@ -46,35 +44,6 @@ class _Renamed:
             is_below = len(chain) > len(self.old) and same(chain[: len(self.old)], self.old)
             return (*self.new, *chain[len(self.old) :]) if is_below else None
         return self.new if same(chain, self.old) else None
-
-
-class Counting(MemoryStorage):
-    """Says which keys were read and written."""
-
-    def __init__(self) -> None:
-        super().__init__("counting")
-        self.read: set[str] = set()
-        self.written: dict[str, int] = {}
-
-    def get(self, key: str, *, bytes_max: int) -> bytes:
-        self.read.add(key)
-        return super().get(key, bytes_max=bytes_max)
-
-    def read_into(self, key: str, buffer: memoryview, **options: Any) -> None:
-        self.read.add(key)
-        super().read_into(key, buffer, **options)
-
-    def put(self, key: str, data: Any, **options: Any) -> None:
-        self.written[key] = memoryview(data).nbytes
-        super().put(key, data, **options)
-
-    def create(self, key: str, data: Any) -> bool:
-        self.written[key] = memoryview(data).nbytes
-        return super().create(key, data)
-
-    def forget(self) -> None:
-        self.read.clear()
-        self.written.clear()
 
 
 def same(one: Chain, other: Chain) -> bool:
@@ -236,7 +205,7 @@ def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
 ) -> None:
     """Ties stay ties, no byte of an array is read or written, and everything verifies."""
     state, renames, include, exclude = drawn
-    storage = Counting()
+    storage = CountingStorage()
     repo = repository(storage)
     source = repo.commit(state, step=3, metrics={"loss": 1.0})
     data = array_objects(source)
@@ -252,7 +221,7 @@ def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
     storage.forget()
     options: Any = {"include": include, "exclude": exclude, "rename": patterns(state, renames)}
     made = outcome(lambda: repo.branch("seed", **options))
-    assert not data & (storage.read | storage.written.keys())
+    assert not data & storage.touched()
     kind = type(expected).__name__ if isinstance(expected, ValueError) else "made"
     event(f"{len(renames)} renames, {kind}")
     if isinstance(expected, ValueError):
@@ -270,16 +239,3 @@ def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
         again = repo.commit(found, branch="seed")
         assert difference(expected, repo.checkout("seed")) is None
         assert len(again.arrays) == len(made.arrays)
-
-
-def repository(storage: Counting) -> Repository:
-    marker = Marker(store="s", chunk_bytes=64 << 10)
-    storage.create(MARKER_KEY, marker.encode())
-    return Repository(storage, marker)
-
-
-def array_objects(checkpoint: Any) -> set[str]:
-    """The keys of chunks and bundles."""
-    pages = checkpoint._catalog.pages(checkpoint._manifest)
-    digests = {digest for page in pages for digest, _ in page.digests()}
-    return {f"objects/{digest[:2]}/{digest[2:]}" for digest in digests}

@@ -12,44 +12,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckptstore.documents.chunks import chunks
-from ckptstore.documents.marker import Marker
 from ckptstore.follow import refill
 from ckptstore.follow.memory import Memory
-from ckptstore.repository import Repository
-from ckptstore.storage import MemoryStorage
 from ckptstore.testing.strategies import arrays
+from tests.helpers.counting_storage import CHUNK_BYTES, CountingStorage, repository
 from tests.helpers.equality import bits, difference
 
-CHUNK = 64 << 10
 N = 40_000  # three chunks of float32, of which the last is short; two of bfloat16
 LARGE = ("large", "tied", "half")
 SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 Series = list[tuple[list[tuple[str, int]], bool]]
 
 
-class CountingStorage(MemoryStorage):
-    """Memory that counts the bytes of arrays that are read from it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read_bytes = 0
-
-    def read_into(self, key: str, buffer: memoryview, **options: Any) -> None:
-        """As the protocol says."""
-        self.read_bytes += len(buffer)
-        super().read_into(key, buffer, **options)
-
-
-def counting() -> tuple[Repository, CountingStorage]:
-    """A repository, and the storage below it."""
-    storage = CountingStorage()
-    return Repository(storage, Marker(store="0" * 32, chunk_bytes=CHUNK)), storage
-
-
 @st.composite
 def changes(draw: st.DrawFn) -> list[tuple[str, int]]:
     """A few places that change between two checkpoints: often at the edge of a chunk."""
-    edge = CHUNK // 4
+    edge = CHUNK_BYTES // 4
     positions = st.sampled_from([0, edge - 1, edge, 2 * edge - 1, 2 * edge, N - 1])
     place = st.tuples(
         st.sampled_from(["large", "tied", "half", "small"]), positions | st.integers(0, N - 1)
@@ -70,7 +48,8 @@ def test_a_nest_equals_the_checkpoint_after_every_update(
 
 def follow_nest(series: Series, others: dict[str, Any]) -> None:
     """Commit a series of changes, and follow some of it."""
-    repo, storage = counting()
+    storage = CountingStorage()
+    repo = repository(storage)
     tied, both = torch.zeros(N), torch.ones(N)
     state: dict[str, Any] = {
         "large": torch.zeros(N),
@@ -99,7 +78,7 @@ def follow_nest(series: Series, others: dict[str, Any]) -> None:
             state[name][place % len(state[name])] = number
         made = repo.commit(state)
         if is_followed:
-            storage.read_bytes = 0
+            storage.forget()
             update = follower.update(target)
             assert update is not None
             assert update.checkpoint.id == made.id
@@ -117,7 +96,7 @@ def expected_bytes(held: dict[str, Any], state: dict[str, Any], bundle_bytes: in
     total = 0
     for name in LARGE:
         before, after, item = raw(held[name]), raw(bits(state[name])), state[name].element_size()
-        for chunk in chunks((N,), (CHUNK // item,), item_bytes=item):
+        for chunk in chunks((N,), (CHUNK_BYTES // item,), item_bytes=item):
             part = slice(chunk.start, chunk.start + chunk.size)
             total += chunk.size * (before[part] != after[part])
     small = state["small"].nbytes * (held["small"] != bits(state["small"]))
@@ -185,7 +164,8 @@ def test_a_module_equals_the_checkpoint_after_every_update(
     series: list[tuple[list[tuple[str, int]], str]],
 ) -> None:
     """Anything between two updates: several checkpoints, other parts, other memory."""
-    repo, storage = counting()
+    storage = CountingStorage()
+    repo = repository(storage)
     model, average, served = Model(), Model(), Model()
     follower = repo.follow()
     for number, (changed, event) in enumerate(series):
@@ -204,7 +184,7 @@ def test_a_module_equals_the_checkpoint_after_every_update(
                 served.brain.bias.add_(1)
             follower.forget(served)
         expected, part = (average, "ema") if event == "update ema" else (model, "model")
-        storage.read_bytes = 0
+        storage.forget()
         update = follower.update(served, part=part)
         assert update is not None
         assert difference(dict(expected.state_dict()), dict(served.state_dict())) is None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.commit.test_power_failure import new_folder, some
 from tests.gc.test_kill import KEPT, complaint
 from tests.helpers.crash import power, strace
+from tests.helpers.crash.parts import some
+from tests.helpers.crash.power import new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,14 +11,7 @@ import ckptstore
 from ckptstore.state import tree
 from ckptstore.testing.strategies import arrays, states
 from tests.helpers.equality import difference
-
-
-def arrays_of(state: Any) -> list[Any]:
-    if isinstance(state, dict):
-        return [leaf for value in state.values() for leaf in arrays_of(value)]
-    if isinstance(state, list | tuple):
-        return [leaf for value in state for leaf in arrays_of(value)]
-    return [state] if isinstance(state, torch.Tensor | np.ndarray) else []
+from tests.helpers.ties import arrays_of, literal, same_ties
 
 
 @given(st.lists(arrays(), min_size=1, max_size=3), st.data())
@@ -53,17 +44,3 @@ def in_order(made: ckptstore.Checkpoint) -> list[str]:
     """The paths of the arrays in the order of the state."""
     root = made._catalog.structure(made._manifest)
     return [node.path for node in tree.arrays(root)]
-
-
-def literal(path: str) -> str:
-    return "".join(f"[{char}]" if char in "*?[" else char for char in path)
-
-
-def same_ties(before: list[Any], after: list[Any]) -> bool:
-    """Whether the same pairs are one array; those without elements may be two."""
-    return all(
-        (a is b) == (x is y)
-        for a, x in zip(before, after, strict=True)
-        for b, y in zip(before, after, strict=True)
-        if 0 not in a.shape
-    )

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from ckptstore.digest import Digest
-from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import InvalidInputError
 from ckptstore.retention import (
     KeepAll,
@@ -20,45 +18,9 @@ from ckptstore.retention import (
     MaxToKeep,
     Policy,
     Union,
-    decide,
     from_json,
 )
-
-HOUR = 3_600_000_000
-
-
-class Graph:
-    """Checkpoints by number; each has the one before it on its branch as its parent."""
-
-    def __init__(self) -> None:
-        self.manifests: dict[Digest, Manifest] = {}
-        self.numbers: dict[Digest, int] = {}
-        self.heads: dict[str, Digest] = {}
-        self.tags: dict[str, Digest] = {}
-        self.expired: set[Digest] = set()
-
-    def add(self, branch: str = "main", **facts: Any) -> Digest:
-        number = len(self.manifests)
-        id = Digest.of(b"%d" % number)
-        parents = (self.heads[branch],) if branch in self.heads else ()
-        facts = {"created": number * HOUR, "step": number, **facts}
-        self.manifests[id] = Manifest(pages=(), structure=id, parents=parents, **facts)
-        self.heads[branch], self.numbers[id] = id, number
-        return id
-
-    def verdicts(self, policy: Policy, branches: Any = None) -> Any:
-        return decide(
-            policy,
-            heads=self.heads,
-            tags=self.tags,
-            lookup=self.manifests.get,
-            is_expired=self.expired.__contains__,
-            branches=branches,
-        )
-
-    def kept(self, policy: Policy, branches: Any = None) -> list[int]:
-        verdicts = self.verdicts(policy, branches)
-        return sorted(self.numbers[verdict.id] for verdict in verdicts if verdict.kept)
+from tests.helpers.policy_graph import EVERY, HOUR, Graph
 
 
 def line(*facts: dict[str, Any]) -> Graph:
@@ -219,17 +181,6 @@ def test_a_function_that_fails_is_told_with_its_checkpoint() -> None:
     with pytest.raises(InvalidInputError, match="ZeroDivisionError") as caught:
         graph.verdicts(KeepIf(lambda manifest: 1 // 0))
     assert next(iter(graph.manifests)).short in str(caught.value)
-
-
-EVERY = [
-    KeepAll(),
-    MaxToKeep(3),
-    KeepBest("val_acc", "max", 2),
-    KeepEveryNHours(0.5),
-    KeepEveryNSteps(1000),
-    KeepSteps({3, 1}),
-    MaxToKeep(1) | KeepBest("loss") | KeepEveryNHours(6),
-]
 
 
 @pytest.mark.parametrize("policy", EVERY, ids=str)

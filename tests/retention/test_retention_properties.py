@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy
-from tests.retention.test_retention import EVERY, HOUR, Graph
+from tests.helpers.policy_graph import EVERY, HOUR, Graph
 
 FACTS = st.fixed_dictionaries(
     {

@@ -17,10 +17,10 @@ from zarr.core.buffer import cpu
 import ckptstore
 from ckptstore.retention import MaxToKeep
 from ckptstore.zarr import CheckpointStore
-from tests.commit.test_concurrent_processes import collect, join, release
 from tests.helpers import session_worker
 from tests.helpers.root import ROOT
 from tests.helpers.session_worker import common
+from tests.helpers.workers import collect, join, release
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.commit.test_power_failure import new_folder
 from tests.helpers.crash import power, strace
 from tests.helpers.crash.checker import complaint
+from tests.helpers.crash.power import new_folder
 from tests.helpers.crash.victim import arrays
 
 if TYPE_CHECKING:

@@ -273,3 +273,10 @@ def lay_out(tree: Mapping[str, bytes | None], base: Path) -> None:
             (base / path).mkdir()
         else:
             (base / path).write_bytes(data)
+
+
+def new_folder(path: Path) -> Path:
+    """An empty folder, whatever was there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
