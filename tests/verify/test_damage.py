@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import ckptstore
+from ckptstore.checkout import reader
 from ckptstore.digest import Digest
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.storage import LocalStorage
+from ckptstore.store import objects
 from ckptstore.store.oplog import Oplog
 from tests.helpers.damage import world as worlds
 from tests.helpers.damage.damages import DAMAGES, delete, flip, lengths, mended, truncate
@@ -174,8 +175,8 @@ def test_readers_that_compare_no_digests_are_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A seeded bug: the digest of what was read is not compared any more."""
-    monkeypatch.setattr(ckptstore.store.objects, "blake3", _Lenient)
-    monkeypatch.setattr(ckptstore.store.objects.Digest, "of", lambda data: _Equal("0" * 64))
+    monkeypatch.setattr(objects, "blake3", _Lenient)
+    monkeypatch.setattr(objects.Digest, "of", lambda data: _Equal("0" * 64))
     chance = random.Random(4)
     for kind in ("bundle", "chunk"):
         key = world.files(kind)[0]
@@ -190,15 +191,14 @@ def test_readers_that_copy_before_they_check_are_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A seeded bug: a chunk reaches the array, and only then is its digest compared."""
-    reader = ckptstore.checkout.reader
 
-    def copy_first(objects: Any, buffers: Any, digest: Any, chunk: Any, target: Any) -> None:
-        data = buffers.of(chunk.size)
-        objects._storage.read_into(ckptstore.store.objects.key_of(digest), data)
+    def copy_first(copies: Any, digest: Any, chunk: Any, target: Any) -> None:
+        data = copies._buffers.of(chunk.size)
+        copies._objects._storage.read_into(objects.key_of(digest), data)
         reader.arrays.copy_chunk(target, chunk, data)
-        objects.read_into(digest, data)
+        copies._objects.read_into(digest, data)
 
-    monkeypatch.setattr(reader, "_copy_chunk", copy_first)
+    monkeypatch.setattr(reader._Copies, "_copy", copy_first)
     key = world.files("chunk")[0]
     flip(world.root / key, random.Random(4), position=0)
     found = list(complaints(world, key, ids=sorted(world.needs[key])[:1]))
