@@ -1,6 +1,7 @@
-"""Repository: the public face. Each verb is a few lines over the modules below.
+"""Repository: the public face. Each method is a few lines over the modules below.
 
-What only some verbs need is imported there: a command such as log or branch starts in half the time.
+Modules that only some methods need are imported inside them, which halves the start-up time of
+commands such as `log` and `branch`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.checkpoint import Checkpoint
-from ckptstore.documents.manifest import (
-    Manifest,
-    check_message,
-    check_meta,
-    check_metrics,
-    check_step,
-)
+from ckptstore.documents.facts import Facts
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_ref_name
-from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError, shown
+from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import Names, resolve
@@ -32,8 +27,7 @@ from ckptstore.store.catalog import Catalog
 from ckptstore.store.condemned import GRACE_SECONDS
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
-from ckptstore.store.refs import Refs, check_known, check_new_branch
-from ckptstore.zarr.hierarchy import ZarrFiles
+from ckptstore.store.refs import Refs, check_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,16 +36,15 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.checkout.opener import ArrayOpener
-    from ckptstore.commit.seed import Seed
+    from ckptstore.commit.committer import Committer
     from ckptstore.diff.changes import Diff
     from ckptstore.diff.compare import Source
     from ckptstore.digest import Digest
-    from ckptstore.documents.operation import Operation
+    from ckptstore.documents.manifest import Manifest
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, Stores
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
-    from ckptstore.store.reach import Written
     from ckptstore.verify import VerifyReport
     from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.session import Session
@@ -60,14 +53,21 @@ if TYPE_CHECKING:
 
 DEFAULT_BRANCH = "main"
 RETENTION = "retention"  # the setting that holds the saved policy
+RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a repository holds, and what that takes.
+    """What a repository holds, and how much space it takes.
 
-    array_bytes: all arrays of all live checkpoints, as if each were kept whole. stored_bytes: what the objects take,
-    each once. metadata_bytes: manifests, operations and the marker.
+    Attributes:
+        checkpoints: Number of live checkpoints that a branch or tag reaches.
+        branches: Number of branches.
+        tags: Number of tags.
+        array_bytes: Bytes of all arrays of these checkpoints, as if each were stored whole.
+        objects: Number of objects.
+        stored_bytes: Bytes of all objects; what checkpoints share is counted once.
+        metadata_bytes: Bytes of manifests, expiries, operations and the marker.
     """
 
     checkpoints: int
@@ -81,7 +81,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undone:
-    """The operation that an undo took back, and what it had done."""
+    """The operation that an undo took back.
+
+    Attributes:
+        operation: Its number.
+        description: What it had done, in one line.
+    """
 
     operation: int
     description: str
@@ -93,10 +98,22 @@ def init(
     chunk_size: int = CHUNK_BYTES_DEFAULT,
     clock: Callable[[], float] = time.time,
 ) -> Repository:
-    """Make a new repository in an empty or missing folder, or at memory://NAME.
+    """Makes a new repository.
 
-    chunk_size: bytes of the largest chunks, 64 KiB to 256 MiB, fixed for good. clock: gives seconds since 1970.
-    ConflictError when a repository is there already; InvalidInputError when something else is.
+    Args:
+        url: An empty or missing folder, or "memory://NAME" for a repository in this process.
+        chunk_size: Bytes of the largest chunks, 64 KiB to 256 MiB. It cannot be changed later
+            (docs/reference/format.md, section 7).
+        clock: Returns the time in seconds since 1970.
+
+    Raises:
+        ConflictError: There is a repository already.
+        InvalidInputError: There is something else, or the chunk size is out of range.
+
+    Example:
+        >>> import ckptstore
+        >>> ckptstore.init("memory://experiment")
+        Repository('memory://experiment')
     """
     marker = Marker(store=secrets.token_hex(16), chunk_bytes=chunk_size)
     storage = open_storage(url)
@@ -109,24 +126,45 @@ def init(
 def open(
     url: str | Path, *, create: bool = False, clock: Callable[[], float] = time.time
 ) -> Repository:
-    """Open a repository; NotFoundError when there is none, unless `create` is given."""
+    """Opens a repository.
+
+    Args:
+        url: Its folder, or "memory://NAME".
+        create: Whether to make a repository where there is none.
+        clock: Returns the time in seconds since 1970.
+
+    Raises:
+        NotFoundError: There is no repository, and `create` is not set.
+        CorruptError: Its marker is damaged.
+        InvalidInputError: A newer version of ckptstore made it.
+
+    Example:
+        >>> import ckptstore
+        >>> repo = ckptstore.open("memory://runs", create=True)
+        >>> ckptstore.open("memory://runs").url
+        'memory://runs'
+    """
     storage = open_storage(url)
     try:
         marker = Marker.decode(storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX))
     except NotFoundError as error:
         if not create:
             raise NotFoundError(
-                f"{storage.url} is not a repository. Make one with ckptstore.init, or `ckptstore init`."
+                f"{storage.url} is not a repository. Make one with ckptstore.init."
             ) from error
         try:
             return init(storage.url, clock=clock)
-        except ConflictError:  # somebody else made it just now
+        except ConflictError:  # another process made it just now
             return open(url, clock=clock)
     return Repository(storage, marker, clock=clock)
 
 
 class Repository:
-    """A repository of checkpoints. Made by `ckptstore.init` and `ckptstore.open`; safe to use from several threads."""
+    """A repository of checkpoints.
+
+    Made by `ckptstore.init` and `ckptstore.open`. A handle may be used from several threads, and
+    any number of handles and processes may use one repository at once.
+    """
 
     def __init__(
         self, storage: Storage, marker: Marker, *, clock: Callable[[], float] = time.time
@@ -144,7 +182,7 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """What to pass to `ckptstore.open` to come here again."""
+        """What to pass to `ckptstore.open` to open this repository again."""
         return self._storage.url
 
     def commit(
@@ -158,26 +196,48 @@ class Repository:
         meta: Mapping[str, Any] | None = None,
         retry: bool = False,
     ) -> Checkpoint:
-        """Store a state as a new checkpoint at the head of a branch; durable when this returns.
+        """Stores a state as a new checkpoint at the head of a branch.
 
-        state: any nesting of dicts (str or int keys), lists and tuples with torch tensors, numpy arrays and plain
-        values. It is read during the call and never changed. Arrays that lie in a file or a repository (`formats.read_file`,
-        `checkout(lazy=True)`) are read a piece at a time.
-        retry: when the branch moved meanwhile, make the new head the parent instead of raising ConflictError.
-        UnsupportedValueError names the path and type of a value that no checkpoint can hold.
+        The checkpoint is durable when this returns. What is in the repository already is not stored
+        again. Several processes may commit at once (docs/reference/format.md, section 14).
+
+        Args:
+            state: Any nested structure of dicts (with str or int keys), lists and tuples with torch
+                tensors, numpy arrays and plain values. It is read during the call and never
+                changed. Arrays in a file or a repository (`formats.read_file`,
+                `checkout(lazy=True)`) are read a piece at a time.
+            branch: The branch to commit to. One that does not exist is made.
+            step: The training step, an integer of at most 63 bits.
+            metrics: Numbers by name. Scalars of numpy and torch are taken as plain numbers.
+            message: Text for people, of at most 65,536 characters.
+            meta: Plain JSON values that are kept with the checkpoint.
+            retry: Whether to make the new head the parent when the branch moved meanwhile, instead
+                of raising ConflictError.
+
+        Returns:
+            The new checkpoint.
+
+        Raises:
+            UnsupportedValueError: No checkpoint can hold a value of the state. Its path and type
+                are named.
+            ConflictError: The branch moved while committing, and `retry` is not set.
+            InvalidInputError: Another argument is wrong, or an array changed during the call.
+            StorageError: The storage failed. Nothing was committed, unless the error says that this
+                is not known.
+
+        Example:
+            >>> import ckptstore, numpy as np
+            >>> repo = ckptstore.init("memory://")
+            >>> state = {"model": {"w": np.zeros(3)}, "lr": 0.1}
+            >>> made = repo.commit(state, step=100, metrics={"val_loss": 0.31})
+            >>> made.branch, made.step, made.array_bytes
+            ('main', 100, 24)
         """
         check_ref_name(branch, kind="branch")
-        describe = _describe(step, metrics, message, meta)
-
-        def make() -> Checkpoint:
-            newest = self._oplog.newest()
-            head = newest.heads.get(branch)
-            written = self._write(state, head)
-            return self._publish(
-                describe, written, branch=branch, parent=head, retry=retry, since=newest
-            )
-
-        return self._refs.beside_gc(make)
+        facts = Facts.of(step=step, metrics=metrics, message=message, meta=meta)
+        return self._checkpoint(
+            *self._committer().commit(state, branch=branch, facts=facts, retry=retry)
+        )
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
         """Changes a branch through Zarr: a writable store over its head.
@@ -226,23 +286,10 @@ class Repository:
         retry: bool,
     ) -> Checkpoint:
         """Make what a session has staged the head of its branch."""
-        from ckptstore.zarr.publish import write
-
-        describe = _describe(step, metrics, message, meta)
-
-        def make() -> Checkpoint:
-            newest = self._oplog.newest()
-            staged.check_there()  # what is there now, and is not condemned from now on, stays
-            try:
-                written = write(staged)
-            except CorruptError:
-                staged.check_there()  # a gc took it meanwhile
-                raise
-            return self._publish(
-                describe, written, branch=branch, parent=staged.head, retry=retry, since=newest
-            )
-
-        return self._refs.beside_gc(make)
+        facts = Facts.of(step=step, metrics=metrics, message=message, meta=meta)
+        return self._checkpoint(
+            *self._committer().commit_session(staged, branch=branch, facts=facts, retry=retry)
+        )
 
     def checkout(
         self,
@@ -318,12 +365,46 @@ class Repository:
             return checkout.fill(stored, into, strict=strict)
 
     def resolve(self, rev: str) -> Checkpoint:
-        """The checkpoint that a revision names; NotFoundError says what there is instead."""
+        """Returns the checkpoint that a revision names.
+
+        Args:
+            rev: A branch, a tag, an id or a unique prefix of one, `latest`, `best:METRIC[:MODE]`,
+                any of these with `~N` or `@step=N`, or a branch with `@best:METRIC[:MODE]`.
+
+        Raises:
+            NotFoundError: It names nothing. The error says what there is instead.
+            InvalidInputError: It is not a revision, or names several checkpoints.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> for step, loss in enumerate([0.9, 0.3, 0.5]):
+            ...     _ = repo.commit({"lr": 0.1}, step=step, metrics={"val_loss": loss})
+            >>> repo.resolve("main~1").step, repo.resolve("best:val_loss").step
+            (1, 1)
+        """
         id = resolve(rev, self._names())
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def log(self, rev: str | None = None, *, limit: int | None = None) -> list[Checkpoint]:
-        """The history of a revision, or of all branches and tags, newest first."""
+        """Returns the history of a revision, newest first, expired checkpoints included.
+
+        Args:
+            rev: The revision to begin at; all branches and tags when None.
+            limit: The most checkpoints to return.
+
+        Raises:
+            NotFoundError: The revision names nothing.
+            InvalidInputError: The limit is not a number of checkpoints.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(3):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> [checkpoint.step for checkpoint in repo.log("main", limit=2)]
+            [2, 1]
+        """
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise InvalidInputError(
                 f"The limit is {shown(limit)}; a number of checkpoints is expected."
@@ -346,27 +427,57 @@ class Repository:
         include: Patterns = None,
         exclude: Patterns = None,
         rename: Mapping[str, str] | None = None,
-        reset: Sequence[str] = ("step", "metrics"),
+        reset: Sequence[str] = RESET,
     ) -> Checkpoint:
-        """Make a branch at a revision. No array is read or written.
+        r"""Makes a branch at a revision, or at a derived checkpoint. No array is read or written.
 
-        With include, exclude or rename the branch begins with a checkpoint of its own, a seed, whose parent is the one
-        at the revision. It holds what the globs choose, as checkout would give it, with the arrays under new paths.
-        rename: replacements by regular expression. A pattern must match the whole path of an array; the first that
-        does wins, and a replacement may use its groups: {"model/backbone.(.*)": "model/encoder.\\1"}. Only keys of
-        dicts can change. reset: of "step" and "metrics", what the seed does not take over. Its message names the source,
-        and its meta says what was chosen and renamed.
+        Without include, exclude and rename the branch begins at the checkpoint itself. With them it
+        begins with a checkpoint derived from it, whose parent it is, and which holds what the globs
+        choose, as checkout would return it, with arrays under new paths. The message of that
+        checkpoint names its source, and its meta says what was chosen and renamed.
+
+        Args:
+            name: The new branch.
+            at: The revision to begin at.
+            include: Globs over paths, such as "model/**".
+            exclude: Globs over paths to leave out.
+            rename: Replacements by regular expression. A pattern must match the whole path of an
+                array; the first that does wins, and a replacement may use its groups. Only keys of
+                dicts can change.
+            reset: Which of "step" and "metrics" the derived checkpoint does not take over.
+
+        Returns:
+            The checkpoint that the branch begins at.
+
+        Raises:
+            ConflictError: The name is that of a branch or a tag.
+            ExpiredError: The arrays of the checkpoint were given up.
+            InvalidInputError: The name is not legal, nothing is chosen, or two arrays would have
+                the same path.
+
+        Example:
+            >>> import ckptstore, numpy as np
+            >>> repo = ckptstore.init("memory://")
+            >>> model = {"backbone.w": np.ones(2), "head.w": np.zeros(2)}
+            >>> _ = repo.commit({"model": model, "epoch": 3}, step=100)
+            >>> made = repo.branch(
+            ...     "task", include="model/back*", rename={r"model/backbone.(.*)": r"model/enc.\1"}
+            ... )
+            >>> [array.path for array in made.arrays], made.step
+            (['model/enc.w'], None)
         """
         check_ref_name(name, kind="branch")
         asked = (include, exclude, rename or None)
-        if asked == (None, None, None) and tuple(reset) == ("step", "metrics"):
+        if asked == (None, None, None) and tuple(reset) == RESET:
             return self._branch_at(name, at)
-        from ckptstore.commit.seed import Seed
+        from ckptstore.commit.derive import Derivation
 
-        seed = Seed.of(include, exclude, rename, reset)
-        if seed.is_everything:
+        derivation = Derivation.of(include, exclude, rename, reset)
+        if derivation.is_everything:
             return self._branch_at(name, at)
-        return self._refs.beside_gc(lambda: self._plant(name, at, seed))
+        return self._checkpoint(
+            *self._committer().derive(derivation, branch=name, source=partial(self._durable, at))
+        )
 
     def diff(
         self,
@@ -378,12 +489,35 @@ class Repository:
         exclude: Patterns = None,
         other: Repository | None = None,
     ) -> Diff:
-        """What b holds that a does not, and the other way round. Its cost follows what differs.
+        """Compares two checkpoints, or a checkpoint and a state.
 
-        b: a revision, of the repository `other` if that is given; or else a state, which is compared as commit would store
-        it and is not stored. include, exclude: globs over the paths to compare.
-        numeric: read the arrays that changed, and tell how far they moved. Chunks that both share are read once, for the
-        norms; arrays that are the same are never read.
+        What both share is not read, so the cost follows what differs.
+
+        Args:
+            a: The revision to compare with.
+            b: A revision; or a state, which is compared as commit would store it and is not stored.
+            numeric: Whether to read the arrays that changed and measure by how much. Others are
+                never read.
+            include: Globs over the paths to compare.
+            exclude: Globs over paths to leave out.
+            other: The repository that `b` is a revision of; this one when None.
+
+        Returns:
+            The arrays and plain values that differ, in path order.
+
+        Raises:
+            NotFoundError: A revision names nothing.
+            ExpiredError: The arrays of a checkpoint were given up.
+            CorruptError: Something that had to be read is damaged or missing.
+            InvalidInputError: `other` is given and `b` is not a revision.
+
+        Example:
+            >>> import ckptstore, numpy as np
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"w": np.array([3.0, 4.0]), "lr": 0.1})
+            >>> found = repo.diff("main", {"w": np.array([3.0, 9.0]), "lr": 0.1}, numeric=True)
+            >>> [(change.path, change.kind, change.numbers.relative_l2) for change in found.arrays]
+            [('w', 'changed', 1.0)]
         """
         from ckptstore.diff.compare import compare
 
@@ -435,41 +569,82 @@ class Repository:
         )
 
     def branches(self) -> dict[str, Checkpoint]:
-        """The head of each branch, by name."""
+        """Returns the head of each branch, by name."""
         return self._at(self._oplog.newest().heads)
 
     def delete_branch(self, name: str) -> None:
-        """Delete a branch; its checkpoints stay until gc finds that nothing else reaches them."""
+        """Deletes a branch. Its checkpoints stay until gc finds that nothing else reaches them.
+
+        Raises:
+            NotFoundError: There is no such branch.
+        """
         self._refs.delete_branch(name)
 
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
-        """Give a checkpoint a name that does not move."""
+        """Gives a checkpoint a name that does not move. Gc keeps what a tag names.
+
+        Args:
+            name: The new tag.
+            at: The revision to name.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ConflictError: The name is that of a tag or a branch.
+            ExpiredError: The arrays of the checkpoint were given up.
+            InvalidInputError: The name is not legal.
+        """
         check_ref_name(name, kind="tag")
         id = self._durable(at)
         self._refs.make_tag(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:
-        """The checkpoint of each tag, by name."""
+        """Returns the checkpoint of each tag, by name."""
         return self._at(self._oplog.newest().tags)
 
     def delete_tag(self, name: str) -> None:
-        """Delete a tag."""
+        """Deletes a tag.
+
+        Raises:
+            NotFoundError: There is no such tag.
+        """
         self._refs.delete_tag(name)
 
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
-        """The ids that branches and tags point at, by name, sorted; no checkpoint is read for it."""
+        """Returns the ids of branches and of tags, by name, sorted. No checkpoint is read."""
         newest = self._oplog.newest()
         return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
     def undo(self) -> Undone:
-        """Take back the newest operation that was not taken back yet: branches, tags and settings as before it."""
+        """Takes back the newest operation that was not taken back yet.
+
+        Branches, tags and settings are as before it; calling this again goes one step further back
+        (docs/reference/format.md, section 8).
+
+        Returns:
+            The operation that was taken back.
+
+        Raises:
+            NotFoundError: There is nothing to take back.
+            ExpiredError: A branch or tag would name a checkpoint whose arrays were given up.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"lr": 0.1})
+            >>> _ = repo.branch("task")
+            >>> repo.delete_branch("task")
+            >>> repo.undo().description, sorted(repo.branches())
+            ('deleted branch task', ['main', 'task'])
+        """
         last = self._refs.undo()
         return Undone(operation=last.seq, description=last.done)
 
     @property
     def retention(self) -> Policy | None:
-        """The policy that is saved in the repository, and that `gc` applies by itself."""
+        """The policy that is saved in the repository and applied by `gc`; None without one."""
         document = self._oplog.newest().settings.get(RETENTION)
         if document is None:
             return None
@@ -478,7 +653,11 @@ class Repository:
         return from_json(document)
 
     def set_retention(self, policy: Policy | None) -> None:
-        """Save a policy in the repository; None saves that there is none."""
+        """Saves a policy in the repository.
+
+        Args:
+            policy: What `gc` applies when it is called without one; None removes the saved one.
+        """
         if policy is None:
             self._refs.set(RETENTION, None, done="saved no retention")
         else:
@@ -491,17 +670,35 @@ class Repository:
         branches: Sequence[str] | None = None,
         grace: float = GRACE_SECONDS,
     ) -> GcPlan:
-        """What gc would do: which checkpoints stay and why, which expire, and the bytes that each of these frees.
+        """Plans a gc: which checkpoints stay and why, which expire, and how much space that frees.
 
-        policy: the one saved in the repository when None. branches: those that it is for, and the others keep all they
-        have; None: all of them. grace: seconds for which what no branch or tag reaches is left
-        alone, by the storage's own clock. Nothing is changed before the plan's `execute`.
+        Nothing is changed before `GcPlan.execute` is called.
+
+        Args:
+            policy: Decides which checkpoints stay; the saved one when None.
+            branches: The branches that it applies to. Others keep all they have. All when None.
+            grace: Seconds for which objects and manifests that no branch or tag reaches are left
+                alone, by the storage's clock: another process may be committing them.
+
+        Raises:
+            InvalidInputError: There is no policy.
+            NotFoundError: There is no branch of that name.
+            CorruptError: A page that has to be read is damaged or missing.
+
+        Example:
+            >>> import ckptstore
+            >>> from ckptstore.retention import MaxToKeep
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(3):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> plan = repo.plan_gc(MaxToKeep(1))
+            >>> len(plan.kept), len(plan.expired)
+            (1, 2)
         """
         policy = policy or self.retention
         if policy is None:
             raise InvalidInputError(
-                "No policy is given, and none is saved. Pass one, or save one with set_retention "
-                "(`ckptstore config retention`)."
+                "No policy is given, and none is saved. Pass one, or save one with set_retention."
             )
         heads = self._oplog.newest().heads
         for name in branches or ():
@@ -517,20 +714,56 @@ class Repository:
         branches: Sequence[str] | None = None,
         grace: float = GRACE_SECONDS,
     ) -> GcReport:
-        """Give up the checkpoints that a policy does not keep, and delete what nothing reaches any more.
+        """Gives up the checkpoints that a policy does not keep, and deletes what nothing reaches.
 
-        Safe beside any number of others who commit, read and collect. The arguments are those of `plan_gc`.
+        Other processes may commit, read and collect meanwhile (ADR 0011). The manifests of expired
+        checkpoints are kept, with their step and metrics.
+
+        Args:
+            policy: As for `plan_gc`.
+            branches: As for `plan_gc`.
+            grace: As for `plan_gc`.
+
+        Returns:
+            The checkpoints that expired, and what was deleted.
+
+        Raises:
+            InvalidInputError: There is no policy.
+            CorruptError: A page that has to be read is damaged or missing. Nothing was deleted.
+
+        Example:
+            >>> import ckptstore
+            >>> from ckptstore.retention import MaxToKeep
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(3):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> len(repo.gc(MaxToKeep(1)).expired)
+            2
         """
         return self.plan_gc(policy, branches=branches, grace=grace).execute()
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
-        """Check every byte and every reference; `progress` is called with bytes done and bytes in all."""
+        """Checks every byte and every reference, and goes on past what is wrong.
+
+        Args:
+            progress: Called with the bytes checked so far, and the bytes in all.
+
+        Returns:
+            The problems found, with the checkpoints that each affects; `ok` when there are none.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"lr": 0.1})
+            >>> repo.verify().ok
+            True
+        """
         from ckptstore.verify import verify
 
         return verify(self._storage, progress=progress)
 
     def usage(self) -> Usage:
-        """What the repository holds, and what that takes."""
+        """Returns what the repository holds, and how much space it takes."""
         newest = self._oplog.newest()
         reached = ancestors(newest.refs.values(), self._names().lookup)
         live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
@@ -566,9 +799,9 @@ class Repository:
         return self._catalog.reading(id), source, opener
 
     def _holding(self, value: object, *, beside: str) -> Repository:
-        """A repository whose only checkpoint holds a state, cut into chunks as here.
+        """A repository in memory whose only checkpoint is a state, cut into chunks as in this one.
 
-        It is in memory, but for the objects that the checkpoint beside it has as well.
+        Objects that the checkpoint `beside` has too are read from here instead of being stored.
         """
         from ckptstore.store.reach import reached_by
 
@@ -581,31 +814,22 @@ class Repository:
         return made
 
     def _branch_at(self, name: str, at: str) -> Checkpoint:
-        """Make a branch at a revision, with the checkpoint that is there."""
+        """Make a branch that begins at the checkpoint itself."""
         id = self._durable(at)
         self._refs.make_branch(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
-    def _plant(self, name: str, at: str, seed: Seed) -> Checkpoint:
-        """Make a branch that begins with a seed; published as a commit is."""
-        from ckptstore.commit.seed import plant
+    def _committer(self) -> Committer:
+        from ckptstore.commit.committer import Committer
 
-        newest = self._oplog.newest()
-        check_new_branch(name, newest)
-        source = self._durable(at)
-        self._catalog.refuse_expired(source)
-        try:
-            written = plant(seed, source, objects=self._objects, catalog=self._catalog)
-        except CorruptError:
-            self._catalog.refuse_expired(source)  # gc gave it up meanwhile
-            raise
-        manifest = seed.manifest(
-            source, self._catalog.manifest(source), written, branch=name, now=self._now()
+        return Committer(
+            objects=self._objects,
+            catalog=self._catalog,
+            oplog=self._oplog,
+            refs=self._refs,
+            chunk_bytes=self._chunk_bytes,
+            now=self._now,
         )
-        id = self._refs.publish_seed(
-            manifest, branch=name, source=source, since=newest, relied=written.relied
-        )
-        return self._checkpoint(id, manifest)
 
     def _stores(self) -> Stores:
         from ckptstore.gc import Stores
@@ -619,58 +843,8 @@ class Repository:
         with self._storage.lock():
             finish_gc(self._stores())
 
-    def _write(self, value: object, head: Digest | None) -> Written:
-        """Store the arrays and the structure of a state, or a Zarr hierarchy in files."""
-        from ckptstore.commit.staging import Staged, flatten
-        from ckptstore.commit.writer import write
-
-        store = partial(
-            write,
-            objects=self._objects,
-            catalog=self._catalog,
-            parent=head,
-            chunk_bytes=self._chunk_bytes,
-        )
-        if isinstance(value, ZarrFiles):
-            from ckptstore.zarr.commit_folder import take
-
-            return take(
-                value,
-                head=head,
-                catalog=self._catalog,
-                segment_bytes=self._chunk_bytes,
-                write=store,
-            )
-        return store(value.flat if isinstance(value, Staged) else flatten(value))
-
-    def _publish(
-        self,
-        describe: Callable[..., Manifest],
-        written: Written,
-        *,
-        branch: str,
-        parent: Digest | None,
-        retry: bool,
-        since: Operation,
-    ) -> Checkpoint:
-        """Make what was written a checkpoint at the head of a branch."""
-        manifest = describe(
-            pages=written.pages,
-            structure=written.structure,
-            hierarchy=written.hierarchy,
-            new_bytes=written.new_bytes,
-            parents=(parent,) if parent else (),
-            branch=branch,
-            created=self._now(),
-        )
-        return self._checkpoint(
-            *self._refs.publish(
-                manifest, branch=branch, retry=retry, since=since, relied=written.relied
-            )
-        )
-
     def _durable(self, rev: str) -> Digest:
-        """The id of what a revision names, flushed: who stored it may have been killed before that."""
+        """The id that a revision names, flushed: its writer may have died before its own flush."""
         id = resolve(rev, self._names())
         self._catalog.flush(id)
         return id
@@ -700,24 +874,8 @@ class Repository:
         return max(0, int(self._clock() * 1e6))
 
 
-def _describe(
-    step: SupportsIndex | None,
-    metrics: Mapping[str, object] | None,
-    message: str,
-    meta: Mapping[str, Any] | None,
-) -> Callable[..., Manifest]:
-    """What a user says of a checkpoint, checked; makes its manifest."""
-    return partial(
-        Manifest,
-        step=check_step(step),
-        metrics=check_metrics(metrics),
-        message=check_message(message),
-        meta=check_meta(meta),
-    )
-
-
 def _decoded(name: str, value: object) -> object:
-    """What a codec makes of a value; the value itself where this process has no such codec."""
+    """The value a codec makes of its form; the form itself if this process has no such codec."""
     from ckptstore.arrays import codecs
 
     try:

@@ -1,7 +1,8 @@
-"""Staging: the arrays of a state copied to host memory that is used again, so that training goes on while they are stored.
+"""Staging: a copy of a state in host memory, so that training goes on while it is stored.
 
-The memory is one block, page-locked when a CUDA device is there, because the copy from it is then a plain transfer. What a
-state holds besides arrays is taken apart at once, so nothing that happens to the state afterwards is seen.
+The memory is one block that is used again for every save. It is page-locked when a CUDA device is
+present, because the copy from it is then a plain transfer. What a state holds besides arrays is
+taken apart at once, so later changes to the state are not seen. ADR 0012.
 """
 
 from __future__ import annotations
@@ -31,12 +32,6 @@ class Staged:
     """A state as it was, in memory that nobody else writes to; `Repository.commit` takes it in place of a state."""
 
     flat: Flat[ArraySource]
-
-
-def flatten(value: object) -> Flat[ArraySource]:
-    """Take a state apart; UnsupportedValueError names what no checkpoint can hold."""
-    with paused_collector():
-        return flatten_state(value, describe=arrays.describe, encode=codecs.encode)
 
 
 class Staging:

@@ -91,7 +91,7 @@ class Refs:
         self._append_made(decide, lambda: f"committed {id.short} to {branch}")
         return id, manifest
 
-    def publish_seed(
+    def publish_derived(
         self,
         manifest: Manifest,
         *,

@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore import repository
-from ckptstore.commit.seed import SEED
+from ckptstore.commit.derive import SEED
 from ckptstore.commit.staging import Staging
-from ckptstore.documents.manifest import check_metrics
+from ckptstore.documents.facts import check_metrics
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
 from ckptstore.repository import Repository

@@ -93,7 +93,7 @@ def test_only_the_command_that_is_used_is_imported(ckpt, history):
 @pytest.mark.parametrize("args", [["log"], ["branch"], ["branch", "new"]], ids=" ".join)
 def test_a_command_that_only_names_checkpoints_starts_without_what_others_need(ckpt, history, args):
     _, _, modules = imported(RUN, *args)
-    others = {"commit.seed", "commit.writer", "diff.compare", "gc", "state.tree", "verify"}
+    others = {"commit.derive", "commit.writer", "diff.compare", "gc", "state.tree", "verify"}
     others = {f"ckptstore.{name}" for name in others}
     assert not modules & others
 

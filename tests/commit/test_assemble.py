@@ -15,8 +15,9 @@ from safetensors.torch import load_file as load_torch
 import ckptstore
 from ckptstore import InvalidInputError, formats
 from ckptstore.arrays import bands
+from ckptstore.commit.flatten import flatten
 from ckptstore.commit.plan import plan_arrays
-from ckptstore.commit.staging import Staging, flatten
+from ckptstore.commit.staging import Staging
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.retention import MaxToKeep
 from ckptstore.testing.strategies import arrays

@@ -261,7 +261,7 @@ def test_what_a_codec_made_is_kept_whole_with_its_ties(pairs: None) -> None:
         ({"rename": [("b", "x")]}, "a dict of replacements"),
         ({"include": "nothing"}, "Nothing in checkpoint .* is chosen by include nothing"),
         ({"include": "m", "reset": ("step", "created")}, "reset names 'created'"),
-        ({"include": "m", "reset": "s"}, "reset names 's'; a seed can reset step and metrics"),
+        ({"include": "m", "reset": "s"}, "reset names 's'; a derived checkpoint can reset step"),
         ({"reset": ["message"]}, "reset names 'message'"),
     ],
 )

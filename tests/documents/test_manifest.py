@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore.digest import Digest
 from ckptstore.documents import canonical
-from ckptstore.documents.manifest import (
-    CREATED_MAX,
+from ckptstore.documents.facts import (
     MESSAGE_LENGTH_MAX,
     STEP_MAX,
-    Manifest,
-    PageRef,
     check_meta,
     check_metrics,
     check_step,
 )
+from ckptstore.documents.manifest import CREATED_MAX, Manifest, PageRef
 from ckptstore.documents.names import REF_NAME_LENGTH_MAX
 from ckptstore.errors import CorruptError, InvalidInputError
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore.arrays import strided
-from ckptstore.commit.staging import flatten
+from ckptstore.commit.flatten import flatten
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, npz, read_file, write_file
 from ckptstore.testing.strategies import ndarrays

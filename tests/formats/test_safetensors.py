@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from ckptstore.commit.staging import flatten
+from ckptstore.commit.flatten import flatten
 from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.formats import named, read_file, write_file
 from ckptstore.formats.safetensors import DTYPES

@@ -27,7 +27,7 @@ import ckptstore
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.arrays.source import REPEATED_BYTES_MAX
 from ckptstore.arrays.strided import SPAN_BYTES_MAX, StridedArray
-from ckptstore.commit.staging import flatten
+from ckptstore.commit.flatten import flatten
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, UnsupportedValueError
 from ckptstore.formats import read_file, write_file, zip_directory

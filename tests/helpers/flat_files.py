@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import ckptstore
-from ckptstore.commit.staging import flatten
+from ckptstore.commit.flatten import flatten
 from ckptstore.formats import read_file
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import ckptstore
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.commit.assemble import assembled, merged, put_documents
+from ckptstore.commit.flatten import flatten
 from ckptstore.commit.plan import plan_arrays
 from ckptstore.commit.put import hash_threads, put_arrays, putting
-from ckptstore.commit.staging import flatten
 from ckptstore.documents.manifest import Manifest
 from ckptstore.store.reach import Reached, reached_by
 

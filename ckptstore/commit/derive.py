@@ -1,6 +1,10 @@
-"""Seed: a checkpoint made of arrays of another one, under the same or other paths. No array is read or written.
+"""Derive: a checkpoint made of arrays of another one, under the same or other paths.
 
-Pages that come out as they were are not stored again.
+No array is read or written: new pages list the chunks and bundles that are there. Pages that come
+out unchanged are not stored again. The first checkpoint of a branch made with `include`, `exclude`
+or `rename` is such a derived checkpoint.
+
+docs/reference/format.md, section 10.3.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.commit.assemble import put_documents
 from ckptstore.commit.put import putting
-from ckptstore.documents.manifest import Manifest, check_meta
+from ckptstore.documents.facts import check_meta
+from ckptstore.documents.manifest import Manifest
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.repage import repage
 from ckptstore.errors import InvalidInputError, shown
@@ -31,14 +36,18 @@ if TYPE_CHECKING:
     from ckptstore.store.reach import Written
 
 RESETTABLE = ("step", "metrics")
-SEED = "seed"  # what the meta of a seed has, and says there what was taken from the source
+SEED = "seed"  # the key in the meta of a derived checkpoint that says what was chosen and renamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seed:
-    """What a seed takes from its source. kept: those of `RESETTABLE` that it takes over.
+class Derivation:
+    """What a derived checkpoint takes from its source.
 
-    asked: what was asked for, as the seed's meta will tell it.
+    Attributes:
+        selection: Which arrays and values.
+        rename: New paths for arrays.
+        kept: Which of `RESETTABLE` it keeps.
+        asked: What the user asked for, as its meta will record it.
     """
 
     selection: Selection
@@ -53,8 +62,8 @@ class Seed:
         exclude: str | Sequence[str] | None,
         rename: Mapping[str, str] | None,
         reset: str | Sequence[str],
-    ) -> Seed:
-        """Take what a user passed."""
+    ) -> Derivation:
+        """Parse the arguments of `Repository.branch`."""
         selection, renames = Selection.of(include, exclude), Rename.of(rename)
         asked = {
             "include": None if selection.include is None else list(selection.include),
@@ -70,13 +79,13 @@ class Seed:
 
     @property
     def is_everything(self) -> bool:
-        """True when the seed would hold what its source does."""
+        """True when the derived checkpoint would hold the same as its source."""
         return self.selection.is_everything and not self.rename.patterns
 
     def manifest(
         self, id: Digest, source: Manifest, written: Written, *, branch: str, now: int
     ) -> Manifest:
-        """The manifest of the seed. id, source: the checkpoint that it is made from."""
+        """The manifest of the derived checkpoint. id, source: the checkpoint it is made from."""
         step = "" if source.step is None else f", step {source.step}"
         return Manifest(
             pages=written.pages,
@@ -93,20 +102,29 @@ class Seed:
         )
 
 
-def plant(seed: Seed, id: Digest, *, objects: ObjectStore, catalog: Catalog) -> Written:
-    """Store the structure and the pages of a seed from a checkpoint; durable when this returns."""
+def derive(
+    derivation: Derivation, id: Digest, *, objects: ObjectStore, catalog: Catalog
+) -> Written:
+    """Store the structure and the pages of a derived checkpoint; durable when this returns.
+
+    Args:
+        derivation: What it takes from its source.
+        id: The source.
+        objects: Where its documents go.
+        catalog: The documents of the repository.
+    """
     source = catalog.manifest(id)
     with paused_collector():
         root, pages = catalog.structure(source), list(catalog.pages(source))
-        chosen = select(root, seed.selection, name=f"checkpoint {id.short}")
-        names = seed.rename.names(node.path for node in arrays(chosen))
+        chosen = select(root, derivation.selection, name=f"checkpoint {id.short}")
+        names = derivation.rename.names(node.path for node in arrays(chosen))
         moved = move(chosen, names, source=root)
         encoded = encoded_entries(source, catalog)
         zarr = {path or ROOT for path in encoded}
-        made = repage(pages, {old: new for old, new in names.items() if old not in zarr})
+        derived = repage(pages, {old: new for old, new in names.items() if old not in zarr})
     with putting(objects, Reached(digests=source.documents())) as putter:
-        putter.rely(digest for page in made for digest, _ in page.digests())
-        written, _ = put_documents(moved, enumerate(made), putter)
+        putter.rely(digest for page in derived for digest, _ in page.digests())
+        written, _ = put_documents(moved, enumerate(derived), putter)
     return (
         written if source.hierarchy is None else _with_nodes(written, id, encoded, names, catalog)
     )
@@ -117,7 +135,7 @@ def _kept(reset: str | Sequence[str]) -> frozenset[str]:
     unknown = [name for name in listed if name not in RESETTABLE]
     if unknown:
         raise InvalidInputError(
-            f"reset names {shown(unknown[0])}; a seed can reset {' and '.join(RESETTABLE)}."
+            f"reset names {shown(unknown[0])}; a derived checkpoint can reset {' and '.join(RESETTABLE)}."
         )
     return frozenset(RESETTABLE) - set(listed)
 
@@ -129,7 +147,7 @@ def _with_nodes(
     names: Mapping[str, str],
     catalog: Catalog,
 ) -> Written:
-    """The same with those arrays of the source that came in through Zarr. encoded: the paths of their nodes."""
+    """Add those arrays that were committed through Zarr. encoded: the paths of their nodes."""
     from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.publish import NodeWriter, renamed
 

@@ -1,0 +1,159 @@
+"""Committer: what was written becomes a checkpoint at the head of a branch.
+
+The three ways to a new checkpoint (a state or a folder of files, a Zarr session, arrays of another
+checkpoint) differ in what they write. They share what is here: look at the newest operation, write,
+make the manifest, publish it, and begin again when a gc condemned something meanwhile.
+
+docs/reference/format.md, section 14.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ckptstore.documents.manifest import Manifest
+from ckptstore.errors import CorruptError
+from ckptstore.store.refs import check_new_branch
+from ckptstore.zarr.hierarchy import ZarrFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ckptstore.commit.derive import Derivation
+    from ckptstore.digest import Digest
+    from ckptstore.documents.facts import Facts
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.store.objects import ObjectStore
+    from ckptstore.store.oplog import Oplog
+    from ckptstore.store.reach import Written
+    from ckptstore.store.refs import Refs
+    from ckptstore.zarr.changes import StagedContents
+
+    Made = tuple[Digest, Manifest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committer:
+    """Makes the checkpoints of one repository.
+
+    Attributes:
+        objects: Where objects go.
+        catalog: The documents of its checkpoints.
+        oplog: Its operations.
+        refs: Publishes manifests.
+        chunk_bytes: Bytes of the largest chunks.
+        now: Returns UTC in microseconds since 1970.
+    """
+
+    objects: ObjectStore
+    catalog: Catalog
+    oplog: Oplog
+    refs: Refs
+    chunk_bytes: int
+    now: Callable[[], int]
+
+    def commit(self, value: object, *, branch: str, facts: Facts, retry: bool) -> Made:
+        """Commit a state, or a Zarr hierarchy in files, to a branch."""
+
+        def make() -> Made:
+            newest = self.oplog.newest()
+            head = newest.heads.get(branch)
+            written = self._write(value, head)
+            manifest = self._manifest(written, facts, branch=branch, parent=head)
+            return self.refs.publish(
+                manifest, branch=branch, retry=retry, since=newest, relied=written.relied
+            )
+
+        return self.refs.beside_gc(make)
+
+    def commit_session(
+        self, staged: StagedContents, *, branch: str, facts: Facts, retry: bool
+    ) -> Made:
+        """Commit what a Zarr session has staged to its branch."""
+        from ckptstore.zarr.publish import write
+
+        def make() -> Made:
+            newest = self.oplog.newest()
+            staged.check_there()  # what is there now, and is not condemned from now on, stays
+            try:
+                written = write(staged)
+            except CorruptError:
+                staged.check_there()  # a gc deleted it meanwhile
+                raise
+            manifest = self._manifest(written, facts, branch=branch, parent=staged.head)
+            return self.refs.publish(
+                manifest, branch=branch, retry=retry, since=newest, relied=written.relied
+            )
+
+        return self.refs.beside_gc(make)
+
+    def derive(self, derivation: Derivation, *, branch: str, source: Callable[[], Digest]) -> Made:
+        """Make a branch that begins with a derived checkpoint.
+
+        source: returns the checkpoint it is made from. Called again after a gc came between.
+        """
+        from ckptstore.commit.derive import derive
+
+        def make() -> Made:
+            newest = self.oplog.newest()
+            check_new_branch(branch, newest)
+            id = source()
+            self.catalog.refuse_expired(id)
+            try:
+                written = derive(derivation, id, objects=self.objects, catalog=self.catalog)
+            except CorruptError:
+                self.catalog.refuse_expired(id)  # a gc gave it up meanwhile
+                raise
+            manifest = derivation.manifest(
+                id, self.catalog.manifest(id), written, branch=branch, now=self.now()
+            )
+            made = self.refs.publish_derived(
+                manifest, branch=branch, source=id, since=newest, relied=written.relied
+            )
+            return made, manifest
+
+        return self.refs.beside_gc(make)
+
+    def _write(self, value: object, head: Digest | None) -> Written:
+        """Store a state, or a Zarr hierarchy in files; durable when this returns."""
+        from ckptstore.commit.flatten import flatten
+        from ckptstore.commit.staging import Staged
+        from ckptstore.commit.writer import write
+
+        store = partial(
+            write,
+            objects=self.objects,
+            catalog=self.catalog,
+            parent=head,
+            chunk_bytes=self.chunk_bytes,
+        )
+        if isinstance(value, ZarrFiles):
+            from ckptstore.zarr.commit_folder import take
+
+            return take(
+                value,
+                head=head,
+                catalog=self.catalog,
+                segment_bytes=self.chunk_bytes,
+                write=store,
+            )
+        return store(value.flat if isinstance(value, Staged) else flatten(value))
+
+    def _manifest(
+        self, written: Written, facts: Facts, *, branch: str, parent: Digest | None
+    ) -> Manifest:
+        return Manifest(
+            pages=written.pages,
+            structure=written.structure,
+            hierarchy=written.hierarchy,
+            new_bytes=written.new_bytes,
+            parents=(parent,) if parent else (),
+            branch=branch,
+            step=facts.step,
+            metrics=facts.metrics,
+            message=facts.message,
+            meta=facts.meta,
+            created=self.now(),
+        )

@@ -1,0 +1,20 @@
+"""Flatten: a state as a structure and arrays that are ready to be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckptstore.arrays import codecs
+from ckptstore.arrays import frameworks as arrays
+from ckptstore.python_gc import paused_collector
+from ckptstore.state.flatten import flatten as flatten_state
+
+if TYPE_CHECKING:
+    from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.flatten import Flat
+
+
+def flatten(value: object) -> Flat[ArraySource]:
+    """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold."""
+    with paused_collector():
+        return flatten_state(value, describe=arrays.describe, encode=codecs.encode)
