@@ -216,7 +216,7 @@ class _Place:
             )
         elif (reason := unwritable(target)) is not None:
             self.placement.mismatched.append(f"{name} (the destination {reason})")
-        elif self.entries[first].content != entry.content:
+        elif first != path and self.entries[first].content != entry.content:
             self.placement.mismatched.append(
                 f"{name} (not the same as {first} there, tied to it here)"
             )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.memory import check_memory
+from ckptstore.documents.chunks import Chunk
 from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, gather
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
-    from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.page import ArrayEntry, Bundle, Page
     from ckptstore.store.objects import ObjectReader
 
@@ -74,8 +74,7 @@ def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: Obj
                 copies.add(digest, chunk, targets[entry.path])
     copies.run()
     for entry, data in _read_small(wanted, objects):
-        _, chunk = next(entry.grid())
-        arrays.copy_chunk(targets[entry.path], chunk, data)
+        arrays.copy_chunk(targets[entry.path], Chunk(0, entry.nbytes, ()), data)
 
 
 class _Copies:

@@ -224,8 +224,9 @@ def changes_of(fills: Iterable[Fill], memory: Memory) -> list[Change]:
     for fill in fills:
         new = fill.entry
         first = filled.setdefault(fill.key, new)
-        if first is new or first.content != new.content:
-            changes += _changes(fill, memory.entry(fill.key) if first is new else None)
+        old = memory.entry(fill.key) if first is new else first
+        if old is None or old.content != new.content:
+            changes += _changes(fill, old if first is new else None)
     return changes
 
 
