@@ -33,10 +33,10 @@ REPOSITORIES = [case for case in CASES if case.calls.keys() == VERBS.keys()][::E
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.story) for case in REPOSITORIES])
 def test_a_hostile_repository_ends_in_a_message(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    world = World(tmp_path)
+    monkeypatch.chdir(scratch)
+    world = World(scratch)
     world.outside.mkdir()
     case.given(world)
     for command in COMMANDS:
