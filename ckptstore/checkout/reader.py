@@ -1,9 +1,9 @@
 """Reader: arrays of a checkpoint into memory, every byte checked against its digest first.
 
 New arrays are filled straight from storage where a chunk is one run of their bytes, and handed out
-only when all of them proved right. All other chunks (of arrays that exist already, and of grids that
-are not contiguous) go through a small buffer for each thread: a chunk is read, checked and then
-copied, so no wrong byte ever reaches an existing array.
+only when all of them proved right. All other chunks (of arrays that exist already, and of grids
+that are not contiguous) go through a small buffer for each thread: a chunk is read, checked and
+then copied, so no wrong byte ever reaches an existing array.
 
 Which arrays are read is decided by the caller; arrays committed through Zarr are not read here.
 ADR 0005, ADR 0022; docs/reference/format.md, section 13.
@@ -136,7 +136,7 @@ def _read_small(
 def read_bundle(
     bundle: Bundle, small: list[ArrayEntry], objects: ObjectReader
 ) -> list[tuple[ArrayEntry, memoryview]]:
-    """Read small arrays of a page: the whole bundle if most of it is wanted, else a range for each."""
+    """Read small arrays of a page: the whole bundle if most of it is wanted, else ranges."""
     if 2 * sum(entry.nbytes for entry in small) < bundle.size:
         return [(entry, _read_range(bundle, entry, objects)) for entry in small]
     data = memoryview(bytearray(bundle.size))

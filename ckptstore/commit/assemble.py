@@ -45,7 +45,8 @@ def merged(
             for number, digest in digests.items():
                 if known.setdefault(number, digest) != digest:
                     raise InvalidInputError(
-                        f"Two processes have put different bytes as chunk {number} of {shown(path)}."
+                        f"Two processes have put different bytes as chunk {number} of "
+                        f"{shown(path)}."
                     )
     for number in range(len(plan.pages)):
         bundled = [page for process in stored if (page := process.get(number)) and page.bundle]

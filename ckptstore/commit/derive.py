@@ -135,7 +135,8 @@ def _kept(reset: str | Sequence[str]) -> frozenset[str]:
     unknown = [name for name in listed if name not in RESETTABLE]
     if unknown:
         raise InvalidInputError(
-            f"reset names {shown(unknown[0])}; a derived checkpoint can reset {' and '.join(RESETTABLE)}."
+            f"reset names {shown(unknown[0])}; a derived checkpoint can reset "
+            f"{' and '.join(RESETTABLE)}."
         )
     return frozenset(RESETTABLE) - set(listed)
 

@@ -1,12 +1,12 @@
 """Put: hash the arrays of a plan, and store the chunks and bundles that are not there yet.
 
 Chunks are hashed from the arrays' own memory by a few threads, which keep the processors busy. More
-threads write new objects; they mostly wait for fsync. Objects that already exist with the right size
-are not rewritten. Unless the parent references them they are still flushed: their writer may have
-died before its own flush.
+threads write new objects; they mostly wait for fsync. Objects that already exist with the right
+size are not rewritten. Unless the parent references them they are still flushed: their writer may
+have died before its own flush.
 
-Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble` takes
-from one process or from several. ADR 0009, ADR 0010; docs/reference/format.md, section 14.
+Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble`
+takes from one process or from several. ADR 0009, ADR 0010; docs/reference/format.md, section 14.
 """
 
 from __future__ import annotations
@@ -261,8 +261,8 @@ def _put_bundle(
     if len(held) < len(paths):
         missing = next(path for path in paths if path not in sources)
         raise InvalidInputError(
-            f"{shown(missing)} shares a bundle with {len(paths) - 1} other arrays. The process that "
-            "puts these must put it too."
+            f"{shown(missing)} shares a bundle with {len(paths) - 1} other arrays. The process "
+            "that puts these must put it too."
         )
     buffer = buffers.of(sum(source.nbytes for source in held))
     parts = _join(held, buffer)

@@ -29,13 +29,16 @@ _ONLY_BYTES = frozenset({"complex32", "float4_e2m1fn_x2"})  # torch cannot copy,
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A state as it was, in memory that nobody else writes to; `Repository.commit` takes it in place of a state."""
+    """A copy of a state in memory that nothing else writes to.
+
+    `Repository.commit` takes it in place of a state.
+    """
 
     flat: Flat[ArraySource]
 
 
 class Staging:
-    """Memory for one staged state at a time: what was staged before is overwritten."""
+    """Memory for one staged state at a time; staging another overwrites it."""
 
     def __init__(self) -> None:
         self._room: Any = None
@@ -43,11 +46,11 @@ class Staging:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds."""
+        """Bytes of memory allocated."""
         return 0 if self._room is None else int(self._room.nbytes)
 
     def copy(self, value: object) -> Staged:
-        """Copy a state; when this returns, everything lies in host memory."""
+        """Copy a state to host memory; the copy is complete when this returns."""
         import torch
 
         with paused_collector():
@@ -63,7 +66,7 @@ class Staging:
         return Staged(replace(flat, arrays=staged))
 
     def _places_for(self, sources: dict[str, ArraySource]) -> dict[str, _Place]:
-        """Where each array goes: the same places as before, if the arrays are of the same kinds."""
+        """Where each array goes: as before if there are the same arrays, else laid out anew."""
         places = self._places
         if len(places) != len(sources) or not all(
             path in places and places[path].fits(source) for path, source in sources.items()
@@ -79,7 +82,7 @@ class Staging:
         return self._places
 
     def _at_least(self, size: int) -> Any:
-        """Memory of at least so many bytes; what is held is given up before more is asked for."""
+        """Memory of at least this size; a smaller one is freed before more is allocated."""
         import torch
 
         if self._room is None or self._room.nbytes < size:
@@ -89,13 +92,14 @@ class Staging:
                 self._room = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
             except (MemoryError, RuntimeError) as error:
                 raise StorageError(
-                    f"There is no memory to copy a state of {size} bytes to: {error}. Pass async_save=False."
+                    f"There is no memory to copy a state of {size} bytes to: {error}. "
+                    "Pass async_save=False."
                 ) from error
         return self._room
 
 
 class _Place:
-    """Where one array is copied to, and how the copy reads. Made once and filled at every save."""
+    """Where one array is copied to, and the source that reads the copy. Filled at every save."""
 
     __slots__ = ("_memory", "_view", "source")
 
@@ -112,7 +116,7 @@ class _Place:
         return (held.kind, held.dtype, held.shape) == (source.kind, source.dtype, source.shape)
 
     def fill(self, source: ArraySource) -> Any:
-        """Copy the array: the device on which the copy may still be under way, or None."""
+        """Copy the array; return the device that may still be copying, or None."""
         array = source.array
         if self._view is not None:
             if not array.is_cpu:

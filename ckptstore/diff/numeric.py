@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.checkout.reader import read_bundle
 from ckptstore.diff.sums import Sums, sums_of, sums_of_equal
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.documents.page import ArrayEntry, chunk_sizes
+from ckptstore.documents.page import ArrayEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,7 +170,7 @@ def _jobs(pairs: Iterable[_Pair], before: ObjectStore, after: ObjectStore) -> It
         if one.offset is not None and other.offset is not None:
             small[pair.before.bundle, pair.after.bundle].append(pair)
         elif one.cut == other.cut and one.offset is None and other.offset is None:
-            digests = zip(chunk_sizes(one), other.digests, strict=True)
+            digests = zip(one.sized_digests(), other.digests, strict=True)
             for (digest, size), other_digest in digests:
                 yield _Job(size, partial(_read_chunk, pair, digest, other_digest, objects))
         else:

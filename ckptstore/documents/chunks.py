@@ -1,7 +1,7 @@
 """Chunk grids: how an array is cut into blocks, each stored as one object.
 
-A grid is regular: every chunk has the same shape, except that those at the end of a dimension are as
-short as the array. A chunk's bytes are the elements of its block in C order, never padded.
+A grid is regular: every chunk has the same shape, except that those at the end of a dimension are
+as short as the array. A chunk's bytes are the elements of its block in C order, never padded.
 
 Any grid can be read (ADR 0022), since ranks store the rows *and* columns they hold. Commits of one
 process make a *contiguous* grid: 1 in the leading dimensions, then k, then whole. There, each chunk
@@ -42,8 +42,8 @@ class Chunk:
 def chunk_shape(shape: tuple[int, ...], *, item_bytes: int, chunk_bytes: int) -> tuple[int, ...]:
     """The shape of the largest contiguous chunks of at most `chunk_bytes` bytes, or of one element.
 
-    From the last dimension backwards, each is kept whole as long as it fits; the first that does not
-    is cut into runs of k; those before it get length 1.
+    From the last dimension backwards, each is kept whole as long as it fits; the first that does
+    not is cut into runs of k; those before it get length 1.
     """
     run_bytes = item_bytes
     for axis in range(len(shape) - 1, -1, -1):
@@ -67,9 +67,10 @@ def is_grid(shape: Sequence[int], chunk: Sequence[int]) -> bool:
 
 
 def is_contiguous(shape: Sequence[int], block: Sequence[int]) -> bool:
-    """True when a block of this shape, no longer than the array, is one run of its bytes in C order.
+    """True when a block of this shape is one run of the array's bytes in C order.
 
-    Then so is every chunk of a grid of such blocks.
+    block: no longer than the array in any dimension. If it is a run, so is every chunk of a grid of
+    such blocks.
     """
     cut = next((axis for axis, length in enumerate(block) if length != 1), len(block))
     return all(

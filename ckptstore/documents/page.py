@@ -1,7 +1,10 @@
 """Page: a part of a checkpoint's array list, in path order, and the rule for where pages end.
 
-A page ends where a hash of the array's path says so, so the same architecture is always cut in the same places: a page
-in which nothing changed is the same object in every checkpoint.
+A page ends where a hash of an array's path says so. The same architecture is therefore always cut
+in the same places, and a page in which nothing changed is the same object in every checkpoint.
+
+ADR 0003 (bundles), ADR 0013 (`reached`), ADR 0022 (chunk grids); docs/reference/format.md,
+sections 10.1 to 10.4.
 """
 
 from __future__ import annotations
@@ -33,21 +36,26 @@ PAGE_ARRAYS_MIN = 32
 PAGE_ARRAYS_MAX = 512
 PAGE_CHUNKS_MAX = 65_536  # digests a page may list before it ends: 65,536 x 67 bytes is 4.4 MB
 PAGE_CUT_MODULUS = 160  # one path in 160 ends a page once 32 are in it: 180 on average
-SMALL_BYTES = 64 << 10  # arrays below this size share one bundle object a page
+SMALL_BYTES = 64 << 10  # smaller arrays share one object for each page, its bundle
 BUNDLE_BYTES_MAX = PAGE_ARRAYS_MAX * SMALL_BYTES
 
 _DIGEST = re.compile(r'"([0-9a-f]{64})"')
-_SMALL = re.compile(
-    r'"digest":"[0-9a-f]{64}","dtype":'
-)  # of a small array: bytes in the bundle, no object
+# The digest of a small array: it names bytes in the bundle, not an object.
+_SMALL = re.compile(r'"digest":"[0-9a-f]{64}","dtype":')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayEntry:
     """One array: what it is, and the digests of its bytes.
 
-    A large array has `chunk_shape` and a digest for each chunk, in C order of the grid. A small one has the digest of
-    its own bytes and its `offset` in the page's bundle. An empty one has neither.
+    Attributes:
+        path: Its path in the state.
+        dtype: Name of its dtype.
+        shape: Its lengths.
+        chunk_shape: Lengths of its chunks; empty for a small array.
+        digests: Of its chunks, in C order of the grid, or of the bytes of a small array. An empty
+            array has none.
+        offset: Where a small array begins in the bundle of its page.
     """
 
     path: str
@@ -64,7 +72,7 @@ class ArrayEntry:
 
     @property
     def cut(self) -> tuple[int, ...]:
-        """How its bytes are divided among its digests: the chunk shape, or the shape of one chunk."""
+        """How its bytes are divided among its digests: the shape of a chunk."""
         return self.chunk_shape if len(self.digests) > 1 else self.shape
 
     @property
@@ -95,7 +103,11 @@ class ArrayEntry:
 
     @classmethod
     def from_json(cls, document: object, *, name: str, bundle_bytes: int) -> Self:
-        """Check every claim of one entry before anything is allocated for it."""
+        """Check every claim of an entry before anything is allocated for it.
+
+        Raises:
+            CorruptError: A field is missing, wrong, or does not fit the others.
+        """
         fields = Fields(document, name=name)
         path = _path(fields)
         name = f"{name}, array {path[:100]!r}"
@@ -126,7 +138,7 @@ class ArrayEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """The object that holds a page's small arrays, one behind the other in path order."""
+    """The object that contains the small arrays of a page, one after the other in path order."""
 
     digest: Digest
     size: int
@@ -154,17 +166,18 @@ class Page:
         if self.bundle:
             yield self.bundle.digest, self.bundle.size
         for entry in self.entries:
-            yield from chunk_sizes(entry)
+            if entry.offset is None:
+                yield from entry.sized_digests()
 
     def bundled(self) -> Iterator[tuple[str, Digest, slice]]:
-        """The path, the digest and the place in the bundle of each small array."""
+        """The path, the digest and the position in the bundle of each small array."""
         for entry in self.entries:
             if entry.offset is not None:
                 place = slice(entry.offset, entry.offset + entry.nbytes)
                 yield entry.path, entry.digests[0], place
 
     def encode(self) -> bytes:
-        """Encode to the canonical bytes whose digest names the page."""
+        """Return the canonical bytes whose digest names the page."""
         document: dict[str, Any] = {"arrays": [entry.to_json() for entry in self.entries]}
         if self.bundle:
             document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
@@ -173,7 +186,7 @@ class Page:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decode a page, with every entry checked."""
+        """Decode a page and check every entry; CorruptError if one is wrong."""
         fields = Fields(canonical.decode(data, name=name, bytes_max=PAGE_BYTES_MAX), name=name)
         bundle = (
             bundle_from_json(fields.object("bundle"), name=name)
@@ -196,9 +209,10 @@ class Page:
 
 
 def reached(data: bytes, *, name: str) -> set[str]:
-    """The digests of the objects that a page refers to, from its bytes alone: ten times as fast as decoding it.
+    """Find the digests of the objects that a page refers to, without decoding it.
 
-    What is not a page's JSON is not looked at closely, so that there may be some too many, and never one too few.
+    Ten times as fast as decoding. Bytes that are not a page are not examined closely, so there may
+    be digests too many, but never one too few.
     """
     text = canonical.text(data, name=name, bytes_max=PAGE_BYTES_MAX)
     if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
@@ -208,19 +222,8 @@ def reached(data: bytes, *, name: str) -> set[str]:
     return set(_DIGEST.findall(text))
 
 
-def chunk_sizes(entry: ArrayEntry) -> Iterator[tuple[Digest, int]]:
-    """The digest and byte size of each chunk object of a large array; nothing for a small one."""
-    if entry.offset is not None or not entry.digests:
-        return
-    if len(entry.digests) == 1:
-        yield entry.digests[0], entry.nbytes
-        return
-    for digest, chunk in entry.grid():
-        yield digest, chunk.size
-
-
 def ends_page(path: str, *, arrays: int, chunks: int) -> bool:
-    """True when a page with these many arrays and chunks ends behind this path."""
+    """True when a page that has these many arrays and chunks with this path ends after it."""
     if arrays >= PAGE_ARRAYS_MAX or chunks >= PAGE_CHUNKS_MAX:
         return True
     if arrays < PAGE_ARRAYS_MIN:

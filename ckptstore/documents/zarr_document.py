@@ -1,10 +1,11 @@
-"""Zarr documents: how arrays and groups of a state look to a Zarr v3 reader. Pure.
+"""Zarr documents: how arrays and groups of a state appear to a Zarr v3 reader. Pure.
 
-An array is uncompressed, on the regular grid on which it is stored. Zarr wants every chunk as long as the others; behind the
-axis that is cut, chunks are as long as the array, so that the zeros which make up the difference all come last.
+An array appears uncompressed, on the regular grid on which it is stored. Zarr wants every chunk to
+have the same shape, so one that is stored short is padded with zeros when it is read.
 
-Element types are named as in the registry of Zarr extensions. Two have no name there: complex32 appears as float16 with one more
-axis of 2, float4_e2m1fn_x2 as uint8, and an attribute tells what they are.
+Element types are named as in the registry of Zarr extensions. Two have no name there: complex32
+appears as float16 with one more dimension of 2, float4_e2m1fn_x2 as uint8, and an attribute says
+what they are. ADR 0016, ADR 0022.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ def array_document(
     name: str,
     attributes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The zarr.json of an array. name: of its node; its dimensions are called name[0], name[1], …, unlike any other's."""
+    """The zarr.json of an array.
+
+    name: of its node. Its dimensions are called name[0], name[1], …, so that no two arrays share
+    one by accident.
+    """
     shown, more = _SHOWN_AS.get(dtype, (dtype, ()))
     own = {OWN_DTYPE: dtype} if shown != dtype else {}
     whole = (*shape, *more)
@@ -59,7 +64,10 @@ def array_document(
 def group_document(
     attributes: Mapping[str, Any], consolidated: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """The zarr.json of a group. consolidated: the documents of all nodes below it, by path, to be opened with one read."""
+    """The zarr.json of a group.
+
+    consolidated: the documents of all nodes below it, by path, so that opening takes one read.
+    """
     document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
     if consolidated is not None:
         document["consolidated_metadata"] = {
@@ -71,7 +79,7 @@ def group_document(
 
 
 def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Those of the nodes, in path order, that groups with documents lead to; zarr-python can consolidate no others."""
+    """The nodes whose groups all have documents; zarr-python can consolidate no others."""
     groups = {""}
     for path, document in nodes:
         if path.rpartition("/")[0] in groups and path:
@@ -81,7 +89,7 @@ def in_groups(nodes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def padded_bytes(dtype: str, chunk_shape: Sequence[int]) -> int:
-    """Bytes of every chunk for Zarr, where those at the end of a dimension are as long as others."""
+    """Bytes of every chunk for Zarr, which wants those at the end of a dimension padded."""
     return math.prod(chunk_shape) * ITEM_BYTES[dtype]
 
 
@@ -94,7 +102,7 @@ def chunk_keys(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> 
 
 
 def chunk_key(number: int, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> str:
-    """The key of the chunk that stands there among all; the reverse of `chunk_number`."""
+    """The key of a chunk, by its number in C order; the reverse of `chunk_number`."""
     _, more = _SHOWN_AS.get(dtype, (dtype, ()))
     parts = ["0" for _ in more]
     for length, step in zip(reversed(shape), reversed(chunk_shape), strict=True):
@@ -106,7 +114,7 @@ def chunk_key(number: int, dtype: str, shape: Sequence[int], chunk_shape: Sequen
 def chunk_number(
     key: str, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]
 ) -> int | None:
-    """Where a chunk stands among all, in C order; None for what is no key of one."""
+    """The number of a chunk in C order, by its key; None for any other key."""
     _, more = _SHOWN_AS.get(dtype, (dtype, ()))
     first, *parts = key.split("/")
     if first != "c" or len(parts) != len(shape) + len(more):
@@ -121,48 +129,52 @@ def chunk_number(
 
 
 def has_name(dtype: str) -> bool:
-    """True for a dtype that Zarr has a name for; others appear as something else of the same bits."""
+    """True for a dtype that Zarr has a name for; others appear as another one of the same bits."""
     return dtype not in _SHOWN_AS
 
 
 def described(document: Mapping[str, Any], *, name: str) -> tuple[str, tuple[int, ...]]:
-    """Our dtype and shape of an array whose document is as `array_document` makes it, else CorruptError."""
+    """The dtype and shape of an array, from a document that `array_document` made.
+
+    Raises:
+        CorruptError: It did not make this document.
+    """
     shown, shape = document.get("data_type"), document.get("shape")
     attributes = document.get("attributes", {})
     own = attributes.get(OWN_DTYPE, shown) if isinstance(attributes, dict) else shown
     lengths = shape if isinstance(shape, list) else [-1]
     if not isinstance(own, str) or any(type(length) is not int or length < 0 for length in lengths):
-        raise CorruptError(f"{name} tells no dtype and shape of ours.")
+        raise CorruptError(f"{name} has no dtype and shape that a state can hold.")
     form, more = _SHOWN_AS.get(own, (own, ()))
     if own not in ITEM_BYTES or form != shown or tuple(lengths[len(lengths) - len(more) :]) != more:
-        raise CorruptError(f"{name} tells no dtype and shape of ours.")
+        raise CorruptError(f"{name} has no dtype and shape that a state can hold.")
     return own, tuple(lengths[: len(lengths) - len(more)])
 
 
 def above(node: str) -> Iterator[str]:
-    """The paths of the groups that a node lies in, the root last."""
+    """The paths of the groups that contain a node, the root last."""
     while node:
         node = node.rpartition("/")[0]
         yield node
 
 
 def node_path(path: str) -> str:
-    """The path of the node that shows the array, or group, of this path in the state."""
+    """The path of the node for an array, or group, of this path in the state."""
     return "/".join(map(node_name, path.split("/")))
 
 
 def path_of_node(path: str) -> str:
-    """The path in the state of what a node shows; the reverse of `node_path`."""
+    """The path in the state that a node stands for; the reverse of `node_path`."""
     return "/".join(map(segment_of, path.split("/")))
 
 
 def node_name(segment: str) -> str:
-    """A part of a path as the name of a node: itself, unless Zarr or a file system means something else by it."""
+    """The name of a node for a segment of a path: the segment itself unless it is reserved."""
     return escape_first(segment) if _is_reserved(segment) else segment
 
 
 def segment_of(name: str) -> str:
-    """The part of a path that a node's name stands for."""
+    """The segment of a path that a node's name stands for."""
     if name.startswith("%") and len(name) > 2:
         try:
             plain = bytes.fromhex(name[1:3]).decode("ascii") + name[3:]
@@ -183,7 +195,7 @@ def _zero(dtype: str) -> Any:
     if dtype.startswith("complex"):
         return [0.0, 0.0]
     if dtype == "float8_e8m0fnu":
-        return "0x00"  # it has no zero; these are the bytes that Zarr fills up with
+        return "0x00"  # it has no zero; Zarr pads with these bytes
     return 0.0 if "float" in dtype else 0
 
 

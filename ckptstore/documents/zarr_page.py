@@ -1,9 +1,12 @@
-"""NodePage: a part of what came in through Zarr, node by node: which value each of a node's keys has.
+"""NodePage: what was committed through Zarr, node by node: which value each key of a node has.
 
-A node is an array or a group of a Zarr hierarchy; its keys are "zarr.json" and, of an array, those of its chunks. What they
-hold is kept as it was set, whatever its codecs, and is never looked into here. Small values lie in the page's bundle, one
-behind the other; larger ones are objects, cut into segments so that a part of a shard can be read and checked by itself.
-A node with more values than one page should list goes on in the pages behind it.
+A node is an array or a group of a Zarr hierarchy. Its keys are "zarr.json" and, for an array, the
+keys of its chunks. Values are kept as they were set, whatever their codecs, and are not interpreted
+here. Small values share the bundle of their page, one after the other. Larger ones are objects, cut
+into segments so that a part of a shard can be read and checked by itself. A node with more values
+than one page should list continues on the next pages.
+
+ADR 0016; docs/reference/format.md, section 10.5.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ if TYPE_CHECKING:
 NODE_PAGE_BYTES_MAX = 32 << 20
 PAGE_NODES_MAX = 512
 KEY_LENGTH_MAX = 4096
-# 16 TB, in a billion segments of 16 KiB at the least: far beyond any page.
+# 16 TB, in at least 65,536 segments: far more than a page can list.
 VALUE_BYTES_MAX = 1 << 44
 
-PART_WEIGHT_MAX = 65_536  # of a node that lies on one page; 7 MB
+PART_WEIGHT_MAX = 65_536  # of a node on one page; 7 MB
 PART_WEIGHT_MIN = 4_096
 PART_CUT_MODULUS = 8_192  # one key in so many ends a part: 12,000 values on average
 
@@ -43,7 +46,13 @@ _DIGEST = re.compile(r'"([0-9a-f]{64})"')
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What one key holds: the digests of its segments, or of its bytes in the page's bundle from `offset` on."""
+    """The value of one key.
+
+    Attributes:
+        size: Its bytes.
+        digests: Of its segments, or of all its bytes if it is in the page's bundle.
+        offset: Where it begins in the bundle; None for a value in segments.
+    """
 
     size: int
     digests: tuple[Digest, ...] = ()
@@ -52,7 +61,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class ZarrNode:
-    """One array or group, and its values by key below it. path: "" for the root."""
+    """One array or group, and its values by key relative to `path`, which is "" for the root."""
 
     path: str
     values: tuple[tuple[str, Value], ...]
@@ -64,7 +73,7 @@ class ZarrNode:
 
     @property
     def end(self) -> tuple[str, str]:
-        """The path and the last key, behind which the next node begins, or goes on."""
+        """The path and the last key; the next node, or the rest of this one, comes after it."""
         return self.path, self.values[-1][0]
 
 
@@ -92,7 +101,7 @@ class EncodedEntry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its values, as they are encoded."""
+        """Bytes of all its values as encoded."""
         return sum(self.sizes)
 
     @property
@@ -112,7 +121,7 @@ class EncodedEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePage:
-    """Nodes in path order. segment_bytes: where larger values are cut."""
+    """Nodes in path order. segment_bytes: the size of the segments of larger values."""
 
     nodes: tuple[ZarrNode, ...]
     segment_bytes: int
@@ -142,7 +151,7 @@ class NodePage:
                 yield from segments(value, self.segment_bytes)
 
     def bundled(self) -> Iterator[tuple[str, Digest, slice]]:
-        """The key, the digest and the place in the bundle of each small value."""
+        """The key, the digest and the position in the bundle of each small value."""
         for node in self.nodes:
             for key, value in node.values:
                 if value.offset is not None:
@@ -150,7 +159,7 @@ class NodePage:
                     yield f"{node.path}/{key}", value.digests[0], place
 
     def encode(self) -> bytes:
-        """Encode to the canonical bytes whose digest names the page."""
+        """Return the canonical bytes whose digest names the page."""
         document: dict[str, Any] = {
             "nodes": [
                 {"path": node.path, "values": [_to_json(*item) for item in node.values]}
@@ -165,7 +174,7 @@ class NodePage:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decode a page, with every value checked."""
+        """Decode a page and check every value; CorruptError if one is wrong."""
         fields = Fields(canonical.decode(data, name=name, bytes_max=NODE_PAGE_BYTES_MAX), name=name)
         bundle = None
         if "bundle" in fields.document:
@@ -185,7 +194,7 @@ class NodePage:
 
 
 def reached_by_nodes(data: bytes, *, name: str) -> set[str]:
-    """The digests of the objects that a page refers to, and of small values, from its bytes alone."""
+    """Find the digests of objects and of small values in a page without decoding it."""
     text = canonical.text(data, name=name, bytes_max=NODE_PAGE_BYTES_MAX)
     if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
         return {digest for digest, _ in NodePage.decode(data, name=name).digests()}
@@ -193,7 +202,7 @@ def reached_by_nodes(data: bytes, *, name: str) -> set[str]:
 
 
 class Weighed(NamedTuple):
-    """A node that is to be put on pages, with what each of its values weighs."""
+    """A node to be put on pages, with the weight of each of its values."""
 
     path: str
     keys: Sequence[str]
@@ -201,12 +210,12 @@ class Weighed(NamedTuple):
 
 
 def weight(key: str, digests: int) -> int:
-    """What the value of a key, of so many segments, counts for where pages end."""
+    """The weight of a value of so many segments in deciding where pages end."""
     return max(1, digests) + len(key.encode()) // 32
 
 
 def cut_nodes(nodes: Sequence[Weighed]) -> Iterator[list[tuple[int, slice]]]:
-    """What goes on each page: nodes by their numbers, with all their values, or a part of one that has too many."""
+    """Yield the contents of each page: the numbers of nodes, and which of their values."""
     totals = [(node.path, sum(node.weights)) for node in nodes]
     large = [total > PART_WEIGHT_MAX for _, total in totals]
     for is_large, group in itertools.groupby(range(len(nodes)), key=large.__getitem__):
@@ -229,7 +238,7 @@ def _parts(node: Weighed) -> Iterator[slice]:
 
 
 def ends_part(key: str, weight: int) -> bool:
-    """True when a part of a node, which with this key weighs so much, ends behind it."""
+    """True when a part of a node that has this weight with this key ends after it."""
     if weight >= PART_WEIGHT_MAX:
         return True
     if weight < PART_WEIGHT_MIN:
@@ -249,8 +258,8 @@ def check_key(key: str) -> str:
     """Return a legal key of a Zarr store, or raise InvalidInputError."""
     if len(key) > KEY_LENGTH_MAX or not _KEY.fullmatch(key):
         raise InvalidInputError(
-            f"{shown(key)} is not a key of a Zarr store: up to {KEY_LENGTH_MAX} characters are expected, in parts "
-            "joined by /, none of them empty or with a control character."
+            f"{shown(key)} is not a key of a Zarr store: up to {KEY_LENGTH_MAX} characters are "
+            "expected, in parts joined by /, none of them empty or with a control character."
         )
     return key
 

@@ -15,7 +15,6 @@ from ckptstore.documents.page import (
     ArrayEntry,
     Bundle,
     Page,
-    chunk_sizes,
     cut,
     reached,
 )
@@ -67,8 +66,10 @@ PAGE = Page(entries=(SMALL, LARGE, EMPTY), bundle=Bundle(digest=Digest.of(b"bund
 
 def test_a_page_comes_back_from_its_bytes() -> None:
     assert Page.decode(PAGE.encode(), name="page") == PAGE
-    assert [size for _, size in chunk_sizes(LARGE)] == [160_000, 160_000, 80_000]
-    assert list(chunk_sizes(SMALL)) == list(chunk_sizes(EMPTY)) == []
+    assert [size for _, size in LARGE.sized_digests()] == [160_000, 160_000, 80_000]
+    assert list(SMALL.sized_digests()) == [(SMALL.digests[0], 12)]
+    assert list(EMPTY.sized_digests()) == []
+    assert list(PAGE.digests()) == [(Digest.of(b"bundle"), 20), *LARGE.sized_digests()]
     assert PAGE.array_bytes == 12 + 400_000
 
 
@@ -76,7 +77,7 @@ def test_an_entry_may_list_chunks_that_are_not_contiguous() -> None:
     entry = replace(LARGE, chunk_shape=(5, 16_000))
     page = replace(PAGE, entries=(SMALL, entry, EMPTY))
     assert Page.decode(page.encode(), name="page") == page
-    assert [size for _, size in chunk_sizes(entry)] == [160_000, 160_000, 80_000]
+    assert [size for _, size in entry.sized_digests()] == [160_000, 160_000, 80_000]
     assert (entry.cut, LARGE.cut) == ((5, 16_000), (2, 40_000))
     assert entry.content != LARGE.content  # the same digests stand for other elements
 
