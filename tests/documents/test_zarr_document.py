@@ -97,7 +97,7 @@ def test_what_is_no_document_of_ours_is_refused(change: dict[str, object]) -> No
     document = zarr_document.array_document(
         dtype="complex32", shape=(4,), chunk_shape=(4,), name="w"
     )
-    with pytest.raises(CorruptError, match="tells no dtype and shape"):
+    with pytest.raises(CorruptError, match="has no dtype and shape"):
         zarr_document.described({**document, **change}, name="w")
 
 
