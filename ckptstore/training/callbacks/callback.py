@@ -57,6 +57,7 @@ class Callback:
     params: Mapping[str, Any] = MappingProxyType({})
     model: Any = None
     _training: Training | None = None
+    _kept: tuple[str, ...] = ()  # the attributes of the state, where they have no underscore
 
     @property
     def training(self) -> Training:
@@ -89,10 +90,12 @@ class Callback:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed training needs: plain values and arrays. Empty for none."""
-        return {}
+        return {name.removeprefix("_"): getattr(self, name) for name in self._kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state_dict` has returned."""
+        for name in self._kept:
+            setattr(self, name, state[name.removeprefix("_")])
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Called when training begins."""

@@ -47,6 +47,8 @@ class CSVLogger(Callback):
         ['epoch,loss,val_loss', '0,0.5,0.75']
     """
 
+    _kept = ("_columns", "_size")
+
     def __init__(
         self, filename: str | PathLike[str], separator: str = ",", append: bool = False
     ) -> None:
@@ -54,7 +56,7 @@ class CSVLogger(Callback):
         self.separator, self.append = separator, append
         self._is_open = self._is_resumed = False
         self._columns: list[str] | None = None
-        self._size = 0
+        self._size = 0  # bytes
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Create the file. It is truncated later: a resumed training needs its contents."""
@@ -81,13 +83,9 @@ class CSVLogger(Callback):
         """Leave an empty file after a training without epochs."""
         self._open()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The columns, and the size of the file in bytes."""
-        return {"columns": self._columns, "size": self._size}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self._columns, self._size = state["columns"], state["size"]
+        super().load_state_dict(state)
         self._is_resumed = True
 
     def _open(self) -> None:

@@ -8,16 +8,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import ExpiredError, InvalidInputError, NotFoundError
-from ckptstore.training.callbacks.callback import Callback, report
-from ckptstore.training.callbacks.monitor import (
-    check_mode,
-    direction,
-    improves,
-    metrics_of,
-    no_number,
-    number,
-)
-from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, Saver, make_manager, manager_of
+from ckptstore.training.callbacks.callback import report
+from ckptstore.training.callbacks.monitor import Monitored, metrics_of
+from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, make_manager, manager_of, savers_of
 
 if TYPE_CHECKING:
     from ckptstore.training.callbacks.callback import Logs
@@ -28,7 +21,7 @@ BEST_BRANCH = "best-weights"
 BEST_KEPT = 3  # a backup may be older than the last improvement, and needs its own best weights
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(Monitored):
     """Ends the training when a metric has not improved for `patience` epochs.
 
     Unlike with Keras, NaN never counts as an improvement, a resumed training continues counting,
@@ -62,6 +55,8 @@ class EarlyStopping(Callback):
         2
     """
 
+    _kept = ("wait", "stopped_epoch", "best", "best_epoch", "_best_id")
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -74,7 +69,7 @@ class EarlyStopping(Callback):
         start_from_epoch: int = 0,
         store: Store | None = None,
     ) -> None:
-        self.monitor, self.mode = monitor, check_mode(mode)
+        super().__init__(monitor, mode)
         self.min_delta, self.patience = abs(min_delta), patience
         self.verbose = verbose
         self.baseline = baseline
@@ -86,7 +81,7 @@ class EarlyStopping(Callback):
 
     def _reset(self) -> None:
         self.wait = self.stopped_epoch = self.best_epoch = 0
-        self.best: float | None = None
+        self.best = None
         self._best_id: str | None = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -105,11 +100,8 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Compare the metric with the best, and end the training when it is time."""
-        value = number((logs or {}).get(self.monitor))
-        if value is None:
-            warnings.warn(no_number("EarlyStopping", self.monitor, logs), stacklevel=2)
-            return
-        if epoch < self.start_from_epoch:
+        value = self._value(logs)
+        if value is None or epoch < self.start_from_epoch:
             return
         self.wait += 1
         if self._improves(value, self.best):
@@ -143,26 +135,6 @@ class EarlyStopping(Callback):
             )
             self._best_weights.restore()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The counters, and the best value with its epoch and checkpoint."""
-        return {
-            "wait": self.wait,
-            "stopped_epoch": self.stopped_epoch,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_id": self._best_id,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.wait, self.stopped_epoch = state["wait"], state["stopped_epoch"]
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self._best_id = state["best_id"]
-
-    def _improves(self, value: float, reference: float | None) -> bool:
-        mode = direction(self.monitor, self.mode, self.training.directions)
-        return improves(value, reference, mode=mode, min_delta=self.min_delta)
-
     def _commit(self, epoch: int, logs: Logs) -> None:
         """Keep the weights of this epoch."""
         if self._best_weights is None:
@@ -177,8 +149,7 @@ class EarlyStopping(Callback):
     def _where(self) -> tuple[Any, str]:
         """The repository for the best weights, and the branch."""
         training = self.training
-        savers = [other for other in training.callbacks if isinstance(other, Saver)]
-        savers.sort(key=lambda saver: saver.turn)
+        savers = sorted(savers_of(training), key=lambda saver: saver.turn)
         stores = [self.store, *(saver.store for saver in savers), training.manager]
         store = next((store for store in stores if store is not None), None)
         if store is None:
@@ -187,9 +158,9 @@ class EarlyStopping(Callback):
                 "store=…, or use a ModelCheckpoint or BackupAndRestore in the same training."
             )
         manager = manager_of(store)
-        branches = [manager.branch if manager is not None else None]
-        branches += [saver.fixed_branch for saver in savers]
-        branches += [training.manager.branch if training.manager is not None else DEFAULT_BRANCH]
-        run = next(branch for branch in (*branches, DEFAULT_BRANCH) if branch is not None)
+        branches = [manager.branch] if manager is not None else []
+        branches += [saver.fixed_branch for saver in savers if saver.fixed_branch is not None]
+        branches += [training.manager.branch] if training.manager is not None else []
+        run = next(iter(branches), DEFAULT_BRANCH)
         branch = BEST_BRANCH if run == DEFAULT_BRANCH else f"{run}-{BEST_BRANCH}"
         return (manager.repository if manager is not None else store), branch

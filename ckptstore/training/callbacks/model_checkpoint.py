@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import string
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.callbacks.callback import report
-from ckptstore.training.callbacks.monitor import (
-    check_mode,
-    direction,
-    improves,
-    metrics_of,
-    no_number,
-    number,
-)
+from ckptstore.training.callbacks.monitor import Monitored, metrics_of
 from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, Saver, manager_of
 from ckptstore.training.triggers import Frequency
 
@@ -26,7 +18,7 @@ if TYPE_CHECKING:
     from ckptstore.training.callbacks.saver import Store
 
 
-class ModelCheckpoint(Saver):
+class ModelCheckpoint(Saver, Monitored):
     """Saves the training at the end of epochs or after a number of batches.
 
     Unlike with Keras, a save is a checkpoint on a branch instead of a file, and it holds everything
@@ -81,8 +73,8 @@ class ModelCheckpoint(Saver):
         save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
     ) -> None:
-        super().__init__(store, branch=branch)
-        self.monitor, self.mode = monitor, check_mode(mode)
+        Saver.__init__(self, store, branch=branch)
+        Monitored.__init__(self, monitor, mode)
         self.verbose = verbose
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.save_freq = save_freq
@@ -155,21 +147,17 @@ class ModelCheckpoint(Saver):
 
     def _is_best(self, epoch: int, logs: Logs) -> bool:
         """Whether the metric is better than ever; also true without the metric, as in Keras."""
-        value = number((logs or {}).get(self.monitor))
+        value = self._value(logs, otherwise=" The training is saved anyway.")
         if value is None:
-            text = no_number("ModelCheckpoint", self.monitor, logs)
-            warnings.warn(f"{text} The training is saved anyway.", stacklevel=3)
             return True
-        mode = direction(self.monitor, self.mode, self.training.directions)
         before = "nothing" if self.best is None else f"{self.best:.5f}"
-        if improves(value, self.best, mode=mode):
-            self.best = value
-            if self.verbose:
-                report(f"Epoch {epoch + 1}: {self.monitor} improved from {before} to {value:.5f}")
-            return True
+        is_best = self._improves(value, self.best)
         if self.verbose:
-            report(f"Epoch {epoch + 1}: {self.monitor} did not improve from {before}")
-        return False
+            change = f"improved from {before} to {value:.5f}"
+            change = change if is_best else f"did not improve from {before}"
+            report(f"Epoch {epoch + 1}: {self.monitor} {change}")
+        self.best = value if is_best else self.best
+        return is_best
 
 
 class Template:

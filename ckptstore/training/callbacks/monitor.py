@@ -1,14 +1,19 @@
-"""Monitor: reads metrics from logs and decides whether one has improved. Pure functions."""
+"""Monitor: reads metrics from logs and decides whether one has improved.
+
+`Monitored` is what callbacks that watch one metric have in common; the rest are pure functions.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ckptstore.documents.names import METRIC_NAME_LENGTH_MAX
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.revisions import Mode, mode_of
+from ckptstore.training.callbacks.callback import Callback
 
 MODES = ("auto", "min", "max")
 
@@ -97,7 +102,27 @@ def improves(value: float, reference: float | None, *, mode: Mode, min_delta: fl
     return value - min_delta > reference
 
 
-def no_number(what: str, monitor: str, logs: Mapping[str, Any] | None) -> str:
-    """The warning of a callback whose metric is missing from the logs."""
-    names = ", ".join(metrics_of(logs)) or "none"
-    return f"{what}: there is no number for {monitor!r}. There are: {names}."
+class Monitored(Callback):
+    """A callback that watches one metric."""
+
+    min_delta: float = 0
+
+    def __init__(self, monitor: str, mode: str) -> None:
+        self.monitor, self.mode = monitor, check_mode(mode)
+        self.best: float | None = None
+
+    def _value(self, logs: Mapping[str, Any] | None, *, otherwise: str = "") -> float | None:
+        """The metric; None, with a warning and what happens `otherwise`, if it is missing."""
+        value = number((logs or {}).get(self.monitor))
+        if value is None:
+            names = ", ".join(metrics_of(logs)) or "none"
+            warnings.warn(
+                f"{type(self).__name__}: there is no number for {self.monitor!r}. "
+                f"There are: {names}.{otherwise}",
+                stacklevel=3,
+            )
+        return value
+
+    def _improves(self, value: float, reference: float | None) -> bool:
+        mode = direction(self.monitor, self.mode, self.training.directions)
+        return improves(value, reference, mode=mode, min_delta=self.min_delta)

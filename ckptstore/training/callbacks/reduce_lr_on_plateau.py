@@ -4,18 +4,17 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.training.callbacks.callback import Callback, report
-from ckptstore.training.callbacks.monitor import check_mode, direction, improves, no_number, number
+from ckptstore.training.callbacks.callback import report
+from ckptstore.training.callbacks.monitor import Monitored
 
 if TYPE_CHECKING:
     from ckptstore.training.callbacks.callback import Logs
 
 
-class ReduceLROnPlateau(Callback):
+class ReduceLROnPlateau(Monitored):
     """Reduces the learning rate when a metric has not improved for `patience` epochs.
 
     The learning rate is added to the epoch's metrics. Unlike with Keras, a resumed training
@@ -48,6 +47,8 @@ class ReduceLROnPlateau(Callback):
         0.025
     """
 
+    _kept = ("best", "wait", "cooldown_counter")
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -63,11 +64,10 @@ class ReduceLROnPlateau(Callback):
             raise InvalidInputError(
                 f"ReduceLROnPlateau: the factor is {shown(factor)}; less than 1 is expected."
             )
-        self.monitor, self.mode = monitor, check_mode(mode)
+        super().__init__(monitor, mode)
         self.factor, self.patience, self.min_lr = factor, patience, min_lr
         self.min_delta, self.cooldown = abs(min_delta), cooldown
         self.verbose = verbose
-        self.best: float | None = None
         self.wait = self.cooldown_counter = 0
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -79,29 +79,18 @@ class ReduceLROnPlateau(Callback):
         """Compare the metric with the best, and reduce the learning rates when it is time."""
         if isinstance(logs, dict):
             logs |= self.training.learning_rates
-        value = number((logs or {}).get(self.monitor))
+        value = self._value(logs)
         if value is None:
-            warnings.warn(no_number("ReduceLROnPlateau", self.monitor, logs), stacklevel=2)
             return
         if self.cooldown_counter > 0:
             self.cooldown_counter -= 1
             self.wait = 0
-        mode = direction(self.monitor, self.mode, self.training.directions)
-        if improves(value, self.best, mode=mode, min_delta=self.min_delta):
+        if self._improves(value, self.best):
             self.best, self.wait = value, 0
         elif self.cooldown_counter <= 0:
             self.wait += 1
             if self.wait >= self.patience and self._reduce(epoch):
                 self.cooldown_counter, self.wait = self.cooldown, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best value and the counters."""
-        return {"best": self.best, "wait": self.wait, "cooldown_counter": self.cooldown_counter}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.best, self.wait = state["best"], state["wait"]
-        self.cooldown_counter = state["cooldown_counter"]
 
     def _reduce(self, epoch: int) -> bool:
         """Reduce all learning rates. False if none changed in the optimizer's own precision."""

@@ -74,6 +74,11 @@ def lend(manager: CheckpointManager, training: Training) -> None:
 _lent: weakref.WeakKeyDictionary[CheckpointManager, set[str]] = weakref.WeakKeyDictionary()
 
 
+def savers_of(training: Training) -> list[Saver]:
+    """The callbacks of a training that save it, in their order."""
+    return [callback for callback in training.callbacks if isinstance(callback, Saver)]
+
+
 class Saver(Callback):
     """A callback that saves through a CheckpointManager, its store or one that it makes."""
 

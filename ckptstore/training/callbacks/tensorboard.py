@@ -69,6 +69,8 @@ class TensorBoard(Callback):
         ['train', 'validation']
     """
 
+    _kept = ("_train_batch", "_test_batch")
+
     def __init__(
         self,
         log_dir: str | PathLike[str] = "logs",
@@ -179,14 +181,6 @@ class TensorBoard(Callback):
             self._scalar(TRAIN, f"checkpoint/{name}", value, step)
         if self._has_ended:  # the last save of another callback
             self._close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The numbers of batches."""
-        return {"train_batch": self._train_batch, "test_batch": self._test_batch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self._train_batch, self._test_batch = state["train_batch"], state["test_batch"]
 
     def _is_due(self, batch: int) -> bool:
         return isinstance(self.update_freq, int) and batch % self.update_freq == 0

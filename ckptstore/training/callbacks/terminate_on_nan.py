@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError
 from ckptstore.training.callbacks.callback import Callback, report
 from ckptstore.training.callbacks.monitor import number
-from ckptstore.training.callbacks.saver import Saver
+from ckptstore.training.callbacks.saver import savers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,13 +58,8 @@ class TerminateOnNaN(Callback):
 
 def _managers(training: Training) -> list[CheckpointManager]:
     """The managers that save this training: those of its callbacks, in order, then its own."""
-    managers = [
-        manager
-        for callback in training.callbacks
-        if isinstance(callback, Saver)
-        if (manager := callback.manager_or_none) is not None
-    ]
-    return [*managers, *([training.manager] if training.manager is not None else [])]
+    managers = [*(saver.manager_or_none for saver in savers_of(training)), training.manager]
+    return [manager for manager in managers if manager is not None]
 
 
 def _last_good(training: Training) -> str:
