@@ -6,12 +6,14 @@ The state of a Keras model is that of `arrays.keras`. See docs/adr/0014 and docs
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras  # type: ignore[import-untyped]
 
 from ckptstore.arrays.keras import ModelState, OptimizerState, is_keras, layers, named_variables
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.callback_states import CALLBACKS, CallbackStates
 from ckptstore.training.frameworks import register
 from ckptstore.training.training import Training
 
@@ -39,6 +41,17 @@ def tracked(model: keras.Model) -> dict[str, Any]:
 
     Raises:
         InvalidInputError: Keras does not run on the torch backend.
+
+    Example:
+        >>> import keras
+        >>> from ckptstore.integrations.keras import tracked
+        >>> from ckptstore.training import CheckpointManager
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.compile(optimizer="adam", loss="mse")
+        >>> with CheckpointManager("memory://keras-example", **tracked(model)) as manager:
+        ...     _ = manager.save(1)
+        >>> manager.restore_or_initialize()
+        1
     """
     _check_backend()
     states: dict[str, Any] = {"model": ModelState(model)}
@@ -55,11 +68,8 @@ class KerasTraining(Training):
         super().__init__(None, tracked(model))
         self.model = model
         self._fit: weakref.ref[Any] | None = None
-        self._states.has_begun = True  # BackupAndRestore alone loads them, at the right time
-
-    @property
-    def _states(self) -> Any:
-        return self.tracked["callbacks"]
+        states: CallbackStates = self.tracked[CALLBACKS]
+        states.has_begun = True  # BackupAndRestore alone loads them, at the right time
 
     @property
     def stop_training(self) -> bool:
@@ -177,21 +187,21 @@ class KerasTraining(Training):
         self.model._initial_epoch = None  # noqa: SLF001 - Keras itself never resets it
 
 
+@dataclass(frozen=True, slots=True)
 class KerasRate:
     """The learning rate of one Keras optimizer."""
 
-    def __init__(self, name: str, optimizer: Any) -> None:
-        self.optimizer = name
-        self._optimizer = optimizer
+    optimizer: str
+    owner: Any
 
     @property
     def value(self) -> float:
         """The current learning rate."""
-        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        return float(keras.ops.convert_to_numpy(self.owner.learning_rate))
 
     def change(self, value: float) -> None:
         """Set it."""
-        self._optimizer.learning_rate = value
+        self.owner.learning_rate = value
 
 
 class Once:

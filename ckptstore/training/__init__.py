@@ -25,24 +25,8 @@ if TYPE_CHECKING:
     from ckptstore.training.callbacks import TerminateOnNaN as TerminateOnNaN
     from ckptstore.training.manager import CheckpointManager as CheckpointManager
 else:
+    from ckptstore.training import callbacks
+
     __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "callbacks": (
-                "BackupAndRestore",
-                "CSVLogger",
-                "Callback",
-                "CallbackList",
-                "EarlyStopping",
-                "LambdaCallback",
-                "LearningRateScheduler",
-                "ModelCheckpoint",
-                "ProgbarLogger",
-                "ReduceLROnPlateau",
-                "RemoteMonitor",
-                "TensorBoard",
-                "TerminateOnNaN",
-            ),
-            "manager": ("CheckpointManager",),
-        },
+        __name__, {"callbacks": callbacks.__all__, "manager": ("CheckpointManager",)}
     )

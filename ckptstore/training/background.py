@@ -11,15 +11,13 @@ import threading
 import traceback
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Result = TypeVar("Result")
 
-
-class Background(Generic[Result]):
+class Background:
     """Runs one job at a time beside the caller.
 
     The thread is kept between jobs: starting one blocks the caller until it runs, measured at
@@ -28,8 +26,7 @@ class Background(Generic[Result]):
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "ckptstore-save")
-        self._job: Future[Result] | None = None
-        self._result: Result | None = None
+        self._job: Future[object] | None = None
         _waited_for.add(self)
 
     @property
@@ -37,42 +34,38 @@ class Background(Generic[Result]):
         """True while a job is running."""
         return self._job is not None and not self._job.done()
 
-    def start(self, job: Callable[[], Result]) -> None:
+    def start(self, job: Callable[[], object]) -> None:
         """Start a job once the previous one has ended; raise the error of that one instead."""
         self.wait()
         self._job = self._thread.submit(job)
 
-    def wait(self) -> Result | None:
-        """Wait for the job and raise its error, once. The result of the last successful job."""
+    def wait(self) -> None:
+        """Wait for the job and raise its error, once."""
         if self._job is not None:
             job, self._job = self._job, None
             try:
-                self._result = job.result()
+                job.result()
             except KeyboardInterrupt:  # interrupts only this wait; the job continues
                 self._job = job
                 raise
-        return self._result
 
     def raise_error(self) -> None:
         """Raise the error of a job that has ended, once."""
         if not self.is_busy:
             self.wait()
 
-    def finish_at_exit(self) -> None:
-        """Wait, and print an error: no caller is left to catch it."""
-        try:
-            self.wait()
-        except BaseException:  # noqa: BLE001 - the interpreter ends
-            sys.stderr.write("ckptstore: the last save failed after the training had ended:\n")
-            traceback.print_exc()
 
-
-_waited_for: weakref.WeakSet[Background[Any]] = weakref.WeakSet()
+_waited_for: weakref.WeakSet[Background] = weakref.WeakSet()
 
 
 def _finish_all() -> None:
+    """Wait for all jobs, and print their errors: no caller is left to catch them."""
     for background in list(_waited_for):
-        background.finish_at_exit()
+        try:
+            background.wait()
+        except BaseException:  # noqa: BLE001 - the interpreter ends
+            sys.stderr.write("ckptstore: the last save failed after the training had ended:\n")
+            traceback.print_exc()
 
 
 # Not atexit, which runs after thread pools have been closed, and a save needs them. The pools

@@ -131,7 +131,7 @@ class CheckpointManager:
         self.batch: int | None = None
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
         self._staging = Staging() if async_save else None
-        self._background: Background[Checkpoint] = Background()
+        self._background = Background()
         self._newest: Checkpoint | None = None
         self._preemption = Preemption()
         self._saved_step, self._saved_time = 0, clock()
@@ -264,7 +264,8 @@ class CheckpointManager:
             checkpoint = self.repository.resolve(rev or self.branch)
             into, random, progress = destination(self.tracked, checkpoint.names)
             if include is None and SEED in checkpoint.meta:
-                include = [f"{path}/**" for path in _tops(checkpoint)]
+                paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
+                include = sorted({f"{path.split('/')[0]}/**" for path in paths})
             self.repository.checkout(
                 checkpoint.id, into=into, strict=strict, include=include, exclude=exclude
             )
@@ -341,7 +342,9 @@ class CheckpointManager:
             self._background.start(lambda: self._commit(staged, facts))
         self._saved_step, self._saved_time = step, self._clock()
         if self.preempted:
-            self._end(step)
+            self.close()
+            sys.stderr.write(f"ckptstore: SIGTERM received; saved step {step} to {self.branch}.\n")
+            raise SystemExit(EXIT_CODE)
         return True
 
     def wait(self) -> Checkpoint | None:
@@ -361,33 +364,22 @@ class CheckpointManager:
         self._preemption.close()
         self.wait()
 
-    def _commit(self, state: object, facts: Mapping[str, Any]) -> Checkpoint:
+    def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
         """Commit a state, then expire what the policies do not keep."""
-        checkpoint = self._newest = self.repository.commit(
-            state, branch=self.branch, retry=True, **facts
-        )
+        self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
         policies = self._decidable()
         if policies:
             policy = policies[0] if len(policies) == 1 else Union(tuple(policies))
             self.repository.gc(policy, branches=[self.branch])
         elif not self._policies and (saved := self.repository.retention) is not None:
             self.repository.gc(saved)
-        return checkpoint
 
     def _decidable(self) -> list[Policy]:
         """The policies that can be applied: those by a metric once a checkpoint has it."""
         if not any(policy.metrics for policy in self._policies):
             return self._policies
         known = {name for checkpoint in self.checkpoints for name in checkpoint.metrics}
-        if all(policy.metrics <= known for policy in self._policies):
-            return self._policies
         return [policy for policy in self._policies if policy.metrics <= known]
-
-    def _end(self, step: int) -> None:
-        """End the program after SIGTERM, once the save is durable."""
-        self.close()
-        sys.stderr.write(f"ckptstore: SIGTERM received; saved step {step} to {self.branch}.\n")
-        raise SystemExit(EXIT_CODE)
 
 
 def _tracked(name: str, value: object) -> Stateful:
@@ -399,12 +391,6 @@ def _tracked(name: str, value: object) -> Stateful:
         if close := difflib.get_close_matches(name, options, n=1):
             raise InvalidInputError(f"{error} Did you mean {close[0]}?") from error
         raise
-
-
-def _tops(checkpoint: Checkpoint) -> list[str]:
-    """The first components of all paths."""
-    paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
-    return sorted({path.split("/")[0] for path in paths})
 
 
 def _best(text: str | KeepBest | None) -> KeepBest | None:

@@ -19,8 +19,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.is_asked = False
-        self._before: Any = None
-        self._listens = False
+        self._before: Any = None  # the previous handler while it listens
 
     def listen(self) -> None:
         """Begin. InvalidInputError outside the main thread, where Python handles no signals."""
@@ -29,14 +28,13 @@ class Preemption:
                 "save_on_signal works in the main thread only. Create the manager there, or pass "
                 "save_on_signal=False."
             )
-        self._before = signal.signal(signal.SIGTERM, lambda _number, _frame: self._note())
-        self._listens = True
+        self._before = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
 
     def close(self) -> None:
         """End. No effect before `listen`."""
-        if self._listens and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
-            self._listens = False
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
-    def _note(self) -> None:
+    def _note(self, _number: int, _frame: object) -> None:
         self.is_asked = True

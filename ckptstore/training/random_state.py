@@ -7,6 +7,7 @@ checkpoint; see section 12 of docs/reference/format.md.
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from ckptstore.errors import InvalidInputError
 
 _ACCELERATORS = ("cuda", "xpu", "mps")
+_NUMPY_FIELDS = ("kind", "keys", "position", "has_gauss", "gauss")
 
 
 class RandomState:
@@ -27,10 +29,10 @@ class RandomState:
         for name in _ACCELERATORS:
             module = getattr(torch, name)
             if module.is_available():
-                if name == "mps":
-                    state["torch"][name] = [module.get_rng_state()]
-                else:
-                    state["torch"][name] = list(module.get_rng_state_all())
+                state["torch"][name] = [
+                    module.get_rng_state(*_device(name, number))
+                    for number in range(module.device_count())
+                ]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -41,15 +43,9 @@ class RandomState:
             torch.set_rng_state(state["torch"]["cpu"])
             for name in _ACCELERATORS:
                 module = getattr(torch, name)
-                for number, saved in enumerate(state["torch"].get(name, ())):
-                    if not module.is_available() or (
-                        name != "mps" and number >= module.device_count()
-                    ):
-                        break
-                    if name == "mps":
-                        module.set_rng_state(saved)
-                    else:
-                        module.set_rng_state(saved, number)
+                count = module.device_count() if module.is_available() else 0
+                for number, saved in enumerate(state["torch"].get(name, ())[:count]):
+                    module.set_rng_state(saved, *_device(name, number))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(
                 f"The checkpoint's random state is not one that this version saves: {error!r}."
@@ -59,15 +55,10 @@ class RandomState:
 class Generator:
     """A single generator of Python, numpy or torch as a stateful object."""
 
+    kinds = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+
     def __init__(self, generator: Any) -> None:
         self.generator = generator
-
-    @staticmethod
-    def is_one(value: object) -> bool:
-        """True for what this class can wrap."""
-        return isinstance(
-            value, random.Random | np.random.Generator | np.random.RandomState | torch.Generator
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the generator's state."""
@@ -77,7 +68,7 @@ class Generator:
         if isinstance(generator, np.random.RandomState):
             return {"numpy": _numpy(generator.get_state())}
         if isinstance(generator, np.random.Generator):
-            return {"bits": _plain(generator.bit_generator.state)}
+            return {"bits": deepcopy(generator.bit_generator.state)}
         return {"torch": generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,6 +84,11 @@ class Generator:
             generator.set_state(state["torch"])
 
 
+def _device(accelerator: str, number: int) -> tuple[int, ...]:
+    """The arguments that name a device. Those of mps take none: there is one."""
+    return () if accelerator == "mps" else (number,)
+
+
 def _python(state: Any) -> dict[str, Any]:
     """The state of a Mersenne Twister, its 625 words as an array."""
     version, words, gauss = state
@@ -104,22 +100,8 @@ def _to_python(state: dict[str, Any]) -> Any:
 
 
 def _numpy(state: Any) -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = state
-    return {
-        "kind": kind,
-        "keys": keys,
-        "position": position,
-        "has_gauss": has_gauss,
-        "gauss": gauss,
-    }
+    return dict(zip(_NUMPY_FIELDS, state, strict=True))
 
 
 def _to_numpy(state: dict[str, Any]) -> Any:
-    return tuple(state[name] for name in ("kind", "keys", "position", "has_gauss", "gauss"))
-
-
-def _plain(value: Any) -> Any:
-    """A copy of the nested state of a bit generator."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.copy() if isinstance(value, np.ndarray) else value
+    return tuple(state[name] for name in _NUMPY_FIELDS)

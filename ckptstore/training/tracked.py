@@ -51,7 +51,7 @@ def stateful(name: str, value: object) -> Stateful:
     value = getattr(value, "_orig_mod", value)  # torch.compile's wrapper, whose names would differ
     if type(value).__name__ == "DistributedDataParallel":
         value = value.module  # type: ignore[attr-defined]
-    if Generator.is_one(value):
+    if isinstance(value, Generator.kinds):
         return Generator(value)
     if isinstance(value, Stateful) and not isinstance(value, type):
         return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CorruptError
@@ -12,6 +13,8 @@ from ckptstore.training.callbacks.saver import Saver, manager_of
 from ckptstore.training.triggers import Frequency
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.training.callbacks.callback import Logs
     from ckptstore.training.callbacks.saver import Store
@@ -69,7 +72,7 @@ class BackupAndRestore(Saver):
         self.double_checkpoint, self.delete_checkpoint = double_checkpoint, delete_checkpoint
         self._frequency = Frequency(save_freq, what="BackupAndRestore")
         self._is_due = False
-        self._random: dict[str, Any] | None = None
+        self._restore_random: Callable[[], None] | None = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Open the store, and restore a training that was interrupted.
@@ -79,15 +82,15 @@ class BackupAndRestore(Saver):
             CorruptError: The backup is damaged, and there is no older one.
         """
         self.training.settle(self, "on_train_begin", logs)
-        self._manager, self._is_due, self._random = None, False, None
+        self._manager, self._is_due, self._restore_random = None, False, None
         self.take_manager(branch=self._branch, max_to_keep=2 if self.double_checkpoint else 1)
         if self.manager.latest is None:
             return
         checkpoint = self._restore()
-        training = self.training
         from ckptstore.training.random_state import RandomState
 
-        self._random = RandomState().state_dict()
+        training, random = self.training, RandomState()
+        self._restore_random = partial(random.load_state_dict, random.state_dict())
         report(
             f"Resuming from checkpoint {checkpoint.id.short} of {self.manager.branch}: "
             f"epoch {training.epoch + 1}, step {training.step}."
@@ -97,11 +100,9 @@ class BackupAndRestore(Saver):
         """Before the first epoch, restore the random numbers again: some may have been drawn."""
         super().on_epoch_begin(epoch, logs)
         self.training.note_begun()
-        if self._random is not None:
-            from ckptstore.training.random_state import RandomState
-
-            RandomState().load_state_dict(self._random)
-            self._random = None
+        if self._restore_random is not None:
+            self._restore_random()
+            self._restore_random = None
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Back up when enough batches are done. After an epoch's last batch, its end does so."""

@@ -39,6 +39,26 @@ class RemoteMonitor(Callback):
 
     Raises:
         InvalidInputError: `root` is not an http or https URL.
+
+    Example:
+        >>> import http.server, threading
+        >>> from ckptstore.training import CallbackList, RemoteMonitor
+        >>> class Handler(http.server.BaseHTTPRequestHandler):
+        ...     def do_POST(self):
+        ...         print(self.path, self.rfile.read(int(self.headers["Content-Length"])).decode())
+        ...         self.send_response(200)
+        ...         self.end_headers()
+        ...     def log_message(self, *args):
+        ...         pass
+        >>> with http.server.HTTPServer(("localhost", 0), Handler) as server:
+        ...     thread = threading.Thread(target=server.handle_request)
+        ...     thread.start()
+        ...     monitor = RemoteMonitor(
+        ...         f"http://localhost:{server.server_port}", send_as_json=True
+        ...     )
+        ...     CallbackList([monitor]).on_epoch_end(0, {"loss": 0.5})
+        ...     thread.join()
+        /publish/epoch/end/ {"epoch": 0, "loss": 0.5}
     """
 
     def __init__(

@@ -8,7 +8,6 @@ torch's SummaryWriter and the tensorboard package do the writing; TensorFlow is 
 from __future__ import annotations
 
 import io
-import os
 import time
 import warnings
 from contextlib import redirect_stdout, suppress
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAIN, VALIDATION = "train", "validation"
 CHANNELS = (1, 3, 4)  # that an image can have
+DT_STRING = 7  # of TensorFlow's DataType
 
 
 class TensorBoard(Callback):
@@ -133,8 +133,7 @@ class TensorBoard(Callback):
             self._write_weights(epoch)
         if self.embeddings_freq and epoch % self.embeddings_freq == 0:
             self._write_embeddings(epoch)
-        for writer in self._writers.values():
-            writer.flush()
+        self._flush()
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Note the time, and start the profiler when it is due."""
@@ -146,11 +145,8 @@ class TensorBoard(Callback):
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Write the batch's metrics when they are due."""
         if self._is_due(self._train_batch):
-            for name, value in metrics_of(logs).items():
-                self._scalar(TRAIN, f"batch_{name}", value, self._train_batch)
-            if self.write_steps_per_second:
-                seconds = max(time.monotonic() - self._batch_began, 1e-9)
-                self._scalar(TRAIN, "batch_steps_per_second", 1 / seconds, self._train_batch)
+            speed = self._speed(1, since=self._batch_began)
+            self._scalars(TRAIN, "batch_", metrics_of(logs) | speed, self._train_batch)
         if self._profiled is not None and self._train_batch >= self._profiled[1]:
             self._stop_profiler()
 
@@ -158,16 +154,13 @@ class TensorBoard(Callback):
         """Write the batch's metrics when they are due."""
         self._test_batch += 1
         if self._is_due(self._test_batch):
-            for name, value in metrics_of(logs).items():
-                self._scalar(VALIDATION, f"batch_{name}", value, self._test_batch)
+            self._scalars(VALIDATION, "batch_", metrics_of(logs), self._test_batch)
 
     def on_test_end(self, logs: Logs = None) -> None:
         """Write the metrics of an evaluation at the training's current step."""
-        step = self.training.position[2]
-        for name, value in metrics_of(logs).items():
-            self._scalar(VALIDATION, f"evaluation_{name}_vs_iterations", value, step)
-        for writer in self._writers.values():
-            writer.flush()
+        metrics = {f"{name}_vs_iterations": value for name, value in metrics_of(logs).items()}
+        self._scalars(VALIDATION, "evaluation_", metrics, self.training.step)
+        self._flush()
 
     def on_checkpoint(self, checkpoint: Checkpoint, branch: str) -> None:
         """Write the id, step and metrics of a checkpoint."""
@@ -176,9 +169,8 @@ class TensorBoard(Callback):
         lines = [f"- {name}: {value}" for name, value in (facts | dict(checkpoint.metrics)).items()]
         text = "\n".join([f"`{checkpoint.id}`", "", *lines])
         self._writer(TRAIN).add_text("checkpoint", text, step)
-        self._scalar(TRAIN, "checkpoint/step", step, step)
-        for name, value in checkpoint.metrics.items():
-            self._scalar(TRAIN, f"checkpoint/{name}", value, step)
+        self._scalars(TRAIN, "checkpoint/", {"step": step}, step)
+        self._scalars(TRAIN, "checkpoint/", checkpoint.metrics, step)
         if self._has_ended:  # the last save of another callback
             self._close()
 
@@ -196,8 +188,19 @@ class TensorBoard(Callback):
             writer.close()
         self._writers = {}
 
-    def _scalar(self, part: str, name: str, value: float, step: int) -> None:
-        self._writer(part).add_scalar(name, value, step)
+    def _flush(self) -> None:
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _scalars(self, part: str, prefix: str, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer(part).add_scalar(prefix + name, value, step)
+
+    def _speed(self, batches: int, *, since: float) -> dict[str, float]:
+        """Steps per second as a metric, if it is to be written."""
+        if not self.write_steps_per_second:
+            return {}
+        return {"steps_per_second": batches / max(time.monotonic() - since, 1e-9)}
 
     def _write_epoch(self, epoch: int, logs: Logs) -> None:
         """Write the metrics of training and validation, each to its part under the same name."""
@@ -206,12 +209,10 @@ class TensorBoard(Callback):
             return
         with suppress(InvalidInputError):  # there is no optimizer
             metrics |= self.training.learning_rates
-        if self.write_steps_per_second:
-            seconds = max(time.monotonic() - self._epoch_began, 1e-9)
-            metrics["steps_per_second"] = (self._train_batch - self._epoch_first_batch) / seconds
-        for name, value in metrics.items():
+        batches = self._train_batch - self._epoch_first_batch
+        for name, value in (metrics | self._speed(batches, since=self._epoch_began)).items():
             part = VALIDATION if name.startswith("val_") else TRAIN
-            self._scalar(part, f"epoch_{name.removeprefix('val_')}", value, epoch)
+            self._scalars(part, "epoch_", {name.removeprefix("val_"): value}, epoch)
 
     def _write_weights(self, epoch: int) -> None:
         writer = self._writer(TRAIN)
@@ -251,15 +252,14 @@ class TensorBoard(Callback):
 
     def _write_layers(self, layers: str) -> None:
         """Write the layers of a Keras model for TensorBoard's graph plugin."""
-        summary, tensors, types = (
-            import_module(f"tensorboard.compat.proto.{name}_pb2")
-            for name in ("summary", "tensor", "types")
-        )
-        plugin = summary.SummaryMetadata.PluginData(plugin_name="graph_keras_model", content=b"1")
-        tensor = tensors.TensorProto(dtype=types.DT_STRING, string_val=[layers.encode()])
-        metadata = summary.SummaryMetadata(plugin_data=plugin)
-        value = summary.Summary.Value(tag="keras", metadata=metadata, tensor=tensor)
-        self._writer(TRAIN).file_writer.add_summary(summary.Summary(value=[value]), 0)
+        proto = import_module("tensorboard.compat.proto.summary_pb2")
+        summary = proto.Summary()
+        value = summary.value.add(tag="keras")
+        value.metadata.plugin_data.plugin_name = "graph_keras_model"
+        value.metadata.plugin_data.content = b"1"
+        value.tensor.dtype = DT_STRING
+        value.tensor.string_val.append(layers.encode())
+        self._writer(TRAIN).file_writer.add_summary(summary, 0)
 
     def _write_graph(self, model: Any, inputs: tuple[Any, ...]) -> None:
         """Trace the model once, and undo the changes to modes and random states that this makes."""
@@ -272,9 +272,7 @@ class TensorBoard(Callback):
             with (
                 torch.random.fork_rng(devices),
                 torch.no_grad(),
-                warnings.catch_warnings(
-                    action="ignore"
-                ),  # about values that tracing makes constant
+                warnings.catch_warnings(action="ignore"),  # of values that become constants
                 redirect_stdout(io.StringIO()),  # torch prints the error that it raises
             ):
                 self._writer(TRAIN).add_graph(model, inputs)
@@ -296,7 +294,7 @@ class TensorBoard(Callback):
     def _start_profiler(self) -> None:
         from torch.profiler import profile, tensorboard_trace_handler
 
-        folder = os.fspath(self.log_dir / TRAIN)
+        folder = str(self.log_dir / TRAIN)
         self._profiler = profile(on_trace_ready=tensorboard_trace_handler(folder))
         self._profiler.start()
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError
+from ckptstore.errors import CkptStoreError
 from ckptstore.training.callbacks.callback import Callback, report
 from ckptstore.training.callbacks.monitor import number
 from ckptstore.training.callbacks.saver import savers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.training.callbacks.callback import Logs
     from ckptstore.training.manager import CheckpointManager
@@ -74,7 +72,7 @@ def _last_good(training: Training) -> str:
             report(f"The last save to {manager.branch} failed: {error}")
     pairs = [(checkpoint, manager) for manager in managers for checkpoint in manager.checkpoints]
     for checkpoint, manager in sorted(pairs, key=lambda pair: pair[0].created, reverse=True):
-        if _is_finite(checkpoint, manager):
+        if _is_finite(checkpoint):
             return (
                 f"The last good checkpoint is {checkpoint.id.short} (step {checkpoint.step}) on "
                 f"{manager.branch}."
@@ -82,25 +80,17 @@ def _last_good(training: Training) -> str:
     return "No checkpoint with finite weights was saved."
 
 
-def _is_finite(checkpoint: Checkpoint, manager: CheckpointManager) -> bool:
+def _is_finite(checkpoint: Checkpoint) -> bool:
     """Whether all weights are finite: the update before a bad loss may have spoiled them."""
     if not math.isfinite(checkpoint.metrics.get("loss", 0)):
         return False
     try:
-        weights = manager.repository.checkout(checkpoint.id, include="model/**")
-    except (NotFoundError, InvalidInputError):
-        return True  # the checkpoint has no arrays under "model"
+        paths = [array.path for array in checkpoint.arrays if array.path.startswith("model/")]
+        weights = (checkpoint.array(path)[...] for path in paths)
+        return all(
+            bool(weight.isfinite().all())
+            for weight in weights
+            if hasattr(weight, "is_floating_point") and weight.is_floating_point()
+        )
     except CkptStoreError:
         return False
-    return all(bool(array.isfinite().all()) for array in _floats(weights))
-
-
-def _floats(value: Any) -> Iterator[Any]:
-    """All floating-point tensors of a nested structure."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _floats(item)
-    elif hasattr(value, "is_floating_point") and value.is_floating_point():
-        yield value
