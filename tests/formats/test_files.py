@@ -21,6 +21,7 @@ from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, StorageError
 from ckptstore.formats import read_file, write_file
 from tests.helpers.flat_files import bits_of, committed
+from tests.helpers.open_files import open_files
 from tests.helpers.root import ROOT
 
 STATE = {"model": {"w": np.arange(40_000.0).reshape(200, 200), "b": np.zeros((0, 3))}}
@@ -164,13 +165,6 @@ def test_a_link_to_a_file_may_be_given(tmp_path: Path) -> None:
     write_file(STATE, tmp_path / "x.npz")
     (tmp_path / "y.npz").symlink_to("x.npz")
     assert bits_of(committed(tmp_path / "y.npz")) == bits_of(STATE)
-
-
-def open_files(folder: Path) -> list[str]:
-    """The files below a folder that this process has open."""
-    links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
-    targets = [os.readlink(link) for link in links if link.is_symlink()]
-    return [target for target in targets if Path(target).is_relative_to(folder)]
 
 
 @pytest.mark.parametrize("name", NAMES)

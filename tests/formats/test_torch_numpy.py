@@ -25,6 +25,7 @@ from ckptstore.testing.strategies import ndarrays, plain_values, states, tensors
 from tests.formats.test_torch_file import FORMS, pickled, save
 from tests.helpers.equality import difference
 from tests.helpers.flat_files import bits_of, committed
+from tests.helpers.open_files import open_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,9 +261,8 @@ def test_no_file_is_open_for_any_number_of_arrays(tmp_path: Path) -> None:
     arrays = [np.asarray(np.arange(20) + number).reshape(4, 5) for number in range(30)]
     state = {"c": arrays, "f": [np.asfortranarray(array) for array in arrays]}
     path = save(state, tmp_path / "x.pt")
-    before = len(os.listdir("/proc/self/fd"))
     found = read_file(path).state
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files(tmp_path)
     assert bits_of(found) == bits_of(state)
 
 
