@@ -37,12 +37,13 @@ from ckptstore.documents.nodes import (
     DictNode,
     ListNode,
     TupleNode,
-    fold,
 )
 from ckptstore.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
-    from ckptstore.documents.nodes import Inner, Key, Leaf, Node
+    from collections.abc import Callable, Iterable
+
+    from ckptstore.documents.nodes import Key, Node
 
 STRUCTURE_BYTES_MAX = 32 << 20
 DEPTH_MAX = 100
@@ -68,9 +69,10 @@ def decode(data: bytes, *, name: str) -> Node:
     return root
 
 
-def to_json(root: Node) -> Any:
-    """The plain JSON form of a tree."""
-    return fold(root, _leaf, _inner)
+def to_json(node: Node) -> Any:
+    """Return the plain JSON form of a tree."""
+    kind = type(node)
+    return node if kind in _SAME else _FORMS[kind](node)
 
 
 def is_same(one: Node, other: Node) -> bool:
@@ -78,44 +80,49 @@ def is_same(one: Node, other: Node) -> bool:
     return repr(to_json(one)) == repr(to_json(other))
 
 
-def _leaf(node: Leaf) -> Any:
-    if node is None or node is True or node is False:
-        return node
-    if isinstance(node, ArrayNode):
-        form = {node.kind: node.path}
-        return form if node.tied is None else {**form, "tied": node.tied}
-    if isinstance(node, float):
-        return node if isfinite(node) else {"float": _float_hex(node)}
-    if isinstance(node, str):
-        return node if node.isascii() else _encode_str(node)
-    if isinstance(node, int):
-        return node if -(2**63) <= node < 2**64 else _encode_int(node)
-    if isinstance(node, complex):
-        return {"complex": [_float_hex(node.real), _float_hex(node.imag)]}
-    return {type(node).__name__: base64.b64encode(node).decode("ascii")}
+def _all_to_json(nodes: Iterable[Node]) -> list[Any]:
+    same, forms = _SAME, _FORMS
+    return [node if (kind := type(node)) in same else forms[kind](node) for node in nodes]
 
 
-def _inner(node: Inner, parts: list[Any]) -> Any:
-    if isinstance(node, DictNode):
-        tag = "ordered_dict" if node.is_ordered else "dict"
-        form: dict[str, Any] = {
-            tag: [
-                [key if isinstance(key, int) or key.isascii() else _encode_str(key), part]
-                for key, part in zip(node.items, parts, strict=False)
-            ]
-        }
-        return form if node.metadata is None else {**form, "metadata": parts[-1]}
-    if isinstance(node, CodecNode):
-        return {"type": node.type, "value": parts[0]}
-    return parts if isinstance(node, ListNode) else {"tuple": parts}
+def _encode_array(node: ArrayNode) -> dict[str, Any]:
+    if node.tied is None:
+        return {node.kind: node.path}
+    return {node.kind: node.path, "tied": node.tied}
+
+
+def _encode_dict(node: DictNode) -> dict[str, Any]:
+    same, forms = _SAME, _FORMS
+    pairs = [
+        (
+            key if not isinstance(key, str) or key.isascii() else _encode_str(key),
+            part if (kind := type(part)) in same else forms[kind](part),
+        )
+        for key, part in node.items.items()
+    ]
+    if not node.is_ordered:
+        return {"dict": pairs}
+    form: dict[str, Any] = {"ordered_dict": pairs}
+    return form if node.metadata is None else {**form, "metadata": to_json(node.metadata)}
+
+
+def _encode_bytes(value: bytes | bytearray) -> dict[str, Any]:
+    return {type(value).__name__: base64.b64encode(value).decode("ascii")}
+
+
+def _encode_float(value: float) -> Any:
+    return value if isfinite(value) else {"float": _float_hex(value)}
 
 
 def _encode_str(value: str) -> Any:
-    has_surrogates = any("\ud800" <= char <= "\udfff" for char in value)
-    return {"str": value.encode("utf-8", "surrogatepass").hex()} if has_surrogates else value
+    if value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value):
+        return value
+    return {"str": value.encode("utf-8", "surrogatepass").hex()}
 
 
 def _encode_int(value: int) -> Any:
+    if -(2**63) <= value < 2**64:
+        return value
     if value.bit_length() > INT_BITS_MAX:
         raise InvalidInputError(
             f"an integer of {value.bit_length()} bits is larger than {INT_BITS_MAX} bits"
@@ -125,6 +132,22 @@ def _encode_int(value: int) -> Any:
 
 def _float_hex(value: float) -> str:
     return struct.pack(">d", value).hex()
+
+
+_SAME = frozenset({type(None), bool})  # what is its own JSON form
+_FORMS: dict[type, Callable[[Any], Any]] = {
+    ArrayNode: _encode_array,
+    DictNode: _encode_dict,
+    ListNode: lambda node: _all_to_json(node.items),
+    TupleNode: lambda node: {"tuple": _all_to_json(node.items)},
+    CodecNode: lambda node: {"type": node.type, "value": to_json(node.value)},
+    float: _encode_float,
+    int: _encode_int,
+    str: _encode_str,
+    complex: lambda value: {"complex": [_float_hex(value.real), _float_hex(value.imag)]},
+    bytes: _encode_bytes,
+    bytearray: _encode_bytes,
+}
 
 
 class _Decoder:
@@ -151,23 +174,30 @@ class _Decoder:
         return value
 
     def items(self, values: list[Any], depth: int) -> tuple[Node, ...]:
-        """The items of a list or tuple."""
-        return tuple([self.node(value, depth + 1) for value in values])
+        """Return the items of a list or tuple."""
+        bare = _BARE if depth < DEPTH_MAX else ()
+        return tuple(
+            [item if type(item) in bare else self.node(item, depth + 1) for item in values]
+        )
 
     def tagged(self, fields: dict[str, Any], depth: int) -> Any:
-        """A node that is a JSON object."""
-        tag = next((tag for tag in fields if tag in _KNOWN), "")
-        if not tag or (len(fields) > 1 and fields.keys() != {tag, _COMPANIONS.get(tag)}):
+        """Return a node that is a JSON object."""
+        has_one = len(fields) == 1  # as nearly all of them, so that this is made fast
+        (tag,) = fields if has_one else [next((tag for tag in fields if tag in _KNOWN), "")]
+        if tag not in _KNOWN or not (has_one or fields.keys() == {tag, _COMPANIONS.get(tag)}):
             tags = f"{sorted(fields)!r:.100}"
             raise self.refused(f"holds a node with the tags {tags}, which has no meaning")
         content = fields[tag]
         if tag in _ARRAYS:
-            if any(not isinstance(p, str) or len(p) > PATH_LENGTH_MAX for p in fields.values()):
-                raise self.refused("holds an array node without a path")
-            return ArrayNode(tag, content, fields.get("tied"))
-        if tag == "dict" or tag == "ordered_dict":
-            metadata = self.node(fields.get("metadata"), depth + 1)
-            return DictNode(self.pairs(content, depth), tag == "ordered_dict", metadata)
+            for path in fields.values():
+                if type(path) is not str or len(path) > PATH_LENGTH_MAX:
+                    raise self.refused("holds an array node without a path")
+            return ArrayNode(tag, content, None if has_one else fields["tied"])
+        if tag == "dict":
+            return DictNode(self.pairs(content, depth))
+        if tag == "ordered_dict":
+            metadata = None if has_one else self.node(fields["metadata"], depth + 1)
+            return DictNode(self.pairs(content, depth), True, metadata)
         if tag == "tuple":
             if not isinstance(content, list):
                 raise self.refused("holds a tuple that is not a JSON array")
@@ -179,19 +209,25 @@ class _Decoder:
         return self.plain(content, tag)
 
     def pairs(self, content: Any, depth: int) -> dict[Key, Node]:
-        """The keys and values of a dict."""
-        if not isinstance(content, list) or any(
-            not isinstance(pair, list) or len(pair) != 2 for pair in content
+        """Return the keys and values of a dict."""
+        if not isinstance(content, list) or (
+            content and ({*map(type, content)} != {list} or {*map(len, content)} != {2})
         ):
             raise self.refused("holds a dict that is not a list of pairs")
-        items = {self.key(key): self.node(value, depth + 1) for key, value in content}
+        bare = _BARE if depth < DEPTH_MAX else ()
+        items = {
+            key if type(key) is str else self.key(key): (
+                value if type(value) in bare else self.node(value, depth + 1)
+            )
+            for key, value in content
+        }
         if len(items) != len(content):
             raise self.refused("holds a dict with a duplicate key")
         return items
 
     def key(self, key: Any) -> Any:
         """The key of a dict."""
-        if isinstance(key, str) or (type(key) is int and -(2**63) <= key < 2**64):
+        if type(key) is int and -(2**63) <= key < 2**64:
             return key
         if isinstance(key, dict) and key.keys() == {"str"}:
             return self.plain(key["str"], "str")
@@ -230,6 +266,7 @@ def _decode_str(text: str) -> str:
     return bytes.fromhex(text).decode("utf-8", "surrogatepass")
 
 
+_BARE = frozenset({type(None), bool, float, str})  # JSON values that are their own nodes
 _FLOAT = re.compile(r"[0-9a-f]{16}")
 _INT = re.compile(rf"-?[0-9a-f]{{1,{INT_BITS_MAX // 4}}}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
