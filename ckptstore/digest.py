@@ -42,7 +42,7 @@ class Digest(str):
 
     @classmethod
     def parse(cls, text: object) -> Digest:
-        """Returns text as a digest.
+        """Return text as a digest.
 
         Raises:
             InvalidInputError: The text is not 64 lowercase hexadecimal digits.
@@ -56,5 +56,5 @@ class Digest(str):
 
     @property
     def short(self) -> str:
-        """Returns the first 8 digits, for people."""
+        """The first 8 digits, for people."""
         return self[:8]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
-    """Yields each checkpoint that is reachable from the starts, including these, newest first.
+    """Yield each checkpoint that is reachable from the starts, including these, newest first.
 
     A checkpoint never comes before the descendant through which it was found. A parent that the
     lookup does not find, as in a truncated history, ends that path.
@@ -44,7 +44,7 @@ def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest
 
 
 def first_parents(start: Digest, lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
-    """Yields a checkpoint, its first parent, the first parent of that, and so on."""
+    """Yield a checkpoint, its first parent, the first parent of that, and so on."""
     seen: set[Digest] = set()
     id: Digest | None = start
     while id is not None and id not in seen:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Pauses the collector for the whole process, unless it is paused already."""
+    """Pause the collector for the whole process, unless it is paused already."""
     if not gc.isenabled():
         yield
         return

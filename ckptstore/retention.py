@@ -67,21 +67,21 @@ class Policy:
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """Returns the policies that are joined in this one."""
+        """The policies that are joined in this one."""
         return (self,)
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps, as a part of a sentence."""
+        """The kept checkpoints, as a part of a sentence."""
         raise NotImplementedError
 
     @property
     def metrics(self) -> frozenset[str]:
-        """Returns the metrics by which it decides."""
+        """The metrics by which it decides."""
         return frozenset()
 
     def keep(self, live: Live) -> Reasons:
-        """Chooses what stays.
+        """Choose what stays.
 
         Args:
             live: The live checkpoints of one branch with their manifests, newest first.
@@ -92,7 +92,7 @@ class Policy:
         raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the policy as plain JSON, which `from_json` takes back.
+        """Return the policy as plain JSON, which `from_json` takes back.
 
         Raises:
             InvalidInputError: The policy holds a function.
@@ -109,11 +109,11 @@ class KeepAll(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         return "every checkpoint"
 
     def keep(self, live: Live) -> Reasons:
-        """Keeps all of them."""
+        """Keep all of them."""
         return ((id, "everything is kept") for id, _ in live)
 
 
@@ -133,11 +133,11 @@ class MaxToKeep(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         return f"the newest {self.n} of each branch" if self.n > 1 else "the newest of each branch"
 
     def keep(self, live: Live) -> Reasons:
-        """Keeps the first n."""
+        """Keep the first n."""
         return ((id, f"one of the newest {self.n}") for id, _ in live[: self.n])
 
 
@@ -172,7 +172,7 @@ class KeepBest(Policy):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Returns the policy that METRIC, METRIC:MODE or METRIC:MODE:N names.
+        """Return the policy that METRIC, METRIC:MODE or METRIC:MODE:N names.
 
         Returns:
             The policy, or None for text of another form.
@@ -188,13 +188,13 @@ class KeepBest(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         best = f"the {self.n} best" if self.n > 1 else "the best"
         return f"{best} by {self.metric} ({self._mode})"
 
     @property
     def metrics(self) -> frozenset[str]:
-        """Returns the one metric."""
+        """The one metric."""
         return frozenset({self.metric})
 
     @property
@@ -202,7 +202,7 @@ class KeepBest(Policy):
         return mode_of(self.metric) if self.mode == "auto" else self.mode
 
     def keep(self, live: Live) -> Reasons:
-        """Keeps those with the n least or greatest numbers."""
+        """Keep those with the n least or greatest numbers."""
         sign = -1 if self._mode == "max" else 1
         known = [
             (sign * value, id, value)
@@ -235,11 +235,11 @@ class KeepEveryNHours(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         return "one every hour" if self.n == 1 else f"one every {self.n:g} hours"
 
     def keep(self, live: Live) -> Reasons:
-        """Decides by the times of the manifests, oldest first."""
+        """Decide by the times of the manifests, oldest first."""
         last: int | None = None
         for id, manifest in reversed(live):
             if last is None or manifest.created - last >= self.n * HOUR_MICROSECONDS:
@@ -263,11 +263,11 @@ class KeepEveryNSteps(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         return f"one every {self.n} steps" if self.n > 1 else "one of every step"
 
     def keep(self, live: Live) -> Reasons:
-        """Decides by the steps of the manifests, oldest first, ignoring those without a step."""
+        """Decide by the steps of the manifests, oldest first, ignoring those without a step."""
         last: int | None = None
         for id, manifest in reversed(live):
             if manifest.step is not None and (last is None or manifest.step - last >= self.n):
@@ -300,17 +300,17 @@ class KeepSteps(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         listed = sorted(self.steps)
         some = ", ".join(map(str, listed[:10])) + (", …" if len(listed) > 10 else "")
         return f"the step{'s' if len(listed) > 1 else ''} {some}"
 
     def keep(self, live: Live) -> Reasons:
-        """Keeps those whose step is one of them."""
+        """Keep those whose step is one of them."""
         return ((id, "its step was chosen") for id, item in live if item.step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the kind and the sorted steps."""
+        """Return the kind and the sorted steps."""
         return {"kind": self.kind, "steps": sorted(self.steps)}
 
 
@@ -341,11 +341,11 @@ class KeepIf(Policy):
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         return f"those that {getattr(self.predicate, '__name__', 'a function')} accepts"
 
     def keep(self, live: Live) -> Reasons:
-        """Keeps those for which the function returns something true."""
+        """Keep those that the function accepts."""
         for id, manifest in live:
             try:
                 chosen = bool(self.predicate(manifest))
@@ -358,7 +358,7 @@ class KeepIf(Policy):
                 yield id, "the function of KeepIf accepts it"
 
     def to_json(self) -> dict[str, Any]:
-        """Raises InvalidInputError: a function has no JSON form."""
+        """Raise InvalidInputError: a function has no JSON form."""
         raise InvalidInputError(
             "KeepIf cannot be saved, because a function has no JSON form. Pass the policy to gc "
             "each time, or save another one."
@@ -382,33 +382,33 @@ class Union(Policy):
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """Returns the policies that are joined."""
+        """The policies that are joined."""
         return self.members
 
     @property
     def phrase(self) -> str:
-        """Returns what it keeps."""
+        """The kept checkpoints, as a part of a sentence."""
         phrases = [member.phrase for member in self.members]
         comma = "," if len(phrases) > 2 else ""
         return f"{', '.join(phrases[:-1])}{comma} and {phrases[-1]}"
 
     @property
     def metrics(self) -> frozenset[str]:
-        """Returns the metrics of all of them."""
+        """The metrics of all of them."""
         return frozenset().union(*(member.metrics for member in self.members))
 
     def keep(self, live: Live) -> Reasons:
-        """Yields what each keeps, one policy after the other."""
+        """Yield what each keeps, one policy after the other."""
         for member in self.members:
             yield from member.keep(live)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the kind and the JSON of each member."""
+        """Return the kind and the JSON of each member."""
         return {"kind": self.kind, "members": [member.to_json() for member in self.members]}
 
 
 def from_json(document: object) -> Policy:
-    """Returns the policy that `Policy.to_json` wrote.
+    """Return the policy that `Policy.to_json` wrote.
 
     Raises:
         InvalidInputError: The document is not that of a policy known to this version.
@@ -455,7 +455,7 @@ class Verdict:
     def of(
         cls, id: Digest, manifest: Manifest, branches: Sequence[str], reasons: Iterable[str]
     ) -> Self:
-        """Returns the verdict that follows from these reasons: kept if there is any."""
+        """Return the verdict that follows from these reasons: kept if there is any."""
         distinct = tuple(dict.fromkeys(reasons))
         return cls(
             id=id,
@@ -475,7 +475,7 @@ def decide(
     is_expired: Callable[[Digest], bool],
     branches: Collection[str] | None = None,
 ) -> tuple[Verdict, ...]:
-    """Returns verdicts on all live checkpoints that a branch or a tag reaches, newest first.
+    """Return verdicts on all live checkpoints that a branch or a tag reaches, newest first.
 
     branches: those that the policy applies to; what others, or only tags, reach stays. None: all.
     InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
@@ -518,7 +518,7 @@ def _reachable(
 def _for_names(
     live: Mapping[Digest, Manifest], heads: Mapping[str, Digest], tags: Mapping[str, Digest]
 ) -> dict[Digest, list[str]]:
-    """Returns why each checkpoint stays whatever the policy: branches and tags that name it."""
+    """Return why each checkpoint stays whatever the policy: branches and tags that name it."""
     reasons: dict[Digest, list[str]] = {id: [] for id in live}
     for kind, names in (("head of", heads), ("tag", tags)):
         for name, id in sorted(names.items()):
@@ -528,7 +528,7 @@ def _for_names(
 
 
 def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:
-    """Returns the names of the branches at each head, so that each history is walked once."""
+    """Return the names of the branches at each head, so that each history is walked once."""
     names: dict[Digest, list[str]] = {}
     for name, id in sorted(heads.items()):
         names.setdefault(id, []).append(name)

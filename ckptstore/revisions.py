@@ -71,7 +71,7 @@ class Names:
 
 
 def resolve(revision: str, names: Names) -> Digest:
-    """Returns the id of the checkpoint that a revision names.
+    """Return the id of the checkpoint that a revision names.
 
     InvalidInputError for text that is no revision; NotFoundError when there is no such checkpoint.
     """
@@ -98,7 +98,7 @@ def resolve(revision: str, names: Names) -> Digest:
 
 
 def mode_of(metric: str) -> Mode:
-    """Returns whether more or less is better, by the last word of a metric's name ("val_acc")."""
+    """Return whether more or less is better, by the last word of a metric's name ("val_acc")."""
     words = re.split(r"[^a-z0-9]+", metric.lower())
     last = next((word for word in reversed(words) if word), "")
     return "max" if last in _MAX_WORDS else "min"
@@ -107,7 +107,7 @@ def mode_of(metric: str) -> Mode:
 def best_of(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> tuple[Digest, Manifest] | None:
-    """Returns the best of checkpoints given newest first; None when no one has that metric."""
+    """Return the best of checkpoints given newest first; None when no one has that metric."""
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
     best: tuple[float, Digest, Manifest] | None = None
     for id, manifest in candidates:

@@ -64,12 +64,12 @@ class Workers:
 
 
 def results(futures: Iterable[Future[Result]]) -> list[Result]:
-    """Returns the results of jobs, in their order, once all are done."""
+    """Return the results of jobs, in their order, once all are done."""
     return [future.result() for future in futures]
 
 
 def gather(jobs: Iterable[Callable[[], Result]], *, threads: int) -> list[Result]:
-    """Returns the results of all jobs, in order; the first error ends them and is raised.
+    """Return the results of all jobs, in order; the first error ends them and is raised.
 
     Jobs are taken from the iterable only as threads become free: a queued job takes 2 KB, and there
     may be a million.
@@ -98,7 +98,7 @@ class Buffers(threading.local):
         self._buffer = bytearray()
 
     def of(self, size: int) -> memoryview:
-        """Returns a writable buffer of this size, valid until the thread asks again."""
+        """Return a writable buffer of this size, valid until the thread asks again."""
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         return memoryview(self._buffer)[:size]
@@ -116,7 +116,7 @@ class LentBuffers:
         self._lent: deque[tuple[bytearray, Future[object]]] = deque()
 
     def of(self, size: int) -> memoryview:
-        """Returns a writable buffer, waiting until the total stays within `bytes_max`."""
+        """Return a writable buffer, waiting until the total stays within `bytes_max`."""
         while True:
             while self._lent and self._lent[0][1].done():
                 self._idle.append(self._lent.popleft()[0])

@@ -71,14 +71,14 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Returns True when nothing is wrong."""
+        """True when nothing is wrong."""
         return not self.problems
 
 
 def verify(
     storage: Storage, *, progress: Callable[[int, int], object] | None = None
 ) -> VerifyReport:
-    """Checks a whole repository.
+    """Check a whole repository.
 
     progress: called with the bytes checked so far and the bytes in all.
     """
@@ -106,7 +106,7 @@ class _Verify:
         self.reaches_all = False
 
     def report(self, progress: Callable[[int, int], object]) -> VerifyReport:
-        """Checks everything once."""
+        """Check everything once."""
         self.attempt(
             MARKER_KEY,
             lambda: Marker.decode(self.storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX)),
@@ -126,7 +126,7 @@ class _Verify:
         return VerifyReport(problems=problems, checkpoints=len(live), objects=count, bytes=size)
 
     def attempt(self, key: str, check: Callable[[], object]) -> bool:
-        """Runs one check; an error becomes a problem of that key."""
+        """Run one check; an error becomes a problem of that key."""
         try:
             check()
         except CkptStoreError as error:
@@ -141,7 +141,7 @@ class _Verify:
         *,
         kind: str,
     ) -> dict[Name, Listed]:
-        """Returns what is in a folder, by name.
+        """Return what is in a folder, by name.
 
         A file without a legal name is a problem, and so is a folder that cannot be listed.
         """
@@ -153,12 +153,12 @@ class _Verify:
         return {name: item for name, item in listing if name is not None}
 
     def ids(self, folder: str) -> tuple[Digest, ...]:
-        """Returns the ids of the manifests or expiries in a folder."""
+        """Return the ids of the manifests or expiries in a folder."""
         entries = partial(self.catalog.list, folder)
         return tuple(sorted(self.listed(folder, entries, kind="a manifest")))
 
     def check_objects(self, progress: Callable[[int, int], object]) -> tuple[int, int]:
-        """Compares every object with its name, and returns how many there are and their bytes."""
+        """Compare every object with its name, and return how many there are and their bytes."""
         (folder,) = self.objects.FOLDERS
         listed = self.listed(folder, self.objects.list, kind="an object")
         self.sizes = {digest: item.size for digest, item in listed.items()}
@@ -175,7 +175,7 @@ class _Verify:
         return len(listed), total
 
     def check_object(self, digest: Digest, item: Listed) -> None:
-        """Compares one object with its name."""
+        """Compare one object with its name."""
         if item.size > CHUNK_BYTES_MAX:
             raise CorruptError(
                 f"{item.key} has {item.size} bytes; no object has more than {CHUNK_BYTES_MAX}."
@@ -183,7 +183,7 @@ class _Verify:
         self.objects.check(digest, size=item.size)
 
     def check_manifest(self, id: Digest, *, is_live: bool) -> None:
-        """Compares a manifest with its name and, when it is live, with what it refers to.
+        """Compare a manifest with its name and, when it is live, with what it refers to.
 
         What a live one refers to is not checked when no branch and no tag reaches it: a commit that
         died beside a gc may have left it without its objects.
@@ -201,7 +201,7 @@ class _Verify:
             self.check_content(id, manifest)
 
     def check_content(self, id: Digest, manifest: Manifest) -> None:
-        """Follows every reference of a checkpoint."""
+        """Follow every reference of a checkpoint."""
         there = {digest for digest in manifest.documents() if self.is_there(digest, user=id)}
         pages = walk(
             manifest, decoded(self.catalog), wanted=there.__contains__, failed=self.note_unread
@@ -221,15 +221,15 @@ class _Verify:
             self.attempt(key, partial(self.check_structure, manifest, paths))
 
     def note_unread(self, page: Digest, error: CkptStoreError) -> None:
-        """Notes that a page cannot be read."""
+        """Note that a page cannot be read."""
         self.wrong.setdefault(self.objects.key(page), str(error))
 
     def is_right(self, digests: Iterable[Digest]) -> bool:
-        """Returns True when no problem of these objects is known."""
+        """Return True when no problem of these objects is known."""
         return not any(self.objects.key(digest) in self.wrong for digest in digests)
 
     def is_there(self, digest: Digest, *, user: Digest) -> bool:
-        """Notes that a checkpoint reaches an object; a missing one becomes a problem.
+        """Note that a checkpoint reaches an object; a missing one becomes a problem.
 
         Returns True when there is an object without a known problem.
         """
@@ -240,18 +240,18 @@ class _Verify:
         )
 
     def find(self, digest: Digest) -> int:
-        """Returns the size of an object that may have been put since all were listed."""
+        """Return the size of an object that may have been put since all were listed."""
         size = self.objects.size(digest)
         if size is None:
             raise NotFoundError(f"{self.objects.key(digest)} is missing.")
         return size
 
     def encoded_paths(self, manifest: Manifest) -> Iterator[str]:
-        """Yields the paths of the arrays that came in through Zarr, from their documents."""
+        """Yield the paths of the arrays that came in through Zarr, from their documents."""
         return (path or ROOT for path in encoded_entries(manifest, self.catalog))
 
     def check_page(self, id: Digest, digest: Digest, page: Page | NodePage) -> None:
-        """Follows the references of a page; its bundle is read once, however many share it."""
+        """Follow the references of a page; its bundle is read once, however many share it."""
         for listed, size in dict.fromkeys(page.digests()):
             if self.is_there(listed, user=id) and self.sizes.get(listed) != size:
                 self.attempt(self.objects.key(listed), partial(self.check_size, listed, size))
@@ -262,7 +262,7 @@ class _Verify:
             self.attempt(self.objects.key(digest), partial(self.check_bundle, page))
 
     def check_size(self, digest: Digest, expected: int) -> None:
-        """Compares the size of an object with what a page says of it."""
+        """Compare the size of an object with what a page says of it."""
         size = self.find(digest)
         if size != expected:
             raise CorruptError(
@@ -271,7 +271,7 @@ class _Verify:
             )
 
     def check_bundle(self, page: Page | NodePage) -> None:
-        """Compares the digest of each small array or document with its place in the bundle."""
+        """Compare the digest of each small array or document with its place in the bundle."""
         assert page.bundle is not None
         data = self.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
         for path, digest, part in page.bundled():
@@ -279,7 +279,7 @@ class _Verify:
                 raise CorruptError(f"The page lists a wrong place in its bundle for {path!r}.")
 
     def check_structure(self, manifest: Manifest, paths: Collection[str]) -> None:
-        """Checks that a page lists every array that the structure names."""
+        """Check that a page lists every array that the structure names."""
         named = {node.path for node in arrays(self.catalog.structure(manifest))}
         unlisted = sorted(named - set(paths))
         if unlisted and self.is_right(ref.digest for ref in manifest.refs):
@@ -288,7 +288,7 @@ class _Verify:
             )
 
     def check_operations(self) -> None:
-        """Reads every operation, and notes what the newest one reaches."""
+        """Read every operation, and note what the newest one reaches."""
         (folder,) = self.oplog.FOLDERS
         seqs = set(self.listed(folder, self.oplog.list, kind="an operation"))
         for seq in seqs:
@@ -305,7 +305,7 @@ class _Verify:
         self.reachable = {id for id, _ in ancestors(refs.values(), self.lookup)}
 
     def lookup(self, id: Digest) -> Manifest | None:
-        """Returns a manifest if it can be read; each is checked later, by itself."""
+        """Return a manifest if it can be read; each is checked later, by itself."""
         try:
             return self.catalog.manifest(id)
         except CkptStoreError:
@@ -313,7 +313,7 @@ class _Verify:
             return None
 
     def check_gaps(self, seqs: set[int]) -> None:
-        """Checks that nothing else is where an operation was or will be.
+        """Check that nothing else is where an operation was or will be.
 
         A gap alone is no problem: a power failure may leave one.
         """
@@ -323,7 +323,7 @@ class _Verify:
                 self.attempt(self.oplog.key(seq), partial(self.oplog.exists, seq))
 
     def check_named(self, ids: set[Digest]) -> None:
-        """Checks that every checkpoint that a branch, a tag or a child names is there."""
+        """Check that every checkpoint that a branch, a tag or a child names is there."""
         for id, reason in self.named.items():
             if id not in ids:
                 key = self.catalog.key(id)

@@ -44,7 +44,7 @@ def measure(
     after: ObjectStore,
     openers: tuple[ArrayOpener, ArrayOpener],
 ) -> Diff:
-    """Returns the diff with numbers for every array of the same dtype and shape that may differ.
+    """Return the diff with numbers for every array of the same dtype and shape that may differ.
 
     Args:
         diff: The diff without numbers.
@@ -94,7 +94,7 @@ class _Pair:
 
     @classmethod
     def of(cls, change: ArrayChange) -> _Pair:
-        """Returns the two forms of an array that both sides have."""
+        """Return the two forms of an array that both sides have."""
         assert change.before
         assert change.after
         return cls(change.before, change.after)
@@ -187,7 +187,7 @@ def _read_chunk(
     data: memoryview,
     other_data: memoryview,
 ) -> Callable[[], list[tuple[Key, Sums]]]:
-    """Reads two chunks of the same place; only one if they are equal."""
+    """Read two chunks of the same place; only one if they are equal."""
     objects[0].read_into(digest, data)
     if digest == other:
         return lambda: [(pair.key, sums_of_equal(pair.before.dtype, data))]
@@ -198,7 +198,7 @@ def _read_chunk(
 def _read_bundles(
     pairs: list[_Pair], objects: tuple[ObjectStore, ObjectStore], *_: memoryview
 ) -> Callable[[], list[tuple[Key, Sums]]]:
-    """Reads small arrays of one bundle on each side."""
+    """Read small arrays of one bundle on each side."""
     sides = ([pair.before for pair in pairs], [pair.after for pair in pairs])
     before, after = (
         list(read_bundle(side[0].bundle, [_listed(array) for array in side], store))
@@ -214,7 +214,7 @@ def _read_bundles(
 def _read_as_needed(
     pair: _Pair, objects: tuple[ObjectStore, ObjectStore], *buffers: memoryview
 ) -> Callable[[], list[tuple[Key, Sums]]]:
-    """Reads an array with different chunks piece by piece, as it is computed.
+    """Read an array with different chunks piece by piece, as it is computed.
 
     It holds one chunk of each side at a time.
     """
@@ -247,7 +247,7 @@ class _Side:
         self._start, self._data = 0, memoryview(b"")
 
     def at(self, position: int) -> memoryview:
-        """Returns the bytes from a position to the end of its chunk. Positions only grow."""
+        """Return the bytes from a position to the end of its chunk. Positions only grow."""
         while position >= self._start + len(self._data):
             self._start, size, digest = next(self._runs)
             self._data = self._buffer[:size]

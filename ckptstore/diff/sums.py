@@ -55,7 +55,7 @@ class Sums:
     new_inf: int = 0
 
     def add(self, other: Sums) -> None:
-        """Adds the sums of another part."""
+        """Add the sums of another part."""
         self.before += other.before
         self.after += other.after
         self.difference += other.difference
@@ -66,7 +66,7 @@ class Sums:
         self.new_inf += other.new_inf
 
     def numbers(self, count: int) -> Numbers:
-        """Returns the numbers of a whole array of `count` elements."""
+        """Return the numbers of a whole array of `count` elements."""
         norm_before, norm_after = np.sqrt(self.before), np.sqrt(self.after)
         distance = np.sqrt(self.difference)
         relative = distance / norm_before if norm_before else (math.inf if distance else 0.0)
@@ -85,7 +85,7 @@ class Sums:
 
 
 def sums_of(dtype: str, before: memoryview, after: memoryview) -> Sums:
-    """Returns the sums of two parts of the same size.
+    """Return the sums of two parts of the same size.
 
     Args:
         dtype: Name of the dtype of both.
@@ -114,7 +114,7 @@ def sums_of(dtype: str, before: memoryview, after: memoryview) -> Sums:
 
 
 def sums_of_equal(dtype: str, data: memoryview) -> Sums:
-    """Returns the sums of a part that both arrays have: the same as of two equal parts."""
+    """Return the sums of a part that both arrays have: the same as of two equal parts."""
     form = _form(dtype)
     total = Sums()
     raw = np.frombuffer(data, form.bits)

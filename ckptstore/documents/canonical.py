@@ -49,7 +49,7 @@ def encode(
 
 
 def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> dict[str, Any]:
-    """Decodes one JSON object; `name` says in errors what was read."""
+    """Decode one JSON object; `name` says in errors what was read."""
     try:
         document = json.loads(
             text(data, name=name, bytes_max=bytes_max),
@@ -67,7 +67,7 @@ def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> di
 
 
 def text(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> str:
-    """Returns the characters of a document; CorruptError if there are too many, or not ASCII."""
+    """Return the characters of a document; CorruptError if there are too many, or not ASCII."""
     check_size(data, name=name, bytes_max=bytes_max)
     try:
         return data.decode("ascii")
@@ -76,7 +76,7 @@ def text(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> str:
 
 
 def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> None:
-    """Refuses a document that is larger, or holds more values, than any correct writer makes."""
+    """Refuse a document that is larger, or holds more values, than any correct writer makes."""
     if len(data) > bytes_max:
         raise CorruptError(f"{name} has {len(data)} bytes; a document has at most {bytes_max}.")
     if values(data) > VALUES_MAX:
@@ -84,12 +84,12 @@ def check_size(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -
 
 
 def values(data: bytes) -> int:
-    """Returns how many values a JSON document holds at most, before it is parsed."""
+    """Return how many values a JSON document holds at most, before it is parsed."""
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes a JSON object; ValueError for a name that occurs twice, of which readers differ."""
+    """Make a JSON object; ValueError for a name that occurs twice, of which readers differ."""
     document = dict(pairs)
     if len(document) != len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -102,7 +102,7 @@ def _no_constant(text: str) -> float:
 
 
 def _may_be_infinite(data: bytes) -> bool:
-    """Returns False when no number in it can be too large for a double."""
+    """Return False when no number in it can be too large for a double."""
     return data.count(b".") < MANY_FLOATS or _INFINITE.search(data) is not None
 
 
@@ -125,18 +125,18 @@ class Fields:
         self.name = name
 
     def get(self, key: str) -> Any:
-        """Returns the value of a field that must be there."""
+        """Return the value of a field that must be there."""
         try:
             return self.document[key]
         except KeyError:
             raise CorruptError(f"{self.name} lacks the field {key!r}.") from None
 
     def integer(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
-        """Returns an integer within bounds."""
+        """Return an integer within bounds."""
         return check_integer(self.get(key), name=f"{self.name}: {key}", low=low, high=high)
 
     def text(self, key: str, *, length_max: int = 1 << 20) -> str:
-        """Returns a string of bounded length."""
+        """Return a string of bounded length."""
         value = self.get(key)
         if not isinstance(value, str) or len(value) > length_max:
             raise CorruptError(
@@ -145,14 +145,14 @@ class Fields:
         return value
 
     def array(self, key: str) -> list[Any]:
-        """Returns a JSON array."""
+        """Return a JSON array."""
         value = self.get(key)
         if not isinstance(value, list):
             raise CorruptError(f"{self.name}: {key} is not a JSON array.")
         return value
 
     def object(self, key: str) -> dict[str, Any]:
-        """Returns a JSON object."""
+        """Return a JSON object."""
         value = self.get(key)
         if not isinstance(value, dict):
             raise CorruptError(f"{self.name}: {key} is not a JSON object.")
@@ -160,7 +160,7 @@ class Fields:
 
 
 def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
-    """Returns an integer within bounds, or raises CorruptError."""
+    """Return an integer within bounds, or raise CorruptError."""
     if type(value) is not int or not low <= value <= high:
         raise CorruptError(
             f"{name} is {str(value)[:40]!r}; an integer from {low} to {high} is expected."
@@ -169,7 +169,7 @@ def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 -
 
 
 def check_digest(text: object, *, name: str) -> Digest:
-    """Returns a digest read from a document, or raises CorruptError."""
+    """Return a digest read from a document, or raise CorruptError."""
     try:
         return Digest.parse(text)
     except InvalidInputError as error:

@@ -28,13 +28,13 @@ class Expiry:
     why: str
 
     def encode(self) -> bytes:
-        """Encodes to the bytes of expired/<id>.json."""
+        """Encode to the bytes of expired/<id>.json."""
         document: dict[str, Any] = {"format": 1, "time": self.time, "why": self.why}
         return sealed.seal("expiry", document, bytes_max=EXPIRY_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decodes an expiry, with every field checked."""
+        """Decode an expiry, with every field checked."""
         fields = Fields(sealed.unseal("expiry", data, name=name), name=name)
         if fields.integer("format", low=1) != 1:
             raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")

@@ -39,7 +39,7 @@ class Marker:
             )
 
     def encode(self) -> bytes:
-        """Encodes to the bytes of ckptstore.json."""
+        """Encode to the bytes of ckptstore.json."""
         document = {
             "format": FORMAT_VERSION,
             "store": self.store,
@@ -50,7 +50,7 @@ class Marker:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str = "ckptstore.json") -> Self:
-        """Decodes ckptstore.json; InvalidInputError for another version of the format."""
+        """Decode ckptstore.json; InvalidInputError for another version of the format."""
         fields = Fields(sealed.unseal("repository", data, name=name), name=name)
         version = fields.integer("format", low=1)
         if version != FORMAT_VERSION or fields.text("hash") != "blake3":

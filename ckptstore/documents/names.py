@@ -25,7 +25,7 @@ _RESERVED = frozenset({"latest", "best", "HEAD"})
 
 
 def check_ref_name(name: object, *, kind: str) -> str:
-    """Returns a legal branch or tag name, or raises InvalidInputError."""
+    """Return a legal branch or tag name, or raise InvalidInputError."""
     if (
         not isinstance(name, str)
         or len(name) > REF_NAME_LENGTH_MAX
@@ -49,7 +49,7 @@ def check_ref_name(name: object, *, kind: str) -> str:
 
 
 def check_metric_name(name: object) -> str:
-    """Returns a legal metric name, or raises InvalidInputError.
+    """Return a legal metric name, or raise InvalidInputError.
 
     A training run must not end because of a name, so nearly all are legal. Revisions can contain
     only those without ":", "@" and "~".
@@ -67,7 +67,7 @@ def check_metric_name(name: object) -> str:
 
 
 def check_path(path: str) -> str:
-    """Returns a path of an array that a writer could have made, or raises InvalidInputError."""
+    """Return a path of an array that a writer could have made, or raise InvalidInputError."""
     if len(path) > PATH_LENGTH_MAX or not _PATH.fullmatch(path):
         raise InvalidInputError(
             f"{shown(path)} is not a path of an array: up to {PATH_LENGTH_MAX} characters are "
@@ -77,12 +77,12 @@ def check_path(path: str) -> str:
 
 
 def escape_key(key: str) -> str:
-    """Returns the form of a dict key inside a path."""
+    """Return the form of a dict key inside a path."""
     return _ESCAPED.sub(_percent, key) if key else "%"
 
 
 def unescape_key(segment: str) -> str:
-    """Returns the dict key for a part of a path; ValueError for bytes that are not UTF-8.
+    """Return the dict key for a part of a path; ValueError for bytes that are not UTF-8.
 
     Several texts give the same key, but `escape_key` makes only one of them: compare with that.
     """
@@ -90,7 +90,7 @@ def unescape_key(segment: str) -> str:
 
 
 def escape_first(segment: str) -> str:
-    """Returns another form of a segment, for a str key that reads like an int key beside it."""
+    """Return another form of a segment, for a str key that reads like an int key beside it."""
     return "".join(f"%{byte:02X}" for byte in segment[0].encode()) + segment[1:]
 
 

@@ -47,7 +47,7 @@ class Condemned:
     since: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form inside an operation."""
+        """Return the JSON form inside an operation."""
         form: dict[str, Any] = {
             "checkpoints": self.checkpoints,
             "digests": self.digests,
@@ -57,7 +57,7 @@ class Condemned:
 
     @classmethod
     def from_json(cls, document: object, *, name: str, seq: int) -> Self:
-        """Checks every field. seq: the number of the operation that carries the entry."""
+        """Check every field. seq: the number of the operation that carries the entry."""
         fields = Fields(document, name=name)
         owner, since = "", 0
         if "owner" in fields.document or "since" in fields.document:
@@ -102,16 +102,16 @@ class Operation:
 
     @property
     def refs(self) -> dict[str, Digest]:
-        """Returns branches and tags together; a branch hides a tag of the same name."""
+        """Branches and tags together; a branch hides a tag of the same name."""
         return {**self.tags, **self.heads}
 
     @property
     def state(self) -> tuple[object, ...]:
-        """Returns what an undo may take back."""
+        """What an undo may take back."""
         return dict(self.heads), dict(self.tags), dict(self.settings)
 
     def encode(self) -> bytes:
-        """Encodes to the bytes of ops/<seq>.json."""
+        """Encode to the bytes of ops/<seq>.json."""
         return sealed.seal(
             "operation",
             {
@@ -131,7 +131,7 @@ class Operation:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decodes an operation.
+        """Decode an operation.
 
         Raises:
             CorruptError: A field is missing, or not what format.md allows.

@@ -15,14 +15,14 @@ from ckptstore.errors import CorruptError
 
 
 def seal(kind: str, document: dict[str, Any], *, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
-    """Encodes a document together with the BLAKE3 of its canonical bytes."""
+    """Encode a document together with the BLAKE3 of its canonical bytes."""
     name = f"The {kind}"
     digest = Digest.of(canonical.encode(document, name=name))
     return canonical.encode({"blake3": digest, kind: document}, name=name, bytes_max=bytes_max)
 
 
 def unseal(kind: str, data: bytes, *, name: str) -> dict[str, Any]:
-    """Decodes a sealed document; CorruptError when one bit of the file differs."""
+    """Decode a sealed document; CorruptError when one bit of the file differs."""
     sealed = canonical.decode(data, name=name)
     document = sealed.get(kind)
     if sealed.keys() != {"blake3", kind} or not isinstance(document, dict):

@@ -37,7 +37,7 @@ class GcReport:
 
 
 def execute_plan(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> GcReport:
-    """Executes a plan: its checkpoints expire, unless something refers to them now."""
+    """Execute a plan: its checkpoints expire, unless something refers to them now."""
     owner = secrets.token_hex(8)
     expired: list[Digest] = []
     freed: list[int] = []
@@ -56,7 +56,7 @@ def execute_plan(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float
 
 
 def finish_gc(stores: Stores) -> None:
-    """Finishes the gc that died, if one did. The caller holds the lock, so none is running.
+    """Finish the gc that died, if one did. The caller holds the lock, so none is running.
 
     This includes a gc of another owner: the lock shows that it is dead (ADR 0020).
     """
@@ -67,7 +67,7 @@ def finish_gc(stores: Stores) -> None:
 
 
 def condemn(stores: Stores, left: Sweep, *, owner: str) -> Condemned | None:
-    """Appends an operation that condemns the next part of what is left; None when nothing is."""
+    """Append an operation that condemns the next part of what is left; None when nothing is."""
     condemned = None
 
     def choose(newest: Operation) -> Operation:
@@ -88,13 +88,13 @@ def condemn(stores: Stores, left: Sweep, *, owner: str) -> Condemned | None:
 
 
 def delete(stores: Stores, condemned: Condemned) -> None:
-    """Does what an operation says is about to be done; it may have been done in part."""
+    """Do what an operation says is about to be done; it may have been done in part."""
     stores.catalog.expire(condemned.checkpoints, Expiry(time=stores.now(), why=condemned.why))
     stores.objects.delete(condemned.digests)
 
 
 def _spare(stores: Stores, left: Sweep, newest: Operation) -> None:
-    """Keeps what any operation since the sweep began refers to: an undo may bring it back."""
+    """Keep what any operation since the sweep began refers to: an undo may bring it back."""
     try:
         for operation in stores.oplog.between(left.seen, newest):
             left.spare(operation.refs.values())

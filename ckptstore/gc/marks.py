@@ -40,7 +40,7 @@ class Marks:
         self._reader = searched(catalog)
 
     def add(self, manifest: Manifest, *, must_be_whole: bool) -> set[Digest]:
-        """Marks what a checkpoint reaches, and returns the objects that were not marked before.
+        """Mark what a checkpoint reaches, and return the objects that were not marked before.
 
         must_be_whole: a page that cannot be read is an error that stops the gc, as what is needed
         is then unknown. Checkpoints that expire or that no ref reaches (left by a commit that died

@@ -43,21 +43,21 @@ class GcPlan:
 
     @property
     def kept(self) -> tuple[Verdict, ...]:
-        """Returns the checkpoints that stay."""
+        """The checkpoints that stay."""
         return tuple(verdict for verdict in self.verdicts if verdict.kept)
 
     @property
     def expired(self) -> tuple[Verdict, ...]:
-        """Returns the checkpoints that would expire."""
+        """The checkpoints that would expire."""
         return tuple(verdict for verdict in self.verdicts if not verdict.kept)
 
     @property
     def bytes(self) -> int:
-        """Returns the bytes that would be freed."""
+        """The bytes that would be freed."""
         return sum(self.frees.values()) + self.leftover_bytes
 
     def execute(self) -> GcReport:
-        """Executes the plan.
+        """Execute the plan.
 
         Commits made since planning are kept, and so is a checkpoint that was to expire but has a
         branch or tag by now.
@@ -77,7 +77,7 @@ class GcPlan:
 def plan_gc(
     stores: Stores, policy: Policy, *, branches: Collection[str] | None, grace: float
 ) -> GcPlan:
-    """Decides what stays.
+    """Decide what stays.
 
     branches: those that the policy applies to; None: all. grace: seconds for which unreachable
     objects and checkpoints are left alone, as a commit may be making them.
@@ -142,7 +142,7 @@ class _History:
         self._manifests: dict[Digest, Manifest | None] = {}
 
     def lookup(self, id: Digest) -> Manifest | None:
-        """Returns a manifest, live or expired, or None."""
+        """Return a manifest, live or expired, or None."""
         if id not in self._manifests:
             try:
                 self._manifests[id] = self._catalog.manifest(id)
@@ -153,7 +153,7 @@ class _History:
 
 
 def _unreachable(id: Digest, manifest: Manifest, *, is_cut: bool, is_old: bool) -> Verdict:
-    """Returns the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
+    """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
     if is_cut:
         reason = "a part of the history is missing, and it may be reached from there"
     elif is_old:

@@ -37,7 +37,7 @@ class Stores:
     now: Callable[[], int]
 
     def live(self, newest: Operation) -> dict[Digest, float]:
-        """Returns the checkpoints that have their arrays, each with the time it was stored at.
+        """Return the checkpoints that have their arrays, each with the time it was stored at.
 
         CorruptError when a branch or a tag names any other.
         """
@@ -53,7 +53,7 @@ class Stores:
         return live
 
     def stock(self, *, grace: float) -> Stock:
-        """Lists the objects; those put within the grace time, in seconds, are young."""
+        """List the objects; those put within the grace time, in seconds, are young."""
         latest = self.storage.now() - grace
         stock = Stock(sizes={}, young=set())
         for digest, item in self.objects.list():
@@ -64,7 +64,7 @@ class Stores:
         return stock
 
     def append(self, choose: Callable[[Operation], Operation], done: str) -> None:
-        """Appends what `choose` makes of the newest operation with nothing condemned."""
+        """Append what `choose` makes of the newest operation with nothing condemned."""
 
         def complete(newest: Operation) -> Operation:
             chosen = choose(replace(newest, condemned=None))

@@ -42,7 +42,7 @@ class Sweep:
     seen: int
 
     def spare(self, refs: Iterable[Digest]) -> None:
-        """Keeps what refs name now, and what they reach that was made since the sweep began."""
+        """Keep what refs name now, and what they reach that was made since the sweep began."""
         waiting = list(refs)
         while waiting:
             id = waiting.pop()
@@ -56,7 +56,7 @@ class Sweep:
                 waiting += (parent for parent in manifest.parents if parent not in self.expiring)
 
     def next_part(self, *, owner: str, since: int) -> Condemned | None:
-        """Returns what the next operation condemns; None when nothing is left.
+        """Return what the next operation condemns; None when nothing is left.
 
         Checkpoints come first, so that none is live without its objects.
         """
@@ -76,7 +76,7 @@ class Sweep:
         )
 
     def take(self, condemned: Condemned) -> None:
-        """Removes what has been condemned."""
+        """Remove what has been condemned."""
         for id in condemned.checkpoints:
             del self.expiring[id]
         self.garbage.difference_update(condemned.digests)
@@ -85,7 +85,7 @@ class Sweep:
 
 
 def begin_sweep(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> Sweep:
-    """Finds what is garbage now; of checkpoints that stay, only those new to the plan are read."""
+    """Find what is garbage now; of checkpoints that stay, only those new to the plan are read."""
     newest = stores.oplog.newest()
     live = stores.live(newest).keys()
     reasons = {
@@ -114,7 +114,7 @@ def begin_sweep(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float)
 def _mark_new(
     stores: Stores, marks: Marks, staying: set[Digest], refs: Iterable[Digest], plan: GcPlan
 ) -> None:
-    """Marks what checkpoints that stay reach, except those that the plan has marked."""
+    """Mark what checkpoints that stay reach, except those that the plan has marked."""
     known = {verdict.id for verdict in plan.kept}
     named = ancestors(refs, lambda id: None if id in known else stores.catalog.lookup(id))
     for id, manifest in named:

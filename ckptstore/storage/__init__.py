@@ -24,7 +24,7 @@ _lock = threading.Lock()
 
 
 def open_storage(url: str | Path) -> Storage:
-    """Returns the storage for a local path, a file:// URL or memory://NAME.
+    """Return the storage for a local path, a file:// URL or memory://NAME.
 
     Args:
         url: Memory://NAME is shared by all callers in this process that pass the same name;
@@ -60,7 +60,7 @@ def open_storage(url: str | Path) -> Storage:
 
 
 def _path_of(url: str) -> str:
-    """Returns the absolute path in a file:// URL of this machine."""
+    """Return the absolute path in a file:// URL of this machine."""
     try:
         parts = urlsplit(url)
     except ValueError as error:

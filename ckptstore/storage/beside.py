@@ -25,12 +25,12 @@ class BesideStorage(MemoryStorage):
         self._storage, self._keys = storage, keys
 
     def size(self, key: str) -> int | None:
-        """Returns the size of a key, or None."""
+        """Return the size of a key, or None."""
         size = self._storage.size(key) if key in self._keys else None
         return super().size(key) if size is None else size
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """Returns all bytes of a key."""
+        """Return all bytes of a key."""
         if super().size(key) is None and key in self._keys:
             return self._storage.get(key, bytes_max=bytes_max)
         return super().get(key, bytes_max=bytes_max)
@@ -38,7 +38,7 @@ class BesideStorage(MemoryStorage):
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fills a buffer from position `start`, or with the whole key."""
+        """Fill a buffer from position `start`, or with the whole key."""
         if super().size(key) is None and key in self._keys:
             self._storage.read_into(key, buffer, start=start, seen=seen)
         else:

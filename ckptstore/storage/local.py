@@ -65,11 +65,11 @@ class LocalStorage:
 
     @property
     def url(self) -> str:
-        """Returns the absolute path of the folder."""
+        """The absolute path of the folder."""
         return self._root
 
     def prepare(self, keys: Collection[str]) -> None:
-        """Makes the folder and all missing ones above it, durably; refuses one with other names."""
+        """Make the folder and all missing ones above it, durably; refuse one with other names."""
         with _translated("the folder", self._root):
             Path(self._root).mkdir(parents=True, exist_ok=True)
             for folder in _parents_on_device(Path(self._root)):
@@ -79,7 +79,7 @@ class LocalStorage:
         refuse_foreign(self._root, names, keys={*keys, TEMPORARY})
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """Returns all bytes of a key."""
+        """Return all bytes of a key."""
         with _translated(key, self._root), self._opened(key) as (fd, size):
             if size > bytes_max:
                 raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
@@ -91,7 +91,7 @@ class LocalStorage:
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fills a buffer from position `start`, or with the whole key."""
+        """Fill a buffer from position `start`, or with the whole key."""
         with _translated(key, self._root), self._opened(key) as (fd, size):
             end = (start or 0) + len(buffer)
             if end > size or (start is None and end != size):
@@ -105,7 +105,7 @@ class LocalStorage:
                     seen(part)
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """Stores bytes under a key, atomically; durable after `flush`."""
+        """Store bytes under a key, atomically; durable after `flush`."""
         with (
             _translated(key, self._root, writing=True),
             self._written(data, confirm) as (temporary, tmp_fd),
@@ -114,7 +114,7 @@ class LocalStorage:
             os.rename(temporary, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
 
     def create(self, key: str, data: Buffer) -> bool:
-        """Stores bytes under a key unless it exists; durable when it returns True."""
+        """Store bytes under a key unless it exists; durable when it returns True."""
         with _translated(key, self._root, writing=True):
             with (
                 self._written(data) as (temporary, tmp_fd),
@@ -137,14 +137,14 @@ class LocalStorage:
             return created
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Fsyncs the folders of these keys, then every folder above them up to the root."""
+        """Fsync the folders of these keys, then every folder above them up to the root."""
         folders = {parent for key in keys for parent in _folders_above(key)}
         for depth in range(KEY_PARTS_MAX - 1, -1, -1):
             level = sorted(parts for parts in folders if len(parts) == depth)
             gather([partial(self._fsync, parts) for parts in level], threads=FLUSH_THREADS)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes keys, ignoring missing ones."""
+        """Remove keys, ignoring missing ones."""
         for key in keys:
             with (
                 _translated(key, self._root),
@@ -154,7 +154,7 @@ class LocalStorage:
                 os.unlink(name, dir_fd=folder_fd)
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Lists every file under a folder except temporary ones.
+        """List every file under a folder except temporary ones.
 
         An entry that is no regular file is listed with size 0: reading it reports what it is.
         """
@@ -170,7 +170,7 @@ class LocalStorage:
         return iter(listed)
 
     def size(self, key: str) -> int | None:
-        """Returns the size of a key, or None; a link or a folder of that name is an error."""
+        """Return the size of a key, or None; a link or a folder of that name is an error."""
         with _translated(key, self._root):
             try:
                 with self._folder_of(key) as (folder_fd, name):
@@ -182,7 +182,7 @@ class LocalStorage:
             return status.st_size
 
     def now(self) -> float:
-        """Returns the time of the file system, which on a network drive is its server's."""
+        """Return the time of the file system, which on a network drive is its server's."""
         with (
             _translated("the clock", self._root, writing=True),
             self._folder((TEMPORARY,), make=True) as fd,
@@ -197,7 +197,7 @@ class LocalStorage:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the flock of the folder, which the kernel releases when the process ends."""
+        """Hold the flock of the folder, which the kernel releases when the process ends."""
         with _translated("the lock", self._root, writing=True):
             fd = os.open(self._root, _FOLDER)
         try:
@@ -208,7 +208,7 @@ class LocalStorage:
             os.close(fd)
 
     def sweep(self, *, seconds: float) -> int:
-        """Removes temporary files that have not been written to for this many seconds."""
+        """Remove temporary files that have not been written to for this many seconds."""
         latest = self.now() - seconds
         freed = 0
         with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
@@ -222,7 +222,7 @@ class LocalStorage:
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
-        """Opens a key for reading and yields its descriptor and size."""
+        """Open a key for reading and yield its descriptor and size."""
         with self._folder_of(key) as (folder_fd, name):
             fd, status = open_regular(name, dir_fd=folder_fd)
         try:
@@ -232,7 +232,7 @@ class LocalStorage:
 
     @contextmanager
     def _written(self, data: Buffer, confirm: Confirm | None = None) -> Iterator[tuple[str, int]]:
-        """Writes and fsyncs a temporary file, and yields its name and the descriptor of its folder.
+        """Write and fsync a temporary file, and yield its name and the descriptor of its folder.
 
         An error removes it.
         """
@@ -254,20 +254,20 @@ class LocalStorage:
                 raise
 
     def _fsync(self, parts: tuple[str, ...]) -> None:
-        """Fsyncs a folder below the root."""
+        """Fsync a folder below the root."""
         with _translated("the folders", self._root, writing=True), self._folder(parts) as fd:
             os.fsync(fd)
 
     @contextmanager
     def _folder_of(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """Opens the folder that holds a key and yields its descriptor and the key's last part."""
+        """Open the folder that holds a key and yield its descriptor and the key's last part."""
         *folders, name = check_key(key).split("/")
         with self._folder(tuple(folders), make=make) as fd:
             yield fd, name
 
     @contextmanager
     def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
-        """Opens a folder below the root, one part at a time, following no link below the root."""
+        """Open a folder below the root, one part at a time, following no link below the root."""
         first = f"{self._root}/{parts[0]}" if parts else self._root
         fd = _open_folder(first, make=make) if parts else os.open(first, _FOLDER)
         try:
@@ -281,7 +281,7 @@ class LocalStorage:
 
 
 def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
-    """Opens a folder that is no link, and with `make` makes a missing one."""
+    """Open a folder that is no link, and with `make` make a missing one."""
     try:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
     except FileNotFoundError:
@@ -293,12 +293,12 @@ def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
 
 
 def _temporary_name() -> str:
-    """Returns a name that is not in use and never was; a process id alone may be reused."""
+    """Return a name that is not in use and never was; a process id alone may be reused."""
     return f"{os.getpid()}-{secrets.token_hex(12)}"
 
 
 def _parents_on_device(root: Path) -> Iterator[Path]:
-    """Yields the folders above, up to the mount point.
+    """Yield the folders above, up to the mount point.
 
     Any of them may be new and not yet flushed by the process that made it.
     """
@@ -313,7 +313,7 @@ def _folders_above(key: str) -> Iterator[tuple[str, ...]]:
 
 
 def _walk(fd: int, prefix: str) -> Iterator[Listed]:
-    """Lists every key below a folder."""
+    """List every key below a folder."""
     with os.scandir(fd) as entries:
         for entry in entries:
             key = f"{prefix}{entry.name}"
@@ -346,7 +346,7 @@ def _fsync_folder(path: Path) -> None:
 
 @contextmanager
 def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None]:
-    """Translates errors of the operating system, naming what they concern."""
+    """Translate errors of the operating system, naming what they concern."""
     root = root if len(root) <= 300 else f"{root[:300]}…"
     try:
         yield

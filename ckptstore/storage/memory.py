@@ -33,11 +33,11 @@ class MemoryStorage:
         self._process_lock = threading.Lock()
 
     def prepare(self, keys: Collection[str]) -> None:
-        """Refuses a storage that holds other keys."""
+        """Refuse a storage that holds other keys."""
         refuse_foreign(self.url, map(first_part, list(self._data)), keys=keys)
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """Returns all bytes of a key."""
+        """Return all bytes of a key."""
         data = self._get(key)
         if len(data) > bytes_max:
             raise CorruptError(f"{key} has {len(data)} bytes; at most {bytes_max} are expected.")
@@ -46,7 +46,7 @@ class MemoryStorage:
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fills a buffer from position `start`, or with the whole key."""
+        """Fill a buffer from position `start`, or with the whole key."""
         data = self._get(key)
         end = (start or 0) + len(buffer)
         if end > len(data) or (start is None and end != len(data)):
@@ -56,7 +56,7 @@ class MemoryStorage:
             seen(buffer)
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """Stores bytes under a key."""
+        """Store bytes under a key."""
         check_key(key)
         copied = bytes(data)
         if confirm:
@@ -66,10 +66,10 @@ class MemoryStorage:
             self._modified[key] = time.monotonic()
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Does nothing: no key outlives the process."""
+        """Do nothing: no key outlives the process."""
 
     def create(self, key: str, data: Buffer) -> bool:
-        """Stores bytes under a key unless it exists."""
+        """Store bytes under a key unless it exists."""
         check_key(key)
         copied = bytes(data)
         with self._lock:
@@ -77,14 +77,14 @@ class MemoryStorage:
             return self._data.setdefault(key, copied) is copied
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes keys, ignoring missing ones."""
+        """Remove keys, ignoring missing ones."""
         with self._lock:
             for key in keys:
                 self._data.pop(key, None)
                 self._modified.pop(key, None)
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Lists every key under a folder."""
+        """List every key under a folder."""
         with self._lock:
             listed = [
                 Listed(key, len(data), self._modified[key])
@@ -94,22 +94,22 @@ class MemoryStorage:
         return iter(listed)
 
     def size(self, key: str) -> int | None:
-        """Returns the size of a key, or None."""
+        """Return the size of a key, or None."""
         data = self._data.get(check_key(key))
         return None if data is None else len(data)
 
     def now(self) -> float:
-        """Returns the time by a clock that never goes back."""
+        """Return the time by a clock that never goes back."""
         return time.monotonic()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the lock of this storage."""
+        """Hold the lock of this storage."""
         with self._process_lock:
             yield
 
     def sweep(self, *, seconds: float) -> int:  # noqa: ARG002 - nothing is ever half written here
-        """Does nothing: no key is ever half written here."""
+        """Do nothing: no key is ever half written here."""
         return 0
 
     def _get(self, key: str) -> bytes:

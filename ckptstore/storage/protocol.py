@@ -74,7 +74,7 @@ class Storage(Protocol):
         ...
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
-        """Returns all bytes of a key.
+        """Return all bytes of a key.
 
         Raises:
             NotFoundError: There is no such key.
@@ -85,7 +85,7 @@ class Storage(Protocol):
     def read_into(
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
-        """Fills a writable buffer of bytes from position `start`.
+        """Fill a writable buffer of bytes from position `start`.
 
         Args:
             key: What to read.
@@ -102,7 +102,7 @@ class Storage(Protocol):
         ...
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """Stores bytes under a key, atomically replacing what was there; durable after `flush`.
+        """Store bytes under a key, atomically replacing what was there; durable after `flush`.
 
         Args:
             key: Where to store.
@@ -113,11 +113,11 @@ class Storage(Protocol):
         ...
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Returns once these keys are durable; those that were deleted then stay deleted."""
+        """Return once these keys are durable; those that were deleted then stay deleted."""
         ...
 
     def create(self, key: str, data: Buffer) -> bool:
-        """Stores bytes under a key unless it exists.
+        """Store bytes under a key unless it exists.
 
         Returns:
             True, with the bytes durable, for exactly one of any number of callers.
@@ -125,30 +125,30 @@ class Storage(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes keys, ignoring missing ones; durable after `flush`."""
+        """Remove keys, ignoring missing ones; durable after `flush`."""
         ...
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Lists every key under a folder ("objects/", or "" for all), in no particular order."""
+        """List every key under a folder ("objects/", or "" for all), in no particular order."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Returns the size of a key in bytes, or None when there is no such key."""
+        """Return the size of a key in bytes, or None when there is no such key."""
         ...
 
     def now(self) -> float:
-        """Returns the time by the clock that gives `Listed.modified`, in seconds.
+        """Return the time by the clock that gives `Listed.modified`, in seconds.
 
         The clock of the program may be wrong by days; ages are only ever taken by this one.
         """
         ...
 
     def lock(self) -> AbstractContextManager[None]:
-        """Holds the lock of this storage, waiting for it; a process that dies releases it."""
+        """Hold the lock of this storage, waiting for it; a process that dies releases it."""
         ...
 
     def sweep(self, *, seconds: float) -> int:
-        """Removes what dead writers left half written and untouched for this many seconds.
+        """Remove what dead writers left half written and untouched for this many seconds.
 
         Returns:
             The bytes that were freed.
@@ -157,7 +157,7 @@ class Storage(Protocol):
 
 
 def check_key(key: str) -> str:
-    """Returns a legal key.
+    """Return a legal key.
 
     A key has one to three parts of `A-Z a-z 0-9 . _ -`, joined by "/", none beginning with a dot.
 
@@ -173,12 +173,12 @@ def check_key(key: str) -> str:
 
 
 def first_part(key: str) -> str:
-    """Returns the part of a key before its first "/"."""
+    """Return the part of a key before its first "/"."""
     return key.partition("/")[0]
 
 
 def refuse_foreign(url: str, names: Iterable[str], *, keys: Iterable[str]) -> None:
-    """Raises InvalidInputError when any of the names that are there is not that of these keys."""
+    """Raise InvalidInputError when any of the names that are there is not that of these keys."""
     if foreign := set(names) - set(map(first_part, keys)):
         raise InvalidInputError(
             f"{url} holds other things ({', '.join(sorted(foreign)[:3])}). "

@@ -67,26 +67,26 @@ class Catalog:
 
     @property
     def url(self) -> str:
-        """Returns what `ckptstore.open` takes to open this repository again."""
+        """What `ckptstore.open` takes to open this repository again."""
         return self._storage.url
 
     def manifest(self, id: Digest) -> Manifest:
-        """Returns the manifest of a live or expired checkpoint; NotFoundError for others."""
+        """Return the manifest of a live or expired checkpoint; NotFoundError for others."""
         return self._manifests.get(id, self._read_manifest)
 
     def is_expired(self, id: Digest) -> bool:
-        """Returns True when only the manifest is left."""
+        """Return True when only the manifest is left."""
         return (
             self._storage.size(key_of(id)) is None
             and self._storage.size(key_of(id, EXPIRED)) is not None
         )
 
     def is_live(self, id: Digest) -> bool:
-        """Returns True for a checkpoint whose arrays are there, unless a gc condemned it."""
+        """Return True for a checkpoint whose arrays are there, unless a gc condemned it."""
         return self._storage.size(key_of(id)) is not None
 
     def refuse_expired(self, id: Digest) -> None:
-        """Raises ExpiredError, saying when and why, for a checkpoint whose arrays are gone."""
+        """Raise ExpiredError, saying when and why, for a checkpoint whose arrays are gone."""
         if self.is_expired(id):
             expiry = self.expiry(id)
             when = f" on {_date(expiry.time)}" if expiry else ""
@@ -98,7 +98,7 @@ class Catalog:
 
     @contextmanager
     def reading(self, id: Digest) -> Iterator[None]:
-        """Turns the error of reading a checkpoint into ExpiredError when it expired meanwhile."""
+        """Turn the error of reading a checkpoint into ExpiredError when it expired meanwhile."""
         try:
             yield
         except (CorruptError, NotFoundError):
@@ -106,18 +106,18 @@ class Catalog:
             raise
 
     def names(self, newest: Operation) -> Names:
-        """Returns what revisions can name as of an operation."""
+        """Return what revisions can name as of an operation."""
         return Names(heads=newest.heads, tags=newest.tags, lookup=self.lookup, ids=self.ids)
 
     def lookup(self, id: Digest) -> Manifest | None:
-        """Returns the manifest of a checkpoint, or None when there is none."""
+        """Return the manifest of a checkpoint, or None when there is none."""
         try:
             return self.manifest(id)
         except NotFoundError:
             return None
 
     def store(self, manifest: Manifest) -> Digest:
-        """Stores a manifest, durably, and returns its id."""
+        """Store a manifest, durably, and return its id."""
         data = manifest.encode()
         id = Digest.of(data)
         self._storage.put(key_of(id), data)
@@ -125,11 +125,11 @@ class Catalog:
         return id
 
     def flush(self, id: Digest) -> None:
-        """Returns once the manifest of a live checkpoint is durable, regardless of its writer."""
+        """Return once the manifest of a live checkpoint is durable, regardless of its writer."""
         self._storage.flush([key_of(id)])
 
     def expire(self, ids: Collection[Digest], expiry: Expiry) -> None:
-        """Moves live checkpoints to history, durably, each with when and why; ignores others."""
+        """Move live checkpoints to history, durably, each with when and why; ignore others."""
         moving = [id for id in ids if self._storage.size(key_of(id)) is not None]
         why = expiry.encode()
 
@@ -148,7 +148,7 @@ class Catalog:
             self._storage.flush(live)
 
     def expiry(self, id: Digest) -> Expiry | None:
-        """Returns when and why a checkpoint expired; None when that is not known."""
+        """Return when and why a checkpoint expired; None when that is not known."""
         key = key_of(id, EXPIRIES)
         try:
             return Expiry.decode(self._storage.get(key, bytes_max=EXPIRY_BYTES_MAX), name=key)
@@ -156,36 +156,36 @@ class Catalog:
             return None
 
     def list(self, folder: str) -> Iterator[tuple[Digest | None, Listed]]:
-        """Lists one of `FOLDERS`; the id is None for a key that is no document's."""
+        """List one of `FOLDERS`; the id is None for a key that is no document's."""
         for item in self._storage.list(folder):
             yield _id_of(item.key, folder), item
 
     def key(self, id: Digest, folder: str = LIVE) -> str:
-        """Returns the key of a manifest or, in `EXPIRIES`, of an expiry, for messages."""
+        """Return the key of a manifest or, in `EXPIRIES`, of an expiry, for messages."""
         return key_of(id, folder)
 
     def live(self) -> dict[Digest, float]:
-        """Returns all checkpoints that have not expired, each with the time it was stored at."""
+        """Return all checkpoints that have not expired, each with the time it was stored at."""
         return {id: item.modified for id, item in self.list(LIVE) if id}
 
     def page(self, digest: Digest) -> Page:
-        """Returns a page of arrays, with every entry checked."""
+        """Return a page of arrays, with every entry checked."""
         return self._pages.get(digest, self._read_page)
 
     def search_page(self, digest: Digest) -> set[str]:
-        """Returns the digests of all objects that a page of arrays refers to, perhaps some more."""
+        """Return the digests of all objects that a page of arrays refers to, perhaps some more."""
         return reached(self._page_bytes(digest), name=f"page {digest}")
 
     def search_node_page(self, digest: Digest) -> set[str]:
-        """Returns the digests of all objects that a page of nodes refers to, perhaps some more."""
+        """Return the digests of all objects that a page of nodes refers to, perhaps some more."""
         return reached_by_nodes(self._page_bytes(digest), name=f"page {digest}")
 
     def node_page(self, digest: Digest) -> NodePage:
-        """Returns a page of Zarr nodes, with every value checked."""
+        """Return a page of Zarr nodes, with every value checked."""
         return self._node_pages.get(digest, self._read_node_page)
 
     def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
-        """Yields the pages of Zarr nodes, in path order, compared with the manifest's claims."""
+        """Yield the pages of Zarr nodes, in path order, compared with the manifest's claims."""
         last: tuple[str, str] | None = None
         for ref in manifest.hierarchy or ():
             page = self.node_page(ref.digest)
@@ -199,16 +199,16 @@ class Catalog:
             yield page
 
     def remember_page(self, digest: Digest, page: Page) -> None:
-        """Caches a page that was just written, so that the next commit need not read it."""
+        """Cache a page that was just written, so that the next commit need not read it."""
         self._pages.put(digest, page)
         self._written.put(digest, True)
 
     def wrote_page(self, digest: Digest) -> bool:
-        """Returns True for a page written by this handle; any other may lie about its bundle."""
+        """Return True for a page written by this handle; any other may lie about its bundle."""
         return digest in self._written
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
-        """Yields the pages of a checkpoint, in path order, compared with the manifest's claims."""
+        """Yield the pages of a checkpoint, in path order, compared with the manifest's claims."""
         last = ""
         for ref in manifest.pages:
             page = self.page(ref.digest)
@@ -234,12 +234,12 @@ class Catalog:
         return self.pages(replace(manifest, pages=refs))
 
     def structure(self, manifest: Manifest) -> Any:
-        """Returns the root node of a checkpoint's structure."""
+        """Return the root node of a checkpoint's structure."""
         data = self.objects.get(manifest.structure, bytes_max=STRUCTURE_BYTES_MAX)
         return structure.decode(data, name=f"structure {manifest.structure}")
 
     def ids(self, prefix: str = "") -> Iterator[Digest]:
-        """Yields the ids of all checkpoints, live and expired, that begin with these digits."""
+        """Yield the ids of all checkpoints, live and expired, that begin with these digits."""
         for folder in (LIVE, EXPIRED):
             for id, _ in self.list(folder):
                 if id and id.startswith(prefix):
@@ -283,7 +283,7 @@ class _Cache(Generic[Key, Value]):
             return key in self._values
 
     def get(self, key: Key, load: Callable[[Key], Value]) -> Value:
-        """Returns the value of a key, loading it when it is not cached."""
+        """Return the value of a key, loading it when it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -293,7 +293,7 @@ class _Cache(Generic[Key, Value]):
         return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Caches a value, evicting the least recently used one when there are too many."""
+        """Cache a value, evicting the least recently used one when there are too many."""
         with self._lock:
             self._values[key] = value
             if len(self._values) > self._count_max:
@@ -305,7 +305,7 @@ def _date(microseconds: int) -> str:
 
 
 def key_of(id: Digest, folder: str = LIVE) -> str:
-    """Returns the storage key of a manifest or, in `EXPIRIES`, of an expiry."""
+    """Return the storage key of a manifest or, in `EXPIRIES`, of an expiry."""
     return f"{folder}{id}.json"
 
 

@@ -29,7 +29,7 @@ class CondemnedError(Exception):
 def refuse_condemned(
     oplog: Oplog, newest: Operation, *, since: int, digests: AbstractSet[Digest], id: Digest
 ) -> None:
-    """Raises CondemnedError when a gc condemned one of these objects, or this checkpoint.
+    """Raise CondemnedError when a gc condemned one of these objects, or this checkpoint.
 
     since: the number of the operation that was the newest when the caller first looked.
     """

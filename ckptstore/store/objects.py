@@ -54,27 +54,27 @@ class ObjectStore:
         self._storage, self._hash_threads = storage, hash_threads
 
     def alone(self) -> ObjectStore:
-        """Returns the same objects for a reader that wants one at a time."""
+        """Return the same objects for a reader that wants one at a time."""
         return ObjectStore(self._storage, hash_threads=ALONE_THREADS)
 
     def beside(self, digests: Iterable[Digest]) -> Storage:
-        """Returns a storage in memory that can read these objects, and no others, from here."""
+        """Return a storage in memory that can read these objects, and no others, from here."""
         return BesideStorage(self._storage, frozenset(map(key_of, digests)))
 
     def key(self, digest: Digest) -> str:
-        """Returns the key of an object, for messages."""
+        """Return the key of an object, for messages."""
         return key_of(digest)
 
     def size(self, digest: Digest) -> int | None:
-        """Returns the size of an object in bytes, or None when it is not there."""
+        """Return the size of an object in bytes, or None when it is not there."""
         return self._storage.size(key_of(digest))
 
     def has(self, digest: Digest, *, size: int) -> bool:
-        """Returns True when the object is there with this size; durable only after `flush`."""
+        """Return True when the object is there with this size; durable only after `flush`."""
         return self.size(digest) == size
 
     def put(self, digest: Digest, data: Buffer, *, is_shared: bool = False) -> None:
-        """Stores bytes whose digest the caller has computed; durable after `flush`.
+        """Store bytes whose digest the caller has computed; durable after `flush`.
 
         is_shared: the memory may be written to meanwhile, as by a training step on another thread.
         The bytes are then hashed again after they were written and before any reader can see them,
@@ -91,11 +91,11 @@ class ObjectStore:
         self._storage.put(key_of(digest), data, confirm=confirm if is_shared else None)
 
     def flush(self, digests: Iterable[Digest]) -> None:
-        """Returns once these objects are durable, whichever process put them."""
+        """Return once these objects are durable, whichever process put them."""
         self._storage.flush(map(key_of, digests))
 
     def get(self, digest: Digest, *, bytes_max: int) -> bytes:
-        """Returns all bytes of an object, checked."""
+        """Return all bytes of an object, checked."""
         key = key_of(digest)
         try:
             data = self._storage.get(key, bytes_max=bytes_max)
@@ -106,7 +106,7 @@ class ObjectStore:
         return data
 
     def read_into(self, digest: Digest, buffer: memoryview) -> None:
-        """Fills a buffer of exactly the size of an object with its bytes.
+        """Fill a buffer of exactly the size of an object with its bytes.
 
         After an error the content of the buffer is undefined and must not be used.
         """
@@ -127,7 +127,7 @@ class ObjectStore:
     def read_range(
         self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
     ) -> None:
-        """Fills a buffer with a part of an object whose own digest is known."""
+        """Fill a buffer with a part of an object whose own digest is known."""
         key = key_of(digest)
         try:
             self._storage.read_into(key, buffer, start=start)
@@ -137,7 +137,7 @@ class ObjectStore:
             raise damaged(key)
 
     def check(self, digest: Digest, *, size: int) -> None:
-        """Reads an object of any size in small steps; CorruptError when its digest is another."""
+        """Read an object of any size in small steps; CorruptError when its digest is another."""
         key = key_of(digest)
         hasher = blake3()
         buffer = memoryview(bytearray(min(size, CHECK_STEP_BYTES)))
@@ -149,22 +149,22 @@ class ObjectStore:
             raise CorruptError(f"{key} is damaged: its bytes do not have its digest.")
 
     def delete(self, digests: Iterable[Digest]) -> None:
-        """Deletes objects, ignoring missing ones. Only gc may do this, by its own rules."""
+        """Delete objects, ignoring missing ones. Only gc may do this, by its own rules."""
         self._storage.delete(map(key_of, digests))
 
     def list(self) -> Iterator[tuple[Digest | None, Listed]]:
-        """Lists every object; the digest is None for a key that is no object's."""
+        """List every object; the digest is None for a key that is no object's."""
         for item in self._storage.list(PREFIX):
             yield digest_of(item.key), item
 
 
 def key_of(digest: Digest) -> str:
-    """Returns the storage key of an object."""
+    """Return the storage key of an object."""
     return f"{PREFIX}{digest[:2]}/{digest[2:]}"
 
 
 def digest_of(key: str) -> Digest | None:
-    """Returns the digest of the object that is kept under a key, or None."""
+    """Return the digest of the object that is kept under a key, or None."""
     text = key.removeprefix(PREFIX).replace("/", "")
     if (
         len(text) != HEX_DIGITS
@@ -176,12 +176,12 @@ def digest_of(key: str) -> Digest | None:
 
 
 def missing(key: str) -> CorruptError:
-    """Returns the error for an object that a document refers to and that is not there."""
+    """Return the error for an object that a document refers to and that is not there."""
     return CorruptError(f"{key} is missing. Run verify to see which checkpoints are affected.")
 
 
 def damaged(key: str) -> CorruptError:
-    """Returns the error for an object whose bytes do not have its digest."""
+    """Return the error for an object whose bytes do not have its digest."""
     return CorruptError(
         f"{key} is damaged: its bytes do not have its digest. "
         "Run verify to see which checkpoints are affected."

@@ -37,7 +37,7 @@ class Oplog:
         self._storage = storage
 
     def newest(self) -> Operation:
-        """Returns the newest operation; before the first, one without branches and tags."""
+        """Return the newest operation; before the first, one without branches and tags."""
         for _ in range(ATTEMPTS_MAX):
             seq = max(self.seqs(), default=0)
             if self.exists(seq + 1):  # appended since
@@ -51,25 +51,25 @@ class Oplog:
         )
 
     def list(self) -> Iterator[tuple[int | None, Listed]]:
-        """Lists the operations that are kept; the number is None for any other key."""
+        """List the operations that are kept; the number is None for any other key."""
         for item in self._storage.list(PREFIX):
             match = _KEY.fullmatch(item.key)
             yield int(match[1]) if match else None, item
 
     def seqs(self) -> set[int]:
-        """Returns the numbers of the operations that are kept."""
+        """Return the numbers of the operations that are kept."""
         return {seq for seq, _ in self.list() if seq is not None}
 
     def key(self, seq: int) -> str:
-        """Returns the key of an operation, for messages."""
+        """Return the key of an operation, for messages."""
         return key_of(seq)
 
     def exists(self, seq: int) -> bool:
-        """Returns True when there is an operation of this number; an error if it is no file."""
+        """Return True when there is an operation of this number; an error if it is no file."""
         return self._storage.size(key_of(seq)) is not None
 
     def read(self, seq: int) -> Operation:
-        """Returns one operation by its number; NotFoundError when it was pruned."""
+        """Return one operation by its number; NotFoundError when it was pruned."""
         key = key_of(seq)
         operation = Operation.decode(
             self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
@@ -79,7 +79,7 @@ class Oplog:
         return operation
 
     def between(self, first: int, newest: Operation) -> Iterator[Operation]:
-        """Yields the operations from a number to the newest, inclusive.
+        """Yield the operations from a number to the newest, inclusive.
 
         NotFoundError when one of them was pruned.
         """
@@ -88,7 +88,7 @@ class Oplog:
         yield newest
 
     def append(self, decide: Callable[[Operation], Operation]) -> Operation:
-        """Appends what `decide` makes of the newest operation, with a number and nonce of its own.
+        """Append what `decide` makes of the newest operation, with a number and nonce of its own.
 
         `decide` is called again whenever another writer was first. An error it raises ends the
         attempt.
@@ -108,7 +108,7 @@ class Oplog:
         now: Callable[[], int],
         check: Callable[[Operation, Operation], object] = lambda newest, restored: None,
     ) -> Operation:
-        """Appends the state before the newest change that was not undone yet, and returns that one.
+        """Append the state before the newest change that was not undone yet, and return that one.
 
         now: returns UTC in microseconds. check: called with the newest operation and the state to
         restore; an error it raises ends the attempt. NotFoundError when nothing is left to undo.
@@ -127,7 +127,7 @@ class Oplog:
         return undone
 
     def _last_change(self, newest: Operation) -> tuple[Operation, Operation]:
-        """Returns the newest change that was not undone, and the state before it."""
+        """Return the newest change that was not undone, and the state before it."""
         operation = newest
         while True:
             while operation.undoes is not None:
@@ -140,7 +140,7 @@ class Oplog:
             operation = before  # gc changes neither
 
     def _before(self, seq: int) -> Operation:
-        """Returns the operation before a number."""
+        """Return the operation before a number."""
         try:
             return self.read(seq - 1) if seq > 1 else Operation()
         except NotFoundError as error:
@@ -150,7 +150,7 @@ class Oplog:
             ) from error
 
     def _settle(self, seq: int) -> None:
-        """Checks after a create that the number was no old, pruned one; prunes now and then."""
+        """Check after a create that the number was no old, pruned one; prune now and then."""
         seqs = self.seqs()
         if max(seqs) >= seq + KEPT_OPERATIONS:
             raise ConflictError(
@@ -162,7 +162,7 @@ class Oplog:
 
 
 def key_of(seq: int) -> str:
-    """Returns the storage key of an operation."""
+    """Return the storage key of an operation."""
     return f"{PREFIX}{seq:012}.json"
 
 

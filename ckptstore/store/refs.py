@@ -48,7 +48,7 @@ class Refs:
         self._finish_gc = finish_gc
 
     def beside_gc(self, act: Callable[[], Result]) -> Result:
-        """Repeats `act` until no gc condemns what it relies on, waiting for each gc to end."""
+        """Repeat `act` until no gc condemns what it relies on, waiting for each gc to end."""
         while True:
             try:
                 return act()
@@ -64,7 +64,7 @@ class Refs:
         since: Operation,
         relied: AbstractSet[Digest],
     ) -> tuple[Digest, Manifest]:
-        """Makes a durable state a checkpoint: stores its manifest, then moves the branch to it.
+        """Make a durable state a checkpoint: store its manifest, then move the branch to it.
 
         retry: when the branch moved meanwhile, make its new head the parent; otherwise that is a
         ConflictError. since: the newest operation before any object was relied on. relied: the
@@ -100,7 +100,7 @@ class Refs:
         since: Operation,
         relied: AbstractSet[Digest],
     ) -> Digest:
-        """Makes a branch that begins with a checkpoint derived from another, and returns its id."""
+        """Make a branch that begins with a checkpoint derived from another, and return its id."""
 
         def check(newest: Operation, id: Digest) -> None:
             refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
@@ -117,7 +117,7 @@ class Refs:
         return id
 
     def make_branch(self, name: str, id: Digest) -> None:
-        """Makes a branch at a checkpoint whose manifest is durable."""
+        """Make a branch at a checkpoint whose manifest is durable."""
 
         def decide(newest: Operation) -> Operation:
             check_new_branch(name, newest)
@@ -126,7 +126,7 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
 
     def delete_branch(self, name: str) -> None:
-        """Deletes a branch; NotFoundError when there is none."""
+        """Delete a branch; NotFoundError when there is none."""
 
         def decide(newest: Operation) -> Operation:
             return replace(newest, heads=_without(newest.heads, name, kind="branch"))
@@ -135,7 +135,7 @@ class Refs:
         self._append(decide, lambda: f"deleted branch {name}")
 
     def make_tag(self, name: str, id: Digest) -> None:
-        """Makes a tag at a checkpoint whose manifest is durable."""
+        """Make a tag at a checkpoint whose manifest is durable."""
 
         def decide(newest: Operation) -> Operation:
             if name in newest.tags:
@@ -148,7 +148,7 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
 
     def delete_tag(self, name: str) -> None:
-        """Deletes a tag; NotFoundError when there is none."""
+        """Delete a tag; NotFoundError when there is none."""
 
         def decide(newest: Operation) -> Operation:
             return replace(newest, tags=_without(newest.tags, name, kind="tag"))
@@ -156,7 +156,7 @@ class Refs:
         self._append(decide, lambda: f"deleted tag {name}")
 
     def set(self, setting: str, document: Mapping[str, Any] | None, *, done: str) -> None:
-        """Saves a setting; None removes it."""
+        """Save a setting; None removes it."""
 
         def decide(newest: Operation) -> Operation:
             settings = {key: value for key, value in newest.settings.items() if key != setting}
@@ -167,13 +167,13 @@ class Refs:
         self._append(decide, done)
 
     def undo(self) -> Operation:
-        """Undoes the newest operation that was not undone yet, and returns it."""
+        """Undo the newest operation that was not undone yet, and return it."""
         return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
 
     def _append_made(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
     ) -> None:
-        """Appends an operation that refers to a checkpoint that was stored a moment ago."""
+        """Append an operation that refers to a checkpoint that was stored a moment ago."""
         try:
             self._append(decide, done)
         except ExpiredError as error:  # a gc came after `decide` had seen none
@@ -182,7 +182,7 @@ class Refs:
     def _append(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
     ) -> None:
-        """Appends an operation with its time and description; what it newly names must be live."""
+        """Append an operation with its time and description; what it newly names must be live."""
 
         def complete(newest: Operation) -> Operation:
             decided = decide(newest)
@@ -193,7 +193,7 @@ class Refs:
         self._oplog.append(complete)
 
     def _check_live(self, newest: Operation, decided: Operation) -> None:
-        """Raises ExpiredError when a branch or tag would name a checkpoint without arrays."""
+        """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""
         known = set(newest.refs.values())
         for id in dict.fromkeys(decided.refs.values()):
             if id not in known:
@@ -203,7 +203,7 @@ class Refs:
 
 
 def check_new_branch(name: str, newest: Operation) -> None:
-    """Raises ConflictError when a branch or a tag has this name."""
+    """Raise ConflictError when a branch or a tag has this name."""
     if name in newest.heads:
         raise ConflictError(
             f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
@@ -212,14 +212,14 @@ def check_new_branch(name: str, newest: Operation) -> None:
 
 
 def check_known(name: object, refs: Mapping[str, Digest], *, kind: str) -> None:
-    """Raises NotFoundError, listing what there is, when there is no such branch or tag."""
+    """Raise NotFoundError, listing what there is, when there is no such branch or tag."""
     if not isinstance(name, str) or name not in refs:
         known = ", ".join(sorted(refs)[:12]) or "none"
         raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
 
 
 def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
-    """Raises ConflictError when the name is in use: it never means both a branch and a tag."""
+    """Raise ConflictError when the name is in use: it never means both a branch and a tag."""
     if name in others:
         raise ConflictError(
             f"{name!r} is a {kind} already. Choose another name, or delete the {kind}."
