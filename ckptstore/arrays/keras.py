@@ -25,22 +25,42 @@ def is_keras(value: object) -> bool:
     return keras is not None and isinstance(value, getattr(keras, "Model", ()))
 
 
-class ModelState:
-    """The variables of a Keras model: weights, statistics and the random seeds of layers.
+class _Variables:
+    """Variables as a stateful object. Subclasses name them."""
 
-    Args:
-        model: A built Keras model with the torch backend.
-    """
+    what: str
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Returns the tensors in use, not copies, by names such as "000.dense.kernel"."""
-        return {
-            name: variable.value.detach()
-            for name, variable in zip(self._names(), self._model.variables, strict=True)
-        }
+        return {name: variable.value.detach() for name, variable in self._named()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Assigns all variables, by position.
+
+        Args:
+            state: What `state_dict` of the same class, for a model with the same layers, returned.
+
+        Raises:
+            CheckoutMismatchError: Names, shapes or dtypes differ. Lists every difference, and
+                nothing has been changed.
+        """
+        _assign(state, self._named(), what=self.what)
+
+    def _named(self) -> list[tuple[str, Any]]:
+        raise NotImplementedError
+
+
+class ModelState(_Variables):
+    """The variables of a Keras model: weights, statistics and the random seeds of layers.
+
+    Args:
+        model: A built Keras model with the torch backend.
+    """
+
+    what = "model"
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Assigns all variables, by position.
@@ -57,57 +77,32 @@ class ModelState:
             raise InvalidInputError(
                 "The Keras model is not built yet. Give it an Input, or call it on a batch of data."
             )
-        _assign(state, self._names(), self._model.variables, what="model")
+        super().load_state_dict(state)
 
-    def _names(self) -> list[str]:
-        variables = named_variables(self._model)
-        return [f"{position:03d}.{name}" for position, (_, name) in enumerate(variables)]
+    def _named(self) -> list[tuple[str, Any]]:
+        pairs = enumerate(named_variables(self._model))
+        return [(f"{position:03d}.{name}", variable) for position, (variable, name) in pairs]
 
 
-class OptimizerState:
+class OptimizerState(_Variables):
     """The variables of a Keras model's optimizer: slots, iterations and learning rate.
 
     Args:
         model: A compiled Keras model with the torch backend. Its optimizer is built if necessary.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    what = "optimizer"
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns the tensors in use, not copies, by position and name."""
-        variables = self._variables()
-        return {
-            name: variable.value.detach()
-            for name, variable in zip(self._names(variables), variables, strict=True)
-        }
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Assigns all variables, by position.
-
-        Args:
-            state: What `state_dict` of an optimizer of the same model returned.
-
-        Raises:
-            CheckoutMismatchError: Shapes or dtypes differ. Lists every difference, and nothing has
-                been changed.
-        """
-        variables = self._variables()
-        _assign(state, self._names(variables), variables, what="optimizer")
-
-    def _variables(self) -> list[Any]:
+    def _named(self) -> list[tuple[str, Any]]:
+        """A slot that belongs to a weight is named after that weight."""
         optimizer = self._model.optimizer
         if not optimizer.built:
             optimizer.build(self._model.trainable_variables)
-        return list(optimizer.variables)
-
-    def _names(self, variables: list[Any]) -> list[str]:
-        """A slot that belongs to a weight is named after that weight."""
         weights = {
             variable.path.replace("/", "_"): name for variable, name in named_variables(self._model)
         }
-        names = []
-        for position, variable in enumerate(variables):
+        named = []
+        for position, variable in enumerate(optimizer.variables):
             owner = max(
                 (flat for flat in weights if variable.name.startswith(f"{flat}_")),
                 key=len,
@@ -116,8 +111,8 @@ class OptimizerState:
             name = variable.name
             if owner is not None:
                 name = f"{weights[owner]}.{variable.name[len(owner) + 1 :]}"
-            names.append(f"{position:03d}.{name}")
-        return names
+            named.append((f"{position:03d}.{name}", variable))
+        return named
 
 
 def named_variables(model: Any) -> list[tuple[Any, str]]:
@@ -148,20 +143,18 @@ def _snake(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _assign(
-    state: Mapping[str, torch.Tensor], names: list[str], variables: list[Any], *, what: str
-) -> None:
+def _assign(state: Mapping[str, torch.Tensor], named: list[tuple[str, Any]], *, what: str) -> None:
     """Assign values to variables by position."""
     import torch
 
-    values = list(state.values())
+    values, names = list(state.values()), [name for name, _ in named]
     shared = min(len(values), len(names))
     misfit = Incompatible(
         missing=tuple(names[shared:]),
         unexpected=tuple(list(state)[shared:]),
         mismatched=tuple(
             f"{name} ({_described(value)} there, {_described(variable.value)} here)"
-            for name, value, variable in zip(names, values, variables, strict=False)
+            for (name, variable), value in zip(named, values, strict=False)
             if _described(value) != _described(variable.value)
         ),
     )
@@ -170,7 +163,7 @@ def _assign(
             f"The checkpoint does not fit the Keras {what}: {misfit}.", misfit
         )
     with torch.no_grad():
-        for value, variable in zip(values, variables, strict=True):
+        for value, (_, variable) in zip(values, named, strict=True):
             variable.assign(value)
 
 

@@ -147,8 +147,7 @@ class KerasTraining(Training):
         if fit is not None and (self._fit is None or self._fit() is not fit):
             self._fit = weakref.ref(fit)
             self.callbacks.clear()
-            self.is_terminated, self.saved = False, None
-            self.announced.clear()
+            self.forget()
             self.begin_at(0, 0)
             self.note_begun()
         super().join(callback)

@@ -79,10 +79,14 @@ class Training:
         self.initial_epoch = self.initial_batch = 0
         self.epoch = self.batch = 0
         self.step = 0
+        self._stops = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was saved and announced, and that the loss was not finite."""
         self.is_terminated = False
         self.saved: tuple[object, ...] | None = None
         self.announced: dict[tuple[str, str], Digest | None] = {}
-        self._stops = False
 
     @property
     def stop_training(self) -> bool:

@@ -68,10 +68,7 @@ def checkpoint(value: Checkpoint, refs: Refs | None = None) -> Document:
 def array(value: ArrayInfo) -> Document:
     """One array of a checkpoint."""
     return {
-        "path": value.path,
-        "dtype": value.dtype,
-        "shape": list(value.shape),
-        "bytes": value.nbytes,
+        **_stored(value),
         "chunk_shape": list(value.chunk_shape),
         "chunks": value.chunk_count,
     }
@@ -102,16 +99,14 @@ def _array_change(change: ArrayChange) -> Document:
     return {
         "path": change.path,
         "kind": change.kind,
-        "before": _stored(change.before),
-        "after": _stored(change.after),
+        "before": None if change.before is None else _stored(change.before),
+        "after": None if change.after is None else _stored(change.after),
         "shared_bytes": change.shared_bytes,
         "numbers": None if change.numbers is None else asdict(change.numbers),
     }
 
 
-def _stored(array: StoredArray | None) -> Document | None:
-    if array is None:
-        return None
+def _stored(array: ArrayInfo | StoredArray) -> Document:
     return {
         "path": array.path,
         "dtype": array.dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
     Command = Callable[..., None]
+
+Value = TypeVar("Value")
 
 DEFAULT_BRANCH = "main"
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
@@ -45,6 +47,37 @@ class Size(click.ParamType[int]):
         if not size:
             self.fail(f"{value!r} is less than a byte.", param, ctx)
         return size
+
+
+def pairs(
+    parse: Callable[[str], Value], *, at_last: bool = False
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, Value]]:
+    """The callback of an option NAME=VALUE that may be repeated: returns the values by name.
+
+    Args:
+        parse: Returns a value; its ValueError means that the text is not a number.
+        at_last: Split at the last "=", for names that may contain one.
+    """
+
+    def by_name(
+        ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
+    ) -> dict[str, Value]:
+        values: dict[str, Value] = {}
+        for text in texts:
+            name, equals, value = text.rpartition("=") if at_last else text.partition("=")
+            if not name or not equals:
+                raise click.BadParameter(f"{text!r} is not {param.metavar}.", ctx, param)
+            if name in values:
+                raise click.UsageError(f"{param.opts[0]} {name} is given twice.", ctx)
+            try:
+                values[name] = parse(value)
+            except ValueError:
+                raise click.BadParameter(
+                    f"{value!r} is not a number, in {text!r}.", ctx, param
+                ) from None
+        return values
+
+    return by_name
 
 
 def common(function: Command) -> Command:

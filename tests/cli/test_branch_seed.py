@@ -116,8 +116,8 @@ def test_what_cannot_be_done_is_an_error(ckpt, trained, args, said):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["new", "--rename", "x"], "OLD=NEW is expected"),
-        (["new", "--rename", "=x"], "OLD=NEW is expected"),
+        (["new", "--rename", "x"], "'x' is not OLD=NEW"),
+        (["new", "--rename", "=x"], "'=x' is not OLD=NEW"),
         (["new", "--rename", "a=b", "--rename", "a=c"], "given twice"),
         (["--include", "model"], "need the NAME"),
         (["-d", "main", "--keep-step"], "need the NAME"),

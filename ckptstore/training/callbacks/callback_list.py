@@ -187,9 +187,8 @@ class CallbackList(Callback):
     def on_train_begin(self, logs: Logs = None) -> None:
         """Begin the training, then load states that wait for it."""
         training = self.training
-        training.stop_training = training.is_terminated = False
-        training.saved = None
-        training.announced.clear()
+        training.stop_training = False
+        training.forget()
         training.begin_at(self._initial_epoch, 0)
         if self._states.has_begun:  # a second training with the same list
             training.step = 0

@@ -9,24 +9,11 @@ from ckptstore_cli.options import (
     common,
     complete_refs,
     optional_revision_argument,
+    pairs,
     selection_options,
 )
 from ckptstore_cli.refs import print_created, print_deleted, print_refs
 from ckptstore_cli.repo import open_repository
-
-
-def _replacements(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    """Parse OLD=NEW: the replacements by regular expression, which ends at the first "="."""
-    pairs = [value.partition("=") for value in values]
-    for old, equals, _ in pairs:
-        if not old or not equals:
-            raise click.BadParameter("OLD=NEW is expected.", ctx, param)
-    renames = {old: new for old, _, new in pairs}
-    if len(renames) < len(pairs):
-        raise click.BadParameter("An expression is given twice.", ctx, param)
-    return renames
 
 
 @click.command()
@@ -51,7 +38,7 @@ def _replacements(
     "--rename",
     multiple=True,
     metavar="OLD=NEW",
-    callback=_replacements,
+    callback=pairs(str),
     help="Rename arrays: OLD is a regular expression that has to match a whole path, and NEW may "
     "refer to its groups as \\1. May be repeated; the first match applies.",
 )

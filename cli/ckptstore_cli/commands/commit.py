@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from ckptstore_cli import documents, output, text
-from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs
+from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs, pairs
 from ckptstore_cli.repo import open_repository
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-Value = TypeVar("Value")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
 
-class Pair(click.ParamType[tuple[str, str]]):
-    """NAME=VALUE."""
-
-    name = "pair"
-
-    def convert(
-        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        """Split at the first "="."""
-        if isinstance(value, tuple):
-            return value
-        name, sign, content = value.partition("=")
-        if not name or not sign:
-            self.fail(f"{value!r} is not NAME=VALUE.", param, ctx)
-        return name, content
-
-
-class Metric(click.ParamType[tuple[str, float]]):
-    """NAME=NUMBER; whole numbers are ints."""
-
-    name = "metric"
-
-    def convert(
-        self,
-        value: str | tuple[str, float],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, float]:
-        """Split at the last "=", as a metric's name may contain one, and parse the number."""
-        if isinstance(value, tuple):
-            return value
-        name, sign, content = value.rpartition("=")
-        if not name or not sign:
-            self.fail(f"{value!r} is not NAME=NUMBER.", param, ctx)
-        try:
-            return name, int(content) if _WHOLE.fullmatch(content) else float(content)
-        except ValueError:
-            self.fail(f"{content!r} is not a number, in {value!r}.", param, ctx)
+def _metric(text: str) -> float:
+    """A number; whole numbers are ints."""
+    return int(text) if _WHOLE.fullmatch(text) else float(text)
 
 
 @click.command()
@@ -80,16 +40,16 @@ class Metric(click.ParamType[tuple[str, float]]):
 @click.option(
     "--metric",
     "metrics",
-    type=Metric(),
     multiple=True,
+    callback=pairs(_metric, at_last=True),
     metavar="NAME=NUMBER",
     help="A metric, as in val_loss=0.31. May be repeated.",
 )
 @click.option("-m", "--message", default="", metavar="TEXT", help="A message for people.")
 @click.option(
     "--meta",
-    type=Pair(),
     multiple=True,
+    callback=pairs(str),
     metavar="NAME=VALUE",
     help="A text to store with the checkpoint. May be repeated.",
 )
@@ -105,9 +65,9 @@ def commit(
     file: str,
     branch: str,
     step: int | None,
-    metrics: tuple[tuple[str, float], ...],
+    metrics: dict[str, float],
     message: str,
-    meta: tuple[tuple[str, str], ...],
+    meta: dict[str, str],
     retry: bool,
     as_json: bool,
 ) -> None:
@@ -131,9 +91,9 @@ def commit(
         contents.state,
         branch=branch,
         step=step,
-        metrics=_once(ctx, metrics, option="--metric"),
+        metrics=metrics,
         message=message,
-        meta={**contents.meta, **_once(ctx, meta, option="--meta")},
+        meta={**contents.meta, **meta},
         retry=retry,
     )
     if as_json:
@@ -142,14 +102,3 @@ def commit(
         arrays = text.arrays(checkpoint.array_count, checkpoint.array_bytes)
         new = text.size(checkpoint.new_bytes)
         output.line(f"Committed {checkpoint.id.short} to {branch}: {arrays}, {new} new.")
-
-
-def _once(
-    ctx: click.Context, pairs: Iterable[tuple[str, Value]], *, option: str
-) -> dict[str, Value]:
-    values: dict[str, Value] = {}
-    for name, value in pairs:
-        if name in values:
-            raise click.UsageError(f"{option} {name} is given twice.", ctx)
-        values[name] = value
-    return values
