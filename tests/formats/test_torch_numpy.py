@@ -286,3 +286,22 @@ def test_an_array_that_the_format_has_no_room_for_is_named(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
     write_file({"small": Zeros(100)}, tmp_path / "x.pt")
     assert pickle.PROTO in (tmp_path / "x.pt").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["key", "in the key"])
+def test_an_array_as_a_key_is_refused(tmp_path: Path, name: str) -> None:
+    """It cannot be the key of a dict in memory, but a pickle can say that it is one."""
+    stand_in = AsPickled(np.zeros(3))
+    torch.save({stand_in if name == "key" else (stand_in, 1): 1}, tmp_path / "x.pt")
+    with pytest.raises(InvalidInputError, match="holds a numpy array as the key of a dict"):
+        read_file(tmp_path / "x.pt")
+
+
+class AsPickled:
+    """Pickles as an array does, and can be a key."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __reduce__(self) -> Any:
+        return self.array.__reduce__()

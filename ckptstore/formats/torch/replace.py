@@ -65,6 +65,10 @@ class Replacer:
             items = list(value.items())
             value.clear()
             for key, item in items:
-                value[self.replace(key, depth + 1)] = self.replace(item, depth + 1)
+                new_key = self.replace(key, depth + 1)
+                try:
+                    value[new_key] = self.replace(item, depth + 1)
+                except TypeError as error:
+                    raise self._texts.refused("as the key of a dict, which cannot be") from error
         if "_metadata" in getattr(value, "__dict__", ()):
             value.__dict__["_metadata"] = self.replace(value.__dict__["_metadata"], depth + 1)

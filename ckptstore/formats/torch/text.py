@@ -98,7 +98,7 @@ class LongTexts:
         """
         dtype = pickled.dtype.newbyteorder("=").name
         if dtype not in ITEM_BYTES:
-            raise self._refused(f"of dtype {dtype}, which no checkpoint can hold")
+            raise self.refused(f"of dtype {dtype}, which no checkpoint can hold")
         self._array_bytes_left -= pickled.nbytes
         if self._array_bytes_left < 0:
             raise InvalidInputError(
@@ -108,11 +108,11 @@ class LongTexts:
         place = self._place(pickled.data)
         data = bytearray(pickled.data) if place is None else self._bytes(*place, pickled.nbytes)
         if len(data) != pickled.nbytes:
-            raise self._refused("whose bytes do not fit its shape")
+            raise self.refused("whose bytes do not fit its shape")
         try:
             return pickled.filled(data)
         except ValueError as error:  # of empty arrays with lengths that numpy does not take
-            raise self._refused(f"that numpy cannot make: {error}") from error
+            raise self.refused(f"that numpy cannot make: {error}") from error
 
     def _place(self, value: str | bytes | bytearray) -> tuple[int, int] | None:
         """Where the text that a value stands for begins, and its bytes."""
@@ -131,8 +131,9 @@ class LongTexts:
                 piece = self._file.read(start + at, min(PIECE_BYTES, size - at))
                 data += decoder.decode(piece, at + PIECE_BYTES >= size).encode("latin-1")
         except UnicodeError as error:
-            raise self._refused("whose text does not stand for bytes") from error
+            raise self.refused("whose text does not stand for bytes") from error
         return data
 
-    def _refused(self, why: str) -> InvalidInputError:
+    def refused(self, why: str) -> InvalidInputError:
+        """The error for a numpy array that cannot be read."""
         return InvalidInputError(f"{self._file.path} holds a numpy array {why}.")
