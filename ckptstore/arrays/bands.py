@@ -42,6 +42,7 @@ class Bands:
         item_bytes: Size of an element.
         read: Returns the bytes, in C order, of a box of the array; dimensions that the index leaves
             out are taken whole.
+        box_bytes: Size of what is read at once into a file, by default BOX_BYTES.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Bands:
         chunk_shape: Sequence[int],
         item_bytes: int,
         read: Callable[[tuple[slice, ...]], memoryview],
+        box_bytes: int | None = None,
     ) -> None:
-        self._path, self._read = Path(path), read
+        self._path, self._read, self._box_bytes = Path(path), read, box_bytes or BOX_BYTES
         self._shape, self._chunk_shape, self._item = tuple(shape), tuple(chunk_shape), item_bytes
         self._row_bytes = math.prod(self._shape[1:]) * item_bytes
         self._band_bytes = self._chunk_shape[0] * self._row_bytes
@@ -116,7 +118,7 @@ class Bands:
         first = number * self._chunk_shape[0]
         rows = slice(first, min(first + self._chunk_shape[0], self._shape[0]))
         shape = (rows.stop - rows.start, *self._shape[1:])
-        for box in boxes(shape, self._chunk_shape, self._item):
+        for box in boxes(shape, self._chunk_shape, self._item, self._box_bytes):
             data = self._read((rows, *(slice(part.start, part.stop) for part in box[1:])))
             written = 0
             for start, length in runs(shape, box):
@@ -144,12 +146,14 @@ def _hold(bands: Bands) -> None:
         oldest.release()
 
 
-def boxes(shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
+def boxes(
+    shape: Sequence[int], chunk_shape: Sequence[int], item_bytes: int, box_bytes: int
+) -> Iterator[Box]:
     """Boxes of whole chunks that cover a band, as long in the last dimensions as memory allows."""
     steps = list(chunk_shape)
     size = math.prod(steps) * item_bytes
     for axis in reversed(range(1, len(shape))):
-        times = min(-(-shape[axis] // steps[axis]), max(1, BOX_BYTES // size))
+        times = min(-(-shape[axis] // steps[axis]), max(1, box_bytes // size))
         steps[axis] *= times
         size *= times
     axes = [range(0, length, step) for length, step in zip(shape, steps, strict=True)]

@@ -1,4 +1,4 @@
-"""Arrays in a file, read by position as they are needed.
+"""Files that arrays are read from, by position as they are needed.
 
 `OpenFile` is a file of the user's, `Scratch` one of this process for what has to be unpacked first.
 An array reads either; see `ByteSource`.
@@ -12,8 +12,6 @@ import weakref
 from errno import EMFILE
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from ckptstore.arrays.lazy import LazyArray
-from ckptstore.documents.chunks import DIMENSIONS_MAX
 from ckptstore.errors import InvalidInputError, StorageError, shown
 from ckptstore.regular_file import NotRegularError, open_regular, read_full
 
@@ -126,48 +124,3 @@ class Scratch(ByteSource):
             raise StorageError(f"{self.path} could not be read: {error.strerror}.") from error
         if filled < len(buffer):
             raise InvalidInputError(f"{self.path} ends early.")
-
-
-class FileArray(LazyArray):
-    """An array whose bytes are in one piece of a file, in C order and little-endian.
-
-    Whoever makes one has checked that they are within the file.
-
-    Args:
-        file: What to read.
-        kind: "tensor" or "ndarray".
-        dtype: Name of the dtype, a key of `ITEM_BYTES`.
-        shape: Lengths of the dimensions.
-        offset: Position of the first byte.
-        identity: Equal for arrays that share their elements; None for an array that shares none.
-
-    Raises:
-        InvalidInputError: It has more dimensions than a checkpoint can hold.
-    """
-
-    def __init__(
-        self,
-        file: ByteSource,
-        *,
-        kind: str,
-        dtype: str,
-        shape: tuple[int, ...],
-        offset: int,
-        identity: object = None,
-    ) -> None:
-        check_dimensions(shape, name=file.path)
-        self.file, self.offset = file, offset
-        self.kind, self.dtype, self.shape, self.identity = kind, dtype, shape, identity
-
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer with the array's bytes from position `start`."""
-        self.file.read_into(buffer, self.offset + start)
-
-
-def check_dimensions(shape: tuple[int, ...], *, name: object) -> None:
-    """Raises InvalidInputError for more dimensions than a checkpoint can hold."""
-    if len(shape) > DIMENSIONS_MAX:
-        raise InvalidInputError(
-            f"{name} has an array of {len(shape)} dimensions; a checkpoint holds at most "
-            f"{DIMENSIONS_MAX}."
-        )

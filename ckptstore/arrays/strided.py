@@ -1,4 +1,4 @@
-"""Arrays whose elements a file holds with strides, gathered in C order with bounded memory.
+"""Arrays in files, whose elements are gathered in C order with bounded memory.
 
 Where a span of the file is needed densely it is read whole, otherwise in parts. Elements that are
 needed sparsely cost more reads than they have bytes: see docs/adr/0025.
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ckptstore.arrays.file import check_dimensions
+from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.lazy import LazyArray
+from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_shape
 from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SPAN_BYTES_MAX = 4 << 20  # read at once by each of a commit's 8 threads
 CHEAP_BYTES = 32 << 10  # reading these takes about as long as asking for them
+RUN_BYTES = 8 << 10  # of an array in Fortran order, which is then in bands as long as its rows
 DENSE = 4  # a larger span is read whole if at least every fourth byte of it is needed
 _ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "V16"}  # by size; only copied
 
@@ -47,11 +50,15 @@ class ElementsArray(LazyArray):
         identity: object = None,
         name: object = "",
     ) -> None:
-        check_dimensions(shape, name=name)
+        if len(shape) > DIMENSIONS_MAX:
+            raise InvalidInputError(
+                f"{name} has an array of {len(shape)} dimensions; a checkpoint holds at most "
+                f"{DIMENSIONS_MAX}."
+            )
         self.kind, self.dtype, self.shape, self.identity = kind, dtype, shape, identity
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer with the array's bytes from position `start`."""
+        """Fill a buffer with the array's bytes from position `start`."""
         item = ITEM_BYTES[self.dtype]
         first, skipped = divmod(start, item)
         if not skipped and not len(buffer) % item:
@@ -64,14 +71,14 @@ class ElementsArray(LazyArray):
 
     @abstractmethod
     def read_elements(self, buffer: memoryview, first: int) -> None:
-        """Fills a buffer with the elements from number `first` on, counted in C order."""
+        """Fill a buffer with the elements from number `first` on, counted in C order."""
 
 
 class BoxesArray(ElementsArray):
     """An array that is read by boxes of elements."""
 
     def read_elements(self, buffer: memoryview, first: int) -> None:
-        """Fills a buffer with the elements from number `first` on, counted in C order."""
+        """Fill a buffer with the elements from number `first` on, counted in C order."""
         if not buffer:
             return
         flat = np.frombuffer(buffer, dtype=_ELEMENTS[ITEM_BYTES[self.dtype]])
@@ -83,11 +90,25 @@ class BoxesArray(ElementsArray):
 
     @abstractmethod
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
-        """Fills a numpy array with the box of its shape that begins at this index."""
+        """Fill a numpy array with the box of its shape that begins at this index."""
 
 
-class StridedArray(BoxesArray):
-    """A view of a file's bytes. The strides are in bytes, and none is negative."""
+class FileArray(BoxesArray):
+    """An array whose elements are in a file, little-endian, and known to be within it.
+
+    Args:
+        file: What to read.
+        kind: "tensor" or "ndarray".
+        dtype: Name of the dtype, a key of `ITEM_BYTES`.
+        shape: Lengths of the dimensions.
+        offset: Position of the first byte.
+        strides: Bytes from one element to the next along each dimension, none negative; by default
+            those of an array in C order.
+        identity: Equal for arrays that share their elements; None for an array that shares none.
+
+    Raises:
+        InvalidInputError: It has more dimensions than a checkpoint can hold.
+    """
 
     def __init__(
         self,
@@ -96,17 +117,66 @@ class StridedArray(BoxesArray):
         kind: str,
         dtype: str,
         shape: tuple[int, ...],
-        strides: tuple[int, ...],
         offset: int,
+        strides: tuple[int, ...] | None = None,
         identity: object = None,
     ) -> None:
         super().__init__(kind=kind, dtype=dtype, shape=shape, identity=identity, name=file.path)
-        self.file, self.strides, self.offset = file, strides, offset
+        self.file, self.offset = file, offset
+        self._is_contiguous = strides is None
+        self.strides = c_strides(shape, ITEM_BYTES[dtype]) if strides is None else strides
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the array's bytes from position `start`."""
+        if self._is_contiguous:
+            self.file.read_into(buffer, self.offset + start)
+        else:
+            super().read_into(buffer, start)
 
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
-        """Fills a numpy array with the box of its shape that begins at this index."""
+        """Fill a numpy array with the box of its shape that begins at this index."""
         steps = zip(origin, self.strides, strict=True)
         gather(self.file, self.offset + sum(at * step for at, step in steps), self.strides, target)
+
+
+class FortranArray(FileArray):
+    """An array in Fortran order; a large one is transposed by way of a temporary file.
+
+    Its chunks are runs of the file, so each byte is read a bounded number of times (see `Bands`).
+    """
+
+    def __init__(
+        self, file: ByteSource, *, kind: str, dtype: str, shape: tuple[int, ...], offset: int
+    ) -> None:
+        item = ITEM_BYTES[dtype]
+        strides = c_strides(shape[::-1], item)[::-1]
+        super().__init__(file, kind=kind, dtype=dtype, shape=shape, offset=offset, strides=strides)
+        run = chunk_shape(shape[::-1], item_bytes=item, chunk_bytes=RUN_BYTES)[::-1]
+        self._bands = Bands(
+            str(file.path),
+            shape=shape,
+            chunk_shape=run,
+            item_bytes=item,
+            read=self._box,
+            box_bytes=2 * SPAN_BYTES_MAX,
+        )
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill a buffer with the array's bytes from position `start`."""
+        self._bands.read_into(buffer, start)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, length) in bytes of the pieces in which to read all of the array."""
+        return self._bands.pieces()
+
+    def _box(self, index: tuple[slice, ...]) -> memoryview:
+        """The bytes of a box in C order; dimensions that the index leaves out are taken whole."""
+        ends = [(part.start, part.stop) for part in index]
+        ends += [(0, length) for length in self.shape[len(ends) :]]
+        box = np.empty([stop - start for start, stop in ends], _ELEMENTS[ITEM_BYTES[self.dtype]])
+        self.read_box(box, tuple(start for start, _ in ends))
+        data: Any = box.reshape(-1).view(np.uint8)
+        return memoryview(data)
 
 
 class ChangedArray(ElementsArray):
@@ -125,14 +195,14 @@ class ChangedArray(ElementsArray):
         self.array, self.change = array, change
 
     def read_elements(self, buffer: memoryview, first: int) -> None:
-        """Fills a buffer with the elements from number `first` on, counted in C order."""
+        """Fill a buffer with the elements from number `first` on, counted in C order."""
         self.array.read_into(buffer, first * ITEM_BYTES[self.dtype])
         if buffer:
             self.change(buffer)
 
 
 def c_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
-    """Returns the strides, in bytes, of an array in C order."""
+    """The strides, in bytes, of an array in C order."""
     strides = []
     for length in reversed(shape):
         strides.append(item_bytes)
@@ -140,15 +210,10 @@ def c_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def fortran_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
-    """Returns the strides, in bytes, of an array in Fortran order: the first index runs fastest."""
-    return c_strides(shape[::-1], item_bytes)[::-1]
-
-
 def boxes(
     shape: tuple[int, ...], start: int, stop: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Divides a run of elements in C order into boxes; yields the origin and shape of each."""
+    """Divide a run of elements in C order into boxes; yield the origin and shape of each."""
     if start >= stop:
         return
     if not shape:
@@ -171,7 +236,7 @@ def boxes(
 
 
 def gather(file: ByteSource, offset: int, strides: tuple[int, ...], target: Any) -> None:
-    """Fills a numpy array with elements of a file that are `strides` bytes apart."""
+    """Fill a numpy array with elements of a file that are `strides` bytes apart."""
     item, lengths = target.itemsize, target.shape
     steps = list(zip(lengths, strides, strict=True))
     span = item + sum((length - 1) * step for length, step in steps)

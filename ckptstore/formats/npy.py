@@ -1,8 +1,8 @@
 """numpy's .npy: a file with one array.
 
 Pickles are never read, so arrays of Python objects are refused. The format is described in
-numpy.lib.format. An array in Fortran order is read with strides, so it needs no more memory than
-one in C order (docs/adr/0025).
+numpy.lib.format. An array in Fortran order needs hardly more memory than one in C order
+(docs/adr/0025).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ckptstore.arrays.file import FileArray, OpenFile
-from ckptstore.arrays.strided import StridedArray, fortran_strides
+from ckptstore.arrays.file import OpenFile
+from ckptstore.arrays.strided import FileArray, FortranArray
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats import safetensors
@@ -75,12 +75,8 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
             "follow."
         )
     offset = start + head.tell()
-    if is_fortran and len(shape) > 1:
-        strides = fortran_strides(shape, ITEM_BYTES[dtype])
-        return StridedArray(
-            file, kind=KIND, dtype=dtype, shape=shape, strides=strides, offset=offset
-        )
-    return FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
+    form = FortranArray if is_fortran and nbytes and len(shape) > 1 else FileArray
+    return form(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:

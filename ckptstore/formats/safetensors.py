@@ -12,7 +12,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import json_document
-from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.arrays.file import OpenFile
+from ckptstore.arrays.strided import FileArray
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats.arrays_only import check_dtypes, check_values

@@ -16,8 +16,9 @@ import pytest
 
 import ckptstore
 from ckptstore import formats
-from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.lazy import LazyArray
+from ckptstore.arrays.strided import FileArray
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, StorageError
 from ckptstore.formats import read_file, write_file
 from tests.helpers.flat_files import bits_of, committed

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.arrays.source import REPEATED_BYTES_MAX
-from ckptstore.arrays.strided import SPAN_BYTES_MAX, StridedArray
+from ckptstore.arrays.strided import SPAN_BYTES_MAX, FileArray
 from ckptstore.commit.flatten import flatten
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, UnsupportedValueError
@@ -166,7 +166,7 @@ def test_a_view_larger_than_what_is_read_at_once_keeps_every_bit(
     assert base.nbytes > SPAN_BYTES_MAX
     path = save([view(base)], tmp_path / "x.pt")
     (array,) = read_file(path).state
-    assert isinstance(array, StridedArray)
+    assert isinstance(array, FileArray)
     assert bits_of([array]) == bits_of([view(base)])
 
 

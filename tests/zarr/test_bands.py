@@ -65,9 +65,7 @@ def test_boxes_are_whole_chunks_and_cover_the_band_once(
 ) -> None:
     shape, chunk_shape = grid
     shape = (min(shape[0], chunk_shape[0]), *shape[1:])
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bands, "BOX_BYTES", box_bytes)
-        found = list(boxes(shape, chunk_shape, 2))
+    found = list(boxes(shape, chunk_shape, 2, box_bytes))
     counts = np.zeros(shape, int)
     flat = np.zeros(math.prod(shape), int)
     for box in found:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays.file import FileArray, OpenFile
+from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.arrays.strided import BoxesArray, StridedArray, c_strides, gather
+from ckptstore.arrays.strided import BoxesArray, FileArray, gather
 from ckptstore.documents.canonical import VALUES_MAX
-from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats.dcp.metadata import Place, TensorEntry, read_metadata
 from ckptstore.formats.torch.load import load
@@ -75,9 +74,7 @@ def _opened(folder: Path, name: str) -> OpenFile:
 class ShardedArray(BoxesArray):
     """An array whose parts are in files. They fill it and do not overlap."""
 
-    def __init__(
-        self, *, dtype: str, shape: Index, parts: list[tuple[Index, StridedArray]]
-    ) -> None:
+    def __init__(self, *, dtype: str, shape: Index, parts: list[tuple[Index, FileArray]]) -> None:
         super().__init__(kind="tensor", dtype=dtype, shape=shape)
         self.parts = parts
 
@@ -112,33 +109,15 @@ def _value(name: str, entry: TensorEntry | Place, files: _Files) -> Any:
                 f"{files.folder} holds something else than the shard of shape "
                 f"{list(shard.lengths)} and dtype {entry.dtype} that it lists for {shown(name)}."
             )
+        if len(entry.shards) == 1:
+            return part
+        if not isinstance(part, FileArray):
+            raise InvalidInputError(
+                f"{files.folder} holds shards of {shown(name)} that are conjugated, or from a "
+                "machine with another byte order."
+            )
         parts.append((shard.origin, part))
-    if len(parts) == 1:
-        return parts[0][1]
-    return ShardedArray(
-        dtype=entry.dtype,
-        shape=entry.shape,
-        parts=[(origin, _strided(name, part, files)) for origin, part in parts],
-    )
-
-
-def _strided(name: str, array: LazyArray, files: _Files) -> StridedArray:
-    """The same array, read by its strides."""
-    if isinstance(array, StridedArray):
-        return array
-    if not isinstance(array, FileArray):
-        raise InvalidInputError(
-            f"{files.folder} holds shards of {shown(name)} that are conjugated, or from a machine "
-            "with another byte order."
-        )
-    return StridedArray(
-        array.file,
-        kind=array.kind,
-        dtype=array.dtype,
-        shape=array.shape,
-        strides=c_strides(array.shape, ITEM_BYTES[array.dtype]),
-        offset=array.offset,
-    )
+    return ShardedArray(dtype=entry.dtype, shape=entry.shape, parts=parts)
 
 
 class _Part(dict[str | int, Any]):

@@ -20,10 +20,9 @@ import torch
 from torch._weights_only_unpickler import Unpickler
 from torch.serialization import DEFAULT_PROTOCOL
 
-from ckptstore.arrays.file import FileArray
 from ckptstore.arrays.frameworks import copy_out
 from ckptstore.arrays.source import REPEATED_BYTES_MAX
-from ckptstore.arrays.strided import ChangedArray, StridedArray
+from ckptstore.arrays.strided import ChangedArray, FileArray
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.formats.torch.numpy import MoreThanNumbersError, allowed, is_allowable
@@ -218,21 +217,15 @@ class Loader:
             )
         start = place(storage.key) + storage.start + offset
         identity = (self.file, start, dtype, shape, strides, tensor.is_conj(), tensor.is_neg())
-        array: LazyArray
-        if tensor.is_contiguous():
-            array = FileArray(
-                self.file, kind="tensor", dtype=dtype, shape=shape, offset=start, identity=identity
-            )
-        else:
-            array = StridedArray(
-                self.file,
-                kind="tensor",
-                dtype=dtype,
-                shape=shape,
-                strides=strides,
-                offset=start,
-                identity=identity,
-            )
+        array: LazyArray = FileArray(
+            self.file,
+            kind="tensor",
+            dtype=dtype,
+            shape=shape,
+            offset=start,
+            strides=None if tensor.is_contiguous() else strides,
+            identity=identity,
+        )
         for change in _changes(tensor, is_swapped=is_swapped):
             array = ChangedArray(array, change, identity=identity)
         return array
