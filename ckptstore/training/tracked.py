@@ -83,9 +83,7 @@ def destination(
         names: The outermost keys of the checkpoint.
     """
     random, progress = Box(), Box()
-    loaders = [name for name, item in tracked.items() if _is_loader(item)]
-    into: dict[str, Any] = {name: item for name, item in tracked.items() if name not in loaders}
-    into |= {name: tracked[name] for name in loaders}
+    into: dict[str, Any] = dict(sorted(tracked.items(), key=lambda pair: _is_loader(pair[1])))
     into |= {name: box for name, box in ((RANDOM, random), (PROGRESS, progress)) if name in names}
     return into, random, progress
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,11 +15,9 @@ if TYPE_CHECKING:
 
     Command = Callable[..., None]
 
-NAMES = ("max_to_keep", "keep_best", "keep_every_n_hours", "keep_every_n_steps", "keep_all")
-
 
 def policy_options(function: Command) -> Command:
-    """The options of a policy, passed on under the names in `NAMES`."""
+    """The options of a policy, passed on under the names that `policy_of` takes."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -37,12 +37,7 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
         parts.append(retention.KeepEveryNSteps(options["keep_every_n_steps"]))
     if options["keep_all"]:
         parts.append(retention.KeepAll())
-    if not parts:
-        return None
-    policy = parts[0]
-    for part in parts[1:]:
-        policy |= part
-    return policy
+    return reduce(or_, parts) if parts else None
 
 
 def _best(text: str) -> Policy:

@@ -10,7 +10,6 @@ from ckptstore.errors import CorruptError
 from ckptstore.training.callback_states import CALLBACKS
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.saver import Saver, manager_of
-from ckptstore.training.triggers import Frequency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,10 +66,8 @@ class BackupAndRestore(Saver):
         delete_checkpoint: bool = True,
         branch: str = "backup",
     ) -> None:
-        super().__init__(store, branch=branch)
-        self.save_freq = save_freq
+        super().__init__(store, branch=branch, save_freq=save_freq)
         self.double_checkpoint, self.delete_checkpoint = double_checkpoint, delete_checkpoint
-        self._frequency = Frequency(save_freq, what="BackupAndRestore")
         self._is_due = False
         self._restore_random: Callable[[], None] | None = None
 

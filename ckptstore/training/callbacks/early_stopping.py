@@ -43,7 +43,7 @@ class EarlyStopping(Monitored):
             that of its manager.
 
     Raises:
-        InvalidInputError: `mode` is none of the three.
+        InvalidInputError: `mode` is not "min", "max" or "auto".
 
     Example:
         >>> from ckptstore.training import CallbackList, EarlyStopping
@@ -139,9 +139,10 @@ class EarlyStopping(Monitored):
         """Keep the weights of this epoch."""
         if self._best_weights is None:
             return
-        step = self.training.position[2]
         self._best_weights.save(
-            step or epoch + 1, metrics=metrics_of(logs), message=f"best so far, epoch {epoch + 1}"
+            self.training.step or epoch + 1,
+            metrics=metrics_of(logs),
+            message=f"best so far, epoch {epoch + 1}",
         )
         head = self._best_weights.latest
         self._best_id = str(head.id) if head is not None else None

@@ -9,7 +9,6 @@ from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.monitor import Monitored, metrics_of
 from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, Saver, manager_of
-from ckptstore.training.triggers import Frequency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,13 +72,11 @@ class ModelCheckpoint(Saver, Monitored):
         save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
     ) -> None:
-        Saver.__init__(self, store, branch=branch)
+        Saver.__init__(self, store, branch=branch, save_freq=save_freq)
         Monitored.__init__(self, monitor, mode)
         self.verbose = verbose
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
-        self.save_freq = save_freq
         self.best = initial_value_threshold
-        self._frequency = Frequency(save_freq, what="ModelCheckpoint")
         self._branch_template = Template(branch, what="branch")
         self._message = Template(message, what="message")
         manager = manager_of(store)
@@ -133,7 +130,7 @@ class ModelCheckpoint(Saver, Monitored):
         """Save, unless only the best is to be saved and this is not it."""
         if self.training.is_terminated or (self.save_best_only and not self._is_best(epoch, logs)):
             return
-        numbers: dict[str, object] = {**metrics_of(logs), "step": self.training.position[2]}
+        numbers: dict[str, object] = {**metrics_of(logs), "step": self.training.step}
         numbers["epoch"] = epoch + 1
         if batch is not None:
             numbers.setdefault("batch", batch + 1)

@@ -103,16 +103,15 @@ class ProgbarLogger(Callback):
         self._close()
         if self._level != 1 or not sys.stderr.isatty():
             return
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Remaining(),
-            TextColumn("{task.fields[metrics]}"),
+        self._bar = progress.Progress(
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            "{task.fields[metrics]}",
             console=Console(stderr=True),
         )
         self._task = self._bar.add_task(title, total=self.params.get("steps"), metrics="")

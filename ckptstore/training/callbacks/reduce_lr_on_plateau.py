@@ -32,7 +32,7 @@ class ReduceLROnPlateau(Monitored):
         min_lr: The smallest learning rate.
 
     Raises:
-        InvalidInputError: `factor` is 1 or more, or `mode` is none of the three.
+        InvalidInputError: `factor` is 1 or more, or `mode` is not "min", "max" or "auto".
 
     Example:
         >>> import torch

@@ -15,6 +15,7 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.training.callback_states import CALLBACKS
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
+from ckptstore.training.triggers import Frequency
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,9 +85,10 @@ class Saver(Callback):
 
     turn = 1
 
-    def __init__(self, store: Store, *, branch: str) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, branch: str, save_freq: str | int) -> None:
+        self.store, self.save_freq = store, save_freq
         self._branch = branch
+        self._frequency = Frequency(save_freq, what=type(self).__name__)
         self._manager: CheckpointManager | None = None
 
     @property
