@@ -3,7 +3,7 @@
     CkptStoreError
     ├── NotFoundError        no such repository, checkpoint, branch, tag or object: check the name
     ├── ConflictError        another process changed it first: look again, and retry
-    ├── ExpiredError         the checkpoint is known, but its arrays were given up
+    ├── ExpiredError         the checkpoint is known, but its arrays were deleted
     ├── CorruptError         what was read is not what was written: run verify
     ├── InvalidInputError    the call cannot work: correct the arguments (also a ValueError)
     │   ├── UnsupportedValueError   a value that no checkpoint can hold: its path and type are named
@@ -33,7 +33,7 @@ class ConflictError(CkptStoreError):
 
 
 class ExpiredError(CkptStoreError):
-    """The checkpoint is known, but its arrays were given up by a retention policy."""
+    """The checkpoint is known, but a gc deleted its arrays, as no policy kept them."""
 
 
 class CorruptError(CkptStoreError):
@@ -41,7 +41,7 @@ class CorruptError(CkptStoreError):
 
 
 class InvalidInputError(CkptStoreError, ValueError):
-    """The call cannot work as given; the message says what to pass instead."""
+    """The call cannot work as given; the message states what to pass instead."""
 
 
 class UnsupportedValueError(InvalidInputError):

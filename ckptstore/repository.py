@@ -107,7 +107,7 @@ def init(
         clock: Returns the time in seconds since 1970.
 
     Raises:
-        ConflictError: There is a repository already.
+        ConflictError: There already is a repository.
         InvalidInputError: There is something else, or the chunk size is out of range.
 
     Example:
@@ -119,7 +119,7 @@ def init(
     storage = open_storage(url)
     storage.prepare({MARKER_KEY, *ObjectStore.FOLDERS, *Catalog.FOLDERS, *Oplog.FOLDERS})
     if not storage.create(MARKER_KEY, marker.encode()):
-        raise ConflictError(f"{storage.url} is a repository already. Open it instead.")
+        raise ConflictError(f"{storage.url} is already a repository. Open it instead.")
     return Repository(storage, marker, clock=clock)
 
 
@@ -130,7 +130,7 @@ def open(
 
     Args:
         url: Its folder, or "memory://NAME".
-        create: Whether to make a repository where there is none.
+        create: Whether to create a missing repository.
         clock: Returns the time in seconds since 1970.
 
     Raises:
@@ -150,11 +150,12 @@ def open(
     except NotFoundError as error:
         if not create:
             raise NotFoundError(
-                f"{storage.url} is not a repository. Make one with ckptstore.init."
+                f"{storage.url} is not a repository. Check the path; to create "
+                "one, use ckptstore.init."
             ) from error
         try:
             return init(storage.url, clock=clock)
-        except ConflictError:  # another process made it just now
+        except ConflictError:  # another process created it just now
             return open(url, clock=clock)
     return Repository(storage, marker, clock=clock)
 
@@ -330,7 +331,7 @@ class Repository:
 
         Raises:
             CheckoutMismatchError: `into` does not fit and `strict` is set. Nothing was changed.
-            ExpiredError: The arrays of the checkpoint were given up.
+            ExpiredError: The arrays of the checkpoint were deleted by a gc.
             CorruptError: Something is damaged or missing. Arrays of `into` that were filled before
                 the damage was met keep their new values.
             InvalidInputError: The arguments exclude each other, or choose nothing.
@@ -372,7 +373,7 @@ class Repository:
                 any of these with `~N` or `@step=N`, or a branch with `@best:METRIC[:MODE]`.
 
         Raises:
-            NotFoundError: It names nothing. The error says what there is instead.
+            NotFoundError: It names nothing. The error lists the alternatives.
             InvalidInputError: It is not a revision, or names several checkpoints.
 
         Example:
@@ -434,7 +435,7 @@ class Repository:
         Without include, exclude and rename the branch begins at the checkpoint itself. With them it
         begins with a checkpoint derived from it, whose parent it is, and which holds what the globs
         choose, as checkout would return it, with arrays under new paths. The message of that
-        checkpoint names its source, and its meta says what was chosen and renamed.
+        checkpoint names its source, and its meta records what was chosen and renamed.
 
         Args:
             name: The new branch.
@@ -451,7 +452,7 @@ class Repository:
 
         Raises:
             ConflictError: The name is that of a branch or a tag.
-            ExpiredError: The arrays of the checkpoint were given up.
+            ExpiredError: The arrays of the checkpoint were deleted by a gc.
             InvalidInputError: The name is not legal, nothing is chosen, or two arrays would have
                 the same path.
 
@@ -507,7 +508,7 @@ class Repository:
 
         Raises:
             NotFoundError: A revision names nothing.
-            ExpiredError: The arrays of a checkpoint were given up.
+            ExpiredError: The arrays of a checkpoint were deleted by a gc.
             CorruptError: Something that had to be read is damaged or missing.
             InvalidInputError: `other` is given and `b` is not a revision.
 
@@ -528,7 +529,7 @@ class Repository:
             other, b = self._holding(b, beside=a), DEFAULT_BRANCH
         other = self if other is None else other
         reading, source, opener = self._side(a)
-        other_reading, other_source, other_opener = other._side(b)  # noqa: SLF001 - one of us
+        other_reading, other_source, other_opener = other._side(b)  # noqa: SLF001 - the same class
         with reading, other_reading:
             with paused_collector():
                 found = compare(source, other_source, selection, decode=_decoded)
@@ -592,7 +593,7 @@ class Repository:
 
         Raises:
             ConflictError: The name is that of a tag or a branch.
-            ExpiredError: The arrays of the checkpoint were given up.
+            ExpiredError: The arrays of the checkpoint were deleted by a gc.
             InvalidInputError: The name is not legal.
         """
         check_ref_name(name, kind="tag")
@@ -628,7 +629,8 @@ class Repository:
 
         Raises:
             NotFoundError: There is nothing to take back.
-            ExpiredError: A branch or tag would name a checkpoint whose arrays were given up.
+            ExpiredError: A branch or tag would name a checkpoint whose arrays were
+                deleted.
 
         Example:
             >>> import ckptstore
@@ -714,7 +716,7 @@ class Repository:
         branches: Sequence[str] | None = None,
         grace: float = GRACE_SECONDS,
     ) -> GcReport:
-        """Gives up the checkpoints that a policy does not keep, and deletes what nothing reaches.
+        """Expires the checkpoints that a policy does not keep, and deletes unreachable objects.
 
         Other processes may commit, read and collect meanwhile (ADR 0011). The manifests of expired
         checkpoints are kept, with their step and metrics.

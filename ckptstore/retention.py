@@ -2,8 +2,8 @@
 
 A policy is asked about the live checkpoints of each branch, and a checkpoint stays if the policy of
 any branch keeps it. The head of every branch and every tagged checkpoint stay in any case. A policy
-looks only at live checkpoints, and the ones it gives up have no influence on the ones it keeps. So
-the same checkpoints stay however often gc runs.
+looks only at live checkpoints, and those that it does not keep have no influence on those that it
+keeps. So the same checkpoints stay however often gc runs.
 """
 
 from __future__ import annotations
@@ -538,7 +538,9 @@ def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:
 def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manifest]) -> None:
     unknown = sorted(policy.metrics - known)
     if unknown and live:
-        there = f"There are: {', '.join(sorted(known)[:12])}." if known else "There are no metrics."
+        there = (
+            f"Known metrics: {', '.join(sorted(known)[:12])}." if known else "There are no metrics."
+        )
         raise InvalidInputError(f"No checkpoint has the metric {shown(unknown[0])}. {there}")
 
 

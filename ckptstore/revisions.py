@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
 from ckptstore.digest import HEX_DIGITS, Digest
@@ -23,7 +24,7 @@ from ckptstore.errors import InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors, first_parents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import Lookup
@@ -88,10 +89,7 @@ def resolve(revision: str, names: Names) -> Digest:
     while end < len(revision):
         suffix = _SUFFIX.match(revision, end)
         if not suffix:
-            raise InvalidInputError(
-                f"{shown(revision)} is not a revision: {shown(revision[end:])} has no meaning "
-                "there. Expected are ~N, @step=N or @best:METRIC."
-            )
+            raise _bad_suffix(revision, end)
         id = _follow(id, suffix, names, whole=revision)
         end = suffix.end()
     return id
@@ -107,7 +105,7 @@ def mode_of(metric: str) -> Mode:
 def best_of(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> tuple[Digest, Manifest] | None:
-    """Return the best of checkpoints given newest first; None when no one has that metric."""
+    """Return the best of checkpoints given newest first; None when none has that metric."""
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
     best: tuple[float, Digest, Manifest] | None = None
     for id, manifest in candidates:
@@ -117,6 +115,17 @@ def best_of(
         if best is None or sign * value < best[0]:
             best = (sign * value, id, manifest)
     return best[1:] if best else None
+
+
+def _bad_suffix(revision: str, end: int) -> InvalidInputError:
+    """Returns the error for a revision that cannot be read from `end` on."""
+    metric = re.search(r"best:[^:@~]+(?=(:\w+)?$)", revision[:end])
+    rest = revision[end:]
+    if metric and rest[0] not in "~@":
+        expected = f"After {metric[0]}, only :min or :max may follow"
+    else:
+        expected = f"{shown(rest)} was found where ~N, @step=N or @best:METRIC was expected"
+    return InvalidInputError(f"{shown(revision)} is not a revision. {expected}.")
 
 
 def _end_of_base(revision: str) -> int:
@@ -134,14 +143,21 @@ def _base(text: str, names: Names, *, whole: str) -> Digest:
         return _ref(text, names, whole=whole)
     if re.fullmatch(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{HEX_DIGITS}}}", text):
         return _by_prefix(text, names)
-    raise NotFoundError(f"{text[:80]!r} is not a branch, tag or checkpoint. {_offer(names)}")
+    digits = (
+        f" An id needs at least {PREFIX_DIGITS_MIN} digits."
+        if re.fullmatch(r"[0-9a-f]+", text) and len(text) < PREFIX_DIGITS_MIN
+        else ""
+    )
+    raise NotFoundError(
+        f"{text[:80]!r} is not a branch, tag or checkpoint.{digits} {_offer(text, names)}"
+    )
 
 
 def _ref(name: str, names: Names, *, whole: str) -> Digest:
     id = names.heads.get(name) or names.tags.get(name)
     if id is None:
         raise NotFoundError(
-            f"{whole[:80]!r} needs the branch {name!r}, which does not exist. {_offer(names)}"
+            f"{whole[:80]!r} needs the branch {name!r}, which does not exist. {_offer(name, names)}"
         )
     return id
 
@@ -154,7 +170,7 @@ def _by_prefix(text: str, names: Names) -> Digest:
     ids = sorted(set(names.ids(text)))
     if not ids:
         raise NotFoundError(
-            f"No branch, tag or checkpoint id is or begins with {text!r}. {_offer(names)}"
+            f"No branch, tag or checkpoint id is or begins with {text!r}. {_offer(text, names)}"
         )
     if len(ids) > 1:
         some = ", ".join(id[: len(text) + 4] for id in ids[:5])
@@ -174,10 +190,17 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
                 return found
         raise NotFoundError(f"{shown(whole)}: no checkpoint in that history has step {step}.")
     back = int(suffix["back"] or 1)
+    distance = 0
     for distance, (found, _) in enumerate(first_parents(id, names.lookup)):
         if distance == back:
             return found
-    raise NotFoundError(f"{shown(whole)}: that history has fewer than {back} generations.")
+    base = whole[: whole.rfind("~")] if whole.count("~") == 1 else id.short
+    checkpoints = "checkpoint" if distance == 1 else "checkpoints"
+    raise NotFoundError(
+        f"{shown(whole)}: {base[:80]} has only {distance} earlier {checkpoints}."
+        if distance
+        else f"{shown(whole)}: {base[:80]} has no earlier checkpoint."
+    )
 
 
 def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
@@ -189,13 +212,20 @@ def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Di
         raise NotFoundError(
             f"{shown(whole)}: no checkpoint in that history has a number for the metric "
             f"{shown(metric)}. "
-            f"There are {', '.join(known[:12]) if known else 'no metrics'}."
+            f"{_known(metric, known, what='metrics')}"
         )
     return winner[0]
 
 
-def _offer(names: Names) -> str:
-    listed = sorted(names.heads) + sorted(names.tags)
-    if not listed:
-        return "Nothing has been committed yet."
-    return f"There are: {', '.join(listed[:12])}{', …' if len(listed) > 12 else ''}."
+def _offer(name: str, names: Names) -> str:
+    known = sorted(names.heads) + sorted(names.tags)
+    return _known(name, known, what="names") if known else "Nothing has been committed yet."
+
+
+def _known(name: str, known: Sequence[str], *, what: str) -> str:
+    """Returns the known names for a message, and the one that may have been meant."""
+    if not known:
+        return f"There are no {what}."
+    listed = f"Known {what}: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
+    alike = get_close_matches(name, known, n=1)
+    return f"{listed} Did you mean {alike[0]}?" if alike else listed

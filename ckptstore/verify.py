@@ -40,7 +40,7 @@ VERIFY_THREADS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that is not as it was written.
+    """A stored object or document that is damaged or missing.
 
     Attributes:
         key: The file.
@@ -262,12 +262,12 @@ class _Verify:
             self.attempt(self.objects.key(digest), partial(self.check_bundle, page))
 
     def check_size(self, digest: Digest, expected: int) -> None:
-        """Compare the size of an object with what a page says of it."""
+        """Compare the size of an object with the size that the page records."""
         size = self.find(digest)
         if size != expected:
             raise CorruptError(
-                f"{self.objects.key(digest)} has {size} bytes; the page that lists it says "
-                f"{expected}."
+                f"{self.objects.key(digest)} has {size} bytes; the page that lists it "
+                f"records {expected}."
             )
 
     def check_bundle(self, page: Page | NodePage) -> None:

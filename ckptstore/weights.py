@@ -40,7 +40,7 @@ def load_weights(
     Raises:
         CheckoutMismatchError: The model does not fit and `strict` is set. Nothing was changed.
         NotFoundError: There is no such repository or revision.
-        ExpiredError: The arrays of the checkpoint were given up.
+        ExpiredError: The arrays of the checkpoint were deleted by a gc.
         CorruptError: Something in the repository is damaged or missing.
 
     Example:

@@ -81,6 +81,13 @@ def _way_out(into: object, misfit: Incompatible) -> str:
         homes = [top for top in tops if f"{top}/{first}" in misfit.unexpected]
         if homes:
             return f"The names are under {homes[0]!r}: pass part={homes[0]!r}."
-    if isinstance(into, dict) and tops and not misfit.missing and not misfit.mismatched:
-        return f"Pass exclude={tops!r} to leave these out, or strict=False to do what can be done."
-    return "Pass strict=False to do what can be done."
+    matching = "strict=False to load only the parts that match."
+    if isinstance(into, dict):
+        absent = [name for name in misfit.missing if name in into]
+        others = [top for top in tops if top not in into]
+        if absent and others:
+            keys = f"The checkpoint has the keys {others!r}, not {absent!r}."
+            return f"{keys} Rename them, or pass {matching}"
+        if tops and not misfit.missing and not misfit.mismatched:
+            return f"Pass exclude={tops!r} to leave these out, or {matching}"
+    return f"Pass {matching}"

@@ -142,7 +142,7 @@ class _Place:
             self.items(node, target, path)
         else:
             self.placement.mismatched.append(
-                f"{name} (a {_kind(node)} there, a {type(target).__name__} here)"
+                f"{name} (checkpoint: {_kind(node)}, destination: {type(target).__name__})"
             )
 
     def is_plain(self, value: object) -> bool:
@@ -200,9 +200,11 @@ class _Place:
         """Match an array with an array of the same dtype and shape."""
         is_filled = is_array(target) and not is_uninitialized(target)
         if not isinstance(node, ArrayNode) or not is_filled:
-            there = "an array" if isinstance(node, ArrayNode) else "a plain value"
-            here = "an array" if is_filled else f"a {type(target).__name__}"
-            self.placement.mismatched.append(f"{name} ({there} there, {here} here)")
+            stored = "array" if isinstance(node, ArrayNode) else "plain value"
+            actual = "array" if is_filled else type(target).__name__
+            self.placement.mismatched.append(
+                f"{name} (checkpoint: {stored}, destination: {actual})"
+            )
             return
         path = node.path
         entry = self.entries.get(path)
@@ -212,13 +214,15 @@ class _Place:
         dtype, shape = str(target.dtype).removeprefix("torch."), tuple(target.shape)
         if (entry.dtype, entry.shape) != (dtype, shape):
             self.placement.mismatched.append(
-                f"{name} ({entry.dtype} {list(entry.shape)} there, {dtype} {list(shape)} here)"
+                f"{name} (checkpoint: {entry.dtype} {list(entry.shape)}, "
+                f"destination: {dtype} {list(shape)})"
             )
         elif (reason := unwritable(target)) is not None:
             self.placement.mismatched.append(f"{name} (the destination {reason})")
         elif first != path and self.entries[first].content != entry.content:
             self.placement.mismatched.append(
-                f"{name} (not the same as {first} there, tied to it here)"
+                f"{name} (tied to {first} in the destination, but not equal to it in the "
+                "checkpoint)"
             )
         elif node.is_zarr:
             self.placement.handovers.append(Handover(node=node, assign=_copier(target)))
@@ -268,7 +272,7 @@ class _Place:
     def refuse_names(self, node: Node, path: str) -> None:
         """Note that a model was met where the checkpoint has no names."""
         self.placement.mismatched.append(
-            f"{path or 'the state'} (a {_kind(node)} there, a module's names here)"
+            f"{path or 'the state'} (checkpoint: {_kind(node)}, destination: module)"
         )
 
 

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from ckptstore.store.reach import Written
 
 RESETTABLE = ("step", "metrics")
-SEED = "seed"  # the key in the meta of a derived checkpoint that says what was chosen and renamed
+SEED = (
+    "seed"  # the key in the meta of a derived checkpoint that records what was chosen and renamed
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

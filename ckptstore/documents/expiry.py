@@ -1,4 +1,4 @@
-"""Expiry: when and why the arrays of an expired checkpoint were given up.
+"""Expiry: when and why the arrays of an expired checkpoint were deleted.
 
 It is kept beside the manifest (docs/reference/format.md, section 14.1).
 """

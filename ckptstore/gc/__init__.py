@@ -1,6 +1,6 @@
-"""Gc: checkpoints that a policy gives up expire, and unreachable objects are deleted.
+"""Gc: checkpoints that no policy keeps expire, and unreachable objects are deleted.
 
-It runs beside any number of processes that commit, read and collect. The order of things
+It runs concurrently with any number of writers, readers and gc runs. The order of things
 (docs/reference/format.md, section 14.1; ADR 0011, 0013 and 0020):
 
 1. Holding the storage's lock, which only one gc has at a time, finish a gc that died.
@@ -12,7 +12,7 @@ It runs beside any number of processes that commit, read and collect. The order 
 5. Repeat from 3 until nothing is left, then append an operation that condemns nothing.
 
 All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
-relied on, whatever any clock says, and space is free at once.
+relied on, whatever any clock shows, and space is free at once.
 
 `plan` decides (2), `sweep` holds what is left to do, `execute` does it (1, 3, 4 and 5).
 """

@@ -26,7 +26,7 @@ class GcReport:
     """What a gc did.
 
     Attributes:
-        expired: The checkpoints whose arrays were given up.
+        expired: The checkpoints whose arrays were deleted.
         objects: How many objects were deleted.
         bytes: The bytes of these.
     """
@@ -79,7 +79,7 @@ def condemn(stores: Stores, left: Sweep, *, owner: str) -> Condemned | None:
         return replace(newest, condemned=condemned)
 
     try:
-        stores.append(choose, "gc condemned what it is about to delete")
+        stores.append(choose, "gc condemned what it will delete")
     except _NothingLeftError:
         return None
     assert condemned is not None
@@ -88,7 +88,7 @@ def condemn(stores: Stores, left: Sweep, *, owner: str) -> Condemned | None:
 
 
 def delete(stores: Stores, condemned: Condemned) -> None:
-    """Do what an operation says is about to be done; it may have been done in part."""
+    """Carry out what an operation announces; it may already have been done in part."""
     stores.catalog.expire(condemned.checkpoints, Expiry(time=stores.now(), why=condemned.why))
     stores.objects.delete(condemned.digests)
 
@@ -98,7 +98,7 @@ def _spare(stores: Stores, left: Sweep, newest: Operation) -> None:
     try:
         for operation in stores.oplog.between(left.seen, newest):
             left.spare(operation.refs.values())
-    except NotFoundError:  # so many were appended that some were pruned
+    except NotFoundError:  # it was pruned after many others
         left.spare({*stores.catalog.live(), *newest.refs.values()} - left.expiring.keys())
         left.spare(newest.refs.values())
     left.seen = newest.seq

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReach:
-    """The objects that the checkpoints of a plan reach: those it keeps, and only those it gives up.
+    """The objects that the checkpoints of a plan reach: those it keeps, and only those that expire.
 
     unread: the pages among them that could not be read, so that what they list is unknown.
     """

@@ -86,7 +86,7 @@ def _segment(segment: str) -> re.Pattern[str]:
 def _some(patterns: tuple[str, ...]) -> str:
     """The first patterns, shortened for a message."""
     cut = [pattern if len(pattern) <= 100 else f"{pattern[:100]}…" for pattern in patterns[:5]]
-    return ", ".join([*cut, "…"] if len(patterns) > 5 else cut)
+    return ", ".join([*map(repr, cut), *(["…"] if len(patterns) > 5 else [])])
 
 
 def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:

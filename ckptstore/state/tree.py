@@ -126,7 +126,7 @@ def select(root: Node, selection: Selection, *, name: str) -> Node:
         return root
     kept = prune(root, selection)
     if kept is NOTHING:
-        raise InvalidInputError(f"Nothing in {name} is chosen by {selection}.")
+        raise InvalidInputError(f"Nothing in {name} matches {selection}.")
     return kept
 
 

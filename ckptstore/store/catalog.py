@@ -92,8 +92,8 @@ class Catalog:
             when = f" on {_date(expiry.time)}" if expiry else ""
             why = f" ({expiry.why.rstrip('.')})" if expiry else ""
             raise ExpiredError(
-                f"Checkpoint {id.short} expired{when}{why}: its arrays were given up, "
-                "its step and metrics are kept."
+                f"Checkpoint {id.short} expired{why}: its arrays were deleted{when}; its step and "
+                "metrics remain."
             )
 
     @contextmanager
@@ -190,7 +190,7 @@ class Catalog:
         for ref in manifest.hierarchy or ():
             page = self.node_page(ref.digest)
             if (page.first, page.nbytes) != (ref.first, ref.bytes) or ref.arrays > len(page.nodes):
-                raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
+                raise CorruptError(f"Page {ref.digest} does not match its manifest.")
             if last is not None and page.begin <= last:
                 raise CorruptError(
                     f"Page {ref.digest} does not follow the page before it in path order."
@@ -204,7 +204,7 @@ class Catalog:
         self._written.put(digest, True)
 
     def wrote_page(self, digest: Digest) -> bool:
-        """Return True for a page written by this handle; any other may lie about its bundle."""
+        """Return True for a page written by this handle; the bundle of any other may be false."""
         return digest in self._written
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
@@ -217,7 +217,7 @@ class Catalog:
                 ref.arrays,
                 ref.bytes,
             ):
-                raise CorruptError(f"Page {ref.digest} is not what its manifest says of it.")
+                raise CorruptError(f"Page {ref.digest} does not match its manifest.")
             if last and page.first <= last:
                 raise CorruptError(
                     f"Page {ref.digest} does not follow the page before it in path order."
@@ -255,7 +255,7 @@ class Catalog:
                 continue
             if Digest.of(data) != id:
                 raise CorruptError(
-                    f"{key} is damaged: its bytes do not have its digest. Run verify."
+                    f"{key} is damaged: its content does not match its digest. Run verify."
                 )
             return Manifest.decode(data, name=key)
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")

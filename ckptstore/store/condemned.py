@@ -1,6 +1,6 @@
 """Condemned: the rule by which all other processes live beside a gc.
 
-A gc names what it is about to delete in an operation. No process appends an operation that relies
+A gc names what it will delete in an operation. No process appends an operation that relies
 on what any operation condemned since that process first looked. Instead it waits for the storage's
 lock, finishes the gc if that died, puts again what it needs, and appends (docs/reference/format.md,
 section 14.1; ADR 0011).

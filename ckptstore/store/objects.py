@@ -146,7 +146,7 @@ class ObjectStore:
             self._storage.read_into(key, step, start=start)
             hasher.update(step)
         if hasher.hexdigest() != digest:
-            raise CorruptError(f"{key} is damaged: its bytes do not have its digest.")
+            raise CorruptError(f"{key} is damaged: its content does not match its digest.")
 
     def delete(self, digests: Iterable[Digest]) -> None:
         """Delete objects, ignoring missing ones. Only gc may do this, by its own rules."""
@@ -181,8 +181,8 @@ def missing(key: str) -> CorruptError:
 
 
 def damaged(key: str) -> CorruptError:
-    """Return the error for an object whose bytes do not have its digest."""
+    """Return the error for an object whose content does not match its digest."""
     return CorruptError(
-        f"{key} is damaged: its bytes do not have its digest. "
+        f"{key} is damaged: its content does not match its digest. "
         "Run verify to see which checkpoints are affected."
     )

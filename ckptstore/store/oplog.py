@@ -75,7 +75,7 @@ class Oplog:
             self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
         )
         if operation.seq != seq:
-            raise CorruptError(f"{key} says that it is operation {operation.seq}.")
+            raise CorruptError(f"{key} states that it is operation {operation.seq}.")
         return operation
 
     def between(self, first: int, newest: Operation) -> Iterator[Operation]:
@@ -169,7 +169,7 @@ def key_of(seq: int) -> str:
 def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:
     if newest.seq >= SEQ_MAX:
         raise CorruptError(
-            f"{key_of(newest.seq)} has the last possible number, which no honest log reaches. "
+            f"{key_of(newest.seq)} has the last possible number, which no valid log reaches. "
             "Restore the operations from a copy."
         )
     return replace(decide(newest), seq=newest.seq + 1, nonce=secrets.token_hex(8))

@@ -83,7 +83,7 @@ def walk(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a manifest says of a state that is now durable.
+    """What a manifest records of a state that is now durable.
 
     relied: the digest of every object that the manifest reaches.
     """
@@ -100,7 +100,7 @@ class Reached:
     """What a parent checkpoint reaches: durable objects, which need not be put again.
 
     bundles: each bundle that this handle wrote, by the digests of the small arrays in it, in order.
-    Only these are trusted: what another page says of its bundle may be a lie. is_sound: False when
+    Only these are trusted: the bundle of another page may be false. is_sound: False when
     the parent could not be read. Then no object in place is relied on, and damaged ones are healed.
     """
 

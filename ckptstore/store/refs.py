@@ -1,7 +1,7 @@
 """Refs: the operations that make checkpoints visible, and move branches, tags and settings.
 
 Each is decided on the newest operation, and again when another writer was first. None refers to a
-checkpoint whose arrays a gc gave up, and none relies on what a gc condemned meanwhile: that is put
+checkpoint whose arrays a gc deleted, and none relies on what a gc condemned meanwhile: that is put
 again once the gc has ended (docs/reference/format.md, section 14).
 """
 
@@ -140,7 +140,8 @@ class Refs:
         def decide(newest: Operation) -> Operation:
             if name in newest.tags:
                 raise ConflictError(
-                    f"Tag {name!r} exists, at {newest.tags[name].short}. Delete it first."
+                    f"Tag {name!r} already exists, at {newest.tags[name].short}. Choose another "
+                    "name, or delete it first."
                 )
             _check_unused(name, newest.heads, kind="branch")
             return replace(newest, tags={**newest.tags, name: id})
@@ -206,23 +207,26 @@ def check_new_branch(name: str, newest: Operation) -> None:
     """Raise ConflictError when a branch or a tag has this name."""
     if name in newest.heads:
         raise ConflictError(
-            f"Branch {name!r} exists, at {newest.heads[name].short}. Delete it first."
+            f"Branch {name!r} already exists, at {newest.heads[name].short}. Choose another "
+            "name, or delete it first."
         )
     _check_unused(name, newest.tags, kind="tag")
 
 
 def check_known(name: object, refs: Mapping[str, Digest], *, kind: str) -> None:
-    """Raise NotFoundError, listing what there is, when there is no such branch or tag."""
+    """Raise NotFoundError, listing the known names, when there is no such branch or tag."""
     if not isinstance(name, str) or name not in refs:
-        known = ", ".join(sorted(refs)[:12]) or "none"
-        raise NotFoundError(f"There is no {kind} {shown(name)}. There are: {known}.")
+        plural = "branches" if kind == "branch" else f"{kind}s"
+        names = ", ".join(sorted(refs)[:12])
+        known = f"Known {plural}: {names}." if names else f"The repository has no {plural}."
+        raise NotFoundError(f"There is no {kind} {shown(name)}. {known}")
 
 
 def _check_unused(name: str, others: Mapping[str, Digest], *, kind: str) -> None:
     """Raise ConflictError when the name is in use: it never means both a branch and a tag."""
     if name in others:
         raise ConflictError(
-            f"{name!r} is a {kind} already. Choose another name, or delete the {kind}."
+            f"{name!r} is already a {kind}. Choose another name, or delete the {kind}."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _OPTIONS = {
     "overwrite=True": "--force",
     "drop_values=True": "--drop-values",
@@ -9,11 +11,15 @@ _OPTIONS = {
     "(include)": "(--include)",
     "(shard_bytes)": "(--shard-size)",
     "Choose one of them": "Choose one of them (--tensor)",
+    "use ckptstore.init": "use 'ckptstore init'",
+    "Pass one, or save one with set_retention": "Pass one, such as --max-to-keep 5, or save one "
+    "with 'ckptstore config retention'",
 }
+_NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 
 
 def with_options(message: str) -> str:
     """The message of the library with options in place of keyword arguments."""
     for argument, option in _OPTIONS.items():
         message = message.replace(argument, option)
-    return message
+    return _NOTHING_MATCHES.sub(r"\g<0> List paths with: ckptstore ls \1", message)

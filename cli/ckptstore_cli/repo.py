@@ -28,8 +28,8 @@ def open_repository(ctx: click.Context) -> Repository:
     url = named(ctx, os.environ) or nearest(folder)
     if url is None:
         raise NotFoundError(
-            f"No repository found: neither {folder} nor a folder above it has a {FOLDER}. "
-            f"Create one with 'ckptstore init', or specify one with -r REPO or {VARIABLE}."
+            f"No repository found: neither {folder} nor a folder above it has a {FOLDER}. Check "
+            f"the path, -r REPO or {VARIABLE}; to create one, use 'ckptstore init'."
         )
     return ckptstore.open(url)
 

@@ -57,7 +57,7 @@ def test_plain_values_at_the_top_are_matched_by_name_as_arrays_are() -> None:
 
 @pytest.mark.parametrize(("state", "target"), [(3, 5), ((3,), (5,)), ("a", "b")], ids=repr)
 def test_a_destination_that_cannot_change_is_refused(state: Any, target: Any) -> None:
-    with pytest.raises(CheckoutMismatchError, match="a plain value"):
+    with pytest.raises(CheckoutMismatchError, match="plain value"):
         committed(state).checkout(into=target)
 
 
@@ -115,11 +115,11 @@ def test_every_kind_of_misfit_is_named_by_its_path() -> None:
     assert found.missing == ("short/1", "dict/inner/new")
     assert found.unexpected == ("list/1", "list/2/deep", "dict/inner/gone", "%30")
     assert found.mismatched == (
-        "dtype (float32 [2] there, float64 [2] here)",
-        "shape (float32 [2] there, float32 [3] here)",
-        "kind (an array there, a int here)",
-        "plain (a plain value there, an array here)",
-        "what (a dict there, a list here)",
+        "dtype (checkpoint: float32 [2], destination: float64 [2])",
+        "shape (checkpoint: float32 [2], destination: float32 [3])",
+        "kind (checkpoint: array, destination: int)",
+        "plain (checkpoint: plain value, destination: array)",
+        "what (checkpoint: dict, destination: list)",
     )
     # Without strict, what fits is filled and the rest is as it was.
     repo = committed(state)
@@ -147,7 +147,7 @@ def readonly() -> Any:
         (lambda: torch.zeros(1).expand(4), "expanded view"),
         (lambda: torch.zeros(4, device="meta"), "meta device"),
         (lambda: torch.zeros(4).to_sparse(), "sparse"),
-        (lambda: np.zeros(4, ">f4"), "there, >f4"),
+        (lambda: np.zeros(4, ">f4"), "destination: >f4"),
     ],
     ids=["read-only", "broadcast", "expanded", "meta", "sparse", "other byte order"],
 )
@@ -172,7 +172,9 @@ def test_a_destination_that_is_tied_takes_only_arrays_that_are_the_same() -> Non
     assert not committed({"a": large, "b": large.clone()}).checkout(into=target)
     assert torch.equal(shared, large)
     found = misfit({"a": large, "b": -large}, target)
-    assert found.mismatched == ("b (not the same as a there, tied to it here)",)
+    assert found.mismatched == (
+        "b (tied to a in the destination, but not equal to it in the checkpoint)",
+    )
     committed({"a": -large, "b": large}).checkout(into=target, strict=False)
     assert torch.equal(shared, -large)
 
@@ -189,7 +191,7 @@ class Tied(nn.Module):
 def test_weights_that_were_not_tied_do_not_fill_a_model_that_ties_them() -> None:
     tied, loose = Tied(tied=True), Tied(tied=False)
     with pytest.raises(
-        CheckoutMismatchError, match=r"head\.weight \(not the same as embed\.weight"
+        CheckoutMismatchError, match=r"head\.weight \(tied to embed\.weight in the destination"
     ):
         committed(loose.state_dict()).checkout(into=tied)
     assert not committed(tied.state_dict()).checkout(into=loose)
@@ -217,7 +219,7 @@ def test_two_modules_that_compute_their_state_are_never_taken_for_tied() -> None
 
 
 def test_a_module_gets_nothing_from_what_is_no_dict() -> None:
-    with pytest.raises(CheckoutMismatchError, match="a list there, a module's names here"):
+    with pytest.raises(CheckoutMismatchError, match="checkpoint: list, destination: module"):
         committed({"m": [torch.ones(1)]}).checkout(into={"m": nn.Linear(1, 1)})
 
 
@@ -247,7 +249,9 @@ def test_a_lazy_module_takes_its_shapes_from_the_checkpoint() -> None:
     repo = committed(source.state_dict())
     assert not repo.checkout(into=target)
     assert difference(source.state_dict(), target.state_dict()) is None
-    with pytest.raises(CheckoutMismatchError, match=r"weight \(an array there, a Uninitialized"):
+    with pytest.raises(
+        CheckoutMismatchError, match=r"weight \(checkpoint: array, destination: Uninitialized"
+    ):
         repo.checkout(into={"weight": nn.UninitializedParameter(), "bias": torch.zeros(3)})
 
 

@@ -48,10 +48,10 @@ def test_it_deletes_a_branch_which_undo_brings_back(ckpt, history):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["main"], "'main' exists"),
+        (["main"], "'main' already exists"),
         (["new", "nowhere"], "'nowhere'"),
         (["has space"], "'has space' cannot name a branch"),
-        (["-d", "nowhere"], "There are: main, tuned"),
+        (["-d", "nowhere"], "Known branches: main, tuned"),
     ],
 )
 def test_what_cannot_be_done_is_an_error(ckpt, history, args, said):

@@ -99,8 +99,8 @@ def test_undo_takes_a_seed_back(ckpt, trained):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["main", "--include", "model"], "'main' exists"),
-        (["new", "--include", "nothing"], "Nothing in checkpoint"),
+        (["main", "--include", "model"], "'main' already exists"),
+        (["new", "--include", "nothing"], "List paths with: ckptstore ls"),
         (["new", "--rename", "nothing=x"], "'nothing' matches no array"),
         (["new", "--rename", "(=x"], "not a regular expression"),
         (["new", "--rename", "model/.*=x"], "Two arrays would have the path 'x'"),

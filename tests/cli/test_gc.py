@@ -40,7 +40,7 @@ def test_what_expires_is_told_and_freed_and_stays_in_the_log(ckpt, history):
     assert before - ckpt.json("usage")["stored_bytes"] == report["bytes"] == plan["bytes"]
     assert "expired" in ckpt.out("log")
     gone = min(expiring)
-    assert "expired on" in ckpt.error("checkout", gone)
+    assert "were deleted on" in ckpt.error("checkout", gone)
     assert ckpt.json("verify")["ok"]
     assert "0 checkpoints expired" in ckpt.out("gc", "--max-to-keep", 1)
 

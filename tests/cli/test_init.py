@@ -29,7 +29,7 @@ def test_json_says_where_it_is(ckpt):
 
 def test_a_repository_is_never_made_twice_nor_over_other_things(ckpt):
     ckpt("init")
-    assert "is a repository already" in ckpt.error("init")
+    assert "is already a repository" in ckpt.error("init")
     (ckpt.folder / "full").mkdir()
     (ckpt.folder / "full" / "thesis.tex").touch()
     assert "thesis.tex" in ckpt.error("init", "full")

@@ -29,11 +29,11 @@ def test_without_a_revision_it_tags_main(ckpt, history):
 def test_it_deletes_a_tag(ckpt, history):
     assert ckpt.json("tag", "--delete", "v1") == {"deleted": "v1"}
     assert history.tags() == {}
-    assert "There are: none" in ckpt.error("tag", "-d", "v1")
+    assert "The repository has no tags" in ckpt.error("tag", "-d", "v1")
 
 
 @pytest.mark.parametrize(
-    ("args", "said"), [(["v1", "main"], "'v1' exists"), (["a..b"], "cannot name a tag")]
+    ("args", "said"), [(["v1", "main"], "'v1' already exists"), (["a..b"], "cannot name a tag")]
 )
 def test_what_cannot_be_done_is_an_error(ckpt, history, args, said):
     assert said in ckpt.error("tag", *args)

@@ -259,7 +259,7 @@ def test_what_a_codec_made_is_kept_whole_with_its_ties(pairs: None) -> None:
         ({"rename": {"b": r"\g<x>"}}, "does not fit 'b'"),
         ({"rename": {"b": 1}}, "is not one of strings"),
         ({"rename": [("b", "x")]}, "a dict of replacements"),
-        ({"include": "nothing"}, "Nothing in checkpoint .* is chosen by include nothing"),
+        ({"include": "nothing"}, "Nothing in checkpoint .* matches include 'nothing'"),
         ({"include": "m", "reset": ("step", "created")}, "reset names 'created'"),
         ({"include": "m", "reset": "s"}, "reset names 's'; a derived checkpoint can reset step"),
         ({"reset": ["message"]}, "reset names 'message'"),
@@ -315,7 +315,7 @@ def test_a_branch_that_comes_meanwhile_is_a_conflict() -> None:
         return create(key, data)
 
     storage.create = first  # type: ignore[method-assign]
-    with pytest.raises(ConflictError, match="'seed' exists"):
+    with pytest.raises(ConflictError, match="'seed' already exists"):
         repo.branch("seed", include="a")
     assert "b" in repo.checkout("seed")
 

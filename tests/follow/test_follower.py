@@ -418,7 +418,7 @@ def test_only_what_is_chosen_is_changed(repo: ckptstore.Repository) -> None:
     assert difference(head, dict(served[2].state_dict())) is None
     update = follower.update(served, exclude="model/1.*")
     assert update.changed == ("model/2.weight", "model/2.bias")
-    with pytest.raises(InvalidInputError, match=r"Nothing in checkpoint .* is chosen"):
+    with pytest.raises(InvalidInputError, match=r"Nothing in checkpoint .* matches"):
         follower.update(served, include="nothing/**")
 
 

@@ -98,7 +98,7 @@ def test_what_expired_keeps_its_facts_and_says_when_and_why() -> None:
     ]
     with pytest.raises(ExpiredError, match=r"expired on 1970-01-12 .*newest") as caught:
         line.repo.checkout(line.ids[0])
-    assert "step and metrics are kept" in str(caught.value)
+    assert "step and metrics remain" in str(caught.value)
     for read in (lambda c: c.arrays, lambda c: c.values, lambda c: c.names):
         with pytest.raises(ExpiredError):
             read(ckptstore.open(line.repo.url).resolve(line.ids[0]))
@@ -281,7 +281,7 @@ def test_a_commit_that_needs_what_a_dead_gc_condemned_finishes_it_and_puts_it_ag
 
 
 def test_a_plan_that_waited_knows_what_came_meanwhile() -> None:
-    """Another gc gives up more than the plan did, and then what it gave up is committed again."""
+    """Another gc expires more than the plan did, and then what it deleted is committed again."""
     line = Line(4)
     plan = line.repo.plan_gc(MaxToKeep(2), grace=0)
     line.repo.gc(MaxToKeep(1), grace=0)

@@ -115,8 +115,8 @@ def test_a_model_that_does_not_fit_is_left_as_it_was_and_every_difference_is_nam
             "model/007.dense.bias",
         ),
         "mismatched": (
-            "model/000.dense.kernel (float32 [4, 300] there, float32 [4, 200] here)",
-            "model/001.dense.bias (float32 [300] there, float32 [200] here)",
+            "model/000.dense.kernel (checkpoint: float32 [4, 300], destination: float32 [4, 200])",
+            "model/001.dense.bias (checkpoint: float32 [300], destination: float32 [200])",
         ),
     }
     whole = [
@@ -154,7 +154,7 @@ def test_a_model_fits_nothing_but_names() -> None:
         lambda: repo.checkout(into={"model": made(1)}),
         lambda: repo.follow().update(made(1)),
     ):
-        with pytest.raises(CheckoutMismatchError, match="a list there, a module's names here"):
+        with pytest.raises(CheckoutMismatchError, match="checkpoint: list, destination: module"):
             call()
 
 

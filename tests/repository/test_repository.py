@@ -127,7 +127,7 @@ def test_a_repository_is_made_once_and_opened_by_its_url(tmp_path: Path) -> None
         ckptstore.open(url)
     repo = ckptstore.init(url)
     assert repr(repo) == f"Repository({str(url)!r})"
-    with pytest.raises(ConflictError, match="is a repository already"):
+    with pytest.raises(ConflictError, match="is already a repository"):
         ckptstore.init(url)
     assert ckptstore.open(repo.url).url == repo.url
     repo.commit({"a": 1})
@@ -286,7 +286,7 @@ def test_a_selection_of_nothing_says_what_was_asked_for() -> None:
     repo = memory()
     repo.commit({"model": {"w": np.zeros(3)}, "step": 3})
     assert repo.checkout(include="step") == {"step": 3}
-    with pytest.raises(InvalidInputError, match=r"include optimizer and exclude model"):
+    with pytest.raises(InvalidInputError, match=r"include 'optimizer' and exclude 'model'"):
         repo.checkout(include="optimizer", exclude="model")
 
 

@@ -164,7 +164,7 @@ def test_policies_that_mean_nothing_are_refused(make: Any) -> None:
 
 def test_a_metric_that_no_checkpoint_has_is_named_with_those_there_are() -> None:
     graph = line({"metrics": {"val_loss": 1.0}}, {"metrics": {"lr": 0.1}})
-    with pytest.raises(InvalidInputError, match=r"'val_los'\. There are: lr, val_loss"):
+    with pytest.raises(InvalidInputError, match=r"'val_los'\. Known metrics: lr, val_loss"):
         graph.verdicts(MaxToKeep(1) | KeepBest("val_los"))
     assert Graph().verdicts(KeepBest("anything")) == ()
 

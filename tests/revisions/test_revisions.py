@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -89,10 +90,10 @@ def test_a_revision_names_its_checkpoint(revision: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("revision", "said"),
     [
-        ("nope", "There are: main, seed, main-old, v1"),
-        ("main~4", "fewer than 4 generations"),
+        ("nope", "Known names: main, seed, main-old, v1"),
+        ("main~4", "main has only 3 earlier checkpoints"),
         ("main@step=25", "no checkpoint in that history has step 25"),
-        ("best:f1", "There are val_acc, val_loss"),
+        ("best:f1", "Known metrics: val_acc, val_loss"),
         ("0123456", "begins with '0123456'"),
         ("0" * 64, "is not in this repository"),
         ("nope@best:val_loss", "is not a branch, tag or checkpoint"),
@@ -109,6 +110,24 @@ def test_a_revision_that_names_nothing_says_what_there_is(revision: str, said: s
 )
 def test_text_that_is_no_revision_is_refused(revision: str) -> None:
     with pytest.raises((InvalidInputError, NotFoundError)):
+        resolve(revision, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("revision", "advice"),
+    [
+        ("mian", "Did you mean main?"),
+        ("abc", "An id needs at least 6 digits"),
+        ("v1~9", "v1 has only 1 earlier checkpoint."),
+        ("main~3~2", "has no earlier checkpoint"),
+        ("best:val_los", "Did you mean val_loss?"),
+        ("best:val_acc:up", "After best:val_acc, only :min or :max may follow"),
+        ("main@best:val_acc:maximum", "After best:val_acc, only :min or :max may follow"),
+        ("best:val_acc:max@x", "'@x' was found where ~N, @step=N or @best:METRIC was expected"),
+    ],
+)
+def test_an_error_names_the_next_step(revision: str, advice: str) -> None:
+    with pytest.raises((InvalidInputError, NotFoundError), match=re.escape(advice)):
         resolve(revision, NAMES)
 
 

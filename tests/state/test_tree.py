@@ -66,7 +66,7 @@ def test_the_leaves_of_a_structure_are_those_of_the_state_with_paths_of_their_ow
 def test_a_selection_that_chooses_nothing_is_an_error_that_names_both() -> None:
     root = flatten({"a": 1}).root
     selection = Selection.of("b", None)
-    with pytest.raises(InvalidInputError, match="Nothing in checkpoint x is chosen by include b"):
+    with pytest.raises(InvalidInputError, match="Nothing in checkpoint x matches include 'b'"):
         tree.select(root, selection, name="checkpoint x")
 
 

@@ -112,7 +112,7 @@ def test_a_page_that_is_not_what_its_manifest_says_is_refused(
 ) -> None:
     manifest = made.manifest(*PAGES)
     wrong = replace(manifest.pages[0], **change)  # type: ignore[arg-type]
-    with pytest.raises(CorruptError, match="not what its manifest says"):
+    with pytest.raises(CorruptError, match="does not match its manifest"):
         list(made.catalog.pages(replace(manifest, pages=(wrong, manifest.pages[1]))))
 
 

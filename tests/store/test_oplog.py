@@ -185,7 +185,7 @@ def test_a_newest_operation_that_was_pruned_under_the_reader_is_looked_for_again
 
 def test_a_file_under_another_operations_name_is_damage(storage: Storage) -> None:
     storage.create(key_of(2), Operation(seq=1).encode())
-    with pytest.raises(CorruptError, match="says that it is operation 1"):
+    with pytest.raises(CorruptError, match="states that it is operation 1"):
         Oplog(storage).newest()
 
 

@@ -153,7 +153,7 @@ def test_every_misfit_is_named_in_one_error_and_nothing_is_changed() -> None:
     found = error.value.incompatible
     assert found.missing == ("b.bias", "c.bias")
     assert sorted(found.unexpected) == ["a.weight", "gone"]
-    assert found.mismatched == ("c.weight (float32 [3] there, float64 [3] here)",)
+    assert found.mismatched == ("c.weight (checkpoint: float32 [3], destination: float64 [3])",)
     for name in ("b.bias", "c.bias", "a.weight", "gone", "c.weight"):
         assert name in str(error.value)
     assert difference(before, target.state_dict()) is None

@@ -137,6 +137,8 @@ def test_a_model_on_another_dtype_is_told_and_keeps_its_weights() -> None:
     repo.commit(model.state_dict())
     half = copy.deepcopy(model).to(torch.bfloat16)
     before = copy.deepcopy(half.state_dict())
-    with pytest.raises(ckptstore.CheckoutMismatchError, match=r"float32 .* there, bfloat16"):
+    with pytest.raises(
+        ckptstore.CheckoutMismatchError, match=r"checkpoint: float32 .*, destination: bfloat16"
+    ):
         repo.checkout(into=half)
     assert difference(before, half.state_dict()) is None

@@ -181,5 +181,5 @@ class Template:
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise InvalidInputError(
                 f"The {self._what} {shown(self._text)} cannot be filled ({error!r}). "
-                f"There are: {', '.join(numbers)}."
+                f"Available: {', '.join(numbers)}."
             ) from error

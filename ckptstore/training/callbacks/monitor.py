@@ -118,7 +118,7 @@ class Monitored(Callback):
             names = ", ".join(metrics_of(logs)) or "none"
             warnings.warn(
                 f"{type(self).__name__}: there is no number for {self.monitor!r}. "
-                f"There are: {names}.{otherwise}",
+                f"Available: {names}.{otherwise}",
                 stacklevel=3,
             )
         return value

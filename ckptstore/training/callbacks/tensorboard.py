@@ -238,7 +238,7 @@ class TensorBoard(Callback):
         if unknown:
             known = ", ".join(self.training.embeddings) or "none"
             raise InvalidInputError(
-                f"TensorBoard: there is no embedding layer {shown(unknown[0])}. There are: {known}."
+                f"TensorBoard: there is no embedding layer {shown(unknown[0])}. Available: {known}."
             )
 
     def _prepare_graph(self) -> None:

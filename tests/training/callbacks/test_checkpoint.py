@@ -68,7 +68,7 @@ def test_templates_of_branch_and_message(tmp_path):
 
 
 def test_a_template_that_cannot_be_filled_says_what_there_is(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"val_los.*There are: loss, step, epoch"):
+    with pytest.raises(InvalidInputError, match=r"val_los.*Available: loss, step, epoch"):
         drive([ModelCheckpoint(tmp_path, message="{val_los}")], [{"loss": 0.5}])
     with pytest.raises(InvalidInputError, match="is no template"):
         ModelCheckpoint(tmp_path, branch="{epoch")
@@ -95,7 +95,7 @@ def test_a_manager_that_is_given_decides_what_is_kept(tmp_path):
 
 
 def test_a_missing_metric_saves_and_warns_what_there_is(tmp_path):
-    with pytest.warns(UserWarning, match=r"'val_loss'. There are: loss"):
+    with pytest.warns(UserWarning, match=r"'val_loss'. Available: loss"):
         drive([ModelCheckpoint(tmp_path, save_best_only=True)], [{"loss": 0.5}])
     assert len(ckptstore.open(tmp_path).log()) == 1
 

@@ -93,5 +93,5 @@ def test_they_say_what_they_do_when_asked(capsys):
 
 def test_a_missing_metric_warns_what_there_is():
     callbacks = CallbackList([ReduceLROnPlateau()], optimizer=optimizer())
-    with pytest.warns(UserWarning, match="'val_loss'.*There are: loss, learning_rate"):
+    with pytest.warns(UserWarning, match="'val_loss'.*Available: loss, learning_rate"):
         callbacks.on_epoch_end(0, {"loss": 1.0})

@@ -131,7 +131,7 @@ def test_it_never_stops_after_the_first_epoch():
 def test_a_missing_metric_warns_what_there_is():
     callbacks = CallbackList([EarlyStopping("val_f1")])
     callbacks.on_train_begin()
-    with pytest.warns(UserWarning, match="'val_f1'.*There are: loss, val_loss"):
+    with pytest.warns(UserWarning, match="'val_f1'.*Available: loss, val_loss"):
         callbacks.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
 
 

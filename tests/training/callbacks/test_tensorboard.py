@@ -168,7 +168,7 @@ def test_embeddings_with_their_labels(tmp_path):
         config = (tmp_path / name / "train" / "projector_config.pbtxt").read_text()
         assert config.count("embeddings {") == 2
         assert list((tmp_path / name).rglob("metadata.tsv"))
-    with pytest.raises(InvalidInputError, match=r"'word'\. There are: words"):
+    with pytest.raises(InvalidInputError, match=r"'word'\. Available: words"):
         train([TensorBoard(tmp_path, **options, embeddings_metadata={"word": "x"})])
 
 
