@@ -118,7 +118,7 @@ def best_of(
 
 
 def _bad_suffix(revision: str, end: int) -> InvalidInputError:
-    """Returns the error for a revision that cannot be read from `end` on."""
+    """Return the error for a revision that cannot be read from `end` on."""
     metric = re.search(r"best:[^:@~]+(?=(:\w+)?$)", revision[:end])
     rest = revision[end:]
     if metric and rest[0] not in "~@":
@@ -223,7 +223,7 @@ def _offer(name: str, names: Names) -> str:
 
 
 def _known(name: str, known: Sequence[str], *, what: str) -> str:
-    """Returns the known names for a message, and the one that may have been meant."""
+    """Return the known names for a message, and the one that may have been meant."""
     if not known:
         return f"There are no {what}."
     listed = f"Known {what}: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
