@@ -1,16 +1,45 @@
-"""The output that `branch` and `tag` share: lists of refs, and created and deleted refs."""
+"""What `branch` and `tag` share: their arguments, and the output about refs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from ckptstore_cli import documents, output, text
+from ckptstore_cli.options import DEFAULT_BRANCH, complete_refs, optional_revision_argument
 from ckptstore_cli.output import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ckptstore import Checkpoint
+    from ckptstore_cli.options import Command
+
+
+def ref_arguments(*, kind: str, plural: str, rev: str) -> Callable[[Command], Command]:
+    """The arguments NAME and REV, and the option --delete. `rev`: the help of REV."""
+    name = click.argument(
+        "name",
+        required=False,
+        metavar="[NAME]",
+        help=f"The {kind} to create. Without a name, all {plural} are listed.",
+    )
+    at = optional_revision_argument(f"{rev}  [default: {DEFAULT_BRANCH}]", default=DEFAULT_BRANCH)
+    delete = click.option(
+        "-d",
+        "--delete",
+        metavar="NAME",
+        shell_complete=complete_refs(branches=kind == "branch", tags=kind == "tag"),
+        help=f"Delete this {kind}.",
+    )
+    return lambda function: name(at(delete(function)))
+
+
+def check_one_ref(ctx: click.Context, *, name: str | None, delete: str | None) -> None:
+    """Refuse to create and delete at once."""
+    if delete is not None and name is not None:
+        raise click.UsageError("Give a NAME to create, or -d NAME to delete, not both.", ctx)
 
 
 def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> None:

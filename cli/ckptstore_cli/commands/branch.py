@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ckptstore_cli.options import (
-    DEFAULT_BRANCH,
-    common,
-    complete_refs,
-    optional_revision_argument,
-    pairs,
-    selection_options,
-)
-from ckptstore_cli.refs import print_created, print_deleted, print_refs
+from ckptstore_cli import refs
+from ckptstore_cli.options import common, pairs, selection_options
 from ckptstore_cli.repo import open_repository
 
 
 @click.command()
-@click.argument(
-    "name",
-    required=False,
-    metavar="[NAME]",
-    help="The branch to create. Without a name, all branches are listed.",
-)
-@optional_revision_argument(
-    f"The checkpoint it starts from.  [default: {DEFAULT_BRANCH}]", default=DEFAULT_BRANCH
-)
-@click.option(
-    "-d",
-    "--delete",
-    metavar="NAME",
-    shell_complete=complete_refs(tags=False),
-    help="Delete this branch.",
-)
+@refs.ref_arguments(kind="branch", plural="branches", rev="The checkpoint it starts from.")
 @selection_options
 @click.option(
     "--rename",
@@ -75,14 +53,13 @@ def branch(
       ckptstore branch task-b --include model --rename 'model/backbone\\.(.*)=model/encoder.\\1'
       ckptstore branch -d tuned
     """
-    if delete is not None and name is not None:
-        raise click.UsageError("Give a NAME to create, or -d NAME to delete, not both.", ctx)
+    refs.check_one_ref(ctx, name=name, delete=delete)
     if name is None and (include or exclude or rename or keep_step or keep_metrics):
         raise click.UsageError("These options need the NAME of a branch to create.", ctx)
     repo = open_repository(ctx)
     if delete is not None:
         repo.delete_branch(delete)
-        print_deleted("branch", delete, as_json=as_json)
+        refs.print_deleted("branch", delete, as_json=as_json)
     elif name is not None:
         kept = {"step": keep_step, "metrics": keep_metrics}
         checkpoint = repo.branch(
@@ -93,6 +70,6 @@ def branch(
             rename=rename or None,
             reset=[field for field, is_kept in kept.items() if not is_kept],
         )
-        print_created("branch", name, checkpoint, as_json=as_json)
+        refs.print_created("branch", name, checkpoint, as_json=as_json)
     else:
-        print_refs("branch", repo.branches(), as_json=as_json)
+        refs.print_refs("branch", repo.branches(), as_json=as_json)
