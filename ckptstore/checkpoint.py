@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.page import ArrayEntry
     from ckptstore.documents.zarr_page import EncodedEntry
     from ckptstore.store.catalog import Catalog
-    from ckptstore.zarr.hierarchy import ZarrValues
+    from ckptstore.zarr.contents import ZarrValues
 
 _path = attrgetter("path")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -217,10 +217,10 @@ class Checkpoint:
         """
         if self._manifest.hierarchy is None:
             return None
-        from ckptstore.zarr.contents import Values
+        from ckptstore.zarr.contents import ZarrValues
 
         self._catalog.refuse_expired(self.id)
-        return Values(self.id, self._manifest, self._catalog)
+        return ZarrValues(self.id, self._manifest, self._catalog)
 
     @property
     def names(self) -> tuple[str | int, ...]:

@@ -82,7 +82,7 @@ class Committer:
             except CorruptError:
                 staged.check_there()  # a gc deleted it meanwhile
                 raise
-            manifest = self._manifest(written, facts, branch=branch, parent=staged.head)
+            manifest = self._manifest(written, facts, branch=branch, parent=staged.id)
             return self.refs.publish(
                 manifest, branch=branch, retry=retry, since=newest, relied=written.relied
             )

@@ -23,7 +23,7 @@ from ckptstore.formats import names as _names
 from ckptstore.formats.publish import published
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten
-from ckptstore.zarr.hierarchy import ZarrValues
+from ckptstore.zarr.contents import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

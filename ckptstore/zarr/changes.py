@@ -6,8 +6,7 @@ either before `publish.write`. See docs/adr/0016.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
-from threading import RLock
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ckptstore.arrays.file import OpenFile
@@ -15,12 +14,11 @@ from ckptstore.digest import Digest
 from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.documents.zarr_page import Value
 from ckptstore.errors import ConflictError, InvalidInputError
-from ckptstore.zarr.contents import CachedObjects, Contents, Held, Stored, contents_of
+from ckptstore.zarr.contents import Held, Stored, View
 from ckptstore.zarr.layout import array_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ckptstore.documents.manifest import Manifest
@@ -30,11 +28,10 @@ if TYPE_CHECKING:
 HELD_BYTES_MAX = 64 << 20  # small values that wait for the commit; further ones become objects
 
 
-class StagedContents:
+class StagedContents(View):
     """The keys and values of a session's store. Safe to use from several threads.
 
     Attributes:
-        objects: Where contents are read from.
         written: The head's arrays, by path in the state, of which a key was set or deleted.
         relied: The objects that this session has put or found in the repository, with their sizes.
         new_bytes: Bytes of the objects that this session has put.
@@ -42,40 +39,18 @@ class StagedContents:
 
     def __init__(
         self,
-        head: Digest | None,
+        id: Digest | None,
         manifest: Manifest | None,
         catalog: Catalog,
         segment_bytes: int,
     ) -> None:
-        self.head, self.manifest = head, manifest
-        self.catalog, self.segment_bytes = catalog, segment_bytes
-        self.objects = CachedObjects(catalog.objects)
+        super().__init__(id, manifest, catalog)
+        self.segment_bytes = segment_bytes
         self.written: set[str] = set()
         self.relied: dict[Digest, int] = {}
         self.new_bytes = 0
         self._is_published = False
         self._held_bytes = 0
-        self._contents: Contents | None = None if manifest else {}
-        self._sorted: list[str] | None = None
-        self._lock = RLock()
-
-    @property
-    def contents(self) -> Contents:
-        """Every value by key.
-
-        Read on first use: most sessions end with their first commit, so those that follow one
-        would be read in vain.
-        """
-        with self._lock:
-            if self._contents is None:
-                assert self.manifest
-                with self.reading():
-                    self._contents = contents_of(self.manifest, self.catalog)
-            return self._contents
-
-    def reading(self) -> AbstractContextManager[None]:
-        """Turn errors of reading the head into ExpiredError where it expired meanwhile."""
-        return nullcontext() if self.head is None else self.catalog.reading(self.head)
 
     @contextmanager
     def published(self) -> Iterator[None]:
@@ -91,13 +66,6 @@ class StagedContents:
         except BaseException:
             self._is_published = False
             raise
-
-    def keys(self) -> list[str]:
-        """Every key, sorted."""
-        with self._lock:
-            if self._sorted is None:
-                self._sorted = sorted(self.contents)
-            return self._sorted
 
     def hold(self, key: str, data: bytes) -> bool:
         """Keep a small value for the commit. False when HELD_BYTES_MAX is reached."""
@@ -149,9 +117,9 @@ class StagedContents:
 
         A session no longer has the bytes it put, so unlike other writers it cannot put them again.
         """
-        if self.head is not None and not self.catalog.is_live(self.head):
+        if self.id is not None and not self.catalog.is_live(self.id):
             raise ConflictError(
-                f"Checkpoint {self.head.short}, on which this session is based, has expired since. "
+                f"Checkpoint {self.id.short}, on which this session is based, has expired since. "
                 "Write the changes again in a new session."
             )
         for digest, size in self.relied.items():

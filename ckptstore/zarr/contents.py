@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
-from threading import Lock
+from functools import cached_property
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,10 +30,10 @@ from ckptstore.state.tree import arrays
 from ckptstore.zarr.encoded_entries import check_document
 from ckptstore.zarr.folder_read import description
 from ckptstore.zarr.graft import graft
-from ckptstore.zarr.hierarchy import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from ckptstore.digest import Digest
     from ckptstore.documents.chunks import Chunk
@@ -122,10 +123,10 @@ class CachedObjects:
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Bytes in memory."""
+class InMemory:
+    """A value whose bytes are in memory."""
 
+    __slots__ = ()
     data: bytes | memoryview
 
     @property
@@ -139,7 +140,14 @@ class Held:
         return memoryview(self.data)[start:stop]
 
 
-class Made:
+@dataclass(frozen=True, slots=True)
+class Held(InMemory):
+    """A small value that waits for a commit."""
+
+    data: bytes | memoryview
+
+
+class Made(InMemory):
     """A document that is computed on first use.
 
     Attributes:
@@ -156,7 +164,7 @@ class Made:
         return self._make()
 
     @cached_property
-    def data(self) -> bytes:
+    def data(self) -> bytes:  # type: ignore[override]  # computed, not set
         """The document as bytes."""
         return json.dumps(self.document).encode("ascii")
 
@@ -166,16 +174,6 @@ class Made:
         axes = self.document.get("dimension_names", ())
         size = MADE_BYTES + sum(AXIS_BYTES + LETTER_BYTES * len(axis) for axis in axes)
         return MADE_VALUES + AXIS_VALUES * len(axes), size
-
-    @property
-    def size(self) -> int:
-        """Bytes of the value."""
-        return len(self.data)
-
-    def read(self, objects: CachedObjects, start: int, stop: int) -> bytes | memoryview:
-        """Bytes `start` to `stop` of the value."""
-        del objects
-        return memoryview(self.data)[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,32 +304,86 @@ def contents_of(manifest: Manifest, catalog: Catalog) -> Contents:
     return contents
 
 
-class Values(ZarrValues):
-    """The values of a checkpoint for export.
+class View:
+    """The keys and values of a checkpoint. Safe to use from several threads.
+
+    Args:
+        id: The checkpoint; None where there is none yet.
+        manifest: Its manifest; None for no contents.
+        catalog: The repository's documents and objects.
+        attributes: Further attributes of the root group, whose metadata is then consolidated too.
+
+    Attributes:
+        objects: Where contents are read from.
+    """
+
+    def __init__(
+        self,
+        id: Digest | None,
+        manifest: Manifest | None,
+        catalog: Catalog,
+        *,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.id, self.manifest, self.catalog = id, manifest, catalog
+        self.objects = CachedObjects(catalog.objects)
+        self._attributes = attributes
+        self._contents: Contents | None = None if manifest else {}
+        self._sorted: list[str] | None = None
+        self._lock = RLock()
+
+    @property
+    def contents(self) -> Contents:
+        """Every value by key. Read on first use, as many sessions end with their first commit."""
+        with self._lock:
+            if self._contents is None:
+                assert self.manifest
+                with self.reading():
+                    contents = contents_of(self.manifest, self.catalog)
+                if self._attributes is not None:
+                    contents |= completed_root(contents, self.objects, self._attributes)
+                self._contents = contents
+            return self._contents
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Surrounds every read: raises ExpiredError where a missing object means expiry."""
+        return nullcontext() if self.id is None else self.catalog.reading(self.id)
+
+    @property
+    def sorted_keys(self) -> list[str]:
+        """Every key, in order."""
+        with self._lock:
+            if self._sorted is None:
+                self._sorted = sorted(self.contents)
+            return self._sorted
+
+
+class ZarrValues:
+    """The values of a checkpoint for export, which `formats.write_file` writes to a folder.
 
     Where it also holds a state, the attributes of the root group carry the state's structure; see
     docs/adr/0018.
     """
 
     def __init__(self, id: Digest, manifest: Manifest, catalog: Catalog) -> None:
-        self._reading = partial(catalog.reading, id)
-        with self._reading():
+        self._view = View(id, manifest, catalog)
+        with self._view.reading():
             root = catalog.structure(manifest)
-            self._contents = contents_of(manifest, catalog)
-        self._objects = CachedObjects(catalog.objects)
+        self._contents = self._view.contents
         if manifest.pages or not _is_bare(root, self._contents):
-            self._contents |= completed_root(self._contents, self._objects, description(root))
+            self._contents |= completed_root(self._contents, self._view.objects, description(root))
 
-    def keys(self) -> Iterator[str]:
+    def keys(self) -> list[str]:
         """Every key of the store, in order."""
-        return iter(sorted(self._contents))
+        return sorted(self._contents)
 
     def pieces(self, key: str) -> Iterator[bytes | memoryview]:
         """Yield the value of a key in pieces of at most PIECE_BYTES."""
         content = self._contents[key]
         for start in range(0, content.size, PIECE_BYTES):
-            with self._reading():
-                piece = content.read(self._objects, start, min(start + PIECE_BYTES, content.size))
+            stop = min(start + PIECE_BYTES, content.size)
+            with self._view.reading():
+                piece = content.read(self._view.objects, start, stop)
             yield piece
 
 

@@ -39,9 +39,15 @@ _NAMED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-in
 
 @dataclass(frozen=True, kw_only=True)
 class _Float(ZDType[Any, Any], HasItemSize):
-    """A float of ml_dtypes. `scalar` is its scalar type."""
+    """A float of ml_dtypes, which has the same name in Zarr. `scalar` is its scalar type."""
 
     scalar: ClassVar[type]
+
+    def __init_subclass__(cls, name: str, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._zarr_v3_name = name
+        cls.scalar = getattr(ml_dtypes, name)
+        cls.dtype_cls = type(np.dtype(cls.scalar))
 
     @property
     def item_size(self) -> int:
@@ -127,57 +133,33 @@ class _Float(ZDType[Any, Any], HasItemSize):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BFloat16(_Float, HasEndianness):
+class BFloat16(_Float, HasEndianness, name="bfloat16"):
     """bfloat16: the upper half of a float32."""
 
-    _zarr_v3_name: ClassVar[Any] = "bfloat16"
-    scalar = ml_dtypes.bfloat16
-    dtype_cls = type(np.dtype(ml_dtypes.bfloat16))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Float8E4M3FN(_Float):
+class Float8E4M3FN(_Float, name="float8_e4m3fn"):
     """float8_e4m3fn: finite values and NaN."""
 
-    _zarr_v3_name: ClassVar[Any] = "float8_e4m3fn"
-    scalar = ml_dtypes.float8_e4m3fn
-    dtype_cls = type(np.dtype(ml_dtypes.float8_e4m3fn))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Float8E5M2(_Float):
+class Float8E5M2(_Float, name="float8_e5m2"):
     """float8_e5m2: with infinities."""
 
-    _zarr_v3_name: ClassVar[Any] = "float8_e5m2"
-    scalar = ml_dtypes.float8_e5m2
-    dtype_cls = type(np.dtype(ml_dtypes.float8_e5m2))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Float8E4M3FNUZ(_Float):
+class Float8E4M3FNUZ(_Float, name="float8_e4m3fnuz"):
     """float8_e4m3fnuz: neither infinities nor negative zero."""
 
-    _zarr_v3_name: ClassVar[Any] = "float8_e4m3fnuz"
-    scalar = ml_dtypes.float8_e4m3fnuz
-    dtype_cls = type(np.dtype(ml_dtypes.float8_e4m3fnuz))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Float8E5M2FNUZ(_Float):
+class Float8E5M2FNUZ(_Float, name="float8_e5m2fnuz"):
     """float8_e5m2fnuz: neither infinities nor negative zero."""
 
-    _zarr_v3_name: ClassVar[Any] = "float8_e5m2fnuz"
-    scalar = ml_dtypes.float8_e5m2fnuz
-    dtype_cls = type(np.dtype(ml_dtypes.float8_e5m2fnuz))
-
 
 @dataclass(frozen=True, kw_only=True)
-class Float8E8M0FNU(_Float):
+class Float8E8M0FNU(_Float, name="float8_e8m0fnu"):
     """float8_e8m0fnu: an exponent only."""
-
-    _zarr_v3_name: ClassVar[Any] = "float8_e8m0fnu"
-    scalar = ml_dtypes.float8_e8m0fnu
-    dtype_cls = type(np.dtype(ml_dtypes.float8_e8m0fnu))
 
 
 ALL = (BFloat16, Float8E4M3FN, Float8E5M2, Float8E4M3FNUZ, Float8E5M2FNUZ, Float8E8M0FNU)

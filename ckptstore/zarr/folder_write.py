@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.nodes import Node
     from ckptstore.state.flatten import Flat
-    from ckptstore.zarr.hierarchy import ZarrValues
+    from ckptstore.zarr.contents import ZarrValues
 
 CHUNK_BYTES = 8 << 20
 WRITE_THREADS = 4  # each holds a chunk

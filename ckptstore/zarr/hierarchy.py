@@ -1,16 +1,16 @@
-"""A Zarr hierarchy between a folder and a repository: `ZarrFiles` goes in, `ZarrValues` comes out.
+"""A Zarr hierarchy in a folder on its way into a repository.
 
-Values pass as they are, never decoded. See docs/adr/0016 and docs/adr/0018.
+Values pass as they are, never decoded. See docs/adr/0016 and docs/adr/0018. The way back is
+`contents.ZarrValues`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
@@ -33,15 +33,3 @@ class ZarrFiles:
     keys: tuple[str, ...]
     documents: Mapping[str, bytes] = field(default_factory=dict)
     flat: Flat[ArraySource] | None = None
-
-
-class ZarrValues(ABC):
-    """A hierarchy in a repository, value by value, which `formats.write_file` writes out."""
-
-    @abstractmethod
-    def keys(self) -> Iterator[str]:
-        """Every key of the store, in order."""
-
-    @abstractmethod
-    def pieces(self, key: str) -> Iterator[bytes | memoryview]:
-        """Yield the value of a key in pieces of a few MiB."""

@@ -7,13 +7,15 @@ document, or else to the root. See section 10.5 of docs/reference/format.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.zarr_document import above
 from ckptstore.zarr.contents import NODE_DOCUMENTS, Made
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from ckptstore.zarr.contents import Content
 
@@ -38,19 +40,29 @@ def lay_out(staged: Mapping[str, Content], *, written: Collection[str]) -> Layou
     documents = {
         key.rpartition("/")[0] for key in staged if key.rpartition("/")[2] in NODE_DOCUMENTS
     }
-    homes = _Homes(documents)
+
+    @cache
+    def home(folder: str) -> str:
+        """The path of the node that the keys in a folder belong to."""
+        paths = (folder, *above(folder)) if folder else ("",)
+        return next((path for path in paths if path in documents), "")
+
+    def home_of(key: str) -> str:
+        return home(key.rpartition("/")[0])
+
     own = {key: array for key, content in staged.items() if (array := array_of(content))}
-    node_of = {array: homes.of(key) for key, array in own.items()}
+    node_of = {array: home_of(key) for key, array in own.items()}
     foreign = [key for key, content in staged.items() if not _is_made(content)]
     # A key below an array of the head that is not one of its own makes that array a Zarr array too.
-    below = {homes.of(key) for key in foreign}
+    below = set(map(home_of, foreign))
     converted = {
         array: path for array, path in node_of.items() if array in written or path in below
     }
     kept = frozenset(node_of.keys() - converted.keys())
     nodes: dict[str, dict[str, Content]] = {}
-    for key in _node_keys(foreign, own, converted, _lost_groups(staged, node_of, kept)):
-        path = homes.of(key)
+    of_converted = (key for key, array in own.items() if array in converted)
+    for key in chain(foreign, of_converted, _lost_groups(staged, node_of, kept)):
+        path = home_of(key)
         nodes.setdefault(path, {})[key[len(path) + 1 :] if path else key] = staged[key]
     return Layout(
         kept=kept,
@@ -63,18 +75,6 @@ def array_of(content: Content) -> str | None:
     """The path in the state of the array that a value belongs to; None for one set by Zarr."""
     path: str | None = getattr(content, "array", None)
     return path
-
-
-def _node_keys(
-    foreign: Iterable[str],
-    own: Mapping[str, str],
-    converted: Mapping[str, str],
-    groups: Iterable[str],
-) -> Iterator[str]:
-    """The keys that go to node pages."""
-    yield from foreign
-    yield from (key for key, array in own.items() if array in converted)
-    yield from groups
 
 
 def _is_made(content: Content) -> bool:
@@ -94,19 +94,3 @@ def _lost_groups(
         if isinstance(content, Made) and content.array is None
         if key.rpartition("/")[0] not in alive
     ]
-
-
-class _Homes:
-    """The node that each key belongs to."""
-
-    def __init__(self, documents: set[str]) -> None:
-        self._documents = documents
-        self._known: dict[str, str] = {}
-
-    def of(self, key: str) -> str:
-        """The path of the node."""
-        folder = key.rpartition("/")[0]
-        if folder not in self._known:
-            paths = (folder, *above(folder)) if folder else ("",)
-            self._known[folder] = next((path for path in paths if path in self._documents), "")
-        return self._known[folder]

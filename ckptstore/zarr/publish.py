@@ -50,7 +50,7 @@ V2_KINDS = {".zarray": "array", ".zgroup": "group"}
 
 def write(staged: StagedContents) -> Written:
     """Store everything that the manifest will refer to; durable when this returns."""
-    parent = reached_by(staged.head, staged.catalog) if staged.head else Reached()
+    parent = reached_by(staged.id, staged.catalog) if staged.id else Reached()
     with paused_collector():
         layout = lay_out(staged.contents, written=staged.written)
         pages = _array_pages(staged, layout)

@@ -23,13 +23,11 @@ from ckptstore.zarr.store import ContentStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import SupportsIndex
 
     from ckptstore.digest import Digest
     from ckptstore.zarr.changes import StagedContents
-    from ckptstore.zarr.contents import CachedObjects, Contents
 
 
 ONE_PROCESS = (
@@ -178,17 +176,8 @@ class SessionStore(ContentStore):
         """The same store, read-only or writable."""
         return type(self)(self._session, read_only=read_only)
 
-    def _contents(self) -> Contents:
-        return self._session.staged().contents
-
-    def _keys(self) -> list[str]:
-        return self._session.staged().keys()
-
-    def _objects(self) -> CachedObjects:
-        return self._session.staged().objects
-
-    def _reading(self) -> AbstractContextManager[None]:
-        return self._session.staged().reading()
+    def _view(self) -> StagedContents:
+        return self._session.staged()
 
     async def set(self, key: str, value: Buffer) -> None:
         """Set the value of a key. Keys follow the rules of format.md, section 10.5."""

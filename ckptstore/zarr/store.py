@@ -11,7 +11,6 @@ import math
 from abc import abstractmethod
 from bisect import bisect_left
 from datetime import UTC, datetime
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Self
 
 import zarr
@@ -36,10 +35,7 @@ from ckptstore.store.oplog import Oplog
 from ckptstore.zarr import dtypes
 from ckptstore.zarr.contents import (
     METADATA,
-    CachedObjects,
-    Contents,
-    completed_root,
-    contents_of,
+    View,
     document_bytes,
     join,
     parsed,
@@ -47,8 +43,7 @@ from ckptstore.zarr.contents import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Iterable
 
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -72,20 +67,8 @@ class ContentStore(Store):
         super().__init__(read_only=read_only)
 
     @abstractmethod
-    def _contents(self) -> Mapping[str, Content]:
-        """Every value by key."""
-
-    @abstractmethod
-    def _keys(self) -> list[str]:
-        """Every key, sorted."""
-
-    @abstractmethod
-    def _objects(self) -> CachedObjects:
-        """Where contents are read from."""
-
-    @abstractmethod
-    def _reading(self) -> AbstractContextManager[None]:
-        """Surrounds every read: raises ExpiredError where a missing object means expiry."""
+    def _view(self) -> View:
+        """The keys and values."""
 
     def get_sync(
         self,
@@ -95,7 +78,7 @@ class ContentStore(Store):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """The value of a key or a range of its bytes, as `get`."""
-        content = self._contents().get(key)
+        content = self._view().contents.get(key)
         if content is None:
             return None
         start, stop = span(byte_range, content.size)
@@ -117,7 +100,7 @@ class ContentStore(Store):
         """
         if not self._is_open:
             await self._open()
-        content = self._contents().get(key)
+        content = self._view().contents.get(key)
         if content is None:
             return None
         start, stop = span(byte_range, content.size)
@@ -133,9 +116,10 @@ class ContentStore(Store):
         stop: int,
         prototype: BufferPrototype | None,
     ) -> Buffer:
-        with self._reading():
-            refuse_pickle(key, content, self._objects())
-            data = content.read(self._objects(), start, stop)
+        view = self._view()
+        with view.reading():
+            refuse_pickle(key, content, view.objects)
+            data = content.read(view.objects, start, stop)
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -148,23 +132,23 @@ class ContentStore(Store):
 
     async def exists(self, key: str) -> bool:
         """True when a key has a value."""
-        return key in self._contents()
+        return key in self._view().contents
 
     async def getsize(self, key: str) -> int:
         """Bytes of a value; FileNotFoundError for a missing key."""
-        content = self._contents().get(key)
+        content = self._view().contents.get(key)
         if content is None:
             raise FileNotFoundError(key)
         return content.size
 
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all values under a prefix."""
-        contents = self._contents()
+        contents = self._view().contents
         return sum(contents[key].size for key in self._under(prefix))
 
     async def list(self) -> AsyncIterator[str]:
         """Every key."""
-        for key in self._keys():
+        for key in self._view().sorted_keys:
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
@@ -175,7 +159,7 @@ class ContentStore(Store):
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """The next path component of every key under a prefix, each once."""
         folder = _folder(prefix)
-        keys = self._keys()
+        keys = self._view().sorted_keys
         position = bisect_left(keys, folder)
         names = set()  # a key may have others below it
         while position < len(keys) and keys[position].startswith(folder):
@@ -190,7 +174,7 @@ class ContentStore(Store):
         return self._beginning_with(_folder(prefix))
 
     def _beginning_with(self, prefix: str) -> Iterable[str]:
-        keys = self._keys()
+        keys = self._view().sorted_keys
         for position in range(bisect_left(keys, prefix), len(keys)):
             if not keys[position].startswith(prefix):
                 return
@@ -245,40 +229,20 @@ class CheckpointStore(ContentStore):
         super().__init__(read_only=True)
         catalog.refuse_expired(id)
         self._id, self._catalog = id, catalog
-        self._manifest = catalog.manifest(id)
-        self._cached = CachedObjects(catalog.objects)
-        self._loaded: Contents | None = None
-        self._sorted: list[str] | None = None
-        self._lock = RLock()
+        manifest = catalog.manifest(id)
+        self._shown = View(id, manifest, catalog, attributes=facts(id, manifest))
 
     def is_array(self, path: str) -> bool:
         """True when the node at a path is an array."""
-        content = self._contents().get(join(path, METADATA))
+        contents = self._shown.contents
+        content = contents.get(join(path, METADATA))
         if content is None:
-            return join(path, ".zarray") in self._contents()
-        document = parsed(document_bytes(path, content, self._cached))
+            return join(path, ".zarray") in contents
+        document = parsed(document_bytes(path, content, self._shown.objects))
         return document is not None and document["node_type"] == "array"
 
-    def _contents(self) -> Contents:
-        with self._lock:
-            if self._loaded is None:
-                with self._reading():
-                    contents = contents_of(self._manifest, self._catalog)
-                attributes = facts(self._id, self._manifest)
-                self._loaded = contents | completed_root(contents, self._cached, attributes)
-            return self._loaded
-
-    def _keys(self) -> list[str]:
-        with self._lock:
-            if self._sorted is None:
-                self._sorted = sorted(self._contents())
-            return self._sorted
-
-    def _objects(self) -> CachedObjects:
-        return self._cached
-
-    def _reading(self) -> AbstractContextManager[None]:
-        return self._catalog.reading(self._id)
+    def _view(self) -> View:
+        return self._shown
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._catalog.url, "id": self._id, "is_open": self._is_open}

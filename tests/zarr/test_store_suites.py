@@ -76,8 +76,8 @@ class TestCheckpointStore(StoreTests[CommittedStore, cpu.Buffer]):
 
     async def get(self, store: CommittedStore, key: str) -> Buffer:
         newest = store.newest()
-        content = newest._contents()[key]
-        return self.buffer_cls.from_bytes(content.read(newest._objects(), 0, content.size))
+        content = newest._view().contents[key]
+        return self.buffer_cls.from_bytes(content.read(newest._view().objects, 0, content.size))
 
     def test_store_repr(self, store: CommittedStore) -> None:
         id = ckptstore.open(store.url).resolve(BRANCH).id

@@ -16,7 +16,7 @@ import torch
 from ckptstore.documents.chunks import DIMENSIONS_MAX
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.structure import DEPTH_MAX
-from ckptstore.errors import CkptStoreError, InvalidInputError, shown
+from ckptstore.errors import CkptStoreError, InvalidInputError, first_line, shown
 from ckptstore.formats.dcp.pickle import ForeignNameError, Record, load
 
 if TYPE_CHECKING:
@@ -98,10 +98,8 @@ def read_metadata(file: OpenFile) -> Metadata:
     except CkptStoreError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InvalidInputError(
-            f"{file.path} is not the metadata of torch.distributed.checkpoint: "
-            f"{reason.removesuffix('.')}."
+            f"{file.path} is not the metadata of torch.distributed.checkpoint: {first_line(error)}."
         ) from error
 
 

@@ -20,7 +20,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.arrays.strided import c_strides
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.errors import InvalidInputError, first_line, shown
 from ckptstore.formats.torch.text import ARRAYS_BYTES_MAX
 from ckptstore.state.flatten import unflatten
 
@@ -128,10 +128,7 @@ def _pickled(state: Any) -> memoryview:
         OverflowError,
         RecursionError,
     ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InvalidInputError(
-            f"The state has no .pt form: {reason.removesuffix('.')}."
-        ) from error
+        raise InvalidInputError(f"The state has no .pt form: {first_line(error)}.") from error
     return buffer.getbuffer()
 
 

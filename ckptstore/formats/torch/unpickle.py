@@ -24,7 +24,7 @@ from ckptstore.arrays.frameworks import copy_out
 from ckptstore.arrays.source import REPEATED_BYTES_MAX
 from ckptstore.arrays.strided import ChangedArray, FileArray
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import CkptStoreError, InvalidInputError, shown
+from ckptstore.errors import CkptStoreError, InvalidInputError, first_line, shown
 from ckptstore.formats.torch.numpy import MoreThanNumbersError, allowed, is_allowable
 from ckptstore.formats.torch.replace import Replacer
 from ckptstore.formats.torch.text import LongTexts
@@ -93,6 +93,7 @@ class Loader:
 
     def _refused(self, error: Exception, *, protocol: int) -> InvalidInputError:
         """The error that a user gets for one of the unpickler. protocol: of the pickle."""
+        reason = first_line(error).split(". ")[0] + "."
         if isinstance(error, EOFError):
             return self.invalid("it ends early.")
         if isinstance(error, pickle.UnpicklingError):
@@ -106,9 +107,9 @@ class Loader:
             return InvalidInputError(
                 f"{self.file.path} holds a tensor that is more than its elements in memory "
                 "(nested, say), which no checkpoint can hold. Store the plain tensors it is made "
-                f"of. ({_first_line(error)[:100]})."
+                f"of. ({reason[:100]})."
             )
-        return self.invalid(_first_line(error))
+        return self.invalid(reason)
 
     def _more_than_plain(self, said: str, protocol: int) -> InvalidInputError:
         """The error for a pickle that needs what the unpickler does not know."""
@@ -295,9 +296,3 @@ def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[me
             copy_out(view, buffer)
 
         yield resolve
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error of torch's."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.split(". ")[0][:300].removesuffix(".") + "."

@@ -57,7 +57,7 @@ def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> c
     head = repo._oplog.newest().heads.get("main")
     manifest = repo._catalog.manifest(head) if head else None
     staged = StagedContents(head, manifest, repo._catalog, CHUNK_BYTES)
-    for key in list(staged.keys()):
+    for key in list(staged.sorted_keys):
         staged.delete(key)
     for key, data in keys(arrays(n)):
         if len(data) >= SMALL_BYTES or not staged.hold(key, data):
