@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.history import ancestors
-from ckptstore.revisions import mode_of
+from ckptstore.revisions import mode_of, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -203,16 +204,10 @@ class KeepBest(Policy):
 
     def keep(self, live: Live) -> Reasons:
         """Keep those with the n least or greatest numbers."""
-        sign = -1 if self._mode == "max" else 1
-        known = [
-            (sign * value, id, value)
-            for id, manifest in live
-            if (value := manifest.metrics.get(self.metric)) is not None and not math.isnan(value)
-        ]
-        known.sort(key=lambda entry: entry[0])  # stable: of equal ones the newest stays in front
-        for place, (_, id, value) in enumerate(known[: self.n], start=1):
+        best = ranked(live, self.metric, self.mode)[: self.n]
+        for place, (id, manifest) in enumerate(best, start=1):
             order = "best" if place == 1 else f"number {place}"
-            yield id, f"{order} by {self.metric} ({value:.6g})"
+            yield id, f"{order} by {self.metric} ({manifest.metrics[self.metric]:.6g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +235,9 @@ class KeepEveryNHours(Policy):
 
     def keep(self, live: Live) -> Reasons:
         """Decide by the times of the manifests, oldest first."""
-        last: int | None = None
-        for id, manifest in reversed(live):
-            if last is None or manifest.created - last >= self.n * HOUR_MICROSECONDS:
-                last = manifest.created
-                yield id, f"{self.n:g} h after the last one kept for good"
+        reason = f"{self.n:g} h after the last one kept for good"
+        kept = _spaced(live, self.n * HOUR_MICROSECONDS, attrgetter("created"))
+        return ((id, reason) for id in kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +261,8 @@ class KeepEveryNSteps(Policy):
 
     def keep(self, live: Live) -> Reasons:
         """Decide by the steps of the manifests, oldest first, ignoring those without a step."""
-        last: int | None = None
-        for id, manifest in reversed(live):
-            if manifest.step is not None and (last is None or manifest.step - last >= self.n):
-                last = manifest.step
-                yield id, f"{self.n} steps after the last one kept for good"
+        reason = f"{self.n} steps after the last one kept for good"
+        return ((id, reason) for id in _spaced(live, self.n, attrgetter("step")))
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -485,7 +475,8 @@ def decide(
             f"{shown(policy)} is not a retention policy such as MaxToKeep(3) | "
             "KeepBest('val_loss')."
         )
-    live = {id: manifest for id, manifest in _reachable(heads, tags, lookup) if not is_expired(id)}
+    reachable = ancestors([*heads.values(), *tags.values()], lookup)
+    live = {id: manifest for id, manifest in reachable if not is_expired(id)}
     reasons = _for_names(live, heads, tags)
     reached_from: dict[Digest, list[str]] = {id: [] for id in live}
     known: set[str] = set()
@@ -509,12 +500,6 @@ def decide(
     )
 
 
-def _reachable(
-    heads: Mapping[str, Digest], tags: Mapping[str, Digest], lookup: Lookup
-) -> Iterator[tuple[Digest, Manifest]]:
-    return ancestors([*heads.values(), *tags.values()], lookup)
-
-
 def _for_names(
     live: Mapping[Digest, Manifest], heads: Mapping[str, Digest], tags: Mapping[str, Digest]
 ) -> dict[Digest, list[str]]:
@@ -533,6 +518,18 @@ def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:
     for name, id in sorted(heads.items()):
         names.setdefault(id, []).append(name)
     return names
+
+
+def _spaced(
+    live: Live, distance: float, place: Callable[[Manifest], int | None]
+) -> Iterator[Digest]:
+    """Yield the oldest checkpoint that has a place, and each so far from the last one yielded."""
+    last: int | None = None
+    for id, manifest in reversed(live):
+        here = place(manifest)
+        if here is not None and (last is None or here - last >= distance):
+            last = here
+            yield id
 
 
 def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manifest]) -> None:

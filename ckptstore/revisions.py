@@ -32,22 +32,7 @@ if TYPE_CHECKING:
 PREFIX_DIGITS_MIN = 6
 REVISION_LENGTH_MAX = 1000
 
-_MAX_WORDS = frozenset(
-    {
-        "acc",
-        "accuracy",
-        "auc",
-        "f1",
-        "precision",
-        "recall",
-        "map",
-        "iou",
-        "bleu",
-        "rouge",
-        "score",
-        "reward",
-    }
-)
+_MAX_WORD = re.compile("acc|accuracy|auc|f1|precision|recall|map|iou|bleu|rouge|score|reward")
 _BEST = re.compile(r"best:([^:@~]+)(?::(min|max|auto))?")
 _SUFFIX = re.compile(
     r"~(?P<back>[0-9]{0,9})|@step=(?P<step>-?[0-9]{1,19})"
@@ -99,22 +84,23 @@ def mode_of(metric: str) -> Mode:
     """Return whether more or less is better, by the last word of a metric's name ("val_acc")."""
     words = re.split(r"[^a-z0-9]+", metric.lower())
     last = next((word for word in reversed(words) if word), "")
-    return "max" if last in _MAX_WORDS else "min"
+    return "max" if _MAX_WORD.fullmatch(last) else "min"
 
 
-def best_of(
+def ranked(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
-) -> tuple[Digest, Manifest] | None:
-    """Return the best of checkpoints given newest first; None when none has that metric."""
+) -> list[tuple[Digest, Manifest]]:
+    """Return the checkpoints that have a number for a metric, the best first.
+
+    NaN is no number, and equal ones stay in the order in which they were given.
+    """
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
-    best: tuple[float, Digest, Manifest] | None = None
-    for id, manifest in candidates:
-        value = manifest.metrics.get(metric)
-        if value is None or math.isnan(value):
-            continue
-        if best is None or sign * value < best[0]:
-            best = (sign * value, id, manifest)
-    return best[1:] if best else None
+    known = [
+        (id, manifest)
+        for id, manifest in candidates
+        if not math.isnan(manifest.metrics.get(metric, math.nan))
+    ]
+    return sorted(known, key=lambda pair: sign * pair[1].metrics[metric])
 
 
 def _bad_suffix(revision: str, end: int) -> InvalidInputError:
@@ -206,15 +192,15 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
 def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
     metric, mode = best[1], best[2] or "auto"
     history = list(ancestors([start], names.lookup))
-    winner = best_of(history, metric, mode)
-    if winner is None:
+    winners = ranked(history, metric, mode)
+    if not winners:
         known = sorted({name for _, manifest in history for name in manifest.metrics})
         raise NotFoundError(
             f"{shown(whole)}: no checkpoint in that history has a number for the metric "
             f"{shown(metric)}. "
             f"{_known(metric, known, what='metrics')}"
         )
-    return winner[0]
+    return winners[0][0]
 
 
 def _offer(name: str, names: Names) -> str:

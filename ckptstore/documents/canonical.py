@@ -11,13 +11,15 @@ import json
 import re
 from collections import Counter
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.digest import Digest
 from ckptstore.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+Value = TypeVar("Value")
 
 VALUES_MAX = 1_000_000  # about 100 bytes of memory each once parsed: 100 MB
 DOCUMENT_BYTES_MAX = 32 << 20
@@ -131,9 +133,20 @@ class Fields:
         except KeyError:
             raise CorruptError(f"{self.name} lacks the field {key!r}.") from None
 
+    def version(self) -> None:
+        """Raise InvalidInputError for a document of a later version of the format."""
+        if self.integer("format", low=1) != 1:
+            raise InvalidInputError(
+                f"{self.name} was written by a newer ckptstore. Upgrade to read it."
+            )
+
     def integer(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
         """Return an integer within bounds."""
         return check_integer(self.get(key), name=f"{self.name}: {key}", low=low, high=high)
+
+    def integer_or_none(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int | None:
+        """Return an integer within bounds, or None for null."""
+        return None if self.get(key) is None else self.integer(key, low=low, high=high)
 
     def text(self, key: str, *, length_max: int = 1 << 20) -> str:
         """Return a string of bounded length."""
@@ -144,11 +157,13 @@ class Fields:
             )
         return value
 
-    def array(self, key: str) -> list[Any]:
-        """Return a JSON array."""
+    def array(self, key: str, *, low: int = 0, high: int | None = None) -> list[Any]:
+        """Return a JSON array, whose length is within bounds."""
         value = self.get(key)
         if not isinstance(value, list):
             raise CorruptError(f"{self.name}: {key} is not a JSON array.")
+        if high is not None and not low <= len(value) <= high:
+            raise CorruptError(f"{self.name} has {len(value)} {key}; {low} to {high} are allowed.")
         return value
 
     def object(self, key: str) -> dict[str, Any]:
@@ -157,6 +172,26 @@ class Fields:
         if not isinstance(value, dict):
             raise CorruptError(f"{self.name}: {key} is not a JSON object.")
         return value
+
+    def digest(self, key: str) -> Digest:
+        """Return a digest."""
+        return check_digest(self.get(key), name=self.name)
+
+    def digests(self, key: str, *, high: int | None = None) -> tuple[Digest, ...]:
+        """Return a JSON array of digests."""
+        return tuple([check_digest(text, name=self.name) for text in self.array(key, high=high)])
+
+    def optional(self, key: str, read: Callable[[str], Value]) -> Value | None:
+        """Return what `read` makes of a field, or None when there is no such field."""
+        return read(key) if key in self.document else None
+
+
+def legal(check: Callable[..., Value], *args: object, name: str, **options: object) -> Value:
+    """Return what a check of what users pass returns; its InvalidInputError is a CorruptError."""
+    try:
+        return check(*args, **options)
+    except InvalidInputError as error:
+        raise CorruptError(f"{name}: {error}") from error
 
 
 def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
@@ -170,7 +205,7 @@ def check_integer(value: object, *, name: str, low: int = 0, high: int = 2**63 -
 
 def check_digest(text: object, *, name: str) -> Digest:
     """Return a digest read from a document, or raise CorruptError."""
-    try:
+    try:  # not by `legal`, as a page has thousands
         return Digest.parse(text)
     except InvalidInputError as error:
         raise CorruptError(f"{name}: {error}") from error

@@ -11,7 +11,6 @@ from typing import Any, Self
 from ckptstore.documents import sealed
 from ckptstore.documents.canonical import Fields
 from ckptstore.documents.manifest import CREATED_MAX
-from ckptstore.errors import InvalidInputError
 
 EXPIRY_BYTES_MAX = 1 << 20
 WHY_LENGTH_MAX = 1 << 16
@@ -36,8 +35,7 @@ class Expiry:
     def decode(cls, data: bytes, *, name: str) -> Self:
         """Decode an expiry, with every field checked."""
         fields = Fields(sealed.unseal("expiry", data, name=name), name=name)
-        if fields.integer("format", low=1) != 1:
-            raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
+        fields.version()
         return cls(
             time=fields.integer("time", high=CREATED_MAX),
             why=fields.text("why", length_max=WHY_LENGTH_MAX),

@@ -10,15 +10,16 @@ Described in docs/reference/format.md, section 9. `new_bytes` is ADR 0004, `hier
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents import canonical
-from ckptstore.documents.canonical import Fields, check_digest, check_integer
+from ckptstore.documents.canonical import Fields, legal
 from ckptstore.documents.facts import MESSAGE_LENGTH_MAX, METRICS_MAX, STEP_MAX, check_meta
 from ckptstore.documents.names import PATH_LENGTH_MAX, check_metric_name, check_ref_name
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,22 +32,6 @@ PARENTS_MAX = 16
 CREATED_MAX = 253_402_300_799_999_999  # the last microsecond of the year 9999
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_KNOWN = frozenset(
-    {
-        "format",
-        "pages",
-        "structure",
-        "hierarchy",
-        "parents",
-        "branch",
-        "step",
-        "metrics",
-        "message",
-        "created",
-        "new_bytes",
-        "meta",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +49,26 @@ class PageRef:
     digest: Digest
     arrays: int
     bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form inside a manifest."""
+        return {
+            "first": self.first,
+            "digest": self.digest,
+            "arrays": self.arrays,
+            "bytes": self.bytes,
+        }
+
+    @classmethod
+    def from_json(cls, document: object, *, name: str, arrays_min: int) -> Self:
+        """Check every field. arrays_min: how many arrays the page must have."""
+        fields = Fields(document, name=name)
+        return cls(
+            first=fields.text("first", length_max=PATH_LENGTH_MAX),
+            digest=fields.digest("digest"),
+            arrays=fields.integer("arrays", low=arrays_min),
+            bytes=fields.integer("bytes"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +121,9 @@ class Manifest:
         """Return the canonical bytes whose digest is the checkpoint's id."""
         document: dict[str, Any] = {
             "format": 1,
-            "pages": [_ref_to_json(ref) for ref in self.pages],
+            "pages": self.pages,
             "structure": self.structure,
-            "parents": list(self.parents),
+            "parents": self.parents,
             "step": self.step,
             "metrics": {name: _metric_to_json(value) for name, value in self.metrics.items()},
             "message": self.message,
@@ -130,7 +135,7 @@ class Manifest:
         if self.branch is not None:
             document["branch"] = self.branch
         if self.hierarchy is not None:
-            document["hierarchy"] = [_ref_to_json(ref) for ref in self.hierarchy]
+            document["hierarchy"] = self.hierarchy
         return canonical.encode(document, name="The manifest", bytes_max=MANIFEST_BYTES_MAX)
 
     @classmethod
@@ -142,28 +147,24 @@ class Manifest:
             InvalidInputError: A newer version wrote the manifest.
         """
         fields = Fields(canonical.decode(data, name=name, bytes_max=MANIFEST_BYTES_MAX), name=name)
-        if fields.integer("format", low=1) != 1:
-            raise InvalidInputError(f"{name} was written by a newer ckptstore. Upgrade to read it.")
-        step = fields.get("step")
-        parents = fields.array("parents")
-        if len(fields.array("pages")) > PAGES_MAX:
-            raise CorruptError(f"{name} has more than {PAGES_MAX} pages.")
-        if len(parents) > PARENTS_MAX:
-            raise CorruptError(
-                f"{name} has {len(parents)} parents; at most {PARENTS_MAX} are allowed."
-            )
+        fields.version()
         return cls(
-            pages=tuple(_page_ref(item, name=name) for item in fields.array("pages")),
-            structure=check_digest(fields.get("structure"), name=name),
-            hierarchy=_hierarchy(fields, name=name),
-            parents=tuple(check_digest(parent, name=name) for parent in parents),
-            branch=_branch(fields, name=name),
-            step=None if step is None else fields.integer("step", low=-STEP_MAX, high=STEP_MAX),
+            pages=_page_refs(fields, "pages", arrays_min=1),
+            structure=fields.digest("structure"),
+            hierarchy=fields.optional(
+                "hierarchy", lambda key: _page_refs(fields, key, arrays_min=0)
+            ),
+            parents=fields.digests("parents", high=PARENTS_MAX),
+            branch=fields.optional(
+                "branch",
+                lambda key: legal(check_ref_name, fields.get(key), kind="branch", name=name),
+            ),
+            step=fields.integer_or_none("step", low=-STEP_MAX, high=STEP_MAX),
             metrics=_metrics_from_json(fields.object("metrics"), name=name),
             message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
             created=fields.integer("created", high=CREATED_MAX),
             new_bytes=fields.integer("new_bytes"),
-            meta=_meta_from_json(fields.object("meta"), name=name),
+            meta=legal(check_meta, fields.object("meta"), name=name),
             other={key: value for key, value in fields.document.items() if key not in _KNOWN},
         )
 
@@ -177,13 +178,11 @@ def _metric_to_json(value: int | float) -> int | float | str:
 def _metrics_from_json(document: dict[str, Any], *, name: str) -> dict[str, int | float]:
     if len(document) > METRICS_MAX:
         raise CorruptError(f"{name} has more than {METRICS_MAX} metrics.")
-    try:
-        return {
-            check_metric_name(key): _metric_from_json(value, name=name)
-            for key, value in document.items()
-        }
-    except InvalidInputError as error:
-        raise CorruptError(f"{name}: {error}") from error
+    items = document.items()
+    return legal(
+        lambda: {check_metric_name(key): _metric_from_json(item, name=name) for key, item in items},
+        name=name,
+    )
 
 
 def _metric_from_json(value: object, *, name: str) -> int | float:
@@ -194,40 +193,10 @@ def _metric_from_json(value: object, *, name: str) -> int | float:
     raise CorruptError(f"{name} holds a metric that is not a number of at most 63 bits.")
 
 
-def _meta_from_json(document: dict[str, Any], *, name: str) -> dict[str, Any]:
-    try:
-        return check_meta(document)
-    except InvalidInputError as error:
-        raise CorruptError(f"{name}: {error}") from error
+def _page_refs(fields: Fields, key: str, *, arrays_min: int) -> tuple[PageRef, ...]:
+    name = f"{fields.name}, {key}"
+    listed = fields.array(key, high=PAGES_MAX)
+    return tuple(PageRef.from_json(item, name=name, arrays_min=arrays_min) for item in listed)
 
 
-def _ref_to_json(ref: PageRef) -> dict[str, Any]:
-    return {"first": ref.first, "digest": ref.digest, "arrays": ref.arrays, "bytes": ref.bytes}
-
-
-def _page_ref(document: object, *, name: str, arrays_min: int = 1) -> PageRef:
-    fields = Fields(document, name=f"{name}, page")
-    return PageRef(
-        first=fields.text("first", length_max=PATH_LENGTH_MAX),
-        digest=check_digest(fields.get("digest"), name=name),
-        arrays=check_integer(fields.get("arrays"), name=f"{name}: arrays", low=arrays_min),
-        bytes=fields.integer("bytes"),
-    )
-
-
-def _branch(fields: Fields, *, name: str) -> str | None:
-    if "branch" not in fields.document:
-        return None
-    try:
-        return check_ref_name(fields.get("branch"), kind="branch")
-    except InvalidInputError as error:
-        raise CorruptError(f"{name}: {error}") from error
-
-
-def _hierarchy(fields: Fields, *, name: str) -> tuple[PageRef, ...] | None:
-    if "hierarchy" not in fields.document:
-        return None
-    listed = fields.array("hierarchy")
-    if len(listed) > PAGES_MAX:
-        raise CorruptError(f"{name} has more than {PAGES_MAX} pages of Zarr nodes.")
-    return tuple(_page_ref(item, name=f"{name}, hierarchy", arrays_min=0) for item in listed)
+_KNOWN = {"format", *(field.name for field in dataclasses.fields(Manifest))} - {"other"}

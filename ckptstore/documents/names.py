@@ -66,11 +66,11 @@ def check_metric_name(name: object) -> str:
     return name
 
 
-def check_path(path: str) -> str:
+def check_path(path: str, *, kind: str = "path of an array") -> str:
     """Return a path of an array that a writer could have made, or raise InvalidInputError."""
     if len(path) > PATH_LENGTH_MAX or not _PATH.fullmatch(path):
         raise InvalidInputError(
-            f"{shown(path)} is not a path of an array: up to {PATH_LENGTH_MAX} characters are "
+            f"{shown(path)} is not a {kind}: up to {PATH_LENGTH_MAX} characters are "
             "expected, in parts joined by /, none of them empty or with a control character."
         )
     return path

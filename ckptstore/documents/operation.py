@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents import sealed
-from ckptstore.documents.canonical import Fields, check_digest
+from ckptstore.documents.canonical import Fields, check_digest, legal
 from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.names import check_ref_name
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +68,8 @@ class Condemned:
         return cls(
             owner=owner,
             since=since,
-            checkpoints=tuple(check_digest(id, name=name) for id in fields.array("checkpoints")),
-            digests=tuple(check_digest(digest, name=name) for digest in fields.array("digests")),
+            checkpoints=fields.digests("checkpoints"),
+            digests=fields.digests("digests"),
             why=fields.text("why", length_max=WHY_LENGTH_MAX),
         )
 
@@ -122,7 +122,7 @@ class Operation:
                 "heads": self.heads,
                 "tags": self.tags,
                 "settings": self.settings,
-                "condemned": self.condemned.to_json() if self.condemned else None,
+                "condemned": self.condemned,
                 "done": self.done,
                 "undoes": self.undoes,
             },
@@ -138,11 +138,8 @@ class Operation:
             InvalidInputError: A newer version wrote it.
         """
         fields = Fields(sealed.unseal("operation", data, name=name), name=name)
-        if fields.integer("format", low=1) != 1:
-            raise InvalidInputError(
-                f"{name} was written by a newer ckptstore. Upgrade to use this repository."
-            )
-        undoes, seq = fields.get("undoes"), fields.integer("seq", low=1, high=SEQ_MAX)
+        fields.version()
+        seq = fields.integer("seq", low=1, high=SEQ_MAX)
         return cls(
             seq=seq,
             nonce=fields.text("nonce", length_max=64),
@@ -152,7 +149,7 @@ class Operation:
             settings=fields.object("settings"),
             condemned=_condemned(fields, seq=seq),
             done=fields.text("done", length_max=DONE_LENGTH_MAX),
-            undoes=None if undoes is None else fields.integer("undoes", low=1, high=seq - 1),
+            undoes=fields.integer_or_none("undoes", low=1, high=seq - 1),
         )
 
 
@@ -164,10 +161,7 @@ def _condemned(fields: Fields, *, seq: int) -> Condemned | None:
 
 
 def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:
-    try:
-        return {
-            check_ref_name(ref, kind=kind): check_digest(target, name=name)
-            for ref, target in document.items()
-        }
-    except InvalidInputError as error:
-        raise CorruptError(f"{name}: {error}") from error
+    return {
+        legal(check_ref_name, ref, kind=kind, name=name): check_digest(id, name=name)
+        for ref, id in document.items()
+    }

@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any, Self
 from blake3 import blake3
 
 from ckptstore.documents import canonical
-from ckptstore.documents.canonical import Fields, check_digest, check_integer
+from ckptstore.documents.canonical import Fields, check_digest, check_integer, legal
 from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_grid, whole
 from ckptstore.documents.dtypes import item_bytes
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.documents.names import check_path
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.chunks import Chunk
+    from ckptstore.documents.manifest import PageRef
 
 PAGE_BYTES_MAX = 32 << 20
 PAGE_ARRAYS_MIN = 32
@@ -109,7 +110,7 @@ class ArrayEntry:
             CorruptError: A field is missing, wrong, or does not fit the others.
         """
         fields = Fields(document, name=name)
-        path = _path(fields)
+        path = legal(check_path, fields.text("path"), name=name)
         name = f"{name}, array {path[:100]!r}"
         dtype, shape = fields.get("dtype"), _shape(fields.array("shape"), name=name)
         nbytes = math.prod(shape) * item_bytes(dtype, name=name)
@@ -119,7 +120,7 @@ class ArrayEntry:
             offset = fields.integer("offset", high=bundle_bytes)
             if not 0 < nbytes < SMALL_BYTES or offset + nbytes > bundle_bytes:
                 raise CorruptError(f"{name} does not fit in its bundle.")
-            digest = check_digest(fields.get("digest"), name=name)
+            digest = fields.digest("digest")
             return cls(path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset)
         chunk_shape = _shape(fields.array("chunk_shape"), name=name)
         listed = fields.array("digests")
@@ -143,6 +144,19 @@ class Bundle:
     digest: Digest
     size: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form inside a page."""
+        return {"digest": self.digest, "size": self.size}
+
+    @classmethod
+    def of_page(cls, fields: Fields) -> Self | None:
+        """Return the bundle that a page names, checked; None for a page without one."""
+        if "bundle" not in fields.document:
+            return None
+        inner = Fields(fields.get("bundle"), name=f"{fields.name}, bundle")
+        size = inner.integer("size", low=1, high=BUNDLE_BYTES_MAX)
+        return cls(digest=inner.digest("digest"), size=size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
@@ -157,9 +171,24 @@ class Page:
         return self.entries[0].path
 
     @property
+    def begin(self) -> str:
+        """The path of the first array, where the page stands among others."""
+        return self.first
+
+    @property
+    def end(self) -> str:
+        """The path of the last array."""
+        return self.entries[-1].path
+
+    @property
     def array_bytes(self) -> int:
         """Bytes of all arrays of this page."""
         return sum(entry.nbytes for entry in self.entries)
+
+    def is_as_claimed(self, ref: PageRef) -> bool:
+        """Return True for a page that is what a manifest says of it."""
+        claimed = ref.first, ref.arrays, ref.bytes
+        return (self.first, len(self.entries), self.array_bytes) == claimed
 
     def digests(self) -> Iterator[tuple[Digest, int]]:
         """Every object that this page refers to, with its size in bytes."""
@@ -178,9 +207,9 @@ class Page:
 
     def encode(self) -> bytes:
         """Return the canonical bytes whose digest names the page."""
-        document: dict[str, Any] = {"arrays": [entry.to_json() for entry in self.entries]}
+        document: dict[str, Any] = {"arrays": self.entries}
         if self.bundle:
-            document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
+            document["bundle"] = self.bundle
         name = f"The page from {self.first!r:.100} on (use a repository with larger chunks)"
         return canonical.encode(document, name=name, bytes_max=PAGE_BYTES_MAX)
 
@@ -188,35 +217,31 @@ class Page:
     def decode(cls, data: bytes, *, name: str) -> Self:
         """Decode a page and check every entry; CorruptError if one is wrong."""
         fields = Fields(canonical.decode(data, name=name, bytes_max=PAGE_BYTES_MAX), name=name)
-        bundle = (
-            bundle_from_json(fields.object("bundle"), name=name)
-            if "bundle" in fields.document
-            else None
-        )
-        listed = fields.array("arrays")
-        if not 0 < len(listed) <= PAGE_ARRAYS_MAX:
-            raise CorruptError(
-                f"{name} lists {len(listed)} arrays; 1 to {PAGE_ARRAYS_MAX} are allowed."
-            )
+        bundle = Bundle.of_page(fields)
+        listed = fields.array("arrays", low=1, high=PAGE_ARRAYS_MAX)
         bundle_bytes = bundle.size if bundle else 0
         entries = tuple(
             ArrayEntry.from_json(item, name=name, bundle_bytes=bundle_bytes) for item in listed
         )
-        paths = [entry.path for entry in entries]
-        if any(a >= b for a, b in itertools.pairwise(paths)):
+        if any(a.path >= b.path for a, b in itertools.pairwise(entries)):
             raise CorruptError(f"{name} does not list its arrays in path order.")
         return cls(entries=entries, bundle=bundle)
 
 
-def reached(data: bytes, *, name: str) -> set[str]:
+def reached(data: bytes, *, name: str, decode: Callable[..., Any]) -> set[str]:
     """Find the digests of the objects that a page refers to, without decoding it.
 
     Ten times as fast as decoding. Bytes that are not a page are not examined closely, so there may
     be digests too many, but never one too few.
+
+    Args:
+        data: The page, of arrays or of Zarr nodes.
+        name: What it is, for errors.
+        decode: Decodes such a page.
     """
     text = canonical.text(data, name=name, bytes_max=PAGE_BYTES_MAX)
     if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
-        return {digest for digest, _ in Page.decode(data, name=name).digests()}
+        return {digest for digest, _ in decode(data, name=name).digests()}
     if '"offset":' in text:
         text = _SMALL.sub("", text)
     return set(_DIGEST.findall(text))
@@ -244,20 +269,6 @@ def cut(arrays: Sequence[tuple[str, int]]) -> list[slice]:
             parts.append(slice(start, position))
             start, chunks_so_far = position, 0
     return parts
-
-
-def _path(fields: Fields) -> str:
-    try:
-        return check_path(fields.text("path"))
-    except InvalidInputError as error:
-        raise CorruptError(f"{fields.name}: {error}") from error
-
-
-def bundle_from_json(document: dict[str, Any], *, name: str) -> Bundle:
-    """A bundle as a page names it, checked."""
-    fields = Fields(document, name=f"{name}, bundle")
-    digest = check_digest(fields.get("digest"), name=f"{name}, bundle")
-    return Bundle(digest=digest, size=fields.integer("size", low=1, high=BUNDLE_BYTES_MAX))
 
 
 def _shape(values: list[Any], *, name: str) -> tuple[int, ...]:

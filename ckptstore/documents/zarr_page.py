@@ -12,36 +12,31 @@ ADR 0016; docs/reference/format.md, section 10.5.
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from blake3 import blake3
 
 from ckptstore.documents import canonical
-from ckptstore.documents.canonical import Fields, check_digest, check_integer
+from ckptstore.documents.canonical import Fields, check_digest, check_integer, legal
 from ckptstore.documents.marker import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
-from ckptstore.documents.page import SMALL_BYTES, Bundle, bundle_from_json, cut
-from ckptstore.errors import CorruptError, InvalidInputError, shown
+from ckptstore.documents.names import PATH_LENGTH_MAX, check_path
+from ckptstore.documents.page import PAGE_BYTES_MAX, SMALL_BYTES, Bundle, cut
+from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.manifest import PageRef
 
-NODE_PAGE_BYTES_MAX = 32 << 20
 PAGE_NODES_MAX = 512
-KEY_LENGTH_MAX = 4096
 # 16 TB, in at least 65,536 segments: far more than a page can list.
 VALUE_BYTES_MAX = 1 << 44
 
 PART_WEIGHT_MAX = 65_536  # of a node on one page; 7 MB
 PART_WEIGHT_MIN = 4_096
 PART_CUT_MODULUS = 8_192  # one key in so many ends a part: 12,000 values on average
-
-_PART = r"[^/\x00-\x1f\x7f\ud800-\udfff]+"
-_KEY = re.compile(rf"{_PART}(?:/{_PART})*")
-_DIGEST = re.compile(r'"([0-9a-f]{64})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +133,16 @@ class NodePage:
         return self.first, self.nodes[0].values[0][0]
 
     @property
+    def end(self) -> tuple[str, str]:
+        """The path of the last node, and its last key."""
+        return self.nodes[-1].end
+
+    def is_as_claimed(self, ref: PageRef) -> bool:
+        """Return True for a page that is what a manifest says of it."""
+        is_same = (self.first, self.nbytes) == (ref.first, ref.bytes)
+        return is_same and ref.arrays <= len(self.nodes)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all values of this page."""
         return sum(node.nbytes for node in self.nodes)
@@ -168,37 +173,23 @@ class NodePage:
             "segment_bytes": self.segment_bytes,
         }
         if self.bundle:
-            document["bundle"] = {"digest": self.bundle.digest, "size": self.bundle.size}
+            document["bundle"] = self.bundle
         name = f"The list of Zarr chunks from {'/'.join(self.begin)!r:.100} on"
-        return canonical.encode(document, name=name, bytes_max=NODE_PAGE_BYTES_MAX)
+        return canonical.encode(document, name=name, bytes_max=PAGE_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
         """Decode a page and check every value; CorruptError if one is wrong."""
-        fields = Fields(canonical.decode(data, name=name, bytes_max=NODE_PAGE_BYTES_MAX), name=name)
-        bundle = None
-        if "bundle" in fields.document:
-            bundle = bundle_from_json(fields.object("bundle"), name=name)
+        fields = Fields(canonical.decode(data, name=name, bytes_max=PAGE_BYTES_MAX), name=name)
+        bundle = Bundle.of_page(fields)
         segment_bytes = fields.integer("segment_bytes", low=CHUNK_BYTES_MIN, high=CHUNK_BYTES_MAX)
-        listed = fields.array("nodes")
-        if not 0 < len(listed) <= PAGE_NODES_MAX:
-            raise CorruptError(
-                f"{name} lists {len(listed)} nodes; 1 to {PAGE_NODES_MAX} are allowed."
-            )
+        listed = fields.array("nodes", low=1, high=PAGE_NODES_MAX)
         nodes = tuple(
             _node(item, name=name, bundle=bundle, segment_bytes=segment_bytes) for item in listed
         )
         if any(a.path >= b.path for a, b in itertools.pairwise(nodes)):
             raise CorruptError(f"{name} does not list its nodes in path order.")
         return cls(nodes=nodes, segment_bytes=segment_bytes, bundle=bundle)
-
-
-def reached_by_nodes(data: bytes, *, name: str) -> set[str]:
-    """Find the digests of objects and of small values in a page without decoding it."""
-    text = canonical.text(data, name=name, bytes_max=NODE_PAGE_BYTES_MAX)
-    if "\\u00" in text:  # a digest could be spelled so that no pattern finds it
-        return {digest for digest, _ in NodePage.decode(data, name=name).digests()}
-    return set(_DIGEST.findall(text))
 
 
 class Weighed(NamedTuple):
@@ -256,12 +247,7 @@ def segments(value: Value, segment_bytes: int) -> Iterator[tuple[Digest, int]]:
 
 def check_key(key: str) -> str:
     """Return a legal key of a Zarr store, or raise InvalidInputError."""
-    if len(key) > KEY_LENGTH_MAX or not _KEY.fullmatch(key):
-        raise InvalidInputError(
-            f"{shown(key)} is not a key of a Zarr store: up to {KEY_LENGTH_MAX} characters are "
-            "expected, in parts joined by /, none of them empty or with a control character."
-        )
-    return key
+    return check_path(key, kind="key of a Zarr store")
 
 
 def _to_json(key: str, value: Value) -> list[Any]:
@@ -270,7 +256,7 @@ def _to_json(key: str, value: Value) -> list[Any]:
 
 def _node(document: object, *, name: str, bundle: Bundle | None, segment_bytes: int) -> ZarrNode:
     fields = Fields(document, name=name)
-    path = fields.text("path", length_max=KEY_LENGTH_MAX)
+    path = fields.text("path", length_max=PATH_LENGTH_MAX)
     if path:
         _checked_key(path, name=name)
     values = tuple(
@@ -302,7 +288,4 @@ def _value(
 
 
 def _checked_key(key: object, *, name: str) -> str:
-    try:
-        return check_key(key if isinstance(key, str) else "")
-    except InvalidInputError as error:
-        raise CorruptError(f"{name}: {error}") from error
+    return legal(check_key, key if isinstance(key, str) else "", name=name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import NotFoundError
 from ckptstore.gc.execute import execute_plan
 from ckptstore.gc.marks import Marks, PlanReach
 from ckptstore.retention import Verdict, decide
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.stores import Stores
     from ckptstore.retention import Policy
-    from ckptstore.store.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +84,20 @@ def plan_gc(
     with stores.storage.lock():  # no other gc deletes what is being read
         newest = stores.oplog.newest()
         live = stores.live(newest)
-        history = _History(stores.catalog)
+        is_cut = False
+
+        @cache
+        def lookup(id: Digest) -> Manifest | None:
+            nonlocal is_cut
+            manifest = stores.catalog.lookup(id)
+            is_cut = is_cut or manifest is None
+            return manifest
+
         reachable = decide(
             policy,
             heads=newest.heads,
             tags=newest.tags,
-            lookup=history.lookup,
+            lookup=lookup,
             is_expired=lambda id: id not in live,
             branches=branches,
         )
@@ -100,7 +107,7 @@ def plan_gc(
             _unreachable(
                 id,
                 stores.catalog.manifest(id),
-                is_cut=history.is_cut,
+                is_cut=is_cut,
                 is_old=live[id] <= latest,
             )
             for id in live.keys() - named
@@ -131,25 +138,6 @@ def plan_gc(
         leftover_bytes=sum(stock.sizes[digest] for digest in leftover),
         _execute=lambda plan: execute_plan(stores, plan, reach, grace=grace),
     )
-
-
-class _History:
-    """Manifests by id, each read once; `is_cut` when one that another names is missing."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.is_cut = False
-        self._catalog = catalog
-        self._manifests: dict[Digest, Manifest | None] = {}
-
-    def lookup(self, id: Digest) -> Manifest | None:
-        """Return a manifest, live or expired, or None."""
-        if id not in self._manifests:
-            try:
-                self._manifests[id] = self._catalog.manifest(id)
-            except NotFoundError:
-                self._manifests[id] = None
-                self.is_cut = True
-        return self._manifests[id]
 
 
 def _unreachable(id: Digest, manifest: Manifest, *, is_cut: bool, is_old: bool) -> Verdict:

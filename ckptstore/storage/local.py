@@ -325,10 +325,12 @@ def _walk(fd: int, prefix: str) -> Iterator[Listed]:
                     finally:
                         os.close(inner)
             else:
-                with suppress(FileNotFoundError):
+                try:
                     status = entry.stat(follow_symlinks=False)
-                    is_file = stat.S_ISREG(status.st_mode)
-                    yield Listed(key, status.st_size if is_file else 0, status.st_mtime)
+                except FileNotFoundError:  # deleted since
+                    continue
+                size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+                yield Listed(key, size, status.st_mtime)
 
 
 def _write_full(fd: int, data: memoryview) -> None:

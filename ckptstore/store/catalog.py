@@ -24,14 +24,16 @@ from ckptstore.documents.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
-from ckptstore.documents.zarr_page import NodePage, reached_by_nodes
+from ckptstore.documents.zarr_page import NodePage
 from ckptstore.errors import CorruptError, ExpiredError, InvalidInputError, NotFoundError
 from ckptstore.revisions import Names
+from ckptstore.store.objects import damaged
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from ckptstore.documents.manifest import PageRef
     from ckptstore.documents.operation import Operation
     from ckptstore.storage import Listed, Storage
     from ckptstore.store.objects import ObjectStore
@@ -47,6 +49,12 @@ CACHED_MANIFESTS = 4096
 _first = attrgetter("first")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+AnyPage = TypeVar("AnyPage", Page, NodePage)
+
+
+def key_of(id: Digest, folder: str = LIVE) -> str:
+    """Return the storage key of a manifest or, in `EXPIRIES`, of an expiry."""
+    return f"{folder}{id}.json"
 
 
 class Catalog:
@@ -56,6 +64,7 @@ class Catalog:
     """
 
     FOLDERS: ClassVar = (LIVE, EXPIRED, EXPIRIES)
+    key = staticmethod(key_of)
 
     def __init__(self, storage: Storage, objects: ObjectStore) -> None:
         self._storage = storage
@@ -160,43 +169,29 @@ class Catalog:
         for item in self._storage.list(folder):
             yield _id_of(item.key, folder), item
 
-    def key(self, id: Digest, folder: str = LIVE) -> str:
-        """Return the key of a manifest or, in `EXPIRIES`, of an expiry, for messages."""
-        return key_of(id, folder)
-
     def live(self) -> dict[Digest, float]:
         """Return all checkpoints that have not expired, each with the time it was stored at."""
         return {id: item.modified for id, item in self.list(LIVE) if id}
 
     def page(self, digest: Digest) -> Page:
         """Return a page of arrays, with every entry checked."""
-        return self._pages.get(digest, self._read_page)
-
-    def search_page(self, digest: Digest) -> set[str]:
-        """Return the digests of all objects that a page of arrays refers to, perhaps some more."""
-        return reached(self._page_bytes(digest), name=f"page {digest}")
-
-    def search_node_page(self, digest: Digest) -> set[str]:
-        """Return the digests of all objects that a page of nodes refers to, perhaps some more."""
-        return reached_by_nodes(self._page_bytes(digest), name=f"page {digest}")
+        return self._pages.get(digest, partial(self._read_page, decode=Page.decode))
 
     def node_page(self, digest: Digest) -> NodePage:
         """Return a page of Zarr nodes, with every value checked."""
-        return self._node_pages.get(digest, self._read_node_page)
+        return self._node_pages.get(digest, partial(self._read_page, decode=NodePage.decode))
+
+    def search_page(self, digest: Digest) -> set[str]:
+        """Return the digests of all objects that a page of arrays refers to, perhaps some more."""
+        return self._read_page(digest, partial(reached, decode=Page.decode))
+
+    def search_node_page(self, digest: Digest) -> set[str]:
+        """Return the digests of all objects that a page of nodes refers to, perhaps some more."""
+        return self._read_page(digest, partial(reached, decode=NodePage.decode))
 
     def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
-        """Yield the pages of Zarr nodes, in path order, compared with the manifest's claims."""
-        last: tuple[str, str] | None = None
-        for ref in manifest.hierarchy or ():
-            page = self.node_page(ref.digest)
-            if (page.first, page.nbytes) != (ref.first, ref.bytes) or ref.arrays > len(page.nodes):
-                raise CorruptError(f"Page {ref.digest} does not match its manifest.")
-            if last is not None and page.begin <= last:
-                raise CorruptError(
-                    f"Page {ref.digest} does not follow the page before it in path order."
-                )
-            last = page.nodes[-1].end
-            yield page
+        """Return the pages of Zarr nodes, in path order, compared with the manifest's claims."""
+        return _in_order(manifest.hierarchy or (), self.node_page)
 
     def remember_page(self, digest: Digest, page: Page) -> None:
         """Cache a page that was just written, so that the next commit need not read it."""
@@ -208,22 +203,8 @@ class Catalog:
         return digest in self._written
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
-        """Yield the pages of a checkpoint, in path order, compared with the manifest's claims."""
-        last = ""
-        for ref in manifest.pages:
-            page = self.page(ref.digest)
-            if (page.first, len(page.entries), page.array_bytes) != (
-                ref.first,
-                ref.arrays,
-                ref.bytes,
-            ):
-                raise CorruptError(f"Page {ref.digest} does not match its manifest.")
-            if last and page.first <= last:
-                raise CorruptError(
-                    f"Page {ref.digest} does not follow the page before it in path order."
-                )
-            last = page.entries[-1].path
-            yield page
+        """Return the pages of a checkpoint, in path order, compared with the manifest's claims."""
+        return _in_order(manifest.pages, self.page)
 
     def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
         """Yields, in path order, the only pages that can list these paths; no other is read."""
@@ -254,20 +235,28 @@ class Catalog:
             except NotFoundError:
                 continue
             if Digest.of(data) != id:
-                raise CorruptError(
-                    f"{key} is damaged: its content does not match its digest. Run verify."
-                )
+                raise damaged(key)
             return Manifest.decode(data, name=key)
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
 
-    def _read_node_page(self, digest: Digest) -> NodePage:
-        return NodePage.decode(self._page_bytes(digest), name=f"page {digest}")
+    def _read_page(self, digest: Digest, decode: Callable[..., Value]) -> Value:
+        data = self.objects.get(digest, bytes_max=PAGE_BYTES_MAX)
+        return decode(data, name=f"page {digest}")
 
-    def _read_page(self, digest: Digest) -> Page:
-        return Page.decode(self._page_bytes(digest), name=f"page {digest}")
 
-    def _page_bytes(self, digest: Digest) -> bytes:
-        return self.objects.get(digest, bytes_max=PAGE_BYTES_MAX)
+def _in_order(refs: Iterable[PageRef], read: Callable[[Digest], AnyPage]) -> Iterator[AnyPage]:
+    """Yield the pages that a manifest lists, compared with its claims."""
+    last: Any = None
+    for ref in refs:
+        page = read(ref.digest)
+        if not page.is_as_claimed(ref):
+            raise CorruptError(f"Page {ref.digest} does not match its manifest.")
+        if last is not None and page.begin <= last:
+            raise CorruptError(
+                f"Page {ref.digest} does not follow the page before it in path order."
+            )
+        last = page.end
+        yield page
 
 
 class _Cache(Generic[Key, Value]):
@@ -302,11 +291,6 @@ class _Cache(Generic[Key, Value]):
 
 def _date(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def key_of(id: Digest, folder: str = LIVE) -> str:
-    """Return the storage key of a manifest or, in `EXPIRIES`, of an expiry."""
-    return f"{folder}{id}.json"
 
 
 def _id_of(key: str, folder: str) -> Digest | None:

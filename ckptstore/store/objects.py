@@ -7,11 +7,12 @@ decoded bytes (docs/reference/format.md, sections 2 and 5).
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from blake3 import blake3
 
-from ckptstore.digest import HEX_DIGITS, Digest
+from ckptstore.digest import Digest
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from ckptstore.storage.beside import BesideStorage
 
@@ -27,6 +28,8 @@ CHECK_STEP_BYTES = 1 << 20
 ALONE_THREADS = 2
 PUT_THREADS = 12  # a thread spends most of its time waiting for fsync
 
+_KEY = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})")
+
 
 class ObjectReader(Protocol):
     """Reads objects, whole or in part, into memory of the caller."""
@@ -40,6 +43,11 @@ class ObjectReader(Protocol):
         """Fill a buffer with a part of an object whose own digest is known, checked."""
 
 
+def key_of(digest: Digest) -> str:
+    """Return the storage key of an object."""
+    return f"{PREFIX}{digest[:2]}/{digest[2:]}"
+
+
 class ObjectStore:
     """Bytes by digest in a storage.
 
@@ -49,6 +57,7 @@ class ObjectStore:
     """
 
     FOLDERS: ClassVar = (PREFIX,)
+    key = staticmethod(key_of)
 
     def __init__(self, storage: Storage, *, hash_threads: int = 1) -> None:
         self._storage, self._hash_threads = storage, hash_threads
@@ -60,10 +69,6 @@ class ObjectStore:
     def beside(self, digests: Iterable[Digest]) -> Storage:
         """Return a storage in memory that can read these objects, and no others, from here."""
         return BesideStorage(self._storage, frozenset(map(key_of, digests)))
-
-    def key(self, digest: Digest) -> str:
-        """Return the key of an object, for messages."""
-        return key_of(digest)
 
     def size(self, digest: Digest) -> int | None:
         """Return the size of an object in bytes, or None when it is not there."""
@@ -158,21 +163,10 @@ class ObjectStore:
             yield digest_of(item.key), item
 
 
-def key_of(digest: Digest) -> str:
-    """Return the storage key of an object."""
-    return f"{PREFIX}{digest[:2]}/{digest[2:]}"
-
-
 def digest_of(key: str) -> Digest | None:
     """Return the digest of the object that is kept under a key, or None."""
-    text = key.removeprefix(PREFIX).replace("/", "")
-    if (
-        len(text) != HEX_DIGITS
-        or set(text) - set("0123456789abcdef")
-        or key_of(Digest(text)) != key
-    ):
-        return None
-    return Digest(text)
+    match = _KEY.fullmatch(key)
+    return Digest(match[1] + match[2]) if match else None
 
 
 def missing(key: str) -> CorruptError:

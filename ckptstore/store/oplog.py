@@ -28,10 +28,16 @@ ATTEMPTS_MAX = 1000  # each lost attempt means that another writer got through
 _KEY = re.compile(r"ops/([0-9]{12})\.json")
 
 
+def key_of(seq: int) -> str:
+    """Return the storage key of an operation."""
+    return f"{PREFIX}{seq:012}.json"
+
+
 class Oplog:
     """The operations of one repository."""
 
     FOLDERS: ClassVar = (PREFIX,)
+    key = staticmethod(key_of)
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -59,10 +65,6 @@ class Oplog:
     def seqs(self) -> set[int]:
         """Return the numbers of the operations that are kept."""
         return {seq for seq, _ in self.list() if seq is not None}
-
-    def key(self, seq: int) -> str:
-        """Return the key of an operation, for messages."""
-        return key_of(seq)
 
     def exists(self, seq: int) -> bool:
         """Return True when there is an operation of this number; an error if it is no file."""
@@ -159,11 +161,6 @@ class Oplog:
             )
         if seq % PRUNE_EVERY == 0:
             self._storage.delete(key_of(old) for old in seqs if old <= seq - KEPT_OPERATIONS)
-
-
-def key_of(seq: int) -> str:
-    """Return the storage key of an operation."""
-    return f"{PREFIX}{seq:012}.json"
 
 
 def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
 from ckptstore.documents import canonical
-from ckptstore.documents.page import Bundle
+from ckptstore.documents.page import Bundle, reached
 from ckptstore.documents.zarr_page import (
     NodePage,
     Value,
     ZarrNode,
     check_key,
-    reached_by_nodes,
     segments,
 )
 from ckptstore.errors import CorruptError, InvalidInputError
@@ -63,7 +62,7 @@ def test_a_page_comes_back_and_says_what_it_reaches(page: NodePage) -> None:
     data = page.encode()
     assert NodePage.decode(data, name="it") == page
     listed = {found for found, _ in page.digests()}
-    assert listed <= reached_by_nodes(data, name="it")
+    assert listed <= reached(data, name="it", decode=NodePage.decode)
     for node in page.nodes:
         for _, value in node.values:
             if value.offset is None:

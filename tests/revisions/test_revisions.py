@@ -10,7 +10,7 @@ import pytest
 from ckptstore.digest import Digest
 from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import InvalidInputError, NotFoundError
-from ckptstore.revisions import Names, best_of, mode_of, resolve
+from ckptstore.revisions import Names, mode_of, ranked, resolve
 
 NOTHING = Digest.of(b"")
 
@@ -167,5 +167,5 @@ def test_the_last_word_of_a_metric_says_whether_more_is_better(metric: str, mode
 
 
 def test_the_best_of_nothing_is_nothing() -> None:
-    assert best_of([], "val_loss") is None
-    assert best_of([(checkpoint("d"), HISTORY["d"])], "val_loss") is None
+    assert ranked([], "val_loss") == []
+    assert ranked([(checkpoint("d"), HISTORY["d"])], "val_loss") == []
