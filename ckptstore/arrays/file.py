@@ -27,10 +27,10 @@ class ByteSource(Protocol):
     nbytes: int
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer from a position, or raises InvalidInputError or StorageError."""
+        """Fill a buffer from a position, or raise InvalidInputError or StorageError."""
 
     def read(self, start: int, size: int) -> bytes:
-        """Returns `size` bytes from a position."""
+        """Return `size` bytes from a position."""
         data = bytearray(size)
         self.read_into(memoryview(data), start)
         return bytes(data)
@@ -63,7 +63,7 @@ class OpenFile(ByteSource):
         self._stamp = _stamp(status)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer; InvalidInputError if the file has changed since it was opened."""
+        """Fill a buffer; InvalidInputError if the file has changed since it was opened."""
         try:
             filled = read_full(self._descriptor, buffer, start)
             stamp = _stamp(os.fstat(self._descriptor))
@@ -95,7 +95,7 @@ class Scratch(ByteSource):
         self._descriptor: int | None = None  # until something is written
 
     def add(self, write: Callable[[BinaryIO], None]) -> int:
-        """Appends what a function writes, and returns the position where it begins.
+        """Append what a function writes, and return the position where it begins.
 
         Raises:
             StorageError: There is no room for it.
@@ -117,7 +117,7 @@ class Scratch(ByteSource):
         return begin
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer from a position of what was added."""
+        """Fill a buffer from a position of what was added."""
         try:
             filled = 0 if self._descriptor is None else read_full(self._descriptor, buffer, start)
         except OSError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read(file: OpenFile, start: int = 0, size: int | None = None) -> bytes:
-    """Returns JSON from a file.
+    """Return JSON from a file.
 
     Args:
         file: What to read.
@@ -36,7 +36,7 @@ def read(file: OpenFile, start: int = 0, size: int | None = None) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Raises ValueError for JSON that is larger than the limits allow."""
+    """Raise ValueError for JSON that is larger than the limits allow."""
     try:
         check_size(data, name="its JSON")
     except CorruptError as error:
@@ -44,7 +44,7 @@ def check(data: bytes) -> None:
 
 
 def parse(data: bytes) -> Any:
-    """Returns the value of JSON, or raises ValueError. A name may occur once in an object."""
+    """Return the value of JSON, or raise ValueError. A name may occur once in an object."""
     try:
         return json.loads(data, object_pairs_hook=unique)
     except RecursionError as error:

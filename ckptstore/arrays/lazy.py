@@ -41,7 +41,7 @@ class LazyArray(ABC):
 
     @abstractmethod
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer with the array's bytes in C order, little-endian.
+        """Fill a buffer with the array's bytes in C order, little-endian.
 
         It is called by several threads at once.
 
@@ -54,6 +54,6 @@ class LazyArray(ABC):
         """
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Yields the start and size, in bytes, of the pieces in which to read all of the array."""
+        """Yield the start and size, in bytes, of the pieces in which to read all of the array."""
         for start in range(0, self.nbytes, PIECE_BYTES):
             yield start, min(PIECE_BYTES, self.nbytes - start)

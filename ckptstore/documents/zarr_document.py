@@ -22,9 +22,12 @@ from ckptstore.errors import CorruptError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+METADATA = "zarr.json"
+V2_KINDS = {".zarray": "array", ".zgroup": "group"}
+NODE_DOCUMENTS = frozenset({METADATA, *V2_KINDS})
 OWN_DTYPE = "ckptstore_dtype"  # the attribute of an array whose dtype Zarr has no name for
 _SHOWN_AS = {"complex32": ("float16", (2,)), "float4_e2m1fn_x2": ("uint8", ())}
-_RESERVED = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
+_RESERVED = NODE_DOCUMENTS | {".zattrs", ".zmetadata"}
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.documents.zarr_document import NODE_DOCUMENTS
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
 from ckptstore.formats.publish import published
@@ -63,7 +64,7 @@ class FileState:
 
 
 def has_format(path: str | Path) -> bool:
-    """Returns whether the suffix of a path is that of a format.
+    """Return whether the suffix of a path is that of a format.
 
     Example:
         >>> from ckptstore import formats
@@ -74,7 +75,7 @@ def has_format(path: str | Path) -> bool:
 
 
 def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a state of arrays by path, nested as a file without nesting is read.
+    """Return a state of arrays by path, nested as a file without nesting is read.
 
     Args:
         arrays: Arrays by path.
@@ -92,7 +93,7 @@ def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_file(path: str | Path) -> FileState:
-    """Reads a checkpoint file or folder.
+    """Read a checkpoint file or folder.
 
     The arrays are read as they are needed, so the file must not change until the state is
     committed.
@@ -138,7 +139,7 @@ def write_file(
     drop_values: bool = False,
     shard_bytes: int | None = None,
 ) -> None:
-    """Writes a state to a file or folder, whole or not at all.
+    """Write a state to a file or folder, whole or not at all.
 
     Args:
         state: Arrays and plain values in any nesting, or a Zarr hierarchy of a checkpoint.
@@ -171,7 +172,7 @@ def write_file(
 def _writer(
     name: str, state: Any, *, drop_values: bool, shard_bytes: int | None
 ) -> Callable[[Path], None]:
-    """Returns a function that writes the state to a free path."""
+    """Return a function that writes the state to a free path."""
     module = import_module(name)
     if isinstance(state, ZarrValues):
         if name != _ZARR:
@@ -186,7 +187,7 @@ def _writer(
 def check_free(
     path: str | Path, *, overwrite: bool = False, shard_bytes: int | None = None
 ) -> None:
-    """Raises an error if `write_file` could not write to a path.
+    """Raise an error if `write_file` could not write to a path.
 
     Args:
         path: As of `write_file`.
@@ -244,7 +245,7 @@ def _of_folder(path: Path) -> str:
     """The module that reads a folder, by the files in it."""
     if path.joinpath(".metadata").exists():
         return _DCP
-    if any(path.joinpath(name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if any(path.joinpath(name).exists() for name in NODE_DOCUMENTS):
         return _ZARR
     if any(name.endswith((SAFETENSORS, *_INDICES)) for name in os.listdir(path)):
         return _SHARDED

@@ -18,7 +18,7 @@ NAMED_MAX = 5  # in a message
 
 
 def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> None:
-    """Refuses a state with plain values, unless they are dropped. form: as in "A .npz file"."""
+    """Refuse a state with plain values, unless they are dropped. form: as in "A .npz file"."""
     values = [
         name or "the state" for name, node in leaves(flat.root) if not isinstance(node, ArrayNode)
     ]
@@ -33,7 +33,7 @@ def check_values(flat: Flat[ArraySource], *, form: str, drop_values: bool) -> No
 def check_dtypes(
     flat: Flat[ArraySource], known: Collection[str], *, form: str, safetensors: Collection[str] = ()
 ) -> None:
-    """Refuses a state with arrays of dtypes that a format has no name for.
+    """Refuse a state with arrays of dtypes that a format has no name for.
 
     Args:
         flat: The state.

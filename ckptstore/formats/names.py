@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arrays by name as nested dicts in which the names are paths, or by name as given."""
+    """Return arrays by name as nested dicts in which the names are paths, or by name as given."""
     state: dict[str, Any] = {}
     for name, array in arrays.items():
         keys = _keys(name)

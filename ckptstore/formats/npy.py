@@ -48,13 +48,13 @@ DTYPES = frozenset(
 
 
 def read(path: Path) -> tuple[LazyArray, dict[str, Any]]:
-    """Returns the array in a file, which is read as it is needed, and no metadata."""
+    """Return the array in a file, which is read as it is needed, and no metadata."""
     file = OpenFile(path)
     return array_in(file, 0, file.nbytes, name=str(path)), {}
 
 
 def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray:
-    """Returns the array in `size` bytes of a file that have numpy's format.
+    """Return the array in `size` bytes of a file that have numpy's format.
 
     Args:
         file: What to read.
@@ -80,7 +80,7 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
-    """Returns the shape, whether the array is in Fortran order, and the numpy dtype.
+    """Return the shape, whether the array is in Fortran order, and the numpy dtype.
 
     The header is a Python literal. numpy passes it to Python's parser, which should not see
     untrusted text, so this matches only the few forms that an array of numbers can have.
@@ -136,7 +136,7 @@ def _known(dtype: Any, name: str) -> str:
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Writes the only array of a state."""
+    """Write the only array of a state."""
     form = "A .npy file"
     check_values(flat, form=form, drop_values=drop_values)
     if len(flat.arrays) != 1:
@@ -151,7 +151,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
 
 
 def write_array(source: ArraySource, file: BinaryIO) -> None:
-    """Writes an array as numpy.save does."""
+    """Write an array as numpy.save does."""
     from numpy.lib import format as numpy_format
 
     descr = numpy_format.dtype_to_descr(np.dtype(source.dtype))

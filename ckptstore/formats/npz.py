@@ -37,7 +37,7 @@ _ENCRYPTED = 1
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the arrays by name, as nested dicts where the names are paths, and no metadata."""
+    """Return the arrays by name, as nested dicts where the names are paths, and no metadata."""
     file, scratch = OpenFile(path), Scratch(path)
     try:
         with zipfile.ZipFile(Window(file, read_bytes_max=READ_BYTES_MAX)) as archive:
@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members by the names of their arrays, after checking the archive's claims."""
+    """Return the members by the names of their arrays, after checking the archive's claims."""
     members: dict[str, zipfile.ZipInfo] = {}
     end = 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
@@ -93,7 +93,7 @@ def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipI
 def _array(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: OpenFile, scratch: Scratch
 ) -> LazyArray:
-    """Returns one array, after comparing its bytes with their checksum."""
+    """Return one array, after comparing its bytes with their checksum."""
     name = f"The member {info.filename[:60]!r} of {file.path}"
     if info.compress_type != zipfile.ZIP_STORED:
         start = scratch.add(lambda target: _copy(archive, info, target))
@@ -106,7 +106,7 @@ def _array(
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: BinaryIO | None) -> None:
-    """Unpacks a member, which compares it with its checksum."""
+    """Unpack a member, which compares it with its checksum."""
     with archive.open(info) as member:
         left = info.file_size
         while data := member.read(PIECE_BYTES):
@@ -123,7 +123,7 @@ def _damaged(path: Path, error: object) -> InvalidInputError:
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Writes every array under its path, which is its name in numpy.load."""
+    """Write every array under its path, which is its name in numpy.load."""
     form = "A .npz file"
     check_values(flat, form=form, drop_values=drop_values)
     check_dtypes(flat, npy.DTYPES, form=form, safetensors=safetensors.DTYPES)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yields a free path beside another one, and gives what was written there the other's name.
+    """Yield a free path beside another one, and give what was written there the other's name.
 
     Args:
         path: The name to give.
@@ -39,7 +39,7 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Makes a file, or a folder with all that it holds, durable."""
+    """Make a file, or a folder with all that it holds, durable."""
     if path.is_dir():
         for inside in path.iterdir():
             _flush(inside)
@@ -65,7 +65,7 @@ def _rename(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Replaces a folder, which is back under its name if that fails."""
+    """Replace a folder, which is back under its name if that fails."""
     former = temporary.with_name(f"{temporary.name}.former")
     path.rename(former)
     try:
@@ -77,7 +77,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes what is left of a file or folder that did not get its name."""
+    """Remove what is left of a file or folder that did not get its name."""
     if os.path.isdir(path):  # unlike the method, never raises
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -60,13 +60,13 @@ _NAMES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the tensors by name, nested where the names are paths, and the file's metadata."""
+    """Return the tensors by name, nested where the names are paths, and the file's metadata."""
     tensors, metadata = read_tensors(path)
     return nested(tensors), {"safetensors": metadata} if metadata else {}
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArray], dict[str, str]]:
-    """Returns the tensors of a file by name, in the order of its header, and its metadata.
+    """Return the tensors of a file by name, in the order of its header, and its metadata.
 
     Args:
         path: Path of the file.
@@ -107,7 +107,7 @@ def _header_length(file: OpenFile) -> int:
 
 
 def _check(path: Path) -> None:
-    """Lets the library check a file: overlaps and holes, sizes, dtypes, the length."""
+    """Let the library check a file: overlaps and holes, sizes, dtypes, the length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -118,7 +118,7 @@ def _check(path: Path) -> None:
 
 
 def _check_whole(path: Path, metadata: Mapping[str, str]) -> None:
-    """Refuses parts of tensors, whose places torch.distributed.checkpoint puts in the metadata."""
+    """Refuse parts of tensors, whose places torch.distributed.checkpoint puts in the metadata."""
     places = metadata.get(_PLACES, "{}").encode()
     json_document.check(places)
     if any(any(place["saved_offsets"]) for place in json_document.parse(places).values()):
@@ -154,13 +154,13 @@ def _invalid(path: Path, why: object) -> InvalidInputError:
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Writes every array under its path."""
+    """Write every array under its path."""
     check(flat, drop_values=drop_values)
     write_tensors(flat.arrays, path)
 
 
 def check(flat: Flat[ArraySource], *, drop_values: bool) -> None:
-    """Refuses a state that the format cannot hold."""
+    """Refuse a state that the format cannot hold."""
     check_values(flat, form=FORM, drop_values=drop_values)
     check_dtypes(flat, DTYPES, form=FORM)
     for name, source in flat.arrays.items():
@@ -174,7 +174,7 @@ def check(flat: Flat[ArraySource], *, drop_values: bool) -> None:
 def write_tensors(
     tensors: Mapping[str, ArraySource], path: Path, *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors by name to a new file."""
+    """Write tensors by name to a new file."""
     ordered = sorted(tensors.items(), key=_place)
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0

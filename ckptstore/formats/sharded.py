@@ -41,7 +41,7 @@ _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the tensors of all files by name, nested where the names are paths, and metadata."""
+    """Return the tensors of all files by name, nested where the names are paths, and metadata."""
     names = sorted(os.listdir(path))
     has_safetensors = any(name.endswith((_SUFFIX, _SUFFIX + _INDEX)) for name in names)
     suffix = _SUFFIX if has_safetensors else _TORCH_SUFFIX
@@ -145,7 +145,7 @@ def _check_places(
     homes: Mapping[str, str],
     places: Mapping[str, str] | None,
 ) -> None:
-    """Refuses a tensor that is not where the index says or, without an index, is in two files."""
+    """Refuse a tensor that is not where the index says or, without an index, is in two files."""
     for name in names:
         if places is not None and places.get(name) != path.name:
             where = f"in {places[name]}" if name in places else "nowhere"
@@ -161,7 +161,7 @@ def _check_places(
 
 
 def is_exported(path: Path) -> bool:
-    """Returns whether everything in a folder is what `write` makes."""
+    """Return whether everything in a folder is what `write` makes."""
     with os.scandir(path) as entries:
         return all(
             _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
@@ -170,7 +170,7 @@ def is_exported(path: Path) -> bool:
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool, shard_bytes: int) -> None:
-    """Writes every array under its path, to files with at most `shard_bytes` bytes of arrays."""
+    """Write every array under its path, to files with at most `shard_bytes` bytes of arrays."""
     safetensors.check(flat, drop_values=drop_values)
     shards = list(_shards(flat.arrays, shard_bytes)) or [{}]
     path.mkdir()

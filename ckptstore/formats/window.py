@@ -54,7 +54,7 @@ class Window(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a position; OSError for one before the beginning, which zipfile expects."""
+        """Move to a position; OSError for one before the beginning, which zipfile expects."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
             raise OSError("it points before its beginning")
@@ -62,7 +62,7 @@ class Window(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        """Returns `size` bytes, or all that are left."""
+        """Return `size` bytes, or all that are left."""
         left = max(0, self.size - self._position)
         size = left if size is None or size < 0 else min(size, left)
         if size > self._read_bytes_max:
@@ -74,7 +74,7 @@ class Window(io.RawIOBase):
         return data
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fills a buffer as far as possible; returns the number of bytes read."""
+        """Fill a buffer as far as possible; return the number of bytes read."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

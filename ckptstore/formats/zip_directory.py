@@ -41,7 +41,7 @@ class TooManyRecordsError(ValueError):
 
 
 def records(read: Callable[[int, int], bytes], size: int) -> dict[bytes, Record]:
-    """Returns every record by its name, in order.
+    """Return every record by its name, in order.
 
     Args:
         read: Returns bytes of the archive, given a position and a number of bytes.
@@ -70,7 +70,7 @@ def records(read: Callable[[int, int], bytes], size: int) -> dict[bytes, Record]
 
 
 def behind_header(header: bytes) -> int | None:
-    """Returns where a record's bytes begin, from the start of its header; None without a header."""
+    """Return where a record's bytes begin, from the start of its header; None without a header."""
     magic, *lengths = _HEADER.unpack(header)
     return _HEADER.size + sum(lengths) if magic == MAGIC else None
 

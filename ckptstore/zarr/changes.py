@@ -92,7 +92,7 @@ class StagedContents(View):
         if size < SMALL_BYTES and self.hold(key, file.read(0, size)):
             return
         digests = tuple(
-            self._put(memoryview(file.read(start, min(step, size - start))))
+            self.put_object(file.read(start, min(step, size - start)))
             for start in range(0, size, step)
         )
         with self._lock:
@@ -105,12 +105,12 @@ class StagedContents(View):
                 self._replace(key, None)
 
     def stored(self, data: memoryview) -> Value:
-        """Put the segments of a value that the repository lacks. Not durable before a flush."""
+        """Put the segments of a value that the repository lacks."""
         parts = [
             data[start : start + self.segment_bytes]
             for start in range(0, len(data), self.segment_bytes)
         ]
-        return Value(len(data), tuple(self._put(part) for part in parts))
+        return Value(len(data), tuple(self.put_object(part) for part in parts))
 
     def check_there(self) -> None:
         """Raise ConflictError when a gc has deleted an object of this session or expired its head.
@@ -129,11 +129,9 @@ class StagedContents(View):
                     "Write the changes again in a new session, and commit sooner."
                 )
 
-    def document(self, data: bytes) -> Digest:
-        """Put a document unless the repository has it."""
-        return self._put(memoryview(data))
-
-    def _put(self, data: memoryview) -> Digest:
+    def put_object(self, data: bytes | memoryview) -> Digest:
+        """Put an object unless the repository has it. Not durable before a flush."""
+        data = memoryview(data)
         digest = Digest.of(data)
         with self._lock:
             if digest in self.relied:

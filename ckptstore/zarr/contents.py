@@ -25,6 +25,7 @@ from ckptstore.documents.dtypes import word
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.nodes import DictNode
 from ckptstore.documents.structure import is_same
+from ckptstore.documents.zarr_document import METADATA, NODE_DOCUMENTS
 from ckptstore.errors import InvalidInputError
 from ckptstore.state.tree import arrays
 from ckptstore.zarr.encoded_entries import check_document
@@ -52,8 +53,6 @@ CONSOLIDATED_BYTES_MAX = 24 << 20  # of consolidated metadata, which is one docu
 MADE_VALUES, MADE_BYTES = 28, 600
 AXIS_VALUES, AXIS_BYTES, LETTER_BYTES = 4, 60, 12
 HELD_BYTES = 64 << 20  # cache of bundles, and of segments that are read in parts
-METADATA = "zarr.json"
-NODE_DOCUMENTS = frozenset({METADATA, ".zarray", ".zgroup"})
 ARRAY_DOCUMENTS = frozenset({METADATA, ".zarray", ".zmetadata"})  # .zmetadata: all of Zarr v2
 
 
@@ -346,7 +345,7 @@ class View:
             return self._contents
 
     def reading(self) -> AbstractContextManager[None]:
-        """Surrounds every read: raises ExpiredError where a missing object means expiry."""
+        """A context for every read: raises ExpiredError where a missing object means expiry."""
         return nullcontext() if self.id is None else self.catalog.reading(self.id)
 
     @property

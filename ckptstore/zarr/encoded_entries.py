@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ckptstore.documents import canonical
 from ckptstore.documents.chunks import DIMENSIONS_MAX
 from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.zarr_document import METADATA
 from ckptstore.documents.zarr_page import EncodedEntry, segments
 from ckptstore.errors import CorruptError, InvalidInputError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.zarr_page import NodePage, Value, ZarrNode
     from ckptstore.store.catalog import Catalog
 
-METADATA, METADATA_V2 = "zarr.json", ".zarray"
+METADATA_V2 = ".zarray"
 _DOCUMENTS = {METADATA, METADATA_V2, ".zattrs"}
 
 _V2 = re.compile(r"[<>|]([bfiuc])([0-9]{1,2})")
@@ -49,7 +50,7 @@ class _Form(NamedTuple):
 
 
 def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEntry]:
-    """Returns every Zarr array of a checkpoint, by the path of its node."""
+    """Return every Zarr array of a checkpoint, by the path of its node."""
     documents = _Documents(catalog)
     parts = groupby(_parts(manifest, catalog), key=lambda part: part.node.path)
     entries = (_entry(path, list(group), documents) for path, group in parts)
@@ -73,7 +74,7 @@ class _Documents:
         self._known: dict[tuple[Value, int, Bundle | None], _Form | None] = {}
 
     def form(self, path: str, key: str, value: Value, part: _Part) -> _Form | None:
-        """Returns the form of an array; None for the document of a group."""
+        """Return the form of an array; None for the document of a group."""
         page = part.page
         place = value, page.segment_bytes, None if value.offset is None else page.bundle
         if place not in self._known:
@@ -122,7 +123,7 @@ def _sizes(value: Value, page: NodePage) -> Iterable[int]:
 
 
 def check_document(key: str, data: bytes, *, size: int) -> None:
-    """Raises InvalidInputError for a document that is too large to be parsed.
+    """Raise InvalidInputError for a document that is too large to be parsed.
 
     Args:
         key: The key of the document.

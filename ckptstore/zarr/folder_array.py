@@ -48,7 +48,7 @@ class FolderArray(LazyArray):
 
     @classmethod
     def of(cls, document: Mapping[str, Any], folder: Path, kind: str) -> FolderArray | None:
-        """Returns the array of a document, or None if `folder_write` writes none like it.
+        """Return the array of a document, or None if `folder_write` writes none like it.
 
         Args:
             document: The zarr.json of the array.
@@ -75,11 +75,11 @@ class FolderArray(LazyArray):
         return cls(folder, kind=kind, dtype=dtype, shape=shape, steps=steps)
 
     def has_chunk(self, key: str) -> bool:
-        """Returns whether a key is that of a chunk of this array."""
+        """Return whether a key is that of a chunk of this array."""
         return zarr_document.chunk_number(key, self.dtype, self.shape, self._steps) is not None
 
     def check_size(self, file: Path, size: int) -> None:
-        """Raises InvalidInputError if a chunk's file does not have the length of a chunk."""
+        """Raise InvalidInputError if a chunk's file does not have the length of a chunk."""
         if size != self.chunk_bytes:
             raise InvalidInputError(
                 f"{file} has {size} bytes; by its document the array has chunks of "
@@ -87,7 +87,7 @@ class FolderArray(LazyArray):
             )
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer with the array's bytes from position `start`."""
+        """Fill a buffer with the array's bytes from position `start`."""
         while buffer:
             row, within = divmod(start, self._row_bytes)
             number, skip = divmod(within, self.chunk_bytes)

@@ -19,6 +19,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.file import OpenFile
 from ckptstore.documents import canonical, structure, zarr_document
 from ckptstore.documents.nodes import ZARR, ArrayNode
+from ckptstore.documents.zarr_document import METADATA, NODE_DOCUMENTS, V2_KINDS
 from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.state.flatten import Flat, flatten, unflatten
 from ckptstore.state.tree import arrays as arrays_of
@@ -36,15 +37,14 @@ if TYPE_CHECKING:
 
 FILES_MAX = 4_000_000
 DEPTH_MAX = 200
-METADATA, ATTRIBUTE, VERSION = "zarr.json", "ckptstore", 1
+ATTRIBUTE, VERSION = "ckptstore", 1
 _KINDS = frozenset({"tensor", "ndarray"})
 _CHUNK_FILE = re.compile(r"(.+)/(c(?:/[0-9]+)*)")
-_VERSIONS = {METADATA: 3, ".zgroup": 2, ".zarray": 2}  # by the name of a node's document
 _PLAIN = zarr_document.group_document({})  # of a group without attributes
 
 
 def read(path: Path) -> Any:
-    """Returns the state of a folder of `folder_write`; of any other or changed one, `ZarrFiles`.
+    """Return the state of a folder of `folder_write`; of any other or changed one, `ZarrFiles`.
 
     Raises:
         InvalidInputError: It is not a Zarr hierarchy of regular files, or it is damaged.
@@ -66,12 +66,12 @@ def read(path: Path) -> Any:
 
 
 def keys(path: Path) -> Iterator[str]:
-    """Yields the key of every file of a Zarr folder, in order.
+    """Yield the key of every file of a Zarr folder, in order.
 
     Raises:
         InvalidInputError: It holds anything but regular files and folders, or too many.
     """
-    if not any(path.joinpath(name).is_file() for name in _VERSIONS):
+    if not any(path.joinpath(name).is_file() for name in NODE_DOCUMENTS):
         raise InvalidInputError(f"{path} is not a Zarr folder: it has no zarr.json.")
     for number, key in enumerate(_walk(path, "", 0)):
         if number >= FILES_MAX:
@@ -80,7 +80,7 @@ def keys(path: Path) -> Iterator[str]:
 
 
 def document(file: Path) -> dict[str, Any]:
-    """Returns the document of a node; InvalidInputError if it is not one, or too large."""
+    """Return the document of a node; InvalidInputError if it is not one, or too large."""
     try:
         value = json_document.parse(json_document.read(OpenFile(file, follow=False)))
     except CkptStoreError:
@@ -93,7 +93,7 @@ def document(file: Path) -> dict[str, Any]:
 
 
 def described(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns the description of a state in the document of a root, or None if it has none."""
+    """Return the description of a state in the document of a root, or None if it has none."""
     attributes = root.get("attributes")
     value = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
     if root.get("node_type") != "group" or not isinstance(value, dict):
@@ -102,7 +102,7 @@ def described(root: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def description(node: Node) -> dict[str, Any]:
-    """Returns the attributes of a root that describe a state."""
+    """Return the attributes of a root that describe a state."""
     return {ATTRIBUTE: {"version": VERSION, "structure": structure.to_json(node)}}
 
 
@@ -179,7 +179,7 @@ class _Nodes:
     plain: set[str] = field(default_factory=set)
 
     def chunk(self, key: str) -> tuple[str, FolderArray] | None:
-        """Returns the array of the state of which a file is a chunk, with its path."""
+        """Return the array of the state of which a file is a chunk, with its path."""
         match = _CHUNK_FILE.fullmatch(key)
         array = self.ours.get(match[1]) if match else None
         if match is None or array is None or not array.has_chunk(match[2]):
@@ -187,14 +187,14 @@ class _Nodes:
         return match[1], array
 
     def own(self, key: str) -> bool:
-        """Returns whether a file is part of the state."""
+        """Return whether a file is part of the state."""
         node, _, last = key.rpartition("/")
         is_document = last == METADATA and (node in self.ours or node in self.plain)
         return is_document or self.chunk(key) is not None
 
 
 def _nodes(kinds: Mapping[str, str], path: Path, files: Sequence[str]) -> _Nodes:
-    """Looks at every node; InvalidInputError for a chunk of the wrong length."""
+    """Look at every node; InvalidInputError for a chunk of the wrong length."""
     nodes = _Nodes()
     for key in files:
         node, _, last = key.rpartition("/")
@@ -217,7 +217,7 @@ def _nodes(kinds: Mapping[str, str], path: Path, files: Sequence[str]) -> _Nodes
 
 
 def _look(nodes: _Nodes, node: str, path: Path, kind: str) -> None:
-    """Looks at one node. kind: of the array that the state has there."""
+    """Look at one node. kind: of the array that the state has there."""
     fields = document(path / node / METADATA)
     if fields == _PLAIN:
         nodes.plain.add(node)
@@ -232,20 +232,19 @@ def _look(nodes: _Nodes, node: str, path: Path, kind: str) -> None:
 
 
 def _check_nodes(path: Path, files: Iterable[str]) -> None:
-    """Refuses documents that describe no array or group, such as one that was cut off."""
+    """Refuse documents that describe no array or group, such as one that was cut off."""
     for key in files:
         name = key.rpartition("/")[2]
-        if name in _VERSIONS and not _is_node(document(path / key), name):
+        if name in NODE_DOCUMENTS and not _is_node(document(path / key), name):
             raise InvalidInputError(f"{path / key} is not the document of a Zarr array or group.")
 
 
 def _is_node(fields: Mapping[str, Any], name: str) -> bool:
-    kinds = {".zgroup": "group", ".zarray": "array"}
-    kind = kinds.get(name, fields.get("node_type"))
+    kind = V2_KINDS.get(name, fields.get("node_type"))
     shape = fields.get("shape") if kind == "array" else []
     return (
-        fields.get("zarr_format") == _VERSIONS[name]
-        and kind in kinds.values()
+        fields.get("zarr_format") == (2 if name in V2_KINDS else 3)
+        and kind in ("array", "group")
         and isinstance(shape, list)
         and all(type(length) is int and length >= 0 for length in shape)
     )

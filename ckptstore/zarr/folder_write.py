@@ -17,10 +17,10 @@ from ckptstore.arrays import json_document
 from ckptstore.documents import zarr_document
 from ckptstore.documents.chunks import chunk_shape, chunks
 from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.zarr_document import METADATA
 from ckptstore.errors import CkptStoreError, InvalidInputError, shown
 from ckptstore.threads import Buffers, gather
 from ckptstore.zarr import folder_read
-from ckptstore.zarr.folder_read import METADATA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ NAME_BYTES_MAX = 255  # of a part of a path, the limit of file systems
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Writes a folder with every array and value of a state."""
+    """Write a folder with every array and value of a state."""
     del drop_values  # the format holds every value
     path.mkdir()
     buffers = Buffers()
@@ -60,7 +60,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
 
 
 def write_values(values: ZarrValues, path: Path) -> None:
-    """Writes a hierarchy as it was set, each key to a file.
+    """Write a hierarchy as it was set, each key to a file.
 
     Raises:
         InvalidInputError: A key cannot be the path of a file.
@@ -71,7 +71,7 @@ def write_values(values: ZarrValues, path: Path) -> None:
 
 
 def is_exported(path: Path) -> bool:
-    """Returns whether `write` has written a folder, even if it has changed since."""
+    """Return whether `write` has written a folder, even if it has changed since."""
     try:
         return folder_read.described(folder_read.document(path / METADATA)) is not None
     except (CkptStoreError, OSError):
@@ -79,12 +79,12 @@ def is_exported(path: Path) -> bool:
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Returns what `folder_read.read` returns, and no metadata."""
+    """Return what `folder_read.read` returns, and no metadata."""
     return folder_read.read(path), {}
 
 
 def _write_value(values: ZarrValues, path: Path, key: str) -> None:
-    """Writes the value of a key."""
+    """Write the value of a key."""
     if any(
         not part.strip(".") or len(os.fsencode(part)) > NAME_BYTES_MAX for part in key.split("/")
     ):
@@ -106,7 +106,7 @@ def _write_value(values: ZarrValues, path: Path, key: str) -> None:
 
 
 def _check_names(name: str, node: str) -> None:
-    """Refuses an array whose name is too long for a folder."""
+    """Refuse an array whose name is too long for a folder."""
     if any(len(os.fsencode(part)) > NAME_BYTES_MAX for part in node.split("/")):
         raise InvalidInputError(
             f"The array {shown(name)} needs a folder whose name has more than {NAME_BYTES_MAX} "
@@ -116,7 +116,7 @@ def _check_names(name: str, node: str) -> None:
 
 
 def _write_array(source: ArraySource, folder: Path, buffers: Buffers) -> dict[str, Any]:
-    """Writes the chunks of an array, and returns its document."""
+    """Write the chunks of an array, and return its document."""
     item = ITEM_BYTES[source.dtype]
     shape = chunk_shape(source.shape, item_bytes=item, chunk_bytes=CHUNK_BYTES)
     size = zarr_document.padded_bytes(source.dtype, shape)

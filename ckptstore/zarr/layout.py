@@ -11,8 +11,8 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ckptstore.documents.zarr_document import above
-from ckptstore.zarr.contents import NODE_DOCUMENTS, Made
+from ckptstore.documents.zarr_document import NODE_DOCUMENTS, above
+from ckptstore.zarr.contents import Made
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

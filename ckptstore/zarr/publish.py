@@ -15,6 +15,7 @@ from ckptstore.documents.manifest import PageRef
 from ckptstore.documents.nodes import DictNode
 from ckptstore.documents.page import SMALL_BYTES, Bundle
 from ckptstore.documents.repage import repage
+from ckptstore.documents.zarr_document import METADATA, NODE_DOCUMENTS, V2_KINDS
 from ckptstore.documents.zarr_page import NodePage, Value, Weighed, ZarrNode, cut_nodes, weight
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
@@ -23,8 +24,6 @@ from ckptstore.store.objects import PUT_THREADS
 from ckptstore.store.reach import Reached, Written, page_ref, reached_by
 from ckptstore.threads import gather
 from ckptstore.zarr.contents import (
-    METADATA,
-    NODE_DOCUMENTS,
     ArrayChunk,
     Made,
     Stored,
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
 
-V2_KINDS = {".zarray": "array", ".zgroup": "group"}
-
 
 def write(staged: StagedContents) -> Written:
     """Store everything that the manifest will refer to; durable when this returns."""
@@ -57,7 +54,7 @@ def write(staged: StagedContents) -> Written:
         nodes = NodeWriter(staged)
         hierarchy = nodes.write(layout.nodes)
         root = _structure(staged, layout, nodes)
-    root_digest = staged.document(structure.encode(root))
+    root_digest = staged.put_object(structure.encode(root))
     reached = {root_digest, *(ref.digest for ref in (*pages, *hierarchy)), *nodes.reached}
     for ref in pages:
         if ref.digest not in parent.digests:  # an old page's objects live as long as the page
@@ -100,7 +97,7 @@ def _array_pages(staged: StagedContents, layout: Layout) -> tuple[PageRef, ...]:
     if not layout.kept:
         return ()
     pages = repage(list(staged.catalog.pages(manifest)), {path: path for path in layout.kept})
-    return tuple(page_ref(page, staged.document(page.encode())) for page in pages)
+    return tuple(page_ref(page, staged.put_object(page.encode())) for page in pages)
 
 
 def _structure(staged: StagedContents, layout: Layout, nodes: NodeWriter) -> Node:
@@ -203,7 +200,7 @@ class NodeWriter:
             arrays += kind == "array"
             if kind:
                 (self.arrays if kind == "array" else self.groups).add(path)
-        digest = self.staged.document(page.encode())
+        digest = self.staged.put_object(page.encode())
         self.reached.update(listed for listed, _ in page.digests())
         return PageRef(first=page.first, digest=digest, arrays=arrays, bytes=page.nbytes)
 
@@ -233,7 +230,9 @@ class NodeWriter:
                     data += part
                 values.append((key, value))
             page_nodes.append(ZarrNode(path, tuple(values)))
-        bundle = Bundle(digest=self.staged.document(bytes(data)), size=len(data)) if data else None
+        bundle = (
+            Bundle(digest=self.staged.put_object(bytes(data)), size=len(data)) if data else None
+        )
         return NodePage(
             nodes=tuple(page_nodes), segment_bytes=self.staged.segment_bytes, bundle=bundle
         )

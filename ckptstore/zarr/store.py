@@ -19,6 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from ckptstore.documents.marker import MARKER_KEY
 from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.documents.zarr_document import METADATA
 from ckptstore.errors import (
     CkptStoreError,
     CorruptError,
@@ -34,7 +35,6 @@ from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.zarr import dtypes
 from ckptstore.zarr.contents import (
-    METADATA,
     View,
     document_bytes,
     join,

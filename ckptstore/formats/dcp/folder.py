@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the state in a folder, with arrays that read its files, and no metadata."""
+    """Return the state in a folder, with arrays that read its files, and no metadata."""
     metadata = read_metadata(_opened(path, ".metadata"))
     files = _Files(path)
     values = {name: _value(name, entry, files) for name, entry in metadata.entries.items()}
@@ -40,7 +40,7 @@ class _Files:
         self._open: dict[str, OpenFile] = {}
 
     def load(self, place: Place) -> Any:
-        """Returns what torch.save wrote to a place."""
+        """Return what torch.save wrote to a place."""
         name = place.name
         if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
             raise InvalidInputError(
@@ -59,7 +59,7 @@ class _Files:
 
 
 def _opened(folder: Path, name: str) -> OpenFile:
-    """Opens a file of a folder. Links are not followed, since they could lead out of it."""
+    """Open a file of a folder. Links are not followed, since they could lead out of it."""
     path = folder / name
     if path.is_symlink():
         raise InvalidInputError(f"{path} is a link, and links are not followed out of a folder.")
@@ -79,7 +79,7 @@ class ShardedArray(BoxesArray):
         self.parts = parts
 
     def read_box(self, target: Any, origin: tuple[int, ...]) -> None:
-        """Fills a numpy array with the box of its shape that begins at this index."""
+        """Fill a numpy array with the box of its shape that begins at this index."""
         ends = [begin + length for begin, length in zip(origin, target.shape, strict=True)]
         for start, part in self.parts:
             stops = (begin + length for begin, length in zip(start, part.shape, strict=True))
@@ -153,7 +153,7 @@ class _Builder:
         self.folder, self.room = folder, VALUES_MAX
 
     def build(self, part: _Part) -> dict[str, Any] | list[Any]:
-        """Returns a dict of names or a list of positions. Empty containers were not saved: None."""
+        """Return a dict of names or a list of positions. Empty containers were not saved: None."""
         items = {
             key: self.build(item) if type(item) is _Part else item for key, item in part.items()
         }

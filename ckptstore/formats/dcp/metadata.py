@@ -72,7 +72,7 @@ class Metadata:
 
 
 def read_metadata(file: OpenFile) -> Metadata:
-    """Reads and checks the document.
+    """Read and check the document.
 
     Raises:
         InvalidInputError: It is damaged, could run code, or is larger than the limits allow.
@@ -140,7 +140,7 @@ def _entry(
 
 
 def _check_filled(name: str, shape: Index, shards: tuple[Shard, ...]) -> None:
-    """Refuses shards that overlap or leave out a part of a tensor.
+    """Refuse shards that overlap or leave out a part of a tensor.
 
     Boxes fill a box, each point of it once, exactly if their corners, counted with alternating
     signs, add up to its own.

@@ -21,7 +21,7 @@ SHARD_OPERATIONS = 70  # for each shard of a tensor, about
 
 
 def load(data: bytes) -> Any:
-    """Returns the value of a pickle, made of plain values, dtypes and records.
+    """Return the value of a pickle, made of plain values, dtypes and records.
 
     Raises:
         ForeignNameError: The pickle names anything else.
@@ -42,7 +42,7 @@ class Record:
     state: Any
 
     def __new__(cls, *arguments: object) -> Record:
-        """Keeps any arguments."""
+        """Keep any arguments."""
         record = object.__new__(cls)
         record.arguments, record.state = arguments, None
         return record
@@ -70,7 +70,7 @@ _KNOWN = frozenset(
 
 
 def _counted(handler: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Returns a handler of an operation that also counts it."""
+    """Return a handler of an operation that also counts it."""
 
     def handle(unpickler: _Unpickler) -> None:
         unpickler.operations += 1
@@ -111,7 +111,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001  the one in C allocates wha
         self._classes: dict[tuple[str, str], type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns a class of records, made for this file alone, or a dtype."""
+        """Return a class of records, made for this file alone, or a dtype."""
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
         if (module, name) not in _KNOWN:

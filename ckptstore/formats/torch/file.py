@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Returns the state in a file, with arrays that read the file, and no metadata."""
+    """Return the state in a file, with arrays that read the file, and no metadata."""
     from ckptstore.formats.torch.load import load
 
     return load(OpenFile(path)), {}
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """Returns the tensors by name of a file that holds nothing else, and no metadata.
+    """Return the tensors by name of a file that holds nothing else, and no metadata.
 
     Args:
         path: Path of the file.
@@ -48,7 +48,7 @@ def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, LazyArra
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
-    """Writes a state as torch.save does."""
+    """Write a state as torch.save does."""
     from ckptstore.formats.torch import save
 
     del drop_values  # the format holds every value

@@ -21,7 +21,7 @@ _TAR_MAGIC, _TAR_PLACE, _TAR_BYTES = b"ustar", 257, 512
 
 
 def load(file: ByteSource, *, start: int = 0, size: int | None = None) -> Any:
-    """Returns what torch.save wrote to a file, or to a part of one.
+    """Return what torch.save wrote to a file, or to a part of one.
 
     Args:
         file: What to read.

@@ -57,7 +57,7 @@ class PickledArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def filled(self, data: bytearray) -> Any:
-        """Returns the array of these bytes, in the byte order of this machine."""
+        """Return the array of these bytes, in the byte order of this machine."""
         flat = np.frombuffer(data, dtype=self.dtype)
         if not self.dtype.isnative:
             flat = flat.byteswap(inplace=True).view(self.dtype.newbyteorder("="))
@@ -77,7 +77,7 @@ class _Dtype:
         self.order = state[1]
 
     def resolved(self) -> np.dtype[Any]:
-        """Returns the dtype; MoreThanNumbersError for all but numbers."""
+        """Return the dtype; MoreThanNumbersError for all but numbers."""
         if type(self.code) is not str or self.order not in ("<", ">", "=", "|"):
             raise MoreThanNumbersError("a numpy dtype other than of numbers")
         if self.code in _ML_DTYPES:
@@ -122,6 +122,6 @@ def is_allowable(error: Exception) -> bool:
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Lets torch's unpickler make these, for a moment."""
+    """Let torch's unpickler make these, for a moment."""
     with _lock, torch.serialization.safe_globals(_STAND_INS):
         yield

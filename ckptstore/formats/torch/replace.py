@@ -32,7 +32,7 @@ class Replacer:
         self._kept: list[Any] = []  # the id of an object that is gone is given again
 
     def replace(self, value: Any, depth: int = 0) -> Any:
-        """Returns what replaces a value: the same for one that was met before."""
+        """Return what replaces a value: the same for one that was met before."""
         known = self._known
         if id(value) in known:
             return known[id(value)]
@@ -57,7 +57,7 @@ class Replacer:
         return new
 
     def _change(self, value: Any, depth: int) -> None:
-        """Replaces what is in a list or dict, and in the _metadata of a module's state_dict."""
+        """Replace what is in a list or dict, and in the _metadata of a module's state_dict."""
         self._known[id(value)] = value
         if type(value) is list:
             value[:] = [self.replace(item, depth + 1) for item in value]

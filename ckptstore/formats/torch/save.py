@@ -43,7 +43,7 @@ _LARGEST_ITEM = max(ITEM_BYTES.values())
 
 
 def write(flat: Flat[ArraySource], path: Path) -> None:
-    """Writes a state to a new file."""
+    """Write a state to a new file."""
     _check_arrays(flat)
     sources: list[ArraySource] = []
 
@@ -65,7 +65,7 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
 
 
 def _check_arrays(flat: Flat[ArraySource]) -> None:
-    """Refuses numpy arrays that are too large to be part of a pickle."""
+    """Refuse numpy arrays that are too large to be part of a pickle."""
     sizes = {path: source.nbytes for path, source in flat.arrays.items() if source.kind == NDARRAY}
     if sum(sizes.values()) > ARRAYS_BYTES_MAX:
         largest = max(sizes, key=sizes.__getitem__)
@@ -113,7 +113,7 @@ def _form(dtype: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
-        """Returns what stands for a storage; None for anything else."""
+        """Return what stands for a storage; None for anything else."""
         return obj.persistent_id if type(obj) is _Storage else None
 
 
@@ -135,7 +135,7 @@ def _pickled(state: Any) -> memoryview:
 def _write(
     archive: zipfile.ZipFile, name: str, size: int, pieces: Iterable[bytes | memoryview]
 ) -> None:
-    """Writes a record whose bytes begin at a multiple of ALIGNMENT."""
+    """Write a record whose bytes begin at a multiple of ALIGNMENT."""
     entry = zipfile.ZipInfo(_PREFIX + name)
     entry.file_size = size
     is_large = size > zipfile.ZIP64_LIMIT // 2  # zipfile asks for some room too

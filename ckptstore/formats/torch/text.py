@@ -38,7 +38,7 @@ class PickleStream(io.BufferedReader):
         self.window = window
 
     def readline(self, size: int | None = -1) -> bytes:
-        """Returns a line, cut off at a length that no line of a pickle has."""
+        """Return a line, cut off at a length that no line of a pickle has."""
         return super().readline(LINE_BYTES_MAX if size is None or size < 0 else size)
 
 
@@ -56,7 +56,7 @@ class LongTexts:
         return size >= LONG_BYTES
 
     def skip(self, stream: PickleStream, size: int) -> bytes:
-        """Passes over a text of `size` bytes; returns the name that stands for it."""
+        """Pass over a text of `size` bytes; return the name that stands for it."""
         position = stream.tell()
         if size > stream.window.size - position:
             raise ValueError("it ends in the middle of a text")
@@ -66,7 +66,7 @@ class LongTexts:
         return name.encode()
 
     def value(self, value: str | bytes | bytearray) -> str | bytes | bytearray:
-        """Returns the long text, or bytes, that a value stands for, otherwise the value.
+        """Return the long text, or bytes, that a value stands for, otherwise the value.
 
         Raises:
             InvalidInputError: The file has more of them than fit in memory.
@@ -90,7 +90,7 @@ class LongTexts:
             ) from error
 
     def array(self, pickled: PickledArray) -> Any:
-        """Returns a numpy array.
+        """Return a numpy array.
 
         Raises:
             InvalidInputError: Its bytes do not fit its dtype and shape, its dtype is unknown, or

@@ -64,11 +64,11 @@ class Loader:
         self._typed: dict[object, Any] = {}  # keeps them alive, so that the keys above stay true
 
     def invalid(self, why: object) -> InvalidInputError:
-        """Returns an error that says why torch.save did not write this file."""
+        """Return an error that says why torch.save did not write this file."""
         return InvalidInputError(f"{self.file.path} is not a file that torch.save wrote: {why}")
 
     def unpickle(self, stream: PickleStream) -> Any:
-        """Returns the next value of a stream, with tensors that have no memory."""
+        """Return the next value of a stream, with tensors that have no memory."""
         start = stream.tell()
         unpickler = _Unpickler(stream, self)
         try:
@@ -129,7 +129,7 @@ class Loader:
         )
 
     def with_arrays(self, state: Any, place: Callable[[str], int], *, is_swapped: bool) -> Any:
-        """Returns the state, with arrays that read the file in place of tensors.
+        """Return the state, with arrays that read the file in place of tensors.
 
         Args:
             state: What `unpickle` returned.
@@ -146,7 +146,7 @@ class Loader:
         return Replacer(array, self.texts).replace(state)
 
     def storage(self, saved_id: Any) -> Any:
-        """Returns a storage without memory for the persistent id of one."""
+        """Return a storage without memory for the persistent id of one."""
         try:
             _, kind, key, _, length, *view = saved_id
             dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
@@ -241,12 +241,12 @@ class _Unpickler(Unpickler):
         self.read = _bounded(stream, loader.texts)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Returns the storage that the pickle refers to."""
+        """Return the storage that the pickle refers to."""
         return self._loader.storage(pid)
 
 
 def _bounded(stream: PickleStream, texts: LongTexts) -> Callable[[int], bytes]:
-    """Reads a pickle within the limits of a checkpoint: a byte of it can take 72 of memory."""
+    """Read a pickle within the limits of a checkpoint: a byte of it can take 72 of memory."""
     read = stream.read
     reads, containers, left = READS_MAX, CONTAINERS_MAX, PICKLE_BYTES_MAX
 

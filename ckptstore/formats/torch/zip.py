@@ -48,7 +48,7 @@ class Archive:
             raise self.invalid("it is compressed or encrypted. Unpack it yourself if you trust it.")
 
     def invalid(self, why: str) -> InvalidInputError:
-        """Returns an error that says why this is not such an archive."""
+        """Return an error that says why this is not such an archive."""
         return InvalidInputError(
             f"{self._window.file.path} is not a file that torch.save wrote: {why}"
         )
@@ -57,7 +57,7 @@ class Archive:
         return os.fsencode(name) in self._records
 
     def place(self, name: str) -> tuple[int, int]:
-        """Returns where a record's bytes begin in the file, and how many there are."""
+        """Return where a record's bytes begin in the file, and how many there are."""
         if name not in self:
             raise self.invalid(f"it has no record {shown(name)}.")
         at, size, _ = self._records[os.fsencode(name)]
@@ -70,7 +70,7 @@ class Archive:
         return self._window.start + at + behind, size
 
     def read(self, name: str, *, bytes_max: int = PICKLE_BYTES_MAX) -> bytes:
-        """Returns the bytes of a small record."""
+        """Return the bytes of a small record."""
         start, size = self.place(name)
         if size > bytes_max:
             raise self.invalid(
