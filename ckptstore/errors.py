@@ -83,7 +83,7 @@ class Incompatible:
 
 
 def _gathered(names: tuple[str, ...]) -> list[str]:
-    """Returns names for a message: many with the same first part become one, with their number."""
+    """Return names for a message: many with the same first part become one, with their number."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.split("/")[0], []).append(name)
@@ -110,7 +110,7 @@ class CheckoutMismatchError(InvalidInputError):
 
 
 def shown(value: object, length_max: int = 60) -> str:
-    """Returns any value for a message: cut short, or its type when its `repr` fails."""
+    """Return any value for a message: cut short, or its type when its `repr` fails."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  an integer too long to write out, or an object that raises
@@ -119,6 +119,6 @@ def shown(value: object, length_max: int = 60) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, up to 300 characters, without full stop."""
+    """Return the first line of an error's message, up to 300 characters, without full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300].rstrip(".")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def lazy_names(
     package: str, homes: Mapping[str, Sequence[str]], *others: str
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """Returns a package's `__getattr__`, `__dir__` and `__all__`.
+    """Return a package's `__getattr__`, `__dir__` and `__all__`.
 
     Args:
         package: Name of the package.

@@ -207,7 +207,7 @@ class Catalog:
         return _in_order(manifest.pages, self.page)
 
     def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
-        """Yields, in path order, the only pages that can list these paths; no other is read."""
+        """Yield, in path order, the only pages that can list these paths; no other is read."""
         if any(a.first >= b.first for a, b in pairwise(manifest.pages)):
             raise CorruptError("The pages of a manifest do not follow one another in path order.")
         positions = {bisect_right(manifest.pages, path, key=_first) - 1 for path in paths} - {-1}
