@@ -276,18 +276,9 @@ class Repository:
         return Session(branch, begin, partial(self._publish_session, branch), head=head)
 
     def _publish_session(
-        self,
-        branch: str,
-        staged: StagedContents,
-        *,
-        step: SupportsIndex | None,
-        metrics: Mapping[str, object] | None,
-        message: str,
-        meta: Mapping[str, Any] | None,
-        retry: bool,
+        self, branch: str, staged: StagedContents, facts: Facts, *, retry: bool
     ) -> Checkpoint:
         """Make what a session has staged the head of its branch."""
-        facts = Facts.of(step=step, metrics=metrics, message=message, meta=meta)
         return self._checkpoint(
             *self._committer().commit_session(staged, branch=branch, facts=facts, retry=retry)
         )

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.state.codecs import build_in
 from ckptstore.state.codecs import decode as decode
 from ckptstore.state.codecs import encode as encode
 from ckptstore.state.codecs import register_codec as register_codec
-
-_SCALARS = frozenset(
-    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
-    | {"float16", "float32", "float64", "complex64", "complex128"}
-)
 
 
 def _torch_size(lengths: list[int]) -> object:
@@ -43,7 +39,7 @@ def _torch_device(text: str) -> object:
 
 
 def _encode_scalar(value: Any) -> list[str]:
-    if value.dtype.name not in _SCALARS:
+    if value.dtype.name not in NUMPY_DTYPES:
         raise InvalidInputError(
             f"a numpy scalar of dtype {value.dtype}, which no checkpoint can hold"
         )
@@ -54,7 +50,7 @@ def _decode_scalar(form: list[str]) -> object:
     import numpy as np
 
     name, digits = form
-    if name not in _SCALARS:
+    if name not in NUMPY_DTYPES:
         raise CorruptError(f"{shown(name)} is not the dtype of a numpy scalar.")
     (value,) = np.frombuffer(bytes.fromhex(digits), dtype=name)
     return value

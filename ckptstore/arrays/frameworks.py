@@ -1,8 +1,8 @@
 """Frameworks: which framework an array belongs to, and what is done with arrays of any.
 
-A framework is a module of this package and a line of the registry below. It is imported once its
-arrays can exist, which is when the program has imported the framework, or when an array of it has
-to be made: naming checkpoints needs neither torch nor numpy.
+A framework is a module of this package, a line of `KINDS` and a line of `_load`. It is imported
+once its arrays can exist, which is when the program has imported the framework, or when an array of
+it has to be made: naming checkpoints needs neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -12,41 +12,31 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.arrays.source import NDARRAY, TENSOR, ArraySource, part_of
+from ckptstore.arrays.source import KINDS, TENSOR, ArraySource, part_of
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ckptstore.arrays.source import Framework
     from ckptstore.documents.chunks import Chunk
 
 
 @cache
-def _torch() -> Framework:
-    from ckptstore.arrays.torch import Torch
+def _load(kind: str) -> Framework:
+    if kind == TENSOR:
+        from ckptstore.arrays.torch import Torch
 
-    return Torch()
-
-
-@cache
-def _numpy() -> Framework:
+        return Torch()
     from ckptstore.arrays.numpy import Numpy
 
     return Numpy()
 
 
-# By the name of the framework's top-level module, and by the kind of its arrays in a structure.
-_BY_MODULE: dict[str, Callable[[], Framework]] = {"torch": _torch, "numpy": _numpy}
-_BY_KIND = {TENSOR: _torch, NDARRAY: _numpy}
-
-
 def framework_of(value: object) -> Framework | None:
     """The framework of an array; None for any other value."""
-    for name, load in _BY_MODULE.items():
+    for name, kind in KINDS.items():
         if name in sys.modules:
-            framework = load()
+            framework = _load(kind)
             if isinstance(value, framework.array_type):
                 return framework
     return None
@@ -84,7 +74,7 @@ def is_uninitialized(value: object) -> bool:
 def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
     """A new, writable array, and its bytes; StorageError where there is no memory for it."""
     try:
-        return _BY_KIND[kind]().allocate(dtype, shape)
+        return _load(kind).allocate(dtype, shape)
     except UnsupportedValueError:
         raise
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:

@@ -8,13 +8,12 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.arrays.source import NDARRAY, TENSOR
+from ckptstore.arrays.source import KINDS, NDARRAY, TENSOR
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FRAMEWORKS = {"torch": TENSOR, "numpy": NDARRAY}
 _DLPACK_CPU = 1
 
 
@@ -100,8 +99,8 @@ def kind_of(framework: str | None, default: str) -> str:
     """The kind of the arrays of a framework; `default` for None."""
     if framework is None:
         return default
-    if framework not in FRAMEWORKS:
+    if framework not in KINDS:
         raise InvalidInputError(
             f"{shown(framework)} is an unknown framework; torch, numpy or None is expected."
         )
-    return FRAMEWORKS[framework]
+    return KINDS[framework]

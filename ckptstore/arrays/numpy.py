@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckptstore.arrays.source import NDARRAY, ArraySource, Framework, refuse_layout
-from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.dtypes import ML_DTYPES, NUMPY_DTYPES
 from ckptstore.errors import UnsupportedValueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_DTYPES = frozenset(
-    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
-    | {"float16", "float32", "float64", "complex64", "complex128"}
-)
-_ML_DTYPES = frozenset(name for name in ITEM_BYTES if name.startswith(("bfloat", "float8")))
 
 
 class Numpy(Framework):
@@ -78,11 +72,11 @@ class Numpy(Framework):
 
 def numpy_dtype(dtype: str) -> Any:
     """The numpy dtype of a stored one; UnsupportedValueError where there is none."""
-    if dtype in _ML_DTYPES:
+    if dtype in ML_DTYPES:
         import ml_dtypes
 
         return getattr(ml_dtypes, dtype)
-    if dtype not in _DTYPES:
+    if dtype not in NUMPY_DTYPES:
         raise UnsupportedValueError(f"numpy has no dtype {dtype}.")
     return dtype
 
@@ -94,7 +88,7 @@ def _checked_dtype(array: Any) -> str:
             f"is a {type(array).__qualname__}, not a plain numpy array. Use np.asarray(…)."
         )
     dtype: str = array.dtype.name
-    if dtype not in _DTYPES and dtype not in _ML_DTYPES:
+    if dtype not in NUMPY_DTYPES and dtype not in ML_DTYPES:
         raise UnsupportedValueError(
             f"has the numpy dtype {array.dtype}, which no checkpoint can hold"
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 TENSOR, NDARRAY = "tensor", "ndarray"  # the kinds of arrays in a structure
+KINDS = {"torch": TENSOR, "numpy": NDARRAY}  # by the top-level module of the framework
 REPEATED_BYTES_MAX = 1 << 30  # a view that repeats its elements is stored in full up to this size
 
 

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from ckptstore.arrays.indexed import FRAMEWORKS, kind_of
-from ckptstore.arrays.source import NDARRAY
+from ckptstore.arrays.indexed import kind_of
+from ckptstore.arrays.source import KINDS, NDARRAY
 from ckptstore.checkout.checkpoint_array import CheckpointArray
 from ckptstore.documents.nodes import ZARR
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
@@ -113,7 +113,7 @@ def reopened(url: str, id: Digest, path: str, kind: str) -> IndexedArray:
     storage = open_storage(url)
     catalog = Catalog(storage, ObjectStore(storage))
     catalog.refuse_expired(id)
-    framework = next(name for name, made in FRAMEWORKS.items() if made == kind)
+    framework = next(name for name, made in KINDS.items() if made == kind)
     return ArrayOpener(id, catalog.manifest(id), catalog).named(path, framework)
 
 

@@ -11,10 +11,9 @@ ADR 0005, ADR 0022; docs/reference/format.md, section 13.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.memory import check_memory
@@ -23,11 +22,13 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.page import ArrayEntry, Bundle, Page
     from ckptstore.store.objects import ObjectReader
+
+    Bundled = tuple[Bundle, list[ArrayEntry]]  # arrays that are wanted of a bundle
 
 READ_THREADS = 4
 BUNDLES_BYTES_MAX = 8 << 20  # bundles held at once; most have about 1 MB
@@ -35,45 +36,42 @@ BUFFER_BYTES_MAX = 32 << 20  # the buffers of all threads together
 
 
 def read_fresh(
-    pages: Iterable[Page], kinds: Mapping[str, str], *, objects: ObjectReader
+    pages: Sequence[Page], kinds: Mapping[str, str], *, objects: ObjectReader
 ) -> dict[str, Any]:
     """Read new arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else."""
-    wanted = [_Wanted.of(page, kinds) for page in pages]
-    check_memory(entry.nbytes for part in wanted for entry in (*part.small, *part.large))
-    made: dict[str, Any] = {}
+    large, small = _large(pages, kinds), list(bundled(pages, kinds))
+    check_memory(entry.nbytes for entry in chain(large, *(entries for _, entries in small)))
+    fresh: dict[str, Any] = {}
     jobs: list[Callable[[], object]] = []
     copies = _Copies(objects)
-    for part in wanted:
-        for entry in part.large:
-            array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape)
-            made[entry.path] = array
-            for digest, chunk in entry.grid():
-                if chunk.start is None:
-                    copies.add(digest, chunk, array)
-                else:
-                    run = memory[chunk.start : chunk.start + chunk.size]
-                    jobs.append(partial(objects.read_into, digest, run))
+    for entry in large:
+        array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape)
+        fresh[entry.path] = array
+        for digest, chunk in entry.grid():
+            if chunk.start is None:
+                copies.add(digest, chunk, array)
+            else:
+                run = memory[chunk.start : chunk.start + chunk.size]
+                jobs.append(partial(objects.read_into, digest, run))
     gather(jobs, threads=READ_THREADS)
     copies.run()
     with paused_collector():
-        for entry, data in _read_small(wanted, objects):
-            made[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
-    return made
+        for entry, data in read_small(small, objects):
+            fresh[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
+    return fresh
 
 
-def read_into(pages: Iterable[Page], targets: Mapping[str, Any], *, objects: ObjectReader) -> None:
+def read_into(pages: Sequence[Page], targets: Mapping[str, Any], *, objects: ObjectReader) -> None:
     """Fill existing arrays of the right dtype and shape.
 
     On an error some of them may already hold new values.
     """
-    wanted = [_Wanted.of(page, targets) for page in pages]
     copies = _Copies(objects)
-    for part in wanted:
-        for entry in part.large:
-            for digest, chunk in entry.grid():
-                copies.add(digest, chunk, targets[entry.path])
+    for entry in _large(pages, targets):
+        for digest, chunk in entry.grid():
+            copies.add(digest, chunk, targets[entry.path])
     copies.run()
-    for entry, data in _read_small(wanted, objects):
+    for entry, data in read_small(bundled(pages, targets), objects):
         arrays.copy_chunk(targets[entry.path], Chunk(0, entry.nbytes, ()), data)
 
 
@@ -101,35 +99,38 @@ class _Copies:
         arrays.copy_chunk(target, chunk, data)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """The arrays of one page that are to be read."""
-
-    bundle: Bundle | None
-    small: list[ArrayEntry]
-    large: list[ArrayEntry]
-
-    @classmethod
-    def of(cls, page: Page, paths: Container[str]) -> Self:
-        """Choose the arrays of a page by their paths."""
-        entries = [entry for entry in page.entries if entry.path in paths]
-        small = [entry for entry in entries if entry.offset is not None]
-        return cls(page.bundle, small, [entry for entry in entries if entry.offset is None])
+def _large(pages: Iterable[Page], paths: Container[str]) -> list[ArrayEntry]:
+    """The arrays in chunks that have one of these paths."""
+    return [
+        entry
+        for page in pages
+        for entry in page.entries
+        if entry.offset is None and entry.path in paths
+    ]
 
 
-def _read_small(
-    wanted: Iterable[_Wanted], objects: ObjectReader
+def bundled(pages: Iterable[Page], paths: Container[str]) -> Iterator[Bundled]:
+    """The small arrays that have one of these paths, by bundle."""
+    for page in pages:
+        entries = [
+            entry for entry in page.entries if entry.offset is not None and entry.path in paths
+        ]
+        if entries and page.bundle:
+            yield page.bundle, entries
+
+
+def read_small(
+    small: Iterable[Bundled], objects: ObjectReader
 ) -> Iterator[tuple[ArrayEntry, memoryview]]:
     """Yield the checked bytes of small arrays; threads read a few bundles at a time."""
     batch: list[Callable[[], list[tuple[ArrayEntry, memoryview]]]] = []
     held = 0
-    for part in wanted:
-        if part.small and part.bundle:
-            if batch and held + part.bundle.size > BUNDLES_BYTES_MAX:
-                yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
-                batch, held = [], 0
-            batch.append(partial(read_bundle, part.bundle, part.small, objects))
-            held += part.bundle.size
+    for bundle, entries in small:
+        if batch and held + bundle.size > BUNDLES_BYTES_MAX:
+            yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
+            batch, held = [], 0
+        batch.append(partial(read_bundle, bundle, entries, objects))
+        held += bundle.size
     yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
 
 

@@ -8,20 +8,18 @@ taken apart at once, so later changes to the state are not seen. ADR 0012.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.source import NDARRAY, TENSOR
+from ckptstore.commit.flatten import flatten
 from ckptstore.errors import StorageError
 from ckptstore.python_gc import paused_collector
-from ckptstore.state.flatten import Flat
-from ckptstore.state.flatten import flatten as flatten_state
 
 if TYPE_CHECKING:
     from ckptstore.arrays.source import ArraySource
+    from ckptstore.state.flatten import Flat
 
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element
 _ONLY_BYTES = frozenset({"complex32", "float4_e2m1fn_x2"})  # torch cannot copy, or warns of, these
@@ -54,8 +52,7 @@ class Staging:
         import torch
 
         with paused_collector():
-            describe = partial(arrays.describe, with_bytes=False)
-            flat = flatten_state(value, describe=describe, encode=codecs.encode)
+            flat = flatten(value, with_bytes=False)
             own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
             places = self._places_for(own)
             with torch.no_grad():

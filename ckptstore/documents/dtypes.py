@@ -33,6 +33,10 @@ ITEM_BYTES: dict[str, int] = {
     "complex128": 16,
 }
 
+# Those that numpy has only through ml_dtypes, and those that it has itself.
+ML_DTYPES = frozenset(name for name in ITEM_BYTES if name.startswith(("bfloat", "float8")))
+NUMPY_DTYPES = frozenset(ITEM_BYTES) - ML_DTYPES - {"float4_e2m1fn_x2", "complex32"}
+
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 
 

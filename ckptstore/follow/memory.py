@@ -8,19 +8,74 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.checkout.opener import unlisted
+from ckptstore.documents import structure
+from ckptstore.documents.zarr_page import EncodedEntry
 from ckptstore.errors import UnsupportedValueError
+from ckptstore.state import tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ckptstore.checkout.placement import Handover
+    from ckptstore.documents.entry import Entry
     from ckptstore.documents.page import ArrayEntry
-    from ckptstore.follow.refill import Fill, Load
 
     IsGone = Callable[[], bool]
+
+
+@dataclass(slots=True, eq=False)
+class Fill:
+    """An array of a model, and the stored array that goes into it. key: its location in memory."""
+
+    path: str
+    target: Any
+    entry: ArrayEntry
+    key: object = None
+
+    def __post_init__(self) -> None:
+        self.key = location_of(self.target) or id(self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Load:
+    """What is handed over, and the arrays in it.
+
+    content: equal for states that are the same to the last bit; None for one that is handed over
+    every time, because it holds no array and costs nothing, or because it goes into an array that
+    may have been replaced.
+    """
+
+    handover: Handover
+    paths: tuple[str, ...]
+    nbytes: int
+    content: object
+
+    @classmethod
+    def of(cls, handover: Handover, entries: Mapping[str, Entry]) -> Self:
+        """Look up the arrays of a handover."""
+        paths = tuple(node.path for node in tree.arrays(handover.node))
+        for path in paths:
+            if path not in entries:
+                raise unlisted(path)
+        is_known = paths and not any(isinstance(entries[path], EncodedEntry) for path in paths)
+        contents = (entries[path].content for path in paths)
+        return cls(
+            handover=handover,
+            paths=paths,
+            nbytes=sum(entries[path].nbytes for path in paths),
+            content=(structure.encode(handover.node), *contents) if is_known else None,
+        )
+
+    @property
+    def owner(self) -> object:
+        """The object or module that loads it, None for a value that is only put in its place."""
+        return self.handover.owner
 
 
 class Memory:

@@ -15,40 +15,24 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.source import NDARRAY, part_of
 from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.opener import unlisted
-from ckptstore.checkout.reader import READ_THREADS, read_bundle
-from ckptstore.documents import structure
+from ckptstore.checkout.reader import READ_THREADS, bundled, read_small
 from ckptstore.documents.page import ArrayEntry
-from ckptstore.documents.zarr_page import EncodedEntry
-from ckptstore.follow.memory import location_of
-from ckptstore.state import tree
+from ckptstore.follow.memory import Fill, Load
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ckptstore.checkout.placement import Handover, Placement
+    from ckptstore.checkout.placement import Placement
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.digest import Digest
     from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.entry import Entry
-    from ckptstore.documents.page import Bundle, Page
+    from ckptstore.documents.page import Page
     from ckptstore.follow.memory import Memory
     from ckptstore.store.objects import ObjectReader
 
 NOTE = "Arrays are as they were before."
-
-
-@dataclass(slots=True, eq=False)
-class Fill:
-    """An array of a model, and the stored array that goes into it. key: its location in memory."""
-
-    path: str
-    target: Any
-    entry: ArrayEntry
-    key: object = None
-
-    def __post_init__(self) -> None:
-        self.key = location_of(self.target) or id(self.target)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,11 +48,11 @@ class Change:
         """True for an array in a bundle."""
         return self.fill.entry.offset is not None
 
-    def read(self, objects: ObjectReader) -> list[tuple[Change, memoryview]]:
+    def read(self, objects: ObjectReader) -> tuple[Change, memoryview]:
         """The checked bytes of the chunk."""
         data = self._buffer()
         objects.read_into(self.digest, data)
-        return [(self, data)]
+        return self, data
 
     def copy(self) -> memoryview:
         """The bytes that are in its place now."""
@@ -78,42 +62,6 @@ class Change:
 
     def _buffer(self) -> memoryview:
         return arrays.allocate(NDARRAY, "uint8", (self.chunk.size,))[1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Load:
-    """What is handed over, and the arrays in it.
-
-    content: equal for states that are the same to the last bit; None for one that is handed over
-    every time, because it holds no array and costs nothing, or because it goes into an array that
-    may have been replaced.
-    """
-
-    handover: Handover
-    paths: tuple[str, ...]
-    nbytes: int
-    content: object
-
-    @classmethod
-    def of(cls, handover: Handover, entries: Mapping[str, Entry]) -> Self:
-        """Look up the arrays of a handover."""
-        paths = tuple(node.path for node in tree.arrays(handover.node))
-        for path in paths:
-            if path not in entries:
-                raise unlisted(path)
-        is_known = paths and not any(isinstance(entries[path], EncodedEntry) for path in paths)
-        contents = (entries[path].content for path in paths)
-        return cls(
-            handover=handover,
-            paths=paths,
-            nbytes=sum(entries[path].nbytes for path in paths),
-            content=(structure.encode(handover.node), *contents) if is_known else None,
-        )
-
-    @property
-    def owner(self) -> object:
-        """The object or module that loads it, None for a value that is only put in its place."""
-        return self.handover.owner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,28 +189,14 @@ def _changes(fill: Fill, old: ArrayEntry | None) -> Iterator[Change]:
 
 
 def read_changes(
-    changes: Iterable[Change], pages: Iterable[Page], objects: ObjectReader
+    changes: Sequence[Change], pages: Iterable[Page], objects: ObjectReader
 ) -> list[tuple[Change, memoryview]]:
     """The checked bytes of all changes; a bundle is read once where most of it is wanted."""
-    small: dict[str, Change] = {}
-    jobs = []
-    for change in changes:
-        if change.is_small:
-            small[change.fill.path] = change
-        else:
-            jobs.append(partial(change.read, objects))
-    for page in pages:
-        wanted = [small[entry.path] for entry in page.entries if entry.path in small]
-        if wanted and page.bundle:
-            jobs.append(partial(_read_small, page.bundle, wanted, objects))
-    return list(chain.from_iterable(gather(jobs, threads=READ_THREADS)))
-
-
-def _read_small(
-    bundle: Bundle, changes: list[Change], objects: ObjectReader
-) -> list[tuple[Change, memoryview]]:
-    parts = read_bundle(bundle, [change.fill.entry for change in changes], objects)
-    return [(change, data) for change, (_, data) in zip(changes, parts, strict=True)]
+    small = {change.fill.path: change for change in changes if change.is_small}
+    jobs = [partial(change.read, objects) for change in changes if not change.is_small]
+    chunks = gather(jobs, threads=READ_THREADS)
+    parts = read_small(bundled(pages, small), objects)
+    return [*chunks, *((small[entry.path], data) for entry, data in parts)]
 
 
 def _copy(chunks: Iterable[tuple[Change, memoryview]]) -> None:

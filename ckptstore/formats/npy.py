@@ -16,7 +16,7 @@ import numpy as np
 
 from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.strided import FileArray, FortranArray
-from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.dtypes import ITEM_BYTES, NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats import safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
@@ -41,10 +41,6 @@ _FIELD = re.compile(
 )
 _LENGTH = r"\s*[0-9]{1,20}L?\s*"  # Python 2 wrote the L
 _SHAPE = re.compile(rf"\(\s*\)|\((?:{_LENGTH},)+(?:{_LENGTH})?\s*\)")
-DTYPES = frozenset(
-    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
-    | {"float16", "float32", "float64", "complex64", "complex128"}
-)
 
 
 def read(path: Path) -> tuple[LazyArray, dict[str, Any]]:
@@ -122,7 +118,7 @@ def _known(dtype: Any, name: str) -> str:
             f"{name} holds Python objects, which only pickle can read, and a pickle could run "
             "code. Store them as arrays of numbers."
         )
-    if dtype.names is not None or dtype.name not in DTYPES:
+    if dtype.names is not None or dtype.name not in NUMPY_DTYPES:
         raise InvalidInputError(
             f"{name} has the dtype {str(dtype)[:100]}, which no checkpoint can hold. Store it as "
             "numbers, or leave it out."
@@ -144,7 +140,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
             f"{form} holds one array, and the state has {len(flat.arrays)}. Choose one of them, or "
             "write a .npz file."
         )
-    check_dtypes(flat, DTYPES, form=form, safetensors=safetensors.DTYPES)
+    check_dtypes(flat, NUMPY_DTYPES, form=form, safetensors=safetensors.DTYPES)
     with path.open("xb") as file:
         for source in flat.arrays.values():
             write_array(source, file)

@@ -14,6 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptstore.arrays.file import OpenFile, Scratch
+from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
@@ -126,7 +127,7 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     """Write every array under its path, which is its name in numpy.load."""
     form = "A .npz file"
     check_values(flat, form=form, drop_values=drop_values)
-    check_dtypes(flat, npy.DTYPES, form=form, safetensors=safetensors.DTYPES)
+    check_dtypes(flat, NUMPY_DTYPES, form=form, safetensors=safetensors.DTYPES)
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as archive:
         for name, source in flat.arrays.items():
             with archive.open(f"{name}{_SUFFIX}", "w", force_zip64=True) as member:

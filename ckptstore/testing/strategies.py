@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from ckptstore.documents import dtypes
 from ckptstore.documents.dtypes import ITEM_BYTES
 
 if TYPE_CHECKING:
@@ -33,16 +33,9 @@ __all__ = [
 ]
 
 TORCH_DTYPES = tuple(getattr(torch, name) for name in ITEM_BYTES)
-NUMPY_DTYPES = tuple(
-    np.dtype(name)
-    for name in ITEM_BYTES
-    if not name.startswith(("bfloat", "float8", "float4")) and name != "complex32"
-)
-_ML = import_module("ml_dtypes") if find_spec("ml_dtypes") else None
+NUMPY_DTYPES = tuple(np.dtype(name) for name in ITEM_BYTES if name in dtypes.NUMPY_DTYPES)
 ML_DTYPES = tuple(
-    np.dtype(getattr(_ML, name))
-    for name in ITEM_BYTES
-    if _ML and name.startswith(("bfloat", "float8"))
+    np.dtype(getattr(ml_dtypes, name)) for name in ITEM_BYTES if name in dtypes.ML_DTYPES
 )
 SIZES = (0, 1, 2, 3, 5, 17)
 

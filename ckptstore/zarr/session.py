@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from zarr.core.buffer import Buffer
 
+from ckptstore.documents.facts import Facts
 from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.documents.zarr_page import check_key
 from ckptstore.errors import InvalidInputError
@@ -143,10 +144,9 @@ class Session:
             StorageError: The storage failed.
         """
         staged = self.staged()
+        facts = Facts.of(step=step, metrics=metrics, message=message, meta=meta)
         with staged.published():
-            checkpoint = self._publish(
-                staged, step=step, metrics=metrics, message=message, meta=meta, retry=retry
-            )
+            checkpoint = self._publish(staged, facts, retry=retry)
         self._staged = self._begin(checkpoint.id)
         return checkpoint
 

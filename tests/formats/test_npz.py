@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore.arrays import strided
 from ckptstore.commit.flatten import flatten
+from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError
-from ckptstore.formats import npy, npz, read_file, write_file
+from ckptstore.formats import npz, read_file, write_file
 from ckptstore.testing.strategies import ndarrays
 from tests.helpers.equality import difference
 from tests.helpers.flat_files import bits_of, committed
@@ -37,7 +38,7 @@ NAMES = st.text(max_size=6) | st.sampled_from(["a", "b.npy", "a/b", "é", "..", 
 
 
 def is_known(array: Any) -> bool:
-    return array.dtype.name in npy.DTYPES
+    return array.dtype.name in NUMPY_DTYPES
 
 
 @pytest.fixture(scope="module")

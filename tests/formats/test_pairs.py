@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.dtypes import ITEM_BYTES, NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError
-from ckptstore.formats import npy, read_file, safetensors, write_file
+from ckptstore.formats import read_file, safetensors, write_file
 from ckptstore.testing.strategies import arrays
 from tests.helpers.flat_files import Bits, bits_of
 
@@ -44,13 +44,13 @@ ALL = frozenset(ITEM_BYTES)
 FORMATS = {
     "safetensors": Format("x.safetensors", frozenset(safetensors.DTYPES)),
     "sharded": Format("shards", frozenset(safetensors.DTYPES), shard_bytes=100_000),
-    "npz": Format("x.npz", npy.DTYPES),
+    "npz": Format("x.npz", NUMPY_DTYPES),
     "pt": Format("x.pt", ALL),
     "zarr": Format("x.zarr", ALL),
 }
 PAIRS = list(itertools.product(FORMATS, repeat=2))
 KEYS = st.text(max_size=4) | st.sampled_from(["a", "a/b", "a.b", "%", "..", "w.npy", "é", "0"])
-COMMON = arrays().filter(lambda array: str(array.dtype).rpartition(".")[2] in npy.DTYPES)
+COMMON = arrays().filter(lambda array: str(array.dtype).rpartition(".")[2] in NUMPY_DTYPES)
 
 
 def states() -> st.SearchStrategy[dict[str, Any]]:

@@ -16,14 +16,13 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.dtypes import ML_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NUMBERS = re.compile(r"[biufc][0-9]{1,2}")
 _NAMES = re.compile(r"GLOBAL (numpy\.|ml_dtypes\.|bytes )")
-_ML_DTYPES = [name for name in ITEM_BYTES if name.startswith(("bfloat", "float8"))]
 _lock = Lock()  # torch keeps one list of what is allowed for the whole process
 
 
@@ -80,7 +79,7 @@ class _Dtype:
         """Return the dtype; MoreThanNumbersError for all but numbers."""
         if type(self.code) is not str or self.order not in ("<", ">", "=", "|"):
             raise MoreThanNumbersError("a numpy dtype other than of numbers")
-        if self.code in _ML_DTYPES:
+        if self.code in ML_DTYPES:
             dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.code))
             return dtype
         if not _NUMBERS.fullmatch(self.code):
@@ -111,7 +110,7 @@ _STAND_INS: list[Any] = [
     (PickledArray, "numpy.ndarray"),
     (_Dtype, "numpy.dtype"),
     (_bytes, "builtins.bytes"),
-    *((name, f"ml_dtypes.{name}") for name in _ML_DTYPES),
+    *((name, f"ml_dtypes.{name}") for name in ML_DTYPES),
 ]
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import ckptstore
 from ckptstore import CkptStoreError, NotFoundError
 from ckptstore.documents import zarr_document
+from ckptstore.documents.facts import Facts
 from ckptstore.documents.page import SMALL_BYTES
 from tests.helpers.crash.threads import COUNTS
 
@@ -63,7 +64,7 @@ def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> c
         if len(data) >= SMALL_BYTES or not staged.hold(key, data):
             staged.put(key, memoryview(data))
     return repo._publish_session(
-        "main", staged, step=n, metrics=None, message="", meta=None, retry=retry
+        "main", staged, Facts.of(step=n, metrics=None, message="", meta=None), retry=retry
     )
 
 
