@@ -555,7 +555,6 @@ class Repository:
             branch,
             oplog=self._oplog,
             catalog=self._catalog,
-            objects=self._objects,
             checkpoint=self._checkpoint,
             poll_seconds=poll_seconds,
         )
@@ -816,7 +815,6 @@ class Repository:
         from ckptstore.commit.committer import Committer
 
         return Committer(
-            objects=self._objects,
             catalog=self._catalog,
             oplog=self._oplog,
             refs=self._refs,

@@ -22,7 +22,7 @@ from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.index import touched, wanted
 from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS
-from ckptstore.documents.chunks import chunk_counts, is_contiguous, whole
+from ckptstore.documents.chunks import chunk_counts, is_contiguous, number_of, whole
 from ckptstore.documents.dtypes import ITEM_BYTES, word
 from ckptstore.threads import gather
 
@@ -141,16 +141,15 @@ class CheckpointArray(IndexedArray):
         counts = chunk_counts(self.shape, steps)
         axes = [list(touched(part, step)) for part, step in zip(ranges, steps, strict=True)]
         for parts in itertools.product(*axes):
-            number = 0
-            for (position, _, _), count in zip(parts, counts, strict=True):
-                number = number * count + position
+            position = [part[0] for part in parts]
             shape = tuple(
-                min(step, length - position * step)
-                for (position, _, _), step, length in zip(parts, steps, self.shape, strict=True)
+                min(step, length - number * step)
+                for number, step, length in zip(position, steps, self.shape, strict=True)
             )
             inside = tuple(part[1] for part in parts)
             target = made[(*(part[2] for part in parts), ...)]  # a view, also of 0 dimensions
-            yield partial(self._copy, self._entry.digests[number], shape, inside, target)
+            digest = self._entry.digests[number_of(position, counts)]
+            yield partial(self._copy, digest, shape, inside, target)
 
     def _copy(
         self, digest: Digest, shape: tuple[int, ...], inside: tuple[slice, ...], target: Any

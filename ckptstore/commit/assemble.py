@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.commit.plan import ArrayPlan, Plan
-    from ckptstore.commit.put import Putter
+    from ckptstore.commit.put import Place, Putter
     from ckptstore.digest import Digest
     from ckptstore.documents.nodes import Node
 
@@ -37,17 +37,14 @@ def merged(
     Raises:
         InvalidInputError: Two processes disagree about a chunk, or a bundle.
     """
-    chunks: dict[str, dict[int, Digest]] = {}
-    pages = [pages for process in stored for pages in process.values()]
-    for found in {id(page.chunks): page.chunks for page in pages}.values():
-        for path, digests in found.items():
-            known = chunks.setdefault(path, {})
-            for number, digest in digests.items():
-                if known.setdefault(number, digest) != digest:
-                    raise InvalidInputError(
-                        f"Two processes have put different bytes as chunk {number} of "
-                        f"{shown(path)}."
-                    )
+    chunks: dict[Place, Digest] = {}
+    pages = [page for process in stored for page in process.values()]
+    for digests in {id(page.chunks): page.chunks for page in pages}.values():  # pages share them
+        for (path, number), digest in digests.items():
+            if chunks.setdefault((path, number), digest) != digest:
+                raise InvalidInputError(
+                    f"Two processes have put different bytes as chunk {number} of {shown(path)}."
+                )
     for number in range(len(plan.pages)):
         bundled = [page for process in stored if (page := process.get(number)) and page.bundle]
         if any(page.small != bundled[0].small for page in bundled):
@@ -122,10 +119,10 @@ def _entries(arrays: Iterable[ArrayPlan], digests: PageDigests) -> Iterator[Arra
 
 def _chunks(path: str, count: int, digests: PageDigests) -> tuple[Digest, ...]:
     """The digests of all chunks of an array, in C order of its grid."""
-    chunks = digests.chunks.get(path, {})
-    missing = next((number for number in range(count) if number not in chunks), None)
-    if missing is not None:
+    try:
+        return tuple(digests.chunks[path, number] for number in range(count))
+    except KeyError as error:
+        _, missing = error.args[0]
         raise InvalidInputError(
             f"No process has put chunk {missing} of the {count} of {shown(path)}."
-        )
-    return tuple(chunks[number] for number in range(count))
+        ) from error

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ckptstore.commit.derive import Derivation
     from ckptstore.digest import Digest
     from ckptstore.documents.facts import Facts
+    from ckptstore.documents.operation import Operation
     from ckptstore.store.catalog import Catalog
-    from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
     from ckptstore.store.reach import Written
     from ckptstore.store.refs import Refs
@@ -39,15 +39,13 @@ class Committer:
     """Makes the checkpoints of one repository.
 
     Attributes:
-        objects: Where objects go.
-        catalog: The documents of its checkpoints.
+        catalog: The documents of its checkpoints, and its objects.
         oplog: Its operations.
         refs: Publishes manifests.
         chunk_bytes: Bytes of the largest chunks.
         now: Returns UTC in microseconds since 1970.
     """
 
-    objects: ObjectStore
     catalog: Catalog
     oplog: Oplog
     refs: Refs
@@ -61,9 +59,8 @@ class Committer:
             newest = self.oplog.newest()
             head = newest.heads.get(branch)
             written = self._write(value, head)
-            manifest = self._manifest(written, facts, branch=branch, parent=head)
-            return self.refs.publish(
-                manifest, branch=branch, retry=retry, since=newest, relied=written.relied
+            return self._publish(
+                written, facts, branch=branch, retry=retry, parent=head, since=newest
             )
 
         return self.refs.beside_gc(make)
@@ -82,9 +79,8 @@ class Committer:
             except CorruptError:
                 staged.check_there()  # a gc deleted it meanwhile
                 raise
-            manifest = self._manifest(written, facts, branch=branch, parent=staged.id)
-            return self.refs.publish(
-                manifest, branch=branch, retry=retry, since=newest, relied=written.relied
+            return self._publish(
+                written, facts, branch=branch, retry=retry, parent=staged.id, since=newest
             )
 
         return self.refs.beside_gc(make)
@@ -102,7 +98,7 @@ class Committer:
             id = source()
             self.catalog.refuse_expired(id)
             try:
-                written = derive(derivation, id, objects=self.objects, catalog=self.catalog)
+                written = derive(derivation, id, self.catalog)
             except CorruptError:
                 self.catalog.refuse_expired(id)  # a gc gave it up meanwhile
                 raise
@@ -122,13 +118,7 @@ class Committer:
         from ckptstore.commit.staging import Staged
         from ckptstore.commit.writer import write
 
-        store = partial(
-            write,
-            objects=self.objects,
-            catalog=self.catalog,
-            parent=head,
-            chunk_bytes=self.chunk_bytes,
-        )
+        store = partial(write, catalog=self.catalog, parent=head, chunk_bytes=self.chunk_bytes)
         if isinstance(value, ZarrFiles):
             from ckptstore.zarr.commit_folder import take
 
@@ -141,10 +131,18 @@ class Committer:
             )
         return store(value.flat if isinstance(value, Staged) else flatten(value))
 
-    def _manifest(
-        self, written: Written, facts: Facts, *, branch: str, parent: Digest | None
-    ) -> Manifest:
-        return Manifest(
+    def _publish(
+        self,
+        written: Written,
+        facts: Facts,
+        *,
+        branch: str,
+        retry: bool,
+        parent: Digest | None,
+        since: Operation,
+    ) -> Made:
+        """Make what was written the head of a branch. since: the newest operation before that."""
+        manifest = Manifest(
             pages=written.pages,
             structure=written.structure,
             hierarchy=written.hierarchy,
@@ -156,4 +154,7 @@ class Committer:
             message=facts.message,
             meta=facts.meta,
             created=self.now(),
+        )
+        return self.refs.publish(
+            manifest, branch=branch, retry=retry, since=since, relied=written.relied
         )

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.store.catalog import Catalog
-    from ckptstore.store.objects import ObjectStore
     from ckptstore.store.reach import Written
 
 RESETTABLE = ("step", "metrics")
@@ -104,16 +103,13 @@ class Derivation:
         )
 
 
-def derive(
-    derivation: Derivation, id: Digest, *, objects: ObjectStore, catalog: Catalog
-) -> Written:
+def derive(derivation: Derivation, id: Digest, catalog: Catalog) -> Written:
     """Store the structure and the pages of a derived checkpoint; durable when this returns.
 
     Args:
         derivation: What it takes from its source.
         id: The source.
-        objects: Where its documents go.
-        catalog: The documents of the repository.
+        catalog: The documents of the repository, and its objects.
     """
     source = catalog.manifest(id)
     with paused_collector():
@@ -124,7 +120,7 @@ def derive(
         encoded = encoded_entries(source, catalog)
         zarr = {path or ROOT for path in encoded}
         derived = repage(pages, {old: new for old, new in names.items() if old not in zarr})
-    with putting(objects, Reached(digests=source.documents())) as putter:
+    with putting(catalog.objects, Reached(digests=source.documents())) as putter:
         putter.rely(digest for page in derived for digest, _ in page.digests())
         written, _ = put_documents(moved, enumerate(derived), putter)
     return (

@@ -21,6 +21,7 @@ from ckptstore.documents.chunks import (
     chunks,
     is_contiguous,
     is_grid,
+    number_of,
     whole,
 )
 from ckptstore.documents.dtypes import ITEM_BYTES
@@ -97,10 +98,7 @@ class ArrayPlan(NamedTuple):
         inside = chunk_counts(shape, self.chunk_shape)
         spans = (range(first, first + count) for first, count in zip(firsts, inside, strict=True))
         for position in itertools.product(*spans):
-            number = 0
-            for index, count in zip(position, counts, strict=True):
-                number = number * count + index
-            yield number
+            yield number_of(position, counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

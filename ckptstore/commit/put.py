@@ -63,7 +63,7 @@ class PageDigests:
 
     small: list[Part] = field(default_factory=list)
     bundle: Bundle | None = None
-    chunks: Mapping[str, Mapping[int, Digest]] = field(default_factory=dict)
+    chunks: Mapping[Place, Digest] = field(default_factory=dict)
 
 
 class Putter:
@@ -211,10 +211,9 @@ def put_arrays(
                 yield number, PageDigests(small=parts, bundle=bundle)
             else:
                 waiting.append((number, parts, bundle))
-    digests: dict[str, dict[int, Digest]] = {}
+    digests: dict[Place, Digest] = {}
     for places, future in hashing:
-        for (path, number), digest in zip(places, future.result(), strict=True):
-            digests.setdefault(path, {})[number] = digest
+        digests.update(zip(places, future.result(), strict=True))
     with paused_collector():
         for number, parts, bundle in waiting:
             yield number, PageDigests(small=parts, bundle=bundle, chunks=digests)

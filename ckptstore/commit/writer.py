@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.state.flatten import Flat
     from ckptstore.store.catalog import Catalog
-    from ckptstore.store.objects import ObjectStore
 
 
 def write(
     flat: Flat[ArraySource],
     *,
-    objects: ObjectStore,
     catalog: Catalog,
     parent: Digest | None,
     chunk_bytes: int,
@@ -34,15 +32,15 @@ def write(
 
     Args:
         flat: The state.
-        objects: Where its objects go.
-        catalog: The documents of the repository; it keeps the pages for the next commit.
+        catalog: The repository, and its objects; it keeps the pages for the next commit.
         parent: The checkpoint that the new one follows. What it reaches is not put again.
         chunk_bytes: Bytes of the largest chunks.
     """
     reached = reached_by(parent, catalog) if parent else Reached()
     with paused_collector():
         plan = plan_arrays(flat.arrays, chunk_bytes=chunk_bytes, tied=flat.tied)
-    with putting(objects, reached, hash_threads=hash_threads(plan, flat.arrays.values())) as putter:
+    threads = hash_threads(plan, flat.arrays.values())
+    with putting(catalog.objects, reached, hash_threads=threads) as putter:
         stored = put_arrays(plan, flat.arrays, putter)
         written, pages = put_documents(flat.root, assembled(plan, stored), putter)
     for ref, page in zip(written.pages, pages, strict=True):

@@ -89,6 +89,14 @@ def chunk_count(shape: Sequence[int], chunk: Sequence[int]) -> int:
     return math.prod(chunk_counts(shape, chunk))
 
 
+def number_of(position: Sequence[int], counts: Sequence[int]) -> int:
+    """The number, in C order, of a position in a grid that has `counts` along each dimension."""
+    number = 0
+    for index, count in zip(position, counts, strict=True):
+        number = number * count + index
+    return number
+
+
 def chunks(shape: tuple[int, ...], chunk: tuple[int, ...], *, item_bytes: int) -> Iterator[Chunk]:
     """Every chunk in C order of the grid, the order in which a page lists their digests."""
     if 0 in shape:
@@ -114,7 +122,4 @@ def runs(shape: Sequence[int], box: Sequence[range]) -> Iterator[tuple[int, int]
     inner = math.prod(shape[axis + 1 :])
     length = len(box[axis]) * inner
     for index in itertools.product(*box[:axis]):
-        start = 0
-        for position, whole in zip((*index, box[axis].start), shape[: axis + 1], strict=True):
-            start = start * whole + position
-        yield start * inner, length
+        yield number_of((*index, box[axis].start), shape[: axis + 1]) * inner, length

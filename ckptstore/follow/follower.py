@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
     from ckptstore.store.catalog import Catalog
-    from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
 
     Patterns = str | Sequence[str] | None
@@ -87,7 +86,6 @@ class Follower:
         *,
         oplog: Oplog,
         catalog: Catalog,
-        objects: ObjectStore,
         checkpoint: Callable[[Digest, Manifest], Checkpoint],
         poll_seconds: float,
     ) -> None:
@@ -97,7 +95,7 @@ class Follower:
                 f"poll_seconds is {shown(poll_seconds)}; a number of seconds above 0 is expected."
             )
         self.branch = branch
-        self._oplog, self._catalog, self._objects = oplog, catalog, objects
+        self._oplog, self._catalog = oplog, catalog
         self._checkpoint, self._poll_seconds = checkpoint, poll_seconds
         self._closed = threading.Event()
         self._seen: Digest | None = None
@@ -245,11 +243,11 @@ class Follower:
         if self._seen is not None:
             known = {self._seen}
         elif self._others is not None:
-            known = {id for id, _ in ancestors(self._others, self._manifest)}
+            known = {id for id, _ in ancestors(self._others, self._catalog.lookup)}
         else:
             known = set(self._catalog.manifest(head).parents[:1])
         new: list[Digest] = []
-        for id, _ in first_parents(head, self._manifest):
+        for id, _ in first_parents(head, self._catalog.lookup):
             if id in known:
                 break
             new.append(id)
@@ -258,17 +256,11 @@ class Follower:
         self._waiting.extend(reversed(new or [head]))
         self._seen = head
 
-    def _manifest(self, id: Digest) -> Manifest | None:
-        try:
-            return self._catalog.manifest(id)
-        except NotFoundError:
-            return None
-
     def _bring(
         self, model: Any, id: Digest, selection: Selection, part: str | None, *, full: bool
     ) -> Update:
         """Read what a model does not hold of a checkpoint, then change the model."""
-        manifest, objects = self._catalog.manifest(id), CountedObjects(self._objects)
+        manifest, objects = self._catalog.manifest(id), CountedObjects(self._catalog.objects)
         stored = StoredState.load(
             id,
             manifest,
