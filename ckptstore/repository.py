@@ -183,7 +183,7 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """What to pass to `ckptstore.open` to open this repository again."""
+        """What to pass to `ckptstore.open` to reopen this repository."""
         return self._storage.url
 
     def commit(
@@ -566,6 +566,10 @@ class Repository:
     def delete_branch(self, name: str) -> None:
         """Deletes a branch. Its checkpoints stay until gc finds that nothing else reaches them.
 
+        Args:
+            name: An existing branch.
+
+
         Raises:
             NotFoundError: There is no such branch.
         """
@@ -597,6 +601,10 @@ class Repository:
 
     def delete_tag(self, name: str) -> None:
         """Deletes a tag.
+
+        Args:
+            name: An existing tag.
+
 
         Raises:
             NotFoundError: There is no such tag.

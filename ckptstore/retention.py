@@ -175,6 +175,10 @@ class KeepBest(Policy):
     def parse(cls, text: str) -> Self | None:
         """Return the policy that METRIC, METRIC:MODE or METRIC:MODE:N names.
 
+        Args:
+            text: For example "val_loss", "val_acc:max" or "val_acc:max:2".
+
+
         Returns:
             The policy, or None for text of another form.
 
@@ -399,6 +403,10 @@ class Union(Policy):
 
 def from_json(document: object) -> Policy:
     """Return the policy that `Policy.to_json` wrote.
+
+    Args:
+        document: A JSON object, as parsed.
+
 
     Raises:
         InvalidInputError: The document is not that of a policy known to this version.

@@ -1,4 +1,4 @@
-"""Weights: the model's part of a checkpoint, without the optimizer and the rest of a training."""
+"""Weights: the model's part of a checkpoint, without the optimizer and the rest of the state."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
 class Scratch(ByteSource):
     """A nameless temporary file for everything that is unpacked from another file.
 
-    There is one for each file read, whatever is unpacked, because a process may have only so many
-    files open. It is removed when the last array that reads it is gone.
+    There is one for each file read, whatever is unpacked, because the number of open files
+    is limited. It is removed when the last array that reads it is gone.
 
     Args:
         path: Path of the file that is unpacked, for errors.

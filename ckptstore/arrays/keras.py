@@ -1,6 +1,6 @@
 """Keras models and their optimizers as tensors by stable names.
 
-Keras numbers its layers anew whenever a model is made, so the `.path` of a variable differs between
+Keras numbers the layers of each new model differently, so the `.path` of a variable differs between
 two runs of the same program. Variables are therefore named by their position and a readable name.
 See docs/adr/0014. Keras is not imported here: only a process that has imported it can hold a model.
 """

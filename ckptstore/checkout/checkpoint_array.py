@@ -65,7 +65,7 @@ class CheckpointArray(IndexedArray):
         return array
 
     def _fill(self, ranges: tuple[range, ...], memory: memoryview) -> None:
-        """Read what lies at the crossings of some ranges, in C order."""
+        """Read the elements at the crossings of some ranges, in C order."""
         import numpy as np
 
         made = np.frombuffer(memory, word(self.dtype)).reshape(tuple(map(len, ranges)))

@@ -63,7 +63,7 @@ class Staging:
         return Staged(replace(flat, arrays=staged))
 
     def _places_for(self, sources: dict[str, ArraySource]) -> dict[str, _Place]:
-        """Where each array goes: as before if there are the same arrays, else laid out anew."""
+        """Where each array goes: as before if there are the same arrays, else laid out again."""
         places = self._places
         if len(places) != len(sources) or not all(
             path in places and places[path].fits(source) for path, source in sources.items()

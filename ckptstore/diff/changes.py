@@ -127,7 +127,11 @@ class Diff:
         return self.shared_bytes / self.bytes_after if self.bytes_after else 1.0
 
     def of_kind(self, kind: ArrayKind) -> tuple[ArrayChange, ...]:
-        """The arrays that differ in this way."""
+        """The arrays that differ in this way.
+
+        Args:
+            kind: "changed", "retyped", "moved", "added", "removed" or "undecided".
+        """
         return tuple(change for change in self.arrays if change.kind == kind)
 
     @property

@@ -51,7 +51,7 @@ def encode(
 
 
 def decode(data: bytes, *, name: str, bytes_max: int = DOCUMENT_BYTES_MAX) -> dict[str, Any]:
-    """Decode one JSON object; `name` says in errors what was read."""
+    """Decode one JSON object; `name` names in errors what was read."""
     try:
         document = json.loads(
             text(data, name=name, bytes_max=bytes_max),

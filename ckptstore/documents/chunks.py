@@ -80,7 +80,7 @@ def is_contiguous(shape: Sequence[int], block: Sequence[int]) -> bool:
 
 
 def chunk_counts(shape: Sequence[int], chunk: Sequence[int]) -> tuple[int, ...]:
-    """How many chunks lie along each dimension."""
+    """The number of chunks along each dimension."""
     return tuple(-(-length // step) for length, step in zip(shape, chunk, strict=True))
 
 

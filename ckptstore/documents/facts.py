@@ -1,4 +1,4 @@
-"""Facts: what a user says of a checkpoint (step, metrics, message, meta), checked. Pure.
+"""Facts: user-supplied metadata of a checkpoint (step, metrics, message, meta), checked. Pure.
 
 Whatever passes here can be written to a manifest and comes back from it unchanged. Described in
 docs/reference/format.md, section 9.
@@ -29,7 +29,7 @@ STEP_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a user says of a checkpoint."""
+    """User-supplied metadata of a checkpoint."""
 
     step: int | None = None
     metrics: Mapping[str, int | float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Facts:
         """Check what a user passed.
 
         Raises:
-            InvalidInputError: One of them is of the wrong type or too large. It says which.
+            InvalidInputError: One of them is of the wrong type or too large. The message names it.
         """
         return cls(
             step=check_step(step),
@@ -91,7 +91,7 @@ def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float
         )
     if len(metrics) > METRICS_MAX:
         raise InvalidInputError(
-            f"There are {len(metrics)} metrics; at most {METRICS_MAX} are allowed."
+            f"{len(metrics)} metrics were given; at most {METRICS_MAX} are allowed."
         )
     return {check_metric_name(name): _number(name, value) for name, value in metrics.items()}
 

@@ -29,12 +29,12 @@ OWNER_LENGTH_MAX = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condemned:
-    """What a running gc is about to delete (ADR 0020).
+    """What a running gc will delete (ADR 0020).
 
     Attributes:
         checkpoints: Those that are about to expire.
         digests: The objects.
-        why: What the expiries of the checkpoints will say.
+        why: The reason that the expiries of the checkpoints record.
         owner: A random text that names the gc; "" in entries of versions that wrote none.
         since: The number of the operation that condemned just this, carried along by later ones;
             0 without an owner.

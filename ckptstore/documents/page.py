@@ -1,6 +1,6 @@
 """Page: a part of a checkpoint's array list, in path order, and the rule for where pages end.
 
-A page ends where a hash of an array's path says so. The same architecture is therefore always cut
+A hash of each array's path decides where a page ends. The same architecture is therefore always cut
 in the same places, and a page in which nothing changed is the same object in every checkpoint.
 
 ADR 0003 (bundles), ADR 0013 (`reached`), ADR 0022 (chunk grids); docs/reference/format.md,
@@ -47,7 +47,7 @@ _SMALL = re.compile(r'"digest":"[0-9a-f]{64}","dtype":')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayEntry:
-    """One array: what it is, and the digests of its bytes.
+    """One array: its path, dtype, shape and chunks, and the digests of its bytes.
 
     Attributes:
         path: Its path in the state.

@@ -4,7 +4,7 @@ An array appears uncompressed, on the regular grid on which it is stored. Zarr w
 have the same shape, so one that is stored short is padded with zeros when it is read.
 
 Element types are named as in the registry of Zarr extensions. Two have no name there: complex32
-appears as float16 with one more dimension of 2, float4_e2m1fn_x2 as uint8, and an attribute says
+appears as float16 with one more dimension of 2, float4_e2m1fn_x2 as uint8, and an attribute records
 what they are. ADR 0016, ADR 0022.
 """
 

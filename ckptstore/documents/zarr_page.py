@@ -36,7 +36,7 @@ VALUE_BYTES_MAX = 1 << 44
 
 PART_WEIGHT_MAX = 65_536  # of a node on one page; 7 MB
 PART_WEIGHT_MIN = 4_096
-PART_CUT_MODULUS = 8_192  # one key in so many ends a part: 12,000 values on average
+PART_CUT_MODULUS = 8_192  # one key in 8,192 ends a part: 12,000 values on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class Weighed(NamedTuple):
 
 
 def weight(key: str, digests: int) -> int:
-    """The weight of a value of so many segments in deciding where pages end."""
+    """The weight of a value, by its number of segments, in deciding where pages end."""
     return max(1, digests) + len(key.encode()) // 32
 
 

@@ -229,7 +229,11 @@ class Follower:
         ) from failed
 
     def forget(self, model: Any) -> None:
-        """Forgets what a model holds, so that the next update reads everything."""
+        """Forgets what a model holds, so that the next update reads everything.
+
+        Args:
+            model: A destination that was passed to `update`.
+        """
         self._memory.forget_model(model)
 
     def _look(self) -> None:

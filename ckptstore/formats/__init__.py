@@ -66,6 +66,10 @@ class FileState:
 def has_format(path: str | Path) -> bool:
     """Return whether the suffix of a path is that of a format.
 
+    Args:
+        path: A file or folder; it need not exist.
+
+
     Example:
         >>> from ckptstore import formats
         >>> formats.has_format("tuned.safetensors"), formats.has_format("notes.txt")
@@ -146,8 +150,8 @@ def write_file(
         path: Where to write it. The suffix is that of the format.
         overwrite: Whether to replace a file, or an export in a folder.
         drop_values: Whether to leave out plain values if the format has no place for them.
-        shard_bytes: Write a folder of .safetensors files with at most so many bytes of arrays each,
-            or with one larger array.
+        shard_bytes: Write a folder of .safetensors files, each with at most this many bytes of
+            arrays, or with one larger array.
 
     Raises:
         InvalidInputError: The format cannot hold the state, or the path is taken.

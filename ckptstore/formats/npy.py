@@ -67,8 +67,8 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
     nbytes, left = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
     if nbytes != left:
         raise InvalidInputError(
-            f"{name} is damaged: its header says dtype {dtype} and shape {shape}, and {left} bytes "
-            "follow."
+            f"{name} is damaged: its header states dtype {dtype} and shape {shape}, and {left} "
+            "bytes follow."
         )
     offset = start + head.tell()
     form = FortranArray if is_fortran and nbytes and len(shape) > 1 else FileArray

@@ -76,8 +76,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if places is not None and (missing := places.keys() - tensors.keys()):
         name = min(missing)
         raise InvalidInputError(
-            f"{path / indices[0]} says that {shown(name)} is in {places[name]}, and it is not. Is "
-            "the file another one?"
+            f"{path / indices[0]} states that {shown(name)} is in {places[name]}, and it is not. "
+            "Is the file another one?"
         )
     return nested(tensors), {"safetensors": metadata} if metadata else {}
 
@@ -97,8 +97,8 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
     for name, place in places.items():
         if not isinstance(place, str) or not _is_plain(place, suffix):
             raise InvalidInputError(
-                f"{path} says that {shown(name)} is in {shown(place)}, which is not the name of a "
-                f"{suffix} file beside it."
+                f"{path} states that {shown(name)} is in {shown(place)}, which is not the name of "
+                f"a {suffix} file beside it."
             )
     return places
 
@@ -117,7 +117,7 @@ def _inside(folder: Path, name: str) -> Path:
         return path
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # it leads nowhere, or to itself
+    except (OSError, RuntimeError):  # a broken link, or one to itself
         target = None
     if target is None or target.parent != folder.resolve():
         raise InvalidInputError(

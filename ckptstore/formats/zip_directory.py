@@ -138,4 +138,4 @@ def _large(extra: bytes, numbers: list[int]) -> tuple[int, int, int]:
             )
             return packed, size, start
         at += 4 + length
-    raise ValueError("a record is too large for what its directory says of it")
+    raise ValueError("a record is too large for its directory entry")

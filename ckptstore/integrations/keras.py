@@ -31,7 +31,7 @@ def tracked(model: keras.Model) -> dict[str, Any]:
     """The objects of a Keras model for a CheckpointManager outside `fit`.
 
     Pass them on as in `CheckpointManager(store, **tracked(model))`. Variables are saved by their
-    position and a readable name, because Keras numbers its layers anew in each process.
+    position and a readable name, because Keras numbers its layers differently in each process.
 
     Args:
         model: The model, built. Its optimizer is included if it is compiled.
@@ -61,7 +61,7 @@ def tracked(model: keras.Model) -> dict[str, Any]:
 
 
 class KerasTraining(Training):
-    """The training of a Keras model in progress, as callbacks see it."""
+    """The training run of a Keras model in progress, as callbacks see it."""
 
     def __init__(self, model: keras.Model) -> None:
         _check_backend()
@@ -182,7 +182,7 @@ class KerasTraining(Training):
         self.model._initial_epoch = epoch  # noqa: SLF001 - as Keras' own BackupAndRestore does
 
     def note_begun(self) -> None:
-        """Reset the initial epoch, so that the next call of fit begins as its arguments say."""
+        """Reset the initial epoch, so that the next call of fit begins as its arguments specify."""
         self.model._initial_epoch = None  # noqa: SLF001 - Keras itself never resets it
 
 

@@ -171,7 +171,7 @@ class _Item:
 
 
 class _Move:
-    """One structure on its way to another: every leaf is put in anew, in its order."""
+    """One structure on its way to another: every leaf is inserted again, in order."""
 
     def __init__(self, names: Mapping[str, str], source: Node) -> None:
         self.names = names

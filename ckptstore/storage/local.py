@@ -8,7 +8,7 @@ the same file, since the kernel may have dropped the bytes and would then report
 fails instead (docs/reference/format.md, section 3; ADR 0001).
 
 Every name below the root is opened one part at a time without following links, and only regular
-files are read, so a planted link or FIFO leads nowhere. The root itself may be a link: it is the
+files are read, so a planted link or FIFO is refused. The root itself may be a link: it is the
 user's.
 """
 

@@ -1,4 +1,4 @@
-"""The contract of a storage: bytes by key, atomic, durable when it says so.
+"""The contract of a storage: bytes by key, atomic, durable when specified.
 
 A storage knows nothing of what the bytes mean, and a key is no path of any file system: `check_key`
 gives the grammar. An implementation should pass `ckptstore.testing.storage_suite`.
@@ -12,7 +12,7 @@ What is required (docs/reference/format.md, section 3; ADR 0001):
    place.
 3. `create` is atomic and durable by itself: of any number of concurrent callers exactly one gets
    True, and its bytes survive a power failure. The bytes must be such that no two callers create
-   the same: then a caller whose answer was lost can read the key back to find out who won.
+   the same: then a caller whose answer was lost can read the key back to find out which one won.
 4. A deleted key may reappear after a power failure until `flush` has been called with it.
 5. A missing key is a NotFoundError. Every other failure is a StorageError and never reads as
    "not there".
@@ -76,6 +76,11 @@ class Storage(Protocol):
     def get(self, key: str, *, bytes_max: int) -> bytes:
         """Return all bytes of a key.
 
+        Args:
+            key: An existing key.
+            bytes_max: The largest number of bytes that the caller accepts.
+
+
         Raises:
             NotFoundError: There is no such key.
             CorruptError: It has more than `bytes_max` bytes, or is no regular file.
@@ -113,11 +118,20 @@ class Storage(Protocol):
         ...
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Return once these keys are durable; those that were deleted then stay deleted."""
+        """Return once these keys are durable; those that were deleted then stay deleted.
+
+        Args:
+            keys: Keys that were put or deleted, by this or another process.
+        """
         ...
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists.
+
+        Args:
+            key: The key to create.
+            data: All of its bytes.
+
 
         Returns:
             True, with the bytes durable, for exactly one of any number of callers.
@@ -125,15 +139,27 @@ class Storage(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys, ignoring missing ones; durable after `flush`."""
+        """Remove keys, ignoring missing ones; durable after `flush`.
+
+        Args:
+            keys: The keys to remove.
+        """
         ...
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """List every key under a folder ("objects/", or "" for all), in no particular order."""
+        """List every key under a folder ("objects/", or "" for all), in no particular order.
+
+        Args:
+            prefix: A folder with its slash, or "" for all keys.
+        """
         ...
 
     def size(self, key: str) -> int | None:
-        """Return the size of a key in bytes, or None when there is no such key."""
+        """Return the size of a key in bytes, or None when there is no such key.
+
+        Args:
+            key: Any key.
+        """
         ...
 
     def now(self) -> float:
@@ -150,6 +176,10 @@ class Storage(Protocol):
     def sweep(self, *, seconds: float) -> int:
         """Remove what dead writers left half written and untouched for this many seconds.
 
+        Args:
+            seconds: How long a leftover must have been untouched.
+
+
         Returns:
             The bytes that were freed.
         """
@@ -162,7 +192,7 @@ def check_key(key: str) -> str:
     A key has one to three parts of `A-Z a-z 0-9 . _ -`, joined by "/", none beginning with a dot.
 
     Raises:
-        InvalidInputError: It is none.
+        InvalidInputError: It is not a key.
     """
     if not _KEY.fullmatch(key):
         raise InvalidInputError(

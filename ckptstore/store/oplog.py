@@ -2,7 +2,7 @@
 
 The log of numbered, immutable operations holds the whole mutable state of a repository: branches,
 tags and settings. The first writer to create `ops/<seq + 1>` wins; the others read again and decide
-anew (docs/reference/format.md, section 8). Only this module knows the keys of operations.
+again (docs/reference/format.md, section 8). Only this module knows the keys of operations.
 """
 
 from __future__ import annotations

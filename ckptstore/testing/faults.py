@@ -19,7 +19,7 @@ _BYTES_MAX = 1 << 62
 
 
 class Killed(BaseException):
-    """The process ends here: raised where a real one would be killed, and handled nowhere."""
+    """The process ends here: raised where a real one would be killed, and never caught."""
 
 
 class LosingStorage:
@@ -64,7 +64,7 @@ class LosingStorage:
         return tuple(sorted(self._before))
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
-        """As the protocol says; not durable yet."""
+        """As in the protocol; not durable yet."""
         self._change()
         before = None
         if self._memory.size(key) is not None:
@@ -73,18 +73,18 @@ class LosingStorage:
         self._before.setdefault(key, before)
 
     def flush(self, keys: Iterable[str]) -> None:
-        """As the protocol says: these keys, and no others, are durable now."""
+        """As in the protocol: these keys, and no others, are durable now."""
         self._change()
         for key in keys:
             self._before.pop(key, None)
 
     def create(self, key: str, data: Buffer) -> bool:
-        """As the protocol says; durable."""
+        """As in the protocol; durable."""
         self._change()
         return self._memory.create(key, data)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """As the protocol says; what was deleted may come back."""
+        """As in the protocol; what was deleted may come back."""
         self._change()
         for key in keys:
             if self._memory.size(key) is not None:

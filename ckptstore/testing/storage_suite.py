@@ -54,7 +54,7 @@ class StorageSuite:
         assert bytes(buffer) == bytes(seen) == data
 
     def test_read_into_from_a_start_reads_a_part(self, storage: Storage) -> None:
-        """The buffer's length says how much; the rest of the key does not matter."""
+        """The buffer's length determines how much; the rest of the key does not matter."""
         storage.put(KEY, b"0123456789")
         buffer = bytearray(4)
         storage.read_into(KEY, memoryview(buffer), start=3)
@@ -140,7 +140,7 @@ class StorageSuite:
         storage.flush([KEY, "objects/ab/other"])
 
     def test_a_listing_tells_when_each_key_was_stored(self, storage: Storage) -> None:
-        """In seconds by the clock of `now`, and anew whenever a key is put again."""
+        """In seconds by the clock of `now`, and updated whenever a key is put again."""
         before = storage.now()
         storage.put(KEY, b"x")
         storage.create("ops/000000000001.json", b"y")

@@ -64,7 +64,7 @@ def _finish_all() -> None:
         try:
             background.wait()
         except BaseException:  # noqa: BLE001 - the interpreter ends
-            sys.stderr.write("ckptstore: the last save failed after the training had ended:\n")
+            sys.stderr.write("ckptstore: the last save failed after training had ended:\n")
             traceback.print_exc()
 
 

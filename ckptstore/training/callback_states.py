@@ -1,4 +1,4 @@
-"""The states of a training's callbacks and its position, as one stateful object.
+"""The states of the callbacks of a training run, and its position, as one stateful object.
 
 It decides nothing about when to save or load. See docs/adr/0014.
 """
@@ -17,7 +17,7 @@ CALLBACKS = "callbacks"  # the name under which a checkpoint holds the states of
 
 
 class CallbackStates:
-    """The states of a training's callbacks and its position.
+    """The states of the callbacks of a training run, and its position.
 
     A state that is loaded earlier waits for `begin`, which follows the callbacks' on_train_begin.
     """
@@ -28,7 +28,7 @@ class CallbackStates:
         self.has_begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each callback that has one, by its class, and the training's position."""
+        """The state of each callback that has one, by its class, and the position of the run."""
         training = self._the_training
         states = {name: item.state_dict() for name, item in self._named()}
         epoch, batch, step = training.position
@@ -63,7 +63,7 @@ class CallbackStates:
     def _the_training(self) -> Training:
         training = self._training()
         if training is None:
-            raise InvalidInputError("The training of these callbacks has ended.")
+            raise InvalidInputError("The training run of these callbacks has ended.")
         return training
 
     def _named(self) -> list[tuple[str, Any]]:

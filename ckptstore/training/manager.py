@@ -47,14 +47,14 @@ class CheckpointManager:
     Args:
         store: A folder or URL, where a repository is created if there is none, or a Repository.
         branch: The branch of this run.
-        max_to_keep: Keep the newest so many checkpoints.
+        max_to_keep: Keep the newest N checkpoints.
         keep_best: Keep the best by a metric: "METRIC", "METRIC:MODE" or "METRIC:MODE:N", such as
             "val_loss", "val_acc:max" or "val_acc:max:3". It also defines `best`.
-        keep_every_n_hours: Keep one checkpoint every so many hours.
-        keep_every_n_steps: Keep one checkpoint every so many steps.
+        keep_every_n_hours: Keep one checkpoint every N hours.
+        keep_every_n_steps: Keep one checkpoint every N steps.
         policy: Any policy of `ckptstore.retention`.
-        save_interval_steps: `save` saves when a multiple of so many steps was passed.
-        save_interval_minutes: `save` saves when so many minutes have elapsed since the last save.
+        save_interval_steps: `save` saves when a multiple of N steps was passed.
+        save_interval_minutes: `save` saves when N minutes have elapsed since the last save.
             Without either interval, it saves at every call.
         async_save: `save` returns once the state is copied to host memory, which takes as much
             memory as the state; hashing and writing continue in the background (see docs/adr/0012).
@@ -271,7 +271,7 @@ class CheckpointManager:
             )
         except CkptStoreError as error:
             error.add_note(
-                "The training was not started from scratch. Restore another checkpoint (rev=), "
+                "Training was not started from scratch. Restore another checkpoint (rev=), "
                 "only parts of it (include=, exclude=, strict=False), or use another branch."
             )
             raise
@@ -283,6 +283,10 @@ class CheckpointManager:
 
     def should_save(self, step: int) -> bool:
         """Whether `save` would save at this step.
+
+        Args:
+            step: Training steps completed so far.
+
 
         Raises:
             CkptStoreError: An earlier save failed in the background.
@@ -311,7 +315,7 @@ class CheckpointManager:
         Args:
             step: The number of steps done.
             metrics: Numbers by name.
-            message: A text for people.
+            message: Description of the checkpoint.
             meta: Further JSON values by name.
             epoch: The position in the data, which `restore` puts into the attribute `epoch`.
             batch: The same for the attribute `batch`.

@@ -1,4 +1,4 @@
-"""Tracked: the objects of a training as one nested state to commit, and one destination to fill."""
+"""Tracked: the objects of a run as one nested state to commit, and one destination to fill."""
 
 from __future__ import annotations
 

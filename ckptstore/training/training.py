@@ -1,4 +1,4 @@
-"""Training: the training in progress as its callbacks see it, here a plain loop over a torch model.
+"""Training: a training run in progress as its callbacks see it, here a loop over a torch model.
 
 Callbacks of the same model find each other here, and their checkpoints hold the states of all of
 them. It runs no loop, and knows nothing of other frameworks: `frameworks` does. See docs/adr/0014.
@@ -51,7 +51,7 @@ class Rate:
 
 
 class Training:
-    """A training in progress.
+    """A training run in progress.
 
     Attributes:
         model: The model.
@@ -211,7 +211,7 @@ _trainings: weakref.WeakKeyDictionary[Any, weakref.ref[Training]] = weakref.Weak
 
 
 def training_of(model: Any) -> Training:
-    """The training of a model in progress, or a new one."""
+    """The training run of a model in progress, or a new one."""
     try:
         known = _trainings.get(model)
     except TypeError:  # the model is not hashable or has no weak references
@@ -224,6 +224,6 @@ def training_of(model: Any) -> Training:
 
 
 def remember(model: Any, training: Training) -> None:
-    """Make this the training of a model for as long as other references to it exist."""
+    """Make this the training run of a model for as long as other references to it exist."""
     with suppress(TypeError):  # CallbackList passes their training to callbacks of such models
         _trainings[model] = weakref.ref(training)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import SupportsIndex
 
+    from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
     from ckptstore.zarr.changes import StagedContents
 
@@ -64,7 +65,7 @@ class Session:
         self,
         branch: str,
         begin: Callable[[Digest | None], StagedContents],
-        publish: Callable[..., Any],
+        publish: Callable[..., Checkpoint],
         *,
         head: Digest | None,
     ) -> None:
@@ -118,7 +119,7 @@ class Session:
         message: str = "",
         meta: Mapping[str, Any] | None = None,
         retry: bool = False,
-    ) -> Any:
+    ) -> Checkpoint:
         """Commit the contents of the store as the new head of the branch.
 
         The checkpoint is durable when this returns, and the session continues from it. Writes by
@@ -127,7 +128,7 @@ class Session:
         Args:
             step: The training step, 0 or more.
             metrics: Numbers by name.
-            message: A text for people.
+            message: Description of the checkpoint.
             meta: Further JSON values by name.
             retry: When the branch has moved since the session began, take its new head as the
                 parent instead of raising. The new checkpoint does not contain the changes made

@@ -233,7 +233,11 @@ class CheckpointStore(ContentStore):
         self._shown = View(id, manifest, catalog, attributes=facts(id, manifest))
 
     def is_array(self, path: str) -> bool:
-        """True when the node at a path is an array."""
+        """True when the node at a path is an array.
+
+        Args:
+            path: The path of a node, such as "model/weight".
+        """
         contents = self._shown.contents
         content = contents.get(join(path, METADATA))
         if content is None:

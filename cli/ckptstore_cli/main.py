@@ -84,11 +84,11 @@ class Program(click.Group):
 @repo_option
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Store the checkpoints of trainings, each array only once.
+    """Store training checkpoints, with every array stored once.
 
-    A branch refers to the newest checkpoint of a training and its history; a tag is a name that
-    does not move. A revision (REV) names a checkpoint: a branch, a tag, an id or at least its first
-    6 digits, main~2, main@step=1000, best:val_loss, main@best:accuracy:max, latest.
+    A branch refers to the newest checkpoint of a training run and its history; a tag is a name
+    that does not move. A revision (REV) names a checkpoint: a branch, a tag, an id or at least its
+    first 6 digits, main~2, main@step=1000, best:val_loss, main@best:accuracy:max, latest.
     """
 
 

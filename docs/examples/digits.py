@@ -231,7 +231,7 @@ def evaluate_in_new_process(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def compare(checkpoint: Checkpoint, metrics: dict[str, str]) -> None:
-    """Print the metrics of the training and of the new process; exit if any digit differs."""
+    """Print the metrics of the training run and of the new process; exit if any digit differs."""
     for name, value in checkpoint.metrics.items():
         print(f"   {name:8}  when committed {value!r:20}  in the new process {metrics[name]}")
     if metrics != {name: repr(value) for name, value in checkpoint.metrics.items()}:

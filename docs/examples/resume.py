@@ -130,7 +130,7 @@ def follow(store: str, branch: str, *, kill_at: int | None) -> dict[int, str]:
                 end = f"killed after printing step {number}"
                 break
     if not end and process.returncode != 0:
-        sys.exit(f"error: the training ended with exit code {process.returncode}.")
+        sys.exit(f"error: training ended with exit code {process.returncode}.")
     begin = f"after step {start}" if start else "at the beginning"
     print(f"   started {begin}, {end or f'ended after step {STEPS}'}")
     return losses

@@ -84,7 +84,7 @@ class _Storage:
 
 
 class _Tensor:
-    """Pickles as a tensor would whose elements lie in C order in the storage of this key."""
+    """Pickles as a tensor would whose elements are stored in C order in the storage of this key."""
 
     def __init__(self, source: ArraySource, key: str) -> None:
         self.source, self.key = source, key

@@ -52,7 +52,7 @@ class LongTexts:
         self._text_bytes_left, self._array_bytes_left = PICKLE_BYTES_MAX, ARRAYS_BYTES_MAX
 
     def is_long(self, size: int) -> bool:
-        """Whether only a text has so many bytes."""
+        """Whether only a text can have this many bytes."""
         return size >= LONG_BYTES
 
     def skip(self, stream: PickleStream, size: int) -> bytes:
@@ -121,7 +121,7 @@ class LongTexts:
         return self._places.get(value if isinstance(value, str) else value.decode("latin-1"))
 
     def _bytes(self, start: int, size: int, nbytes: int) -> bytearray:
-        """The bytes of an array, a character for each; empty if they cannot be so many."""
+        """The bytes of an array, a character for each; empty if there cannot be that many."""
         data = bytearray()
         if not nbytes <= size <= 2 * nbytes:
             return data

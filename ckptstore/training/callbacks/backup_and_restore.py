@@ -1,4 +1,4 @@
-"""BackupAndRestore: backs up a training, and resumes it where it was interrupted."""
+"""BackupAndRestore: backs up a training run, and resumes it where it was interrupted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BackupAndRestore(Saver):
-    """Backs up the training, and resumes it where it was interrupted.
+    """Backs up the training run, and resumes it where it was interrupted.
 
     When the training begins and there is a backup, it restores the model, the optimizer, everything
     else that is tracked, random numbers and the states of the other callbacks, and the loop begins
@@ -72,7 +72,7 @@ class BackupAndRestore(Saver):
         self._restore_random: Callable[[], None] | None = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Open the store, and restore a training that was interrupted.
+        """Open the store, and restore a run that was interrupted.
 
         Raises:
             CheckoutMismatchError: The backup does not fit the model or another tracked object.

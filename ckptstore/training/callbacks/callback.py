@@ -1,6 +1,6 @@
-"""Callback: the base class with a hook for each event of a training.
+"""Callback: the base class with a hook for each event of a training run.
 
-It decides nothing itself. Callbacks of one training find each other through their `Training`; see
+It decides nothing itself. Callbacks of one run find each other through their `Training`; see
 docs/adr/0014.
 """
 
@@ -61,7 +61,7 @@ class Callback:
 
     @property
     def training(self) -> Training:
-        """The training that the callback belongs to.
+        """The training run that the callback belongs to.
 
         Raises:
             InvalidInputError: The callback belongs to none yet.
@@ -74,17 +74,29 @@ class Callback:
         return self._training
 
     def set_params(self, params: Mapping[str, Any]) -> None:
-        """Receive "epochs", "steps" and "verbose"; called by `CallbackList` and `fit`."""
+        """Receive "epochs", "steps" and "verbose"; called by `CallbackList` and `fit`.
+
+        Args:
+            params: The arguments of the loop, by name.
+        """
         self.params = params
 
     def set_model(self, model: Any) -> None:
-        """Join the training of a model; called by `CallbackList` and `fit`."""
+        """Join the training run of a model; called by `CallbackList` and `fit`.
+
+        Args:
+            model: The model being trained.
+        """
         self.model = model
         known = self._training
         self.set_training(known if known and known.model is model else training_of(model))
 
     def set_training(self, training: Training) -> None:
-        """Join a training; called by `CallbackList`."""
+        """Join a training run; called by `CallbackList`.
+
+        Args:
+            training: The run that the callback belongs to.
+        """
         self._training = training
         training.join(self)
 
@@ -93,7 +105,11 @@ class Callback:
         return {name.removeprefix("_"): getattr(self, name) for name in self._kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `state_dict` has returned."""
+        """Continue from a state that `state_dict` has returned.
+
+        Args:
+            state: What `state_dict` returned, possibly in another process.
+        """
         for name in self._kept:
             setattr(self, name, state[name.removeprefix("_")])
 

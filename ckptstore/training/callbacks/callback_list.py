@@ -27,7 +27,7 @@ class CallbackList(Callback):
     """Calls all its callbacks at each hook of a training loop.
 
     Metrics reach the callbacks as plain numbers, and all of them get the same `logs` at the end of
-    an epoch. Unlike Keras' list, it keeps the position of the training: `epochs` and `batches` of a
+    an epoch. Unlike Keras' list, it keeps the position of the run: `epochs` and `batches` of a
     restored training begin where the checkpoint was made. The list is itself stateful, so a
     `CheckpointManager` can track it in place of a `BackupAndRestore`. See docs/adr/0014.
 
@@ -38,7 +38,7 @@ class CallbackList(Callback):
         steps: The number of batches in each epoch, where it is known.
         initial_epoch: The first epoch, counted from 0, unless a restored training continues later.
         verbose: For `ProgbarLogger`: 0 for nothing, 1 for a bar, 2 for a line for each epoch.
-        manager: A `CheckpointManager` whose tracked objects belong to this training. It then also
+        manager: A `CheckpointManager` whose tracked objects belong to this run. It then also
             saves the states of the callbacks.
         **tracked: Further objects to save by name, with state_dict and load_state_dict:
             `optimizer=`, `scheduler=`, `loader=` and so on. None is left out.
@@ -96,7 +96,11 @@ class CallbackList(Callback):
             self.append(callback)
 
     def append(self, callback: Any) -> None:
-        """Add a callback, one of this package or any object with Keras' hooks."""
+        """Add a callback, one of this package or any object with Keras' hooks.
+
+        Args:
+            callback: The callback to add at the end.
+        """
         self.callbacks.append(callback)
         if hasattr(callback, "set_training"):
             callback.set_training(self.training)
@@ -112,7 +116,7 @@ class CallbackList(Callback):
         self._call(self.callbacks, "set_params", params)
 
     def set_model(self, model: Any) -> None:
-        """Make this the training of a model."""
+        """Make this the training run of a model."""
         self.model = model
         if model is not None:
             remember(model, self.training)
@@ -120,7 +124,7 @@ class CallbackList(Callback):
 
     @property
     def stop_training(self) -> bool:
-        """Whether a callback has requested that the training ends. May be set."""
+        """Whether a callback has requested that training ends. May be set."""
         return self.training.stop_training
 
     @stop_training.setter
@@ -128,7 +132,7 @@ class CallbackList(Callback):
         self.training.stop_training = stops
 
     def epochs(self) -> Iterator[int]:
-        """Yield the remaining epochs until the last one or until a callback stops the training.
+        """Yield the remaining epochs until the last one or until a callback stops training.
 
         Raises:
             InvalidInputError: `on_train_begin` was not called before.
@@ -144,9 +148,12 @@ class CallbackList(Callback):
     def batches(self, data: Iterable[Data]) -> Iterator[tuple[int, Data]]:
         """Yield the number and the data of each remaining batch of an epoch.
 
-        It ends early when a callback stops the training. A training that was restored in the middle
+        It ends early when a callback stops training. A run that was restored in the middle
         of an epoch skips the batches that are done, unless `data` itself is tracked and so has been
         restored to its position.
+
+        Args:
+            data: The batches of one epoch, such as a DataLoader.
         """
         done = self.training.batch
         is_positioned = any(data is item for item in self.training.tracked.values())
@@ -157,7 +164,7 @@ class CallbackList(Callback):
                 return
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all callbacks, and the position of the training."""
+        """The states of all callbacks, and the position of the run."""
         return self._states.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,7 +192,7 @@ class CallbackList(Callback):
             getattr(callback, hook)(*args)
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Begin the training, then load states that wait for it."""
+        """Begin training, then load states that wait for it."""
         training = self.training
         training.stop_training = False
         training.forget()
@@ -197,7 +204,7 @@ class CallbackList(Callback):
         self._states.begin()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """End the training."""
+        """End training."""
         self._call(self._savers_first, "on_train_end", plain(logs))
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:

@@ -80,7 +80,7 @@ class CSVLogger(Callback):
         self._size += len(data)
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Leave an empty file after a training without epochs."""
+        """Leave an empty file after a run without epochs."""
         self._open()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -89,13 +89,13 @@ class CSVLogger(Callback):
         self._is_resumed = True
 
     def _open(self) -> None:
-        """Once per training, truncate the file to where the training begins."""
+        """Once per run, truncate the file to where the run begins."""
         if self._is_open:
             return
         self._is_open = True
         if self._is_resumed and not self._ends_a_line_at(self._size):
             warnings.warn(
-                f"{self.filename} is not the file that the training wrote before it was "
+                f"{self.filename} is not the file that the run wrote before it was "
                 "interrupted. Its contents are discarded.",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""EarlyStopping: ends a training whose metric no longer improves, and restores its best weights."""
+"""EarlyStopping: ends a run whose metric no longer improves, and restores its best weights."""
 
 # ruff: noqa: ARG002 - a hook is called with more than each of them needs
 

@@ -1,4 +1,4 @@
-"""LambdaCallback: functions as the hooks of a training."""
+"""LambdaCallback: functions as the hooks of a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModelCheckpoint: saves a training to a branch as it goes on."""
+"""ModelCheckpoint: saves a training run to a branch as it goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ModelCheckpoint(Saver, Monitored):
-    """Saves the training at the end of epochs or after a number of batches.
+    """Saves the training run at the end of epochs or after a number of batches.
 
     Unlike with Keras, a save is a checkpoint on a branch instead of a file, and it holds everything
     that a resumed training needs: optimizer, random numbers, the states of other callbacks and all
@@ -32,7 +32,7 @@ class ModelCheckpoint(Saver, Monitored):
         branch: The branch; a template with {epoch} and {batch} (both counted from 1), {step} and
             names of metrics ({val_loss:.3f}).
         message: The message of the checkpoints; a template with the same fields.
-        monitor: The metric for `save_best_only`. If it is missing, the training is saved with a
+        monitor: The metric for `save_best_only`. If it is missing, the run is saved with a
             warning, as in Keras.
         verbose: 1 to report each save on stderr.
         save_best_only: Save only when the metric is better than ever before.
@@ -144,7 +144,7 @@ class ModelCheckpoint(Saver, Monitored):
 
     def _is_best(self, epoch: int, logs: Logs) -> bool:
         """Whether the metric is better than ever; also true without the metric, as in Keras."""
-        value = self._value(logs, otherwise=" The training is saved anyway.")
+        value = self._value(logs, otherwise=" The run is saved anyway.")
         if value is None:
             return True
         before = "nothing" if self.best is None else f"{self.best:.5f}"

@@ -1,4 +1,4 @@
-"""Saver: what the callbacks that save a training have in common.
+"""Saver: the base class of the callbacks that save a training run.
 
 `ModelCheckpoint` and `BackupAndRestore` decide when to save. See docs/adr/0014.
 """
@@ -47,7 +47,7 @@ def make_manager(
     weights_only: bool = False,
     max_to_keep: int | None = None,
 ) -> CheckpointManager:
-    """A manager that saves, synchronously, what a training tracks or only its model's weights."""
+    """A manager that saves, synchronously, what a run tracks or only its model's weights."""
     from ckptstore.training.manager import CheckpointManager
 
     if "model" not in training.tracked:
@@ -64,7 +64,7 @@ def make_manager(
 
 
 def lend(manager: CheckpointManager, training: Training) -> None:
-    """Make a manager track what a training does; names lent by an earlier training are replaced."""
+    """Make a manager track what a run does; names lent by an earlier run are replaced."""
     lent = _lent.setdefault(manager, set())
     for name, item in training.tracked.items():
         if name not in manager.tracked or name in lent or name == CALLBACKS:
@@ -76,7 +76,7 @@ _lent: weakref.WeakKeyDictionary[CheckpointManager, set[str]] = weakref.WeakKeyD
 
 
 def savers_of(training: Training) -> list[Saver]:
-    """The callbacks of a training that save it, in their order."""
+    """The callbacks of a training run that save it, in their order."""
     return [callback for callback in training.callbacks if isinstance(callback, Saver)]
 
 
@@ -93,14 +93,14 @@ class Saver(Callback):
 
     @property
     def manager(self) -> CheckpointManager:
-        """The manager that it saves through; InvalidInputError before the training begins."""
+        """The manager that it saves through; InvalidInputError before training begins."""
         if self._manager is None:
             raise InvalidInputError(f"{type(self).__name__} has no manager before on_train_begin.")
         return self._manager
 
     @property
     def manager_or_none(self) -> CheckpointManager | None:
-        """The manager that it saves through; None before the training begins."""
+        """The manager that it saves through; None before training begins."""
         return self._manager
 
     @property

@@ -1,4 +1,4 @@
-"""TensorBoard: writes metrics, weights, the graph and the checkpoints of a training.
+"""TensorBoard: writes metrics, weights, the graph and the checkpoints of a training run.
 
 torch's SummaryWriter and the tensorboard package do the writing; TensorFlow is not needed.
 """
@@ -157,7 +157,7 @@ class TensorBoard(Callback):
             self._scalars(VALIDATION, "batch_", metrics_of(logs), self._test_batch)
 
     def on_test_end(self, logs: Logs = None) -> None:
-        """Write the metrics of an evaluation at the training's current step."""
+        """Write the metrics of an evaluation at the current step."""
         metrics = {f"{name}_vs_iterations": value for name, value in metrics_of(logs).items()}
         self._scalars(VALIDATION, "evaluation_", metrics, self.training.step)
         self._flush()

@@ -1,4 +1,4 @@
-"""TerminateOnNaN: ends a training whose loss is not finite, and names the last good checkpoint."""
+"""TerminateOnNaN: ends a run whose loss is not finite, and names the last good checkpoint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TerminateOnNaN(Callback):
 
 
 def _managers(training: Training) -> list[CheckpointManager]:
-    """The managers that save this training: those of its callbacks, in order, then its own."""
+    """The managers that save this run: those of its callbacks, in order, then its own."""
     managers = [*(saver.manager_or_none for saver in savers_of(training)), training.manager]
     return [manager for manager in managers if manager is not None]
 

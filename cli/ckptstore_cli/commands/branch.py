@@ -50,7 +50,7 @@ def branch(
     \b
     Examples:
       ckptstore branch tuned best:val_loss
-      ckptstore branch task-b --include model --rename 'model/backbone\\.(.*)=model/encoder.\\1'
+      ckptstore branch new --include model --rename 'model/old\\.(.*)=model/new.\\1'
       ckptstore branch -d tuned
     """
     refs.check_one_ref(ctx, name=name, delete=delete)

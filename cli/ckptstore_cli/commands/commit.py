@@ -45,13 +45,13 @@ def _metric(text: str) -> float:
     metavar="NAME=NUMBER",
     help="A metric, as in val_loss=0.31. May be repeated.",
 )
-@click.option("-m", "--message", default="", metavar="TEXT", help="A message for people.")
+@click.option("-m", "--message", default="", metavar="TEXT", help="Description of the checkpoint.")
 @click.option(
     "--meta",
     multiple=True,
     callback=pairs(str),
     metavar="NAME=VALUE",
-    help="A text to store with the checkpoint. May be repeated.",
+    help="A string to store with the checkpoint. May be repeated.",
 )
 @click.option(
     "--retry",
@@ -79,7 +79,7 @@ def commit(
 
     \b
     Examples:
-      ckptstore commit ckpt_100.pt --step 100 --metric val_loss=0.31 -m "warm-up done"
+      ckptstore commit ckpt_100.pt --step 100 --metric val_loss=0.31 -m "warm-up"
       ckptstore commit tuned.safetensors -b tuned
       ckptstore commit Llama-3.2-1B/ -b base
     """

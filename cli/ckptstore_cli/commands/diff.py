@@ -57,7 +57,7 @@ _PATHS_SHOWN = 5
 @click.option(
     "--numeric",
     is_flag=True,
-    help="Read the arrays that changed, and measure how far they moved.",
+    help="Read the arrays that changed, and report how much they changed.",
 )
 @selection_options
 @click.option(

@@ -70,7 +70,8 @@ def gc(
     \b
     Examples:
       ckptstore gc --max-to-keep 5 --keep-best val_loss --dry-run
-      ckptstore gc --max-to-keep 3 --keep-best val_acc:max:2 --keep-every-n-hours 6
+      ckptstore gc --max-to-keep 3 --keep-best val_acc:max:2
+      ckptstore gc --keep-all --grace 0
     """
     repo = open_repository(ctx)
     options = {} if grace is None else {"grace": grace}

@@ -15,9 +15,9 @@ from ckptstore_cli.repo import open_repository
 def undo(ctx: click.Context, as_json: bool) -> None:
     """Revert the newest operation.
 
-    Operations are commits, and the creation and deletion of branches and tags. Repeat the command
-    to go back further. No array is deleted: a checkpoint that no branch refers to any more can
-    still be found by its id.
+    Operations are commits, the creation and deletion of branches and tags, and changes of settings.
+    A gc is not undone. Repeat the command to go back further. No array is deleted: a checkpoint
+    that no branch refers to any more can still be found by its id.
     """
     undone = open_repository(ctx).undo()
     if as_json:
