@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import SupportsIndex
 
-    from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
     from ckptstore.zarr.changes import StagedContents
 
@@ -65,7 +64,7 @@ class Session:
         self,
         branch: str,
         begin: Callable[[Digest | None], StagedContents],
-        publish: Callable[..., Checkpoint],
+        publish: Callable[..., Any],
         *,
         head: Digest | None,
     ) -> None:
@@ -119,7 +118,7 @@ class Session:
         message: str = "",
         meta: Mapping[str, Any] | None = None,
         retry: bool = False,
-    ) -> Checkpoint:
+    ) -> Any:
         """Commit the contents of the store as the new head of the branch.
 
         The checkpoint is durable when this returns, and the session continues from it. Writes by
