@@ -34,8 +34,8 @@ def _fields(total: Usage) -> dict[str, str]:
     return {
         "checkpoints": f"{total.checkpoints:,} ({refs})",
         "arrays": f"{text.size(total.array_bytes)} in all checkpoints together",
-        "stored": f"{text.size(total.stored_bytes)} in {objects}{_saving(total)}, "
-        "including structure and pages",
+        "stored": f"{text.size(total.stored_bytes)} in {objects}, with structure and pages"
+        f"{_saving(total)}",
         "metadata": text.size(total.metadata_bytes),
     }
 
