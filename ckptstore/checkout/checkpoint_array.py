@@ -21,7 +21,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.index import touched, wanted
 from ckptstore.arrays.indexed import IndexedArray
-from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS
+from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS, read_bundled
 from ckptstore.documents.chunks import chunk_counts, is_contiguous, number_of, whole
 from ckptstore.documents.dtypes import ITEM_BYTES, word
 from ckptstore.threads import gather
@@ -127,12 +127,10 @@ class CheckpointArray(IndexedArray):
 
     def _chunk(self, digest: Digest, size: int) -> memoryview:
         """All bytes of a chunk, checked."""
-        data = memoryview(bytearray(size))
         if self._bundle is not None:
-            start = self._entry.offset
-            self._objects.read_range(self._bundle.digest, data, start=start or 0, expected=digest)
-        else:
-            self._objects.read_into(digest, data)
+            return read_bundled(self._bundle, self._entry, self._objects)
+        data = memoryview(bytearray(size))
+        self._objects.read_into(digest, data)
         return data
 
     def _copies(self, ranges: tuple[range, ...], made: Any) -> Iterator[Callable[[], object]]:

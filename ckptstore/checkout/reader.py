@@ -139,13 +139,14 @@ def read_bundle(
 ) -> list[tuple[ArrayEntry, memoryview]]:
     """Read small arrays of a page: the whole bundle if most of it is wanted, else ranges."""
     if 2 * sum(entry.nbytes for entry in small) < bundle.size:
-        return [(entry, _read_range(bundle, entry, objects)) for entry in small]
+        return [(entry, read_bundled(bundle, entry, objects)) for entry in small]
     data = memoryview(bytearray(bundle.size))
     objects.read_into(bundle.digest, data)
     return [(entry, data[_start(entry) : _start(entry) + entry.nbytes]) for entry in small]
 
 
-def _read_range(bundle: Bundle, entry: ArrayEntry, objects: ObjectReader) -> memoryview:
+def read_bundled(bundle: Bundle, entry: ArrayEntry, objects: ObjectReader) -> memoryview:
+    """Read one small array, and nothing else of its bundle."""
     data = memoryview(bytearray(entry.nbytes))
     objects.read_range(bundle.digest, data, start=_start(entry), expected=entry.digests[0])
     return data

@@ -87,18 +87,14 @@ class ArrayPlan(NamedTuple):
         if corner is None:
             return enumerate(chunks(self.shape, self.chunk_shape, item_bytes=item))
         _check_shard(self, shape, corner)
-        step = tuple(map(min, self.chunk_shape, whole(shape)))
-        return zip(self._numbers(shape, corner), chunks(shape, step, item_bytes=item), strict=True)
-
-    def _numbers(self, shape: Shape, corner: Shape) -> Iterator[int]:
-        """The numbers of the chunks of a shard."""
-        assert self.chunk_shape is not None
         counts = chunk_counts(self.shape, self.chunk_shape)
-        firsts = [begin // step for begin, step in zip(corner, self.chunk_shape, strict=True)]
-        inside = chunk_counts(shape, self.chunk_shape)
-        spans = (range(first, first + count) for first, count in zip(firsts, inside, strict=True))
-        for position in itertools.product(*spans):
-            yield number_of(position, counts)
+        spans = (
+            range(begin // step, -(-(begin + size) // step))
+            for begin, size, step in zip(corner, shape, self.chunk_shape, strict=True)
+        )
+        numbers = (number_of(position, counts) for position in itertools.product(*spans))
+        steps = tuple(map(min, self.chunk_shape, whole(shape)))
+        return zip(numbers, chunks(shape, steps, item_bytes=item), strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
