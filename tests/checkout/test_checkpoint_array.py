@@ -27,7 +27,7 @@ from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.retention import MaxToKeep
 from ckptstore.store.catalog import Catalog
 from ckptstore.testing.strategies import arrays
-from ckptstore.zarr import store
+from ckptstore.zarr import contents
 from tests.helpers.equality import bits
 
 if TYPE_CHECKING:
@@ -193,12 +193,12 @@ def test_arrays_that_are_opened_one_by_one_read_the_structure_once(
         zarr.create_array(session.store, name="zarr", data=LONG)
         made = session.commit()
     read: list[Any] = []
-    structure, contents_of = Catalog.structure, store.contents_of
+    structure, contents_of = Catalog.structure, contents.contents_of
     monkeypatch.setattr(
         Catalog, "structure", lambda *args: (read.append("structure"), structure(*args))[1]
     )
     monkeypatch.setattr(
-        store, "contents_of", lambda *args: (read.append("contents"), contents_of(*args))[1]
+        contents, "contents_of", lambda *args: (read.append("contents"), contents_of(*args))[1]
     )
     for _ in range(2):
         for path in ("small/0", "long", "zarr"):
