@@ -7,6 +7,7 @@ has closed it.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -60,6 +61,22 @@ class Program(click.Group):
         except click.NoSuchCommand as error:
             raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Parse the arguments before the command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            _show(error)
+            raise click.exceptions.Exit(error.exit_code) from None
+
     def invoke(self, ctx: click.Context) -> None:
         """Run the command, and turn errors into a message and an exit code."""
         try:
@@ -71,9 +88,20 @@ class Program(click.Group):
         except BrokenPipeError:
             output.abandon()
             ctx.exit(EXIT_BROKEN_PIPE)
+        except click.UsageError as error:
+            _show(error)
+            ctx.exit(error.exit_code)
         except (CkptStoreError, OSError) as error:
             output.error(hints.with_options(str(error)))
             ctx.exit(EXIT_ERROR)
+
+
+def _show(error: click.UsageError) -> None:
+    """Print a wrong usage as other errors are printed, below the usage of the command."""
+    if error.ctx is not None:
+        output.note(error.ctx.get_usage())
+        output.note(f"Help: {error.ctx.command_path} --help")
+    output.error(error.format_message())
 
 
 @click.group(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ckptstore_cli.text import draw_bar, fit, plain
+from ckptstore_cli.text import break_paths, draw_bar, fit, plain, staying
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PROGRESS_SECONDS = 0.1
 _BLOCKS = "▏▎▍▌▋▊▉█"
+_GAP = 2  # spaces between columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Column:
         right: Align to the right, for numbers.
         gives_way: On a narrow terminal, columns with 1 are cut first, then 2; 0 is never cut.
         folds: Wrap text that does not fit instead of cutting it.
+        drops: On a narrow terminal, the column with 1 is left out first, then 2; 0 always stays.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Column:
     right: bool = False
     gives_way: int = 0
     folds: bool = False
+    drops: int = 0
 
 
 def now() -> datetime:
@@ -211,18 +214,26 @@ def _rich_table(
         max(cell_len(text) for text in (column.title, *(row[position] for row in rows)))
         for position, column in enumerate(columns)
     ]
-    between = 2 * (len(columns) - 1)
+    drops = [column.drops for column in columns]
+    stay = staying(widths, dropping=drops, room=console.width, gap=_GAP)
+    widths = [widths[position] for position in stay]
+    columns = [columns[position] for position in stay]
+    rows = [[row[position] for position in stay] for row in rows]
+    between = _GAP * (len(columns) - 1)
     room = console.width - between
     fitted = fit(widths, giving_way=[column.gives_way for column in columns], room=room)
     console.width = max(console.width, sum(fitted) + between)  # wrap lines rather than cut ids
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column, width in zip(columns, fitted, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
         table.add_column(column.title, style=column.style, justify=justify, width=width)
     for number, row in enumerate(rows):
-        cells = zip(row, columns, strict=True)
         style = "dim" if number in dimmed else None
-        table.add_row(*(_text(cell, folds=column.folds) for cell, column in cells), style=style)
+        cells = (
+            _text(break_paths(cell, width) if column.folds else cell, folds=column.folds)
+            for cell, column, width in zip(row, columns, fitted, strict=True)
+        )
+        table.add_row(*cells, style=style)
     console.print(table)
 
 

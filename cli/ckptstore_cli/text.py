@@ -119,6 +119,30 @@ def fit(widths: Sequence[int], *, giving_way: Sequence[int], room: int) -> list[
     return fitted
 
 
+def staying(widths: Sequence[int], *, dropping: Sequence[int], room: int, gap: int) -> list[int]:
+    """The positions of the columns that stay: those that drop at 1 go first, until all fit."""
+    stay = list(range(len(widths)))
+    for turn in sorted(set(dropping) - {0}):
+        if sum(widths[position] + gap for position in stay) - gap <= room:
+            break
+        stay = [position for position in stay if dropping[position] != turn]
+    return stay
+
+
+def break_paths(text: str, width: int) -> str:
+    """The text with the words that are wider than a column broken after slashes."""
+    return " ".join(_broken(word, width) if len(word) > width else word for word in text.split(" "))
+
+
+def _broken(path: str, width: int) -> str:
+    lines = [""]
+    for part in re.findall(r"[^/]*/|[^/]+", path):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _UNPRINTABLE or character in _PRINTABLE_FORMAT:
         return character

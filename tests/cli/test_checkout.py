@@ -129,7 +129,7 @@ def test_include_and_exclude_choose(ckpt, trained):
     loaded = torch.load("out.pt", weights_only=True)
     assert list(loaded) == ["model"]
     assert list(loaded["model"]) == ["weight"]
-    assert "include nothing" in ckpt.error(
+    assert "include 'nothing'" in ckpt.error(
         "checkout", "main", "-o", "none.pt", "--include", "nothing"
     )
 

@@ -84,3 +84,14 @@ def test_any_locale_prints_all_there_is(ckpt, history):
     done = ckpt.process("log", "--json", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert "gr\\u00f6\\u00dfer" in done.stdout
+
+
+@pytest.mark.parametrize("args", [["--bad"], ["log", "--bad"], ["nonsense"]])
+def test_a_wrong_usage_is_an_error_in_the_same_form(ckpt, args):
+    shown = ckpt.error(*args, code=2)
+    assert shown.startswith("Usage: ckptstore")
+    assert "\nerror: No such " in shown
+
+
+def test_without_arguments_it_prints_the_help(ckpt):
+    assert "error:" not in ckpt.process().stderr

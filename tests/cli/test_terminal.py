@@ -4,6 +4,7 @@ import os
 import pty
 import sys
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -98,3 +99,16 @@ def test_verify_shows_progress_on_a_terminal_and_clears_it(terminal, ckpt, histo
 def test_progress_stays_out_of_piped_json(ckpt, history):
     command = f"{sys.executable} -m ckptstore_cli verify --json | {sys.executable} -m json.tool"
     assert ckpt.python(["bash", "-c", command]).returncode == 0
+
+
+def test_a_numeric_diff_fits_by_leaving_out_columns_and_never_breaks_a_name(terminal, repo):
+    for seed in (1, 2):
+        values = np.random.default_rng(seed).standard_normal(2000)
+        repo.commit({"model": {"0.weight": values, "3.bias": values[:9]}})
+    shown = terminal("diff", "main~1", "main", "--numeric", NO_COLOR="1").splitlines()
+    assert all(len(line) <= 80 for line in shown)
+    assert "model/0.weight" in shown[1]
+    assert "norms" not in shown[0]
+    wide = terminal("diff", "main~1", "main", "--numeric", columns=120, NO_COLOR="1")
+    assert "norms" in wide
+    assert "█" in wide

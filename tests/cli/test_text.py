@@ -80,3 +80,17 @@ def test_columns_give_way_in_turn_and_never_more_than_needed(columns, room):
     if cut:
         earlier = [now for turn, now in zip(turns, fitted, strict=True) if 0 < turn < max(cut)]
         assert all(now <= 12 for now in earlier)
+
+
+def test_columns_that_drop_are_left_out_one_turn_after_another_until_the_rest_fits():
+    widths, dropping = [10, 8, 6, 4], [0, 2, 1, 0]
+    assert text.staying(widths, dropping=dropping, room=34, gap=2) == [0, 1, 2, 3]
+    assert text.staying(widths, dropping=dropping, room=33, gap=2) == [0, 1, 3]
+    assert text.staying(widths, dropping=dropping, room=20, gap=2) == [0, 3]
+
+
+def test_a_path_breaks_after_slashes_and_not_inside_names():
+    assert text.break_paths("model/0.weight", 8) == "model/\n0.weight"
+    assert text.break_paths("a/b/c -> d", 4) == "a/b/\nc -> d"
+    assert text.break_paths("short", 8) == "short"
+    assert text.break_paths("//x", 2) == "//\nx"

@@ -28,12 +28,12 @@ _COLUMNS = (
 _NUMERIC_COLUMNS = (
     *_COLUMNS[:2],
     Column("rel. L2", right=True),
-    Column("", style="cyan"),
+    Column("", style="cyan", drops=1),
     Column("max", right=True),
     Column("cosine", right=True),
     Column("elements", right=True),
-    Column("norms"),
-    Column("new NaN/inf", right=True),
+    Column("norms", drops=2),
+    Column("new NaN/inf", right=True, drops=3),
 )
 _VALUE_COLUMNS = (
     Column("value", gives_way=1, folds=True),
