@@ -223,8 +223,8 @@ class Repository:
                 are named.
             ConflictError: The branch moved while committing, and `retry` is not set.
             InvalidInputError: Another argument is wrong, or an array changed during the call.
-            StorageError: The storage failed. Nothing was committed, unless the error says that this
-                is not known.
+            StorageError: The storage failed. Nothing was committed, unless the error states that
+                the outcome is unknown.
 
         Example:
             >>> import ckptstore, numpy as np

@@ -186,7 +186,7 @@ class Page:
         return sum(entry.nbytes for entry in self.entries)
 
     def is_as_claimed(self, ref: PageRef) -> bool:
-        """Return True for a page that is what a manifest says of it."""
+        """Return True for a page that matches its reference in a manifest."""
         claimed = ref.first, ref.arrays, ref.bytes
         return (self.first, len(self.entries), self.array_bytes) == claimed
 

@@ -138,7 +138,7 @@ class NodePage:
         return self.nodes[-1].end
 
     def is_as_claimed(self, ref: PageRef) -> bool:
-        """Return True for a page that is what a manifest says of it."""
+        """Return True for a page that matches its reference in a manifest."""
         is_same = (self.first, self.nbytes) == (ref.first, ref.bytes)
         return is_same and ref.arrays <= len(self.nodes)
 

@@ -145,7 +145,7 @@ def _check_places(
     homes: Mapping[str, str],
     places: Mapping[str, str] | None,
 ) -> None:
-    """Refuse a tensor that is not where the index says or, without an index, is in two files."""
+    """Refuse a tensor that is not where the index states or, without an index, is in two files."""
     for name in names:
         if places is not None and places.get(name) != path.name:
             where = f"in {places[name]}" if name in places else "nowhere"

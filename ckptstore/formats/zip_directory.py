@@ -93,7 +93,7 @@ def _place(read: Callable[[int, int], bytes], size: int) -> tuple[int, int]:
                 raise ValueError("its directory is outside of it")
             magic, length, begin = _END64.unpack(read(where, _END64.size))
             if magic != b"PK\x06\x06":
-                raise ValueError("its directory is not where it says")
+                raise ValueError("its directory is not where its end record states")
     if begin + length > end:
         raise ValueError("its directory is outside of it")
     return begin, length

@@ -156,7 +156,7 @@ class LocalStorage:
     def list(self, prefix: str) -> Iterator[Listed]:
         """List every file under a folder except temporary ones.
 
-        An entry that is no regular file is listed with size 0: reading it reports what it is.
+        An entry that is no regular file is listed with size 0: reading it reports its kind.
         """
         parts = tuple(part for part in prefix.split("/") if part)
         with _translated(prefix or "the root", self._root):

@@ -2,7 +2,7 @@
 
     python docs/examples/early_stopping.py [--store PATH]
 
-The callbacks have the names and arguments of Keras; here they run in a plain PyTorch loop.
+The callbacks have the names of Keras; here they run in a plain PyTorch loop.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 - `Example:` becomes `Examples:`, the section that contains code for Griffe; below `Example:` it
   would show doctests as prose.
 - References to decisions and to the format become links.
+- A default that is a constant is shown as its value.
 - A class that describes no arguments is made by the library: its constructor is not shown.
 """
 
@@ -10,9 +11,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import griffe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _DOCS = Path(__file__).parents[1]
 _DOCS_FROM_PAGE = "../.."  # from docs/reference/api/PAGE.md
@@ -40,6 +44,29 @@ class Docstrings(griffe.Extension):
         texts = [part.docstring.value for part in (cls, constructor) if part and part.docstring]
         if isinstance(constructor, griffe.Function) and not any("Args:" in text for text in texts):
             cls.del_member("__init__")
+
+    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **_: Any) -> None:
+        """Called once for the package, when all names can be resolved."""
+        for function in _functions(pkg):
+            for parameter in function.parameters:
+                if isinstance(parameter.default, griffe.ExprName):
+                    parameter.default = _value_of(parameter.default, loader)
+
+
+def _functions(parent: griffe.Object) -> Iterator[griffe.Function]:
+    for member in parent.members.values():
+        if isinstance(member, griffe.Function):
+            yield member
+        elif isinstance(member, griffe.Module | griffe.Class):
+            yield from _functions(member)
+
+
+def _value_of(name: griffe.ExprName, loader: griffe.GriffeLoader) -> griffe.Expr | str:
+    try:
+        constant = loader.modules_collection[name.canonical_path]
+    except KeyError:
+        return name
+    return constant.value if constant.is_attribute and constant.value else name
 
 
 def _adr_link(match: re.Match[str]) -> str:

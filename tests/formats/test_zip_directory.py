@@ -118,7 +118,7 @@ WRONG = {
     "one name twice": (changed(ARCHIVE, 46, b"a"), "two records of one name"),
     "a large end that is none": (
         changed(widened(packed({"x": b"0"})), 0, b"PK\6\5", of=b"PK\6\6"),
-        "not where it says",
+        "not where its end record states",
     ),
     "a large end that lies elsewhere": (
         changed(widened(packed({"x": b"0"})), 8, b"\xff" * 8, of=b"PK\6\7"),

@@ -27,7 +27,7 @@ _lock = Lock()  # torch keeps one list of what is allowed for the whole process
 
 
 class MoreThanNumbersError(ValueError):
-    """The file holds what the message says, as in "a numpy array of objects"."""
+    """The file holds what the message names, as in "a numpy array of objects"."""
 
 
 class PickledArray:

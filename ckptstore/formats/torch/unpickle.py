@@ -44,7 +44,7 @@ _UNKNOWN_OPERATION = "Unsupported operand"
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What a pickle says about a storage: its key in the file, and which bytes of that it is."""
+    """A storage as a pickle describes it: its key in the file, and its range of bytes."""
 
     key: str
     start: int
@@ -64,7 +64,7 @@ class Loader:
         self._typed: dict[object, Any] = {}  # keeps them alive, so that the keys above stay true
 
     def invalid(self, why: object) -> InvalidInputError:
-        """Return an error that says why torch.save did not write this file."""
+        """Return an error that explains why torch.save did not write this file."""
         return InvalidInputError(f"{self.file.path} is not a file that torch.save wrote: {why}")
 
     def unpickle(self, stream: PickleStream) -> Any:
@@ -140,7 +140,7 @@ class Loader:
         def array(tensor: torch.Tensor) -> object:
             storage = self._storage_of(tensor)
             if storage is None:
-                return tensor  # no checkpoint can hold it, and `commit` says why
+                return tensor  # no checkpoint can hold it, and `commit` explains why
             return self._array(tensor, storage, place, is_swapped=is_swapped)
 
         return Replacer(array, self.texts).replace(state)

@@ -48,7 +48,7 @@ class Archive:
             raise self.invalid("it is compressed or encrypted. Unpack it yourself if you trust it.")
 
     def invalid(self, why: str) -> InvalidInputError:
-        """Return an error that says why this is not such an archive."""
+        """Return an error that explains why this is not such an archive."""
         return InvalidInputError(
             f"{self._window.file.path} is not a file that torch.save wrote: {why}"
         )
