@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
     from ckptstore.verify import VerifyReport
-    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.session import Session
+    from ckptstore.zarr.staged_contents import StagedContents
 
     Patterns = str | Sequence[str] | None
 
@@ -263,8 +263,8 @@ class Repository:
             >>> checkpoint.array("loss")[1:].tolist()
             [0.31]
         """
-        from ckptstore.zarr.changes import StagedContents
         from ckptstore.zarr.session import Session
+        from ckptstore.zarr.staged_contents import StagedContents
 
         check_ref_name(branch, kind="branch")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
-from ckptstore.arrays.memory import check_memory
+from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.reader import read_fresh, read_into

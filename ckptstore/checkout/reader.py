@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks as arrays
-from ckptstore.arrays.memory import check_memory
+from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.documents.chunks import Chunk
 from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, gather

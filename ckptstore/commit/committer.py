@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ckptstore.store.oplog import Oplog
     from ckptstore.store.reach import Written
     from ckptstore.store.refs import Refs
-    from ckptstore.zarr.changes import StagedContents
+    from ckptstore.zarr.staged_contents import StagedContents
 
     Made = tuple[Digest, Manifest]
 

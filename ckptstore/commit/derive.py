@@ -147,8 +147,8 @@ def _with_nodes(
     catalog: Catalog,
 ) -> Written:
     """Add those arrays that were committed through Zarr. encoded: the paths of their nodes."""
-    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.publish import NodeWriter, renamed
+    from ckptstore.zarr.staged_contents import StagedContents
 
     source = catalog.manifest(id)
     segment_bytes = next((page.segment_bytes for page in catalog.node_pages(source)), None)

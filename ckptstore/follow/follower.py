@@ -24,7 +24,7 @@ from ckptstore.errors import (
     NotFoundError,
     shown,
 )
-from ckptstore.follow.memory import Memory
+from ckptstore.follow.known import Known
 from ckptstore.follow.refill import CountedObjects, Refill
 from ckptstore.follow.rwlock import RWLock
 from ckptstore.history import ancestors, first_parents
@@ -104,7 +104,7 @@ class Follower:
         self._looking = threading.Lock()
         self._updating = threading.Lock()
         self._lock = RWLock()
-        self._memory = Memory()
+        self._memory = Known()
 
     def __enter__(self) -> Self:
         return self
@@ -278,7 +278,7 @@ class Follower:
             entries = stored.entries()
             placement = place(stored, model, entries)
         _refuse_misfit(placement, model, entries)
-        refill = Refill.read(stored, placement, entries, Memory() if full else self._memory)
+        refill = Refill.read(stored, placement, entries, Known() if full else self._memory)
         undo = refill.undo()
         with self._lock.writing():
             refill.apply(self._memory, undo)

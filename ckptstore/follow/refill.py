@@ -1,7 +1,7 @@
 """Refill: what a model does not hold yet of a checkpoint, read and checked, then copied in.
 
 Reading changes nothing, and applying reads nothing: a model never holds a part of a checkpoint.
-See docs/adr/0015 and 0023. What a model holds is the business of `ckptstore.follow.memory`.
+See docs/adr/0015 and 0023. What a model holds is the business of `ckptstore.follow.known`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, bundled, read_small
 from ckptstore.documents.page import ArrayEntry
-from ckptstore.follow.memory import Fill, Load
+from ckptstore.follow.known import Fill, Load
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.page import Page
-    from ckptstore.follow.memory import Memory
+    from ckptstore.follow.known import Known
     from ckptstore.store.objects import ObjectReader
 
 NOTE = "Arrays are as they were before."
@@ -84,7 +84,7 @@ class Refill:
         stored: StoredState,
         placement: Placement,
         entries: Mapping[str, Entry],
-        memory: Memory,
+        memory: Known,
     ) -> Self:
         """Read and check everything that the destination does not hold yet."""
         fills = [
@@ -117,7 +117,7 @@ class Refill:
             return []
         return [(change, change.copy()) for change in self.changes]
 
-    def apply(self, memory: Memory, undo: list[tuple[Change, memoryview]]) -> None:
+    def apply(self, memory: Known, undo: list[tuple[Change, memoryview]]) -> None:
         """Change the model: objects that may refuse first, then arrays, then the rest.
 
         undo: what `undo` returned. Arrays are put back where a module refuses, and copied to the
@@ -165,7 +165,7 @@ def _listed(entry: Entry) -> ArrayEntry:
     return entry
 
 
-def changes_of(fills: Iterable[Fill], memory: Memory) -> list[Change]:
+def changes_of(fills: Iterable[Fill], memory: Known) -> list[Change]:
     """The chunks that differ from what the arrays hold; tied arrays are the same memory."""
     filled: dict[object, ArrayEntry] = {}
     changes: list[Change] = []

@@ -14,7 +14,7 @@ It runs concurrently with any number of writers, readers and gc runs. The order 
 All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
 relied on, whatever any clock shows, and space is free at once.
 
-`plan` decides (2), `sweep` holds what is left to do, `execute` does it (1, 3, 4 and 5).
+`plan` decides (2), `remaining` holds what is left to do, `execute` does it (1, 3, 4 and 5).
 """
 
 from ckptstore.gc.execute import GcReport as GcReport

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from ckptstore.documents.expiry import Expiry
 from ckptstore.errors import NotFoundError
-from ckptstore.gc.sweep import begin_sweep
+from ckptstore.gc.remaining import find_remaining
 
 if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
     from ckptstore.gc.marks import PlanReach
     from ckptstore.gc.plan import GcPlan
+    from ckptstore.gc.remaining import Remaining
     from ckptstore.gc.stores import Stores
-    from ckptstore.gc.sweep import Sweep
 
 TEMPORARY_SECONDS = 86_400.0  # a write that takes a day has died
 
@@ -44,7 +44,7 @@ def execute_plan(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float
     with stores.storage.lock():
         finish_gc(stores)
         stores.storage.sweep(seconds=TEMPORARY_SECONDS)
-        left = begin_sweep(stores, plan, reach, grace=grace)
+        left = find_remaining(stores, plan, reach, grace=grace)
         while condemned := condemn(stores, left, owner=owner):
             delete(stores, condemned)
             expired += condemned.checkpoints
@@ -66,7 +66,7 @@ def finish_gc(stores: Stores) -> None:
         stores.append(lambda newest: newest, "finished a gc that was interrupted")
 
 
-def condemn(stores: Stores, left: Sweep, *, owner: str) -> Condemned | None:
+def condemn(stores: Stores, left: Remaining, *, owner: str) -> Condemned | None:
     """Append an operation that condemns the next part of what is left; None when nothing is."""
     condemned = None
 
@@ -93,7 +93,7 @@ def delete(stores: Stores, condemned: Condemned) -> None:
     stores.objects.delete(condemned.digests)
 
 
-def _spare(stores: Stores, left: Sweep, newest: Operation) -> None:
+def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:
     """Keep what any operation since the sweep began refers to: an undo may bring it back."""
     try:
         for operation in stores.oplog.between(left.seen, newest):

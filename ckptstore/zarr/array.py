@@ -20,7 +20,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.bands import BOX_BYTES, Bands
 from ckptstore.arrays.index import wanted
 from ckptstore.arrays.indexed import IndexedArray
-from ckptstore.arrays.memory import check_memory
+from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, first_line

@@ -13,7 +13,7 @@ from ckptstore.documents.manifest import Manifest
 from ckptstore.documents.zarr_page import check_key
 from ckptstore.threads import gather
 from ckptstore.zarr import publish
-from ckptstore.zarr.changes import StagedContents
+from ckptstore.zarr.staged_contents import StagedContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable

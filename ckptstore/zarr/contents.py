@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ckptstore.arrays.memory import check_memory
+from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.documents import canonical, zarr_document
 from ckptstore.documents.chunks import is_contiguous, whole
 from ckptstore.documents.dtypes import word

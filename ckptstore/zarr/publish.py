@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ckptstore.documents.nodes import Node
-    from ckptstore.zarr.changes import StagedContents
     from ckptstore.zarr.contents import Content
     from ckptstore.zarr.layout import Layout
+    from ckptstore.zarr.staged_contents import StagedContents
 
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.digest import Digest
-    from ckptstore.zarr.changes import StagedContents
+    from ckptstore.zarr.staged_contents import StagedContents
 
 
 ONE_PROCESS = (

@@ -13,7 +13,7 @@ from torch import nn
 
 from ckptstore.documents.chunks import chunks
 from ckptstore.follow import refill
-from ckptstore.follow.memory import Memory
+from ckptstore.follow.known import Known
 from ckptstore.testing.strategies import arrays
 from tests.helpers.counting_storage import CHUNK_BYTES, CountingStorage, repository
 from tests.helpers.equality import bits, difference
@@ -202,6 +202,6 @@ def test_the_property_would_notice_a_chunk_that_is_skipped(monkeypatch: pytest.M
 def test_the_property_would_notice_what_is_read_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Memory, "entry", lambda memory, key: None)
+    monkeypatch.setattr(Known, "entry", lambda memory, key: None)
     with pytest.raises(AssertionError):
         follow_nest([([("large", 5)], True)], {})

@@ -312,7 +312,7 @@ def test_a_plan_can_be_executed_twice() -> None:
 def test_many_checkpoints_and_objects_are_condemned_in_several_operations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ckptstore.gc.sweep.BATCH", 3)
+    monkeypatch.setattr("ckptstore.gc.remaining.BATCH", 3)
     line = Line(9)
     before = line.repo._oplog.newest().seq
     line.repo.gc(MaxToKeep(2), grace=0)
@@ -329,7 +329,7 @@ def test_all_that_one_gc_condemns_names_it_and_the_operation_since_which_it_hold
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Operations that others append meanwhile carry it along."""
-    monkeypatch.setattr("ckptstore.gc.sweep.BATCH", 3)
+    monkeypatch.setattr("ckptstore.gc.remaining.BATCH", 3)
     line = Line(6)
     before = line.repo._oplog.newest().seq
     delete, names = execute.delete, iter(range(100))
@@ -475,7 +475,7 @@ def test_a_page_that_comes_back_while_a_gc_is_at_work_keeps_what_it_lists(
     lost = line.repo.commit(arrays(9), branch="side")._manifest
     line.repo.delete_branch("side")
     line.storage.delete([object_key(ref.digest) for ref in lost.pages])
-    begin, made = execute.begin_sweep, []
+    begin, made = execute.find_remaining, []
 
     def then_commit(*args: Any, **options: Any) -> Any:
         found = begin(*args, **options)
@@ -483,7 +483,7 @@ def test_a_page_that_comes_back_while_a_gc_is_at_work_keeps_what_it_lists(
         assert made[0]._manifest.pages == lost.pages
         return found
 
-    monkeypatch.setattr(execute, "begin_sweep", then_commit)
+    monkeypatch.setattr(execute, "find_remaining", then_commit)
     (early or plan()).execute()
     repo = ckptstore.open(line.repo.url)
     assert repo.verify().problems == ()

@@ -14,7 +14,7 @@ from ckptstore import ConflictError, ExpiredError, NotFoundError, Repository
 from ckptstore.digest import Digest
 from ckptstore.documents.marker import Marker
 from ckptstore.gc import execute
-from ckptstore.gc.sweep import Sweep
+from ckptstore.gc.remaining import Remaining
 from ckptstore.retention import MaxToKeep
 from ckptstore.store import condemned, refs
 from ckptstore.store.objects import ObjectStore
@@ -185,7 +185,7 @@ def only_the_newest() -> AbstractContextManager[object]:
 
 
 def nothing_is_spared() -> AbstractContextManager[object]:
-    return patch.object(Sweep, "spare", lambda sweep, refs: None)
+    return patch.object(Remaining, "spare", lambda sweep, refs: None)
 
 
 def deleted_before_it_is_condemned() -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ckptstore.store.reach import Written
     from ckptstore.zarr import Session
-    from ckptstore.zarr.changes import StagedContents
+    from ckptstore.zarr.staged_contents import StagedContents
 
 pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("one_thread")]
 

@@ -21,7 +21,7 @@ from zarr.core.buffer import cpu
 import ckptstore
 from ckptstore.documents import canonical
 from ckptstore.retention import MaxToKeep
-from ckptstore.zarr import changes as staged
+from ckptstore.zarr import staged_contents as staged
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(600, 100)).astype(

@@ -53,7 +53,7 @@ def arrays(n: int) -> dict[str, Any]:
 
 def commit_through_zarr(repo: ckptstore.Repository, n: int, *, retry: bool) -> ckptstore.Checkpoint:
     """Commit as `Repository.session` does, key by key, but without the import of zarr."""
-    from ckptstore.zarr.changes import StagedContents
+    from ckptstore.zarr.staged_contents import StagedContents
 
     head = repo._oplog.newest().heads.get("main")
     manifest = repo._catalog.manifest(head) if head else None

@@ -1,4 +1,4 @@
-"""Sweep: what one gc has yet to delete, and what has to be spared meanwhile."""
+"""Remaining: what one gc has yet to delete, and what has to be spared meanwhile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNREACHABLE = "No branch and no tag reached it."
 
 
 @dataclass(slots=True, kw_only=True)
-class Sweep:
+class Remaining:
     """What is left to delete.
 
     expiring: why each checkpoint expires, by its id. seen: the number of the newest operation that
@@ -84,7 +84,7 @@ class Sweep:
             self.order.popleft()
 
 
-def begin_sweep(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> Sweep:
+def find_remaining(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> Remaining:
     """Find what is garbage now; of checkpoints that stay, only those new to the plan are read."""
     newest = stores.oplog.newest()
     live = stores.live(newest).keys()
@@ -99,7 +99,7 @@ def begin_sweep(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float)
     stock = stores.stock(grace=grace)
     unreached = stock.sizes.keys() - marks.digests
     garbage = unreached - (stock.young - reach.given_up)
-    return Sweep(
+    return Remaining(
         catalog=stores.catalog,
         marks=marks,
         staying=staying,

@@ -1,4 +1,4 @@
-"""Memory: what a follower knows of the contents of arrays, and which objects were last passed.
+"""Known: what a follower knows of the contents of arrays, and which objects were last passed.
 
 Contents are remembered by where an array is in memory, for as long as that memory lives: an array
 that takes its place is unknown, whichever model it belongs to. Nothing here keeps a model alive.
@@ -78,7 +78,7 @@ class Load:
         return self.handover.owner
 
 
-class Memory:
+class Known:
     """What arrays were filled with, by location, and which objects were last passed."""
 
     def __init__(self) -> None:
