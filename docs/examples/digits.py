@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,8 +69,8 @@ def demo(files: Path) -> None:
     repo = ckptstore.init(fresh_store())
     model = Network()
     print(
-        f"A small network learns scikit-learn's digits: {len(training)} training images, "
-        f"{len(validation)} validation images."
+        f"A small network learns scikit-learn's digits from {len(training)} images; "
+        f"{len(validation)} validate."
     )
 
     heading(f"1. Train {EPOCHS} epochs; commit weights, AdamW state, step and metrics after each")
@@ -99,7 +100,7 @@ def demo(files: Path) -> None:
 
     heading(
         f"6. A long run in another repository: {LONG_COMMITS} commits, one a minute, and gc after "
-        f"each\n   {POLICY}"
+        f"each\n{textwrap.indent(textwrap.fill(str(POLICY), width=77), '   ')}"
     )
     long_run(training, validation)
     print(f"\nExplore it: {program()} -r {STORE} --help")
@@ -233,7 +234,7 @@ def evaluate_in_new_process(checkpoint: Checkpoint) -> dict[str, str]:
 def compare(checkpoint: Checkpoint, metrics: dict[str, str]) -> None:
     """Print the metrics of the training run and of the new process; exit if any digit differs."""
     for name, value in checkpoint.metrics.items():
-        print(f"   {name:8}  when committed {value!r:20}  in the new process {metrics[name]}")
+        print(f"   {name:8}  committed {value!r:20}  new process {metrics[name]}")
     if metrics != {name: repr(value) for name, value in checkpoint.metrics.items()}:
         sys.exit("error: the new process computed other numbers.")
     print(
@@ -264,7 +265,7 @@ def long_run(training: Images, validation: Images) -> None:
                 f"   {stored / 1e6:5.1f} MB stored"
             )
     kept = [str(checkpoint.step) for checkpoint in repo.log() if not checkpoint.expired]
-    print(f"   Steps {', '.join(kept)} are kept. The log still has the metrics of every step.")
+    print(f"   Steps {', '.join(kept)} are kept. The log has the metrics of every step.")
 
 
 def report(everything: Run, head_only: Run) -> None:
@@ -276,9 +277,9 @@ def report(everything: Run, head_only: Run) -> None:
     line("together", checkpoints, everything.file_bytes + head_only.file_bytes, bytes_in(STORE))
     share = head_only.stored_bytes / head_only.file_bytes
     print(
-        f"   On main each epoch changes every weight, so everything is new. On shifted only the\n"
-        f"   head is new: {share:.0%} of the files. Nothing is compressed; identical arrays are "
-        f"stored once."
+        f"   On main each epoch changes every weight, so everything is new. On shifted\n"
+        f"   only the head is new: {share:.0%} of the files. Nothing is compressed; identical\n"
+        f"   arrays are stored once."
     )
 
 
