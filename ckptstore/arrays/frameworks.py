@@ -35,7 +35,7 @@ def _load(kind: str) -> Framework:
 def framework_of(value: object) -> Framework | None:
     """The framework of an array; None for any other value."""
     for name, kind in KINDS.items():
-        if name in sys.modules:
+        if sys.modules.get(name) is not None:  # None: the program forbids to import it
             framework = _load(kind)
             if isinstance(value, framework.array_type):
                 return framework

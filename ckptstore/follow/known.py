@@ -31,15 +31,22 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Fill:
-    """An array of a model, and the stored array that goes into it. key: its location in memory."""
+    """An array of a model, and the stored array that goes into it.
+
+    key: its location in memory, or the array itself where that is unknown. is_located: False there,
+    as the array may have other memory by the next update: what was copied is not remembered.
+    """
 
     path: str
     target: Any
     entry: ArrayEntry
     key: object = None
+    is_located: bool = False
 
     def __post_init__(self) -> None:
-        self.key = location_of(self.target) or id(self.target)
+        location = location_of(self.target)
+        self.is_located = location is not None
+        self.key = location if self.is_located else id(self.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,7 +109,7 @@ class Known:
         handed: dict[int, tuple[IsGone, set[object]]] = {}
         disputed = set()  # locations that two arrays share, and that got two different contents
         for fill in fills:
-            if (is_gone := _end_of(fill.target)) is not None:
+            if fill.is_located and (is_gone := _end_of(fill.target)) is not None:
                 _, entry = filled.setdefault(fill.key, (is_gone, fill.entry))
                 disputed |= {fill.key} if entry.content != fill.entry.content else set()
         for load in loads:

@@ -86,9 +86,10 @@ def part(root: Node, name: str) -> Node:
     Raises:
         InvalidInputError: It has no such key; the message lists the keys there are.
     """
-    if not isinstance(root, DictNode) or name not in root.items:
+    if name not in keys(root):  # not a hash: what a user passed may have none
         there = ", ".join(map(shown, keys(root)[:12])) or "no names"
         raise InvalidInputError(f"The checkpoint has no part {shown(name)}. It has {there}.")
+    assert isinstance(root, DictNode), "nothing else has keys"
     return root.items[name]
 
 
@@ -137,9 +138,8 @@ def prune(root: Node, chosen: Callable[[str], bool]) -> Node | Nothing:
         items = [left(item, where) for where, item in children(node, path)]
         if isinstance(node, ListNode | TupleNode | DictNode) and items:
             return remaining(node, items)
-        paths = {path}
-        if isinstance(node, ArrayNode | CodecNode):
-            paths.update(where for where, _ in leaves(node, path))
+        is_leaf = not isinstance(node, ListNode | TupleNode | DictNode)
+        paths = [where for where, _ in leaves(node, path)] if is_leaf else [path]
         return node if any(map(chosen, paths)) else NOTHING
 
     kept = left(root, "")

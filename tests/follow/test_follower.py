@@ -408,6 +408,24 @@ def test_what_was_put_in_the_place_of_an_array_is_filled(repo: ckptstore.Reposit
     assert torch.equal(nest["model"]["0.bias"], trained[0].bias)
 
 
+def test_an_array_whose_location_is_unknown_is_filled_at_every_update(
+    repo: ckptstore.Repository,
+) -> None:
+    """It may have other memory by then, while its first memory is still in use elsewhere."""
+
+    class Marked(torch.Tensor):
+        pass
+
+    repo.commit({"w": torch.arange(20000.0)})
+    follower, memory = repo.follow(), torch.zeros(20000)
+    model = {"w": memory.as_subclass(Marked)}
+    follower.update(model)
+    model["w"].data = torch.zeros(20000)
+    follower.update(model)
+    assert torch.equal(model["w"].as_subclass(torch.Tensor), torch.arange(20000.0))
+    assert torch.equal(memory, torch.arange(20000.0))
+
+
 def test_only_what_is_chosen_is_changed(repo: ckptstore.Repository) -> None:
     trained, served = net(), net()
     head = {name: value.clone() for name, value in served[2].state_dict().items()}

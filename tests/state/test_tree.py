@@ -49,6 +49,18 @@ def test_ties_among_what_is_chosen_stay() -> None:
     assert kept == DictNode({"b": ArrayNode("tensor", "b"), "c": ArrayNode("tensor", "c", "b")})
 
 
+def test_a_state_that_is_one_array_is_chosen_by_the_path_of_the_array() -> None:
+    root = flatten(Box(1)).root
+    assert tree.prune(root, Selection.of(None, "array")) is tree.NOTHING
+    assert tree.prune(root, Selection.of("array", None)) == root
+
+
+@pytest.mark.parametrize("name", [["a"], {}, {"a"}])
+def test_a_part_that_has_no_hash_is_refused_like_any_other(name: Any) -> None:
+    with pytest.raises(InvalidInputError, match="has no part"):
+        tree.part(flatten({"a": 1}).root, name)
+
+
 def test_empty_containers_are_chosen_by_their_own_path() -> None:
     root = flatten({"a": {}, "b": [], "c": ({},), "d": 1}).root
     kept = tree.prune(root, lambda path: path in ("a", "c/0"))
