@@ -58,7 +58,7 @@ RESET = ("step", "metrics")  # what a derived checkpoint does not take over from
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a repository holds, and how much space it takes.
+    """Contents of a repository and their size on disk.
 
     Attributes:
         checkpoints: Number of live checkpoints that a branch or tag reaches.
@@ -199,7 +199,7 @@ class Repository:
     ) -> Checkpoint:
         """Stores a state as a new checkpoint at the head of a branch.
 
-        The checkpoint is durable when this returns. What is in the repository already is not stored
+        The checkpoint is durable when this returns. What the repository already has is not stored
         again. Several processes may commit at once (docs/reference/format.md, section 14).
 
         Args:
@@ -763,7 +763,7 @@ class Repository:
         return verify(self._storage, progress=progress)
 
     def usage(self) -> Usage:
-        """Returns what the repository holds, and how much space it takes."""
+        """Returns the contents of the repository and their size on disk."""
         newest = self._oplog.newest()
         reached = ancestors(newest.refs.values(), self._names().lookup)
         live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
