@@ -33,7 +33,7 @@ class Digest(str):
 
     @classmethod
     def of(cls, data: Buffer) -> Digest:
-        """Hashes the bytes of a buffer on the calling thread, without the GIL when it is large.
+        """Hash the bytes of a buffer on the calling thread, without the GIL when it is large.
 
         Args:
             data: Contiguous bytes.

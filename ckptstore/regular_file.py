@@ -24,7 +24,7 @@ class NotRegularError(OSError):
 def open_regular(
     path: str | Path, *, follow: bool = False, dir_fd: int | None = None
 ) -> tuple[int, os.stat_result]:
-    """Opens a regular file for reading.
+    """Open a regular file for reading.
 
     Args:
         path: Path of the file, relative to `dir_fd` if given.
@@ -47,7 +47,7 @@ def open_regular(
 
 
 def read_full(descriptor: int, buffer: memoryview, start: int) -> int:
-    """Fills a buffer from a position of a file; returns the bytes read, fewer at its end."""
+    """Fill a buffer from a position of a file; return the bytes read, fewer at its end."""
     filled = 0
     while filled < len(buffer):
         count = os.preadv(descriptor, [buffer[filled:]], start + filled)

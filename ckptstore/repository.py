@@ -98,7 +98,7 @@ def init(
     chunk_size: int = CHUNK_BYTES_DEFAULT,
     clock: Callable[[], float] = time.time,
 ) -> Repository:
-    """Makes a new repository.
+    """Make a new repository.
 
     Args:
         url: An empty or missing folder, or "memory://NAME" for a repository in this process.
@@ -126,7 +126,7 @@ def init(
 def open(
     url: str | Path, *, create: bool = False, clock: Callable[[], float] = time.time
 ) -> Repository:
-    """Opens a repository.
+    """Open a repository.
 
     Args:
         url: Its folder, or "memory://NAME".
@@ -197,7 +197,7 @@ class Repository:
         meta: Mapping[str, Any] | None = None,
         retry: bool = False,
     ) -> Checkpoint:
-        """Stores a state as a new checkpoint at the head of a branch.
+        """Store a state as a new checkpoint at the head of a branch.
 
         The checkpoint is durable when this returns. What the repository already has is not stored
         again. Several processes may commit at once (docs/reference/format.md, section 14).
@@ -241,7 +241,7 @@ class Repository:
         )
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
-        """Changes a branch through Zarr: a writable store over its head.
+        """Change a branch through Zarr: a writable store over its head.
 
         Other readers see the changes once the session has committed them. Any Zarr hierarchy can be
         written, with any codecs (ADR 0016).
@@ -295,7 +295,7 @@ class Repository:
         device: Any = None,
         lazy: bool = False,
     ) -> Any:
-        """Reads a checkpoint: the same nested structure, bit for bit.
+        """Read a checkpoint: the same nested structure, bit for bit.
 
         Every byte is checked against its digest before it is visible. Only the pages and objects of
         what is chosen are read.
@@ -357,7 +357,7 @@ class Repository:
             return checkout.fill(stored, into, strict=strict)
 
     def resolve(self, rev: str) -> Checkpoint:
-        """Returns the checkpoint that a revision names.
+        """Return the checkpoint that a revision names.
 
         Args:
             rev: A branch, a tag, an id or a unique prefix of one, `latest`, `best:METRIC[:MODE]`,
@@ -379,7 +379,7 @@ class Repository:
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def log(self, rev: str | None = None, *, limit: int | None = None) -> list[Checkpoint]:
-        """Returns the history of a revision, newest first, expired checkpoints included.
+        """Return the history of a revision, newest first, expired checkpoints included.
 
         Args:
             rev: The revision to begin at; all branches and tags when None.
@@ -421,7 +421,7 @@ class Repository:
         rename: Mapping[str, str] | None = None,
         reset: Sequence[str] = RESET,
     ) -> Checkpoint:
-        r"""Makes a branch at a revision, or at a derived checkpoint. No array is read or written.
+        r"""Make a branch at a revision, or at a derived checkpoint. No array is read or written.
 
         Without include, exclude and rename the branch begins at the checkpoint itself. With them it
         begins with a checkpoint derived from it, whose parent it is, and which holds what the globs
@@ -481,7 +481,7 @@ class Repository:
         exclude: Patterns = None,
         other: Repository | None = None,
     ) -> Diff:
-        """Compares two checkpoints, or a checkpoint and a state.
+        """Compare two checkpoints, or a checkpoint and a state.
 
         What both share is not read, so the cost follows what differs.
 
@@ -536,7 +536,7 @@ class Repository:
             )
 
     def follow(self, branch: str = DEFAULT_BRANCH, *, poll_seconds: float = 1.0) -> Follower:
-        """Follows a branch: waits for new checkpoints, and keeps a model at the newest one.
+        """Follow a branch: wait for new checkpoints, and keep a model at the newest one.
 
         Args:
             branch: The branch that another process commits to. It need not exist yet.
@@ -560,11 +560,11 @@ class Repository:
         )
 
     def branches(self) -> dict[str, Checkpoint]:
-        """Returns the head of each branch, by name."""
+        """Return the head of each branch, by name."""
         return self._at(self._oplog.newest().heads)
 
     def delete_branch(self, name: str) -> None:
-        """Deletes a branch. Its checkpoints stay until gc finds that nothing else reaches them.
+        """Delete a branch. Its checkpoints stay until gc finds that nothing else reaches them.
 
         Args:
             name: An existing branch.
@@ -576,7 +576,7 @@ class Repository:
         self._refs.delete_branch(name)
 
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
-        """Gives a checkpoint a name that does not move. Gc keeps what a tag names.
+        """Give a checkpoint a name that does not move. Gc keeps what a tag names.
 
         Args:
             name: The new tag.
@@ -596,11 +596,11 @@ class Repository:
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:
-        """Returns the checkpoint of each tag, by name."""
+        """Return the checkpoint of each tag, by name."""
         return self._at(self._oplog.newest().tags)
 
     def delete_tag(self, name: str) -> None:
-        """Deletes a tag.
+        """Delete a tag.
 
         Args:
             name: An existing tag.
@@ -612,12 +612,12 @@ class Repository:
         self._refs.delete_tag(name)
 
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
-        """Returns the ids of branches and of tags, by name, sorted. No checkpoint is read."""
+        """Return the ids of branches and of tags, by name, sorted. No checkpoint is read."""
         newest = self._oplog.newest()
         return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
     def undo(self) -> Undone:
-        """Takes back the newest operation that was not taken back yet.
+        """Take back the newest operation that was not taken back yet.
 
         Branches, tags and settings are as before it; calling this again goes one step further back
         (docs/reference/format.md, section 8).
@@ -653,7 +653,7 @@ class Repository:
         return from_json(document)
 
     def set_retention(self, policy: Policy | None) -> None:
-        """Saves a policy in the repository.
+        """Save a policy in the repository.
 
         Args:
             policy: What `gc` applies when it is called without one; None removes the saved one.
@@ -670,7 +670,7 @@ class Repository:
         branches: Sequence[str] | None = None,
         grace: float = GRACE_SECONDS,
     ) -> GcPlan:
-        """Plans a gc: which checkpoints stay and why, which expire, and how much space that frees.
+        """Plan a gc: which checkpoints stay and why, which expire, and how much space that frees.
 
         Nothing is changed before `GcPlan.execute` is called.
 
@@ -714,7 +714,7 @@ class Repository:
         branches: Sequence[str] | None = None,
         grace: float = GRACE_SECONDS,
     ) -> GcReport:
-        """Expires the checkpoints that a policy does not keep, and deletes unreachable objects.
+        """Expire the checkpoints that a policy does not keep, and delete unreachable objects.
 
         Other processes may commit, read and collect meanwhile (ADR 0011). The manifests of expired
         checkpoints are kept, with their step and metrics.
@@ -743,7 +743,7 @@ class Repository:
         return self.plan_gc(policy, branches=branches, grace=grace).execute()
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
-        """Checks every byte and every reference, and goes on past what is wrong.
+        """Check every byte and every reference, and go on past what is wrong.
 
         Args:
             progress: Called with the bytes checked so far, and the bytes in all.
@@ -763,7 +763,7 @@ class Repository:
         return verify(self._storage, progress=progress)
 
     def usage(self) -> Usage:
-        """Returns the contents of the repository and their size on disk."""
+        """Return the contents of the repository and their size on disk."""
         newest = self._oplog.newest()
         reached = ancestors(newest.refs.values(), self._names().lookup)
         live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
@@ -836,7 +836,7 @@ class Repository:
         return Stores(self._storage, self._objects, self._oplog, self._catalog, self._now)
 
     def _finish_gc(self) -> None:
-        """Waits for a gc that is running, and finishes one that died."""
+        """Wait for a gc that is running, and finish one that died."""
         from ckptstore.gc import finish_gc
 
         with self._storage.lock():

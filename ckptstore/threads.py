@@ -41,12 +41,12 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for the jobs that have started; after an error of the caller others are dropped."""
+        """Wait for the jobs that have started; after an error of the caller others are dropped."""
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
-        """Queues a job; the future gets its result, or the first error of any job."""
+        """Queue a job; the future gets its result, or the first error of any job."""
         if self._pool:
             return self._pool.submit(self._run, job)
         future: Future[Result] = Future()
@@ -131,7 +131,7 @@ class LentBuffers:
             wait([self._lent[0][1]])
 
     def lend(self, buffer: memoryview, *, until: Future[Any] | None) -> None:
-        """Lends a buffer that `of` returned until a job is done; None takes it back at once."""
+        """Lend a buffer that `of` returned until a job is done; None takes it back at once."""
         assert isinstance(buffer.obj, bytearray)
         if until is None:
             self._idle.append(buffer.obj)

@@ -23,7 +23,7 @@ def load_weights(
     part: str | None = None,
     strict: bool = True,
 ) -> Incompatible:
-    """Fills a model in place with the weights of a checkpoint. Nothing else is read.
+    """Fill a model in place with the weights of a checkpoint. Nothing else is read.
 
     Args:
         model: An nn.Module, a Keras model, or a nested structure of tensors and arrays, as

@@ -61,7 +61,7 @@ class IndexedArray(LazyArray):
         return f"{type(self).__name__}({self.path!r}, {self.dtype}, shape={self.shape})"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Reads all of it for numpy, which would otherwise read row by row."""
+        """Read all of it for numpy, which would otherwise read row by row."""
         import numpy as np
 
         if copy is False:
@@ -69,7 +69,7 @@ class IndexedArray(LazyArray):
         return np.asarray(self._all(NDARRAY), dtype=dtype)
 
     def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
-        """Reads all of it for torch and other libraries that take tensors by DLPack."""
+        """Read all of it for torch and other libraries that take tensors by DLPack."""
         if copy is False:
             raise BufferError("An array that is read from a repository is always a copy.")
         has_tensor = self.dtype and sys.modules.get("torch") is not None
@@ -86,7 +86,7 @@ class IndexedArray(LazyArray):
 
     @abstractmethod
     def __getitem__(self, index: object) -> Any:
-        """Reads a part; IndexError for an index that is not basic or beyond the array."""
+        """Read a part; IndexError for an index that is not basic or beyond the array."""
 
     def _all(self, kind: str) -> Any:
         """Read all of it as an array of a kind."""

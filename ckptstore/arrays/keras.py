@@ -34,11 +34,11 @@ class _Variables:
         self._model = model
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns the tensors in use, not copies, by names such as "000.dense.kernel"."""
+        """Return the tensors in use, not copies, by names such as "000.dense.kernel"."""
         return {name: variable.value.detach() for name, variable in self._named()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Assigns all variables, by position.
+        """Assign all variables, by position.
 
         Args:
             state: What `state_dict` of the same class, for a model with the same layers, returned.
@@ -63,7 +63,7 @@ class ModelState(_Variables):
     what = "model"
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Assigns all variables, by position.
+        """Assign all variables, by position.
 
         Args:
             state: What `state_dict` of a model with the same layers returned.

@@ -65,7 +65,7 @@ class Update:
 
 
 class Follower:
-    """Follows one branch; made by `Repository.follow`. Safe to use from several threads.
+    """A follower of one branch, made by `Repository.follow`; safe to use from several threads.
 
     Example:
         >>> import ckptstore, torch
@@ -113,12 +113,12 @@ class Follower:
         self.close()
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        """Yields each new checkpoint of the branch, beginning with its newest, until `close`."""
+        """Yield each new checkpoint of the branch, beginning with its newest, until `close`."""
         while (checkpoint := self.wait()) is not None:
             yield checkpoint
 
     def poll(self) -> Checkpoint | None:
-        """Returns the next checkpoint that was not returned yet, or None; never waits.
+        """Return the next checkpoint that was not returned yet, or None; never wait.
 
         The first is the newest one of the branch, or the first that is committed to a branch that
         does not exist yet. Checkpoints that expired meanwhile are skipped; of a branch that was
@@ -133,7 +133,7 @@ class Follower:
         return None
 
     def wait(self, timeout: float | None = None) -> Checkpoint | None:
-        """Waits for the next checkpoint that was not returned yet.
+        """Wait for the next checkpoint that was not returned yet.
 
         Args:
             timeout: Seconds to wait at most; None waits until there is one.
@@ -155,12 +155,12 @@ class Follower:
         return None
 
     def close(self) -> None:
-        """Ends every wait, also those of other threads. Updates still work."""
+        """End every wait, also those of other threads. Updates still work."""
         self._closed.set()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Keeps updates from changing a model inside the block.
+        """Keep updates from changing a model inside the block.
 
         Several threads may be inside at once, each more than once. On a GPU this covers work that
         was queued on the stream that updates copy on, which is the default one; synchronize any
@@ -178,7 +178,7 @@ class Follower:
         part: str | None = None,
         full: bool = False,
     ) -> Update | None:
-        """Brings a model to the newest checkpoint of the branch.
+        """Bring a model to the newest checkpoint of the branch.
 
         The first update reads everything, later ones read what differs from what the update before
         copied to the same memory. This takes memory for what is read, and as much again for a
@@ -229,7 +229,7 @@ class Follower:
         ) from failed
 
     def forget(self, model: Any) -> None:
-        """Forgets what a model holds, so that the next update reads everything.
+        """Forget what a model holds, so that the next update reads everything.
 
         Args:
             model: A destination that was passed to `update`.

@@ -40,11 +40,11 @@ class LosingStorage:
         self._before: dict[str, bytes | None] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Passes on what changes nothing."""
+        """Pass on what changes nothing."""
         return getattr(self._memory, name)
 
     def after_power_failure(self, survives: Callable[[str], bool]) -> MemoryStorage:
-        """Returns what is left when only some of the keys that are not durable survived.
+        """Return what is left when only some of the keys that are not durable survived.
 
         Args:
             survives: Called with each such key.
@@ -60,7 +60,7 @@ class LosingStorage:
 
     @property
     def unflushed(self) -> tuple[str, ...]:
-        """Returns the keys that a power failure may take."""
+        """Return the keys that a power failure may take."""
         return tuple(sorted(self._before))
 
     def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:

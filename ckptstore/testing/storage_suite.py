@@ -209,5 +209,5 @@ class StorageSuite:
 
 
 def _sizes(storage: Storage, prefix: str = "") -> dict[str, int]:
-    """Returns the size of every key that is listed, by key."""
+    """Return the size of every key that is listed, by key."""
     return {item.key: item.size for item in storage.list(prefix)}

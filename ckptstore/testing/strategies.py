@@ -41,7 +41,7 @@ SIZES = (0, 1, 2, 3, 5, 17)
 
 
 def keys() -> SearchStrategy[Any]:
-    """Returns a strategy for dict keys, many alike: "0" and 0, separators, escapes, surrogates."""
+    """Return a strategy for dict keys, many alike: "0" and 0, separators, escapes, surrogates."""
     return (
         st.sampled_from(
             ["0", 0, "1", 1, "", "/", "%", "%30", "a/b", "a", "..", "**", "é", "\ud800"]
@@ -52,14 +52,14 @@ def keys() -> SearchStrategy[Any]:
 
 
 def floats() -> SearchStrategy[float]:
-    """Returns a strategy for doubles of any bits, including NaNs of any payload."""
+    """Return a strategy for doubles of any bits, including NaNs of any payload."""
     nans = st.integers(1, 2**52 - 1).map(lambda payload: 0x7FF0_0000_0000_0000 | payload)
     bits = st.integers(0, 2**64 - 1) | nans | nans.map(lambda bits: bits | 1 << 63)
     return bits.map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
 
 
 def plain_values() -> SearchStrategy[Any]:
-    """Returns a strategy for plain values: everything that is no container and no array."""
+    """Return a strategy for plain values: everything that is no container and no array."""
     return st.one_of(
         st.none(),
         st.booleans(),
@@ -80,13 +80,13 @@ def plain_values() -> SearchStrategy[Any]:
 
 @st.composite
 def numpy_scalars(draw: DrawFn) -> Any:
-    """Draws a numpy scalar of any bits."""
+    """Draw a numpy scalar of any bits."""
     dtype = draw(st.sampled_from(NUMPY_DTYPES))
     return np.frombuffer(_bits(draw, dtype.name, 1), dtype=dtype)[0]
 
 
 def shapes() -> SearchStrategy[tuple[int, ...]]:
-    """Returns a strategy for shapes of up to 4 dimensions.
+    """Return a strategy for shapes of up to 4 dimensions.
 
     Among them are scalars, empty shapes, and some that need one chunk of 64 KiB or more.
     """
@@ -97,7 +97,7 @@ def shapes() -> SearchStrategy[tuple[int, ...]]:
 
 
 def printable(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape, or (1,) instead of () where torch has no `repr` for such a scalar.
+    """Return the shape, or (1,) instead of () where torch has no `repr` for such a scalar.
 
     Hypothesis prints what it draws, and a test must not fail because of that.
     """
@@ -106,7 +106,7 @@ def printable(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @st.composite
 def tensors(draw: DrawFn) -> torch.Tensor:
-    """Draws a torch tensor of any storable dtype and any bits.
+    """Draw a torch tensor of any storable dtype and any bits.
 
     It may be contiguous, or a transposed, strided, narrowed, conjugated or expanded view.
     """
@@ -155,7 +155,7 @@ _TORCH_VIEWS = (
 
 @st.composite
 def ndarrays(draw: DrawFn) -> Any:
-    """Draws a numpy array of any storable dtype and any bits, also with negative strides."""
+    """Draw a numpy array of any storable dtype and any bits, also with negative strides."""
     dtype, shape = draw(st.sampled_from(NUMPY_DTYPES + ML_DTYPES)), draw(shapes())
     count = int(np.prod(shape, dtype=np.int64))
     array = np.frombuffer(bytearray(_bits(draw, dtype.name, count)), dtype=dtype).reshape(shape)
@@ -170,14 +170,14 @@ def ndarrays(draw: DrawFn) -> Any:
 
 
 def arrays() -> SearchStrategy[Any]:
-    """Returns a strategy for torch tensors and numpy arrays."""
+    """Return a strategy for torch tensors and numpy arrays."""
     return tensors() | ndarrays()
 
 
 def states(
     *, leaves: SearchStrategy[Any] | None = None, max_leaves: int = 12
 ) -> SearchStrategy[Any]:
-    """Returns a strategy for nested structures of dicts, OrderedDicts, lists and tuples.
+    """Return a strategy for nested structures of dicts, OrderedDicts, lists and tuples.
 
     Args:
         leaves: What they hold; arrays and plain values when None.
@@ -196,7 +196,7 @@ def states(
 
 
 def _bits(draw: DrawFn, dtype: str, count: int) -> bytes:
-    """Returns random bytes for some elements; those of a bool are 0 or 1."""
+    """Return random bytes for some elements; those of a bool are 0 or 1."""
     size = count * ITEM_BYTES[dtype]
     seed = draw(st.integers(0, 2**32 - 1))
     data = np.random.default_rng(seed).integers(0, 2 if dtype == "bool" else 256, size, np.uint8)

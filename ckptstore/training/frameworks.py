@@ -31,7 +31,7 @@ _registered: list[_Framework] = []
 
 
 def register(matches: Callable[[object], bool], make: Callable[[Any], Training]) -> None:
-    """Registers the models of a framework; an integration calls this when it is imported.
+    """Register the models of a framework; an integration calls this when it is imported.
 
     Args:
         matches: True for a model of the framework.
