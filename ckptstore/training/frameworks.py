@@ -13,6 +13,9 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays.keras import is_keras
+from ckptstore.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,10 +44,19 @@ def register(matches: Callable[[object], bool], make: Callable[[Any], Training])
 
 
 def training_for(model: object) -> Training | None:
-    """A new training from the integration that knows the model; None for any other model."""
+    """A new training from the integration that knows the model; None for any other model.
+
+    InvalidInputError for a Keras model without its integration: it is a torch module too, and would
+    be saved as one, without its optimizer.
+    """
     make = _maker(model)
     if make is None and _import_integrations():
         make = _maker(model)
+    if make is None and is_keras(model):
+        raise InvalidInputError(
+            "This Python has no installed ckptstore, only its source, so the integration with "
+            "Keras is not found. Install ckptstore, or import ckptstore.integrations.keras."
+        )
     return None if make is None else make(model)
 
 
@@ -54,7 +66,7 @@ def _maker(model: object) -> Callable[[Any], Training] | None:
 
 def _import_integrations() -> bool:
     """Import the integrations whose frameworks have been imported; True if there were new ones."""
-    points = [point for name, point in _waiting().items() if name in sys.modules]
+    points = [point for name, point in _waiting().items() if sys.modules.get(name)]
     for point in points:
         point.load()
         _waiting().pop(point.name, None)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import CheckoutMismatchError
+from ckptstore import CheckoutMismatchError, InvalidInputError
 from ckptstore.integrations.keras import KerasTraining, OptimizerState, tracked
-from ckptstore.training import CheckpointManager
+from ckptstore.training import CheckpointManager, frameworks
 from ckptstore.training.training import Training, training_of
 
 
@@ -165,6 +165,15 @@ def test_a_module_of_another_framework_is_still_a_plain_training() -> None:
 
 
 @pytest.mark.slow
+def test_a_model_whose_integration_is_not_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where only the source is on the path: as a torch module it would be saved in part."""
+    monkeypatch.setattr(frameworks, "_registered", [])
+    monkeypatch.setattr(frameworks, "_waiting", dict)
+    with pytest.raises(InvalidInputError, match=r"import ckptstore\.integrations\.keras"):
+        training_of(made(1))
+    assert type(training_of(torch.nn.Linear(2, 1))) is Training
+
+
 def test_the_integration_is_imported_when_a_model_of_its_framework_is_met() -> None:
     """In a program that has imported Keras, and not before."""
     code = """
