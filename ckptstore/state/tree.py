@@ -113,7 +113,7 @@ def select(root: Node, selection: Selection, *, name: str) -> Node:
 
     A dict loses the keys of what is not chosen. A list or tuple keeps its length, with None in
     place of what is not chosen, so that positions keep their meaning. A codec's value is kept
-    whole, when its path or that of an array in it is chosen, or not at all.
+    whole, when its path or that of anything in it is chosen, or not at all.
 
     Args:
         root: The whole structure.
@@ -138,8 +138,11 @@ def prune(root: Node, chosen: Callable[[str], bool]) -> Node | Nothing:
         items = [left(item, where) for where, item in children(node, path)]
         if isinstance(node, ListNode | TupleNode | DictNode) and items:
             return remaining(node, items)
-        is_leaf = not isinstance(node, ListNode | TupleNode | DictNode)
-        paths = [where for where, _ in leaves(node, path)] if is_leaf else [path]
+        paths = [path]  # a codec's value is also chosen by the path of any value or array in it
+        if isinstance(node, ArrayNode):
+            paths = [node.path]
+        elif isinstance(node, CodecNode):
+            paths += [where for where, _ in leaves(node.value, path)]
         return node if any(map(chosen, paths)) else NOTHING
 
     kept = left(root, "")

@@ -61,6 +61,13 @@ def test_a_part_that_has_no_hash_is_refused_like_any_other(name: Any) -> None:
         tree.part(flatten({"a": 1}).root, name)
 
 
+@pytest.mark.parametrize("path", ["f", "f/0", "f/1"])
+def test_a_value_of_a_codec_is_kept_whole_by_the_path_of_anything_in_it(path: str) -> None:
+    codec = CodecNode("a type", ListNode((1, ArrayNode("tensor", "f/1"))))
+    root = DictNode({"f": codec, "g": 2})
+    assert tree.prune(root, path.__eq__) == DictNode({"f": codec})
+
+
 def test_empty_containers_are_chosen_by_their_own_path() -> None:
     root = flatten({"a": {}, "b": [], "c": ({},), "d": 1}).root
     kept = tree.prune(root, lambda path: path in ("a", "c/0"))
