@@ -62,6 +62,16 @@ class Bands:
         self._held: OrderedDict[int, Scratch] = OrderedDict()
         self._lock = Lock()
 
+    @property
+    def are_small(self) -> bool:
+        """True for bands that are read whole, into memory."""
+        return self._band_bytes <= BAND_BYTES_MAX
+
+    def is_rows(self, buffer: memoryview, start: int) -> bool:
+        """True for a buffer of whole rows of the first dimension, at least one, from `start` on."""
+        size = len(buffer)
+        return size > 0 and not start % self._row_bytes and not size % self._row_bytes
+
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`.
 
@@ -70,7 +80,7 @@ class Bands:
         """
         if not buffer:
             return
-        if self._band_bytes <= BAND_BYTES_MAX:
+        if self.are_small:
             first = start // self._row_bytes
             last = -(-(start + len(buffer)) // self._row_bytes)
             data = self._read((slice(first, last),))
@@ -90,7 +100,7 @@ class Bands:
         if not nbytes:
             return
         step = PIECE_BYTES
-        if self._band_bytes <= BAND_BYTES_MAX:
+        if self.are_small:
             step = self._band_bytes * max(1, PIECE_BYTES // self._band_bytes)
         for start in range(0, nbytes, step):
             yield start, min(step, nbytes - start)

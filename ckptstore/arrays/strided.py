@@ -163,7 +163,10 @@ class FortranArray(FileArray):
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`."""
-        self._bands.read_into(buffer, start)
+        if self._bands.are_small and self._bands.is_rows(buffer, start):
+            super().read_into(buffer, start)  # gathered in place: a band would be a copy more
+        else:
+            self._bands.read_into(buffer, start)
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Yield (start, length) in bytes of the pieces in which to read all of the array."""

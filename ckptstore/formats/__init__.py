@@ -24,7 +24,6 @@ from ckptstore.formats import names as _names
 from ckptstore.formats.publish import published
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten
-from ckptstore.zarr.contents import ZarrValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -177,6 +176,8 @@ def _writer(
     name: str, state: Any, *, drop_values: bool, shard_bytes: int | None
 ) -> Callable[[Path], None]:
     """Return a function that writes the state to a free path."""
+    from ckptstore.zarr.contents import ZarrValues  # with numpy, which `has_format` does not need
+
     module = import_module(name)
     if isinstance(state, ZarrValues):
         if name != _ZARR:
