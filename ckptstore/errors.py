@@ -54,7 +54,7 @@ class StorageError(CkptStoreError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incompatible:
-    """What differs between a checkpoint and the destination of a checkout; false when nothing does.
+    """The differences between a checkpoint and a destination; false when there are none.
 
     Attributes:
         missing: Names that the destination has and the checkpoint lacks.

@@ -183,7 +183,7 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """What to pass to `ckptstore.open` to reopen this repository."""
+        """The URL with which `ckptstore.open` reopens this repository."""
         return self._storage.url
 
     def commit(
@@ -483,7 +483,7 @@ class Repository:
     ) -> Diff:
         """Compare two checkpoints, or a checkpoint and a state.
 
-        What both share is not read, so the cost follows what differs.
+        Shared pages are not read, so the cost follows the differences.
 
         Args:
             a: The revision to compare with.
@@ -865,7 +865,7 @@ class Repository:
         }
 
     def _names(self) -> Names:
-        """What revisions can name now."""
+        """The names that revisions may use now."""
         return self._catalog.names(self._oplog.newest())
 
     def _now(self) -> int:

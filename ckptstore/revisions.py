@@ -43,7 +43,7 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """What revisions can name: refs as of one operation, and checkpoints by id.
+    """The names that revisions may use: refs as of one operation, and checkpoints by id.
 
     lookup: returns the manifest of an id, or None. ids: returns the ids that begin with the given
     digits.

@@ -55,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What verify found.
+    """The result of a verify.
 
     Attributes:
         problems: Everything that is wrong, sorted by key.

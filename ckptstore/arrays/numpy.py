@@ -71,7 +71,7 @@ class Numpy(Framework):
 
 
 def numpy_dtype(dtype: str) -> Any:
-    """The numpy dtype of a stored one; UnsupportedValueError where there is none."""
+    """Return the numpy dtype for a stored dtype; UnsupportedValueError if numpy has none."""
     if dtype in ML_DTYPES:
         import ml_dtypes
 

@@ -74,7 +74,7 @@ def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
 
 
 def _way_out(into: object, misfit: Incompatible) -> str:
-    """What a user most likely wants to do about a misfit."""
+    """Suggest the most likely remedy for a misfit."""
     tops = sorted({path.split("/")[0] for path in misfit.unexpected})
     if arrays.is_module(into) and misfit.missing:
         first = misfit.missing[0]

@@ -284,7 +284,7 @@ def _setter(target: Any, key: Any) -> Callable[[Any], object]:
 
 
 def _copier(target: Any) -> Callable[[Any], object]:
-    """What copies a whole array of the same dtype and shape into an existing one."""
+    """Return a function that copies an array of the same dtype and shape into this one."""
 
     def assign(value: Any) -> None:
         source = describe(value)
@@ -300,7 +300,7 @@ def _items(node: DictNode, path: str) -> Iterator[tuple[Key, str, Node]]:
 
 
 def _kind(node: Node) -> str:
-    """What a node is, as messages name it."""
+    """The kind of a node, for messages."""
     if isinstance(node, ArrayNode | CodecNode):
         return node.kind if isinstance(node, ArrayNode) else node.type
     return {ListNode: "list", TupleNode: "tuple", DictNode: "dict"}.get(type(node), "plain value")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def merged(
     plan: Plan, stored: Sequence[Mapping[int, PageDigests]]
 ) -> Iterator[tuple[int, PageDigests]]:
-    """What several processes have put of each page of a plan. Pure.
+    """Merge the digests that several processes put for each page of a plan. Pure.
 
     Args:
         plan: The plan that all of them followed.
@@ -82,7 +82,7 @@ def put_documents(
         putter: Where they go. It knows the objects that the pages refer to.
 
     Returns:
-        What the manifest needs, and the pages in path order.
+        The fields for the manifest, and the pages in path order.
     """
     with paused_collector():
         structure_digest, _ = putter.put(structure.encode(root))

@@ -42,7 +42,7 @@ SEED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivation:
-    """What a derived checkpoint takes from its source.
+    """The part of its source that a derived checkpoint takes over.
 
     Attributes:
         selection: Which arrays and values.

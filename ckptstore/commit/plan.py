@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Described(Protocol):
-    """What a plan needs to know of an array."""
+    """The properties of an array that a plan depends on."""
 
     dtype: str
     shape: Shape

@@ -51,7 +51,7 @@ BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageDigests:
-    """What one process has put of the arrays of a page.
+    """The digests that one process put for the arrays of a page.
 
     Attributes:
         small: Digest and offset of each small array, in path order; empty if another process puts

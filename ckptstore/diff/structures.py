@@ -42,7 +42,7 @@ def structure_changes(
 
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """What can be compared of a structure, by path: of arrays their kinds and ties."""
+    """The comparable parts of a structure, by path: of arrays their kinds and ties."""
 
     values: dict[str, Node] = field(default_factory=dict)
     containers: dict[str, ListNode | TupleNode | DictNode] = field(default_factory=dict)

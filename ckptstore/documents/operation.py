@@ -29,7 +29,7 @@ OWNER_LENGTH_MAX = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condemned:
-    """What a running gc will delete (ADR 0020).
+    """The checkpoints and objects that a running gc will delete (ADR 0020).
 
     Attributes:
         checkpoints: Those that are about to expire.
@@ -107,7 +107,7 @@ class Operation:
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What an undo may take back."""
+        """The part of the state that an undo may restore."""
         return dict(self.heads), dict(self.tags), dict(self.settings)
 
     def encode(self) -> bytes:

@@ -48,7 +48,7 @@ ATTEMPTS = 5  # at newest checkpoints that expire while they are read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What an update did.
+    """The result of an update.
 
     Attributes:
         checkpoint: The checkpoint that the model now holds.
@@ -196,7 +196,7 @@ class Follower:
                 last update. `forget` does the same for the next update.
 
         Returns:
-            What was read, or None while the branch has no checkpoint.
+            The result, or None while the branch has no checkpoint.
 
         Raises:
             CheckoutMismatchError: The model does not fit. Lists every difference in names, shapes

@@ -51,7 +51,7 @@ class Fill:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Load:
-    """What is handed over, and the arrays in it.
+    """A value that is handed over, and the arrays in it.
 
     content: equal for states that are the same to the last bit; None for one that is handed over
     every time, because it holds no array and costs nothing, or because it goes into an array that
@@ -86,7 +86,7 @@ class Load:
 
 
 class Known:
-    """What arrays were filled with, by location, and which objects were last passed."""
+    """The last contents of arrays, by location, and the last values handed to objects."""
 
     def __init__(self) -> None:
         self._filled: dict[object, tuple[IsGone, ArrayEntry]] = {}

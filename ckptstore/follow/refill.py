@@ -66,7 +66,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refill:
-    """What an update changes, all of it read.
+    """The changes of an update, all of them read.
 
     fills, loads: the whole of what goes into the model. changes: the chunks that it does not hold,
     in the order of the destination; chunks: their bytes. states: what it was not handed yet.
@@ -111,7 +111,7 @@ class Refill:
         return sum(wholes.values()) + sum(load.nbytes for load in self.loads)
 
     def undo(self) -> list[tuple[Change, memoryview]]:
-        """What the arrays hold now, if something may be refused after they have been changed."""
+        """The present contents of the arrays, if a later step may still be refused."""
         handovers = [load.handover for load, _ in self.states]
         if not any(handover.may_refuse and not handover.is_own for handover in handovers):
             return []

@@ -51,7 +51,7 @@ _FOLDERS = frozenset({_DCP, _SHARDED, _ZARR})  # modules whose format is a folde
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileState:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         state: A state to commit. Its arrays are read from the file as they are needed.

@@ -23,7 +23,7 @@ TEMPORARY_SECONDS = 86_400.0  # a write that takes a day has died
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcReport:
-    """What a gc did.
+    """The result of a gc.
 
     Attributes:
         expired: The checkpoints whose arrays were deleted.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcPlan:
-    """What a gc would do; nothing is done before `execute`.
+    """A plan of a gc; nothing is done before `execute`.
 
     Attributes:
         policy: The policy that decided.
@@ -62,7 +62,7 @@ class GcPlan:
         branch or tag by now.
 
         Returns:
-            What was done, as measured.
+            The result, as measured.
 
         Raises:
             CorruptError: A page of a checkpoint that stays cannot be read; nothing was deleted that

@@ -26,7 +26,7 @@ UNREACHABLE = "No branch and no tag reached it."
 
 @dataclass(slots=True, kw_only=True)
 class Remaining:
-    """What is left to delete.
+    """The checkpoints and objects that are left to delete.
 
     expiring: why each checkpoint expires, by its id. seen: the number of the newest operation that
     was looked at.

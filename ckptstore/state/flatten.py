@@ -27,7 +27,7 @@ MARKS_UNCOUNTED = 50_000  # a state that needs more is counted before the walk g
 
 
 class Leaf(Protocol):
-    """What flattening needs to know about an array."""
+    """The properties of an array that flattening depends on."""
 
     @property
     def kind(self) -> str:

@@ -191,7 +191,7 @@ class _Move:
                 self.index(item, join(place, segments[key]))
 
     def below(self, node: DictNode, place: str) -> Iterator[tuple[Node, str]]:
-        """What a dict holds, each with its place."""
+        """The values of a dict, each with its place."""
         segments = self.segments[place]
         return ((item, join(place, segments[key])) for key, item in node.items.items())
 

@@ -81,7 +81,7 @@ def keys(root: Node) -> list[Key]:
 
 
 def part(root: Node, name: str) -> Node:
-    """What the outermost dict has under a key.
+    """Return the value of a key of the outermost dict.
 
     Raises:
         InvalidInputError: It has no such key; the message lists the keys there are.

@@ -83,7 +83,7 @@ def walk(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a manifest records of a state that is now durable.
+    """The part of a manifest that describes a state, which is now durable.
 
     relied: the digest of every object that the manifest reaches.
     """
@@ -97,7 +97,7 @@ class Written:
 
 @dataclass(slots=True)
 class Reached:
-    """What a parent checkpoint reaches: durable objects, which need not be put again.
+    """The objects that a parent reaches: durable, so they need not be put again.
 
     bundles: each bundle that this handle wrote, by the digests of the small arrays in it, in order.
     Only these are trusted: the bundle of another page may be false. is_sound: False when

@@ -42,7 +42,7 @@ class _Part(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """What the document of an array describes."""
+    """The description of an array in its document."""
 
     dtype: str
     shape: tuple[int, ...]

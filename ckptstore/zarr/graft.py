@@ -72,7 +72,7 @@ def graft(
 def _stays(
     root: Node, kept: Collection[str], converted: Mapping[str, str], listed: Collection[str]
 ) -> Node:
-    """What is left of a structure, with its arrays as they are now; an empty dict of nothing."""
+    """The rest of a structure, with its arrays as they are now; an empty dict if none is left."""
 
     def array(node: ArrayNode) -> ArrayNode | Nothing:
         """Under which kind and path an array is there from now on; NOTHING for one that is gone."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a commit has to write.
+    """The parts of the contents that a commit has to write.
 
     Attributes:
         kept: Paths in the state of the head's arrays that stay unchanged.

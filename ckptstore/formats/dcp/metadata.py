@@ -60,7 +60,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
         entries: Tensors, and the places of other values, by name.

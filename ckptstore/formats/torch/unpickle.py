@@ -278,7 +278,7 @@ def _identity(storage: Any) -> int:
 
 
 def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[memoryview], None]]:
-    """What has to be done to the elements in the file, which are stored as they were in memory."""
+    """The change to make to elements of the file, which are stored as they were in memory."""
     dtype, is_conj, is_neg = tensor.dtype, tensor.is_conj(), tensor.is_neg()
     part = dtype.itemsize // (2 if dtype.is_complex else 1)
     if is_swapped and part > 1:
