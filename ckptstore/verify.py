@@ -183,10 +183,10 @@ class _Verify:
         self.objects.check(digest, size=item.size)
 
     def check_manifest(self, id: Digest, *, is_live: bool) -> None:
-        """Compare a manifest with its name and, when it is live, with what it refers to.
+        """Compare a manifest with its name and, when it is live, with the objects it refers to.
 
-        What a live one refers to is not checked when no branch and no tag reaches it: a commit that
-        died beside a gc may have left it without its objects.
+        The objects of a live one that no branch and no tag reaches are not checked: a commit that
+        died beside a gc may have left it without them.
         """
         key = self.catalog.key(id, LIVE if is_live else EXPIRED)
         self.users.setdefault(key, set()).add(id)

@@ -32,12 +32,19 @@ def _load(kind: str) -> Framework:
     return Numpy()
 
 
+_by_type: dict[type, Framework] = {}  # of the arrays that were met; spares most of each look
+
+
 def framework_of(value: object) -> Framework | None:
     """The framework of an array; None for any other value."""
+    known = _by_type.get(type(value))
+    if known is not None:
+        return known
     for name, kind in KINDS.items():
         if sys.modules.get(name) is not None:  # None: the program forbids to import it
             framework = _load(kind)
             if isinstance(value, framework.array_type):
+                _by_type[type(value)] = framework
                 return framework
     return None
 
