@@ -25,11 +25,15 @@ class Workers:
     """A few threads that take jobs one by one while the caller prepares the next.
 
     After a job has failed no further one is started, and the futures of those raise its error.
-    With one thread, the caller does each job at once.
+    With one thread, the caller does each job at once, unless `is_ahead` lets that thread work while
+    the caller does something else. Where the system starts no more threads, as in a container with
+    a limit, those that run go on, and the caller does jobs itself.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, "ckptstore") if threads > 1 else None
+    def __init__(self, threads: int, *, is_ahead: bool = False) -> None:
+        self._pool = ThreadPoolExecutor(threads, "ckptstore") if threads > 1 or is_ahead else None
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._has_thread = False
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -42,25 +46,46 @@ class Workers:
         traceback: TracebackType | None,
     ) -> None:
         """Wait for the jobs that have started; after an error of the caller others are dropped."""
+        if error is not None:
+            self._jobs.clear()
         if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=error is not None)
+            self._pool.shutdown(wait=True)
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
         """Queue a job; the future gets its result, or the first error of any job."""
-        if self._pool:
-            return self._pool.submit(self._run, job)
         future: Future[Result] = Future()
-        future.set_result(self._run(job))
+        self._jobs.append((job, future))
+        if self._pool is None:
+            self._do_next()
+            return future
+        try:
+            self._pool.submit(self._do_next)
+            self._has_thread = True
+        except RuntimeError:  # no thread can be started
+            if not self._has_thread:
+                self._pool = None
+            self._do_next()
         return future
 
-    def _run(self, job: Callable[[], Result]) -> Result:
-        if self._error is not None:
-            raise self._error
+    def _do_next(self) -> None:
+        """Do the job that has waited longest, unless another thread has taken it."""
         try:
-            return job()
+            job, future = self._jobs.popleft()
+        except IndexError:
+            return
+        try:
+            future.set_result(self._result(job))
         except BaseException as error:
             self._error = self._error or error
+            future.set_exception(error)
             raise
+        finally:
+            del job, future  # the error's traceback would hold them, and they the error
+
+    def _result(self, job: Callable[[], Result]) -> Result:
+        if self._error is not None:
+            raise self._error
+        return job()
 
 
 def results(futures: Iterable[Future[Result]]) -> list[Result]:

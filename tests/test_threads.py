@@ -57,6 +57,60 @@ def test_jobs_run_at_once_and_on_no_more_threads_than_said() -> None:
     assert len(names) == 3
 
 
+@pytest.fixture(params=[0, 1, 2])
+def thread_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many threads can be started before the system refuses."""
+    left = iter(range(request.param))
+    start = threading.Thread.start
+
+    def start_within_limit(thread: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_within_limit)
+    return int(request.param)
+
+
+def test_jobs_are_done_once_each_by_as_many_threads_as_can_be_started(thread_limit: int) -> None:
+    names: list[str] = []
+
+    def job(number: int) -> int:
+        names.append(threading.current_thread().name)
+        return number
+
+    jobs = (partial(job, number) for number in range(1000))
+    assert gather(jobs, threads=8) == list(range(1000))
+    assert len(names) == 1000
+    assert len(set(names)) <= thread_limit + 1
+
+
+def test_the_first_error_ends_jobs_where_no_thread_can_be_started(thread_limit: int) -> None:
+    begun: list[int] = []
+
+    def job(number: int) -> None:
+        begun.append(number)
+        raise ZeroDivisionError(number)
+
+    with pytest.raises(ZeroDivisionError):
+        gather([partial(job, number) for number in range(1000)], threads=4)
+    assert len(begun) <= thread_limit + 1
+
+
+def test_a_thread_works_ahead_of_its_caller() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def job() -> bool:
+        begun.set()
+        return go_on.wait(10)
+
+    with Workers(1, is_ahead=True) as workers:
+        future = workers.submit(job)
+        assert begun.wait(10)
+        go_on.set()
+        assert future.result()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_workers_take_jobs_one_by_one(threads: int) -> None:
     with Workers(threads) as workers:

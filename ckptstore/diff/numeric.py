@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict, deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,11 @@ from ckptstore.checkout.reader import read_bundle
 from ckptstore.diff.sums import Sums, sums_of, sums_of_equal
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.page import ArrayEntry
+from ckptstore.threads import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from ckptstore.checkout.opener import ArrayOpener
     from ckptstore.diff.changes import ArrayChange, Diff, Numbers
@@ -150,7 +151,7 @@ def _computed(jobs: Sequence[_Job]) -> Iterator[tuple[Key, Sums]]:
         idle.append(pair)
         return sums
 
-    with ThreadPoolExecutor(READ_THREADS, "ckptstore") as readers:
+    with Workers(READ_THREADS, is_ahead=True) as readers:
         for job in jobs:
             if not idle:
                 yield from finish()
