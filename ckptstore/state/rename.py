@@ -21,10 +21,12 @@ from ckptstore.state.paths import join, key_segments
 from ckptstore.state.tree import arrays, relabel, retie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ckptstore.documents.nodes import Key, Node
 
+_PLAIN_PART = re.compile(r"\\[^a-zA-Z0-9]|[^\\^$*+?{}\[\]|()]")
+_PLAIN = re.compile(rf"(?:{_PLAIN_PART.pattern})*")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")
 
 
@@ -59,16 +61,16 @@ class Rename:
                 pattern matches none.
         """
         listed = list(paths)
-        for pattern, _ in self.patterns:
-            if not any(map(pattern.fullmatch, listed)):
-                raise InvalidInputError(
-                    f"The rename {pattern.pattern!r} matches no array that is chosen. A pattern "
-                    "must match a whole path; `ckptstore ls` lists the paths."
-                )
+        index = _Index([pattern for pattern, _ in self.patterns])
+        if (unused := index.unused(listed)) is not None:
+            raise InvalidInputError(
+                f"The rename {unused.pattern!r} matches no array that is chosen. A pattern "
+                "must match a whole path; `ckptstore ls` lists the paths."
+            )
         names: dict[str, str] = {}
         olds: dict[str, str] = {}
         for path in listed:
-            names[path] = new = self._new(path)
+            names[path] = new = self._new(path, index.first(path))
             if new in olds:
                 raise InvalidInputError(
                     f"Two arrays would have the path {shown(new)}: {shown(olds[new])} and "
@@ -77,21 +79,85 @@ class Rename:
             olds[new] = path
         return names
 
-    def _new(self, path: str) -> str:
-        for pattern, replacement in self.patterns:
-            if match := pattern.fullmatch(path):
-                try:
-                    new = match.expand(replacement)
-                except (re.error, IndexError) as error:
-                    raise InvalidInputError(
-                        f"The replacement {shown(replacement)} does not fit "
-                        f"{pattern.pattern!r}: {error}."
-                    ) from error
-                try:
-                    return new if new == path else check_path(new)
-                except InvalidInputError as error:
-                    raise InvalidInputError(f"{shown(path)} cannot be renamed: {error}") from error
+    def _new(self, path: str, position: int | None) -> str:
+        """The new path of a path. position: that of the first pattern that matches it."""
+        if position is None:
+            return path
+        pattern, replacement = self.patterns[position]
+        match = pattern.fullmatch(path)
+        assert match is not None
+        try:
+            new = match.expand(replacement)
+        except (re.error, IndexError) as error:
+            raise InvalidInputError(
+                f"The replacement {shown(replacement)} does not fit {pattern.pattern!r}: {error}."
+            ) from error
+        try:
+            return new if new == path else check_path(new)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{shown(path)} cannot be renamed: {error}") from error
+
+
+class _Index:
+    """Finds the first of some patterns that matches a path.
+
+    Patterns of characters and dots only, as in a dict that spells out the name of each array, are
+    looked up. Otherwise n names of n arrays would take n * n comparisons.
+    """
+
+    def __init__(self, patterns: Sequence[re.Pattern[str]]) -> None:
+        self.patterns = patterns
+        self.names = [_plain_name(pattern.pattern) for pattern in patterns]
+        self.others = [position for position, name in enumerate(self.names) if name is None]
+        # The position of each name, by its length and by where it has dots that match anything.
+        self.places: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        for position, name in enumerate(self.names):
+            if name is not None:
+                text, dots = name
+                places = self.places.setdefault(len(text), {}).setdefault(dots, {})
+                places.setdefault(text, position)
+
+    def first(self, path: str) -> int | None:
+        """The position of the first pattern that matches a whole path."""
+        plain = (
+            places.get(_dotted(path, dots))
+            for dots, places in self.places.get(len(path), {}).items()
+        )
+        first = min((position for position in plain if position is not None), default=None)
+        for position in self.others:
+            if first is not None and first < position:
+                break
+            if self.patterns[position].fullmatch(path):
+                return position
+        return first
+
+    def unused(self, paths: Sequence[str]) -> re.Pattern[str] | None:
+        """The first pattern that matches no path."""
+        matched = {
+            (_dotted(path, dots), dots) for path in paths for dots in self.places.get(len(path), {})
+        }
+        for pattern, name in zip(self.patterns, self.names, strict=True):
+            if not (any(map(pattern.fullmatch, paths)) if name is None else name in matched):
+                return pattern
+        return None
+
+
+def _plain_name(pattern: str) -> tuple[str, tuple[int, ...]] | None:
+    """The text that a pattern without operators matches, and where a dot matches any character."""
+    if not _PLAIN.fullmatch(pattern):
+        return None
+    parts = _PLAIN_PART.findall(pattern)
+    dots = tuple(position for position, part in enumerate(parts) if part == ".")
+    return "".join(part[-1] for part in parts), dots
+
+
+def _dotted(path: str, dots: tuple[int, ...]) -> str:
+    if not dots:
         return path
+    letters = list(path)
+    for position in dots:
+        letters[position] = "."
+    return "".join(letters)
 
 
 def _pattern(old: object, new: object) -> tuple[re.Pattern[str], str]:
@@ -130,17 +196,24 @@ class _Dict:
     """A dict of the new structure.
 
     node: the dict that was in its place; None for a dict that is made. items: by the path segments
-    of its keys. keys: all that it had and has.
+    of its keys. keys: all that it had and has. has_integers: whether any of these is an integer.
     """
 
     node: DictNode | None = None
     items: dict[str, _Item] = field(default_factory=dict)
     keys: set[Key] = field(default_factory=set)
+    has_integers: bool = False
 
     @classmethod
     def of(cls, node: DictNode | None) -> Self:
         """An empty one in the place of a dict, or of nothing."""
-        return cls(node, keys=set(node.items if node else ()))
+        keys = set(node.items if node else ())
+        return cls(node, keys=keys, has_integers=any(isinstance(key, int) for key in keys))
+
+    def add_key(self, key: Key) -> None:
+        """Add a key that is new to it."""
+        self.keys.add(key)
+        self.has_integers = self.has_integers or isinstance(key, int)
 
     def was(self) -> str | None:
         """Of a dict that is made: the path of the one dict that had all of it under these keys."""
@@ -280,7 +353,7 @@ class _Move:
             raise InvalidInputError(
                 f"{shown(path)} would be a second way to write a key that is there already."
             )
-        parent.keys.add(key)
+        parent.add_key(key)
         return key
 
     def new_key(self, segment: str, parent: _Dict, place: str, behind: int) -> Key:
@@ -295,8 +368,7 @@ class _Move:
             if known == segment:
                 return key
         is_integer = _INTEGER.fullmatch(segment) and -(2**63) <= int(segment) < 2**64
-        neighbours = [*parent.keys, *(key for _, key in old)]
-        if is_integer and any(isinstance(key, int) for key in neighbours):
+        if is_integer and (parent.has_integers or any(isinstance(key, int) for _, key in old)):
             return int(segment)
         return _unescaped(segment)
 
