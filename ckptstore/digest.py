@@ -14,9 +14,13 @@ from blake3 import blake3
 from ckptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Buffer
 
 HEX_DIGITS = 64
+RAW_BYTES = 32
+NUMBER_BYTES = 8
 _PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,3 +66,66 @@ class Digest(str):
     def short(self) -> str:
         """The first 8 digits, for people."""
         return self[:8]
+
+
+class DigestMap:
+    """Numbers by digest, in about 55 bytes each; a dict takes five times as much.
+
+    Raw digests, each followed by its number, lie one behind the other in 65,536 buckets, which the
+    first four digits select. With 10 million digests a bucket has 6 KB, which is searched in less
+    than a microsecond.
+    """
+
+    __slots__ = ("_buckets", "_count")
+
+    def __init__(self) -> None:
+        self._buckets: list[bytearray | None] = [None] * (1 << 16)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, digest: str) -> bool:
+        return self.get(digest) is not None
+
+    def __setitem__(self, digest: str, number: int) -> None:
+        """Set the number of a digest, from 0 to 2**64 - 1."""
+        raw, bucket, place = self._find(digest)
+        encoded = number.to_bytes(NUMBER_BYTES, "little")
+        if bucket is None:
+            self._buckets[int(digest[:4], 16)] = bytearray(raw + encoded)
+        elif place < 0:
+            bucket += raw + encoded
+        else:
+            bucket[place + RAW_BYTES : place + RAW_BYTES + NUMBER_BYTES] = encoded
+        self._count += place < 0
+
+    def get(self, digest: str) -> int | None:
+        """Return the number of a digest; None for one that is not in the map."""
+        _, bucket, place = self._find(digest)
+        if bucket is None or place < 0:
+            return None
+        start = place + RAW_BYTES
+        return int.from_bytes(bucket[start : start + NUMBER_BYTES], "little")
+
+    def items(self) -> Iterator[tuple[Digest, int]]:
+        """Yield every digest and its number, in the order of the digests' first four digits.
+
+        Numbers may be changed meanwhile.
+        """
+        step = RAW_BYTES + NUMBER_BYTES
+        for bucket in self._buckets:
+            for place in range(0, len(bucket or b""), step):
+                assert bucket is not None
+                entry = bytes(bucket[place : place + step])
+                number = int.from_bytes(entry[RAW_BYTES:], "little")
+                yield Digest(entry[:RAW_BYTES].hex()), number
+
+    def _find(self, digest: str) -> tuple[bytes, bytearray | None, int]:
+        """Return a digest's bytes, its bucket, and its position there, or -1."""
+        raw = bytes.fromhex(digest)
+        bucket = self._buckets[int(digest[:4], 16)]
+        place = -1 if bucket is None else bucket.find(raw)
+        while bucket is not None and place % (RAW_BYTES + NUMBER_BYTES) and place >= 0:
+            place = bucket.find(raw, place + 1)  # its bytes lie across two entries
+        return raw, bucket, place

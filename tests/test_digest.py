@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import random
 
 import numpy as np
 import pytest
 
-from ckptstore.digest import Digest
+from ckptstore.digest import Digest, DigestMap
 from ckptstore.errors import InvalidInputError
 
 EMPTY = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
@@ -52,3 +53,34 @@ def test_anything_else_is_refused_in_a_short_message(kind: str) -> None:
     with pytest.raises(InvalidInputError, match="is not a digest") as error:
         Digest.parse(text)
     assert len(str(error.value)) < 200
+
+
+def test_a_map_of_digests_is_a_dict_of_them() -> None:
+    """Also with many in one bucket, which begin with the same digits."""
+    chance = random.Random(1)
+    digests = [
+        Digest(prefix + chance.randbytes(30).hex())
+        for prefix in ("0000", "ffff", "ab12")
+        for _ in range(200)
+    ]
+    numbers, truth = DigestMap(), {}
+    for _ in range(3000):
+        digest = chance.choice(digests)
+        assert numbers.get(digest) == truth.get(digest)
+        assert (digest in numbers) == (digest in truth)
+        numbers[digest] = truth[digest] = chance.choice([0, 7, 2**64 - 1])
+    assert len(numbers) == len(truth)
+    assert dict(numbers.items()) == truth
+    assert [digest[:4] for digest, _ in numbers.items()] == sorted(digest[:4] for digest in truth)
+
+
+def test_bytes_that_lie_across_two_entries_of_a_map_are_no_digest() -> None:
+    """Those of the second half of one digest and its number, and so on over the next entry."""
+    raw = bytes(range(8)) + bytes(range(8)) + bytes(range(100, 116))
+    first, second = raw.hex(), raw[:8].hex() + "77" * 24
+    numbers = DigestMap()
+    numbers[first], numbers[second] = 1, 2
+    across = raw[8:] + (1).to_bytes(8, "little")
+    assert across.hex() not in numbers
+    numbers[across.hex()] = 3
+    assert [numbers.get(digest) for digest in (first, second, across.hex())] == [1, 2, 3]

@@ -154,20 +154,19 @@ class LocalStorage:
                 os.unlink(name, dir_fd=folder_fd)
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """List every file under a folder except temporary ones.
+        """List every file under a folder except temporary ones, as it is found.
 
-        An entry that is no regular file is listed with size 0: reading it reports its kind.
+        An entry that is no regular file is listed with size 0: reading it reports its kind. So is a
+        folder that can hold no keys, such as "lost+found".
         """
         parts = tuple(part for part in prefix.split("/") if part)
         with _translated(prefix or "the root", self._root):
             try:
                 with self._folder(parts) as fd:
-                    listed = list(_walk(fd, "".join(f"{part}/" for part in parts)))
+                    yield from _walk(fd, "".join(f"{part}/" for part in parts))
             except FileNotFoundError:
-                if parts and os.path.isdir(self._root):
-                    return iter(())
-                raise
-        return iter(listed)
+                if not parts or not os.path.isdir(self._root):
+                    raise
 
     def size(self, key: str) -> int | None:
         """Return the size of a key, or None; a link or a folder of that name is an error."""
@@ -317,9 +316,12 @@ def _walk(fd: int, prefix: str) -> Iterator[Listed]:
     with os.scandir(fd) as entries:
         for entry in entries:
             key = f"{prefix}{entry.name}"
-            if entry.is_dir(follow_symlinks=False) and prefix.count("/") < KEY_PARTS_MAX - 1:
+            if entry.is_dir(follow_symlinks=False) and _may_hold_keys(key):
                 if prefix or entry.name != TEMPORARY:
-                    inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                    try:
+                        inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                    except FileNotFoundError:  # deleted since
+                        continue
                     try:
                         yield from _walk(inner, f"{key}/")
                     finally:
@@ -331,6 +333,15 @@ def _walk(fd: int, prefix: str) -> Iterator[Listed]:
                     continue
                 size = status.st_size if stat.S_ISREG(status.st_mode) else 0
                 yield Listed(key, size, status.st_mtime)
+
+
+def _may_hold_keys(folder: str) -> bool:
+    """True for a folder in which keys may be; others may not even be readable."""
+    try:
+        check_key(f"{folder}/key")
+    except InvalidInputError:
+        return False
+    return True
 
 
 def _write_full(fd: int, data: memoryview) -> None:

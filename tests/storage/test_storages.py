@@ -127,6 +127,33 @@ def test_no_temporary_file_is_left_and_none_is_listed(tmp_path: Path) -> None:
     assert sorted(item.key for item in storage.list("")) == [KEY, "ops/1"]
 
 
+def test_folders_of_other_programs_are_listed_and_not_entered(tmp_path: Path) -> None:
+    """They may hold anything, and may not even be readable."""
+    storage = LocalStorage(tmp_path)
+    storage.put(KEY, b"x")
+    others = [f"objects/{name}" for name in ("lost+found", "@eaDir", ".snapshot")]
+    for other in others:
+        (tmp_path / other).mkdir()
+        (tmp_path / other / "file").write_bytes(b"x")
+    sizes = {item.key: item.size for item in storage.list("")}
+    assert sizes == {KEY: 1, **dict.fromkeys(others, 0)}
+
+
+def test_a_folder_that_is_deleted_while_others_are_listed_ends_no_listing(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    keys = [f"objects/{number:02x}/a" for number in range(8)]
+    for key in keys:
+        storage.put(key, b"x")
+    listing = storage.list("objects/")
+    listed = {next(listing).key}
+    for key in set(keys) - listed:
+        (tmp_path / key).unlink()
+        (tmp_path / key).parent.rmdir()
+        break
+    listed.update(item.key for item in listing)
+    assert listed == set(keys) - {key}
+
+
 def test_a_folder_that_is_gone_or_takes_no_files_is_a_storage_error_that_names_the_key(
     tmp_path: Path,
 ) -> None:
