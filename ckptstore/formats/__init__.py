@@ -10,6 +10,7 @@ no format needs the framework of another one.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -147,7 +148,8 @@ def write_file(
     Args:
         state: Arrays and plain values in any nesting, or a Zarr hierarchy of a checkpoint.
         path: Where to write it. The suffix is that of the format.
-        overwrite: Whether to replace a file, or an export in a folder.
+        overwrite: Whether to replace a file, or an export in a folder. If the path is a link, what
+            it leads to is replaced.
         drop_values: Whether to leave out plain values if the format has no place for them.
         shard_bytes: Write a folder of .safetensors files, each with at most this many bytes of
             arrays, or with one larger array.
@@ -159,10 +161,10 @@ def write_file(
     """
     path = _path(path)
     name = _of_output(path, shard_bytes)
-    check_free(path, overwrite=overwrite, shard_bytes=shard_bytes)
+    target = _target(path, name, overwrite=overwrite)
     write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
     try:
-        with published(path, overwrite=overwrite) as temporary:
+        with published(target, overwrite=overwrite) as temporary:
             write(temporary)
     except ImportError as error:
         raise _lacking(path, error) from error
@@ -205,35 +207,53 @@ def check_free(
         StorageError: Nothing can have that path.
     """
     path = _path(path)
-    name = _of_output(path, shard_bytes)
-    if _is_taken(path):
+    _target(path, _of_output(path, shard_bytes), overwrite=overwrite)
+
+
+def _target(path: Path, module: str, *, overwrite: bool) -> Path:
+    """Return where a module of a format writes: the path, or what a link there leads to."""
+    target = _followed(path)
+    if os.path.lexists(path):
         if not overwrite:
             raise _exists(path)
-        is_folder = name in _FOLDERS
-        if path.is_dir() != is_folder or (is_folder and path.is_symlink()):
-            raise InvalidInputError(
-                f"{path} is {_kind(path)}, and {'a folder' if is_folder else 'a file'} would "
-                "replace it. Pass another name."
-            )
-        if is_folder and not import_module(name).is_exported(path):
-            raise InvalidInputError(
-                f"{path} holds more than an export of a checkpoint, so it is not replaced. Pass "
-                "another name."
-            )
-    if not path.absolute().parent.is_dir():
-        raise NotFoundError(f"The folder {path.absolute().parent} does not exist.")
+        if target.exists():
+            _check_replaced(target, module)
+    if not target.parent.is_dir():
+        raise NotFoundError(f"The folder {target.parent} does not exist.")
+    return target
 
 
-def _is_taken(path: Path) -> bool:
-    """Whether anything has this name, even a broken link; an error if nothing can have it."""
+def _followed(path: Path) -> Path:
+    """Return an absolute path without a link at its end; an error if nothing can have it."""
     try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        path = path.absolute()
+        # The system refuses a link that leads round, or that another user planted.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{shown(str(path))} cannot be written: the working folder is gone. Pass an absolute "
+            "path."
+        ) from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StorageError(f"{shown(str(path))} cannot be written: {why}.") from error
-    return True
+
+
+def _check_replaced(path: Path, module: str) -> None:
+    """Raise an error if a file or folder is not one that an export may replace."""
+    is_folder = module in _FOLDERS
+    if path.is_dir() != is_folder:
+        raise InvalidInputError(
+            f"{path} is {_kind(path)}, and {'a folder' if is_folder else 'a file'} would "
+            "replace it. Pass another name."
+        )
+    if is_folder and not import_module(module).is_exported(path):
+        raise InvalidInputError(
+            f"{path} holds more than an export of a checkpoint, so it is not replaced. Pass "
+            "another name."
+        )
 
 
 def _of_file(path: Path) -> str:
@@ -292,7 +312,7 @@ def _path(path: object) -> Path:
 
 
 def _kind(path: Path) -> str:
-    return "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
+    return "a folder" if path.is_dir() else "a file"
 
 
 def _exists(path: Path) -> InvalidInputError:

@@ -1,10 +1,13 @@
 """Writing a file or folder whole or not at all: it gets its name when it is durable.
 
-This is for exports. Repositories write through `ckptstore.storage`.
+This is for exports, which any disk has to take: one without hard links, or without an fsync of
+folders, where the name alone may be lost in a power failure. Repositories write through
+`ckptstore.storage`, which asks more of a disk.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -14,6 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# How a folder answers that has no fsync (FUSE, SMB), or that this user may not open. Never EIO.
+_NO_FSYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES})
 
 
 @contextmanager
@@ -34,6 +40,7 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         _rename(temporary, path, overwrite=overwrite)
+        _flush_folder(path.parent)
     finally:
         _remove(temporary)
 
@@ -43,6 +50,21 @@ def _flush(path: Path) -> None:
     if path.is_dir():
         for inside in path.iterdir():
             _flush(inside)
+        _flush_folder(path)
+    else:
+        _fsync(path)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the names in a folder durable, where the file system can."""
+    try:
+        _fsync(path)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+
+
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -55,7 +77,7 @@ def _rename(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if overwrite:
             temporary.replace(path)
         else:
-            os.link(temporary, path)
+            _rename_file(temporary, path)
     elif not path.exists():
         temporary.rename(path)
     elif not overwrite:
@@ -64,10 +86,53 @@ def _rename(temporary: Path, path: Path, *, overwrite: bool) -> None:
         _replace_folder(temporary, path)
 
 
+def _rename_file(temporary: Path, path: Path) -> None:
+    """Give a file a name that must be free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        _rename_over_claim(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def _rename_over_claim(temporary: Path, path: Path) -> None:
+    """Give a file a name that an empty file has taken first."""
+    claim = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        if not _is_empty_claim(claim, path):
+            raise FileExistsError
+        temporary.replace(path)
+    except OSError:
+        if _is_empty_claim(claim, path):
+            path.unlink()
+        raise
+    finally:
+        os.close(claim)
+
+
+def _is_empty_claim(claim: int, path: Path) -> bool:
+    """Return whether a name still belongs to the empty file that took it."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(status, os.fstat(claim)) and status.st_size == 0
+
+
 def _replace_folder(temporary: Path, path: Path) -> None:
     """Replace a folder, which is back under its name if that fails."""
     former = temporary.with_name(f"{temporary.name}.former")
-    path.rename(former)
+    try:
+        path.rename(former)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(path)  # a folder in the lower layer of an overlay has no rename
+        temporary.rename(path)
+        return
     try:
         temporary.rename(path)
     except OSError:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from ckptstore.arrays import json_document
 from ckptstore.documents import zarr_document
@@ -23,7 +24,7 @@ from ckptstore.threads import Buffers, gather
 from ckptstore.zarr import folder_read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
@@ -42,6 +43,12 @@ def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
     """Write a folder with every array and value of a state."""
     del drop_values  # the format holds every value
     path.mkdir()
+    with _distinct(map(zarr_document.node_path, flat.arrays)):
+        _write(flat, path)
+
+
+def _write(flat: Flat[ArraySource], path: Path) -> None:
+    """Write the arrays, their groups, and last the root."""
     buffers = Buffers()
     nodes: dict[str, Any] = {}  # the first ones, for the root
     groups: set[str] = set()
@@ -63,11 +70,12 @@ def write_values(values: ZarrValues, path: Path) -> None:
     """Write a hierarchy as it was set, each key to a file.
 
     Raises:
-        InvalidInputError: A key cannot be the path of a file.
+        InvalidInputError: A key cannot be the path of a file, or two keys cannot be those of two.
     """
     path.mkdir()
     keys = values.keys()
-    gather((partial(_write_value, values, path, key) for key in keys), threads=WRITE_THREADS)
+    with _distinct(keys):
+        gather((partial(_write_value, values, path, key) for key in keys), threads=WRITE_THREADS)
 
 
 def is_exported(path: Path) -> bool:
@@ -93,14 +101,34 @@ def _write_value(values: ZarrValues, path: Path, key: str) -> None:
             "with ckptstore.zarr.CheckpointStore."
         )
     file = path / key
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("xb") as out:
+        for piece in values.pieces(key):
+            out.write(piece)
+
+
+@contextmanager
+def _distinct(names: Iterable[str]) -> Iterator[None]:
+    """Turn the error of a name that is taken, in a new folder, into one that says by which."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb") as out:
-            for piece in values.pieces(key):
-                out.write(piece)
+        yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        folded: dict[str, str] = {}
+        paths = [name for name in names if name]
+        for path in (*paths, *(group for name in paths for group in zarr_document.above(name))):
+            other = folded.setdefault(normalize("NFC", path).casefold(), path)
+            if other != path:
+                raise InvalidInputError(
+                    f"{shown(other)} and {shown(path)} are one name in this file system, which "
+                    "does not distinguish upper and lower case. Write to another disk, or a .pt "
+                    "file, or choose other arrays (include)."
+                ) from error
+        below = {group for path in paths for group in zarr_document.above(path)}
+        key = next((path for path in paths if path in below), None)
+        if key is None:
+            raise
         raise InvalidInputError(
-            f"The Zarr hierarchy has the key {key!r:.200} and another one below it, which is "
+            f"The Zarr hierarchy has the key {shown(key)} and another one below it, which is "
             "impossible for files. Read it with ckptstore.zarr.CheckpointStore."
         ) from error
 

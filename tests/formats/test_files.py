@@ -108,11 +108,12 @@ def test_a_folder_of_somebody_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_takes_no_file_s_place_nor_a_link_s(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "mine").touch()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "x.npz").mkdir()
-    for name in ("link", "file"):
-        with pytest.raises(InvalidInputError, match=f"is a {name}"):
+    for name, reason in (("link", "holds more than an export"), ("file", "is a file")):
+        with pytest.raises(InvalidInputError, match=reason):
             write_file(STATE, tmp_path / name, shard_bytes=10**6, overwrite=True)
     with pytest.raises(InvalidInputError, match="is a folder"):
         write_file(STATE, tmp_path / "x.npz", overwrite=True)
