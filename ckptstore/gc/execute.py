@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ckptstore.gc.remaining import Remaining
     from ckptstore.gc.stores import Stores
 
-TEMPORARY_SECONDS = 86_400.0  # a write that takes a day has died
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcReport:
@@ -43,7 +41,7 @@ def execute_plan(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float
     freed: list[int] = []
     with stores.storage.lock():
         finish_gc(stores)
-        stores.storage.sweep(seconds=TEMPORARY_SECONDS)
+        stores.storage.sweep()
         left = find_remaining(stores, plan, reach, grace=grace)
         while condemned := condemn(stores, left, owner=owner):
             delete(stores, condemned)

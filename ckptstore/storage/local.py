@@ -19,6 +19,7 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import takewhile
@@ -27,21 +28,32 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.regular_file import open_regular, read_full
-from ckptstore.storage.protocol import KEY_PARTS_MAX, Listed, check_key, refuse_foreign
+from ckptstore.storage.protocol import (
+    KEY_PARTS_MAX,
+    Listed,
+    Temporary,
+    check_key,
+    refuse_foreign,
+)
+from ckptstore.storage.temporary import hold, is_left, new_name
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
     from ckptstore.storage.protocol import Confirm, Seen
 
 TEMPORARY = "tmp"
+RESERVE = ("reserve-1", "reserve-2", "reserve-3", "reserve-4")  # in tmp/; an inode each
+RESERVE_BYTES = 1 << 14
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_OVERWRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 class LocalStorage:
@@ -136,6 +148,27 @@ class LocalStorage:
                 self.flush([key])
             return created
 
+    def copy(self, key: str, to: str) -> None:
+        """Give a file a second name, or copy it where that is not possible."""
+        with (
+            _translated(key, self._root),
+            self._folder_of(key) as (from_fd, name),
+            self._folder_of(to, make=True) as (to_fd, new),
+        ):
+            link = partial(
+                os.link, name, new, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False
+            )
+            try:
+                try:
+                    link()
+                except FileExistsError:  # perhaps by a gc that died
+                    os.unlink(new, dir_fd=to_fd)
+                    link()
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                self.put(to, self.get(key, bytes_max=_size(name, within=from_fd) or 0))
+
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, then every folder above them up to the root."""
         folders = {parent for key in keys for parent in _folders_above(key)}
@@ -182,17 +215,15 @@ class LocalStorage:
 
     def now(self) -> float:
         """Return the time of the file system, which on a network drive is its server's."""
-        with (
-            _translated("the clock", self._root, writing=True),
-            self._folder((TEMPORARY,), make=True) as fd,
-        ):
-            name = _temporary_name()
-            probe = os.open(name, _WRITE, 0o666, dir_fd=fd)
+        with _translated("the clock", self._root, writing=True):
             try:
-                return os.fstat(probe).st_mtime
-            finally:
-                os.close(probe)
-                os.unlink(name, dir_fd=fd)
+                with self._folder((TEMPORARY,), make=True) as fd:
+                    os.utime(fd)  # unlike writing a file, this takes no room on a full disk
+                    return os.fstat(fd).st_mtime
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                return time.time()  # who may not write here deletes nothing by its age either
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -206,18 +237,55 @@ class LocalStorage:
         finally:
             os.close(fd)
 
-    def sweep(self, *, seconds: float) -> int:
-        """Remove temporary files that have not been written to for this many seconds."""
-        latest = self.now() - seconds
-        freed = 0
+    def temporaries(self) -> Sequence[Temporary]:
+        """List the files that are being written, and those that dead writers left."""
+        try:
+            return tuple(item for _, item in self._temporaries(self.now()))
+        except NotFoundError:
+            return ()
+
+    def sweep(self) -> int:
+        """Remove the temporary files that dead writers left."""
+        left = [(name, item.size) for name, item in self._temporaries(self.now()) if item.is_left]
         with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
-            for name in os.listdir(fd):
+            for name, _ in left:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+        return sum(size for _, size in left)
+
+    def hold_reserve(self) -> None:
+        """Write the files of the reserve that are missing, as far as there is room for them.
+
+        Their bytes are random, so that no file system compresses them. They are not flushed: the
+        next gc writes again what a power failure took.
+        """
+        with suppress(OSError), self._folder((TEMPORARY,), make=True) as tmp_fd:
+            for name in RESERVE:
+                if _size(name, within=tmp_fd) != RESERVE_BYTES:
+                    fd = os.open(name, _OVERWRITE, 0o666, dir_fd=tmp_fd)
+                    try:
+                        _write_full(fd, memoryview(secrets.token_bytes(RESERVE_BYTES)))
+                    finally:
+                        os.close(fd)
+
+    def release_reserve(self) -> bool:
+        """Remove the files of the reserve."""
+        is_released = False
+        with suppress(OSError), self._folder((TEMPORARY,)) as fd:
+            for name in RESERVE:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=fd)
+                    is_released = True
+        return is_released
+
+    def _temporaries(self, now: float) -> Iterator[tuple[str, Temporary]]:
+        with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,)) as fd:
+            for name in set(os.listdir(fd)).difference(RESERVE):
                 with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode) and status.st_mtime <= latest:
-                        os.unlink(name, dir_fd=fd)
-                        freed += status.st_size
-        return freed
+                    if stat.S_ISREG(status.st_mode):
+                        age = now - status.st_mtime
+                        yield name, Temporary(status.st_size, is_left(name, within=fd, age=age))
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
@@ -233,24 +301,24 @@ class LocalStorage:
     def _written(self, data: Buffer, confirm: Confirm | None = None) -> Iterator[tuple[str, int]]:
         """Write and fsync a temporary file, and yield its name and the descriptor of its folder.
 
-        An error removes it.
+        It is open, and so locked, until it has another name. An error removes it.
         """
-        name = _temporary_name()
+        name = new_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
             fd = os.open(name, _WRITE, 0o666, dir_fd=tmp_fd)
             try:
-                try:
-                    _write_full(fd, memoryview(data).cast("B"))
-                    if confirm:
-                        confirm()
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                hold(fd)
+                _write_full(fd, memoryview(data).cast("B"))
+                if confirm:
+                    confirm()
+                os.fsync(fd)
                 yield name, tmp_fd
             except BaseException:
                 with suppress(OSError):
                     os.unlink(name, dir_fd=tmp_fd)
                 raise
+            finally:
+                os.close(fd)
 
     def _fsync(self, parts: tuple[str, ...]) -> None:
         """Fsync a folder below the root."""
@@ -291,9 +359,12 @@ def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
 
 
-def _temporary_name() -> str:
-    """Return a name that is not in use and never was; a process id alone may be reused."""
-    return f"{os.getpid()}-{secrets.token_hex(12)}"
+def _size(name: str, *, within: int) -> int | None:
+    """Return the size of a file, or None when it is missing."""
+    try:
+        return os.stat(name, dir_fd=within, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return None
 
 
 def _parents_on_device(root: Path) -> Iterator[Path]:

@@ -11,11 +11,11 @@ from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.storage.protocol import Listed, check_key, first_part, refuse_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Confirm, Seen
+    from ckptstore.storage.protocol import Confirm, Seen, Temporary
 
 
 class MemoryStorage:
@@ -65,6 +65,10 @@ class MemoryStorage:
             self._data[key] = copied
             self._modified[key] = time.monotonic()
 
+    def copy(self, key: str, to: str) -> None:
+        """Store the bytes of one key under another too."""
+        self.put(to, self._get(key))
+
     def flush(self, keys: Iterable[str]) -> None:
         """Do nothing: no key outlives the process."""
 
@@ -108,9 +112,20 @@ class MemoryStorage:
         with self._process_lock:
             yield
 
-    def sweep(self, *, seconds: float) -> int:  # noqa: ARG002 - nothing is ever half written here
+    def temporaries(self) -> Sequence[Temporary]:
+        """List nothing: no key is ever half written here."""
+        return ()
+
+    def sweep(self) -> int:
         """Do nothing: no key is ever half written here."""
         return 0
+
+    def hold_reserve(self) -> None:
+        """Do nothing: memory is not set aside."""
+
+    def release_reserve(self) -> bool:
+        """Do nothing: nothing was set aside."""
+        return False
 
     def _get(self, key: str) -> bytes:
         try:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
@@ -52,6 +52,18 @@ class Listed(NamedTuple):
     key: str
     size: int
     modified: float
+
+
+class Temporary(NamedTuple):
+    """A file that is being written, or that a writer left half written.
+
+    Attributes:
+        size: Its size in bytes.
+        is_left: Whether its writer is known to be dead.
+    """
+
+    size: int
+    is_left: bool
 
 
 class Storage(Protocol):
@@ -117,6 +129,18 @@ class Storage(Protocol):
         """
         ...
 
+    def copy(self, key: str, to: str) -> None:
+        """Store the bytes of one key under another too, if possible without taking room for them.
+
+        Args:
+            key: An existing key.
+            to: Another key. What it has is replaced; it is durable after `flush`.
+
+        Raises:
+            NotFoundError: There is no such key.
+        """
+        ...
+
     def flush(self, keys: Iterable[str]) -> None:
         """Return once these keys are durable; those that were deleted then stay deleted.
 
@@ -173,15 +197,30 @@ class Storage(Protocol):
         """Hold the lock of this storage, waiting for it; a process that dies releases it."""
         ...
 
-    def sweep(self, *, seconds: float) -> int:
-        """Remove what dead writers left half written and untouched for this many seconds.
+    def temporaries(self) -> Sequence[Temporary]:
+        """List what is half written, by living writers and by dead ones."""
+        ...
 
-        Args:
-            seconds: How long a leftover must have been untouched.
-
+    def sweep(self) -> int:
+        """Remove what dead writers left half written.
 
         Returns:
             The bytes that were freed.
+        """
+        ...
+
+    def hold_reserve(self) -> None:
+        """Set aside the room that a gc needs when the storage is full; never fails.
+
+        Does nothing where that was done, or where no room can be set aside.
+        """
+        ...
+
+    def release_reserve(self) -> bool:
+        """Give up the room that was set aside, so that the next writes may use it.
+
+        Returns:
+            True when there was any.
         """
         ...
 

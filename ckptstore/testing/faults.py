@@ -72,6 +72,10 @@ class LosingStorage:
         self._memory.put(key, data, confirm=confirm)
         self._before.setdefault(key, before)
 
+    def copy(self, key: str, to: str) -> None:
+        """As in the protocol; not durable yet."""
+        self.put(to, self._memory.get(key, bytes_max=_BYTES_MAX))
+
     def flush(self, keys: Iterable[str]) -> None:
         """As in the protocol: these keys, and no others, are durable now."""
         self._change()

@@ -133,6 +133,29 @@ class StorageSuite:
         storage.delete([KEY, KEY, "nowhere/x"])
         assert _sizes(storage) == {"objects/ab/stays": 1}
 
+    def test_a_copy_has_the_bytes_and_outlives_the_first_key(self, storage: Storage) -> None:
+        """It replaces what was there; a missing key is an error and leaves it."""
+        storage.put(KEY, b"one")
+        storage.put("history/x", b"other")
+        storage.copy(KEY, "history/x")
+        storage.copy(KEY, "history/x")
+        storage.put(KEY, b"two")
+        storage.delete([KEY])
+        assert storage.get("history/x", bytes_max=10) == b"one"
+        with pytest.raises(NotFoundError):
+            storage.copy(KEY, "history/x")
+        assert _sizes(storage) == {"history/x": 3}
+
+    def test_a_reserve_is_no_key_and_can_be_released(self, storage: Storage) -> None:
+        """As often as one likes; storages without one release nothing."""
+        for _ in range(2):
+            storage.hold_reserve()
+        assert _sizes(storage) == {}
+        assert storage.sweep() == 0
+        assert list(storage.temporaries()) == []
+        storage.release_reserve()
+        assert not storage.release_reserve()
+
     def test_flush_takes_keys_that_others_put(self, storage: Storage) -> None:
         """And any number of them, including none."""
         storage.put(KEY, b"x")
@@ -204,7 +227,7 @@ class StorageSuite:
     def test_sweep_leaves_every_key(self, storage: Storage) -> None:
         """Only what is half written goes."""
         storage.put(KEY, b"x")
-        assert storage.sweep(seconds=0) == 0
+        assert storage.sweep() == 0
         assert storage.get(KEY, bytes_max=1) == b"x"
 
 

@@ -84,7 +84,7 @@ def temporary_name_by_pid_only() -> Iterator[None]:
     """In a container the pid is the same at every start."""
     with (
         patch("os.getpid", lambda: 1),
-        patch("ckptstore.storage.local.secrets.token_hex", lambda count: ""),
+        patch("ckptstore.storage.temporary.secrets.token_hex", lambda count: ""),
     ):
         yield
 
