@@ -15,13 +15,23 @@ if TYPE_CHECKING:
     from ckptstore.documents.manifest import Manifest
 
     Lookup = Callable[[Digest], Manifest | None]
+    Parents = Callable[[Digest, Manifest], Iterable[Digest]]
 
 
-def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
+def recorded_parents(_: Digest, manifest: Manifest) -> Iterable[Digest]:
+    """Return the parents that a manifest names."""
+    return manifest.parents
+
+
+def ancestors(
+    starts: Iterable[Digest], lookup: Lookup, parents: Parents = recorded_parents
+) -> Iterator[tuple[Digest, Manifest]]:
     """Yield each checkpoint that is reachable from the starts, including these, newest first.
 
     A checkpoint never comes before the descendant through which it was found. A parent that the
     lookup does not find, as in a truncated history, ends that path.
+
+    parents: from which checkpoints one was made; nothing behind the last one yielded is asked for.
     """
     seen: set[Digest] = set()
     queue: list[tuple[int, int, Digest, Manifest]] = []
@@ -38,7 +48,7 @@ def ancestors(starts: Iterable[Digest], lookup: Lookup) -> Iterator[tuple[Digest
     while queue:
         _, _, id, manifest = heapq.heappop(queue)
         yield id, manifest
-        for parent in manifest.parents:
+        for parent in parents(id, manifest):
             count += 1
             add(parent, count)
 

@@ -25,6 +25,7 @@ from ckptstore.state.selection import Selection
 from ckptstore.storage import open_storage
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.condemned import GRACE_SECONDS
+from ckptstore.store.live import LiveCheckpoints
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
@@ -176,6 +177,8 @@ class Repository:
         self._objects = ObjectStore(storage)
         self._oplog = Oplog(storage)
         self._catalog = Catalog(storage, self._objects)
+        self._live = LiveCheckpoints(self._oplog, self._catalog)
+        self._gc_stores: Stores | None = None
         self._refs = Refs(self._oplog, self._catalog, now=self._now, finish_gc=self._finish_gc)
 
     def __repr__(self) -> str:
@@ -378,12 +381,16 @@ class Repository:
         id = resolve(rev, self._names())
         return self._checkpoint(id, self._catalog.manifest(id))
 
-    def log(self, rev: str | None = None, *, limit: int | None = None) -> list[Checkpoint]:
-        """Return the history of a revision, newest first, expired checkpoints included.
+    def log(
+        self, rev: str | None = None, *, limit: int | None = None, expired: bool = True
+    ) -> list[Checkpoint]:
+        """Return the history of a revision, newest first.
 
         Args:
             rev: The revision to begin at; all branches and tags when None.
             limit: The most checkpoints to return.
+            expired: Whether to include expired checkpoints. Without them no time is spent on them,
+                however many there are.
 
         Raises:
             NotFoundError: The revision names nothing.
@@ -407,9 +414,15 @@ class Repository:
             if rev is not None
             else [*names.heads.values(), *names.tags.values()]
         )
-        return [
-            self._checkpoint(*found) for found in islice(ancestors(starts, names.lookup), limit)
-        ]
+        if expired:
+            return [
+                self._checkpoint(*found) for found in islice(ancestors(starts, names.lookup), limit)
+            ]
+        with self._live.lock:
+            self._live.update(self._oplog.newest())
+            live_starts = self._live.before(starts) or ()
+            found = list(islice(self._live.reached(live_starts), limit))
+        return [self._checkpoint(*each) for each in found]
 
     def branch(
         self,
@@ -695,16 +708,9 @@ class Repository:
             >>> len(plan.kept), len(plan.expired)
             (1, 2)
         """
-        policy = policy or self.retention
-        if policy is None:
-            raise InvalidInputError(
-                "No policy is given, and none is saved. Pass one, or save one with set_retention."
-            )
-        heads = self._oplog.newest().heads
-        for name in branches or ():
-            check_known(name, heads, kind="branch")
         from ckptstore.gc import plan_gc
 
+        policy = self._policy(policy, branches)
         return plan_gc(self._stores(), policy, branches=branches, grace=grace)
 
     def gc(
@@ -713,6 +719,7 @@ class Repository:
         *,
         branches: Sequence[str] | None = None,
         grace: float = GRACE_SECONDS,
+        leftovers: bool = True,
     ) -> GcReport:
         """Expire the checkpoints that a policy does not keep, and delete unreachable objects.
 
@@ -723,6 +730,9 @@ class Repository:
             policy: As for `plan_gc`.
             branches: As for `plan_gc`.
             grace: As for `plan_gc`.
+            leftovers: Whether to look for objects that interrupted commits left, which lists all
+                objects. If False, that is done at the first gc of this handle and then once an
+                hour, and otherwise the cost follows what changed since the last gc.
 
         Returns:
             The checkpoints that expired, and what was deleted.
@@ -740,7 +750,13 @@ class Repository:
             >>> len(repo.gc(MaxToKeep(1)).expired)
             2
         """
-        return self.plan_gc(policy, branches=branches, grace=grace).execute()
+        from ckptstore.gc import expire
+
+        stores = self._stores()
+        if leftovers or stores.is_listing_due():
+            return self.plan_gc(policy, branches=branches, grace=grace).execute()
+        policy = self._policy(policy, branches)
+        return expire(stores, policy, branches=branches, grace=grace)
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
         """Check every byte and every reference, and go on past what is wrong.
@@ -830,10 +846,31 @@ class Repository:
             now=self._now,
         )
 
+    def _policy(self, policy: Policy | None, branches: Sequence[str] | None) -> Policy:
+        """The policy of a gc, which applies to these branches."""
+        policy = policy or self.retention
+        if policy is None:
+            raise InvalidInputError(
+                "No policy is given, and none is saved. Pass one, or save one with set_retention."
+            )
+        heads = self._oplog.newest().heads
+        for name in branches or ():
+            check_known(name, heads, kind="branch")
+        return policy
+
     def _stores(self) -> Stores:
         from ckptstore.gc import Stores
 
-        return Stores(self._storage, self._objects, self._oplog, self._catalog, self._now)
+        if self._gc_stores is None:
+            self._gc_stores = Stores(
+                storage=self._storage,
+                objects=self._objects,
+                oplog=self._oplog,
+                catalog=self._catalog,
+                live=self._live,
+                now=self._now,
+            )
+        return self._gc_stores
 
     def _finish_gc(self) -> None:
         """Wait for a gc that is running, and finish one that died."""

@@ -15,7 +15,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.history import ancestors
 from ckptstore.revisions import mode_of, ranked
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.history import Lookup
 
     Live = Sequence[tuple[Digest, Manifest]]
     Reasons = Iterator[tuple[Digest, str]]
@@ -469,13 +467,13 @@ def decide(
     *,
     heads: Mapping[str, Digest],
     tags: Mapping[str, Digest],
-    lookup: Lookup,
-    is_expired: Callable[[Digest], bool],
+    reached: Callable[[Iterable[Digest]], Iterable[tuple[Digest, Manifest]]],
     branches: Collection[str] | None = None,
 ) -> tuple[Verdict, ...]:
     """Return verdicts on all live checkpoints that a branch or a tag reaches, newest first.
 
-    branches: those that the policy applies to; what others, or only tags, reach stays. None: all.
+    reached: gives the live checkpoints that are reachable from some, newest first. branches: those
+    that the policy applies to; what others, or only tags, reach stays. None: all.
     InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
     """
     if not isinstance(policy, Policy):
@@ -483,13 +481,12 @@ def decide(
             f"{shown(policy)} is not a retention policy such as MaxToKeep(3) | "
             "KeepBest('val_loss')."
         )
-    reachable = ancestors([*heads.values(), *tags.values()], lookup)
-    live = {id: manifest for id, manifest in reachable if not is_expired(id)}
+    live = dict(reached([*heads.values(), *tags.values()]))
     reasons = _for_names(live, heads, tags)
     reached_from: dict[Digest, list[str]] = {id: [] for id in live}
     known: set[str] = set()
     for head, names in _by_head(heads).items():
-        history = [(id, found) for id, found in ancestors([head], lookup) if id in live]
+        history = list(reached([head]))
         others = [] if branches is None else [name for name in names if name not in branches]
         for id, found in history:
             reached_from[id] += names

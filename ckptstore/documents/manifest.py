@@ -117,6 +117,14 @@ class Manifest:
         """The digests that the manifest itself names: its structure and its pages."""
         return {self.structure, *(ref.digest for ref in self.refs)}
 
+    def sharing(self, known: dict[PageRef, PageRef]) -> Manifest:
+        """Return an equal manifest whose pages are one in memory with those of other manifests."""
+        pages, hierarchy = (
+            refs and tuple(known.setdefault(ref, ref) for ref in refs)
+            for refs in (self.pages, self.hierarchy)
+        )
+        return dataclasses.replace(self, pages=pages or (), hierarchy=hierarchy)
+
     def encode(self) -> bytes:
         """Return the canonical bytes whose digest is the checkpoint's id."""
         document: dict[str, Any] = {

@@ -14,11 +14,13 @@ It runs concurrently with any number of writers, readers and gc runs. The order 
 All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
 relied on, whatever any clock shows, and space is free at once.
 
-`plan` decides (2), `remaining` holds what is left to do, `execute` does it (1, 3, 4 and 5).
+`plan` decides (2), `remaining` holds what is left to do, `execute` does it (1, 3, 4 and 5). What a
+gc has marked is kept for the next one of the same handle (`stores`, `marks`; ADR 0028).
 """
 
 from ckptstore.gc.execute import GcReport as GcReport
 from ckptstore.gc.execute import finish_gc as finish_gc
 from ckptstore.gc.plan import GcPlan as GcPlan
+from ckptstore.gc.plan import expire as expire
 from ckptstore.gc.plan import plan_gc as plan_gc
 from ckptstore.gc.stores import Stores as Stores

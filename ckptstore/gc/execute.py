@@ -6,14 +6,16 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckptstore.documents.expiry import Expiry
+from ckptstore.documents.expiry import EXPIRY_ANCESTORS_MAX, Expiry
 from ckptstore.errors import NotFoundError
 from ckptstore.gc.remaining import find_remaining
+from ckptstore.store.live import READS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
-    from ckptstore.gc.marks import PlanReach
     from ckptstore.gc.plan import GcPlan
     from ckptstore.gc.remaining import Remaining
     from ckptstore.gc.stores import Stores
@@ -34,23 +36,26 @@ class GcReport:
     bytes: int
 
 
-def execute_plan(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> GcReport:
+def execute_plan(stores: Stores, plan: GcPlan, *, grace: float) -> GcReport:
     """Execute a plan: its checkpoints expire, unless something refers to them now."""
-    owner = secrets.token_hex(8)
-    expired: list[Digest] = []
-    freed: list[int] = []
     with stores.storage.lock():
         finish_gc(stores)
         stores.storage.sweep()
-        left = find_remaining(stores, plan, reach, grace=grace)
-        while condemned := condemn(stores, left, owner=owner):
-            delete(stores, condemned)
-            expired += condemned.checkpoints
-            freed += (left.sizes[digest] for digest in condemned.digests)
-        if expired or freed:
-            done = f"gc: {len(expired)} checkpoints expired, {len(freed)} objects deleted"
-            stores.append(lambda newest: newest, done)
-    return GcReport(expired=tuple(expired), objects=len(freed), bytes=sum(freed))
+        listed_at = stores.now()
+        report = delete_remaining(stores, find_remaining(stores, plan, grace=grace))
+        stores.listed_at = listed_at
+    return report
+
+
+def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
+    """Delete what is left, part by part. The caller holds the storage's lock."""
+    owner = secrets.token_hex(8)
+    while condemned := condemn(stores, left, owner=owner):
+        delete(stores, condemned)
+    if left.expired or left.objects:
+        done = f"gc: {len(left.expired)} checkpoints expired, {left.objects} objects deleted"
+        stores.append(lambda newest: newest, done)
+    return GcReport(expired=tuple(left.expired), objects=left.objects, bytes=left.bytes)
 
 
 def finish_gc(stores: Stores) -> None:
@@ -87,8 +92,27 @@ def condemn(stores: Stores, left: Remaining, *, owner: str) -> Condemned | None:
 
 def delete(stores: Stores, condemned: Condemned) -> None:
     """Carry out what an operation announces; it may already have been done in part."""
-    stores.catalog.expire(condemned.checkpoints, Expiry(time=stores.now(), why=condemned.why))
+    now = stores.now()
+    expiries = {
+        id: Expiry(
+            time=now, why=condemned.why, ancestors=_ancestors(stores, id, condemned.checkpoints)
+        )
+        for id in condemned.checkpoints
+    }
+    stores.catalog.expire(expiries)
     stores.objects.delete(condemned.digests)
+
+
+def _ancestors(
+    stores: Stores, id: Digest, expiring: Collection[Digest]
+) -> tuple[Digest, ...] | None:
+    """Return the nearest ancestors of a checkpoint that stay, unless these are hard to find."""
+    with stores.live.lock:
+        manifest = stores.live.manifests.get(id)
+        if manifest is None:
+            return None
+        found = stores.live.before(manifest.parents, without=expiring, reads_max=READS_MAX)
+    return found if found is not None and len(found) <= EXPIRY_ANCESTORS_MAX else None
 
 
 def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:

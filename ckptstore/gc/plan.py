@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING
 
-from ckptstore.gc.execute import execute_plan
-from ckptstore.gc.marks import Marks, PlanReach
+import numpy as np
+
+from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
+from ckptstore.gc.marks import marks_of
+from ckptstore.gc.remaining import remaining_of
 from ckptstore.retention import Verdict, decide
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.stores import Stores
     from ckptstore.retention import Policy
@@ -81,63 +84,91 @@ def plan_gc(
     branches: those that the policy applies to; None: all. grace: seconds for which unreachable
     objects and checkpoints are left alone, as a commit may be making them.
     """
-    with stores.storage.lock():  # no other gc deletes what is being read
+    with stores.storage.lock(), stores.live.lock:  # no other gc deletes what is being read
         newest = stores.oplog.newest()
-        live = stores.live(newest)
-        is_cut = False
+        stored = stores.catalog.live()
+        stores.live.reconcile(newest, stored)
+        verdicts = judge(stores, newest, policy, branches=branches, grace=grace, stored=stored)
+        expiring = [verdict.id for verdict in verdicts if not verdict.kept]
+        exclusive = stores.marks.exclusive(expiring)
+        frees = np.zeros(len(expiring) + 1, np.int64)  # the last one is of objects without owner
+        leftover_objects = leftover_bytes = 0
+        for part in stores.stock(grace=grace):
+            digests = [item.digest for item in part]
+            sizes = np.array([item.size for item in part], np.int64)
+            owners = exclusive.owners_of(marks_of(digests))
+            np.add.at(frees, owners, sizes)
+            is_young = np.array([item.is_young for item in part])
+            is_leftover = ~stores.marks.are_reached(digests) & ~is_young
+            leftover_objects += int(is_leftover.sum())
+            leftover_bytes += int(sizes[is_leftover].sum())
+    return GcPlan(
+        policy=policy,
+        verdicts=verdicts,
+        frees=dict(zip(expiring, frees[:-1].tolist(), strict=True)),
+        leftover_objects=leftover_objects,
+        leftover_bytes=leftover_bytes,
+        _execute=lambda plan: execute_plan(stores, plan, grace=grace),
+    )
 
-        @cache
-        def lookup(id: Digest) -> Manifest | None:
-            nonlocal is_cut
-            manifest = stores.catalog.lookup(id)
-            is_cut = is_cut or manifest is None
-            return manifest
 
-        reachable = decide(
-            policy,
-            heads=newest.heads,
-            tags=newest.tags,
-            lookup=lookup,
-            is_expired=lambda id: id not in live,
-            branches=branches,
-        )
-        named = {verdict.id for verdict in reachable}
+def expire(
+    stores: Stores, policy: Policy, *, branches: Collection[str] | None, grace: float
+) -> GcReport:
+    """Expire what a policy does not keep. What this costs follows what changed since the last gc.
+
+    Objects that interrupted commits left are not looked for.
+    """
+    with stores.storage.lock():
+        finish_gc(stores)
+        newest = stores.oplog.newest()
+        with stores.live.lock:
+            stores.live.update(newest)
+            verdicts = judge(stores, newest, policy, branches=branches, grace=grace)
+        expiring = [verdict for verdict in verdicts if not verdict.kept]
+        return delete_remaining(stores, remaining_of(stores, policy, expiring, seen=newest.seq))
+
+
+def judge(
+    stores: Stores,
+    newest: Operation,
+    policy: Policy,
+    *,
+    branches: Collection[str] | None,
+    grace: float,
+    stored: Mapping[Digest, float] | None = None,
+) -> tuple[Verdict, ...]:
+    """Return verdicts on all live checkpoints, those that a ref reaches first, and mark them.
+
+    The caller holds the locks, and has brought `stores.live` up to date.
+
+    stored: when each was stored; listed here when it is needed and not given.
+    """
+    stores.check_refs(newest)
+    live = stores.live
+    reachable = decide(
+        policy, heads=newest.heads, tags=newest.tags, reached=live.reached, branches=branches
+    )
+    unnamed = live.manifests.keys() - {verdict.id for verdict in reachable}
+    unreachable: list[Verdict] = []
+    if unnamed:
+        stored = stores.catalog.live() if stored is None else stored
         latest = stores.storage.now() - grace
         unreachable = [
             _unreachable(
                 id,
-                stores.catalog.manifest(id),
-                is_cut=is_cut,
-                is_old=live[id] <= latest,
+                live.manifests[id],
+                is_cut=live.is_cut,
+                is_old=stored.get(id, latest) <= latest,
             )
-            for id in live.keys() - named
+            for id in unnamed
         ]
         unreachable.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
-        verdicts = (*reachable, *unreachable)
-        stock = stores.stock(grace=grace)
-        marks = Marks(stores.catalog)
-        for verdict in verdicts:
-            if verdict.kept:
-                marks.add(verdict.manifest, must_be_whole=verdict.id in named)
-        kept = set(marks.digests)
-        freed = {
-            verdict.id: marks.add(verdict.manifest, must_be_whole=False)
-            for verdict in verdicts
-            if not verdict.kept
-        }
-    reach = PlanReach(kept=kept, given_up=marks.digests - kept, unread=marks.unread)
-    leftover = stock.sizes.keys() - marks.digests - stock.young
-    return GcPlan(
-        policy=policy,
-        verdicts=verdicts,
-        frees={
-            id: sum(stock.sizes.get(digest, 0) for digest in digests)
-            for id, digests in freed.items()
-        },
-        leftover_objects=len(leftover),
-        leftover_bytes=sum(stock.sizes[digest] for digest in leftover),
-        _execute=lambda plan: execute_plan(stores, plan, reach, grace=grace),
-    )
+    stores.marks.follow(live.manifests)
+    for verdict in reachable:
+        if verdict.kept:
+            stores.marks.require(verdict.manifest)
+    return (*reachable, *unreachable)
 
 
 def _unreachable(id: Digest, manifest: Manifest, *, is_cut: bool, is_old: bool) -> Verdict:

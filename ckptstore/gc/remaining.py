@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ckptstore.digest import Digest
 from ckptstore.documents.operation import Condemned
-from ckptstore.gc.marks import Marks
-from ckptstore.history import ancestors
+from ckptstore.errors import CorruptError
+from ckptstore.gc.marks import marks_of
+from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from ckptstore.digest import Digest
-    from ckptstore.gc.marks import PlanReach
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.errors import CkptStoreError
+    from ckptstore.gc.marks import Exclusive
     from ckptstore.gc.plan import GcPlan
     from ckptstore.gc.stores import Stores
-    from ckptstore.store.catalog import Catalog
+    from ckptstore.retention import Policy, Verdict
 
 BATCH = 8192  # checkpoints, and objects, that one operation condemns at most
 UNREACHABLE = "No branch and no tag reached it."
@@ -26,34 +27,54 @@ UNREACHABLE = "No branch and no tag reached it."
 
 @dataclass(slots=True, kw_only=True)
 class Remaining:
-    """The checkpoints and objects that are left to delete.
+    """The checkpoints and objects that are left to delete, and those that were taken to be.
 
-    expiring: why each checkpoint expires, by its id. seen: the number of the newest operation that
-    was looked at.
+    expiring: why each checkpoint expires, by its id. garbage: objects with their sizes, as they are
+    found. part: those found that will be condemned next. spared: objects that are reached again.
+    seen: the number of the newest operation that was looked at.
     """
 
-    catalog: Catalog
-    marks: Marks
+    stores: Stores
+    exclusive: Exclusive
     staying: set[Digest]
     expiring: dict[Digest, str]
-    garbage: set[Digest]
-    order: deque[Digest]
-    sizes: Mapping[Digest, int]
+    garbage: Iterator[tuple[Digest, int]]
     seen: int
+    part: dict[Digest, int] = field(default_factory=dict)
+    spared: set[str] = field(default_factory=set)
+    expired: list[Digest] = field(default_factory=list)
+    objects: int = 0
+    bytes: int = 0
 
     def spare(self, refs: Iterable[Digest]) -> None:
         """Keep what refs name now, and what they reach that was made since the sweep began."""
+        catalog = self.stores.catalog
         waiting = list(refs)
         while waiting:
             id = waiting.pop()
             was_expiring = self.expiring.pop(id, None) is not None
-            if id in self.staying or (not was_expiring and self.catalog.is_expired(id)):
+            if id in self.staying or (not was_expiring and catalog.is_expired(id)):
                 continue
-            manifest = self.catalog.manifest(id)
+            manifest = catalog.manifest(id)
             self.staying.add(id)
-            self.garbage.difference_update(self.marks.add(manifest, must_be_whole=True))
+            self._spare_objects(manifest)
             if not was_expiring:
                 waiting += (parent for parent in manifest.parents if parent not in self.expiring)
+
+    def _spare_objects(self, manifest: Manifest) -> None:
+        """Keep the objects of a checkpoint. Pages that others share list nothing that would go."""
+        reached: set[str] = set(manifest.documents())
+        pages = walk(
+            manifest,
+            searched(self.stores.catalog),
+            wanted=lambda page: (
+                page in self.exclusive.pages or not self.stores.marks.has_read(page)
+            ),
+        )
+        for _, listed in pages:
+            reached |= listed
+        self.spared |= reached
+        self.part = {digest: size for digest, size in self.part.items() if digest not in reached}
 
     def next_part(self, *, owner: str, since: int) -> Condemned | None:
         """Return what the next operation condemns; None when nothing is left.
@@ -63,13 +84,15 @@ class Remaining:
         why = next(iter(self.expiring.values()), "")
         checkpoints = [id for id, reason in self.expiring.items() if reason == why][:BATCH]
         is_last = len(checkpoints) == len(self.expiring)
-        waiting = (digest for digest in self.order if digest in self.garbage)
-        digests = list(islice(waiting, BATCH)) if is_last else []
-        if not checkpoints and not digests:
+        while is_last and len(self.part) < BATCH and (found := next(self.garbage, None)):
+            digest, size = found
+            if digest not in self.spared:
+                self.part[digest] = size
+        if not checkpoints and not self.part:
             return None
         return Condemned(
             checkpoints=tuple(checkpoints),
-            digests=tuple(digests),
+            digests=tuple(self.part),
             why=why,
             owner=owner,
             since=since,
@@ -79,47 +102,94 @@ class Remaining:
         """Remove what has been condemned."""
         for id in condemned.checkpoints:
             del self.expiring[id]
-        self.garbage.difference_update(condemned.digests)
-        while self.order and self.order[0] not in self.garbage:
-            self.order.popleft()
+        self.expired += condemned.checkpoints
+        self.objects += len(condemned.digests)
+        self.bytes += sum(self.part.pop(digest) for digest in condemned.digests)
 
 
-def find_remaining(stores: Stores, plan: GcPlan, reach: PlanReach, *, grace: float) -> Remaining:
-    """Find what is garbage now; of checkpoints that stay, only those new to the plan are read."""
+def find_remaining(stores: Stores, plan: GcPlan, *, grace: float) -> Remaining:
+    """Find what is garbage now, by listing all objects."""
     newest = stores.oplog.newest()
-    live = stores.live(newest).keys()
-    reasons = {
-        verdict.id: str(plan.policy) if verdict.branches else UNREACHABLE
-        for verdict in plan.expired
-        if verdict.id in live and verdict.id not in newest.refs.values()
-    }
-    staying = live - reasons.keys()
-    marks = Marks(stores.catalog, reach)
-    _mark_new(stores, marks, staying, newest.refs.values(), plan)
-    stock = stores.stock(grace=grace)
-    unreached = stock.sizes.keys() - marks.digests
-    garbage = unreached - (stock.young - reach.given_up)
+    with stores.live.lock:
+        stores.live.reconcile(newest, stores.catalog.live())
+        stores.check_refs(newest)
+        reasons = {
+            id: reason
+            for id, reason in reasons_of(plan.policy, plan.expired).items()
+            if id in stores.live.manifests and id not in newest.refs.values()
+        }
+        staying = stores.live.manifests.keys() - reasons.keys()
+        stores.marks.follow(stores.live.manifests)
+        if stores.marks.unread:
+            for id, manifest in stores.live.reached(newest.refs.values()):
+                if id in staying:
+                    stores.marks.require(manifest)
+    exclusive = stores.marks.exclusive(list(reasons))
     return Remaining(
-        catalog=stores.catalog,
-        marks=marks,
+        stores=stores,
+        exclusive=exclusive,
         staying=staying,
         expiring=reasons,
-        garbage=garbage,
-        order=deque(sorted(garbage)),
-        sizes=stock.sizes,
+        garbage=_listed_garbage(stores, exclusive, grace=grace),
         seen=newest.seq,
     )
 
 
-def _mark_new(
-    stores: Stores, marks: Marks, staying: set[Digest], refs: Iterable[Digest], plan: GcPlan
-) -> None:
-    """Mark what checkpoints that stay reach, except those that the plan has marked."""
-    known = {verdict.id for verdict in plan.kept}
-    named = ancestors(refs, lambda id: None if id in known else stores.catalog.lookup(id))
-    for id, manifest in named:
-        if id in staying:
-            marks.add(manifest, must_be_whole=True)
-            known.add(id)
-    for id in sorted(staying - known):
-        marks.add(stores.catalog.manifest(id), must_be_whole=False)
+def remaining_of(
+    stores: Stores, policy: Policy, verdicts: Iterable[Verdict], *, seen: int
+) -> Remaining:
+    """Return what expires by these verdicts, with its objects; no listing is needed for these."""
+    manifests = {verdict.id: verdict.manifest for verdict in verdicts}
+    exclusive = stores.marks.exclusive(list(manifests))
+    return Remaining(
+        stores=stores,
+        exclusive=exclusive,
+        staying=stores.marks.manifests.keys() - manifests.keys(),
+        expiring=reasons_of(policy, verdicts),
+        garbage=_exclusive_garbage(stores, exclusive, manifests),
+        seen=seen,
+    )
+
+
+def reasons_of(policy: Policy, verdicts: Iterable[Verdict]) -> dict[Digest, str]:
+    """Return why each checkpoint expires, as its expiry will record it."""
+    return {verdict.id: str(policy) if verdict.branches else UNREACHABLE for verdict in verdicts}
+
+
+def _listed_garbage(
+    stores: Stores, exclusive: Exclusive, *, grace: float
+) -> Iterator[tuple[Digest, int]]:
+    """Yield all objects that nothing which stays reaches, except young ones of nobody."""
+    for part in stores.stock(grace=grace):
+        digests = [item.digest for item in part]
+        is_exclusive = exclusive.owners_of(marks_of(digests)) >= 0
+        is_reached = stores.marks.are_reached(digests)
+        for item, is_given_up, is_used in zip(
+            part, is_exclusive.tolist(), is_reached.tolist(), strict=True
+        ):
+            if is_given_up or not (is_used or item.is_young):
+                yield item.digest, item.size
+
+
+def _exclusive_garbage(
+    stores: Stores, exclusive: Exclusive, manifests: Mapping[Digest, Manifest]
+) -> Iterator[tuple[Digest, int]]:
+    """Yield the objects that only these checkpoints reach."""
+
+    def skip(page: Digest, error: CkptStoreError) -> None:  # noqa: ARG001
+        if not isinstance(error, CorruptError):
+            raise error
+
+    named: dict[Digest, None] = {}
+    unread = set(exclusive.pages)
+    for manifest in manifests.values():
+        named.update(dict.fromkeys(sorted(manifest.documents())))
+        pages = walk(manifest, searched(stores.catalog), wanted=unread.__contains__, failed=skip)
+        for page, listed in pages:
+            unread.discard(page)
+            named.update(dict.fromkeys(map(Digest, sorted(listed))))
+    owners = exclusive.owners_of(marks_of(named))
+    digests = [digest for digest, owner in zip(named, owners.tolist(), strict=True) if owner >= 0]
+    return (
+        (digest, size) for digest in digests if (size := stores.objects.size(digest)) is not None
+    )

@@ -1,67 +1,80 @@
-"""Stores: what a gc reads and changes."""
+"""Stores: what a gc reads and changes, and what it remembers from one run to the next."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.errors import CorruptError
+from ckptstore.gc.marks import Marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Operation
     from ckptstore.storage import Storage
     from ckptstore.store.catalog import Catalog
+    from ckptstore.store.live import LiveCheckpoints
     from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
 
-
-@dataclass(frozen=True, slots=True)
-class Stock:
-    """The objects that are stored: their sizes, and those younger than the grace time."""
-
-    sizes: dict[Digest, int]
-    young: set[Digest]
+LISTING_MICROSECONDS = 3_600_000_000  # the grace time, before which leftovers stay anyway
+STOCK_PART = 1 << 14  # objects that are looked at together
 
 
-@dataclass(frozen=True, slots=True)
+class Stocked(NamedTuple):
+    """An object as the listing shows it. is_young: it was put within the grace time."""
+
+    digest: Digest
+    size: int
+    is_young: bool
+
+
+@dataclass(slots=True, kw_only=True)
 class Stores:
-    """The parts of one repository. now: returns UTC in microseconds since 1970."""
+    """The parts of one repository.
+
+    live: the checkpoints that have not expired. marks: what they reached at the last gc. now:
+    returns UTC in microseconds since 1970. listed_at: when a gc last listed all objects.
+    """
 
     storage: Storage
     objects: ObjectStore
     oplog: Oplog
     catalog: Catalog
+    live: LiveCheckpoints
     now: Callable[[], int]
+    marks: Marks = field(init=False)
+    listed_at: int | None = None
 
-    def live(self, newest: Operation) -> dict[Digest, float]:
-        """Return the checkpoints that have their arrays, each with the time it was stored at.
+    def __post_init__(self) -> None:
+        self.marks = Marks(self.catalog)
 
-        CorruptError when a branch or a tag names any other.
-        """
-        live = self.catalog.live()
+    def is_listing_due(self) -> bool:
+        """Return True when no gc has listed all objects for an hour, or ever."""
+        return self.listed_at is None or not 0 <= self.now() - self.listed_at < LISTING_MICROSECONDS
+
+    def check_refs(self, newest: Operation) -> None:
+        """Raise CorruptError when a branch or a tag names a checkpoint that is not live."""
         for name, id in newest.refs.items():
-            if id not in live:
+            if id not in self.live.manifests:
                 raise CorruptError(
                     f"Checkpoint {id.short}, which {name!r} names, is missing. "
                     "Run verify; gc has done nothing."
                 )
-        for id in newest.condemned.checkpoints if newest.condemned else ():
-            live.pop(id, None)
-        return live
 
-    def stock(self, *, grace: float) -> Stock:
-        """List the objects; those put within the grace time, in seconds, are young."""
+    def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
+        """List the objects in parts; those put within the grace time, in seconds, are young."""
         latest = self.storage.now() - grace
-        stock = Stock(sizes={}, young=set())
-        for digest, item in self.objects.list():
-            if digest:
-                stock.sizes[digest] = item.size
-                if item.modified > latest:
-                    stock.young.add(digest)
-        return stock
+        listed = (
+            Stocked(digest, item.size, item.modified > latest)
+            for digest, item in self.objects.list()
+            if digest
+        )
+        while part := list(islice(listed, STOCK_PART)):
+            yield part
 
     def append(self, choose: Callable[[Operation], Operation], done: str) -> None:
         """Append what `choose` makes of the newest operation with nothing condemned."""

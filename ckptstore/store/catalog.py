@@ -31,7 +31,7 @@ from ckptstore.store.objects import damaged
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ckptstore.documents.manifest import PageRef
     from ckptstore.documents.operation import Operation
@@ -44,7 +44,8 @@ EXPIRIES = "expired/"
 EXPIRE_THREADS = 8  # they mostly wait for the disk
 CACHED_PAGES = 256
 CACHED_WRITTEN = 4096
-CACHED_MANIFESTS = 4096
+CACHED_MANIFEST_PARTS = 1 << 18  # of 300 bytes each: 50,000 small manifests, 1,000 of 250 pages
+MANIFEST_PARTS = 4  # of a manifest besides its pages
 
 _first = attrgetter("first")
 Key = TypeVar("Key")
@@ -69,7 +70,9 @@ class Catalog:
     def __init__(self, storage: Storage, objects: ObjectStore) -> None:
         self._storage = storage
         self.objects = objects
-        self._manifests: _Cache[Digest, Manifest] = _Cache(CACHED_MANIFESTS)
+        self._manifests: _Cache[Digest, Manifest] = _Cache(
+            CACHED_MANIFEST_PARTS, weigh=lambda manifest: MANIFEST_PARTS + len(manifest.refs)
+        )
         self._pages: _Cache[Digest, Page] = _Cache(CACHED_PAGES)
         self._node_pages: _Cache[Digest, NodePage] = _Cache(CACHED_PAGES)
         self._written: _Cache[Digest, bool] = _Cache(CACHED_WRITTEN)
@@ -137,14 +140,13 @@ class Catalog:
         """Return once the manifest of a live checkpoint is durable, regardless of its writer."""
         self._storage.flush([key_of(id)])
 
-    def expire(self, ids: Collection[Digest], expiry: Expiry) -> None:
+    def expire(self, expiries: Mapping[Digest, Expiry]) -> None:
         """Move live checkpoints to history, durably, each with when and why; ignore others."""
-        moving = [id for id in ids if self._storage.size(key_of(id)) is not None]
-        why = expiry.encode()
+        moving = [id for id in expiries if self._storage.size(key_of(id)) is not None]
 
         def copy(id: Digest) -> None:
             data = self._storage.get(key_of(id), bytes_max=MANIFEST_BYTES_MAX)
-            self._storage.put(key_of(id, EXPIRIES), why)
+            self._storage.put(key_of(id, EXPIRIES), expiries[id].encode())
             self._storage.put(key_of(id, EXPIRED), data)
 
         if moving:
@@ -260,10 +262,11 @@ def _in_order(refs: Iterable[PageRef], read: Callable[[Digest], AnyPage]) -> Ite
 
 
 class _Cache(Generic[Key, Value]):
-    """The most recently used of some values that never change."""
+    """The most recently used of some values that never change; each weighs 1 unless weighed."""
 
-    def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
+    def __init__(self, weight_max: int, *, weigh: Callable[[Value], int] = lambda value: 1) -> None:
+        self._weight_max, self._weigh = weight_max, weigh
+        self._weight = 0
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._lock = Lock()
 
@@ -282,11 +285,14 @@ class _Cache(Generic[Key, Value]):
         return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Cache a value, evicting the least recently used one when there are too many."""
+        """Cache a value, evicting the least recently used ones when they weigh too much."""
         with self._lock:
+            if key not in self._values:
+                self._weight += self._weigh(value)
             self._values[key] = value
-            if len(self._values) > self._count_max:
-                self._values.popitem(last=False)
+            while self._weight > self._weight_max and len(self._values) > 1:
+                _, evicted = self._values.popitem(last=False)
+                self._weight -= self._weigh(evicted)
 
 
 def _date(microseconds: int) -> str:

@@ -169,7 +169,8 @@ class CheckpointManager:
     @property
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint of the branch, without a save in flight; None before the first."""
-        return self.repository.branches().get(self.branch)
+        heads, _ = self.repository.ref_names()
+        return self.repository.resolve(heads[self.branch]) if self.branch in heads else None
 
     @property
     def best(self) -> Checkpoint | None:
@@ -195,8 +196,7 @@ class CheckpointManager:
         """The checkpoints of the branch that have not expired, oldest first."""
         if self.latest is None:
             return []
-        log = self.repository.log(self.branch)
-        return [checkpoint for checkpoint in reversed(log) if not checkpoint.expired]
+        return self.repository.log(self.branch, expired=False)[::-1]
 
     def restore_or_initialize(
         self,
@@ -374,9 +374,9 @@ class CheckpointManager:
         policies = self._decidable()
         if policies:
             policy = policies[0] if len(policies) == 1 else Union(tuple(policies))
-            self.repository.gc(policy, branches=[self.branch])
+            self.repository.gc(policy, branches=[self.branch], leftovers=False)
         elif not self._policies and (saved := self.repository.retention) is not None:
-            self.repository.gc(saved)
+            self.repository.gc(saved, leftovers=False)
 
     def _decidable(self) -> list[Policy]:
         """The policies that can be applied: those by a metric once a checkpoint has it."""

@@ -15,7 +15,7 @@ from ckptstore.digest import Digest
 from ckptstore.documents.marker import Marker
 from ckptstore.gc import execute
 from ckptstore.gc.remaining import Remaining
-from ckptstore.retention import MaxToKeep
+from ckptstore.retention import KeepAll, MaxToKeep
 from ckptstore.store import condemned, refs
 from ckptstore.store.objects import ObjectStore
 from tests.helpers.equality import difference
@@ -64,6 +64,11 @@ def collect(repo: Repository, world: World) -> Any:
     return repo.gc(MaxToKeep(1), grace=0)
 
 
+def collect_what_changed(repo: Repository, world: World) -> Any:
+    repo.gc(KeepAll(), leftovers=False)
+    return repo.gc(MaxToKeep(1), grace=0, leftovers=False)
+
+
 def commit_the_same_again(repo: Repository, world: World) -> Any:
     return repo.commit(state(0), branch="again")
 
@@ -101,6 +106,10 @@ CASTS: list[tuple[Any, ...]] = [
     (undo_the_deletion, collect),
     (read_the_old, collect),
     (collect, collect),
+    (commit_the_same_again, collect_what_changed),
+    (commit_partly_the_same, collect_what_changed, branch_at_the_old),
+    (commit_of_the_deleted_branch, collect, collect_what_changed),
+    (collect_what_changed, collect_what_changed),
     (commit_the_same_again, commit_partly_the_same, collect),
     (commit_the_same_again, collect, collect),
     (branch_at_the_old, commit_the_same_again, collect),

@@ -6,6 +6,7 @@ from typing import Any
 
 from ckptstore.digest import Digest
 from ckptstore.documents.manifest import Manifest
+from ckptstore.history import ancestors
 from ckptstore.retention import (
     KeepAll,
     KeepBest,
@@ -44,8 +45,11 @@ class Graph:
             policy,
             heads=self.heads,
             tags=self.tags,
-            lookup=self.manifests.get,
-            is_expired=self.expired.__contains__,
+            reached=lambda starts: (
+                (id, manifest)
+                for id, manifest in ancestors(starts, self.manifests.get)
+                if id not in self.expired
+            ),
             branches=branches,
         )
 

@@ -132,7 +132,8 @@ def test_ids_are_found_by_prefix_and_other_files_passed_over(made: Fixture) -> N
 
 
 def test_only_so_many_manifests_are_held(made: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog_module, "CACHED_MANIFESTS", 3)
+    parts = catalog_module.MANIFEST_PARTS + len(made.manifest().refs)
+    monkeypatch.setattr(catalog_module, "CACHED_MANIFEST_PARTS", 3 * parts)
     catalog = made.fresh
     ids = [catalog.store(replace(made.manifest(), created=n)) for n in range(5)]
     for id in ids:

@@ -1,0 +1,180 @@
+"""Live: the checkpoints that have not expired, and how they descend from one another.
+
+A repository may have many more expired checkpoints than live ones, and most questions are only
+about the latter. So this is read once, by listing `checkpoints/`, and afterwards brought up to date
+from the operations appended since. What lies behind an expired checkpoint is read only when it is
+asked for, and from its expiry if that names its live ancestors (docs/adr/0028).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import NotFoundError
+from ckptstore.history import ancestors
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from ckptstore.digest import Digest
+    from ckptstore.documents.manifest import Manifest, PageRef
+    from ckptstore.documents.operation import Operation
+    from ckptstore.store.catalog import Catalog
+    from ckptstore.store.oplog import Oplog
+
+READS_MAX = 64  # documents that are read for the sake of one expiry, which can do without
+
+
+class LiveCheckpoints:
+    """The live checkpoints as of one operation.
+
+    Attributes:
+        manifests: Their manifests by id; those of commits in progress may be among them.
+        seq: The number of that operation; None before the first update.
+        is_cut: Whether a manifest of the history was found to be missing.
+        lock: Held by a user of the above, as another thread may update them.
+    """
+
+    def __init__(self, oplog: Oplog, catalog: Catalog) -> None:
+        self._oplog, self._catalog = oplog, catalog
+        self.manifests: dict[Digest, Manifest] = {}
+        self.seq: int | None = None
+        self.is_cut = False
+        self.lock = RLock()
+        # Nearest live ancestors of live checkpoints, and a step back from each expired one.
+        self._nearest: dict[Digest, tuple[Digest, ...]] = {}
+        self._behind: dict[Digest, tuple[Digest, ...]] = {}
+
+    def update(self, newest: Operation) -> None:
+        """Bring this up to date with the newest operation."""
+        if self.seq is None or self.seq > newest.seq:
+            self.reconcile(newest, self._catalog.live())
+            return
+        try:
+            since = list(self._oplog.between(self.seq + 1, newest)) if newest.seq > self.seq else []
+        except NotFoundError:  # some were pruned
+            self.reconcile(newest, self._catalog.live())
+            return
+        for operation in since:
+            self._add(operation.refs.values())
+            if operation.condemned:
+                self._remove(operation.condemned.checkpoints)
+        self.seq = newest.seq
+
+    def reconcile(self, newest: Operation, listed: Collection[Digest]) -> None:
+        """Bring this up to date with a listing made after the newest operation was read."""
+        condemned = set(newest.condemned.checkpoints if newest.condemned else ())
+        self._remove((self.manifests.keys() - listed) | condemned)
+        shared: dict[PageRef, PageRef] = {}  # equal pages of several manifests are in memory once
+        for id in sorted(set(listed) - self.manifests.keys() - condemned):
+            self._insert(id, self._catalog.manifest(id).sharing(shared))
+        if self.is_cut:  # what was missing may have been restored
+            self._nearest.clear()
+            self.is_cut = False
+        self.seq = newest.seq
+
+    def reached(self, starts: Iterable[Digest]) -> Iterator[tuple[Digest, Manifest]]:
+        """Yield the live checkpoints that are reachable from the starts, newest first.
+
+        Nothing is looked up behind the last live one.
+        """
+        walk = ancestors(starts, self.manifests.get, lambda id, _: self.parents(id))
+        return islice(walk, len(self.manifests))
+
+    def parents(self, id: Digest) -> tuple[Digest, ...]:
+        """Return the nearest live ancestors of a live checkpoint."""
+        nearest = self._nearest.get(id)
+        if nearest is None:
+            nearest = self.before(self.manifests[id].parents)
+            assert nearest is not None  # no limit was given
+            self._nearest[id] = nearest
+        return nearest
+
+    def before(
+        self,
+        ids: Iterable[Digest],
+        *,
+        without: Collection[Digest] = (),
+        reads_max: int | None = None,
+    ) -> tuple[Digest, ...] | None:
+        """Return these checkpoints, each expired one replaced by its nearest live ancestors.
+
+        without: checkpoints that count as expired. reads_max: documents to read at most; when these
+        do not suffice, or the history is cut, the result is None.
+        """
+        found: dict[Digest, None] = {}
+        seen: set[Digest] = set()
+        waiting = deque(ids)
+        reads = 0
+        while waiting:
+            id = waiting.popleft()
+            if id in seen:
+                continue
+            seen.add(id)
+            if id in self.manifests and id not in without:
+                found[id] = None
+                continue
+            if id in self.manifests:
+                behind: tuple[Digest, ...] | None = self.manifests[id].parents
+            else:
+                behind = self._behind.get(id)
+            if behind is None:
+                reads += 2
+                if reads_max is not None and reads > reads_max:
+                    return None
+                behind = self._read_behind(id)
+                if behind is None:
+                    self.is_cut = True
+                    if reads_max is not None:
+                        return None
+                    continue
+            waiting.extendleft(reversed(behind))
+        return tuple(found)
+
+    def _read_behind(self, id: Digest) -> tuple[Digest, ...] | None:
+        """Read from where a history goes on behind an expired checkpoint; None where it is cut."""
+        expiry = self._catalog.expiry(id)
+        if expiry is not None and expiry.ancestors is not None:
+            behind = expiry.ancestors
+        elif manifest := self._catalog.lookup(id):
+            behind = manifest.parents
+        else:
+            return None
+        self._behind[id] = behind
+        return behind
+
+    def _add(self, ids: Iterable[Digest]) -> None:
+        """Add checkpoints that refs name, and those of their ancestors that are new."""
+        waiting = list(ids)
+        while waiting:
+            id = waiting.pop()
+            if id not in self.manifests:
+                manifest = self._catalog.manifest(id)
+                self._insert(id, manifest)
+                waiting += (
+                    parent
+                    for parent in manifest.parents
+                    if parent not in self.manifests
+                    and parent not in self._behind
+                    and self._catalog.is_live(parent)
+                )
+
+    def _insert(self, id: Digest, manifest: Manifest) -> None:
+        self.manifests[id] = manifest
+        self._behind.pop(id, None)
+
+    def _remove(self, ids: Collection[Digest]) -> None:
+        """Note that checkpoints have expired."""
+        gone = {id: self.manifests[id] for id in ids if id in self.manifests}
+        if not gone:
+            return
+        for id, manifest in gone.items():
+            nearest = self._nearest.pop(id, None)
+            self._behind[id] = manifest.parents if nearest is None else nearest
+            del self.manifests[id]
+        self._nearest = {
+            id: nearest for id, nearest in self._nearest.items() if gone.keys().isdisjoint(nearest)
+        }
