@@ -5,7 +5,11 @@
 that hold the keys, and their parents, because another process may have made a folder, or a file
 that the caller relies on, without having reached its own flush. A failed fsync is never repeated on
 the same file, since the kernel may have dropped the bytes and would then report success: the commit
-fails instead (docs/reference/format.md, section 3; ADR 0001).
+fails instead (docs/reference/format.md, section 3; ADR 0001). `prepare` tries all of this before
+there is a repository, as not every file system can do it (ADR 0029).
+
+New files and folders may be read, and new folders written to, by whoever may do so with the root,
+whatever the umask of the process: a group shares a repository by the mode of its root.
 
 Every name below the root is opened one part at a time without following links, and only regular
 files are read, so a planted link or FIFO is refused. The root itself may be a link: it is the
@@ -26,6 +30,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptstore import flock
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.regular_file import open_regular, read_full
 from ckptstore.storage.protocol import (
@@ -54,6 +59,13 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _OVERWRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+# How a file system answers a call that it does not have.
+_LACKING = frozenset(
+    {
+        *(errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF),
+        *(errno.EMLINK, errno.ENOLCK),
+    }
+)
 
 
 class LocalStorage:
@@ -74,6 +86,7 @@ class LocalStorage:
             raise InvalidInputError(f"{shown(root)} is not a path: {error}.") from error
         if holds_nul or not isinstance(self._root, str):
             raise InvalidInputError(f"{shown(root)} is not a path: it holds a NUL, or is not text.")
+        self._mode: int | None = None
 
     @property
     def url(self) -> str:
@@ -81,14 +94,48 @@ class LocalStorage:
         return self._root
 
     def prepare(self, keys: Collection[str]) -> None:
-        """Make the folder and all missing ones above it, durably; refuse one with other names."""
-        with _translated("the folder", self._root):
-            Path(self._root).mkdir(parents=True, exist_ok=True)
-            for folder in _parents_on_device(Path(self._root)):
-                with suppress(PermissionError):  # not readable, so not made by this user
-                    _fsync_folder(folder)
-            names = os.listdir(self._root)
-        refuse_foreign(self._root, names, keys={*keys, TEMPORARY})
+        """Make the folder and all missing ones above it, durably.
+
+        Refuse a folder with other names, and a file system that lacks what a repository needs;
+        nothing is left then.
+        """
+        root = Path(self._root)
+        try:
+            missing = [
+                path for path in (root / TEMPORARY, root, *root.parents) if not path.exists()
+            ]
+            with _translated("the folder", self._root):
+                root.mkdir(parents=True, exist_ok=True)
+                for folder in _parents_on_device(root):
+                    with suppress(PermissionError):  # not readable, so not made by this user
+                        _fsync_folder(folder, self._root)
+                names = os.listdir(root)
+            refuse_foreign(self._root, names, keys={*keys, TEMPORARY})
+            self._probe()
+        except BaseException:
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    def _probe(self) -> None:
+        """Use what a repository needs of a file system; StorageError when that is missing."""
+        key = f"{TEMPORARY}/probe-{new_name()}"
+        try:
+            if not self.create(key, b"first") or self.create(key, b"other"):
+                raise StorageError(
+                    f"{self._root} is on a file system where a new file can replace another one, "
+                    "so commits would be lost. Use another disk."
+                )
+            with (
+                _translated("the lock", self._root, writing=True),
+                self._folder((TEMPORARY,)) as fd,
+                _required("locks", self._root),
+                suppress(BlockingIOError),
+            ):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            self.delete([key])
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
         """Return all bytes of a key."""
@@ -133,13 +180,14 @@ class LocalStorage:
                 self._folder_of(key, make=True) as (folder_fd, name),
             ):
                 try:
-                    os.link(
-                        temporary,
-                        name,
-                        src_dir_fd=tmp_fd,
-                        dst_dir_fd=folder_fd,
-                        follow_symlinks=False,
-                    )
+                    with _required("hard links", self._root):
+                        os.link(
+                            temporary,
+                            name,
+                            src_dir_fd=tmp_fd,
+                            dst_dir_fd=folder_fd,
+                            follow_symlinks=False,
+                        )
                     created = True
                 except FileExistsError:
                     created = False
@@ -231,8 +279,8 @@ class LocalStorage:
         with _translated("the lock", self._root, writing=True):
             fd = os.open(self._root, _FOLDER)
         try:
-            with _translated("the lock", self._root, writing=True):
-                fcntl.flock(fd, fcntl.LOCK_EX)
+            with _translated("the lock", self._root, writing=True), _required("locks", self._root):
+                flock.acquire(fd, self._root)
             yield
         finally:
             os.close(fd)
@@ -262,8 +310,9 @@ class LocalStorage:
         with suppress(OSError), self._folder((TEMPORARY,), make=True) as tmp_fd:
             for name in RESERVE:
                 if _size(name, within=tmp_fd) != RESERVE_BYTES:
-                    fd = os.open(name, _OVERWRITE, 0o666, dir_fd=tmp_fd)
+                    fd = os.open(name, _OVERWRITE, self._file_mode(), dir_fd=tmp_fd)
                     try:
+                        _grant(fd, self._file_mode())
                         _write_full(fd, memoryview(secrets.token_bytes(RESERVE_BYTES)))
                     finally:
                         os.close(fd)
@@ -305,9 +354,10 @@ class LocalStorage:
         """
         name = new_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
-            fd = os.open(name, _WRITE, 0o666, dir_fd=tmp_fd)
+            fd = os.open(name, _WRITE, self._file_mode(), dir_fd=tmp_fd)
             try:
                 hold(fd)
+                _grant(fd, self._file_mode())
                 _write_full(fd, memoryview(data).cast("B"))
                 if confirm:
                     confirm()
@@ -322,8 +372,22 @@ class LocalStorage:
 
     def _fsync(self, parts: tuple[str, ...]) -> None:
         """Fsync a folder below the root."""
-        with _translated("the folders", self._root, writing=True), self._folder(parts) as fd:
+        with (
+            _translated("the folders", self._root, writing=True),
+            self._folder(parts) as fd,
+            _required("an fsync of folders", self._root),
+        ):
             os.fsync(fd)
+
+    def _folder_mode(self) -> int:
+        """Return the permissions of the root, as of the first time they were needed."""
+        if self._mode is None:
+            self._mode = os.stat(self._root).st_mode & 0o777
+        return self._mode
+
+    def _file_mode(self) -> int:
+        """Return the permissions of a file, which nobody changes, but all readers may read."""
+        return 0o600 | self._folder_mode() & 0o444
 
     @contextmanager
     def _folder_of(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
@@ -336,10 +400,11 @@ class LocalStorage:
     def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
         """Open a folder below the root, one part at a time, following no link below the root."""
         first = f"{self._root}/{parts[0]}" if parts else self._root
-        fd = _open_folder(first, make=make) if parts else os.open(first, _FOLDER)
+        mode = self._folder_mode() if make else None
+        fd = _open_folder(first, make=mode) if parts else os.open(first, _FOLDER)
         try:
             for part in parts[1:]:
-                inner = _open_folder(part, make=make, within=fd)
+                inner = _open_folder(part, make=mode, within=fd)
                 os.close(fd)
                 fd = inner
             yield fd
@@ -347,16 +412,26 @@ class LocalStorage:
             os.close(fd)
 
 
-def _open_folder(name: str, *, make: bool, within: int | None = None) -> int:
-    """Open a folder that is no link, and with `make` make a missing one."""
+def _open_folder(name: str, *, make: int | None, within: int | None = None) -> int:
+    """Open a folder that is no link, and make a missing one with a mode, if one is given."""
     try:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
     except FileNotFoundError:
-        if not make:
+        if make is None:
             raise
         with suppress(FileExistsError):  # another process made it just now
-            os.mkdir(name, dir_fd=within)
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
+            os.mkdir(name, make, dir_fd=within)
+        fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
+        _grant(fd, make)
+        return fd
+
+
+def _grant(fd: int, mode: int) -> None:
+    """Give a new file or folder the permissions that the umask took away."""
+    given = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & ~given:
+        with suppress(PermissionError):  # the file system has no modes, or another user made it
+            os.fchmod(fd, given | mode)
 
 
 def _size(name: str, *, within: int) -> int | None:
@@ -420,12 +495,27 @@ def _write_full(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _fsync_folder(path: Path) -> None:
+def _fsync_folder(path: Path, root: str) -> None:
     fd = os.open(path, _FOLDER)
     try:
-        os.fsync(fd)
+        with _required("an fsync of folders", root):
+            os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _required(what: str, root: str) -> Iterator[None]:
+    """Name what a file system lacks, instead of its answer to a call that it does not have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        raise StorageError(
+            f"{root} is on a file system without {what} ({error.strerror}), which a repository "
+            "needs. Use another disk; exports can be written to this one."
+        ) from error
 
 
 @contextmanager
@@ -442,6 +532,11 @@ def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR):
             raise CorruptError(
                 f"{what} in {root} is a link, a folder or a device where a file was written."
+            ) from error
+        if error.errno == errno.EXDEV:
+            raise StorageError(
+                f"{what} in {root} is on another file system than {TEMPORARY}/ there. Keep a "
+                "repository on one."
             ) from error
         raise StorageError(
             f"{what} in {root} could not be used: {error.strerror or error}."

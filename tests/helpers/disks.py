@@ -10,10 +10,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+NOBODY = 65534
 
 _fsync, _rename = os.fsync, os.rename
 
@@ -70,3 +74,40 @@ def without_case(folder: Path) -> Iterator[None]:
         for module, name in ((io, "open"), (os, "mkdir"), (os, "stat")):
             stack.enter_context(patch.object(module, name, folding(getattr(module, name))))
         yield
+
+
+@contextmanager
+def read_only() -> Iterator[None]:
+    """Nothing can be made, changed or removed, as where a file system is mounted read-only."""
+    refuse = failing(errno.EROFS)
+    real = os.open
+
+    def open_to_read(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            refuse()
+        return real(path, flags, *args, **options)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch("os.open", open_to_read))
+        for name in ("link", "mkdir", "rename", "replace", "unlink", "utime"):
+            stack.enter_context(patch.object(os, name, refuse))
+        yield
+
+
+@contextmanager
+def as_stranger(folder: Path) -> Iterator[None]:
+    """Act as another user, who may read what is in a folder and write nowhere."""
+    if os.geteuid():
+        pytest.skip("only root can act as another user")
+    for place in (folder, *folder.parents):
+        place.chmod(place.stat().st_mode | 0o055)
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
