@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
 from ckptstore.gc.remaining import remaining_of
@@ -14,6 +17,7 @@ from ckptstore.retention import Verdict, decide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.stores import Stores
     from ckptstore.retention import Policy
+
+UNLOCKED_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +87,44 @@ def plan_gc(
 ) -> GcPlan:
     """Decide what stays.
 
+    A plan only reads, and takes no lock: whoever may look would hold up the gc of an owner. If
+    another gc deletes what is being read, the plan is made again, and at last while none runs
+    (ADR 0030).
+
     branches: those that the policy applies to; None: all. grace: seconds for which unreachable
     objects and checkpoints are left alone, as a commit may be making them.
     """
-    with stores.storage.lock(), stores.live.lock:  # no other gc deletes what is being read
+    attempt = partial(_plan, stores, policy, branches=branches, grace=grace)
+    for _ in range(UNLOCKED_ATTEMPTS):
+        since = stores.oplog.newest().seq
+        try:
+            return attempt(lock=nullcontext())
+        except (CorruptError, NotFoundError):
+            if not _is_beside_gc(stores, since):
+                raise
+    return attempt(lock=stores.storage.lock())
+
+
+def _is_beside_gc(stores: Stores, since: int) -> bool:
+    """Return whether a gc has deleted anything since an operation, or is about to."""
+    try:
+        return any(
+            operation.condemned for operation in stores.oplog.between(since, stores.oplog.newest())
+        )
+    except NotFoundError:  # pruned, so this is unknown
+        return True
+
+
+def _plan(
+    stores: Stores,
+    policy: Policy,
+    *,
+    branches: Collection[str] | None,
+    grace: float,
+    lock: AbstractContextManager[None],
+) -> GcPlan:
+    """Decide what stays. lock: held while the repository is read."""
+    with lock, stores.live.lock:
         newest = stores.oplog.newest()
         stored = stores.catalog.live()
         stores.live.reconcile(newest, stored)
@@ -140,7 +180,7 @@ def judge(
 ) -> tuple[Verdict, ...]:
     """Return verdicts on all live checkpoints, those that a ref reaches first, and mark them.
 
-    The caller holds the locks, and has brought `stores.live` up to date.
+    The caller holds `live.lock`, and has brought `stores.live` up to date.
 
     stored: when each was stored; listed here when it is needed and not given.
     """
