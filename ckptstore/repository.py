@@ -118,7 +118,8 @@ def init(
     """
     marker = Marker(store=secrets.token_hex(16), chunk_bytes=chunk_size)
     storage = open_storage(url)
-    storage.prepare({MARKER_KEY, *ObjectStore.FOLDERS, *Catalog.FOLDERS, *Oplog.FOLDERS})
+    folders = (*ObjectStore.FOLDERS, *Catalog.FOLDERS, *Oplog.FOLDERS, *Oplog.PAGE_FOLDERS)
+    storage.prepare({MARKER_KEY, *folders})
     if not storage.create(MARKER_KEY, marker.encode()):
         raise ConflictError(f"{storage.url} is already a repository. Open it instead.")
     return Repository(storage, marker, clock=clock)
@@ -786,6 +787,7 @@ class Repository:
         sizes = [item.size for _, item in self._objects.list()]
         documents = [
             self._oplog.list(),
+            self._oplog.list_pages(),
             *(self._catalog.list(folder) for folder in self._catalog.FOLDERS),
         ]
         metadata = [item.size for listing in documents for _, item in listing]
@@ -896,10 +898,8 @@ class Repository:
         return Checkpoint.of(id, manifest, self._catalog)
 
     def _at(self, refs: Mapping[str, Digest]) -> dict[str, Checkpoint]:
-        return {
-            name: self._checkpoint(id, self._catalog.manifest(id))
-            for name, id in sorted(refs.items())
-        }
+        made = {id: self._checkpoint(id, self._catalog.manifest(id)) for id in {*refs.values()}}
+        return {name: made[id] for name, id in sorted(refs.items())}
 
     def _names(self) -> Names:
         """The names that revisions may use now."""

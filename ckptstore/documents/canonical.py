@@ -133,12 +133,14 @@ class Fields:
         except KeyError:
             raise CorruptError(f"{self.name} lacks the field {key!r}.") from None
 
-    def version(self) -> None:
-        """Raise InvalidInputError for a document of a later version of the format."""
-        if self.integer("format", low=1) != 1:
+    def version(self, *, newest: int = 1) -> int:
+        """Return the document's version of the format; InvalidInputError for a later one."""
+        version = self.integer("format", low=1)
+        if version > newest:
             raise InvalidInputError(
                 f"{self.name} was written by a newer ckptstore. Upgrade to read it."
             )
+        return version
 
     def integer(self, key: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
         """Return an integer within bounds."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents import sealed
-from ckptstore.documents.canonical import Fields, check_digest, legal
+from ckptstore.documents.canonical import Fields
 from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.manifest import CREATED_MAX
-from ckptstore.documents.names import check_ref_name
+from ckptstore.documents.ref_page import check_page_name, decode_refs
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
 
-OPERATION_BYTES_MAX = 4 << 20  # some 40,000 branches; each operation is read and written whole
+OPERATION_BYTES_MAX = 4 << 20  # names of 50,000 pages of refs; operations are read whole
+PAGED_FORMAT = 2  # of operations with pages of refs, which earlier versions refuse
 SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
 DONE_LENGTH_MAX = 1 << 16
 OWNER_LENGTH_MAX = 64
@@ -88,6 +89,8 @@ class Operation:
         condemned: What a running gc may delete; None when no gc runs.
         done: One line for people saying what this operation did.
         undoes: The number of the operation that an undo took back.
+        head_pages: The names of the pages that hold the branches; empty when the operation does.
+        tag_pages: The same of the tags.
     """
 
     seq: int = 0
@@ -99,6 +102,8 @@ class Operation:
     condemned: Condemned | None = None
     done: str = ""
     undoes: int | None = None
+    head_pages: tuple[str, ...] = ()
+    tag_pages: tuple[str, ...] = ()
 
     @property
     def refs(self) -> dict[str, Digest]:
@@ -111,41 +116,42 @@ class Operation:
         return dict(self.heads), dict(self.tags), dict(self.settings)
 
     def encode(self) -> bytes:
-        """Encode to the bytes of ops/<seq>.json."""
-        return sealed.seal(
-            "operation",
-            {
-                "format": 1,
-                "seq": self.seq,
-                "nonce": self.nonce,
-                "time": self.time,
-                "heads": self.heads,
-                "tags": self.tags,
-                "settings": self.settings,
-                "condemned": self.condemned,
-                "done": self.done,
-                "undoes": self.undoes,
-            },
-            bytes_max=OPERATION_BYTES_MAX,
-        )
+        """Encode to the bytes of ops/<seq>.json. What is in pages is not encoded."""
+        document: dict[str, Any] = {
+            "format": PAGED_FORMAT if self.head_pages or self.tag_pages else 1,
+            "seq": self.seq,
+            "nonce": self.nonce,
+            "time": self.time,
+            "heads": {} if self.head_pages else self.heads,
+            "tags": {} if self.tag_pages else self.tags,
+            "settings": self.settings,
+            "condemned": self.condemned,
+            "done": self.done,
+            "undoes": self.undoes,
+        }
+        if self.head_pages or self.tag_pages:
+            document |= {"head_pages": self.head_pages, "tag_pages": self.tag_pages}
+        return sealed.seal("operation", document, bytes_max=OPERATION_BYTES_MAX)
 
     @classmethod
     def decode(cls, data: bytes, *, name: str) -> Self:
-        """Decode an operation.
+        """Decode an operation, without the refs that are in pages.
 
         Raises:
             CorruptError: A field is missing, or not what format.md allows.
             InvalidInputError: A newer version wrote it.
         """
         fields = Fields(sealed.unseal("operation", data, name=name), name=name)
-        fields.version()
+        is_paged = fields.version(newest=PAGED_FORMAT) == PAGED_FORMAT
         seq = fields.integer("seq", low=1, high=SEQ_MAX)
         return cls(
             seq=seq,
             nonce=fields.text("nonce", length_max=64),
             time=fields.integer("time", high=CREATED_MAX),
-            heads=_refs(fields.object("heads"), kind="branch", name=name),
-            tags=_refs(fields.object("tags"), kind="tag", name=name),
+            heads=decode_refs(fields.object("heads"), kind="branch", name=name),
+            tags=decode_refs(fields.object("tags"), kind="tag", name=name),
+            head_pages=_pages(fields, "head_pages") if is_paged else (),
+            tag_pages=_pages(fields, "tag_pages") if is_paged else (),
             settings=fields.object("settings"),
             condemned=_condemned(fields, seq=seq),
             done=fields.text("done", length_max=DONE_LENGTH_MAX),
@@ -160,8 +166,5 @@ def _condemned(fields: Fields, *, seq: int) -> Condemned | None:
     return Condemned.from_json(document, name=f"{fields.name}, condemned", seq=seq)
 
 
-def _refs(document: dict[str, Any], *, kind: str, name: str) -> dict[str, Digest]:
-    return {
-        legal(check_ref_name, ref, kind=kind, name=name): check_digest(id, name=name)
-        for ref, id in document.items()
-    }
+def _pages(fields: Fields, key: str) -> tuple[str, ...]:
+    return tuple(check_page_name(text, name=fields.name) for text in fields.array(key))

@@ -38,7 +38,7 @@ class GcReport:
 
 def execute_plan(stores: Stores, plan: GcPlan, *, grace: float) -> GcReport:
     """Execute a plan: its checkpoints expire, unless something refers to them now."""
-    with stores.storage.lock():
+    with stores.lock, stores.storage.lock():
         finish_gc(stores)
         stores.storage.sweep()
         listed_at = stores.now()

@@ -124,7 +124,7 @@ def _plan(
     lock: AbstractContextManager[None],
 ) -> GcPlan:
     """Decide what stays. lock: held while the repository is read."""
-    with lock, stores.live.lock:
+    with stores.lock, lock, stores.live.lock:
         newest = stores.oplog.newest()
         stored = stores.catalog.live()
         stores.live.reconcile(newest, stored)
@@ -159,7 +159,7 @@ def expire(
 
     Objects that interrupted commits left are not looked for.
     """
-    with stores.storage.lock():
+    with stores.lock, stores.storage.lock():
         finish_gc(stores)
         newest = stores.oplog.newest()
         with stores.live.lock:

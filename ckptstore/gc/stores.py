@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.errors import CorruptError
@@ -37,7 +38,8 @@ class Stores:
     """The parts of one repository.
 
     live: the checkpoints that have not expired. marks: what they reached at the last gc. now:
-    returns UTC in microseconds since 1970. listed_at: when a gc last listed all objects.
+    returns UTC in microseconds since 1970. listed_at: when a gc last listed all objects. lock: held
+    while `marks` are used, and taken before the storage's.
     """
 
     storage: Storage
@@ -47,6 +49,7 @@ class Stores:
     live: LiveCheckpoints
     now: Callable[[], int]
     marks: Marks = field(init=False)
+    lock: RLock = field(init=False, default_factory=RLock)
     listed_at: int | None = None
 
     def __post_init__(self) -> None:

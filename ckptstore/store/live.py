@@ -53,16 +53,16 @@ class LiveCheckpoints:
         if self.seq is None or self.seq > newest.seq:
             self.reconcile(newest, self._catalog.live())
             return
+        if self.seq == newest.seq:
+            return
         try:
-            since = list(self._oplog.between(self.seq + 1, newest)) if newest.seq > self.seq else []
+            for operation in self._oplog.between(self.seq + 1, newest):
+                self._add(operation.refs.values())
+                if operation.condemned:
+                    self._remove(operation.condemned.checkpoints)
+                self.seq = operation.seq
         except NotFoundError:  # some were pruned
             self.reconcile(newest, self._catalog.live())
-            return
-        for operation in since:
-            self._add(operation.refs.values())
-            if operation.condemned:
-                self._remove(operation.condemned.checkpoints)
-        self.seq = newest.seq
 
     def reconcile(self, newest: Operation, listed: Collection[Digest]) -> None:
         """Bring this up to date with a listing made after the newest operation was read."""

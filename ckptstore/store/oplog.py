@@ -2,25 +2,38 @@
 
 The log of numbered, immutable operations holds the whole mutable state of a repository: branches,
 tags and settings. The first writer to create `ops/<seq + 1>` wins; the others read again and decide
-again (docs/reference/format.md, section 8). Only this module knows the keys of operations.
+again (docs/reference/format.md, section 8). Many refs are in pages that operations share
+(section 8.1; docs/adr/0031). Only this module knows the keys of operations and of these pages.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from ckptstore.documents import ref_page
 from ckptstore.documents.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
+from ckptstore.documents.ref_page import (
+    REF_PAGE_BYTES_MAX,
+    is_page_name,
+    joined,
+    page_name,
+    repage,
+    seq_of,
+)
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from ckptstore.documents.ref_page import Refs
     from ckptstore.storage import Listed, Storage
 
 PREFIX = "ops/"
+PAGES = "refs/"
 KEPT_OPERATIONS = 1000
 PRUNE_EVERY = 100
 ATTEMPTS_MAX = 1000  # each lost attempt means that another writer got through
@@ -33,14 +46,23 @@ def key_of(seq: int) -> str:
     return f"{PREFIX}{seq:012}.json"
 
 
+def page_key_of(name: str) -> str:
+    """Return the storage key of a page of refs."""
+    return f"{PAGES}{name}.json"
+
+
 class Oplog:
     """The operations of one repository."""
 
     FOLDERS: ClassVar = (PREFIX,)
+    PAGE_FOLDERS: ClassVar = (PAGES,)
     key = staticmethod(key_of)
+    page_key = staticmethod(page_key_of)
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        # The pages of the operation that was read last, as the next one shares most of them.
+        self._pages: dict[tuple[str, str], Refs] = {}
 
     def newest(self) -> Operation:
         """Return the newest operation; before the first, one without branches and tags."""
@@ -62,6 +84,13 @@ class Oplog:
             match = _KEY.fullmatch(item.key)
             yield int(match[1]) if match else None, item
 
+    def list_pages(self) -> Iterator[tuple[str | None, Listed]]:
+        """List the pages of refs by name; the name is None for any other key."""
+        for item in self._storage.list(PAGES):
+            name = item.key.removeprefix(PAGES).removesuffix(".json")
+            is_page = is_page_name(name) and item.key == page_key_of(name)
+            yield name if is_page else None, item
+
     def seqs(self) -> set[int]:
         """Return the numbers of the operations that are kept."""
         return {seq for seq, _ in self.list() if seq is not None}
@@ -72,6 +101,19 @@ class Oplog:
 
     def read(self, seq: int) -> Operation:
         """Return one operation by its number; NotFoundError when it was pruned."""
+        operation = self._read_without_pages(seq)
+        if not operation.head_pages and not operation.tag_pages:
+            return operation
+        heads = self._read_pages(operation.head_pages, kind="branch", seq=seq)
+        tags = self._read_pages(operation.tag_pages, kind="tag", seq=seq)
+        self._pages = {**heads, **tags}
+        return replace(
+            operation,
+            heads=joined(heads.values(), name=key_of(seq)) if heads else operation.heads,
+            tags=joined(tags.values(), name=key_of(seq)) if tags else operation.tags,
+        )
+
+    def _read_without_pages(self, seq: int) -> Operation:
         key = key_of(seq)
         operation = Operation.decode(
             self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
@@ -79,6 +121,28 @@ class Oplog:
         if operation.seq != seq:
             raise CorruptError(f"{key} states that it is operation {operation.seq}.")
         return operation
+
+    def _read_pages(
+        self, names: Iterable[str], *, kind: str, seq: int
+    ) -> dict[tuple[str, str], Refs]:
+        """Return the pages of an operation, by kind and name."""
+        known = self._pages  # as another thread may replace it
+        return {
+            (kind, name): known.get((kind, name)) or self._read_page(name, kind=kind, seq=seq)
+            for name in names
+        }
+
+    def _read_page(self, name: str, *, kind: str, seq: int) -> Refs:
+        key = page_key_of(name)
+        try:
+            data = self._storage.get(key, bytes_max=REF_PAGE_BYTES_MAX)
+        except NotFoundError as error:
+            if not self.exists(seq):  # both were pruned
+                raise
+            raise CorruptError(
+                f"{key} is missing, which has refs of {key_of(seq)}. Restore it from a copy."
+            ) from error
+        return ref_page.decode(data, kind=kind, name=name, file=key)
 
     def between(self, first: int, newest: Operation) -> Iterator[Operation]:
         """Yield the operations from a number to the newest, inclusive.
@@ -96,7 +160,8 @@ class Oplog:
         attempt.
         """
         for _ in range(ATTEMPTS_MAX):
-            operation = _numbered(decide, self.newest())
+            newest = self.newest()
+            operation = self._paged(_numbered(decide, newest), newest)
             if self._storage.create(key_of(operation.seq), operation.encode()):
                 self._settle(operation.seq)
                 return operation
@@ -127,6 +192,42 @@ class Oplog:
 
         self.append(decide)
         return undone
+
+    def _paged(self, operation: Operation, newest: Operation) -> Operation:
+        """Put the pages of an operation that are new, durably; others are those of the newest.
+
+        So the operations that have a page follow one another without a gap.
+        """
+        seq = operation.seq
+        pages: dict[tuple[str, str], Refs] = {}
+
+        def put(kind: str, refs: Refs, before: Refs, names: tuple[str, ...]) -> tuple[str, ...]:
+            known = self._read_pages(names, kind=kind, seq=newest.seq)
+            parts = repage(
+                refs, before=before, pages=[(name, page) for (_, name), page in known.items()]
+            )
+            listed: list[str] = []
+            made: list[str] = []
+            for name, page in parts:
+                if name is None:
+                    data = ref_page.encode(page)
+                    name = page_name(seq, data)
+                    self._storage.put(page_key_of(name), data)
+                    made.append(name)
+                pages[kind, name] = page
+                listed.append(name)
+            if made:
+                self._storage.flush(map(page_key_of, made))
+            return tuple(listed)
+
+        operation = replace(
+            operation,
+            head_pages=put("branch", operation.heads, newest.heads, newest.head_pages),
+            tag_pages=put("tag", operation.tags, newest.tags, newest.tag_pages),
+        )
+        if pages:
+            self._pages = pages
+        return operation
 
     def _last_change(self, newest: Operation) -> tuple[Operation, Operation]:
         """Return the newest change that was not undone, and the state before it."""
@@ -161,6 +262,21 @@ class Oplog:
             )
         if seq % PRUNE_EVERY == 0:
             self._storage.delete(key_of(old) for old in seqs if old <= seq - KEPT_OPERATIONS)
+            self._prune_pages(min(kept for kept in seqs if kept > seq - KEPT_OPERATIONS))
+
+    def _prune_pages(self, oldest: int) -> None:
+        """Delete the pages that no operation from this one on has.
+
+        One that is as old and that this one does not have, no later one has, as each has only pages
+        of the one before it and new ones.
+        """
+        old = [name for name, _ in self.list_pages() if name and seq_of(name) <= oldest]
+        if not old:
+            return
+        with suppress(NotFoundError, CorruptError):  # pruned meanwhile, or damaged
+            operation = self._read_without_pages(oldest)
+            used = {*operation.head_pages, *operation.tag_pages}
+            self._storage.delete(page_key_of(name) for name in old if name not in used)
 
 
 def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:

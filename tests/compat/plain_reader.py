@@ -36,6 +36,7 @@ ITEM_BYTES = {
     "complex128": 16,
 }
 DIGEST = re.compile(r"[0-9a-f]{64}")
+REF_PAGE = re.compile(r"[0-9]{12}-[0-9a-f]{64}")
 OPERATION = re.compile(r"([0-9]{12})\.json")
 ZARR_KEY = re.compile(r"[^/\x00-\x1f\x7f\ud800-\udfff]+(?:/[^/\x00-\x1f\x7f\ud800-\udfff]+)*")
 REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
@@ -106,7 +107,10 @@ class PlainReader:
     def operation(self, seq: int) -> dict[str, Any]:
         """One operation by its number."""
         document = unseal("operation", self.read(f"ops/{seq:012}.json", 32 * MIB))
-        expect_format(document)
+        expect_format(document, newest=2)
+        for kind, pages in (("heads", "head_pages"), ("tags", "tag_pages")):
+            if document["format"] == 2 and document[pages]:
+                document[kind] = self.refs(document[pages])
         need(document["seq"] == seq, "an operation has another number than its file")
         for name, id in [*document["heads"].items(), *document["tags"].items()]:
             need(is_ref_name(name), "a ref has an illegal name")
@@ -114,6 +118,20 @@ class PlainReader:
         if document["condemned"] is not None:
             check_condemned(document["condemned"], seq)
         return document
+
+    def refs(self, pages: list[str]) -> dict[str, str]:
+        """The refs of some pages (section 8.1)."""
+        refs: dict[str, str] = {}
+        for name in pages:
+            need(REF_PAGE.fullmatch(name) is not None, "a page of refs has an illegal name")
+            data = self.read(f"refs/{name}.json", MIB)
+            need(digest_of(data) == name[13:], "a page of refs does not have its digest")
+            document = parse(data)
+            expect_format(document)
+            for ref, id in document["refs"].items():
+                need(ref > max(refs, default=""), "refs are not in order")
+                refs[ref] = id
+        return refs
 
     def manifest(self, id: str) -> dict[str, Any]:
         """The manifest of a checkpoint (section 9)."""
@@ -438,9 +456,9 @@ def metric(value: Any) -> int | float:
     return value  # type: ignore[no-any-return]
 
 
-def expect_format(document: dict[str, Any]) -> None:
-    """Refuse documents of other format versions."""
-    if document["format"] != 1:
+def expect_format(document: dict[str, Any], *, newest: int = 1) -> None:
+    """Refuse documents of later format versions."""
+    if not 1 <= document["format"] <= newest:
         raise NewerFormatError(f"format version {document['format']}")
 
 

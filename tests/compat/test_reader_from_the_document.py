@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
 import random
 import sys
@@ -44,6 +45,18 @@ def test_every_kind_of_value_and_every_dtype_comes_out_as_it_was_committed(tmp_p
     for state in (first_state(), second_state(), [], np.float64(1).reshape(()), 5):
         repo.commit(state)
         assert neutral(read(repo)) == neutral(state) == neutral(repo.checkout())
+
+
+def test_many_branches_and_tags_are_read_from_their_pages(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=CHUNK)
+    id = repo.commit([1]).id
+    heads = {f"b/{number}": id for number in range(300)} | {"main": id}
+    tags = {f"t{number}": id for number in range(300)}
+    repo._oplog.append(lambda newest: dataclasses.replace(newest, heads=heads, tags=tags))
+    repo.tag("one-more")
+    assert len(list((tmp_path / "store" / "refs").iterdir())) == 7
+    newest = PlainReader(repo.url).newest()
+    assert (newest["heads"], newest["tags"]) == (heads, {**tags, "one-more": id})
 
 
 def test_what_came_in_through_zarr_is_read_key_by_key(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
+from ckptstore.documents import ref_page
+from ckptstore.documents.canonical import Fields
 from ckptstore.documents.operation import SEQ_MAX, Condemned, Operation
-from ckptstore.errors import ConflictError, CorruptError, NotFoundError
+from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
-from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog, key_of
+from ckptstore.store import oplog as oplog_module
+from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog, key_of, page_key_of
+from tests.helpers.counting_storage import CountingStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,3 +205,99 @@ def test_behind_the_last_number_there_is_no_operation(storage: Storage) -> None:
     storage.create(key_of(SEQ_MAX), Operation(seq=SEQ_MAX).encode())
     with pytest.raises(CorruptError, match="last possible number"):
         count_up(Oplog(storage))
+
+
+MANY = {f"release-{number:05}": ID for number in range(5_000)}
+
+
+def tag(log: Oplog, name: str) -> None:
+    log.append(lambda newest: replace(newest, tags={**newest.tags, name: ID}, undoes=None))
+
+
+@pytest.fixture
+def many() -> CountingStorage:
+    """A storage with an operation that has many tags."""
+    storage = CountingStorage()
+    Oplog(storage).append(lambda newest: replace(newest, tags=MANY, heads={"main": ID}))
+    return storage
+
+
+def test_one_more_of_many_tags_writes_few_bytes_and_reads_none_again(many: CountingStorage) -> None:
+    log = Oplog(many)
+    assert log.newest().tags == MANY
+    sizes = []
+    for number in range(200):
+        many.forget()
+        tag(log, f"another-{number}")
+        sizes.append(sum(many.written.values()))
+        assert not [key for key in many.reads if key.startswith("refs/")]
+    assert max(sizes) < 48 << 10
+    assert Oplog(many).newest().tags == log.newest().tags
+    assert len(log.newest().tags) == 5_200
+
+
+def test_a_few_refs_are_in_the_operation_as_ever(many: CountingStorage) -> None:
+    log = Oplog(many)
+    log.append(lambda newest: replace(newest, tags={"v1": ID}))
+    document = json.loads(many.get(key_of(2), bytes_max=1 << 20))["operation"]
+    assert document["format"] == 1
+    assert document["tags"] == {"v1": ID}
+    assert "tag_pages" not in document
+    assert log.newest().heads == {"main": ID}
+
+
+def test_an_operation_with_pages_is_one_that_earlier_versions_refuse(many: CountingStorage) -> None:
+    document = json.loads(many.get(key_of(1), bytes_max=1 << 20))["operation"]
+    assert document["format"] == 2
+    with pytest.raises(InvalidInputError, match="newer ckptstore"):
+        Fields(document, name="ops/1").version()
+
+
+def test_undo_restores_many_tags_with_pages_of_its_own(many: CountingStorage) -> None:
+    log = Oplog(many)
+    log.append(lambda newest: replace(newest, tags={}))
+    log.undo(now=now)
+    assert Oplog(many).newest().tags == MANY
+    names = log.newest().tag_pages
+    assert {ref_page.seq_of(name) for name in names} == {3}
+
+
+def test_pages_are_pruned_with_the_operations_that_have_them(
+    many: CountingStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of writers that lost a race too; all that a kept operation has stay."""
+    monkeypatch.setattr(oplog_module, "KEPT_OPERATIONS", 10)
+    monkeypatch.setattr(oplog_module, "PRUNE_EVERY", 5)
+    log = Oplog(many)
+    lost = ref_page.encode({"lost": ID})
+    many.put(page_key_of(ref_page.page_name(3, lost)), lost)
+    for number in range(60):
+        if number % 20 == 10:
+            log.append(lambda newest: replace(newest, tags={}, undoes=None))
+            log.undo(now=now)
+        tag(log, f"another-{number}")
+        operations = [Oplog(many).read(seq) for seq in sorted(log.seqs())]
+    named = {name for operation in operations for name in operation.tag_pages}
+    listed = {name for name, _ in log.list_pages() if name}
+    assert named <= listed
+    assert all(ref_page.seq_of(name) > operations[0].seq - 5 for name in listed - named)
+    assert ref_page.page_name(3, lost) not in listed
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_page_that_is_missing_or_damaged_is_an_error_that_names_it(
+    many: CountingStorage, damage: str
+) -> None:
+    key = page_key_of(Oplog(many).newest().tag_pages[3])
+    data = many.get(key, bytes_max=1 << 20)
+    many.delete([key])
+    if damage == "flipped":
+        many.put(key, data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    with pytest.raises(CorruptError, match=key):
+        Oplog(many).newest()
+
+
+def test_of_many_writers_of_many_refs_each_counts_once(many: CountingStorage) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: tag(Oplog(many), f"another-{n}"), range(40)))
+    assert len(Oplog(many).newest().tags) == 5_040
