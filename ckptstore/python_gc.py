@@ -11,6 +11,8 @@ import gc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ckptstore.forks import renewed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,8 +23,27 @@ def paused_collector() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    gc.disable()
+    _collector.pause()
     try:
         yield
     finally:
-        gc.enable()
+        _collector.resume()
+
+
+class _Collector:
+    """The collector of the process; a child that is forked during a pause resumes at once."""
+
+    def __init__(self) -> None:
+        self._is_paused = False
+
+    def pause(self) -> None:
+        self._is_paused = True
+        gc.disable()
+
+    def resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            gc.enable()
+
+
+_collector = renewed(_Collector(), _Collector.resume)

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from ckptstore.arrays.file import Scratch
 from ckptstore.documents.chunks import runs
+from ckptstore.forks import free_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,7 @@ class Bands:
         self._row_bytes = math.prod(self._shape[1:]) * item_bytes
         self._band_bytes = self._chunk_shape[0] * self._row_bytes
         self._held: OrderedDict[int, Scratch] = OrderedDict()
-        self._lock = Lock()
+        self._lock = free_in_child(Lock())
 
     @property
     def are_small(self) -> bool:
@@ -138,7 +139,7 @@ class Bands:
 
 
 _holders: WeakKeyDictionary[Bands, None] = WeakKeyDictionary()  # in order of their last use
-_holders_lock = Lock()
+_holders_lock = free_in_child(Lock())
 
 
 def _hold(bands: Bands) -> None:

@@ -8,6 +8,7 @@ it has to be made: naming checkpoints needs neither torch nor numpy.
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ from ckptstore.arrays.lazy import LazyArray
 from ckptstore.arrays.source import KINDS, TENSOR, ArraySource, part_of
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError
+from ckptstore.forks import renewed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ckptstore.arrays.source import Framework
     from ckptstore.documents.chunks import Chunk
 
@@ -115,6 +119,34 @@ def unwritable(array: Any) -> str | None:
 def to_device(array: Any, device: Any) -> Any:
     """An array on a device, as its framework names devices; one that has none stays as it is."""
     return _known(array).to_device(array, device)
+
+
+@contextmanager
+def one_thread_in_child() -> Iterator[None]:
+    """Copy with one thread in a forked child.
+
+    torch would wait for ever for the threads it had in the parent, which the child has not.
+    """
+    torch = sys.modules.get("torch") if _process.is_child else None
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Process:
+    is_child = False
+
+    def note_child(self) -> None:
+        self.is_child = True
+
+
+_process = renewed(_Process(), _Process.note_child)
 
 
 def _known(array: Any) -> Framework:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS, read_bundled
 from ckptstore.documents.chunks import chunk_counts, is_contiguous, number_of, whole
 from ckptstore.documents.dtypes import ITEM_BYTES, word
+from ckptstore.forks import cached_property
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:

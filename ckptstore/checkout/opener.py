@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.arrays.indexed import kind_of
@@ -12,6 +12,7 @@ from ckptstore.arrays.source import KINDS, NDARRAY
 from ckptstore.checkout.checkpoint_array import CheckpointArray
 from ckptstore.documents.nodes import ZARR
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
+from ckptstore.forks import cached_property
 from ckptstore.state.paths import ROOT
 from ckptstore.state.tree import arrays
 from ckptstore.storage import open_storage

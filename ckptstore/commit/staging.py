@@ -15,6 +15,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.source import NDARRAY, TENSOR
 from ckptstore.commit.flatten import flatten
 from ckptstore.errors import StorageError
+from ckptstore.forks import renewed
 from ckptstore.python_gc import paused_collector
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Staging:
     def __init__(self) -> None:
         self._room: Any = None
         self._places: dict[str, _Place] = {}
+        self._may_pin, self._is_pinned = True, False
+        renewed(self, Staging._leave_to_parent)
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +54,7 @@ class Staging:
         """Copy a state to host memory; the copy is complete when this returns."""
         import torch
 
-        with paused_collector():
+        with paused_collector(), arrays.one_thread_in_child():
             flat = flatten(value, with_bytes=False)
             own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
             places = self._places_for(own)
@@ -61,6 +64,13 @@ class Staging:
                 torch.accelerator.synchronize(device)
             staged = {path: places[flat.tied.get(path, path)].source for path in flat.arrays}
         return Staged(replace(flat, arrays=staged))
+
+    def _leave_to_parent(self) -> None:
+        """Begin anew in a forked child, where page-locked memory can be neither used nor freed."""
+        if self._is_pinned:
+            _never_freed.append(self._room)
+        self._room, self._places = None, {}
+        self._may_pin = self._is_pinned = False
 
     def _places_for(self, sources: dict[str, ArraySource]) -> dict[str, _Place]:
         """Where each array goes: as before if there are the same arrays, else laid out again."""
@@ -84,7 +94,7 @@ class Staging:
 
         if self._room is None or self._room.nbytes < size:
             self._room, self._places = None, {}
-            pinned = torch.cuda.is_available()
+            self._is_pinned = pinned = self._may_pin and torch.cuda.is_available()
             try:
                 self._room = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
             except (MemoryError, RuntimeError) as error:
@@ -93,6 +103,9 @@ class Staging:
                     "Pass async_save=False."
                 ) from error
         return self._room
+
+
+_never_freed: list[Any] = []
 
 
 class _Place:

@@ -27,6 +27,7 @@ from ckptstore.errors import (
 from ckptstore.follow.known import Known
 from ckptstore.follow.refill import CountedObjects, Refill
 from ckptstore.follow.rwlock import RWLock
+from ckptstore.forks import free_in_child, renewed
 from ckptstore.history import ancestors, first_parents
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.selection import Selection
@@ -97,14 +98,15 @@ class Follower:
         self.branch = branch
         self._oplog, self._catalog = oplog, catalog
         self._checkpoint, self._poll_seconds = checkpoint, poll_seconds
-        self._closed = threading.Event()
+        self._closed = free_in_child(threading.Event())
         self._seen: Digest | None = None
         self._others: tuple[Digest, ...] | None = None
         self._waiting: deque[Digest] = deque()
-        self._looking = threading.Lock()
-        self._updating = threading.Lock()
+        self._looking = free_in_child(threading.Lock())
+        self._updating = free_in_child(threading.Lock())
         self._lock = RWLock()
         self._memory = Known()
+        renewed(self, Follower._doubt)
 
     def __enter__(self) -> Self:
         return self
@@ -235,6 +237,13 @@ class Follower:
             model: A destination that was passed to `update`.
         """
         self._memory.forget_model(model)
+
+    def _doubt(self) -> None:
+        """Forget what all models hold: in a forked child, what they share with the parent changes.
+
+        An update of another thread may also have ended in the middle.
+        """
+        self._memory = Known()
 
     def _look(self) -> None:
         """Find what is new on the branch."""

@@ -17,6 +17,7 @@ from ckptstore.checkout.opener import unlisted
 from ckptstore.documents import structure
 from ckptstore.documents.zarr_page import EncodedEntry
 from ckptstore.errors import UnsupportedValueError
+from ckptstore.forks import free_in_child
 from ckptstore.state import tree
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Known:
     def __init__(self) -> None:
         self._filled: dict[object, tuple[IsGone, ArrayEntry]] = {}
         self._handed: dict[int, tuple[IsGone, set[object]]] = {}
-        self._lock = threading.Lock()
+        self._lock = free_in_child(threading.Lock())
 
     def entry(self, key: object) -> ArrayEntry | None:
         """The array that was copied to a location; None when its contents are unknown."""

@@ -7,6 +7,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ckptstore.forks import renewed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,6 +20,10 @@ class RWLock:
     """
 
     def __init__(self) -> None:
+        self._release()
+        renewed(self, RWLock._release)
+
+    def _release(self) -> None:
         self._changed = threading.Condition()
         self._readers: Counter[int] = Counter()  # by thread
         self._is_written = False

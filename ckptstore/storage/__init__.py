@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.forks import free_in_child
 from ckptstore.storage.beside import BesideStorage
 from ckptstore.storage.local import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
@@ -20,7 +21,7 @@ from ckptstore.storage.protocol import Listed, Storage
 __all__ = ["BesideStorage", "Listed", "LocalStorage", "MemoryStorage", "Storage", "open_storage"]
 
 _memories: dict[str, MemoryStorage] = {}
-_lock = threading.Lock()
+_lock = free_in_child(threading.Lock())
 
 
 def open_storage(url: str | Path) -> Storage:

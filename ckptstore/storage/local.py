@@ -24,7 +24,7 @@ import os
 import secrets
 import stat
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore import flock
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.forks import unshared_folder
 from ckptstore.regular_file import open_regular, read_full
 from ckptstore.storage.protocol import (
     KEY_PARTS_MAX,
@@ -276,14 +277,12 @@ class LocalStorage:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the flock of the folder, which the kernel releases when the process ends."""
-        with _translated("the lock", self._root, writing=True):
-            fd = os.open(self._root, _FOLDER)
-        try:
-            with _translated("the lock", self._root, writing=True), _required("locks", self._root):
-                flock.acquire(fd, self._root)
+        with ExitStack() as stack:
+            with _translated("the lock", self._root, writing=True):
+                fd = stack.enter_context(unshared_folder(self._root))
+                with _required("locks", self._root):
+                    flock.acquire(fd, self._root)
             yield
-        finally:
-            os.close(fd)
 
     def temporaries(self) -> Sequence[Temporary]:
         """List the files that are being written, and those that dead writers left."""

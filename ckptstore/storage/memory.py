@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.forks import free_in_child
 from ckptstore.storage.protocol import Listed, check_key, first_part, refuse_foreign
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class MemoryStorage:
         self.url = f"memory://{name}"
         self._data: dict[str, bytes] = {}
         self._modified: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._process_lock = threading.Lock()
+        self._lock = free_in_child(threading.Lock())
+        self._process_lock = free_in_child(threading.Lock())
 
     def prepare(self, keys: Collection[str]) -> None:
         """Refuse a storage that holds other keys."""
@@ -62,8 +63,8 @@ class MemoryStorage:
         if confirm:
             confirm()
         with self._lock:
+            self._modified[key] = time.monotonic()  # first: a child may be forked in between
             self._data[key] = copied
-            self._modified[key] = time.monotonic()
 
     def copy(self, key: str, to: str) -> None:
         """Store the bytes of one key under another too."""

@@ -26,6 +26,7 @@ from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
 from ckptstore.documents.zarr_page import NodePage
 from ckptstore.errors import CorruptError, ExpiredError, InvalidInputError, NotFoundError
+from ckptstore.forks import free_in_child
 from ckptstore.revisions import Names
 from ckptstore.store.objects import damaged
 from ckptstore.threads import gather
@@ -268,7 +269,7 @@ class _Cache(Generic[Key, Value]):
         self._weight_max, self._weigh = weight_max, weigh
         self._weight = 0
         self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._lock = Lock()
+        self._lock = free_in_child(Lock())
 
     def __contains__(self, key: Key) -> bool:
         with self._lock:

@@ -14,6 +14,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import NotFoundError
+from ckptstore.forks import renewed
 from ckptstore.history import ancestors
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class LiveCheckpoints:
 
     def __init__(self, oplog: Oplog, catalog: Catalog) -> None:
         self._oplog, self._catalog = oplog, catalog
+        self._begin()
+        renewed(self, LiveCheckpoints._begin)  # another thread may have been in the middle
+
+    def _begin(self) -> None:
         self.manifests: dict[Digest, Manifest] = {}
         self.seq: int | None = None
         self.is_cut = False

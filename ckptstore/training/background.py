@@ -1,7 +1,8 @@
 """Background: runs one job at a time on a thread of its own.
 
 The error of a job is raised by the next call, and the interpreter waits for the job before it
-exits. There is no queue: a second job waits for the first.
+exits. There is no queue: a second job waits for the first. Where the system starts no more threads,
+the caller does the job. In a forked child there is no job: the one in flight is the parent's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import traceback
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from ckptstore.forks import renewed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +28,13 @@ class Background:
     """
 
     def __init__(self) -> None:
+        self._begin()
+        _waited_for.add(self)
+        renewed(self, Background._begin)
+
+    def _begin(self) -> None:
         self._thread = ThreadPoolExecutor(1, "ckptstore-save")
         self._job: Future[object] | None = None
-        _waited_for.add(self)
 
     @property
     def is_busy(self) -> bool:
@@ -37,7 +44,11 @@ class Background:
     def start(self, job: Callable[[], object]) -> None:
         """Start a job once the previous one has ended; raise the error of that one instead."""
         self.wait()
-        self._job = self._thread.submit(job)
+        try:
+            self._job = self._thread.submit(job)
+        except RuntimeError:  # no thread can be started, or the interpreter ends
+            self._begin()  # the thread pool has kept the job
+            job()
 
     def wait(self) -> None:
         """Wait for the job and raise its error, once."""

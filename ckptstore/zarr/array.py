@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from functools import cached_property
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, first_line
+from ckptstore.forks import cached_property, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 _NUMBERS = "iufc"
 # A read takes several times the memory of what it decodes, and zarr-python has one pool of threads
 # for all readers of a process.
-_reading = BoundedSemaphore(2)
+READERS_MAX = 2
+_reading = BoundedSemaphore(READERS_MAX)
+renewed(_reading, lambda semaphore: semaphore.__init__(READERS_MAX))  # type: ignore[misc]
 
 
 class ZarrArray(IndexedArray):

@@ -12,7 +12,6 @@ import json
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +26,7 @@ from ckptstore.documents.nodes import DictNode
 from ckptstore.documents.structure import is_same
 from ckptstore.documents.zarr_document import METADATA, NODE_DOCUMENTS
 from ckptstore.errors import InvalidInputError
+from ckptstore.forks import cached_property, free_in_child
 from ckptstore.state.tree import arrays
 from ckptstore.zarr.encoded_entries import check_document
 from ckptstore.zarr.folder_read import description
@@ -76,7 +76,7 @@ class CachedObjects:
         self.store = objects.alone()  # zarr-python usually reads one chunk after another
         self._held: OrderedDict[Digest, memoryview] = OrderedDict()
         self._begun: set[Digest] = set()  # bundles of which a value was read
-        self._lock = Lock()
+        self._lock = free_in_child(Lock())
 
     def whole(self, digest: Digest, size: int) -> memoryview:
         """All bytes of an object, checked and cached."""
@@ -163,7 +163,7 @@ class Made(InMemory):
         return self._make()
 
     @cached_property
-    def data(self) -> bytes:  # type: ignore[override]  # computed, not set
+    def data(self) -> bytes:  # computed, not set
         """The document as bytes."""
         return json.dumps(self.document).encode("ascii")
 
@@ -329,7 +329,7 @@ class View:
         self._attributes = attributes
         self._contents: Contents | None = None if manifest else {}
         self._sorted: list[str] | None = None
-        self._lock = RLock()
+        self._lock = free_in_child(RLock())
 
     @property
     def contents(self) -> Contents:

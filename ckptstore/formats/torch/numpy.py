@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,16 @@ import numpy as np
 import torch
 
 from ckptstore.documents.dtypes import ML_DTYPES
+from ckptstore.forks import free_in_child, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NUMBERS = re.compile(r"[biufc][0-9]{1,2}")
 _NAMES = re.compile(r"GLOBAL (numpy\.|ml_dtypes\.|bytes )")
-_lock = Lock()  # torch keeps one list of what is allowed for the whole process
+# torch keeps one list of what is allowed for the whole process.
+_lock = free_in_child(Lock())
+_allowance = renewed(ExitStack(), ExitStack.close)
 
 
 class MoreThanNumbersError(ValueError):
@@ -122,5 +125,6 @@ def is_allowable(error: Exception) -> bool:
 @contextmanager
 def allowed() -> Iterator[None]:
     """Let torch's unpickler make these, for a moment."""
-    with _lock, torch.serialization.safe_globals(_STAND_INS):
+    with _lock, _allowance:
+        _allowance.enter_context(torch.serialization.safe_globals(_STAND_INS))
         yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.forks import renewed
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
 
@@ -40,6 +41,7 @@ class ProgbarLogger(Callback):
         self._bar: Progress | None = None
         self._task: Any = None
         self._in_training = False
+        renewed(self, ProgbarLogger._leave_to_parent)
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Note that validation belongs to epochs."""
@@ -115,6 +117,7 @@ class ProgbarLogger(Callback):
             console=Console(stderr=True),
         )
         self._task = self._bar.add_task(title, total=self.params.get("steps"), metrics="")
+        self._streams = sys.stdout, sys.stderr  # which the bar replaces
         self._bar.start()
 
     def _move(self, batch: int, logs: Logs) -> None:
@@ -129,6 +132,12 @@ class ProgbarLogger(Callback):
             self._close()
         elif self._level:
             sys.stderr.write(f"{title}  {_listed(logs)}".rstrip() + "\n")
+
+    def _leave_to_parent(self) -> None:
+        """Print without the bar in a forked child, where its thread would never let go of it."""
+        if self._bar is not None:
+            sys.stdout, sys.stderr = self._streams
+            self._bar = None
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.forks import renewed
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
 
@@ -92,6 +93,7 @@ class TensorBoard(Callback):
         self.embeddings_metadata = embeddings_metadata
         self._profiled = _batches_to_profile(profile_batch)
         self._writers: dict[str, Any] = {}
+        renewed(self, TensorBoard._leave_to_parent)
         self._graph_hook: Any = None
         self._profiler: Any = None
         self._has_ended = False
@@ -182,6 +184,10 @@ class TensorBoard(Callback):
         if part not in self._writers:
             self._writers[part] = _writer_class()(str(self.log_dir / part))
         return self._writers[part]
+
+    def _leave_to_parent(self) -> None:
+        """Forget the writers in a forked child, where they have no threads and would wait."""
+        self._writers = {}
 
     def _close(self) -> None:
         for writer in self._writers.values():
