@@ -24,7 +24,7 @@ import os
 import secrets
 import stat
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -226,14 +226,23 @@ class LocalStorage:
             gather([partial(self._fsync, parts) for parts in level], threads=FLUSH_THREADS)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys, ignoring missing ones."""
+        """Remove keys, ignoring missing ones, durably.
+
+        Otherwise a power failure may bring a name back, on a file system without a journal with
+        bytes that are another file's by then (ADR 0033).
+        """
+        folders: set[tuple[str, ...]] = set()
         for key in keys:
+            folders.add(tuple(key.split("/")[:-1]))
             with (
                 _translated(key, self._root),
                 suppress(FileNotFoundError),
                 self._folder_of(key) as (folder_fd, name),
             ):
                 os.unlink(name, dir_fd=folder_fd)
+        # Folders of missing keys too: the process that removed them may have died before its fsync.
+        jobs = [partial(self._fsync, parts, may_lack=True) for parts in sorted(folders)]
+        gather(jobs, threads=FLUSH_THREADS)
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """List every file under a folder except temporary ones, as it is found.
@@ -369,10 +378,11 @@ class LocalStorage:
             finally:
                 os.close(fd)
 
-    def _fsync(self, parts: tuple[str, ...]) -> None:
-        """Fsync a folder below the root."""
+    def _fsync(self, parts: tuple[str, ...], *, may_lack: bool = False) -> None:
+        """Fsync a folder below the root; with `may_lack`, only if it is there."""
         with (
             _translated("the folders", self._root, writing=True),
+            suppress(FileNotFoundError) if may_lack else nullcontext(),
             self._folder(parts) as fd,
             _required("an fsync of folders", self._root),
         ):

@@ -13,7 +13,8 @@ What is required (docs/reference/format.md, section 3; ADR 0001):
 3. `create` is atomic and durable by itself: of any number of concurrent callers exactly one gets
    True, and its bytes survive a power failure. The bytes must be such that no two callers create
    the same: then a caller whose answer was lost can read the key back to find out which one won.
-4. A deleted key may reappear after a power failure until `flush` has been called with it.
+4. `delete` is durable by itself, and so is a repeated one: once it has returned, no power failure
+   brings these keys back, with whatever bytes (ADR 0033).
 5. A missing key is a NotFoundError. Every other failure is a StorageError and never reads as
    "not there".
 """
@@ -142,10 +143,10 @@ class Storage(Protocol):
         ...
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Return once these keys are durable; those that were deleted then stay deleted.
+        """Return once these keys are durable.
 
         Args:
-            keys: Keys that were put or deleted, by this or another process.
+            keys: Keys that were put, by this or another process.
         """
         ...
 
@@ -163,7 +164,7 @@ class Storage(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys, ignoring missing ones; durable after `flush`.
+        """Remove keys, ignoring missing ones; they stay removed once it has returned.
 
         Args:
             keys: The keys to remove.

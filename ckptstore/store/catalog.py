@@ -148,16 +148,17 @@ class Catalog:
         def copy(id: Digest) -> None:
             data = self._storage.get(key_of(id), bytes_max=MANIFEST_BYTES_MAX)
             self._storage.put(key_of(id, EXPIRIES), expiries[id].encode())
-            self._storage.put(key_of(id, EXPIRED), data)
+            # What a gc that died has copied stays: the live one may be a deleted name that came
+            # back after a power failure, as that of other bytes.
+            if self._storage.size(key_of(id, EXPIRED)) is None:
+                self._storage.put(key_of(id, EXPIRED), data)
 
         if moving:
             gather([partial(copy, id) for id in moving], threads=EXPIRE_THREADS)
             self._storage.flush(
                 key_of(id, folder) for folder in (EXPIRIES, EXPIRED) for id in moving
             )
-            live = [key_of(id) for id in moving]
-            self._storage.delete(live)
-            self._storage.flush(live)
+            self._storage.delete([key_of(id) for id in moving])
 
     def expiry(self, id: Digest) -> Expiry | None:
         """Return when and why a checkpoint expired; None when that is not known."""
@@ -230,6 +231,7 @@ class Catalog:
                     yield id
 
     def _read_manifest(self, id: Digest) -> Manifest:
+        wrong = None
         # LIVE again: gc may have moved it between the first two reads.
         for folder in (LIVE, EXPIRED, LIVE):
             key = key_of(id, folder)
@@ -237,9 +239,11 @@ class Catalog:
                 data = self._storage.get(key, bytes_max=MANIFEST_BYTES_MAX)
             except NotFoundError:
                 continue
-            if Digest.of(data) != id:
-                raise damaged(key)
-            return Manifest.decode(data, name=key)
+            if Digest.of(data) == id:
+                return Manifest.decode(data, name=key)
+            wrong = key
+        if wrong:
+            raise damaged(wrong)
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
 
     def _read_page(self, digest: Digest, decode: Callable[..., Value]) -> Value:

@@ -88,11 +88,10 @@ class LosingStorage:
         return self._memory.create(key, data)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """As in the protocol; what was deleted may come back."""
+        """As in the protocol; durable."""
         self._change()
         for key in keys:
-            if self._memory.size(key) is not None:
-                self._before.setdefault(key, self._memory.get(key, bytes_max=_BYTES_MAX))
+            self._before.pop(key, None)
             self._memory.delete([key])
 
     def _change(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import ckptstore
 from ckptstore.errors import StorageError
+from ckptstore.retention import MaxToKeep
 from ckptstore.storage import LocalStorage
 from tests.helpers import disks
 
@@ -118,7 +119,7 @@ def test_the_modes_of_what_is_made_follow_the_root_s(
         repo = ckptstore.open(scratch, create=True)
         for step in range(3):
             repo.commit({**STATE, "step": step}, step=step)
-        repo.gc(ckptstore.retention.MaxToKeep(1))
+        repo.gc(MaxToKeep(1))
     modes = {path: path.stat().st_mode for path in scratch.rglob("*")}
     wrong = {
         path: oct(mode)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from ckptstore.digest import Digest
+from ckptstore.storage import LocalStorage
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
@@ -108,6 +109,16 @@ def found_objects_not_flushed() -> Iterator[None]:
         yield
 
 
+def deletes_not_flushed() -> AbstractContextManager[object]:
+    fsync = LocalStorage._fsync
+
+    def fsync_others(storage: LocalStorage, folder: tuple[str, ...], **options: Any) -> None:
+        if not options:
+            fsync(storage, folder)
+
+    return patch.object(LocalStorage, "_fsync", fsync_others)
+
+
 def create_overwrites() -> AbstractContextManager[object]:
     def link(source: str, target: str, **folders: Any) -> None:
         try:
@@ -134,6 +145,7 @@ BUGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
         operation_before_manifest,
         temporary_name_by_pid_only,
         found_objects_not_flushed,
+        deletes_not_flushed,
         create_overwrites,
     )
 }

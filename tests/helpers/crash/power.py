@@ -3,7 +3,8 @@
 The rules are stricter than any one file system's: the bytes of a file are durable only after fsync
 of the file, a name in a folder only after fsync of the folder. Any combination of the other changes
 may survive: each name or not, a rename as two names or none, and of each write all of it, its first
-half, zeros of its length or nothing.
+half, zeros of its length or nothing. Without a journal a file that was removed, and whose name
+comes back, has bytes of other files by then.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Choice = Sequence[tuple["Change", "Kept"]]
 
 BASE = 0  # the folder that existed before
+REUSED = b"\xe5"  # what is found where a removed file was
 FOLDER = None
 Tree = dict[str, bytes | None]  # by path: a file's bytes, or FOLDER
 
@@ -157,9 +159,14 @@ class Volume:
                     f"{call.name}({', '.join(places)}) is not in this model of a power failure."
                 )
 
-    def after_failure(self, choice: Choice) -> Tree:
+    def after_failure(self, choice: Choice, *, journal: bool) -> Tree:
         """The tree if only the chosen changes survived of those that were not durable."""
-        return self.durable.with_changes(choice).tree(self.folders)
+        image = self.durable.with_changes(choice)
+        if not journal:
+            named = {inode for names in self.looks.folders.values() for inode in names.values()}
+            for inode in image.files.keys() - named:
+                image.files[inode] = REUSED * len(image.files[inode])
+        return image.tree(self.folders)
 
     def _fsync(self, inode: int | None, *, began: int) -> None:
         """Calls that had ended when the fsync began become durable."""
@@ -190,13 +197,20 @@ class Volume:
 
 
 def states(
-    calls: Iterable[Call], base: Path, *, subsets: int, part: int = 0, parts: int = 1
+    calls: Iterable[Call],
+    base: Path,
+    *,
+    subsets: int,
+    part: int = 0,
+    parts: int = 1,
+    journal: bool = True,
 ) -> Iterator[tuple[Told, Tree]]:
     """The different states that a failure at any moment may leave, each with what had been
     acknowledged by then.
 
     For the moment after each call: everything survived; only what is durable; all but one change
     since the last acknowledgement; and random subsets. part: of all moments only every `parts`-th.
+    journal: whether the file system has one.
     """
     volume = Volume(base)
     output = b""
@@ -212,7 +226,7 @@ def states(
             continue
         told = Told.parse(output)
         for choice in _choices(volume.pending, since=acknowledged, subsets=subsets, seed=moment):
-            tree = volume.after_failure(choice)
+            tree = volume.after_failure(choice, journal=journal)
             key = (output, frozenset(tree.items()))
             if key not in seen:
                 seen.add(key)
