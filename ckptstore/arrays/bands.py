@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from ckptstore.arrays.file import Scratch
 from ckptstore.documents.chunks import runs
+from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class Bands:
         box_bytes: int | None = None,
     ) -> None:
         self._path, self._read, self._box_bytes = Path(path), read, box_bytes or BOX_BYTES
-        self._shape, self._chunk_shape, self._item = tuple(shape), tuple(chunk_shape), item_bytes
+        self._shape, self._item = tuple(shape), item_bytes
+        # Some writers give an empty array chunks of length 0.
+        self._chunk_shape = tuple(max(1, step) for step in chunk_shape)
         self._row_bytes = math.prod(self._shape[1:]) * item_bytes
         self._band_bytes = self._chunk_shape[0] * self._row_bytes
         self._held: OrderedDict[int, Scratch] = OrderedDict()
@@ -77,6 +80,7 @@ class Bands:
         """Fill a buffer with the array's bytes from position `start`.
 
         Raises:
+            CorruptError: What `read` returned is not as large as the box.
             StorageError: The folder for temporary files has no room for a band.
         """
         if not buffer:
@@ -84,7 +88,7 @@ class Bands:
         if self.are_small:
             first = start // self._row_bytes
             last = -(-(start + len(buffer)) // self._row_bytes)
-            data = self._read((slice(first, last),))
+            data = self._box((slice(first, last),))
             buffer[:] = data[start - first * self._row_bytes :][: len(buffer)]
             return
         while buffer:
@@ -124,13 +128,24 @@ class Bands:
             self._held.move_to_end(number)
             return self._held[number]
 
+    def _box(self, index: tuple[slice, ...]) -> memoryview:
+        """Read a box whose dimensions lie within the array."""
+        data = self._read(index)
+        lengths = [part.stop - part.start for part in index] + list(self._shape[len(index) :])
+        expected = math.prod(lengths) * self._item
+        if len(data) != expected:
+            raise CorruptError(
+                f"{self._path} gave {len(data)} bytes for a part of it that has {expected}."
+            )
+        return data
+
     def _write(self, number: int, file: BinaryIO) -> None:
         """Read a band into a file."""
         first = number * self._chunk_shape[0]
         rows = slice(first, min(first + self._chunk_shape[0], self._shape[0]))
         shape = (rows.stop - rows.start, *self._shape[1:])
         for box in boxes(shape, self._chunk_shape, self._item, self._box_bytes):
-            data = self._read((rows, *(slice(part.start, part.stop) for part in box[1:])))
+            data = self._box((rows, *(slice(part.start, part.stop) for part in box[1:])))
             written = 0
             for start, length in runs(shape, box):
                 file.seek(start * self._item)

@@ -76,8 +76,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if places is not None and (missing := places.keys() - tensors.keys()):
         name = min(missing)
         raise InvalidInputError(
-            f"{path / indices[0]} states that {shown(name)} is in {places[name]}, and it is not. "
-            "Is the file another one?"
+            f"{path / indices[0]} states that {shown(name)} is in {shown(places[name])}, and it "
+            "is not. Is the file another one?"
         )
     return nested(tensors), {"safetensors": metadata} if metadata else {}
 
@@ -86,7 +86,7 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
     """The file of each tensor."""
     file = OpenFile(_inside(path.parent, path.name), follow=False)
     try:
-        places = dict(json_document.parse(json_document.read(file))["weight_map"])
+        places = dict(json_document.parse(json_document.read(file))["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
             f"{path} is not an index of {suffix} files: JSON with a weight_map is expected "
@@ -148,15 +148,15 @@ def _check_places(
     """Refuse a tensor that is not where the index states or, without an index, is in two files."""
     for name in names:
         if places is not None and places.get(name) != path.name:
-            where = f"in {places[name]}" if name in places else "nowhere"
+            where = f"in {shown(places[name])}" if name in places else "nowhere"
             raise InvalidInputError(
                 f"{path} has {shown(name)}, which is {where} by the index. Write the index again, "
                 "or commit the file alone."
             )
         if name in homes:
             raise InvalidInputError(
-                f"{path} has {shown(name)}, and so has {homes[name]}. Commit one of the files by "
-                "its name."
+                f"{path} has {shown(name)}, and so has {shown(homes[name])}. Commit one of the "
+                "files by its name."
             )
 
 

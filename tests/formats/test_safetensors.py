@@ -263,8 +263,8 @@ def test_the_folder_itself_may_be_a_link(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        ({"c": FIRST}, "'c'.*is in model-00001"),
-        ({"d": FIRST}, "'d' is in model-00001"),
+        ({"c": FIRST}, "'c'.*is in 'model-00001"),
+        ({"d": FIRST}, "'d' is in 'model-00001"),
         ({"b": None}, "'b'.*nowhere"),
         ({"c": "none.safetensors"}, "lacks 'none.safetensors'"),
         ({"c": 3}, "'c' is in 3"),
@@ -281,7 +281,17 @@ def test_every_tensor_must_lie_where_the_index_says(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", '{"weight_map": [1]}', "[" * 100_000, '{"weight_map":{"a":"b","a":"b"}}'],
+    [
+        "",
+        "{}",
+        "[]",
+        '{"weight_map": [1]}',
+        f'{{"weight_map": [[1, "{FIRST}"], ["z", "{FIRST}"], ["a", "{FIRST}"], ["b", "{FIRST}"]]}}',
+        '{"weight_map": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        '{"weight_map":{"a":"b","a":"b"}}',
+    ],
+    ids=lambda text: text[:40],
 )
 def test_an_index_must_be_one(shards: Path, text: str) -> None:
     (shards / INDEX).write_text(text)
@@ -289,12 +299,20 @@ def test_an_index_must_be_one(shards: Path, text: str) -> None:
         read_file(shards)
 
 
+def test_an_error_about_a_place_can_be_printed(shards: Path) -> None:
+    """JSON can hold half of a surrogate pair, which no terminal takes."""
+    change(shards, c="\ud800.safetensors")
+    with pytest.raises(CkptStoreError, match="safetensors") as caught:
+        read_file(shards)
+    assert str(caught.value).encode()
+
+
 def test_files_without_an_index_are_taken_together(shards: Path) -> None:
     (shards / INDEX).unlink()
     assert sorted(committed(shards)) == ["a", "b", "c"]
     save_file({"d": torch.ones(1), "a": torch.ones(1)}, shards / "more.safetensors")
     with pytest.raises(
-        InvalidInputError, match=r"more\.safetensors has 'a', and so has model-00001"
+        InvalidInputError, match=r"more\.safetensors has 'a', and so has 'model-00001"
     ):
         read_file(shards)
     (shards / "more.safetensors").unlink()

@@ -136,6 +136,31 @@ def test_arrays_that_were_read_long_ago_hold_no_files(monkeypatch: pytest.Monkey
     assert len(os.listdir("/proc/self/fd")) <= before + 4 * 2
 
 
+@pytest.mark.parametrize("band_bytes", [0, 10**6])
+@pytest.mark.parametrize("given", [0, 7, 9, 100])
+def test_a_box_of_another_size_than_it_must_have_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, band_bytes: int, given: int
+) -> None:
+    """Not a ValueError of memoryview, and no bytes of something else."""
+    monkeypatch.setattr(bands, "BAND_BYTES_MAX", band_bytes)
+    found = bands.Bands(
+        "w", shape=(4, 2), chunk_shape=(4, 1), item_bytes=1, read=lambda _: memoryview(bytes(given))
+    )
+    with pytest.raises(ckptstore.CorruptError, match="w gave"):
+        found.read_into(memoryview(bytearray(8)), 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (4, 2)])
+def test_chunks_of_length_zero_divide_nothing_by_zero(shape: tuple[int, int]) -> None:
+    """Some writers give an empty array chunks of length 0."""
+    size = math.prod(shape)
+    found = bands.Bands(
+        "w", shape=shape, chunk_shape=(0, 0), item_bytes=1, read=lambda _: memoryview(bytes(size))
+    )
+    assert sum(length for _, length in found.pieces()) == size
+    found.read_into(memoryview(bytearray(size)), 0)
+
+
 def test_a_disk_without_room_is_an_error_that_says_what_helps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
