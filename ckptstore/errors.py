@@ -18,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
+NAMES_MAX = 100  # more are counted; the attributes of the error hold all
+NAME_LENGTH_MAX = 300  # characters of a name, or of a sentence about it, in a message
 
 
 class CkptStoreError(Exception):
@@ -87,11 +89,17 @@ def _gathered(names: tuple[str, ...]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.split("/")[0], []).append(name)
-    return [
+    texts = [
         text
         for top, alike in groups.items()
-        for text in (alike if len(alike) <= ALIKE_MAX else [f"{top}/… ({len(alike)} names)"])
+        for text in (
+            [shortened(name, NAME_LENGTH_MAX) for name in alike]
+            if len(alike) <= ALIKE_MAX
+            else [f"{shortened(top, NAME_LENGTH_MAX)}/… ({len(alike)} names)"]
+        )
     ]
+    more = len(texts) - NAMES_MAX
+    return texts if more <= 0 else [*texts[:NAMES_MAX], f"… and {more} more"]
 
 
 class CheckoutMismatchError(InvalidInputError):
@@ -116,6 +124,11 @@ def shown(value: object, length_max: int = 60) -> str:
     except Exception:  # noqa: BLE001  an integer too long to write out, or an object that raises
         return f"a {type(value).__name__}"
     return text if len(text) <= length_max else f"{text[:length_max]}…"
+
+
+def shortened(text: str, length_max: int) -> str:
+    """Return a text cut to a number of characters, the last of which then stands for the rest."""
+    return text if len(text) <= length_max else f"{text[: length_max - 1]}…"
 
 
 def first_line(error: Exception) -> str:

@@ -7,16 +7,20 @@ commands such as `log` and `branch`.
 from __future__ import annotations
 
 import secrets
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ckptstore.checkpoint import Checkpoint
+from ckptstore.documents.canonical import readable
 from ckptstore.documents.facts import Facts
+from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
-from ckptstore.documents.names import check_ref_name
+from ckptstore.documents.names import check_ref_name, check_strings
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
@@ -120,7 +124,7 @@ def init(
     storage = open_storage(url)
     folders = (*ObjectStore.FOLDERS, *Catalog.FOLDERS, *Oplog.FOLDERS, *Oplog.PAGE_FOLDERS)
     storage.prepare({MARKER_KEY, *folders})
-    if not storage.create(MARKER_KEY, marker.encode()):
+    if not storage.create(MARKER_KEY, readable(marker, name=MARKER_KEY)):
         raise ConflictError(f"{storage.url} is already a repository. Open it instead.")
     return Repository(storage, marker, clock=clock)
 
@@ -173,6 +177,8 @@ class Repository:
         self, storage: Storage, marker: Marker, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._storage = storage
+        if not callable(clock):
+            raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
         self._chunk_bytes = marker.chunk_bytes
         self._clock = clock
         self._objects = ObjectStore(storage)
@@ -409,6 +415,7 @@ class Repository:
             raise InvalidInputError(
                 f"The limit is {shown(limit)}; a number of checkpoints is expected."
             )
+        length = sys.maxsize if limit is None else min(limit, sys.maxsize)
         names = self._names()
         starts = (
             [resolve(rev, names)]
@@ -416,13 +423,12 @@ class Repository:
             else [*names.heads.values(), *names.tags.values()]
         )
         if expired:
-            return [
-                self._checkpoint(*found) for found in islice(ancestors(starts, names.lookup), limit)
-            ]
+            history = islice(ancestors(starts, names.lookup), length)
+            return [self._checkpoint(*found) for found in history]
         with self._live.lock:
             self._live.update(self._oplog.newest())
             live_starts = self._live.before(starts) or ()
-            found = list(islice(self._live.reached(live_starts), limit))
+            found = list(islice(self._live.reached(live_starts), length))
         return [self._checkpoint(*each) for each in found]
 
     def branch(
@@ -473,8 +479,8 @@ class Repository:
             (['model/enc.w'], None)
         """
         check_ref_name(name, kind="branch")
-        asked = (include, exclude, rename or None)
-        if asked == (None, None, None) and tuple(reset) == RESET:
+        reset = check_strings(reset, what="facts to reset")
+        if include is None and exclude is None and rename is None and reset == RESET:
             return self._branch_at(name, at)
         from ckptstore.commit.derive import Derivation
 
@@ -533,6 +539,8 @@ class Repository:
                 raise InvalidInputError("Pass a revision of the other repository, or a state.")
             other, b = self._holding(b, beside=a), DEFAULT_BRANCH
         other = self if other is None else other
+        if not isinstance(other, Repository):
+            raise InvalidInputError(f"other is {shown(other)}; a Repository is expected.")
         reading, source, opener = self._side(a)
         other_reading, other_source, other_opener = other._side(b)  # noqa: SLF001 - the same class
         with reading, other_reading:
@@ -671,11 +679,16 @@ class Repository:
 
         Args:
             policy: What `gc` applies when it is called without one; None removes the saved one.
+
+        Raises:
+            InvalidInputError: It is not a policy, holds a function, or is too large.
         """
         if policy is None:
             self._refs.set(RETENTION, None, done="saved no retention")
-        else:
-            self._refs.set(RETENTION, policy.to_json(), done=f"saved: {policy}")
+            return
+        from ckptstore.retention import saved
+
+        self._refs.set(RETENTION, saved(policy), done=f"saved: {policy}")
 
     def plan_gc(
         self,
@@ -711,7 +724,7 @@ class Repository:
         """
         from ckptstore.gc import plan_gc
 
-        policy = self._policy(policy, branches)
+        policy, branches, grace = self._asked(policy, branches, grace)
         return plan_gc(self._stores(), policy, branches=branches, grace=grace)
 
     def gc(
@@ -756,7 +769,7 @@ class Repository:
         stores = self._stores()
         if leftovers or stores.is_listing_due():
             return self.plan_gc(policy, branches=branches, grace=grace).execute()
-        policy = self._policy(policy, branches)
+        policy, branches, grace = self._asked(policy, branches, grace)
         return expire(stores, policy, branches=branches, grace=grace)
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
@@ -775,6 +788,8 @@ class Repository:
             >>> repo.verify().ok
             True
         """
+        if progress is not None and not callable(progress):
+            raise InvalidInputError(f"progress is {shown(progress)}; a function is expected.")
         from ckptstore.verify import verify
 
         return verify(self._storage, progress=progress)
@@ -848,17 +863,25 @@ class Repository:
             now=self._now,
         )
 
-    def _policy(self, policy: Policy | None, branches: Sequence[str] | None) -> Policy:
-        """The policy of a gc, which applies to these branches."""
-        policy = policy or self.retention
+    def _asked(
+        self, policy: Policy | None, branches: Sequence[str] | None, grace: float
+    ) -> tuple[Policy, tuple[str, ...] | None, float]:
+        """The checked arguments of a gc, with the saved policy if none is given."""
+        policy = self.retention if policy is None else policy
         if policy is None:
             raise InvalidInputError(
                 "No policy is given, and none is saved. Pass one, or save one with set_retention."
             )
-        heads = self._oplog.newest().heads
-        for name in branches or ():
-            check_known(name, heads, kind="branch")
-        return policy
+        names = None if branches is None else check_strings(branches, what="branches")
+        if names:
+            heads = self._oplog.newest().heads
+            for name in names:
+                check_known(name, heads, kind="branch")
+        if not isinstance(grace, int | float) or not grace >= 0:
+            raise InvalidInputError(
+                f"grace is {shown(grace)}; a number of seconds of 0 or more is expected."
+            )
+        return policy, names, min(grace, sys.float_info.max)
 
     def _stores(self) -> Stores:
         from ckptstore.gc import Stores
@@ -907,7 +930,17 @@ class Repository:
 
     def _now(self) -> int:
         """UTC now, in microseconds since 1970."""
-        return max(0, int(self._clock() * 1e6))
+        seconds: object = self._clock()
+        microseconds = CREATED_MAX + 1
+        if isinstance(seconds, SupportsFloat):
+            with suppress(TypeError, ValueError, OverflowError):  # not one number, NaN, infinite
+                microseconds = max(0, int(float(seconds) * 1e6))
+        if microseconds > CREATED_MAX:
+            raise InvalidInputError(
+                f"The clock returned {shown(seconds)}; seconds since 1970 are expected, up to the "
+                "year 9999. Divide milliseconds by 1,000."
+            )
+        return microseconds
 
 
 def _decoded(name: str, value: object) -> object:

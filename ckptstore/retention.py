@@ -8,18 +8,21 @@ keeps. So the same checkpoints stay however often gc runs.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.documents import canonical
+from ckptstore.documents.facts import STEP_MAX
+from ckptstore.documents.names import check_metric_name
+from ckptstore.errors import InvalidInputError, shortened, shown
 from ckptstore.revisions import mode_of, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-    from typing import Self
+    from typing import Self, TypeGuard
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
@@ -42,6 +45,11 @@ __all__ = [
 ]
 
 HOUR_MICROSECONDS = 3_600_000_000
+NUMBER_MAX = STEP_MAX
+STEPS_MAX = 100_000  # of KeepSteps
+MEMBERS_MAX = 10_000  # of a union
+SAVED_BYTES_MAX = 256 << 10  # of a policy that is saved, as every operation carries it along
+NAME_LENGTH_MAX = 60  # characters of a function's name that a reason quotes
 
 
 class Policy:
@@ -159,11 +167,8 @@ class KeepBest(Policy):
     kind: ClassVar[str] = "keep_best"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.metric, str) or not self.metric:
-            raise InvalidInputError(
-                f"KeepBest: {shown(self.metric)} is not the name of a metric; a string is expected."
-            )
-        if self.mode not in ("auto", "min", "max"):
+        check_metric_name(self.metric)
+        if not isinstance(self.mode, str) or self.mode not in ("auto", "min", "max"):
             raise InvalidInputError(
                 f"KeepBest: the mode is {shown(self.mode)}; auto, min or max is expected."
             )
@@ -217,7 +222,7 @@ class KeepEveryNHours(Policy):
     """Keeps the first checkpoint of each branch, and one whenever n more hours have passed.
 
     Attributes:
-        n: Hours since the time of the last one that was kept; any number above 0.
+        n: Hours since the time of the last one that was kept; any number above 0, up to 2^63 - 1.
     """
 
     n: float
@@ -225,9 +230,10 @@ class KeepEveryNHours(Policy):
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.n, int | float) and not isinstance(self.n, bool)
-        if not is_number or not 0 < self.n < math.inf:
+        if not is_number or not 0 < self.n <= NUMBER_MAX:
             raise InvalidInputError(
-                f"KeepEveryNHours: {shown(self.n)} is not a number of hours above 0."
+                f"KeepEveryNHours: {shown(self.n)} is not a number of hours above 0, and of at "
+                "most 63 bits."
             )
 
     @property
@@ -280,13 +286,14 @@ class KeepSteps(Policy):
 
     def __init__(self, steps: Iterable[int]) -> None:
         try:
-            listed: list[object] = list(steps)
+            listed: list[object] = list(islice(steps, STEPS_MAX + 1))
         except TypeError:
             listed = []
-        wrong = [step for step in listed if isinstance(step, bool) or not isinstance(step, int)]
-        if wrong or not listed or isinstance(steps, str | bytes):
+        wrong = [step for step in listed if not _is_integer(step)]
+        if wrong or not 0 < len(listed) <= STEPS_MAX or isinstance(steps, str | bytes):
             raise InvalidInputError(
-                f"KeepSteps: {shown(steps)} is not a set of steps; some integers are expected."
+                f"KeepSteps: {shown(steps)} is not a set of steps; 1 to {STEPS_MAX} integers of at "
+                "most 63 bits are expected."
             )
         object.__setattr__(self, "steps", frozenset(listed))
 
@@ -334,7 +341,10 @@ class KeepIf(Policy):
     @property
     def phrase(self) -> str:
         """The kept checkpoints, as a part of a sentence."""
-        return f"those that {getattr(self.predicate, '__name__', 'a function')} accepts"
+        name = getattr(self.predicate, "__name__", None)
+        if not isinstance(name, str) or not name.isprintable():
+            name = "a function"
+        return f"those that {shortened(name, NAME_LENGTH_MAX)} accepts"
 
     def keep(self, live: Live) -> Reasons:
         """Keep those that the function accepts."""
@@ -362,15 +372,25 @@ class Union(Policy):
     """Keeps what any of its policies keeps; `|` makes it.
 
     Attributes:
-        members: The policies, at least 2.
+        members: The policies, at least 2. A union among them is replaced by its own members.
     """
 
     members: tuple[Policy, ...]
     kind: ClassVar[str] = "union"
 
     def __post_init__(self) -> None:
-        if len(self.members) < 2:
-            raise InvalidInputError("A union of policies needs at least two of them.")
+        listed = self.members if isinstance(self.members, tuple) else (self.members,)
+        wrong = [member for member in listed if not isinstance(member, Policy)]
+        if wrong:
+            raise InvalidInputError(
+                f"Union: {shown(wrong[0])} is not a retention policy; a tuple of some is expected."
+            )
+        members = tuple(part for member in listed for part in member.parts)
+        if not 2 <= len(members) <= MEMBERS_MAX:
+            raise InvalidInputError(
+                f"A union of {len(members)} policies was asked for; 2 to {MEMBERS_MAX} are allowed."
+            )
+        object.__setattr__(self, "members", members)
 
     @property
     def parts(self) -> tuple[Policy, ...]:
@@ -397,6 +417,21 @@ class Union(Policy):
     def to_json(self) -> dict[str, Any]:
         """Return the kind and the JSON of each member."""
         return {"kind": self.kind, "members": [member.to_json() for member in self.members]}
+
+
+def saved(policy: object) -> dict[str, Any]:
+    """Return the JSON form of a policy for a repository, once `from_json` takes it back.
+
+    Raises:
+        InvalidInputError: It is not a policy, holds a function, or is too large for something that
+            every operation carries along.
+    """
+    if not isinstance(policy, Policy):
+        raise _not_a_policy(policy)
+    data = canonical.encode(policy.to_json(), name="The policy", bytes_max=SAVED_BYTES_MAX)
+    document = canonical.decode(data, name="The policy")
+    from_json(document)
+    return document
 
 
 def from_json(document: object) -> Policy:
@@ -477,10 +512,7 @@ def decide(
     InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
     """
     if not isinstance(policy, Policy):
-        raise InvalidInputError(
-            f"{shown(policy)} is not a retention policy such as MaxToKeep(3) | "
-            "KeepBest('val_loss')."
-        )
+        raise _not_a_policy(policy)
     live = dict(reached([*heads.values(), *tags.values()]))
     reasons = _for_names(live, heads, tags)
     reached_from: dict[Digest, list[str]] = {id: [] for id in live}
@@ -546,6 +578,19 @@ def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manife
         raise InvalidInputError(f"No checkpoint has the metric {shown(unknown[0])}. {there}")
 
 
+def _not_a_policy(value: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"{shown(value)} is not a retention policy such as MaxToKeep(3) | KeepBest('val_loss')."
+    )
+
+
 def _check_count(number: object, what: str) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise InvalidInputError(f"{what}: {shown(number)} is not an integer of 1 or more.")
+    if not _is_integer(number) or number < 1:
+        raise InvalidInputError(
+            f"{what}: {shown(number)} is not an integer of 1 or more, and of at most 63 bits."
+        )
+
+
+def _is_integer(number: object) -> TypeGuard[int]:
+    """Return True for an integer of at most 63 bits, which a saved policy can hold."""
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) <= NUMBER_MAX

@@ -99,7 +99,7 @@ def kind_of(framework: str | None, default: str) -> str:
     """The kind of the arrays of a framework; `default` for None."""
     if framework is None:
         return default
-    if framework not in KINDS:
+    if not isinstance(framework, str) or framework not in KINDS:
         raise InvalidInputError(
             f"{shown(framework)} is an unknown framework; torch, numpy or None is expected."
         )

@@ -15,6 +15,7 @@ from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.reader import read_fresh, read_into
 from ckptstore.documents.nodes import ZARR
+from ckptstore.errors import shown
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import unflatten
 from ckptstore.state.tree import arrays as arrays_of
@@ -86,8 +87,8 @@ def _way_out(into: object, misfit: Incompatible) -> str:
         absent = [name for name in misfit.missing if name in into]
         others = [top for top in tops if top not in into]
         if absent and others:
-            keys = f"The checkpoint has the keys {others!r}, not {absent!r}."
+            keys = f"The checkpoint has the keys {shown(others, 200)}, not {shown(absent, 200)}."
             return f"{keys} Rename them, or pass {matching}"
         if tops and not misfit.missing and not misfit.mismatched:
-            return f"Pass exclude={tops!r} to leave these out, or {matching}"
+            return f"Pass exclude={shown(tops, 200)} to leave these out, or {matching}"
     return f"Pass {matching}"

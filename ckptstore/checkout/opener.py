@@ -41,8 +41,8 @@ class ArrayOpener:
 
     def named(self, path: str, framework: str | None) -> IndexedArray:
         """The array that a user names; NotFoundError lists names that are similar."""
-        if path not in self._tags:
-            like = get_close_matches(str(path), self._tags, n=3, cutoff=0.5)
+        if not isinstance(path, str) or path not in self._tags:
+            like = get_close_matches(shown(path), self._tags, n=3, cutoff=0.5)
             hint = f" Is it {' or '.join(map(repr, like))}?" if like else ""
             raise NotFoundError(
                 f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} "

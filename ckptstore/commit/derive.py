@@ -62,7 +62,7 @@ class Derivation:
         include: str | Sequence[str] | None,
         exclude: str | Sequence[str] | None,
         rename: Mapping[str, str] | None,
-        reset: str | Sequence[str],
+        reset: Sequence[str],
     ) -> Derivation:
         """Parse the arguments of `Repository.branch`."""
         selection, renames = Selection.of(include, exclude), Rename.of(rename)
@@ -128,15 +128,14 @@ def derive(derivation: Derivation, id: Digest, catalog: Catalog) -> Written:
     )
 
 
-def _kept(reset: str | Sequence[str]) -> frozenset[str]:
-    listed = (reset,) if isinstance(reset, str) else tuple(reset)
-    unknown = [name for name in listed if name not in RESETTABLE]
+def _kept(reset: Sequence[str]) -> frozenset[str]:
+    unknown = [name for name in reset if name not in RESETTABLE]
     if unknown:
         raise InvalidInputError(
             f"reset names {shown(unknown[0])}; a derived checkpoint can reset "
             f"{' and '.join(RESETTABLE)}."
         )
-    return frozenset(RESETTABLE) - set(listed)
+    return frozenset(RESETTABLE) - set(reset)
 
 
 def _with_nodes(

@@ -8,12 +8,14 @@ path of any file system (docs/reference/format.md, sections 8, 9 and 12.2; ADR 0
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 from ckptstore.errors import InvalidInputError, shown
 
 REF_NAME_LENGTH_MAX = 200
 PATH_LENGTH_MAX = 4096
 METRIC_NAME_LENGTH_MAX = 200
+STRINGS_MAX = 250_000  # in a list that a user passes; a structure names no more arrays
 
 _REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
@@ -46,6 +48,21 @@ def check_ref_name(name: object, *, kind: str) -> str:
             "Choose another name."
         )
     return name
+
+
+def check_strings(values: object, *, what: str) -> tuple[str, ...]:
+    """Return one string, or a list of some, as a tuple, or raise InvalidInputError."""
+    try:
+        listed = tuple(islice([values] if isinstance(values, str) else values, STRINGS_MAX + 1))  # type: ignore[call-overload]
+    except TypeError:
+        listed = (values,)
+    wrong = [value for value in listed if not isinstance(value, str)]
+    if wrong or len(listed) > STRINGS_MAX:
+        raise InvalidInputError(
+            f"{shown(wrong[0] if wrong else values)} was given for the {what}; a string is "
+            f"expected, or a list of at most {STRINGS_MAX}."
+        )
+    return listed
 
 
 def check_metric_name(name: object) -> str:

@@ -17,7 +17,7 @@ from ckptstore.errors import CorruptError
 def seal(kind: str, document: dict[str, Any], *, bytes_max: int = DOCUMENT_BYTES_MAX) -> bytes:
     """Encode a document together with the BLAKE3 of its canonical bytes."""
     name = f"The {kind}"
-    digest = Digest.of(canonical.encode(document, name=name))
+    digest = Digest.of(canonical.encode(document, name=name, bytes_max=bytes_max))
     return canonical.encode({"blake3": digest, kind: document}, name=name, bytes_max=bytes_max)
 
 

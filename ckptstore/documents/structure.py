@@ -37,6 +37,7 @@ from ckptstore.documents.nodes import (
     DictNode,
     ListNode,
     TupleNode,
+    fold,
 )
 from ckptstore.errors import CorruptError, InvalidInputError
 
@@ -55,9 +56,19 @@ _COMPANIONS = {"ordered_dict": "metadata", "tensor": "tied", "ndarray": "tied", 
 
 def encode(root: Node) -> bytes:
     """Encode a structure to the canonical bytes whose digest names it."""
-    name = "The structure of the state (put large lists of numbers into an array)"
+    name = "The structure of the state"
     document = {"structure": to_json(root)}
-    return canonical.encode(document, name=name, bytes_max=STRUCTURE_BYTES_MAX)
+    try:
+        return canonical.encode(document, name=name, bytes_max=STRUCTURE_BYTES_MAX)
+    except InvalidInputError as error:
+        count = fold(
+            root, lambda leaf: int(isinstance(leaf, ArrayNode)), lambda _, parts: sum(parts)
+        )
+        raise InvalidInputError(
+            f"{error} It names {count} arrays, each of which counts as 4 values: join small ones, "
+            "or commit parts of the state to branches of their own. Put large lists of numbers, "
+            "long texts and bytes into arrays."
+        ) from error
 
 
 def decode(data: bytes, *, name: str) -> Node:

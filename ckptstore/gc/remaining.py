@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import Digest
+from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.operation import Condemned
-from ckptstore.errors import CorruptError
+from ckptstore.errors import CorruptError, shortened
 from ckptstore.gc.marks import marks_of
 from ckptstore.store.reach import searched, walk
 
@@ -153,7 +154,8 @@ def remaining_of(
 
 def reasons_of(policy: Policy, verdicts: Iterable[Verdict]) -> dict[Digest, str]:
     """Return why each checkpoint expires, as its expiry will record it."""
-    return {verdict.id: str(policy) if verdict.branches else UNREACHABLE for verdict in verdicts}
+    why = shortened(str(policy), WHY_LENGTH_MAX)
+    return {verdict.id: why if verdict.branches else UNREACHABLE for verdict in verdicts}
 
 
 def _listed_garbage(

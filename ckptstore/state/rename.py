@@ -64,7 +64,7 @@ class Rename:
         index = _Index([pattern for pattern, _ in self.patterns])
         if (unused := index.unused(listed)) is not None:
             raise InvalidInputError(
-                f"The rename {unused.pattern!r} matches no array that is chosen. A pattern "
+                f"The rename {shown(unused.pattern)} matches no array that is chosen. A pattern "
                 "must match a whole path; `ckptstore ls` lists the paths."
             )
         names: dict[str, str] = {}
@@ -90,7 +90,8 @@ class Rename:
             new = match.expand(replacement)
         except (re.error, IndexError) as error:
             raise InvalidInputError(
-                f"The replacement {shown(replacement)} does not fit {pattern.pattern!r}: {error}."
+                f"The replacement {shown(replacement)} does not fit {shown(pattern.pattern)}: "
+                f"{error}."
             ) from error
         try:
             return new if new == path else check_path(new)
@@ -165,7 +166,7 @@ def _pattern(old: object, new: object) -> tuple[re.Pattern[str], str]:
         raise InvalidInputError(f"The rename {shown(old)} to {shown(new)} is not one of strings.")
     try:
         return re.compile(old), new
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise InvalidInputError(
             f"The rename {shown(old)} is not a regular expression: {error}."
         ) from error

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ckptstore.documents.names import PATH_LENGTH_MAX
+from ckptstore.documents.names import PATH_LENGTH_MAX, check_strings
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -43,7 +42,10 @@ class Selection:
             InvalidInputError: It is neither a string nor a list of them, or a pattern is empty or
                 longer than a path.
         """
-        return cls(None if include is None else _patterns(include), _patterns(exclude or ()))
+        nothing = exclude is None or (isinstance(exclude, str) and not exclude)
+        return cls(
+            None if include is None else _patterns(include), () if nothing else _patterns(exclude)
+        )
 
     def __str__(self) -> str:
         parts = [] if self.include is None else [f"include {_some(self.include)}"]
@@ -89,14 +91,9 @@ def _some(patterns: tuple[str, ...]) -> str:
     return ", ".join([*map(repr, cut), *(["…"] if len(patterns) > 5 else [])])
 
 
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    listed = (patterns,) if isinstance(patterns, str) else patterns
-    if not isinstance(listed, Iterable):
-        raise InvalidInputError(
-            f"{shown(patterns)} is not a pattern of array paths, nor a list of them."
-        )
-    listed = tuple(listed)
+def _patterns(patterns: object) -> tuple[str, ...]:
+    listed = check_strings(patterns, what="patterns of array paths")
     for pattern in listed:
-        if not isinstance(pattern, str) or not pattern.strip("/") or len(pattern) > PATH_LENGTH_MAX:
+        if not pattern.strip("/") or len(pattern) > PATH_LENGTH_MAX:
             raise InvalidInputError(f"{shown(pattern)} is not a pattern of array paths.")
     return listed

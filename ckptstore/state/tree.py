@@ -86,7 +86,7 @@ def part(root: Node, name: str) -> Node:
     Raises:
         InvalidInputError: It has no such key; the message lists the keys there are.
     """
-    if name not in keys(root):  # not a hash: what a user passed may have none
+    if not isinstance(name, str) or name not in keys(root):
         there = ", ".join(map(shown, keys(root)[:12])) or "no names"
         raise InvalidInputError(f"The checkpoint has no part {shown(name)}. It has {there}.")
     assert isinstance(root, DictNode), "nothing else has keys"

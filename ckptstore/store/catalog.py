@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
+from ckptstore.documents.canonical import readable
 from ckptstore.documents.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
@@ -131,7 +132,7 @@ class Catalog:
 
     def store(self, manifest: Manifest) -> Digest:
         """Store a manifest, durably, and return its id."""
-        data = manifest.encode()
+        data = readable(manifest, name="The manifest")
         id = Digest.of(data)
         self._storage.put(key_of(id), data)
         self.flush(id)
@@ -147,7 +148,7 @@ class Catalog:
 
         def copy(id: Digest) -> None:
             data = self._storage.get(key_of(id), bytes_max=MANIFEST_BYTES_MAX)
-            self._storage.put(key_of(id, EXPIRIES), expiries[id].encode())
+            self._storage.put(key_of(id, EXPIRIES), readable(expiries[id], name="The expiry"))
             # What a gc that died has copied stays: the live one may be a deleted name that came
             # back after a power failure, as that of other bytes.
             if self._storage.size(key_of(id, EXPIRED)) is None:
