@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ckptstore.documents import ref_page
+from ckptstore.documents.canonical import readable
 from ckptstore.documents.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
 from ckptstore.documents.ref_page import (
     REF_PAGE_BYTES_MAX,
@@ -24,7 +25,7 @@ from ckptstore.documents.ref_page import (
     repage,
     seq_of,
 )
-from ckptstore.errors import ConflictError, CorruptError, NotFoundError
+from ckptstore.errors import ConflictError, CorruptError, NotFoundError, first_line, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -68,12 +69,19 @@ class Oplog:
         """Return the newest operation; before the first, one without branches and tags."""
         for _ in range(ATTEMPTS_MAX):
             seq = max(self.seqs(), default=0)
-            if self.exists(seq + 1):  # appended since
-                continue
             try:
+                if self.exists(seq + 1):  # appended since
+                    continue
                 return self.read(seq) if seq else Operation()
             except NotFoundError:  # pruned since the listing: many newer ones were appended
                 continue
+            except CorruptError as error:
+                raise CorruptError(
+                    f"{first_line(error)}. So the newest operation, which holds all branches and "
+                    "tags, cannot be read. Restore the file from a copy of the repository. Without "
+                    "one, undo goes back to the newest operation that can be read, and names the "
+                    "checkpoints that no branch reaches then."
+                ) from error
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )
@@ -147,10 +155,13 @@ class Oplog:
     def between(self, first: int, newest: Operation) -> Iterator[Operation]:
         """Yield the operations from a number to the newest, inclusive.
 
-        NotFoundError when one of them was pruned.
+        NotFoundError when one of them was pruned, or is damaged.
         """
         for seq in range(max(1, first), newest.seq):
-            yield self.read(seq)
+            try:
+                yield self.read(seq)
+            except CorruptError as error:
+                raise NotFoundError(str(error)) from error
         yield newest
 
     def append(self, decide: Callable[[Operation], Operation]) -> Operation:
@@ -161,9 +172,8 @@ class Oplog:
         """
         for _ in range(ATTEMPTS_MAX):
             newest = self.newest()
-            operation = self._paged(_numbered(decide, newest), newest)
-            if self._storage.create(key_of(operation.seq), operation.encode()):
-                self._settle(operation.seq)
+            operation = self._paged(_numbered(decide(newest), newest.seq + 1), newest)
+            if self._create(operation):
                 return operation
         raise ConflictError(
             f"Other writers were first {ATTEMPTS_MAX} times. Retry when fewer write at once."
@@ -188,10 +198,76 @@ class Oplog:
             restored = replace(before, condemned=newest.condemned)
             check(newest, restored)
             done = f"undid operation {undone.seq}: {undone.done}"
-            return replace(restored, undoes=undone.seq, done=done[:DONE_LENGTH_MAX], time=now())
+            return replace(
+                restored, undoes=undone.seq, done=shortened(done, DONE_LENGTH_MAX), time=now()
+            )
 
         self.append(decide)
         return undone
+
+    def step_over(
+        self,
+        *,
+        now: Callable[[], int],
+        check: Callable[[Operation], object] = lambda restored: None,
+    ) -> tuple[int, Operation]:
+        """Append the state of the newest operation that can be read, behind damaged ones.
+
+        The lock is held, so no gc is deleting what a damaged operation condemned. Writers that
+        began before will find an operation that they cannot read, and put again what they rely on.
+
+        Args:
+            now: Returns UTC in microseconds.
+            check: Called with the state to restore; an error it raises ends the attempt.
+
+        Returns:
+            The number of the newest damaged operation, and the operation that was appended.
+
+        Raises:
+            ConflictError: The newest operation can be read by now.
+            CorruptError: No operation can be read.
+        """
+        with self._storage.lock():
+            seqs = self.seqs()
+            last = max(seqs, default=0)
+            while self._is_taken(last + 1):  # by what is no file
+                last += 1
+            state = self._newest_readable(seqs)
+            if state is None and last > 1:
+                raise CorruptError(
+                    f"None of the operations in {PREFIX} can be read. Restore that folder from a "
+                    "copy of the repository."
+                )
+            state = Operation() if state is None else state
+            check(state)
+            done = f"went back to operation {state.seq}, as {key_of(last)} is damaged"
+            restored = replace(state, undoes=state.seq + 1, done=done, time=now())
+            # With pages of its own, as those of one operation are pruned by what the next one has.
+            restored = self._paged(_numbered(restored, last + 1), Operation())
+            if state.seq == last or not self._create(restored):
+                raise ConflictError("The newest operation is not damaged any more. Look again.")
+            return last, restored
+
+    def _newest_readable(self, seqs: Iterable[int]) -> Operation | None:
+        for seq in sorted(seqs, reverse=True):
+            with suppress(CorruptError):
+                return self.read(seq)
+        return None
+
+    def _is_taken(self, seq: int) -> bool:
+        """Return True when a number is in use, even by a folder."""
+        try:
+            return self.exists(seq)
+        except CorruptError:
+            return True
+
+    def _create(self, operation: Operation) -> bool:
+        """Create an operation; False when another writer was first."""
+        key = key_of(operation.seq)
+        if not self._storage.create(key, readable(operation, name=key)):
+            return False
+        self._settle(operation.seq)
+        return True
 
     def _paged(self, operation: Operation, newest: Operation) -> Operation:
         """Put the pages of an operation that are new, durably; others are those of the newest.
@@ -279,10 +355,10 @@ class Oplog:
             self._storage.delete(page_key_of(name) for name in old if name not in used)
 
 
-def _numbered(decide: Callable[[Operation], Operation], newest: Operation) -> Operation:
-    if newest.seq >= SEQ_MAX:
+def _numbered(operation: Operation, seq: int) -> Operation:
+    if seq > SEQ_MAX:
         raise CorruptError(
-            f"{key_of(newest.seq)} has the last possible number, which no valid log reaches. "
+            f"{key_of(SEQ_MAX)} has the last possible number, which no valid log reaches. "
             "Restore the operations from a copy."
         )
-    return replace(decide(newest), seq=newest.seq + 1, nonce=secrets.token_hex(8))
+    return replace(operation, seq=seq, nonce=secrets.token_hex(8))

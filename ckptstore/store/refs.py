@@ -7,10 +7,21 @@ again once the gc has ended (docs/reference/format.md, section 14).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptstore.errors import ConflictError, ExpiredError, NotFoundError, shown
+from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
+from ckptstore.errors import (
+    ConflictError,
+    CorruptError,
+    ExpiredError,
+    NotFoundError,
+    shortened,
+    shown,
+)
+from ckptstore.history import ancestors
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
 
 if TYPE_CHECKING:
@@ -20,11 +31,12 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.documents.operation import Operation
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.oplog import Oplog
 
 Result = TypeVar("Result")
+
+LEFT_MAX = 10  # more checkpoints that no ref reaches are counted, not listed
 
 
 class Refs:
@@ -168,8 +180,39 @@ class Refs:
         self._append(decide, done)
 
     def undo(self) -> Operation:
-        """Undo the newest operation that was not undone yet, and return it."""
+        """Undo the newest operation that was not undone yet, and return it.
+
+        Of a newest one that is damaged, the number and a description of what no ref reaches now.
+        """
+        try:
+            self._oplog.newest()
+        except CorruptError:
+            return self._step_over()
         return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
+
+    def _step_over(self) -> Operation:
+        """Go back to the newest operation that can be read, and describe what was lost."""
+        seq, restored = self._oplog.step_over(
+            now=self._now, check=partial(self._check_live, Operation())
+        )
+        return Operation(seq=seq, done=f"operation {seq}, which is damaged; {self._left(restored)}")
+
+    def _left(self, restored: Operation) -> str:
+        """Describe the live checkpoints that no ref reaches, the last stored first."""
+
+        def lookup(id: Digest) -> Manifest | None:
+            with suppress(CorruptError):
+                return self._catalog.lookup(id)
+            return None
+
+        live = self._catalog.live()
+        reached = {id for id, _ in ancestors(restored.refs.values(), lookup)}
+        left = sorted(live.keys() - reached, key=lambda id: (-live[id], id))
+        if not left:
+            return "every checkpoint is reached"
+        names = ", ".join(id.short for id in left[:LEFT_MAX])
+        more = f" and {len(left) - LEFT_MAX} more" if len(left) > LEFT_MAX else ""
+        return f"no branch or tag reaches {names}{more}. Make a branch at what a gc must keep"
 
     def _append_made(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
@@ -189,7 +232,9 @@ class Refs:
             decided = decide(newest)
             self._check_live(newest, decided)
             text = done if isinstance(done, str) else done()
-            return replace(decided, time=self._now(), done=text, undoes=None)
+            return replace(
+                decided, time=self._now(), done=shortened(text, DONE_LENGTH_MAX), undoes=None
+            )
 
         self._oplog.append(complete)
 
