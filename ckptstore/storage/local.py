@@ -101,11 +101,12 @@ class LocalStorage:
         nothing is left then.
         """
         root = Path(self._root)
+        missing: list[Path] = []
         try:
-            missing = [
-                path for path in (root / TEMPORARY, root, *root.parents) if not path.exists()
-            ]
             with _translated("the folder", self._root):
+                missing += (
+                    path for path in (root / TEMPORARY, root, *root.parents) if not path.exists()
+                )
                 root.mkdir(parents=True, exist_ok=True)
                 for folder in _parents_on_device(root):
                     with suppress(PermissionError):  # not readable, so not made by this user

@@ -126,7 +126,7 @@ def test_an_operation_of_a_newer_version_is_no_damage(repo: Repository) -> None:
     from ckptstore.documents import sealed
 
     repo.commit({})
-    newer = sealed.seal("operation", {"format": 2, "seq": 2})
+    newer = sealed.seal("operation", {"format": 99, "seq": 2})
     newest_of(repo).with_name("000000000002.json").write_bytes(newer)
     with pytest.raises(ckptstore.InvalidInputError, match="newer"):
         repo.undo()
