@@ -135,10 +135,13 @@ def _replace_folder(temporary: Path, path: Path) -> None:
         return
     try:
         temporary.rename(path)
-    except OSError:
-        former.rename(path)
+        shutil.rmtree(former)
+    except BaseException:  # a signal too
+        if path.exists():
+            _remove(former)
+        else:
+            former.rename(path)
         raise
-    shutil.rmtree(former)
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The program `ckptstore`: its commands, imported on first use, and its exit codes.
 
 0: done; 1: an error with a message; 2: wrong usage; 130: interrupted; 141: the reader of the output
-has closed it.
+has closed it. SIGTERM and SIGHUP end it as they end any program, once what is half written is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ckptstore import __version__
 from ckptstore.errors import CkptStoreError
 from ckptstore_cli import hints, output
 from ckptstore_cli.repo import repo_option
+from ckptstore_cli.signals import ended_by_signals
 
 COMMANDS = (
     "init",
@@ -123,4 +124,5 @@ def cli() -> None:
 def main() -> None:
     """Run the program on the arguments of this process."""
     output.prepare()
-    cli(prog_name="ckptstore")
+    with ended_by_signals():
+        cli(prog_name="ckptstore")

@@ -14,6 +14,22 @@ from ckptstore_cli.main import main
 main()
 """
 
+SIGNAL_WHEN_WRITTEN = """
+import os, signal, sys
+from ckptstore.formats import publish
+from ckptstore_cli.main import main
+number = getattr(signal, sys.argv.pop(1))
+if sys.argv.pop(1) == "ignored":
+    signal.signal(number, signal.SIG_IGN)
+flush = publish._flush
+def flush_after_signal(path):
+    assert path.exists()
+    os.kill(os.getpid(), number)
+    flush(path)
+publish._flush = flush_after_signal
+main()
+"""
+
 
 def test_help_and_version(ckpt):
     assert ckpt.out("--version") == f"ckptstore {ckptstore.__version__}\n"
@@ -45,6 +61,21 @@ def test_a_process_exits_with_the_same_codes(ckpt, history):
     assert done.stderr.count("\n") == 1
     assert ckpt.process("show").returncode == 2
     assert ckpt.process("show", "main").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("out", ["x.safetensors", "x.zarr"])
+def test_a_signal_ends_an_export_that_leaves_nothing(ckpt, history, name, out):
+    command = [sys.executable, "-c", SIGNAL_WHEN_WRITTEN, name]
+    args = ["checkout", "main", "-o", out, "--drop-values"]
+    ended = ckpt.python([*command, "ends", *args])
+    assert ended.returncode == -getattr(signal, name)
+    assert "Traceback" not in ended.stderr
+    assert not [
+        path for path in ckpt.folder.iterdir() if path.name.startswith((".ckptstore-", "x."))
+    ]
+    kept = ckpt.python([*command, "ignored", *args])  # as under nohup
+    assert (kept.returncode, (ckpt.folder / out).exists()) == (0, True)
 
 
 def test_an_interrupt_exits_with_130_and_no_traceback(ckpt, history):
