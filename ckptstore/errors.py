@@ -15,6 +15,7 @@ Every message names the thing, what was expected, and what to do next. All error
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
@@ -52,6 +53,12 @@ class UnsupportedValueError(InvalidInputError):
 
 class StorageError(CkptStoreError):
     """The storage of the repository could not be read or written."""
+
+    @property
+    def is_full(self) -> bool:
+        """True when the disk or a quota had no room left."""
+        cause = self.__cause__
+        return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

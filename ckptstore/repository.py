@@ -73,6 +73,12 @@ class Usage:
         objects: Number of objects.
         stored_bytes: Bytes of all objects; what checkpoints share is counted once.
         metadata_bytes: Bytes of manifests, expiries, operations and the marker.
+        unreached_objects: Number of objects that no branch and no tag reaches: of interrupted
+            commits, of commits in progress and of deleted branches.
+        unreached_bytes: Bytes of these; they are among `stored_bytes`.
+        temporary_files: Number of files that are being written, or were left half written.
+        temporary_bytes: Bytes of these.
+        left_bytes: Bytes of those among them whose process is known to be dead. `gc` deletes them.
     """
 
     checkpoints: int
@@ -82,6 +88,11 @@ class Usage:
     objects: int
     stored_bytes: int
     metadata_bytes: int
+    unreached_objects: int
+    unreached_bytes: int
+    temporary_files: int
+    temporary_bytes: int
+    left_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +137,7 @@ def init(
     storage.prepare({MARKER_KEY, *folders})
     if not storage.create(MARKER_KEY, readable(marker, name=MARKER_KEY)):
         raise ConflictError(f"{storage.url} is already a repository. Open it instead.")
+    storage.hold_reserve()
     return Repository(storage, marker, clock=clock)
 
 
@@ -702,13 +714,13 @@ class Repository:
         Nothing is changed before `GcPlan.execute` is called.
 
         Args:
-            policy: Decides which checkpoints stay; the saved one when None.
+            policy: Decides which checkpoints stay; the saved one when None. If none is saved
+                either, all stay that a branch or tag reaches.
             branches: The branches that it applies to. Others keep all they have. All when None.
             grace: Seconds for which objects and manifests that no branch or tag reaches are left
                 alone, by the storage's clock: another process may be committing them.
 
         Raises:
-            InvalidInputError: There is no policy.
             NotFoundError: There is no branch of that name.
             CorruptError: A page that has to be read is damaged or missing.
 
@@ -752,8 +764,8 @@ class Repository:
             The checkpoints that expired, and what was deleted.
 
         Raises:
-            InvalidInputError: There is no policy.
             CorruptError: A page that has to be read is damaged or missing. Nothing was deleted.
+            StorageError: The storage failed. On a full disk a gc can still free (ADR 0035).
 
         Example:
             >>> import ckptstore
@@ -796,10 +808,13 @@ class Repository:
 
     def usage(self) -> Usage:
         """Return the contents of the repository and their size on disk."""
+        from ckptstore.gc import survey
+
         newest = self._oplog.newest()
         reached = ancestors(newest.refs.values(), self._names().lookup)
         live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
-        sizes = [item.size for _, item in self._objects.list()]
+        seen = survey(self._stores())
+        temporaries = self._storage.temporaries()
         documents = [
             self._oplog.list(),
             self._oplog.list_pages(),
@@ -811,9 +826,14 @@ class Repository:
             branches=len(newest.heads),
             tags=len(newest.tags),
             array_bytes=sum(manifest.array_bytes for manifest in live),
-            objects=len(sizes),
-            stored_bytes=sum(sizes),
+            objects=seen.objects,
+            stored_bytes=seen.bytes,
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
+            unreached_objects=seen.unreached_objects,
+            unreached_bytes=seen.unreached_bytes,
+            temporary_files=len(temporaries),
+            temporary_bytes=sum(item.size for item in temporaries),
+            left_bytes=sum(item.size for item in temporaries if item.is_left),
         )
 
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
@@ -867,11 +887,10 @@ class Repository:
         self, policy: Policy | None, branches: Sequence[str] | None, grace: float
     ) -> tuple[Policy, tuple[str, ...] | None, float]:
         """The checked arguments of a gc, with the saved policy if none is given."""
+        from ckptstore.retention import KeepAll
+
         policy = self.retention if policy is None else policy
-        if policy is None:
-            raise InvalidInputError(
-                "No policy is given, and none is saved. Pass one, or save one with set_retention."
-            )
+        policy = KeepAll() if policy is None else policy
         names = None if branches is None else check_strings(branches, what="branches")
         if names:
             heads = self._oplog.newest().heads

@@ -1,14 +1,14 @@
 """Gc: checkpoints that no policy keeps expire, and unreachable objects are deleted.
 
 It runs concurrently with any number of writers, readers and gc runs. The order of things
-(docs/reference/format.md, section 14.1; ADR 0011, 0013 and 0020):
+(docs/reference/format.md, section 14.1; ADR 0011, 0013, 0020 and 0035):
 
 1. Holding the storage's lock, which only one gc has at a time, finish a gc that died.
 2. Mark what the checkpoints that stay reach; all other objects are garbage.
 3. Append an operation that condemns some of it. If other writers appended first, look at what they
    refer to now: that stays.
 4. Move the manifests of condemned checkpoints to history, durably, then delete the condemned
-   objects.
+   objects, then record when and why the checkpoints expired.
 5. Repeat from 3 until nothing is left, then append an operation that condemns nothing.
 
 All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
@@ -24,3 +24,4 @@ from ckptstore.gc.plan import GcPlan as GcPlan
 from ckptstore.gc.plan import expire as expire
 from ckptstore.gc.plan import plan_gc as plan_gc
 from ckptstore.gc.stores import Stores as Stores
+from ckptstore.gc.survey import survey as survey

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.expiry import EXPIRY_ANCESTORS_MAX, Expiry
-from ckptstore.errors import NotFoundError
-from ckptstore.gc.remaining import find_remaining
+from ckptstore.errors import NotFoundError, StorageError
+from ckptstore.gc.remaining import REPEATED, find_remaining
 from ckptstore.store.live import READS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
@@ -29,32 +30,42 @@ class GcReport:
         expired: The checkpoints whose arrays were deleted.
         objects: How many objects were deleted.
         bytes: The bytes of these.
+        temporary_bytes: The bytes that killed processes had left half written, also deleted.
     """
 
     expired: tuple[Digest, ...]
     objects: int
     bytes: int
+    temporary_bytes: int = 0
 
 
 def execute_plan(stores: Stores, plan: GcPlan, *, grace: float) -> GcReport:
     """Execute a plan: its checkpoints expire, unless something refers to them now."""
     with stores.lock, stores.storage.lock():
+        swept = stores.storage.sweep()
         finish_gc(stores)
-        stores.storage.sweep()
         listed_at = stores.now()
         report = delete_remaining(stores, find_remaining(stores, plan, grace=grace))
         stores.listed_at = listed_at
-    return report
+        stores.storage.hold_reserve()
+    return replace(report, temporary_bytes=swept)
 
 
 def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
     """Delete what is left, part by part. The caller holds the storage's lock."""
     owner = secrets.token_hex(8)
+    unrecorded: dict[Digest, Expiry] = {}
     while condemned := condemn(stores, left, owner=owner):
-        delete(stores, condemned)
+        unrecorded |= delete(stores, condemned)
+        if not left.has_little_room:
+            record(stores, unrecorded)
+    if left.has_little_room:
+        record(stores, unrecorded)
     if left.expired or left.objects:
         done = f"gc: {len(left.expired)} checkpoints expired, {left.objects} objects deleted"
-        stores.append(lambda newest: newest, done)
+        end(stores, done)
+    if left.has_little_room:
+        stores.storage.hold_reserve()
     return GcReport(expired=tuple(left.expired), objects=left.objects, bytes=left.bytes)
 
 
@@ -65,18 +76,42 @@ def finish_gc(stores: Stores) -> None:
     """
     condemned = stores.oplog.newest().condemned
     if condemned is not None:
-        delete(stores, condemned)
-        stores.append(lambda newest: newest, "finished a gc that was interrupted")
+        record(stores, delete(stores, condemned))
+        end(stores, "finished a gc that was interrupted")
 
 
 def condemn(stores: Stores, left: Remaining, *, owner: str) -> Condemned | None:
-    """Append an operation that condemns the next part of what is left; None when nothing is."""
+    """Append an operation that condemns the next part of what is left; None when nothing is.
+
+    When there is no room for it, it is made as small as possible, and what can be freed without an
+    operation makes room for it.
+    """
+    try:
+        return _condemn(stores, left, partial(left.next_part, owner=owner))
+    except StorageError as error:
+        if not error.is_full:
+            raise
+    make_room(stores)
+    try:
+        return _condemn(stores, left, partial(left.least_part, owner=owner))
+    except StorageError as error:
+        if not error.is_full:
+            raise
+        raise StorageError(
+            "The disk is full, and gc has to write a few KiB before it can delete anything. "
+            f"Delete some other file there and repeat it. {error}"
+        ) from error.__cause__
+
+
+def _condemn(
+    stores: Stores, left: Remaining, part: Callable[..., Condemned | None]
+) -> Condemned | None:
     condemned = None
 
     def choose(newest: Operation) -> Operation:
         nonlocal condemned
         _spare(stores, left, newest)
-        condemned = left.next_part(owner=owner, since=newest.seq + 1)
+        condemned = part(since=newest.seq + 1)
         if condemned is None:
             raise _NothingLeftError
         return replace(newest, condemned=condemned)
@@ -90,8 +125,18 @@ def condemn(stores: Stores, left: Remaining, *, owner: str) -> Condemned | None:
     return condemned
 
 
-def delete(stores: Stores, condemned: Condemned) -> None:
-    """Carry out what an operation announces; it may already have been done in part."""
+def delete(stores: Stores, condemned: Condemned) -> dict[Digest, Expiry]:
+    """Carry out what an operation announces; it may already have been done in part.
+
+    Nothing is written, so that a full disk has room before anything is (ADR 0035).
+
+    Returns:
+        The expiries that remain to be recorded.
+    """
+    if condemned.why == REPEATED:  # all that is known of them is known of the others
+        stores.catalog.drop(condemned.checkpoints)
+        stores.objects.delete(condemned.digests)
+        return {}
     now = stores.now()
     expiries = {
         id: Expiry(
@@ -99,8 +144,40 @@ def delete(stores: Stores, condemned: Condemned) -> None:
         )
         for id in condemned.checkpoints
     }
-    stores.catalog.expire(expiries)
+    with_room(stores, lambda: stores.catalog.expire(condemned.checkpoints))
     stores.objects.delete(condemned.digests)
+    return expiries
+
+
+def record(stores: Stores, unrecorded: dict[Digest, Expiry]) -> None:
+    """Record when and why checkpoints expired, unless the disk is full even now."""
+    try:
+        stores.catalog.record(unrecorded)
+    except StorageError as error:
+        if not error.is_full:
+            raise
+    unrecorded.clear()
+
+
+def end(stores: Stores, done: str) -> None:
+    """Append an operation that condemns nothing."""
+    with_room(stores, lambda: stores.append(lambda newest: newest, done))
+
+
+def with_room(stores: Stores, write: Callable[[], object]) -> None:
+    """Write something. On a full disk make room for it first."""
+    try:
+        write()
+    except StorageError as error:
+        if not error.is_full or not make_room(stores):
+            raise
+        write()
+
+
+def make_room(stores: Stores) -> bool:
+    """Free what can be freed without writing anything, and return whether there was anything."""
+    swept, pruned = stores.storage.sweep(), stores.oplog.prune()
+    return stores.storage.release_reserve() or bool(swept or pruned)
 
 
 def _ancestors(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
-from ckptstore.gc.remaining import remaining_of
+from ckptstore.gc.remaining import REPEATED, remaining_of
+from ckptstore.history import first_parents
 from ckptstore.retention import Verdict, decide
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ckptstore.gc.stores import Stores
     from ckptstore.retention import Policy
 
+REPEATED_READS_MAX = 1000
 UNLOCKED_ATTEMPTS = 3
 
 
@@ -40,6 +43,10 @@ class GcPlan:
             the newest.
         leftover_objects: How many objects interrupted commits left behind.
         leftover_bytes: The bytes of these.
+        young_objects: How many objects nothing reaches that are younger than the grace time. They
+            stay, as a commit may be about to use them.
+        young_bytes: The bytes of these.
+        temporary_bytes: The bytes of files that killed processes left half written.
     """
 
     policy: Policy
@@ -47,6 +54,9 @@ class GcPlan:
     frees: Mapping[Digest, int]
     leftover_objects: int
     leftover_bytes: int
+    young_objects: int
+    young_bytes: int
+    temporary_bytes: int
     _execute: Callable[[GcPlan], GcReport] = field(repr=False, compare=False)
 
     @property
@@ -62,7 +72,7 @@ class GcPlan:
     @property
     def bytes(self) -> int:
         """The bytes that would be freed."""
-        return sum(self.frees.values()) + self.leftover_bytes
+        return sum(self.frees.values()) + self.leftover_bytes + self.temporary_bytes
 
     def execute(self) -> GcReport:
         """Execute the plan.
@@ -132,22 +142,29 @@ def _plan(
         expiring = [verdict.id for verdict in verdicts if not verdict.kept]
         exclusive = stores.marks.exclusive(expiring)
         frees = np.zeros(len(expiring) + 1, np.int64)  # the last one is of objects without owner
-        leftover_objects = leftover_bytes = 0
+        leftover_objects = leftover_bytes = young_objects = young_bytes = 0
         for part in stores.stock(grace=grace):
             digests = [item.digest for item in part]
             sizes = np.array([item.size for item in part], np.int64)
             owners = exclusive.owners_of(marks_of(digests))
             np.add.at(frees, owners, sizes)
             is_young = np.array([item.is_young for item in part])
-            is_leftover = ~stores.marks.are_reached(digests) & ~is_young
+            is_reached = stores.marks.are_reached(digests)
+            is_leftover, is_new = ~is_reached & ~is_young, ~is_reached & is_young
             leftover_objects += int(is_leftover.sum())
             leftover_bytes += int(sizes[is_leftover].sum())
+            young_objects += int(is_new.sum())
+            young_bytes += int(sizes[is_new].sum())
+        temporaries = stores.storage.temporaries()
     return GcPlan(
         policy=policy,
         verdicts=verdicts,
         frees=dict(zip(expiring, frees[:-1].tolist(), strict=True)),
         leftover_objects=leftover_objects,
         leftover_bytes=leftover_bytes,
+        young_objects=young_objects,
+        young_bytes=young_bytes,
+        temporary_bytes=sum(item.size for item in temporaries if item.is_left),
         _execute=lambda plan: execute_plan(stores, plan, grace=grace),
     )
 
@@ -200,6 +217,7 @@ def judge(
                 live.manifests[id],
                 is_cut=live.is_cut,
                 is_old=stored.get(id, latest) <= latest,
+                is_repeated=partial(_is_repeated, stores, newest, live.manifests[id]),
             )
             for id in unnamed
         ]
@@ -211,13 +229,36 @@ def judge(
     return (*reachable, *unreachable)
 
 
-def _unreachable(id: Digest, manifest: Manifest, *, is_cut: bool, is_old: bool) -> Verdict:
+def _unreachable(
+    id: Digest,
+    manifest: Manifest,
+    *,
+    is_cut: bool,
+    is_old: bool,
+    is_repeated: Callable[[], bool],
+) -> Verdict:
     """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
     if is_cut:
         reason = "a part of the history is missing, and it may be reached from there"
-    elif is_old:
-        reason = "no branch and no tag reaches it"
-    else:
+    elif not is_old:
         reason = "it is new, and a commit may be about to use it"
+    elif is_repeated():
+        reason = REPEATED
+    else:
+        reason = "no branch and no tag reaches it"
     kept = is_cut or not is_old
     return Verdict(id=id, manifest=manifest, branches=(), kept=kept, reasons=(reason,))
+
+
+def _is_repeated(stores: Stores, newest: Operation, manifest: Manifest) -> bool:
+    """Return whether its branch has the same commit again, made when this one lost a race.
+
+    Both were made at the same moment, so that nothing older has to be looked at.
+    """
+    head = newest.heads.get(manifest.branch or "")
+    chain = first_parents(head, stores.catalog.lookup) if head else iter(())
+    since = takewhile(lambda item: item[1].created >= manifest.created, chain)
+    return any(
+        replace(other, parents=manifest.parents).encode() == manifest.encode()
+        for _, other in islice(since, REPEATED_READS_MAX)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import Digest
@@ -13,7 +14,7 @@ from ckptstore.gc.marks import marks_of
 from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.errors import CkptStoreError
@@ -22,8 +23,15 @@ if TYPE_CHECKING:
     from ckptstore.gc.stores import Stores
     from ckptstore.retention import Policy, Verdict
 
-BATCH = 8192  # checkpoints, and objects, that one operation condemns at most
+BATCH = 8192  # objects that one operation condemns at most
+# Checkpoints that one operation condemns at most: on a full disk the reserve has room for their
+# names in history/, 256 * 80 bytes, even if each block of the folder is only half full.
+BATCH_CHECKPOINTS = 256
+LEAST_OBJECTS = 64  # condemned on a full disk, where each of them frees a block and an inode
+LEAST_GROWTH = 8
+LEAST_CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64)
 UNREACHABLE = "No branch and no tag reached it."
+REPEATED = "its commit lost a race, and its branch has the same again"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,8 +39,10 @@ class Remaining:
     """The checkpoints and objects that are left to delete, and those that were taken to be.
 
     expiring: why each checkpoint expires, by its id. garbage: objects with their sizes, as they are
-    found. part: those found that will be condemned next. spared: objects that are reached again.
-    seen: the number of the newest operation that was looked at.
+    found. part: those found that will be condemned next. spared: objects that are reached again,
+    or were condemned out of turn. seen: the number of the newest operation that was looked at.
+    has_little_room: whether the disk was full. least_objects: how many objects the next least part
+    condemns.
     """
 
     stores: Stores
@@ -46,6 +56,8 @@ class Remaining:
     expired: list[Digest] = field(default_factory=list)
     objects: int = 0
     bytes: int = 0
+    has_little_room: bool = False
+    least_objects: int = LEAST_OBJECTS
 
     def spare(self, refs: Iterable[Digest]) -> None:
         """Keep what refs name now, and what they reach that was made since the sweep began."""
@@ -83,7 +95,8 @@ class Remaining:
         Checkpoints come first, so that none is live without its objects.
         """
         why = next(iter(self.expiring.values()), "")
-        checkpoints = [id for id, reason in self.expiring.items() if reason == why][:BATCH]
+        checkpoints = [id for id, reason in self.expiring.items() if reason == why]
+        checkpoints = checkpoints[:BATCH_CHECKPOINTS]
         is_last = len(checkpoints) == len(self.expiring)
         while is_last and len(self.part) < BATCH and (found := next(self.garbage, None)):
             digest, size = found
@@ -99,6 +112,44 @@ class Remaining:
             since=since,
         )
 
+    def least_part(self, *, owner: str, since: int) -> Condemned | None:
+        """Return a small part that frees more than its operation takes; None as `next_part`.
+
+        These are the oldest checkpoints, as few as reach some dozens of objects that no others do,
+        and these objects. Each call condemns more objects than the one before.
+        """
+        self.has_little_room = True
+        why = next(iter(self.expiring.values()), "")
+        oldest = [id for id, reason in self.expiring.items() if reason == why]
+        oldest.sort(key=lambda id: (self.stores.catalog.manifest(id).created, id))
+        for count in LEAST_CHECKPOINTS:
+            objects = self._only_reached_by(oldest[:count]) if oldest else self.part
+            if len(objects) >= LEAST_OBJECTS or count >= len(oldest):
+                break
+        if not objects:
+            return self.next_part(owner=owner, since=since)
+        chosen = dict(islice(objects.items(), self.least_objects))
+        self.least_objects *= LEAST_GROWTH
+        self.part |= chosen
+        return Condemned(
+            checkpoints=tuple(oldest[:count]),
+            digests=tuple(chosen),
+            why=why,
+            owner=owner,
+            since=since,
+        )
+
+    def _only_reached_by(self, ids: Sequence[Digest]) -> dict[Digest, int]:
+        """Return the objects, with their sizes, that these reach and no other live checkpoint."""
+        marks = self.stores.marks
+        exclusive = marks.exclusive([*self.expired, *ids])
+        manifests = {id: marks.manifests[id] for id in ids}
+        return {
+            digest: size
+            for digest, size in _exclusive_garbage(self.stores, exclusive, manifests)
+            if digest not in self.spared
+        }
+
     def take(self, condemned: Condemned) -> None:
         """Remove what has been condemned."""
         for id in condemned.checkpoints:
@@ -106,6 +157,8 @@ class Remaining:
         self.expired += condemned.checkpoints
         self.objects += len(condemned.digests)
         self.bytes += sum(self.part.pop(digest) for digest in condemned.digests)
+        if self.has_little_room:  # they may be listed again
+            self.spared.update(condemned.digests)
 
 
 def find_remaining(stores: Stores, plan: GcPlan, *, grace: float) -> Remaining:
@@ -116,7 +169,7 @@ def find_remaining(stores: Stores, plan: GcPlan, *, grace: float) -> Remaining:
         stores.check_refs(newest)
         reasons = {
             id: reason
-            for id, reason in reasons_of(plan.policy, plan.expired).items()
+            for id, reason in reasons_of(stores, plan.policy, plan.expired).items()
             if id in stores.live.manifests and id not in newest.refs.values()
         }
         staying = stores.live.manifests.keys() - reasons.keys()
@@ -146,16 +199,21 @@ def remaining_of(
         stores=stores,
         exclusive=exclusive,
         staying=stores.marks.manifests.keys() - manifests.keys(),
-        expiring=reasons_of(policy, verdicts),
+        expiring=reasons_of(stores, policy, verdicts),
         garbage=_exclusive_garbage(stores, exclusive, manifests),
         seen=seen,
     )
 
 
-def reasons_of(policy: Policy, verdicts: Iterable[Verdict]) -> dict[Digest, str]:
+def reasons_of(stores: Stores, policy: Policy, verdicts: Iterable[Verdict]) -> dict[Digest, str]:
     """Return why each checkpoint expires, as its expiry will record it."""
     why = shortened(str(policy), WHY_LENGTH_MAX)
-    return {verdict.id: why if verdict.branches else UNREACHABLE for verdict in verdicts}
+    reasons = {verdict.id: why if verdict.branches else UNREACHABLE for verdict in verdicts}
+    repeated = {verdict.id for verdict in verdicts if REPEATED in verdict.reasons}
+    if repeated:  # one that somebody committed to after all is a part of a history
+        for manifest in stores.live.manifests.values():
+            repeated.difference_update(manifest.parents)
+    return reasons | dict.fromkeys(repeated, REPEATED)
 
 
 def _listed_garbage(

@@ -26,14 +26,20 @@ from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
 from ckptstore.documents.zarr_page import NodePage
-from ckptstore.errors import CorruptError, ExpiredError, InvalidInputError, NotFoundError
+from ckptstore.errors import (
+    CorruptError,
+    ExpiredError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from ckptstore.forks import free_in_child
 from ckptstore.revisions import Names
 from ckptstore.store.objects import damaged
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import PageRef
     from ckptstore.documents.operation import Operation
@@ -142,24 +148,49 @@ class Catalog:
         """Return once the manifest of a live checkpoint is durable, regardless of its writer."""
         self._storage.flush([key_of(id)])
 
-    def expire(self, expiries: Mapping[Digest, Expiry]) -> None:
-        """Move live checkpoints to history, durably, each with when and why; ignore others."""
-        moving = [id for id in expiries if self._storage.size(key_of(id)) is not None]
+    def expire(self, ids: Iterable[Digest]) -> None:
+        """Move the manifests of live checkpoints to history, durably; ignore others.
 
-        def copy(id: Digest) -> None:
-            data = self._storage.get(key_of(id), bytes_max=MANIFEST_BYTES_MAX)
-            self._storage.put(key_of(id, EXPIRIES), readable(expiries[id], name="The expiry"))
-            # What a gc that died has copied stays: the live one may be a deleted name that came
-            # back after a power failure, as that of other bytes.
-            if self._storage.size(key_of(id, EXPIRED)) is None:
-                self._storage.put(key_of(id, EXPIRED), data)
+        Where the storage can do that, no byte is written: the disk may be full.
+        """
+        waiting = [id for id in ids if self._storage.size(key_of(id)) is not None]
+        while waiting:
+            copied = self._copied_to_history(waiting)
+            self._storage.flush(key_of(id, EXPIRED) for id in copied)
+            self._storage.delete([key_of(id) for id in copied])
+            waiting = waiting[len(copied) :]
 
-        if moving:
-            gather([partial(copy, id) for id in moving], threads=EXPIRE_THREADS)
-            self._storage.flush(
-                key_of(id, folder) for folder in (EXPIRIES, EXPIRED) for id in moving
-            )
-            self._storage.delete([key_of(id) for id in moving])
+    def drop(self, ids: Iterable[Digest]) -> None:
+        """Delete the manifests of live checkpoints, durably, without a trace in history."""
+        self._storage.delete([key_of(id) for id in ids])
+
+    def _copied_to_history(self, ids: Sequence[Digest]) -> Sequence[Digest]:
+        """Copy manifests to history, and return those for which there was room: one at least.
+
+        What a gc that died has copied stays: the live one may be a deleted name that came back
+        after a power failure, as that of other bytes.
+        """
+        for number, id in enumerate(ids):
+            try:
+                if self._storage.size(key_of(id, EXPIRED)) is None:
+                    self._storage.copy(key_of(id), key_of(id, EXPIRED))
+            except StorageError as error:
+                if not (error.is_full and number):
+                    raise
+                return ids[:number]
+        return ids
+
+    def record(self, expiries: Mapping[Digest, Expiry]) -> None:
+        """Store when and why checkpoints expired, durably, unless that was done."""
+        keys = {id: key_of(id, EXPIRIES) for id in expiries}
+        missing = [id for id, key in keys.items() if self._storage.size(key) is None]
+        if missing:
+            puts = [
+                partial(self._storage.put, keys[id], readable(expiries[id], name="The expiry"))
+                for id in missing
+            ]
+            gather(puts, threads=EXPIRE_THREADS)
+            self._storage.flush(keys[id] for id in missing)
 
     def expiry(self, id: Digest) -> Expiry | None:
         """Return when and why a checkpoint expired; None when that is not known."""

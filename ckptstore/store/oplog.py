@@ -337,8 +337,19 @@ class Oplog:
                 "decided, so its outcome is unknown. Look at the branch, then retry."
             )
         if seq % PRUNE_EVERY == 0:
-            self._storage.delete(key_of(old) for old in seqs if old <= seq - KEPT_OPERATIONS)
-            self._prune_pages(min(kept for kept in seqs if kept > seq - KEPT_OPERATIONS))
+            self._delete_old(seqs)
+
+    def prune(self) -> int:
+        """Delete all operations but the newest `KEPT_OPERATIONS`, and return how many they were."""
+        return self._delete_old(self.seqs())
+
+    def _delete_old(self, seqs: set[int]) -> int:
+        newest = max(seqs, default=0)
+        old = [seq for seq in seqs if seq <= newest - KEPT_OPERATIONS]
+        self._storage.delete(map(key_of, old))
+        if newest:
+            self._prune_pages(min(seqs.difference(old)))
+        return len(old)
 
     def _prune_pages(self, oldest: int) -> None:
         """Delete the pages that no operation from this one on has.

@@ -78,11 +78,14 @@ class Refs:
     ) -> tuple[Digest, Manifest]:
         """Make a durable state a checkpoint: store its manifest, then move the branch to it.
 
+        The manifest is only stored when the branch is where it has to be, so that a commit that is
+        late leaves none behind.
+
         retry: when the branch moved meanwhile, make its new head the parent; otherwise that is a
         ConflictError. since: the newest operation before any object was relied on. relied: the
         objects that the manifest reaches. CondemnedError when a gc condemned one of them.
         """
-        id = self._catalog.store(manifest)
+        id: Digest | None = None
 
         def decide(newest: Operation) -> Operation:
             nonlocal id, manifest
@@ -94,13 +97,19 @@ class Refs:
                         "while committing. Commit again (from a new session, if it was one), "
                         "or pass retry=True."
                     )
-                manifest = replace(manifest, parents=parents)
-                id = self._catalog.store(manifest)
+                manifest, id = replace(manifest, parents=parents), None
             _check_unused(branch, newest.tags, kind="tag")
+            if id is None:
+                id = self._catalog.store(manifest)
             refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
             return replace(newest, heads={**newest.heads, branch: id})
 
-        self._append_made(decide, lambda: f"committed {id.short} to {branch}")
+        def done() -> str:
+            assert id is not None
+            return f"committed {id.short} to {branch}"
+
+        self._append_made(decide, done)
+        assert id is not None
         return id, manifest
 
     def publish_derived(

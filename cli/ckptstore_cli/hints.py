@@ -12,8 +12,6 @@ _OPTIONS = {
     "(shard_bytes)": "(--shard-size)",
     "Choose one of them": "Choose one of them (--tensor)",
     "use ckptstore.init": "use 'ckptstore init'",
-    "Pass one, or save one with set_retention": "Pass one, such as --max-to-keep 5, or save one "
-    "with 'ckptstore config retention'",
 }
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 

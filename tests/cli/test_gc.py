@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
+
+from ckptstore.retention import MaxToKeep
 
 
 @pytest.fixture
@@ -53,16 +56,31 @@ def test_one_branch_can_be_collected_alone(ckpt, history):
 
 
 def test_a_saved_policy_is_shown_applied_and_forgotten(ckpt, history):
-    assert "none is saved" in ckpt.error("gc")
     assert ckpt.json("config", "retention") == {"retention": None, "sentence": None}
     said = ckpt.out("config", "retention", "--max-to-keep", 1, "--keep-every-n-steps", 1000)
     assert ckpt.out("config", "retention") == said
     assert ckpt.json("config", "retention")["sentence"] == said.strip()
     assert ckpt.json("gc", "--dry-run")["policy"] == said.strip()
     ckpt("config", "retention", "--unset")
-    assert "none is saved" in ckpt.error("gc")
+    assert ckpt.json("config", "retention")["sentence"] is None
     ckpt("undo")
     assert ckpt.out("config", "retention") == said
+
+
+def test_without_a_policy_only_what_nothing_reaches_is_deleted(ckpt, history):
+    history.commit({"w": numpy.zeros(50_000)}, branch="mistake")
+    history.delete_branch("mistake")
+    kept = len(history.log())
+    planned = ckpt("gc", "--grace", 0, "--dry-run")
+    assert "No policy is given or saved" in planned.stderr
+    assert "--max-to-keep 5" in planned.stderr
+    assert "1 checkpoint of" in planned.stderr
+    done = ckpt("gc", "--grace", 0)
+    assert done.stdout.startswith("1 checkpoint expired")
+    assert "No policy is given or saved" in done.stderr
+    assert [c.expired for c in history.log()] == [False] * kept
+    history.set_retention(MaxToKeep(1))
+    assert "No policy" not in ckpt("gc", "--dry-run").stderr
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ OPTION = re.compile(r"(?<![\w-])--[a-z]")
         ("x.pt exists. Pass another name, or overwrite it (overwrite=True).", "(--force)"),
         ("Leave them out (drop_values=True), choose arrays (include).", "(--include)"),
         ("Commit again, or pass retry=True.", "pass --retry."),
-        ("No policy is given. Pass one, or save one with set_retention.", "--max-to-keep 5"),
         ("Check the path; to create one, use ckptstore.init.", "'ckptstore init'"),
         ("Nothing to add here.", "Nothing to add here."),
     ],

@@ -1,3 +1,13 @@
+"""`ckptstore usage`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy
+
+
 def test_it_tells_what_is_held_and_what_that_takes(ckpt, history):
     used = ckpt.json("usage")
     assert used["url"] == history.url
@@ -20,3 +30,31 @@ def test_what_is_shared_counts_as_saved(ckpt, history):
 
 def test_an_empty_repository_is_fine(ckpt, repo):
     assert "checkpoints  0 (0 branches, 0 tags)\n" in ckpt.out("usage")
+
+
+def test_what_interrupted_work_left_is_shown_and_not_before(ckpt, history):
+    shown = ckpt.out("usage")
+    assert "leftovers" not in shown
+    assert "temporary" not in shown
+    storage = history._storage
+    storage.put("objects/" + "ab/" + 62 * "c", bytes(3000))
+    history.commit({"w": numpy.zeros(1000)}, branch="mistake")
+    history.delete_branch("mistake")
+    tmp = Path(history.url, "tmp")
+    (tmp / "1-0").write_bytes(bytes(500))
+    (tmp / "1-1").write_bytes(bytes(200))
+    os.utime(tmp / "1-1", (0, 0))
+    used = ckpt.json("usage")
+    assert used["unreached_objects"] == 4
+    assert used["unreached_bytes"] > 3000 + 8000
+    assert (used["temporary_files"], used["temporary_bytes"], used["left_bytes"]) == (2, 700, 200)
+    shown = ckpt.out("usage")
+    assert "of these in 4 objects of interrupted commits or deleted branches" in shown
+    assert "700 B in 2 files being written, 200 B of it left by killed processes" in shown
+    planned = ckpt("gc", "--dry-run").stderr
+    assert "1 object (3.0 kB) of interrupted commits or commits in progress would stay" in planned
+    assert "200 B that killed processes left half written would be deleted too" in planned
+    assert ckpt.json("gc", "--dry-run", "--grace", 0)["leftover_bytes"] == 3000
+    assert "and 200 B that killed processes left." in ckpt.out("gc", "--grace", 0)
+    used = ckpt.json("usage")
+    assert (used["unreached_objects"], used["temporary_bytes"]) == (0, 500)

@@ -28,9 +28,13 @@ def make(root: Path) -> dict[str, bytes]:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    found = sorted(path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+    """All files below a folder that readers look at: none of `tmp/`."""
+    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*"))}
+    return {
+        key: path.read_bytes()
+        for key, path in found.items()
+        if path.is_file() and not key.startswith("tmp/")
+    }
 
 
 def shown(key: str, data: bytes) -> str:

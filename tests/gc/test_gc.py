@@ -13,6 +13,7 @@ from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputErr
 from ckptstore.documents.operation import Condemned
 from ckptstore.gc import execute
 from ckptstore.retention import KeepAll, KeepBest, KeepIf, MaxToKeep
+from ckptstore.storage.local import RESERVE
 from ckptstore.store.catalog import key_of
 from ckptstore.store.objects import key_of as object_key
 from tests.helpers.equality import difference
@@ -188,10 +189,19 @@ def test_what_gets_a_name_between_plan_and_execution_stays() -> None:
     line.assert_whole(1, 3)
 
 
+def test_without_a_policy_only_what_nothing_reaches_is_deleted() -> None:
+    line = Line(3)
+    line.repo.commit(arrays(70), branch="mistake")
+    line.repo.delete_branch("mistake")
+    assert line.repo.retention is None
+    assert line.repo.gc().objects == 0  # it may belong to a commit in progress
+    report = line.repo.gc(grace=0)
+    assert (len(report.expired), report.bytes > 100_000) == (1, True)
+    line.assert_whole(0, 1, 2)
+
+
 def test_a_saved_policy_is_applied_and_can_be_changed_and_undone() -> None:
     line = Line(3)
-    with pytest.raises(InvalidInputError, match="none is saved"):
-        line.repo.gc()
     line.repo.set_retention(MaxToKeep(2) | KeepBest("loss"))
     assert line.repo.retention == MaxToKeep(2) | KeepBest("loss")
     assert line.repo.plan_gc(grace=0).expired == ()
@@ -313,6 +323,7 @@ def test_many_checkpoints_and_objects_are_condemned_in_several_operations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ckptstore.gc.remaining.BATCH", 3)
+    monkeypatch.setattr("ckptstore.gc.remaining.BATCH_CHECKPOINTS", 3)
     line = Line(9)
     before = line.repo._oplog.newest().seq
     line.repo.gc(MaxToKeep(2), grace=0)
@@ -330,13 +341,14 @@ def test_all_that_one_gc_condemns_names_it_and_the_operation_since_which_it_hold
 ) -> None:
     """Operations that others append meanwhile carry it along."""
     monkeypatch.setattr("ckptstore.gc.remaining.BATCH", 3)
+    monkeypatch.setattr("ckptstore.gc.remaining.BATCH_CHECKPOINTS", 3)
     line = Line(6)
     before = line.repo._oplog.newest().seq
     delete, names = execute.delete, iter(range(100))
 
-    def beside_a_tag(stores: Any, condemned: Condemned) -> None:
+    def beside_a_tag(stores: Any, condemned: Condemned) -> Any:
         line.repo.tag(f"beside-{next(names)}", "main")
-        delete(stores, condemned)
+        return delete(stores, condemned)
 
     monkeypatch.setattr(execute, "delete", beside_a_tag)
     line.repo.gc(MaxToKeep(1), grace=0)
@@ -361,7 +373,7 @@ def test_a_folder_is_left_clean(tmp_path: Path) -> None:
     line.assert_whole(2)
     assert len(list((tmp_path / "store" / "history").iterdir())) == 2
     assert len(list((tmp_path / "store" / "expired").iterdir())) == 2
-    assert not list((tmp_path / "store" / "tmp").iterdir())
+    assert {path.name for path in (tmp_path / "store" / "tmp").iterdir()} == set(RESERVE)
 
 
 def test_gc_does_not_lose_to_commits_that_come_all_the_time() -> None:

@@ -63,9 +63,10 @@ def gc(
     """Expire the checkpoints that no policy keeps, and free their space.
 
     A checkpoint is kept if any of the options keeps it. The head of every branch and every tagged
-    checkpoint are always kept. Without options, the policy saved with "config retention" applies.
-    The step and metrics of an expired checkpoint remain, and log shows them. gc can run while other
-    processes commit and read.
+    checkpoint are always kept. Without options, the policy saved with "config retention" applies;
+    without that either, only what no branch and no tag reaches is deleted. The step and metrics of
+    an expired checkpoint remain, and log shows them. gc can run while other processes commit and
+    read.
 
     \b
     Examples:
@@ -75,7 +76,13 @@ def gc(
     """
     repo = open_repository(ctx)
     options = {} if grace is None else {"grace": grace}
-    plan = repo.plan_gc(policy_of(policy), branches=branches or None, **options)
+    given = policy_of(policy)
+    plan = repo.plan_gc(given, branches=branches or None, **options)
+    if given is None and repo.retention is None:
+        output.note(
+            "No policy is given or saved, so all checkpoints of branches and tags stay. Pass one, "
+            "such as --max-to-keep 5, or save one with 'ckptstore config retention'."
+        )
     if dry_run:
         _print_plan(plan, as_json=as_json)
     else:
@@ -90,6 +97,9 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
                 "checkpoints": [_document(verdict, plan) for verdict in plan.verdicts],
                 "leftover_objects": plan.leftover_objects,
                 "leftover_bytes": plan.leftover_bytes,
+                "young_objects": plan.young_objects,
+                "young_bytes": plan.young_bytes,
+                "temporary_bytes": plan.temporary_bytes,
                 "bytes": plan.bytes,
             }
         )
@@ -101,6 +111,17 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
         leftover = text.count(plan.leftover_objects, "object")
         output.note(
             f"{leftover} of interrupted commits ({text.size(plan.leftover_bytes)}) would be "
+            "deleted too."
+        )
+    if plan.young_objects:
+        young = text.count(plan.young_objects, "object")
+        output.note(
+            f"{young} ({text.size(plan.young_bytes)}) of interrupted commits or commits in "
+            "progress would stay, being younger than --grace."
+        )
+    if plan.temporary_bytes:
+        output.note(
+            f"{text.size(plan.temporary_bytes)} that killed processes left half written would be "
             "deleted too."
         )
     output.note(
@@ -118,14 +139,22 @@ def _print_report(plan: GcPlan, report: GcReport, *, as_json: bool) -> None:
                 "kept": [verdict.id for verdict in plan.kept],
                 "objects": report.objects,
                 "bytes": report.bytes,
+                "temporary_bytes": report.temporary_bytes,
             }
         )
         return
+    objects = text.count(report.objects, "object")
     output.line(
         f"{text.count(len(report.expired), 'checkpoint')} expired{_ids(report.expired)}, "
         f"{len(plan.verdicts) - len(report.expired)} kept. "
-        f"{text.size(report.bytes)} freed in {text.count(report.objects, 'object')}."
+        f"{text.size(report.bytes)} freed in {objects}{_swept(report)}."
     )
+
+
+def _swept(report: GcReport) -> str:
+    if not report.temporary_bytes:
+        return ""
+    return f", and {text.size(report.temporary_bytes)} that killed processes left"
 
 
 def _ids(ids: Iterable[Any]) -> str:

@@ -37,7 +37,26 @@ def _fields(total: Usage) -> dict[str, str]:
         "stored": f"{text.size(total.stored_bytes)} in {objects}, with structure and pages"
         f"{_saving(total)}",
         "metadata": text.size(total.metadata_bytes),
-    }
+    } | _leftovers(total)
+
+
+def _leftovers(total: Usage) -> dict[str, str]:
+    """What is there beside the checkpoints, if there is anything."""
+    fields = {}
+    if total.unreached_objects:
+        objects = text.count(total.unreached_objects, "object")
+        fields["leftovers"] = (
+            f"{text.size(total.unreached_bytes)} of these in {objects} of interrupted commits or "
+            "deleted branches, which gc deletes once they are an hour old"
+        )
+    if total.temporary_files:
+        files = text.count(total.temporary_files, "file")
+        fields["temporary"] = f"{text.size(total.temporary_bytes)} in {files} being written"
+        if total.left_bytes:
+            fields["temporary"] += (
+                f", {text.size(total.left_bytes)} of it left by killed processes, which gc deletes"
+            )
+    return fields
 
 
 def _saving(total: Usage) -> str:

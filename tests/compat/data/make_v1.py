@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import struct
 import sys
 from collections import OrderedDict
@@ -127,7 +128,7 @@ def make(folder: Path) -> None:
                 repo.resolve("plain").id: neutral([]),
             },
         }
-    (folder / "store" / "tmp").rmdir()
+    shutil.rmtree(folder / "store" / "tmp")
     text = json.dumps(expected, sort_keys=True, separators=(",", ":"))
     (folder / "expected.json").write_text(text + "\n", encoding="ascii")
 

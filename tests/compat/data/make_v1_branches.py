@@ -10,6 +10,7 @@ so this script is here to say what is in the repository, not to make it again.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -94,7 +95,7 @@ def make(folder: Path) -> None:
             "condemned": sorted(newest.condemned.digests),
             "states": {repo.resolve(rev).id: neutral(repo.checkout(rev)) for rev in revs},
         }
-    (folder / "store" / "tmp").rmdir()
+    shutil.rmtree(folder / "store" / "tmp")
     text = json.dumps(expected, sort_keys=True, separators=(",", ":"))
     (folder / "expected.json").write_text(text + "\n", encoding="ascii")
 

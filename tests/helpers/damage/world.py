@@ -78,7 +78,8 @@ def make(root: Path) -> World:
     repo.branch("side", "main~1")
     states[str(repo.commit(state(9), branch="side", step=9).id)] = state(9)
     repo.tag("v1", "main~2")
-    kinds = {str(path.relative_to(root)): "chunk" for path in root.rglob("*") if path.is_file()}
+    files = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    kinds = {key: "chunk" for key in files if not key.startswith("tmp/")}
     kinds |= {key: "operation" for key in kinds if key.startswith("ops/")} | {MARKER: "marker"}
     needs: dict[str, set[str]] = {key: set() for key in kinds}
     needs[MARKER] |= states.keys()
