@@ -1,5 +1,8 @@
 """The peers of ckptstore: torch.save, safetensors, and the limits of the machine.
 
+`loose_files` is the floor of the store's own layout: the same bytes hashed and written as as many
+files, without a repository around them.
+
 "Durable" is the same for all: the data of the new file and its name in the folder are on disk when
 the call returns. Every save writes a new file; truncating an old one costs three times as much.
 """
@@ -7,8 +10,11 @@ the call returns. Every save writes a new file; truncating an old one costs thre
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +24,11 @@ from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from bench.measure import Contender
+from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.storage.writeback import begin_writeback
 
-HASHED_BYTES = 8 << 20
+HASHED_BYTES = 8 << 20  # also the largest chunk of a repository
+BUNDLED = 180  # small arrays in a file: the mean of the pages of 5,000
 
 
 def save(name: str, folder: Path, write: Callable[[Path], object]) -> Contender:
@@ -46,6 +55,45 @@ def safetensors_save(tensors: Mapping[str, torch.Tensor], folder: Path) -> Conte
 def raw_write(views: Sequence[memoryview], folder: Path) -> Contender:
     """Only the bytes, in one file, durable."""
     return save("raw write", folder, lambda path: write_views(views, path))
+
+
+def loose_files(views: Iterable[memoryview], folder: Path) -> Contender:
+    """A durable file for each chunk, named by its BLAKE3: the least that a commit of them needs.
+
+    Two threads hash and write, and have the kernel begin to write to the disk. Then each file is
+    fsynced, and the folder once. Arrays of less than 64 KiB share files, as in a repository.
+    """
+    large, small = [], []
+    for view in views:
+        (small if len(view) < SMALL_BYTES else large).append(view)
+    chunks = [
+        [view[start : start + HASHED_BYTES]]
+        for view in large
+        for start in range(0, len(view), HASHED_BYTES)
+    ]
+    bundles = [small[start : start + BUNDLED] for start in range(0, len(small), BUNDLED)]
+
+    def write(path: Path, parts: list[memoryview]) -> int:
+        for part in parts[1:]:
+            blake3(part).hexdigest()
+        data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        fd = os.open(path / blake3(data).hexdigest(), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        while data:
+            data = data[os.write(fd, data) :]
+        begin_writeback(fd)
+        return fd
+
+    def call(path: Path) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for fd in pool.map(partial(write, path), [*chunks, *bundles]):
+                os.fsync(fd)
+                os.close(fd)
+        make_durable(path)
+
+    def prepare() -> Path:
+        return Path(tempfile.mkdtemp(dir=folder))
+
+    return Contender(name="loose files", prepare=prepare, call=call, clean=shutil.rmtree)
 
 
 def blake3_two_threads(views: Iterable[memoryview]) -> Contender:

@@ -17,7 +17,7 @@ from bench.figures import Bound, Figure, comparisons
 from bench.measure import Contender
 from ckptstore.training import CheckpointManager
 
-STALL_MUST, STALL_AIM = 1 / 1.3, 1 / 1.1
+STALL_MUST, STALL_AIM = 1 / 1.15, 1 / 1.1
 MEMORY_MEGABYTES = 128
 SAVES = 3
 

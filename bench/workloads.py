@@ -1,4 +1,4 @@
-"""The states to commit: a real training state at three moments, and 5,000 small tensors.
+"""The states to commit: a training state at three moments, 44 MiB, and 5,000 small tensors.
 
 The training state is that of a decoder and its AdamW optimizer, trained on the source text of
 Python's standard library. It is kept in a cache folder, so only the first run trains.
@@ -26,6 +26,7 @@ MOMENTS = ("first", "second", "partly")
 BATCH = 2
 STEPS_FIRST, STEPS_SECOND, STEPS_PARTLY = 6, 4, 2
 TOKENS = 400_000
+MIB_TENSORS = 44
 SMALL_TENSORS = 5_000
 SMALL_BYTES_MIN, SMALL_BYTES_MAX = 1 << 10, 16 << 10
 
@@ -82,6 +83,15 @@ def live(state: State) -> State:
     optimizer = adamw(model)
     train_step(model, optimizer, torch.zeros((1, CONTEXT), dtype=torch.int64))
     return {**state, "model": model, "optimizer": copy.deepcopy(optimizer.state_dict())}
+
+
+def mib_tensors(*, seed: int) -> State:
+    """44 float32 tensors of 1 MiB, 46 MB: about as many files as bytes decide."""
+    values = torch.Generator().manual_seed(seed)
+    return {
+        f"layers.{number}.weight": torch.randn((512, 512), generator=values)
+        for number in range(MIB_TENSORS)
+    }
 
 
 def small_tensors(*, seed: int) -> State:
