@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from functools import cache
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
@@ -19,7 +20,7 @@ from ckptstore.errors import StorageError, UnsupportedValueError
 from ckptstore.forks import renewed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ckptstore.arrays.source import Framework
     from ckptstore.documents.chunks import Chunk
@@ -53,15 +54,14 @@ def framework_of(value: object) -> Framework | None:
     return None
 
 
-def describe(value: object, *, with_bytes: bool = True) -> ArraySource | None:
+def describe(value: object) -> ArraySource | None:
     """How to read an array, or None for any other value.
 
     UnsupportedValueError, without a path, for an array that cannot be stored bit for bit.
-    with_bytes: False, where `flat` is not wanted, is faster.
     """
     framework = framework_of(value)
     if framework is not None:
-        return framework.describe(value, with_bytes=with_bytes)
+        return framework.describe(value)
     return _describe_lazy(value) if isinstance(value, LazyArray) else None
 
 
@@ -111,6 +111,21 @@ def copy_out(array: Any, data: memoryview) -> None:
     _known(array).copy_out(array, data)
 
 
+def join(sources: Sequence[ArraySource], data: memoryview) -> None:
+    """Copy small arrays to a buffer of their size, one behind the other."""
+    for framework, group in groupby(sources, key=_joined_by):
+        members = list(group)
+        size = sum(member.nbytes for member in members)
+        part, data = data[:size], data[size:]
+        if framework is not None:
+            with one_thread_in_child():
+                framework.join([member.array for member in members], part)
+            continue
+        for member in members:
+            part[: member.nbytes] = member.whole()
+            part = part[member.nbytes :]
+
+
 def unwritable(array: Any) -> str | None:
     """Why an array cannot be filled in place; None when it can."""
     return _known(array).unwritable(array)
@@ -149,6 +164,11 @@ class _Process:
 _process = renewed(_Process(), _Process.note_child)
 
 
+def _joined_by(source: ArraySource) -> Framework | None:
+    """The framework of an array that is not copied yet; None for others."""
+    return source.framework if source.copied is None else None
+
+
 def _known(array: Any) -> Framework:
     framework = framework_of(array)
     assert framework is not None
@@ -167,6 +187,5 @@ def _describe_lazy(value: LazyArray) -> ArraySource:
         nbytes=value.nbytes,
         identity=value.identity,
         array=value,
-        flat=None,
         framework=None,
     )

@@ -16,7 +16,7 @@ from ckptstore.documents.dtypes import ML_DTYPES, NUMPY_DTYPES
 from ckptstore.errors import UnsupportedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Numpy(Framework):
@@ -24,7 +24,7 @@ class Numpy(Framework):
 
     array_type = np.ndarray
 
-    def describe(self, array: Any, *, with_bytes: bool = True) -> ArraySource:
+    def describe(self, array: Any) -> ArraySource:
         """How to read an array."""
         dtype = _checked_dtype(array)
         identity = None
@@ -38,9 +38,18 @@ class Numpy(Framework):
             nbytes=array.nbytes,
             identity=identity,
             array=array,
-            flat=_bytes(array) if with_bytes and array.flags.c_contiguous else None,
             framework=self,
         )
+
+    def memory(self, array: Any) -> memoryview | None:
+        """The bytes of a contiguous array."""
+        return _bytes(array) if array.flags.c_contiguous else None
+
+    def join(self, arrays: Sequence[Any], data: memoryview) -> None:
+        """Copy the elements of arrays to a buffer, one behind the other."""
+        for array in arrays:
+            self.copy_out(array, data[: array.nbytes])
+            data = data[array.nbytes :]
 
     def allocate(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
         """A new, writable array, and its bytes."""

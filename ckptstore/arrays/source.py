@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.documents.chunks import DIMENSIONS_MAX, Chunk, runs
 from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.errors import UnsupportedValueError
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ class Framework(Protocol):
 
     array_type: type
 
-    def describe(self, array: Any, *, with_bytes: bool = True) -> ArraySource:
-        """How to read an array; UnsupportedValueError, without a path, for one that is refused.
+    def describe(self, array: Any) -> ArraySource:
+        """How to read an array; UnsupportedValueError, without a path, for one that is refused."""
 
-        with_bytes: False leaves out `flat`, which is faster.
-        """
+    def memory(self, array: Any) -> memoryview | None:
+        """The bytes of an array; None where they are not one run of this process's memory."""
+
+    def join(self, arrays: Sequence[Any], data: memoryview) -> None:
+        """Copy the elements of small arrays to a buffer of their size, one behind the other."""
 
     def allocate(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
         """A new, writable array in the memory of the processor, and its bytes."""
@@ -63,8 +67,8 @@ class ArraySource:
     """An array of a state, ready to be read chunk by chunk. Never changed once made.
 
     identity: equal for two names of the same memory, which makes tied weights tied; None when that
-    means nothing. array: of the framework, or a LazyArray, which has none. flat: its bytes, where
-    they are contiguous in memory. is_private: nothing else writes to `flat`.
+    means nothing. array: of the framework, or a LazyArray, which has none. copied: a copy of its
+    bytes, to which nothing else writes.
     """
 
     kind: str
@@ -73,17 +77,37 @@ class ArraySource:
     nbytes: int
     identity: object
     array: Any
-    flat: memoryview | None
     framework: Framework | None
-    is_private: bool = False
+    copied: memoryview | None = None
+
+    @property
+    def flat(self) -> memoryview | None:
+        """The bytes of the array, where they are contiguous in memory.
+
+        Not kept: of thousands of small arrays most are never asked for.
+        """
+        if self.copied is None and self.framework is not None:
+            return self.framework.memory(self.array)
+        return self.copied
+
+    @property
+    def has_memory(self) -> bool:
+        """True when `flat` is not None, or the array is too small for that to matter."""
+        return self.nbytes < SMALL_BYTES or self.flat is not None
+
+    @property
+    def is_private(self) -> bool:
+        """True when nothing else writes to `flat`."""
+        return self.copied is not None
 
     def chunk(self, chunk: Chunk, buffer: Callable[[int], memoryview]) -> memoryview:
         """The bytes of one chunk: a slice of the array's memory if `has_run`, else a copy.
 
         buffer: returns writable memory of a size, which holds the chunk until it is called again.
         """
-        if self.flat is not None and chunk.start is not None:
-            return self.flat[chunk.start : chunk.start + chunk.size]
+        flat = self.flat if chunk.start is not None else None
+        if flat is not None and chunk.start is not None:
+            return flat[chunk.start : chunk.start + chunk.size]
         data = buffer(chunk.size)
         if self.framework is not None and self.array is not None:
             self.framework.copy_out(part_of(self.array, chunk), data)
@@ -104,8 +128,8 @@ class ArraySource:
         for first, length in runs(self.shape, box):
             start, size = first * item, length * item
             part = data[filled : filled + size]
-            if self.flat is not None:
-                part[:] = self.flat[start : start + size]
+            if self.copied is not None:
+                part[:] = self.copied[start : start + size]
             else:
                 self.array.read_into(part, start)
             filled += size
@@ -125,8 +149,9 @@ class ArraySource:
 
     def whole(self) -> memoryview:
         """All bytes."""
-        if self.flat is not None:
-            return self.flat
+        flat = self.flat
+        if flat is not None:
+            return flat
         data = memoryview(bytearray(self.nbytes))
         return self.chunk(Chunk(0, self.nbytes, ()), lambda _: data) if data else data
 

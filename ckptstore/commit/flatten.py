@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.arrays import codecs
@@ -15,11 +14,7 @@ if TYPE_CHECKING:
     from ckptstore.state.flatten import Flat
 
 
-def flatten(value: object, *, with_bytes: bool = True) -> Flat[ArraySource]:
-    """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold.
-
-    with_bytes: False, where the memory of the arrays is not read, is faster.
-    """
-    describe = partial(arrays.describe, with_bytes=with_bytes)
+def flatten(value: object) -> Flat[ArraySource]:
+    """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold."""
     with paused_collector():
-        return flatten_state(value, describe=describe, encode=codecs.encode)
+        return flatten_state(value, describe=arrays.describe, encode=codecs.encode)

@@ -1,28 +1,30 @@
 """Put: hash the arrays of a plan, and store the chunks and bundles that are not there yet.
 
-Chunks are hashed from the arrays' own memory by a few threads, which keep the processors busy. More
-threads write new objects; they mostly wait for fsync. Objects that already exist with the right
-size are not rewritten. Unless the parent references them they are still flushed: their writer may
-have died before its own flush.
+A few threads hash chunks from the arrays' own memory and write new ones to temporary files, which
+the kernel begins to write to the disk at once. When no chunk is left, the same threads hash shared
+memory again, wait for the disk and give the files their names. Objects that already exist with the
+right size are not rewritten. Unless the parent references them they are still flushed: their writer
+may have died before its own flush.
 
 Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble`
-takes from one process or from several. ADR 0009, ADR 0010; docs/reference/format.md, section 14.
+takes from one process or from several. ADR 0009, ADR 0036; docs/reference/format.md, section 14.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
+from ckptstore.arrays import frameworks
 from ckptstore.digest import Digest
 from ckptstore.documents.page import Bundle
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
-from ckptstore.store.objects import PUT_THREADS
 from ckptstore.threads import Buffers, LentBuffers, Workers, results
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ckptstore.arrays.source import ArraySource
     from ckptstore.commit.plan import ArrayPlan, Plan, Shape
     from ckptstore.documents.chunks import Chunk
-    from ckptstore.store.objects import ObjectStore
+    from ckptstore.store.objects import ObjectStore, StagedObject
     from ckptstore.store.reach import Reached
 
     SourceChunk = tuple[ArraySource, Chunk]
@@ -41,9 +43,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-HASH_THREADS = 3  # more would only take turns
-# Chunks that have to be copied are hashed and put by the thread that holds the copy.
-COPY_THREADS = 8
+PUT_THREADS = 3  # they hash, and wait for the disk in turn
+COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
+STAGED_MAX = 64  # files that are written and not yet put; each is open
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks, all at once
 BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
@@ -74,31 +76,27 @@ class Putter:
         new_bytes: Bytes of the objects that had to be written.
     """
 
-    def __init__(
-        self, objects: ObjectStore, reached: Reached, *, putters: Workers, hashers: Workers
-    ) -> None:
+    def __init__(self, objects: ObjectStore, reached: Reached, workers: Workers) -> None:
         self.relied: set[Digest] = set()
         self.new_bytes = 0
         self._objects, self._reached = objects, reached
-        self._putters, self._hashers = putters, hashers
+        self._workers = workers
         self._written: set[Digest] = set()
         self._durable: set[Digest] = set()
-        self._puts: list[Future[None]] = []
+        self._staged: deque[StagedObject] = deque()
+        self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
         self._lock = Lock()
 
-    def hashed(self, job: Callable[[], Result]) -> Future[Result]:
-        """Have a job done by one of the threads that hash."""
-        return self._hashers.submit(job)
+    def submit(self, job: Callable[[], Result]) -> Future[Result]:
+        """Have a job done by one of the threads."""
+        return self._workers.submit(job)
 
-    def put(
-        self, data: bytes | memoryview, *, is_shared: bool = False
-    ) -> tuple[Digest, Future[None] | None]:
+    def put(self, data: bytes | memoryview) -> tuple[Digest, Future[None] | None]:
         """Have an object written unless it is there.
 
         Args:
-            data: Its bytes.
-            is_shared: True if others may write to this memory meanwhile.
+            data: Its bytes, which nothing else writes to.
 
         Returns:
             Its digest, and a future of when its memory is free again; None if it is now.
@@ -106,24 +104,36 @@ class Putter:
         digest = Digest.of(data)
         if not self._is_needed(digest, len(data)):
             return digest, None
-        put = self._putters.submit(partial(self._objects.put, digest, data, is_shared=is_shared))
-        with self._lock:
-            self._puts.append(put)
-        return digest, put
+        job = self._workers.submit(partial(self._stage, digest, data))
+        self._jobs.append(job)
+        return digest, job
 
     def put_chunks(self, chunks: Iterable[SourceChunk]) -> list[Digest]:
         """Hash chunks, and have them written."""
         return [self._put_chunk(source, chunk) for source, chunk in chunks]
 
     def _put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
-        """Hash a chunk, and have it written; at once if it is a copy, whose memory is reused."""
         data = source.chunk(chunk, self._buffers.of)
-        if source.has_run(chunk):
-            return self.put(data, is_shared=not source.is_private)[0]
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
-            self._objects.put(digest, data)
+            is_copy = source.is_private or not source.has_run(chunk)
+            self._stage(digest, data, is_shared=not is_copy)
         return digest
+
+    def _stage(self, digest: Digest, data: bytes | memoryview, *, is_shared: bool = False) -> None:
+        """Write an object ahead. It is put once the jobs queued before are done, or at once."""
+        self._staged.append(self._objects.stage(digest, data, is_shared=is_shared))
+        self._jobs.append(self._workers.submit(self._put_next))
+        if len(self._staged) > STAGED_MAX:
+            self._put_next()
+
+    def _put_next(self) -> None:
+        """Put the object that was staged first, unless another thread has taken it."""
+        try:
+            staged = self._staged.popleft()
+        except IndexError:
+            return
+        staged.put()
 
     def put_bundle(self, data: memoryview, parts: list[Part]) -> tuple[Bundle, Future[None] | None]:
         """The same for the small arrays of a page. A bundle of the parent is not even hashed."""
@@ -143,9 +153,14 @@ class Putter:
 
     def finish(self) -> None:
         """Return once everything relied upon is durable."""
-        results(self._puts)
+        results(self._jobs)  # a job that stages adds its put before it is done
         durable = (self._reached.digests | self._durable) - self._written
         self._objects.flush(self.relied - durable)
+
+    def drop(self) -> None:
+        """Remove what was staged and not put, after an error."""
+        while self._staged:
+            self._staged.popleft().drop()
 
     def _is_needed(self, digest: Digest, size: int) -> bool:
         """Rely on an object: True, for one caller, when it has to be written."""
@@ -162,16 +177,23 @@ class Putter:
 
 
 @contextmanager
-def putting(objects: ObjectStore, reached: Reached, *, hash_threads: int = 1) -> Iterator[Putter]:
-    """A putter with its threads, which have ended afterwards."""
-    with Workers(PUT_THREADS) as putters, Workers(hash_threads) as hashers:
-        yield Putter(objects, reached, putters=putters, hashers=hashers)
+def putting(
+    objects: ObjectStore, reached: Reached, *, threads: int | None = None
+) -> Iterator[Putter]:
+    """A putter with its threads, which have ended afterwards, and left no temporary file."""
+    workers = Workers(threads or PUT_THREADS)
+    putter = Putter(objects, reached, workers)
+    try:
+        with workers:
+            yield putter
+    finally:
+        putter.drop()
 
 
-def hash_threads(plan: Plan, sources: Iterable[ArraySource]) -> int:
+def put_threads(plan: Plan, sources: Iterable[ArraySource]) -> int:
     """As many threads as help, and no more than may hold a copy of a chunk at once."""
-    if plan.is_contiguous and all(source.flat is not None for source in sources):
-        return HASH_THREADS
+    if plan.is_contiguous and all(source.has_memory for source in sources):
+        return PUT_THREADS
     return max(1, min(COPY_THREADS, COPY_BYTES_MAX // plan.chunk_bytes))
 
 
@@ -200,7 +222,7 @@ def put_arrays(
     """
     with paused_collector():
         hashing = [
-            (places, putter.hashed(partial(putter.put_chunks, job)))
+            (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
         buffers = LentBuffers(BUNDLES_BYTES_MAX)
@@ -264,19 +286,15 @@ def _put_bundle(
             "that puts these must put it too."
         )
     buffer = buffers.of(sum(source.nbytes for source in held))
-    parts = _join(held, buffer)
+    frameworks.join(held, buffer)
+    parts = _parts(held, buffer)
     bundle, put = putter.put_bundle(buffer, parts)
     buffers.lend(buffer, until=put)
     return parts, bundle
 
 
-def _join(sources: list[ArraySource], buffer: memoryview) -> list[Part]:
-    """Copy arrays to a buffer, one behind the other; return their digests and positions in it."""
-    parts = []
+def _parts(sources: list[ArraySource], buffer: memoryview) -> list[Part]:
+    """The digests and positions of arrays that were joined in a buffer."""
     ends = accumulate(source.nbytes for source in sources)
-    for source, end in zip(sources, ends, strict=True):
-        start = end - source.nbytes
-        part = buffer[start:end]
-        part[:] = source.whole()
-        parts.append((Digest.of(part), start))
-    return parts
+    starts = [end - source.nbytes for source, end in zip(sources, ends, strict=True)]
+    return [(Digest.of(buffer[i:j]), i) for i, j in pairwise((*starts, len(buffer)))]

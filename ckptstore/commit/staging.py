@@ -55,7 +55,7 @@ class Staging:
         import torch
 
         with paused_collector(), arrays.one_thread_in_child():
-            flat = flatten(value, with_bytes=False)
+            flat = flatten(value)
             own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
             places = self._places_for(own)
             with torch.no_grad():
@@ -114,7 +114,7 @@ class _Place:
     __slots__ = ("_memory", "_view", "source")
 
     def __init__(self, source: ArraySource, room: Any, memory: memoryview) -> None:
-        self.source = replace(source, array=None, identity=None, flat=memory, is_private=True)
+        self.source = replace(source, array=None, identity=None, copied=memory)
         self._memory = memory
         self._view = None
         if source.kind == TENSOR and source.nbytes and source.dtype not in _ONLY_BYTES:

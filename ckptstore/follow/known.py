@@ -142,7 +142,7 @@ class Known:
 def location_of(array: Any) -> object:
     """Equal for the same memory read in the same way, while it lives; None where unknown."""
     try:
-        source = arrays.describe(array, with_bytes=False)
+        source = arrays.describe(array)
     except UnsupportedValueError:
         return None
     return None if source is None else source.identity

@@ -1,12 +1,14 @@
 """LocalStorage: a folder, written so that a power failure at any moment leaves only garbage.
 
 `put` writes a temporary file under a name that was never used before, fsyncs it and renames it.
-`create` does the same with link, which fails when the name is taken. `flush` fsyncs the folders
-that hold the keys, and their parents, because another process may have made a folder, or a file
-that the caller relies on, without having reached its own flush. A failed fsync is never repeated on
-the same file, since the kernel may have dropped the bytes and would then report success: the commit
-fails instead (docs/reference/format.md, section 3; ADR 0001). `prepare` tries all of this before
-there is a repository, as not every file system can do it (ADR 0029).
+`stage` does the first of these and has the kernel begin to write the bytes to the disk; the fsync
+comes with the name (ADR 0036). `create` links instead of renaming, which fails when the name is
+taken. `flush` fsyncs the folders that hold the keys, and their parents, because another process may
+have made a folder, or a file that the caller relies on, without having reached its own flush. A
+failed fsync is never repeated on the same file, since the kernel may have dropped the bytes and
+would then report success: the commit fails instead (docs/reference/format.md, section 3; ADR 0001).
+`prepare` tries all of this before there is a repository, as not every file system can do it (ADR
+0029).
 
 New files and folders may be read, and new folders written to, by whoever may do so with the root,
 whatever the umask of the process: a group shares a repository by the mode of its root.
@@ -35,26 +37,27 @@ from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, Sto
 from ckptstore.forks import unshared_folder
 from ckptstore.regular_file import open_regular, read_full
 from ckptstore.storage.protocol import (
-    KEY_PARTS_MAX,
     Listed,
     Temporary,
     check_key,
     refuse_foreign,
 )
 from ckptstore.storage.temporary import hold, is_left, new_name
+from ckptstore.storage.writeback import begin_writeback
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Confirm, Seen
+    from ckptstore.storage.protocol import Seen
 
 TEMPORARY = "tmp"
 RESERVE = ("reserve-1", "reserve-2", "reserve-3", "reserve-4")  # in tmp/; an inode each
 RESERVE_BYTES = 1 << 14
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
+FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -165,35 +168,32 @@ class LocalStorage:
                 if seen:
                     seen(part)
 
-    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         """Store bytes under a key, atomically; durable after `flush`."""
-        with (
-            _translated(key, self._root, writing=True),
-            self._written(data, confirm) as (temporary, tmp_fd),
-            self._folder_of(key, make=True) as (folder_fd, name),
-        ):
-            os.rename(temporary, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
+        with _translated(key, self._root, writing=True):
+            self._written(data).put(key)
+
+    def stage(self, data: Buffer) -> _StagedFile:
+        """Write a temporary file, and have the kernel begin to write it to the disk."""
+        with _translated("a temporary file", self._root, writing=True):
+            staged = self._written(data)
+            with staged.removed_on_error():
+                begin_writeback(staged.fd)
+            return staged
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; durable when it returns True."""
         with _translated(key, self._root, writing=True):
-            with (
-                self._written(data) as (temporary, tmp_fd),
-                self._folder_of(key, make=True) as (folder_fd, name),
-            ):
+            staged = self._written(data)
+            with self._named(staged, key) as (tmp_fd, folder_fd, name):
+                link = partial(os.link, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
                 try:
                     with _required("hard links", self._root):
-                        os.link(
-                            temporary,
-                            name,
-                            src_dir_fd=tmp_fd,
-                            dst_dir_fd=folder_fd,
-                            follow_symlinks=False,
-                        )
+                        link(staged.name, name, follow_symlinks=False)
                     created = True
                 except FileExistsError:
                     created = False
-                os.unlink(temporary, dir_fd=tmp_fd)
+                os.unlink(staged.name, dir_fd=tmp_fd)
             if created:
                 self.flush([key])
             return created
@@ -220,11 +220,10 @@ class LocalStorage:
                 self.put(to, self.get(key, bytes_max=_size(name, within=from_fd) or 0))
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Fsync the folders of these keys, then every folder above them up to the root."""
+        """Fsync the folders of these keys, and every folder above them up to the root."""
         folders = {parent for key in keys for parent in _folders_above(key)}
-        for depth in range(KEY_PARTS_MAX - 1, -1, -1):
-            level = sorted(parts for parts in folders if len(parts) == depth)
-            gather([partial(self._fsync, parts) for parts in level], threads=FLUSH_THREADS)
+        threads = min(FLUSH_THREADS, 1 + len(folders) // FOLDERS_PER_THREAD)
+        gather([partial(self._fsync, parts) for parts in sorted(folders)], threads=threads)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove keys, ignoring missing ones, durably.
@@ -355,29 +354,42 @@ class LocalStorage:
         finally:
             os.close(fd)
 
-    @contextmanager
-    def _written(self, data: Buffer, confirm: Confirm | None = None) -> Iterator[tuple[str, int]]:
-        """Write and fsync a temporary file, and yield its name and the descriptor of its folder.
-
-        It is open, and so locked, until it has another name. An error removes it.
-        """
+    def _written(self, data: Buffer) -> _StagedFile:
+        """Write a temporary file, which is open, and so locked, until it has another name."""
         name = new_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
             fd = os.open(name, _WRITE, self._file_mode(), dir_fd=tmp_fd)
-            try:
-                hold(fd)
-                _grant(fd, self._file_mode())
-                _write_full(fd, memoryview(data).cast("B"))
-                if confirm:
-                    confirm()
-                os.fsync(fd)
-                yield name, tmp_fd
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=tmp_fd)
-                raise
-            finally:
-                os.close(fd)
+        staged = _StagedFile(fd, name, rename=self._rename, remove=self._remove)
+        with staged.removed_on_error():
+            hold(fd)
+            _grant(fd, self._file_mode())
+            _write_full(fd, memoryview(data).cast("B"))
+        return staged
+
+    def _rename(self, staged: _StagedFile, key: str) -> None:
+        """Fsync a temporary file and rename it to a key."""
+        with self._named(staged, key) as (tmp_fd, folder_fd, name):
+            os.rename(staged.name, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
+
+    @contextmanager
+    def _named(self, staged: _StagedFile, key: str) -> Iterator[tuple[int, int, str]]:
+        """Fsync a temporary file, and yield its folder, the folder of a key and the name there.
+
+        The context moves it. An error removes it, as a failed fsync is never repeated.
+        """
+        with _translated(key, self._root, writing=True), staged.removed_on_error():
+            os.fsync(staged.fd)
+            with (
+                self._folder((TEMPORARY,)) as tmp_fd,
+                self._folder_of(key, make=True) as (folder_fd, name),
+            ):
+                yield tmp_fd, folder_fd, name
+            staged.close()
+
+    def _remove(self, name: str) -> None:
+        """Remove a temporary file."""
+        with suppress(OSError), self._folder((TEMPORARY,)) as tmp_fd:
+            os.unlink(name, dir_fd=tmp_fd)
 
     def _fsync(self, parts: tuple[str, ...], *, may_lack: bool = False) -> None:
         """Fsync a folder below the root; with `may_lack`, only if it is there."""
@@ -420,6 +432,48 @@ class LocalStorage:
             yield fd
         finally:
             os.close(fd)
+
+
+class _StagedFile:
+    """A temporary file that holds all of its bytes, open until it has a key or is dropped."""
+
+    __slots__ = ("_remove", "_rename", "fd", "name")
+
+    def __init__(
+        self,
+        fd: int,
+        name: str,
+        *,
+        rename: Callable[[_StagedFile, str], None],
+        remove: Callable[[str], None],
+    ) -> None:
+        self.fd, self.name = fd, name
+        self._rename, self._remove = rename, remove
+
+    def put(self, key: str) -> None:
+        """Make the bytes durable and rename the file to a key."""
+        self._rename(self, key)
+
+    def drop(self) -> None:
+        """Close and remove the file, unless it has a key."""
+        if self.fd >= 0:
+            with suppress(OSError):
+                self.close()
+            self._remove(self.name)
+
+    def close(self) -> None:
+        """Close the file, which also unlocks it."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+    @contextmanager
+    def removed_on_error(self) -> Iterator[None]:
+        """Drop the file when an error leaves the context."""
+        try:
+            yield
+        except BaseException:
+            self.drop()
+            raise
 
 
 def _open_folder(name: str, *, make: int | None, within: int | None = None) -> int:

@@ -16,7 +16,26 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Confirm, Seen, Temporary
+    from ckptstore.storage.protocol import Seen, Storage, Temporary
+
+
+class StagedCopy:
+    """A copy of bytes that were staged, for storages that write nothing ahead.
+
+    Args:
+        storage: Where they are put.
+        data: The bytes.
+    """
+
+    def __init__(self, storage: Storage, data: Buffer) -> None:
+        self._storage, self._data = storage, bytes(data)
+
+    def put(self, key: str) -> None:
+        """Store them under a key."""
+        self._storage.put(key, self._data)
+
+    def drop(self) -> None:
+        """Do nothing: a copy is freed with the last reference to it."""
 
 
 class MemoryStorage:
@@ -56,12 +75,10 @@ class MemoryStorage:
         if seen:
             seen(buffer)
 
-    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         """Store bytes under a key."""
         check_key(key)
         copied = bytes(data)
-        if confirm:
-            confirm()
         with self._lock:
             self._modified[key] = time.monotonic()  # first: a child may be forked in between
             self._data[key] = copied
@@ -69,6 +86,10 @@ class MemoryStorage:
     def copy(self, key: str, to: str) -> None:
         """Store the bytes of one key under another too."""
         self.put(to, self._get(key))
+
+    def stage(self, data: Buffer) -> StagedCopy:
+        """Copy the bytes of a later put."""
+        return StagedCopy(self, data)
 
     def flush(self, keys: Iterable[str]) -> None:
         """Do nothing: no key outlives the process."""

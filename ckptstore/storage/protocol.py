@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    Confirm = Callable[[], object]
     Seen = Callable[[memoryview], object]
 
 KEY_PARTS_MAX = 3
@@ -65,6 +64,22 @@ class Temporary(NamedTuple):
 
     size: int
     is_left: bool
+
+
+class Staged(Protocol):
+    """Bytes that a storage has taken and that no reader sees yet, on their way to the disk."""
+
+    def put(self, key: str) -> None:
+        """Store them under a key, as `Storage.put` does; once at most.
+
+        Args:
+            key: Where to store.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Remove them; does nothing once they were put."""
+        ...
 
 
 class Storage(Protocol):
@@ -119,14 +134,23 @@ class Storage(Protocol):
         """
         ...
 
-    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         """Store bytes under a key, atomically replacing what was there; durable after `flush`.
 
         Args:
             key: Where to store.
             data: Contiguous bytes.
-            confirm: Called once all bytes have been taken and before any reader can see them. An
-                error it raises abandons the put.
+        """
+        ...
+
+    def stage(self, data: Buffer) -> Staged:
+        """Take the bytes of a later put, so that others can be taken while they are written.
+
+        Args:
+            data: Contiguous bytes; the memory is free when this returns.
+
+        Returns:
+            What has to be put or dropped, and may hold an open file until then.
         """
         ...
 

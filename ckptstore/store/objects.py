@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ckptstore.storage import Listed, Storage
+    from ckptstore.storage.protocol import Staged
 
 PREFIX = "objects/"
 CHECK_STEP_BYTES = 1 << 20
 ALONE_THREADS = 2
-PUT_THREADS = 12  # a thread spends most of its time waiting for fsync
 
 _KEY = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})")
 
@@ -79,21 +79,17 @@ class ObjectStore:
         return self.size(digest) == size
 
     def put(self, digest: Digest, data: Buffer, *, is_shared: bool = False) -> None:
-        """Store bytes whose digest the caller has computed; durable after `flush`.
+        """Store bytes whose digest the caller has computed; durable after `flush`."""
+        self.stage(digest, data, is_shared=is_shared).put()
+
+    def stage(self, digest: Digest, data: Buffer, *, is_shared: bool = False) -> StagedObject:
+        """Write bytes ahead of a put. Unless they are shared, their memory is free afterwards.
 
         is_shared: the memory may be written to meanwhile, as by a training step on another thread.
-        The bytes are then hashed again after they were written and before any reader can see them,
-        because later commits would rely on bytes stored under a wrong digest (ADR 0009).
+        The bytes are then hashed again by the put, before any reader can see them, because later
+        commits would rely on bytes stored under a wrong digest (ADR 0009).
         """
-
-        def confirm() -> None:
-            if Digest.of(data) != digest:
-                raise InvalidInputError(
-                    "An array changed while it was being committed. Commit a copy, or wait until "
-                    "nothing writes to it."
-                )
-
-        self._storage.put(key_of(digest), data, confirm=confirm if is_shared else None)
+        return StagedObject(digest, self._storage.stage(data), data if is_shared else None)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """Return once these objects are durable, whichever process put them."""
@@ -161,6 +157,29 @@ class ObjectStore:
         """List every object; the digest is None for a key that is no object's."""
         for item in self._storage.list(PREFIX):
             yield digest_of(item.key), item
+
+
+class StagedObject:
+    """An object whose bytes are on their way to the disk, and that no reader sees yet."""
+
+    __slots__ = ("_digest", "_shared", "_staged")
+
+    def __init__(self, digest: Digest, staged: Staged, shared: Buffer | None) -> None:
+        self._digest, self._staged, self._shared = digest, staged, shared
+
+    def put(self) -> None:
+        """Make it an object; InvalidInputError when shared memory changed since it was hashed."""
+        if self._shared is not None and Digest.of(self._shared) != self._digest:
+            self.drop()
+            raise InvalidInputError(
+                "An array changed while it was being committed. Commit a copy, or wait until "
+                "nothing writes to it."
+            )
+        self._staged.put(key_of(self._digest))
+
+    def drop(self) -> None:
+        """Remove it; does nothing once it was put."""
+        self._staged.drop()
 
 
 def digest_of(key: str) -> Digest | None:

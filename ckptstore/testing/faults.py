@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.storage import MemoryStorage
+from ckptstore.storage.memory import StagedCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from typing_extensions import Buffer
-
-    from ckptstore.storage.protocol import Confirm
 
 __all__ = ["Killed", "LosingStorage"]
 
@@ -63,14 +62,18 @@ class LosingStorage:
         """Return the keys that a power failure may take."""
         return tuple(sorted(self._before))
 
-    def put(self, key: str, data: Buffer, *, confirm: Confirm | None = None) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         """As in the protocol; not durable yet."""
         self._change()
         before = None
         if self._memory.size(key) is not None:
             before = self._memory.get(key, bytes_max=_BYTES_MAX)
-        self._memory.put(key, data, confirm=confirm)
+        self._memory.put(key, data)
         self._before.setdefault(key, before)
+
+    def stage(self, data: Buffer) -> StagedCopy:
+        """As in the protocol; changes nothing."""
+        return StagedCopy(self, data)
 
     def copy(self, key: str, to: str) -> None:
         """As in the protocol; not durable yet."""

@@ -104,17 +104,18 @@ class StorageSuite:
             assert sum(won) == 1
             assert storage.get(key, bytes_max=100) == bodies[won.index(True)]
 
-    def test_a_put_that_is_not_confirmed_leaves_what_was_there(self, storage: Storage) -> None:
-        """`confirm` is called before any reader can see the bytes, and its error comes out."""
+    def test_what_is_staged_is_seen_once_it_is_put(self, storage: Storage) -> None:
+        """With the bytes that the memory had then; what is dropped was never there."""
         storage.put(KEY, b"old")
-
-        def refuse() -> None:
-            assert storage.get(KEY, bytes_max=10) == b"old"
-            raise InvalidInputError("no")
-
-        with pytest.raises(InvalidInputError, match="no"):
-            storage.put(KEY, b"new", confirm=refuse)
+        memory = bytearray(b"new")
+        staged, dropped = storage.stage(memory), storage.stage(memory)
+        memory[:] = b"???"
+        dropped.drop()
+        assert _sizes(storage) == {KEY: 3}
         assert storage.get(KEY, bytes_max=10) == b"old"
+        staged.put(KEY)
+        staged.drop()
+        assert storage.get(KEY, bytes_max=10) == b"new"
         assert _sizes(storage) == {KEY: 3}
 
     def test_list_gives_every_key_under_a_folder_with_its_size(self, storage: Storage) -> None:

@@ -20,7 +20,6 @@ from ckptstore.documents.zarr_page import NodePage, Value, Weighed, ZarrNode, cu
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.paths import ROOT
-from ckptstore.store.objects import PUT_THREADS
 from ckptstore.store.reach import Reached, Written, page_ref, reached_by
 from ckptstore.threads import gather
 from ckptstore.zarr.contents import (
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from ckptstore.zarr.staged_contents import StagedContents
 
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
+
+PUT_THREADS = 12  # a thread spends most of its time waiting for fsync
 
 
 def write(staged: StagedContents) -> Written:

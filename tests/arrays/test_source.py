@@ -124,6 +124,36 @@ def test_elements_at_odd_addresses_are_copied_bit_for_bit(dtype: str, view: Any)
         assert stored(target) == bytes(odd_data)
 
 
+def joined(*values: Any) -> bytes:
+    """The bytes of small arrays as the bundle of a page has them."""
+    sources = [source for value in values if (source := arrays.describe(value)) is not None]
+    data = fresh(sum(source.nbytes for source in sources))
+    arrays.join(sources, data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("dtype", ITEM_BYTES)
+def test_small_arrays_are_joined_bit_for_bit(dtype: str) -> None:
+    """Of one dtype or several, whatever their strides, and of both frameworks."""
+    matrix = random(dtype, 7, 5)
+    views = [matrix, matrix[0], matrix[0, 0], *strided(matrix).values(), matrix[:, 1:3]]
+    views += [at_odd_addresses(matrix), matrix.permute(1, 0), torch.nn.Parameter(matrix, False)]
+    expected = [stored(view) for view in views]
+    assert joined(*views) == b"".join(expected)
+    byte = np.array([7], dtype=np.uint8)
+    assert joined(byte, *views, byte, torch.ones(3)) == b"".join(
+        [b"\7", *expected, b"\7", stored(torch.ones(3))]
+    )
+
+
+def test_negated_and_conjugated_arrays_are_joined_as_they_read() -> None:
+    numbers = torch.randn(9, dtype=torch.complex64)
+    views = [numbers.conj(), numbers.conj().imag, numbers.real, numbers]
+    assert joined(*views[:1]) == stored(views[0])
+    assert joined(*views[1:3]) == b"".join(map(stored, views[1:3]))
+    assert joined(*views) == b"".join(map(stored, views))
+
+
 def test_contiguous_arrays_are_read_where_they_lie() -> None:
     for array in (torch.zeros(100), np.zeros(100, np.float32)):
         source = arrays.describe(array)

@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ckptstore.storage.protocol import Staged
+
 
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """An array that changes between hashing and writing, as by another thread's training."""
     array = np.ones(100_000, dtype=np.float32)
-    put = LocalStorage.put
+    stage = LocalStorage.stage
 
-    def put_while_training(self: LocalStorage, key: str, data: Buffer, **options: object) -> None:
+    def stage_while_training(self: LocalStorage, data: Buffer) -> Staged:
         array[5] += 1
-        put(self, key, data, **options)  # type: ignore[arg-type]
+        return stage(self, data)
 
-    monkeypatch.setattr(LocalStorage, "put", put_while_training)
+    monkeypatch.setattr(LocalStorage, "stage", stage_while_training)
     return array
 
 

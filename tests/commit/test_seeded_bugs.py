@@ -35,7 +35,13 @@ def test_injected_errors_catch(bug: str, scratch: Path) -> None:
 
 @pytest.mark.parametrize(
     "bug",
-    ["no-file-fsync", "no-folder-fsync", "no-parent-folder-fsync", "operation-before-manifest"],
+    [
+        "no-file-fsync",
+        "names-before-bytes",
+        "no-folder-fsync",
+        "no-parent-folder-fsync",
+        "operation-before-manifest",
+    ],
 )
 def test_power_failures_catch(bug: str, scratch: Path) -> None:
     volume = scratch / "volume"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ckptstore.storage import LocalStorage
+from ckptstore.errors import StorageError
+from ckptstore.storage import LocalStorage, writeback
 from ckptstore.storage.local import RESERVE
 from ckptstore.storage.temporary import UNLOCKED_SECONDS, UNTOUCHED_SECONDS, new_name
 from ckptstore.testing.storage_suite import KEY
@@ -41,18 +44,21 @@ def names(folder: Path) -> set[str]:
     return set(os.listdir(folder / "tmp")) - set(RESERVE)
 
 
-def die_writing(put: Callable[..., object]) -> None:
+def die_writing(storage: LocalStorage) -> None:
     """Kill a process that has written a temporary file and not renamed it yet."""
     child = os.fork()
     if child == 0:
-        put(KEY, bytes(SIZE), confirm=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            storage.stage(bytes(SIZE))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def test_what_a_killed_writer_left_is_removed_after_a_minute(
     storage: LocalStorage, tmp_path: Path
 ) -> None:
-    die_writing(storage.put)
+    die_writing(storage)
     assert [item.is_left for item in storage.temporaries()] == [False]  # nothing is sure yet
     assert storage.sweep() == 0
     age(tmp_path, A_WHILE)
@@ -62,14 +68,28 @@ def test_what_a_killed_writer_left_is_removed_after_a_minute(
 
 
 def test_what_a_living_process_is_writing_stays(storage: LocalStorage, tmp_path: Path) -> None:
-    def sweep() -> None:
-        age(tmp_path, A_WHILE)
-        assert storage.temporaries() == ((SIZE, False),)
-        assert storage.sweep() == 0
-        age(tmp_path, 0)
-
-    storage.put(KEY, bytes(SIZE), confirm=sweep)
+    staged = storage.stage(bytes(SIZE))
+    age(tmp_path, A_WHILE)
+    assert storage.temporaries() == ((SIZE, False),)
+    assert storage.sweep() == 0
+    staged.put(KEY)
     assert storage.size(KEY) == SIZE
+
+
+def test_what_is_dropped_is_gone(storage: LocalStorage, tmp_path: Path) -> None:
+    storage.stage(bytes(SIZE)).drop()
+    assert names(tmp_path) == set()
+
+
+def test_an_error_of_early_writeback_fails_the_file(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may not report it again to the fsync."""
+    for number, fails in ((errno.EIO, True), (errno.ENOSPC, True), (errno.ENOSYS, False)):
+        monkeypatch.setattr(writeback, "_sync_file_range", lambda number=number: lambda fd: number)
+        with pytest.raises(StorageError) if fails else nullcontext():
+            storage.stage(b"x").drop()
+        assert names(tmp_path) == set()
 
 
 def test_it_is_locked_until_it_has_its_name(

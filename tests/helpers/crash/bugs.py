@@ -37,6 +37,25 @@ def no_folder_fsync() -> AbstractContextManager[object]:
     return patch("os.fsync", lambda fd: None if _is_folder(fd) else _fsync(fd))
 
 
+@contextmanager
+def names_before_bytes() -> Iterator[None]:
+    """Files are fsynced after they were renamed, though before the commit needs them."""
+    late: list[int] = []
+
+    def fsync(fd: int) -> None:
+        if not _is_folder(fd):
+            late.append(os.dup(fd))
+            return
+        while late:
+            file = late.pop()
+            _fsync(file)
+            os.close(file)
+        _fsync(fd)
+
+    with patch("os.fsync", fsync):
+        yield
+
+
 def no_parent_folder_fsync() -> AbstractContextManager[object]:
     return patch("ckptstore.storage.local._folders_above", lambda key: [tuple(key.split("/")[:-1])])
 
@@ -92,18 +111,18 @@ def temporary_name_by_pid_only() -> Iterator[None]:
 
 @contextmanager
 def found_objects_not_flushed() -> Iterator[None]:
-    put, flush = ObjectStore.put, ObjectStore.flush
+    stage, flush = ObjectStore.stage, ObjectStore.flush
     ours: set[Digest] = set()
 
-    def put_noted(objects: ObjectStore, digest: Digest, data: Any, **options: Any) -> None:
+    def stage_noted(objects: ObjectStore, digest: Digest, data: Any, **options: Any) -> Any:
         ours.add(digest)
-        put(objects, digest, data, **options)
+        return stage(objects, digest, data, **options)
 
     def flush_ours(objects: ObjectStore, digests: Iterable[Digest]) -> None:
         flush(objects, ours & set(digests))
 
     with (
-        patch.object(ObjectStore, "put", put_noted),
+        patch.object(ObjectStore, "stage", stage_noted),
         patch.object(ObjectStore, "flush", flush_ours),
     ):
         yield
@@ -139,6 +158,7 @@ BUGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     for bug in (
         no_file_fsync,
         no_folder_fsync,
+        names_before_bytes,
         no_parent_folder_fsync,
         failed_fsync_ignored,
         failed_fsync_tried_again,

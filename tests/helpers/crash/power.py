@@ -138,6 +138,8 @@ class Volume:
         match call.name:
             case "fsync":
                 self._fsync(self.looks.find(places[0]), began=call.began)
+            case "sync_file_range":
+                pass  # begins to write, and promises nothing
             case "write":
                 inode = self._existing(places[0])
                 self._change(call, Bytes(inode, len(self.looks.files.get(inode, b"")), call.data))
