@@ -194,7 +194,7 @@ class Repository:
         self._chunk_bytes = marker.chunk_bytes
         self._clock = clock
         self._objects = ObjectStore(storage)
-        self._oplog = Oplog(storage)
+        self._oplog = Oplog(storage, store=marker.store)
         self._catalog = Catalog(storage, self._objects)
         self._live = LiveCheckpoints(self._oplog, self._catalog)
         self._gc_stores: Stores | None = None
@@ -861,6 +861,7 @@ class Repository:
         id, _ = self._readable(beside)
         storage = self._objects.beside(reached_by(id, self._catalog).digests)
         marker = Marker(store=secrets.token_hex(16), chunk_bytes=self._chunk_bytes)
+        storage.create(MARKER_KEY, marker.encode())
         made = Repository(storage, marker)
         with self._catalog.reading(id):
             made.commit(value)

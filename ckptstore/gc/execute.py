@@ -76,6 +76,7 @@ def finish_gc(stores: Stores) -> None:
     """
     condemned = stores.oplog.newest().condemned
     if condemned is not None:
+        stores.oplog.check_store()
         record(stores, delete(stores, condemned))
         end(stores, "finished a gc that was interrupted")
 

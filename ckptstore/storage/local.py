@@ -91,6 +91,7 @@ class LocalStorage:
         if holds_nul or not isinstance(self._root, str):
             raise InvalidInputError(f"{shown(root)} is not a path: it holds a NUL, or is not text.")
         self._mode: int | None = None
+        self._is_used = False
 
     @property
     def url(self) -> str:
@@ -423,7 +424,14 @@ class LocalStorage:
         """Open a folder below the root, one part at a time, following no link below the root."""
         first = f"{self._root}/{parts[0]}" if parts else self._root
         mode = self._folder_mode() if make else None
-        fd = _open_folder(first, make=mode) if parts else os.open(first, _FOLDER)
+        try:
+            fd = _open_folder(first, make=None) if parts else os.open(first, _FOLDER)
+        except FileNotFoundError:
+            if mode is None:
+                raise
+            self._refuse_emptied()
+            fd = _open_folder(first, make=mode)
+        self._is_used = self._is_used or make
         try:
             for part in parts[1:]:
                 inner = _open_folder(part, make=mode, within=fd)
@@ -432,6 +440,13 @@ class LocalStorage:
             yield fd
         finally:
             os.close(fd)
+
+    def _refuse_emptied(self) -> None:
+        """Raise StorageError where nothing is left of what was written here before."""
+        if self._is_used and not os.listdir(self._root):
+            raise StorageError(
+                f"{self._root} is empty: what it held was removed, or its disk was unmounted."
+            )
 
 
 class _StagedFile:

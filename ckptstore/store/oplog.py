@@ -4,6 +4,9 @@ The log of numbered, immutable operations holds the whole mutable state of a rep
 tags and settings. The first writer to create `ops/<seq + 1>` wins; the others read again and decide
 again (docs/reference/format.md, section 8). Many refs are in pages that operations share
 (section 8.1; docs/adr/0031). Only this module knows the keys of operations and of these pages.
+
+A folder can be emptied, unmounted or replaced under an open handle. So the id in the repository's
+marker is compared right before each operation is created, and when the log is shorter than it was.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ckptstore.documents import ref_page
 from ckptstore.documents.canonical import readable
+from ckptstore.documents.marker import MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
 from ckptstore.documents.ref_page import (
     REF_PAGE_BYTES_MAX,
@@ -25,7 +29,14 @@ from ckptstore.documents.ref_page import (
     repage,
     seq_of,
 )
-from ckptstore.errors import ConflictError, CorruptError, NotFoundError, first_line, shortened
+from ckptstore.errors import (
+    ConflictError,
+    CorruptError,
+    NotFoundError,
+    StorageError,
+    first_line,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -53,22 +64,33 @@ def page_key_of(name: str) -> str:
 
 
 class Oplog:
-    """The operations of one repository."""
+    """The operations of one repository.
+
+    store: the id in its marker; "" leaves the marker alone.
+    """
 
     FOLDERS: ClassVar = (PREFIX,)
     PAGE_FOLDERS: ClassVar = (PAGES,)
     key = staticmethod(key_of)
     page_key = staticmethod(page_key_of)
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, *, store: str = "") -> None:
+        self._storage, self._store = storage, store
+        self._seq = 1  # the highest number that was seen, at least
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
 
     def newest(self) -> Operation:
         """Return the newest operation; before the first, one without branches and tags."""
         for _ in range(ATTEMPTS_MAX):
-            seq = max(self.seqs(), default=0)
+            try:
+                seq = max(self.seqs(), default=0)
+            except NotFoundError:
+                self.check_store()
+                raise
+            if seq < self._seq:
+                self.check_store()
+            self._seq = max(seq, self._seq)
             try:
                 if self.exists(seq + 1):  # appended since
                     continue
@@ -85,6 +107,26 @@ class Oplog:
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )
+
+    def check_store(self) -> None:
+        """Raise StorageError when the repository that was opened is not there any more."""
+        if not self._store:
+            return
+        try:
+            data = self._storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX)
+        except NotFoundError as error:
+            raise StorageError(
+                f"{self._storage.url} does not hold the repository any more that was opened: "
+                f"{MARKER_KEY} is missing. It was removed, or its disk is not mounted. Mount the "
+                "disk, or restore a copy, and retry; or open it with create=True to begin a new "
+                "repository."
+            ) from error
+        if Marker.decode(data).store != self._store:
+            raise StorageError(
+                f"{self._storage.url} holds another repository than the one that was opened, which "
+                "was moved or whose disk is not mounted. Open it again to use the one that is "
+                "there now."
+            )
 
     def list(self) -> Iterator[tuple[int | None, Listed]]:
         """List the operations that are kept; the number is None for any other key."""
@@ -264,7 +306,9 @@ class Oplog:
     def _create(self, operation: Operation) -> bool:
         """Create an operation; False when another writer was first."""
         key = key_of(operation.seq)
-        if not self._storage.create(key, readable(operation, name=key)):
+        data = readable(operation, name=key)
+        self.check_store()
+        if not self._storage.create(key, data):
             return False
         self._settle(operation.seq)
         return True

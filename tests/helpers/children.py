@@ -113,8 +113,15 @@ class HeldStorage(LocalStorage):
         marker = Marker.decode(self.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX))
         return Repository(self, marker)
 
-    def put(self, key: str, data: Any, **options: Any) -> None:
+    def put(self, key: str, data: Any) -> None:
+        self._wait()
+        super().put(key, data)
+
+    def stage(self, data: Any) -> Any:
+        self._wait()
+        return super().stage(data)
+
+    def _wait(self) -> None:
         if os.getpid() == self._process:
             self.has_begun.set()
             self.go_on.wait()
-        super().put(key, data, **options)

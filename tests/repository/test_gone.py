@@ -1,0 +1,200 @@
+"""Repositories that are emptied, removed, unmounted or replaced under an open handle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ckptstore
+from ckptstore import CkptStoreError, StorageError
+from ckptstore.documents.marker import MARKER_KEY, Marker
+from ckptstore.retention import MaxToKeep
+from ckptstore.storage import LocalStorage
+from tests.helpers.counting_storage import CountingStorage, repository
+
+Change = Callable[[ckptstore.Repository], object]
+
+CHANGES: dict[str, Change] = {
+    "commit": lambda repo: repo.commit({"x": np.ones(20_000)}),
+    "commit of nothing new": lambda repo: repo.commit({"x": np.zeros(20_000)}),
+    "tag": lambda repo: repo.tag("other", "main"),
+    "branch": lambda repo: repo.branch("other"),
+    "derive": lambda repo: repo.branch("other", include="x"),
+    "delete": lambda repo: repo.delete_branch("main"),
+    "undo": lambda repo: repo.undo(),
+    "config": lambda repo: repo.set_retention(MaxToKeep(3)),
+    "gc": lambda repo: repo.gc(MaxToKeep(1), grace=0),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def made(root: Path) -> ckptstore.Repository:
+    repo = ckptstore.init(root)
+    repo.commit({"x": np.zeros(20_000)}, step=1)
+    repo.commit({"x": np.zeros(30_000)}, step=2)
+    return repo
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def empty(root: Path) -> None:
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_is_written_where_a_repository_was(root: Path, change: str) -> None:
+    repo = made(root)
+    empty(root)
+    with pytest.raises(StorageError, match="removed, or its disk"):
+        CHANGES[change](repo)
+    assert not list(root.iterdir())
+    shutil.rmtree(root)
+    with pytest.raises(StorageError, match="removed, or its disk"):
+        CHANGES[change](repo)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_repository_in_the_same_place_is_not_changed(root: Path, change: str) -> None:
+    repo = made(root)
+    root.rename(root.with_name("old"))
+    other = made(root)  # with the same objects, of which a gc would delete some
+    other.commit({"x": np.zeros(40_000)}, branch="third")
+    before = files(root)
+    with pytest.raises(StorageError, match="holds another repository"):
+        CHANGES[change](repo)
+    left = files(root)
+    assert {name for name in left if not name.startswith(("objects/", "checkpoints/"))} == {
+        name for name in before if not name.startswith(("objects/", "checkpoints/"))
+    }
+    assert left | before == left
+    assert other.verify().ok
+
+
+def test_a_shorter_log_of_another_repository_is_found_before_anything_is_written(
+    root: Path,
+) -> None:
+    repo = made(root)
+    root.rename(root.with_name("old"))
+    ckptstore.init(root)
+    before = files(root)
+    with pytest.raises(StorageError, match="holds another repository"):
+        CHANGES["commit"](repo)
+    assert files(root) == before
+
+
+def test_a_repository_that_was_emptied_does_not_read_as_a_new_one(root: Path) -> None:
+    repo = made(root)
+    empty(root)
+    reads: tuple[Callable[[], object], ...] = (
+        repo.log,
+        repo.branches,
+        repo.checkout,
+        repo.usage,
+        lambda: repo.retention,
+        lambda: repo.resolve("main"),
+        lambda: repo.plan_gc(MaxToKeep(1)),
+    )
+    for read in reads:
+        with pytest.raises(StorageError, match="is missing"):
+            read()
+
+
+def test_a_handle_goes_on_once_its_repository_is_back(root: Path) -> None:
+    repo = made(root)
+    root.rename(root.with_name("elsewhere"))
+    with pytest.raises(StorageError):
+        CHANGES["commit"](repo)
+    root.with_name("elsewhere").rename(root)
+    repo.commit({"x": np.ones(20_000)}, step=3)
+    assert [checkpoint.step for checkpoint in repo.log()] == [3, 2, 1]
+    assert repo.verify().ok
+
+
+class Emptied(LocalStorage):
+    """A folder that is emptied right before a write, counted from 1."""
+
+    def __init__(self, root: Path, at: int) -> None:
+        super().__init__(root)
+        self.writes: list[str] = []
+        self._at, self._counting = at, threading.Lock()
+
+    def _count(self, key: str) -> None:
+        with self._counting:
+            self.writes.append(key)
+            if len(self.writes) == self._at:
+                empty(Path(self.url))
+
+    def put(self, key: str, data: Any) -> None:
+        self._count(key)
+        super().put(key, data)
+
+    def stage(self, data: Any) -> Any:
+        self._count("an object")
+        return super().stage(data)
+
+    def create(self, key: str, data: Any) -> bool:
+        self._count(key)
+        return super().create(key, data)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("at", range(1, 7))
+def test_no_commit_is_acknowledged_whose_repository_is_emptied_meanwhile(
+    root: Path, at: int
+) -> None:
+    made(root)
+    storage = Emptied(root, at)
+    repo = ckptstore.Repository(storage, Marker.decode((root / MARKER_KEY).read_bytes()))
+    with pytest.raises(CkptStoreError):
+        repo.commit({"x": np.ones(50_000), "y": np.full(50_000, 2)})
+    assert len(storage.writes) >= at
+    assert (at == 6) == storage.writes[-1].startswith("ops/")
+    assert not list(root.glob("ops/*"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_operation_costs_one_read_of_the_marker_and_a_read_none(change: str) -> None:
+    storage = CountingStorage()
+    repo = repository(storage)
+    for step in range(3):
+        repo.commit({"x": np.arange(20_000) + step}, step=step)
+    storage.forget()
+    CHANGES[change](repo)
+    operations = sum(key.startswith("ops/") for key in storage.written)
+    assert operations > 0
+    assert storage.reads[MARKER_KEY] == operations
+    storage.forget()
+    repo.log()
+    repo.branches()
+    assert not storage.reads[MARKER_KEY]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_is_not_mounted_is_not_written_under(tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", mount], check=False).returncode:
+        pytest.skip("this system mounts nothing")
+    repo = made(mount)
+    subprocess.run(["umount", mount], check=True)
+    with pytest.raises(StorageError, match="its disk is not mounted"):
+        CHANGES["commit"](repo)
+    assert not list(mount.iterdir())
