@@ -17,6 +17,7 @@ from ckptstore import (
     ExpiredError,
     InvalidInputError,
     NotFoundError,
+    StorageError,
 )
 from ckptstore.documents.expiry import Expiry
 from ckptstore.documents.marker import Marker
@@ -170,22 +171,69 @@ def test_a_commit_in_the_middle_is_spared(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(fresh.checkout("new")["large"], np.arange(9_000) + 2)
 
 
-def test_a_gc_that_fails_leaves_the_next_one_right() -> None:
+def test_a_commit_that_is_faster_than_the_gc_that_would_condemn_it_is_spared() -> None:
+    """It needs what expires, which was chosen for the operation that then comes too late."""
+    world = World()
+    ours, other = world.handles
+    for value in range(4):
+        world.commit(ours, value=value)
+        ours.gc(MaxToKeep(3), grace=0, leftovers=False)
+    create, made = world.storage.create, []
+
+    def late(key: str, data: Any) -> bool:
+        if not made and b"condemned what" in data:
+            made.append(world.commit(other, "new", value=1))
+        return create(key, data)
+
+    world.storage.create = late  # type: ignore[method-assign]
+    ours.gc(MaxToKeep(1), grace=0, leftovers=False)
+    fresh = world.open()
+    assert made
+    assert fresh.verify().problems == ()
+    assert np.array_equal(fresh.checkout("new")["large"], np.arange(9_000) + 1)
+
+
+@pytest.mark.parametrize("error", [CorruptError, StorageError])
+def test_a_gc_that_fails_leaves_the_next_one_right(error: type[Exception]) -> None:
     world = World()
     repo = world.handles[0]
     for value in range(3):
         world.commit(repo, value=value)
     repo.gc(MaxToKeep(3), leftovers=False)
-    made = world.commit(repo, value=9)
-    page = object_key(made._manifest.pages[0].digest)
-    data = world.storage.get(page, bytes_max=1 << 20)
-    world.storage.put(page, b"x" * len(data))
-    with pytest.raises(CorruptError):
-        repo.gc(MaxToKeep(1), grace=0, leftovers=False)
-    world.storage.put(page, data)
-    assert len(repo.gc(MaxToKeep(1), grace=0, leftovers=False).expired) == 3
+    made = [world.commit(repo, value=value) for value in (8, 9)]
+    pages = [object_key(checkpoint._manifest.pages[0].digest) for checkpoint in made]
+    get = world.storage.get
+
+    def fail(key: str, *, bytes_max: int) -> bytes:
+        if key in pages and (error is CorruptError or world.storage.reads[key] == 0):
+            world.storage.reads[key] += 1
+            raise error("As if the disk had failed.")
+        return get(key, bytes_max=bytes_max)
+
+    world.storage.forget()
+    world.storage.get = fail  # type: ignore[method-assign]
+    for _ in pages:
+        with pytest.raises(error):
+            repo.gc(MaxToKeep(1), grace=0, leftovers=False)
+    world.storage.get = get  # type: ignore[method-assign]
+    assert len(repo.gc(MaxToKeep(1), grace=0, leftovers=False).expired) == 4
     assert world.open().verify().problems == ()
+    if error is CorruptError:  # the page of one that expired was not read again
+        repo.gc(MaxToKeep(1), grace=0)
     assert world.open().plan_gc(MaxToKeep(1), grace=0).leftover_objects == 0
+
+
+def test_what_expires_together_names_the_ancestors_that_stay() -> None:
+    world = World(1)
+    repo = world.handles[0]
+    made = [world.commit(repo, loss=float(number)) for number in range(6)]
+    repo.gc(MaxToKeep(2) | KeepBest("loss"), grace=0)
+    ancestors_of = [repo._catalog.expiry(checkpoint.id) for checkpoint in made]
+    assert [expiry and expiry.ancestors for expiry in ancestors_of] == [
+        None,
+        *[(made[0].id,)] * 3,
+        *[None] * 2,
+    ]
 
 
 def costs(storage: CountingStorage, act: Callable[[], object]) -> Counter[str]:
