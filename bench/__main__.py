@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import chunk_size, report, scale, table, workloads
+from bench import chunk_size, limits, report, scale, table, workloads
 from bench.bench import Bench
 from bench.figures import HEADINGS, Figure
 from bench.measure import PATIENCE_SECONDS, ROUNDS, Patience
@@ -32,6 +32,8 @@ def main() -> None:
         _chunk_sizes(options)
     elif options.command == "scale":
         _scale(options)
+    elif options.command == "limits":
+        _limits(options)
     else:
         _table(options)
 
@@ -100,6 +102,20 @@ def _scale(options: argparse.Namespace) -> None:
         print(f"\nShort of a must: {'; '.join(short)}.")
 
 
+def _limits(options: argparse.Namespace) -> None:
+    """Print how costs grow with history, tags, arrays and objects, and write the JSON."""
+    with _scratch(options.cache) as scratch:
+        facts = report.machine(scratch)
+        _print_facts(facts)
+        curves = []
+        for curve in limits.curves(scratch, sizes=options.size):
+            curves.append(curve)
+            print(" · ".join(curve.cells()), file=sys.stderr, flush=True)
+    print(report.table(limits.headings(curves), [curve.cells() for curve in curves]))
+    facts["curves"] = [curve.to_json() for curve in curves]
+    report.save(options.json or RESULTS / "limits.json", facts, [])
+
+
 def _described(training: workloads.Training) -> dict[str, object]:
     """The size of the training state, and what changed between its moments."""
     second = workloads.change(training.first, training.second)
@@ -144,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         action="append",
         help="a number of checkpoints in place of these; repeatable, in ascending order",
+    )
+    growths = commands.add_parser(
+        "limits", help="costs with much history, many tags, arrays, objects"
+    )
+    _measuring(growths)
+    growths.add_argument(
+        "--size", type=int, action="append", help="a size in place of these; repeatable, ascending"
     )
     compare = commands.add_parser("compare", help="the ratios of two runs side by side")
     compare.add_argument("before", type=Path)
