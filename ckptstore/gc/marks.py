@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptstore.errors import CorruptError
+from ckptstore.forks import renewed
 from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Marks:
     def __init__(self, catalog: Catalog) -> None:
         self._reader = searched(catalog)
         self._forget()
+        renewed(self, Marks._forget)  # another thread may have been in the middle
 
     def _forget(self) -> None:
         self.manifests: dict[Digest, Manifest] = {}

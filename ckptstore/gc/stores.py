@@ -8,6 +8,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.errors import CorruptError
+from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Stores:
     live: LiveCheckpoints
     now: Callable[[], int]
     marks: Marks = field(init=False)
-    lock: RLock = field(init=False, default_factory=RLock)
+    lock: RLock = field(init=False, default_factory=lambda: free_in_child(RLock()))
     listed_at: int | None = None
 
     def __post_init__(self) -> None:
