@@ -17,6 +17,7 @@ from ckptstore.commit.staging import Staging
 from ckptstore.documents.facts import check_metrics
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
+from ckptstore.forks import renewed
 from ckptstore.repository import Repository
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy, Union
 from ckptstore.training.background import Background
@@ -42,7 +43,7 @@ class CheckpointManager:
     `keep_every_n_steps` and `policy` keeps it, and gc runs after each save. With none of them the
     policy saved in the repository applies to all branches; without one, everything is kept.
 
-    The manager is a context manager, which waits for the save in flight when it is left.
+    The manager is a context manager; leaving it calls `close`.
 
     Args:
         store: A folder or URL, where a repository is created if there is none, or a Repository.
@@ -59,6 +60,9 @@ class CheckpointManager:
         async_save: `save` returns once the state is copied to host memory, which takes as much
             memory as the state; hashing and writing continue in the background (see docs/adr/0012).
         when_busy: "wait" for the save in flight, or "skip" a save that is due before it has ended.
+            If the last call of `save` was skipped, `close` makes up for it, and so does leaving the
+            `with` block without an error: it saves the objects as they are then, with the arguments
+            of that call.
         save_on_signal: After SIGTERM, the next call of `save` saves, waits and ends the program
             with exit code 143.
         rng: Save and restore the global random states of Python, numpy and torch on all devices.
@@ -133,6 +137,9 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
+        # The facts and progress of the last call of `save`, if it was skipped.
+        self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
+        renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
         self._preemption = Preemption()
         self._saved_step, self._saved_time = 0, clock()
         self.repository = (
@@ -153,7 +160,17 @@ class CheckpointManager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for the save in flight, and raise its error, or add it to one already raised."""
+        """Call `close`, and raise its error, or add it to one already raised.
+
+        After an error a skipped save is not made: the objects may be in the middle of a step.
+        """
+        if error is not None and self._skipped is not None:
+            step = self._skipped[0]["step"]
+            error.add_note(
+                f"The save at step {step} was skipped while another was in flight. It is not made "
+                "after an error."
+            )
+            self._forget_skipped()
         try:
             self.close()
         except Exception as failed:
@@ -276,6 +293,7 @@ class CheckpointManager:
             )
             raise
         settle(self.tracked, random)
+        self._forget_skipped()
         position = progress.state or {}
         self.epoch, self.batch = position.get("epoch"), position.get("batch")
         self._saved_step, self._saved_time = checkpoint.step or 0, self._clock()
@@ -333,23 +351,32 @@ class CheckpointManager:
         """
         if not (force or self.should_save(step)):
             return False
-        if self._background.is_busy and self._when_busy == "skip" and not (force or self.preempted):
-            return False
-        self._background.wait()
         facts = {"step": step, "metrics": check_metrics(metrics), "message": message, "meta": meta}
         progress = {"epoch": epoch, "batch": batch}
+        if self._background.is_busy and self._when_busy == "skip" and not (force or self.preempted):
+            self._skipped = facts, progress
+            return False
+        self._save(facts, progress)
+        if self.preempted:
+            self.close()
+            sys.stderr.write(f"ckptstore: SIGTERM received; saved step {step} to {self.branch}.\n")
+            raise SystemExit(EXIT_CODE)
+        return True
+
+    def _save(self, facts: dict[str, Any], progress: dict[str, Any]) -> None:
+        """Save the tracked objects as they are."""
+        self._background.wait()
         state = capture(self.tracked, progress=progress, random=self._rng)
         if self._staging is None:
             self._commit(state, facts)
         else:
             staged = self._staging.copy(state)
             self._background.start(lambda: self._commit(staged, facts))
-        self._saved_step, self._saved_time = step, self._clock()
-        if self.preempted:
-            self.close()
-            sys.stderr.write(f"ckptstore: SIGTERM received; saved step {step} to {self.branch}.\n")
-            raise SystemExit(EXIT_CODE)
-        return True
+        self._saved_step, self._saved_time = facts["step"], self._clock()
+        self._forget_skipped()
+
+    def _forget_skipped(self) -> None:
+        self._skipped = None
 
     def wait(self) -> Checkpoint | None:
         """Wait for the save in flight.
@@ -364,9 +391,15 @@ class CheckpointManager:
         return self._newest
 
     def close(self) -> None:
-        """Wait for the save in flight, raise its error, and restore the handler of SIGTERM."""
+        """Wait for the save in flight, raise its error, and restore the handler of SIGTERM.
+
+        If the last call of `save` was skipped, make up for it (see `when_busy`).
+        """
         self._preemption.close()
         self.wait()
+        if self._skipped is not None:
+            self._save(*self._skipped)
+            self.wait()
 
     def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
         """Commit a state, then expire what the policies do not keep."""

@@ -21,6 +21,7 @@ from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValue
 from ckptstore.retention import KeepAll, KeepBest, KeepSteps, MaxToKeep
 from ckptstore.storage import MemoryStorage
 from ckptstore.training import CheckpointManager
+from tests.helpers.children import do_in_child
 from tests.helpers.root import ROOT
 from tests.helpers.waiting import until
 
@@ -398,6 +399,89 @@ def test_a_second_save_waits_for_the_first_or_is_skipped() -> None:
     assert waiting.save(2)
     waiting.wait()
     assert steps(waiting) == [1, 2]
+
+
+def busy(**options: Any) -> tuple[Any, CheckpointManager, nn.Sequential]:
+    """A manager whose save at step 1 is in flight until `storage.go` is set."""
+    storage, repo = slow()
+    net = model()
+    found = manager(repo, model=net, when_busy="skip", **options)
+    storage.go.clear()
+    assert found.save(1)
+    return storage, found, net
+
+
+def fill(net: nn.Sequential, value: float) -> None:
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, value)
+
+
+@pytest.mark.parametrize("leave", [CheckpointManager.close, lambda m: m.__exit__(None, None, None)])
+def test_the_end_makes_up_for_a_skipped_save(leave: Any) -> None:
+    storage, found, net = busy()
+    assert not found.save(2)
+    fill(net, 3.0)
+    assert not found.save(3, metrics={"loss": torch.tensor(0.5)}, message="last", epoch=7)
+    storage.go.set()
+    leave(found)
+    assert steps(found) == [1, 3]
+    assert found.latest is not None
+    assert (found.latest.metrics, found.latest.message) == ({"loss": 0.5}, "last")
+    restored = model()
+    other = manager(found.repository, model=restored)
+    assert (other.restore_or_initialize(), other.epoch) == (3, 7)
+    assert all((parameter == 3).all() for parameter in restored.parameters())
+    leave(found)
+    assert steps(found) == [1, 3]
+
+
+def test_nothing_is_made_up_for_once_a_later_save_was_made() -> None:
+    storage, found, _ = busy()
+    assert not found.save(2)
+    storage.go.set()
+    found.wait()
+    assert found.save(3)
+    found.close()
+    assert steps(found) == [1, 3]
+
+
+def test_a_skipped_save_is_not_made_after_an_error_and_the_error_says_so() -> None:
+    storage, found, _ = busy()
+
+    def train() -> None:
+        with found:
+            assert not found.save(2)
+            storage.go.set()
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError) as raised:
+        train()
+    assert "The save at step 2 was skipped" in raised.value.__notes__[0]
+    assert steps(found) == [1]
+
+
+def test_a_skipped_save_is_forgotten_with_its_state_when_another_is_restored() -> None:
+    storage, found, _ = busy()
+    assert not found.save(2)
+    storage.go.set()
+    found.restore()
+    found.close()
+    assert steps(found) == [1]
+
+
+def test_a_child_does_not_make_up_for_what_its_parent_skipped() -> None:
+    storage, found, _ = busy()
+    assert not found.save(2)
+
+    def leave() -> None:
+        storage.go.set()
+        found.close()
+        assert steps(found) == []
+
+    do_in_child(leave)
+    storage.go.set()
+    found.close()
+    assert steps(found) == [1, 2]
 
 
 @pytest.mark.parametrize("call", ["save", "should_save", "wait", "close", "exit", "restore"])
