@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ckptstore.storage.protocol import Seen
 
 TEMPORARY = "tmp"
+OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at their own root
 RESERVE = ("reserve-1", "reserve-2", "reserve-3", "reserve-4")  # in tmp/; an inode each
 RESERVE_BYTES = 1 << 14
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
@@ -116,7 +117,7 @@ class LocalStorage:
                     with suppress(PermissionError):  # not readable, so not made by this user
                         _fsync_folder(folder, self._root)
                 names = os.listdir(root)
-            refuse_foreign(self._root, names, keys={*keys, TEMPORARY})
+            refuse_foreign(self._root, names, keys={*keys, TEMPORARY, *OF_DISKS})
             self._probe()
         except BaseException:
             for folder in missing:

@@ -143,3 +143,14 @@ def test_a_mode_costs_no_call_where_the_umask_gives_it(
     with umask(0o077):
         LocalStorage(scratch).put("objects/ef/cd", b"x")
     assert len(changed) == 2
+
+
+def test_a_whole_disk_may_become_a_repository(scratch: Path) -> None:
+    """Even a new one has a folder in it, which nobody but root may open."""
+    (scratch / "lost+found").mkdir(mode=0)
+    repo = ckptstore.init(scratch)
+    repo.commit(STATE)
+    assert repo.verify().ok
+    assert repo.gc(grace=0).objects == 0
+    assert (scratch / "lost+found").is_dir()
+    assert repo.usage().objects > 0
