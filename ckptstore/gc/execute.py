@@ -59,8 +59,7 @@ def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
         unrecorded |= delete(stores, condemned)
         if not left.has_little_room:
             record(stores, unrecorded)
-    if left.has_little_room:
-        record(stores, unrecorded)
+    record(stores, unrecorded)
     if left.expired or left.objects:
         done = f"gc: {len(left.expired)} checkpoints expired, {left.objects} objects deleted"
         end(stores, done)
@@ -151,13 +150,14 @@ def delete(stores: Stores, condemned: Condemned) -> dict[Digest, Expiry]:
 
 
 def record(stores: Stores, unrecorded: dict[Digest, Expiry]) -> None:
-    """Record when and why checkpoints expired, unless the disk is full even now."""
+    """Record when and why checkpoints expired; on a full disk they are left for the next call."""
     try:
         stores.catalog.record(unrecorded)
     except StorageError as error:
         if not error.is_full:
             raise
-    unrecorded.clear()
+    else:
+        unrecorded.clear()
 
 
 def end(stores: Stores, done: str) -> None:

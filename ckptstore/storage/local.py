@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
 TEMPORARY = "tmp"
 OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at their own root
-RESERVE = ("reserve-1", "reserve-2", "reserve-3", "reserve-4")  # in tmp/; an inode each
-RESERVE_BYTES = 1 << 14
+RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an inode each
+RESERVE_BYTES = 1 << 13  # of each
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache

@@ -221,6 +221,21 @@ class Oplog:
             f"Other writers were first {ATTEMPTS_MAX} times. Retry when fewer write at once."
         )
 
+    def append_in_reserve(self, decide: Callable[[Operation], Operation]) -> Operation:
+        """Append an operation after which a gc can free; on a full disk, in the reserve of the gc.
+
+        An inode and a few KiB of it are enough, and the rest is set aside again (ADR 0035).
+        """
+        try:
+            return self.append(decide)
+        except StorageError as error:
+            if not error.is_full or not self._storage.release_reserve():
+                raise
+        try:
+            return self.append(decide)
+        finally:
+            self._storage.hold_reserve()
+
     def undo(
         self,
         *,

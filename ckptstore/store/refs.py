@@ -153,7 +153,7 @@ class Refs:
             return replace(newest, heads=_without(newest.heads, name, kind="branch"))
 
         # A function, as it is called only once the name is known to be legal.
-        self._append(decide, lambda: f"deleted branch {name}")
+        self._append(decide, lambda: f"deleted branch {name}", frees=True)
 
     def make_tag(self, name: str, id: Digest) -> None:
         """Make a tag at a checkpoint whose manifest is durable."""
@@ -175,7 +175,7 @@ class Refs:
         def decide(newest: Operation) -> Operation:
             return replace(newest, tags=_without(newest.tags, name, kind="tag"))
 
-        self._append(decide, lambda: f"deleted tag {name}")
+        self._append(decide, lambda: f"deleted tag {name}", frees=True)
 
     def set(self, setting: str, document: Mapping[str, Any] | None, *, done: str) -> None:
         """Save a setting; None removes it."""
@@ -233,9 +233,16 @@ class Refs:
             raise CondemnedError from error
 
     def _append(
-        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
+        self,
+        decide: Callable[[Operation], Operation],
+        done: str | Callable[[], str],
+        *,
+        frees: bool = False,
     ) -> None:
-        """Append an operation with its time and description; what it newly names must be live."""
+        """Append an operation with its time and description; what it newly names must be live.
+
+        frees: whether a gc can free something because of it, so that it may use the gc's reserve.
+        """
 
         def complete(newest: Operation) -> Operation:
             decided = decide(newest)
@@ -245,7 +252,7 @@ class Refs:
                 decided, time=self._now(), done=shortened(text, DONE_LENGTH_MAX), undoes=None
             )
 
-        self._oplog.append(complete)
+        (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)
 
     def _check_live(self, newest: Operation, decided: Operation) -> None:
         """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""

@@ -19,6 +19,7 @@ from ckptstore import StorageError
 from ckptstore.gc import remaining
 from ckptstore.retention import MaxToKeep
 from ckptstore.storage.local import RESERVE
+from ckptstore.store.catalog import Catalog
 from tests.helpers.crash import strace
 from tests.helpers.crash.checker import equal
 from tests.helpers.crash.parts import some
@@ -44,7 +45,7 @@ def arrays(number: int) -> dict[str, Any]:
     return {"own": own, "shared": np.arange(30_000), "number": number}
 
 
-def prepared(url: Path, number: int = COUNT) -> Repository:
+def prepared(url: Path | str, number: int = COUNT) -> Repository:
     repo = ckptstore.init(url, chunk_size=CHUNK)
     for step in range(number):
         repo.commit(arrays(step), step=step, metrics={"loss": 1.0})
@@ -98,6 +99,26 @@ def test_a_gc_without_a_single_inode_frees(
     assert names(tmp_path / "store/tmp") == set(RESERVE)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_or_tag_that_is_deleted_on_a_full_disk_leaves_the_gc_its_room(
+    kind: str, tmp_path: Path
+) -> None:
+    with small_disk(kind, tmp_path) as disk:
+        repo = prepared(disk / "store")
+        repo.tag("v1", "main~1")
+        for step in range(3):
+            repo.commit(arrays(70 + step), step=step, branch="mistake")
+        fill(disk, what="both")
+        with pytest.raises(StorageError):
+            repo.tag("v2")
+        repo.delete_tag("v1")
+        repo.delete_branch("mistake")
+        assert "delete" in repo._oplog.newest().done
+        report = repo.gc(MaxToKeep(1), grace=0)
+        assert len(report.expired) == COUNT - 1 + 3
+        assert_kept(repo, kept=1)
+
+
 def test_many_checkpoints_expire_on_a_full_disk_a_few_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +170,24 @@ def test_leftovers_and_old_operations_make_room_where_there_is_no_reserve(
     assert len(report.expired) == COUNT - 1
     assert_kept(repo, kept=1)
     assert names(tmp_path / "store/tmp") == set(RESERVE)
+
+
+def test_reasons_for_which_there_was_no_room_are_recorded_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    repo = prepared("memory://reasons")
+    record, left = Catalog.record, [1]
+
+    def record_later(catalog: Catalog, expiries: Any) -> None:
+        if left:
+            left.pop()
+            raise StorageError("no room") from OSError(errno.ENOSPC, "No space left on device")
+        record(catalog, expiries)
+
+    monkeypatch.setattr(Catalog, "record", record_later)
+    repo.gc(MaxToKeep(1), grace=0)
+    assert not left
+    assert_kept(repo, kept=1)
 
 
 @pytest.mark.parametrize("part", some(range(1), range(PARTS)))
