@@ -5,11 +5,12 @@ The contract is in `ckptstore.storage.protocol`, and `ckptstore.testing.storage_
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import threading
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.forks import free_in_child
@@ -19,6 +20,8 @@ from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.protocol import Listed, Storage
 
 __all__ = ["BesideStorage", "Listed", "LocalStorage", "MemoryStorage", "Storage", "open_storage"]
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
 
 _memories: dict[str, MemoryStorage] = {}
 _lock = free_in_child(threading.Lock())
@@ -42,11 +45,16 @@ def open_storage(url: str | Path) -> Storage:
     if not isinstance(url, (str, Path)):
         raise InvalidInputError(f"{shown(url)} is not a path or URL of a repository.")
     text = str(url)
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
-    if isinstance(url, Path) or not match:
+    match = _URL.match(text)
+    if not match:
         if not text:
             raise InvalidInputError("The repository's path is empty.")
         return LocalStorage(url)
+    if not match[2] or isinstance(url, Path):  # pathlib makes one slash of two
+        raise InvalidInputError(
+            f"{shown(text)} looks like a URL. Pass a URL with two slashes, as text; or, if a "
+            "folder has that name, its absolute path."
+        )
     scheme = match[1].lower()
     if scheme == "file":
         return LocalStorage(_path_of(text))
@@ -62,10 +70,13 @@ def open_storage(url: str | Path) -> Storage:
 
 def _path_of(url: str) -> str:
     """Return the absolute path in a file:// URL of this machine."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise InvalidInputError(f"{shown(url)} is not a URL: {error}.") from error
-    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    host, slash, path = url[len("file://") :].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
         raise InvalidInputError(f"{shown(url)} names no path of this machine: use file:///path.")
-    return unquote(parts.path)
+    if reserved := set("#?").intersection(path):
+        sign = min(reserved)
+        raise InvalidInputError(
+            f"{shown(url)} has a {sign}, which is not a part of a path in a URL: write "
+            f"%{ord(sign):02X}, or pass the path itself."
+        )
+    return os.fsdecode(b"/" + unquote_to_bytes(path))

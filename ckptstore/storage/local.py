@@ -87,6 +87,10 @@ class LocalStorage:
         try:
             self._root = os.path.abspath(os.path.expanduser(os.fspath(root)))
             holds_nul = b"\0" in os.fsencode(self._root)
+        except FileNotFoundError as error:
+            raise InvalidInputError(
+                f"{shown(root)} leads nowhere: the working folder is gone. Pass an absolute path."
+            ) from error
         except (OSError, ValueError, TypeError) as error:
             raise InvalidInputError(f"{shown(root)} is not a path: {error}.") from error
         if holds_nul or not isinstance(self._root, str):

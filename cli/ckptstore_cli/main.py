@@ -6,6 +6,8 @@ has closed it. SIGTERM and SIGHUP end it as they end any program, once what is h
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -124,5 +126,19 @@ def cli() -> None:
 def main() -> None:
     """Run the program on the arguments of this process."""
     output.prepare()
+    _import_torch_elsewhere()
     with ended_by_signals():
         cli(prog_name="ckptstore")
+
+
+def _import_torch_elsewhere() -> None:
+    """Import torch in another folder if the working folder is gone, where it ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        gone = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        os.chdir("/")
+        with suppress(ImportError):
+            import_module("torch")
+        os.fchdir(gone)  # relative paths lead nowhere, as before
+        os.close(gone)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.errors import NotFoundError
+from ckptstore.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,16 +22,20 @@ _META_KEY = "ckptstore_cli.repo"
 
 def open_repository(ctx: click.Context) -> Repository:
     """Open the repository given by the command line, the environment or the working folder."""
+    return opened(named(ctx, os.environ) or _found())
+
+
+def opened(url: str) -> Repository:
+    """Open a repository, or the one in the .ckptstore of a folder."""
     import ckptstore
 
-    folder = Path.cwd()
-    url = named(ctx, os.environ) or nearest(folder)
-    if url is None:
-        raise NotFoundError(
-            f"No repository found: neither {folder} nor a folder above it has a {FOLDER}. Check "
-            f"the path, -r REPO or {VARIABLE}; to create one, use 'ckptstore init'."
-        )
-    return ckptstore.open(url)
+    try:
+        return ckptstore.open(url)
+    except NotFoundError:
+        inside = os.path.join(url, FOLDER)
+        if not os.path.isdir(inside):
+            raise
+        return ckptstore.open(inside)
 
 
 def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:
@@ -40,9 +44,44 @@ def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:
 
 
 def nearest(folder: Path) -> str | None:
-    """The nearest .ckptstore in this folder or one above it."""
-    places = (place / FOLDER for place in (folder, *folder.parents))
-    return next((str(place) for place in places if place.is_dir()), None)
+    """The nearest .ckptstore in this folder or one above it on the same disk."""
+    device = folder.stat().st_dev
+    for place in (folder, *folder.parents):
+        if place.stat().st_dev != device:
+            return None
+        if place.joinpath(FOLDER).is_dir():
+            return str(place / FOLDER)
+    return None
+
+
+def _found() -> str:
+    """The repository of the working folder. Whoever can write above it could have put one there."""
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            "The working folder is gone. Change to another one, or name the repository with "
+            f"-r REPO or {VARIABLE}."
+        ) from error
+    url = nearest(folder)
+    if url is None:
+        raise NotFoundError(
+            f"No repository found: neither {folder} nor a folder above it on the same disk has a "
+            f"{FOLDER}. Check the path, -r REPO or {VARIABLE}; to create one, use 'ckptstore init'."
+        )
+    owners = {os.lstat(url).st_uid, os.stat(url).st_uid}
+    if not owners <= _trusted(os.geteuid(), os.environ):
+        raise InvalidInputError(
+            f"{url} belongs to another user, so it is used only if you name it: -r {url}, or "
+            f"{VARIABLE}."
+        )
+    return url
+
+
+def _trusted(user: int, environment: Mapping[str, str]) -> set[int]:
+    """The users whose repositories are used without being named, as git has it."""
+    called_by = environment.get("SUDO_UID", "")
+    return {user, int(called_by)} if user == 0 and called_by.isdecimal() else {user}
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

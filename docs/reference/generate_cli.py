@@ -33,7 +33,11 @@ ckptstore [-r REPO] COMMAND [OPTIONS] [ARGUMENTS]
 
 1. the one given by `-r` or `--repo`, before the command or after it;
 2. else the one in the environment variable `CKPTSTORE_REPO`;
-3. else the nearest folder `.ckptstore`, in the working folder or one above it.
+3. else the nearest folder `.ckptstore`, in the working folder or one above it on the same disk.
+
+In 1 and 2 a folder that contains a `.ckptstore` may stand for it. In 3 the repository has to belong
+to you (or to the user who called `sudo`), because anybody who may write to a folder above could
+have put one there.
 
 ## Revisions
 

@@ -50,7 +50,7 @@ def store(scratch: Path, request: pytest.FixtureRequest) -> Path:
         zarr.open_group(session.store)["curve"] = np.arange(9.0)
         session.commit()
     if not request.param:
-        (scratch / "store/tmp").rmdir()
+        shutil.rmtree(scratch / "store/tmp")
     return scratch / "store"
 
 

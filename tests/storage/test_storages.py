@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 import pytest
 
+import ckptstore
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, StorageError
 from ckptstore.storage import LocalStorage, MemoryStorage, open_storage
 from ckptstore.testing.storage_suite import KEY, StorageSuite
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class TestMemoryStorage(StorageSuite):
@@ -172,3 +171,65 @@ def test_a_url_means_a_storage_or_is_refused(tmp_path: Path) -> None:
     for url in ("s3://bucket/x", "", "ftp://host", "\0"):
         with pytest.raises(InvalidInputError):
             open_storage(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("file:///a/b%20c", "/a/b c"),
+        ("file://localhost/a", "/a"),
+        ("FILE:///a/", "/a"),
+        ("file:///a%23b%3Fc%25", "/a#b?c%"),
+        ("file:///a%FFb", os.fsdecode(b"/a\xffb")),
+        ("file:///a\nb", "/a\nb"),
+        ("file:///~/a", "/~/a"),
+        ("/a#b?c%20", "/a#b?c%20"),
+        ("/a/../b//c/", "/b/c"),
+    ],
+)
+def test_a_url_of_a_path_is_that_path_to_the_byte(url: str, path: str) -> None:
+    """And what a storage says of itself finds it again."""
+    assert open_storage(url).url == path
+    assert open_storage(open_storage(url).url).url == path
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///a#b", "file:///a?b", "file://host/a", "file://", "file:/a"]
+)
+def test_a_url_that_is_no_path_is_refused_and_not_cut(url: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"%23|%3F|file:///path|two slashes"):
+        open_storage(url)
+
+
+def test_a_url_that_pathlib_has_shortened_is_no_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in (PurePosixPath("s3://bucket/x"), "s3:/bucket/x", "memory:/x"):
+        with pytest.raises(InvalidInputError, match="looks like a URL"):
+            open_storage(Path(url) if isinstance(url, PurePosixPath) else url)
+    assert open_storage("./s3:/x").url == f"{tmp_path}/s3:/x"
+    assert open_storage(tmp_path / "s3:/x").url == f"{tmp_path}/s3:/x"
+
+
+@pytest.mark.parametrize("name", ["#1?a=%20b", "new\nline", "~", " ", "ä", os.fsdecode(b"\xff")])
+def test_a_repository_may_have_any_name(scratch: Path, name: str) -> None:
+    repo = ckptstore.init(scratch / name)
+    assert repo.url == f"{scratch}/{name}"
+    made = repo.commit({"lr": 0.1})
+    assert ckptstore.open(repo.url).resolve("main").id == made.id
+    url = "file://" + quote(os.fsencode(scratch / name))
+    assert ckptstore.open(url).resolve("main").id == made.id
+
+
+def test_in_a_working_folder_that_is_gone_only_an_absolute_path_is_opened(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = ckptstore.init(scratch / "store")
+    (scratch / "gone").mkdir()
+    monkeypatch.chdir(scratch / "gone")
+    (scratch / "gone").rmdir()
+    with pytest.raises(InvalidInputError, match="Pass an absolute path"):
+        ckptstore.open("store")
+    ckptstore.open(scratch / "store").commit({"lr": 0.1})
+    assert repo.verify().ok

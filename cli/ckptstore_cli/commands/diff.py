@@ -11,7 +11,7 @@ import click
 from ckptstore_cli import documents, output, text
 from ckptstore_cli.options import common, complete_refs, selection_options
 from ckptstore_cli.output import Column
-from ckptstore_cli.repo import open_repository
+from ckptstore_cli.repo import open_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,8 +104,6 @@ def diff(
       ckptstore diff main tuned.safetensors --under model
       ckptstore diff main main --other ../copy
     """
-    import ckptstore
-
     repo = open_repository(ctx)
     is_file = _names_file(b) and other is None
     if under is not None and not is_file:
@@ -116,7 +114,7 @@ def diff(
         numeric=numeric or sort != "path",
         include=include or None,
         exclude=exclude,
-        other=None if other is None else ckptstore.open(other),
+        other=None if other is None else opened(other),
     )
     changes = sorted(difference.arrays, key=_KEYS[sort])
     if as_json:

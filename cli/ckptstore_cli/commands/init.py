@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -33,5 +34,12 @@ def init(ctx: click.Context, url: str | None, as_json: bool) -> None:
         output.document({"url": repo.url})
         return
     output.line(f"Created a repository at {repo.url}")
-    if (os.environ.get(VARIABLE) or nearest(Path.cwd())) not in (place, repo.url):
+    if _default() not in (place, repo.url):
         output.note(f"To use it by default: export {VARIABLE}={shlex.quote(repo.url)}")
+
+
+def _default() -> str | None:
+    """The repository that is used where none is named."""
+    with suppress(FileNotFoundError):  # the working folder is gone
+        return os.environ.get(VARIABLE) or nearest(Path.cwd())
+    return None
