@@ -28,7 +28,7 @@ import stat
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -238,14 +238,16 @@ class LocalStorage:
         bytes that are another file's by then (ADR 0033).
         """
         folders: set[tuple[str, ...]] = set()
-        for key in keys:
-            folders.add(tuple(key.split("/")[:-1]))
+        for parts, inside in groupby(keys, lambda key: tuple(check_key(key).split("/")[:-1])):
+            folders.add(parts)
             with (
-                _translated(key, self._root),
+                _translated("/".join(parts) or "the root", self._root),
                 suppress(FileNotFoundError),
-                self._folder_of(key) as (folder_fd, name),
+                self._folder(parts) as fd,
             ):
-                os.unlink(name, dir_fd=folder_fd)
+                for key in inside:
+                    with _translated(key, self._root), suppress(FileNotFoundError):
+                        os.unlink(key.rpartition("/")[2], dir_fd=fd)
         # Folders of missing keys too: the process that removed them may have died before its fsync.
         jobs = [partial(self._fsync, parts, may_lack=True) for parts in sorted(folders)]
         gather(jobs, threads=FLUSH_THREADS)
