@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import zarr
 
 import ckptstore
 from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError
-from ckptstore.documents.operation import Condemned
+from ckptstore.documents.operation import OPERATION_BYTES_MAX, Condemned
 from ckptstore.gc import execute
 from ckptstore.retention import KeepAll, KeepBest, KeepIf, MaxToKeep
 from ckptstore.storage.local import RESERVE
@@ -500,3 +501,13 @@ def test_a_page_that_comes_back_while_a_gc_is_at_work_keeps_what_it_lists(
     repo = ckptstore.open(line.repo.url)
     assert repo.verify().problems == ()
     assert difference(arrays(9), repo.checkout("new")) is None
+
+
+def test_a_gc_frees_beside_more_tags_than_an_operation_could_hold() -> None:
+    line = Line(3)
+    tags = {f"release-{number:05}-{'x' * 180}": line.ids[1] for number in range(16_000)}
+    line.repo._oplog.append(lambda newest: replace(newest, tags=tags))
+    assert sum(len(name) + 70 for name in tags) > OPERATION_BYTES_MAX
+    assert line.repo.gc(MaxToKeep(1), grace=0).expired == (line.ids[0],)
+    line.assert_whole(1, 2)
+    assert len(line.repo.ref_names()[1]) == 16_000
