@@ -1,10 +1,10 @@
 """Put: hash the arrays of a plan, and store the chunks and bundles that are not there yet.
 
 A few threads hash chunks from the arrays' own memory and write new ones to temporary files, which
-the kernel begins to write to the disk at once. When no chunk is left, the same threads hash shared
-memory again, wait for the disk and give the files their names. Objects that already exist with the
-right size are not rewritten. Unless the parent references them they are still flushed: their writer
-may have died before its own flush.
+the kernel begins to write to the disk at once. When no chunk is left, these threads hash shared
+memory again, and more threads wait for the disk and give the files their names. Objects that
+already exist with the right size are not rewritten. Unless the parent references them they are
+still flushed: their writer may have died before its own flush.
 
 Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble`
 takes from one process or from several. ADR 0009, ADR 0036; docs/reference/format.md, section 14.
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-PUT_THREADS = 3  # they hash, and wait for the disk in turn
+HASH_THREADS = 3  # more would only take turns
+PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
@@ -76,21 +77,24 @@ class Putter:
         new_bytes: Bytes of the objects that had to be written.
     """
 
-    def __init__(self, objects: ObjectStore, reached: Reached, workers: Workers) -> None:
+    def __init__(
+        self, objects: ObjectStore, reached: Reached, *, hashers: Workers, putters: Workers
+    ) -> None:
         self.relied: set[Digest] = set()
         self.new_bytes = 0
         self._objects, self._reached = objects, reached
-        self._workers = workers
+        self._hashers, self._putters = hashers, putters
         self._written: set[Digest] = set()
         self._durable: set[Digest] = set()
-        self._staged: deque[StagedObject] = deque()
+        self._unchecked: deque[StagedObject] = deque()
+        self._staged: set[StagedObject] = set()
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
         self._lock = Lock()
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
-        """Have a job done by one of the threads."""
-        return self._workers.submit(job)
+        """Have a job done by one of the threads that hash."""
+        return self._hashers.submit(job)
 
     def put(self, data: bytes | memoryview) -> tuple[Digest, Future[None] | None]:
         """Have an object written unless it is there.
@@ -104,7 +108,7 @@ class Putter:
         digest = Digest.of(data)
         if not self._is_needed(digest, len(data)):
             return digest, None
-        job = self._workers.submit(partial(self._stage, digest, data))
+        job = self._hashers.submit(partial(self._stage, digest, data))
         self._jobs.append(job)
         return digest, job
 
@@ -122,18 +126,28 @@ class Putter:
 
     def _stage(self, digest: Digest, data: bytes | memoryview, *, is_shared: bool = False) -> None:
         """Write an object ahead. It is put once the jobs queued before are done, or at once."""
-        self._staged.append(self._objects.stage(digest, data, is_shared=is_shared))
-        self._jobs.append(self._workers.submit(self._put_next))
+        staged = self._objects.stage(digest, data, is_shared=is_shared)
+        self._staged.add(staged)
+        self._unchecked.append(staged)
+        self._jobs.append(self._hashers.submit(self._check_next))
         if len(self._staged) > STAGED_MAX:
-            self._put_next()
+            self._check_next()
 
-    def _put_next(self) -> None:
-        """Put the object that was staged first, unless another thread has taken it."""
+    def _check_next(self) -> None:
+        """Check the object that was staged first, unless another thread has; then have it put."""
         try:
-            staged = self._staged.popleft()
+            staged = self._unchecked.popleft()
         except IndexError:
             return
+        staged.check()
+        if len(self._staged) > STAGED_MAX:
+            self._put_staged(staged)
+        else:
+            self._jobs.append(self._putters.submit(partial(self._put_staged, staged)))
+
+    def _put_staged(self, staged: StagedObject) -> None:
         staged.put()
+        self._staged.discard(staged)
 
     def put_bundle(self, data: memoryview, parts: list[Part]) -> tuple[Bundle, Future[None] | None]:
         """The same for the small arrays of a page. A bundle of the parent is not even hashed."""
@@ -159,8 +173,8 @@ class Putter:
 
     def drop(self) -> None:
         """Remove what was staged and not put, after an error."""
-        while self._staged:
-            self._staged.popleft().drop()
+        for staged in self._staged:
+            staged.drop()
 
     def _is_needed(self, digest: Digest, size: int) -> bool:
         """Rely on an object: True, for one caller, when it has to be written."""
@@ -180,20 +194,24 @@ class Putter:
 def putting(
     objects: ObjectStore, reached: Reached, *, threads: int | None = None
 ) -> Iterator[Putter]:
-    """A putter with its threads, which have ended afterwards, and left no temporary file."""
-    workers = Workers(threads or PUT_THREADS)
-    putter = Putter(objects, reached, workers)
-    try:
-        with workers:
-            yield putter
-    finally:
-        putter.drop()
+    """A putter with its threads, which have ended afterwards, and left no temporary file.
+
+    threads: how many of them hash; by default as many as help.
+    """
+    with objects.batch() as batch:
+        putters, hashers = Workers(PUT_THREADS), Workers(threads or HASH_THREADS)
+        putter = Putter(batch, reached, hashers=hashers, putters=putters)
+        try:
+            with putters, hashers:
+                yield putter
+        finally:
+            putter.drop()
 
 
-def put_threads(plan: Plan, sources: Iterable[ArraySource]) -> int:
+def hash_threads(plan: Plan, sources: Iterable[ArraySource]) -> int:
     """As many threads as help, and no more than may hold a copy of a chunk at once."""
     if plan.is_contiguous and all(source.has_memory for source in sources):
-        return PUT_THREADS
+        return HASH_THREADS
     return max(1, min(COPY_THREADS, COPY_BYTES_MAX // plan.chunk_bytes))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.commit.assemble import assembled, put_documents
 from ckptstore.commit.plan import plan_arrays
-from ckptstore.commit.put import put_arrays, put_threads, putting
+from ckptstore.commit.put import hash_threads, put_arrays, putting
 from ckptstore.python_gc import paused_collector
 from ckptstore.store.reach import Reached, Written, reached_by
 
@@ -39,7 +39,7 @@ def write(
     reached = reached_by(parent, catalog) if parent else Reached()
     with paused_collector():
         plan = plan_arrays(flat.arrays, chunk_bytes=chunk_bytes, tied=flat.tied)
-    threads = put_threads(plan, flat.arrays.values())
+    threads = hash_threads(plan, flat.arrays.values())
     with putting(catalog.objects, reached, threads=threads) as putter:
         stored = put_arrays(plan, flat.arrays, putter)
         written, pages = put_documents(flat.root, assembled(plan, stored), putter)

@@ -58,6 +58,7 @@ OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at thei
 RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an inode each
 RESERVE_BYTES = 1 << 13  # of each
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
+KEPT_FOLDERS_MAX = 64  # of a batch: each takes a descriptor
 FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -186,6 +187,15 @@ class LocalStorage:
             with staged.removed_on_error():
                 begin_writeback(staged.fd)
             return staged
+
+    @contextmanager
+    def batch(self) -> Iterator[LocalStorage]:
+        """Yield this storage with the folders that are used kept open until the context ends."""
+        batch = _Batch(self._root)
+        try:
+            yield batch
+        finally:
+            batch.close()
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; durable when it returns True."""
@@ -454,6 +464,39 @@ class LocalStorage:
             raise StorageError(
                 f"{self._root} is empty: what it held was removed, or its disk was unmounted."
             )
+
+
+class _Batch(LocalStorage):
+    """The same folder for one writer: the first folders that it uses stay open."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._kept: dict[tuple[str, ...], int] = {}
+
+    def close(self) -> None:
+        """Close the folders; no thread uses them any more."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
+
+    @contextmanager
+    def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
+        """Yield a folder that is open already, or open it within the one above."""
+        fd = self._kept.get(parts)
+        if fd is not None:
+            yield fd
+            return
+        if parts:
+            with self._folder(parts[:-1], make=make) as above:
+                mode = self._folder_mode() if make else None
+                fd = _open_folder(parts[-1], make=mode, within=above)
+        else:
+            fd = os.open(self._root, _FOLDER)
+        is_kept = len(self._kept) < KEPT_FOLDERS_MAX and self._kept.setdefault(parts, fd) == fd
+        try:
+            yield fd
+        finally:
+            if not is_kept:
+                os.close(fd)
 
 
 class _StagedFile:

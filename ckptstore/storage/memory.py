@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, NotFoundError
@@ -13,6 +13,7 @@ from ckptstore.storage.protocol import Listed, check_key, first_part, refuse_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
@@ -90,6 +91,10 @@ class MemoryStorage:
     def stage(self, data: Buffer) -> StagedCopy:
         """Copy the bytes of a later put."""
         return StagedCopy(self, data)
+
+    def batch(self) -> AbstractContextManager[Storage]:
+        """Return this storage: nothing has to be opened."""
+        return nullcontext(self)
 
     def flush(self, keys: Iterable[str]) -> None:
         """Do nothing: no key outlives the process."""

@@ -166,6 +166,13 @@ class Storage(Protocol):
         """
         ...
 
+    def batch(self) -> AbstractContextManager[Storage]:
+        """Return this storage for the many calls of one writer, whose threads end before it.
+
+        It may keep open until then what would have to be opened for each call.
+        """
+        ...
+
     def flush(self, keys: Iterable[str]) -> None:
         """Return once these keys are durable.
 

@@ -8,6 +8,7 @@ decoded bytes (docs/reference/format.md, sections 2 and 5).
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from blake3 import blake3
@@ -91,6 +92,12 @@ class ObjectStore:
         """
         return StagedObject(digest, self._storage.stage(data), data if is_shared else None)
 
+    @contextmanager
+    def batch(self) -> Iterator[ObjectStore]:
+        """Yield the same objects for the many calls of one writer, whose threads end before it."""
+        with self._storage.batch() as storage:
+            yield ObjectStore(storage, hash_threads=self._hash_threads)
+
     def flush(self, digests: Iterable[Digest]) -> None:
         """Return once these objects are durable, whichever process put them."""
         self._storage.flush(map(key_of, digests))
@@ -167,14 +174,22 @@ class StagedObject:
     def __init__(self, digest: Digest, staged: Staged, shared: Buffer | None) -> None:
         self._digest, self._staged, self._shared = digest, staged, shared
 
-    def put(self) -> None:
-        """Make it an object; InvalidInputError when shared memory changed since it was hashed."""
-        if self._shared is not None and Digest.of(self._shared) != self._digest:
+    def check(self) -> None:
+        """Raise InvalidInputError when shared memory changed since it was hashed.
+
+        Once it is checked, `put` relies on that. It removes an object that fails.
+        """
+        shared, self._shared = self._shared, None
+        if shared is not None and Digest.of(shared) != self._digest:
             self.drop()
             raise InvalidInputError(
                 "An array changed while it was being committed. Commit a copy, or wait until "
                 "nothing writes to it."
             )
+
+    def put(self) -> None:
+        """Make it an object, checked."""
+        self.check()
         self._staged.put(key_of(self._digest))
 
     def drop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.storage import MemoryStorage
@@ -9,6 +10,7 @@ from ckptstore.storage.memory import StagedCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
@@ -78,6 +80,10 @@ class LosingStorage:
     def copy(self, key: str, to: str) -> None:
         """As in the protocol; not durable yet."""
         self.put(to, self._memory.get(key, bytes_max=_BYTES_MAX))
+
+    def batch(self) -> AbstractContextManager[LosingStorage]:
+        """As in the protocol; changes nothing."""
+        return nullcontext(self)
 
     def flush(self, keys: Iterable[str]) -> None:
         """As in the protocol: these keys, and no others, are durable now."""

@@ -118,6 +118,19 @@ class StorageSuite:
         assert storage.get(KEY, bytes_max=10) == b"new"
         assert _sizes(storage) == {KEY: 3}
 
+    def test_what_is_put_in_a_batch_is_there_during_and_after_it(self, storage: Storage) -> None:
+        """And a batch sees what was there before, and what others put meanwhile."""
+        storage.put(KEY, b"old")
+        with storage.batch() as batch:
+            assert batch.size(KEY) == 3
+            batch.put(KEY, b"longer")
+            batch.stage(b"x").put("objects/cd/staged")
+            storage.put("objects/ab/other", b"")
+            batch.flush([KEY, "objects/cd/staged"])
+            assert batch.size("objects/ab/other") == 0
+            assert storage.get(KEY, bytes_max=10) == b"longer"
+        assert _sizes(storage) == {KEY: 6, "objects/cd/staged": 1, "objects/ab/other": 0}
+
     def test_list_gives_every_key_under_a_folder_with_its_size(self, storage: Storage) -> None:
         """And nothing of a folder whose name only begins alike."""
         sizes = {"objects/ab/1": 1, "objects/cd/22": 2, "objects2/x": 3, "top": 4}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from ckptstore.digest import Digest
 from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.store.objects import key_of
 from tests.helpers.equality import difference
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHUNK = 64 << 10
 
@@ -141,3 +145,22 @@ def test_a_state_of_thousands_of_small_arrays_makes_few_objects() -> None:
     watched = Watched()
     state = {str(n): torch.full((n % 40,), n) for n in range(3000)}
     assert len(watched.commit(state)) < 3000 / 25
+
+
+def test_a_commit_opens_each_file_and_each_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what its documents need, and some folders that threads open at the same time."""
+    repo = ckptstore.init(tmp_path / "store")
+    for number in range(256):
+        (tmp_path / "store/objects" / f"{number:02x}").mkdir(parents=True)
+    state = {f"w{number}": np.full(16 << 10, number, np.float32) for number in range(50)}
+    opened: list[str] = []
+
+    def noted(path: str, *arguments: Any, call: Any = os.open, **folder: Any) -> int:
+        opened.append(path)
+        return int(call(path, *arguments, **folder))
+
+    monkeypatch.setattr(os, "open", noted)
+    repo.commit(state)
+    assert 100 < len(opened) < 2 * len(state) + 60

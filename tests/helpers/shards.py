@@ -16,7 +16,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.commit.assemble import assembled, merged, put_documents
 from ckptstore.commit.flatten import flatten
 from ckptstore.commit.plan import plan_arrays
-from ckptstore.commit.put import put_arrays, put_threads, putting
+from ckptstore.commit.put import hash_threads, put_arrays, putting
 from ckptstore.documents.manifest import Manifest
 from ckptstore.store.reach import Reached, reached_by
 
@@ -51,7 +51,7 @@ def put(repo: ckptstore.Repository, plan: Plan, rank: Rank) -> Stored:
     """What a rank does."""
     sources = {path: arrays.describe(value) for path, value in rank.held.items()}
     listed = {path: source for path, source in sources.items() if source is not None}
-    threads = put_threads(plan, listed.values())
+    threads = hash_threads(plan, listed.values())
     with putting(repo._objects, Reached(), threads=threads) as putter:
         pages = dict(put_arrays(plan, listed, putter, corners=rank.corners))
         putter.finish()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 COUNTS: tuple[tuple[ModuleType, str], ...] = (
+    (put, "HASH_THREADS"),
     (put, "COPY_THREADS"),
     (put, "PUT_THREADS"),
     (publish, "PUT_THREADS"),
