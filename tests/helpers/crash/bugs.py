@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -104,7 +105,7 @@ def temporary_name_by_pid_only() -> Iterator[None]:
     """In a container the pid is the same at every start."""
     with (
         patch("os.getpid", lambda: 1),
-        patch("ckptstore.storage.temporary.secrets.token_hex", lambda count: ""),
+        patch("ckptstore.storage.temporary.secrets", SimpleNamespace(token_hex=lambda count: "")),
     ):
         yield
 
