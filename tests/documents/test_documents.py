@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 import ckptstore
 from ckptstore.digest import Digest
 from ckptstore.documents import canonical
+from ckptstore.documents.expiry import Expiry
+from ckptstore.documents.manifest import CREATED_MAX, Manifest
 from ckptstore.documents.marker import Marker
-from ckptstore.documents.operation import Operation
+from ckptstore.documents.operation import Condemned, Operation
 from ckptstore.errors import CkptStoreError, CorruptError, Incompatible, InvalidInputError
 from ckptstore.storage import MemoryStorage
 from ckptstore.store.oplog import Oplog
@@ -119,6 +121,46 @@ def test_a_document_over_its_limit_is_refused_on_both_sides() -> None:
         canonical.decode(b'{"a":"0123456789ab"}', name="this", bytes_max=19)
     with pytest.raises(InvalidInputError):
         canonical.encode({"a": "0123456789ab"}, bytes_max=19)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Operation, {"time": CREATED_MAX + 1}),
+        (Operation, {"done": "x" * 70_000}),
+        (Operation, {"heads": {"not legal": Digest.of(b"a")}}),
+        (Operation, {"condemned": Condemned(why="x" * 70_000)}),
+        (Operation, {"undoes": 1}),
+        (Expiry, {"time": CREATED_MAX + 1}),
+        (Expiry, {"why": "x" * 70_000}),
+        (Manifest, {"created": CREATED_MAX + 1}),
+        (Manifest, {"message": "x" * 70_000}),
+        (Manifest, {"metrics": {"": 1}}),
+        (Manifest, {"step": 2**63}),
+        (Manifest, {"meta": {"a": 2**64}}),
+        (Manifest, {"branch": "best"}),
+    ],
+    ids=lambda part: part.__name__ if isinstance(part, type) else next(iter(part)),
+)
+def test_a_document_that_no_reader_accepts_is_not_encoded_for_a_put(
+    kind: Any, fields: dict[str, Any]
+) -> None:
+    needed: dict[Any, dict[str, Any]] = {
+        Operation: {"seq": 1},
+        Expiry: {"time": 1, "why": ""},
+        Manifest: {"pages": (), "structure": Digest.of(b"a")},
+    }
+    canonical.readable(kind(**needed[kind]), name="that")
+    document = kind(**needed[kind] | fields)
+    document.encode()
+    with pytest.raises(InvalidInputError, match="no reader accepts it: that"):
+        canonical.readable(document, name="that")
+
+
+def test_a_document_that_is_too_large_names_what_fills_it() -> None:
+    settings = {"a": "x" * (5 << 20)}
+    with pytest.raises(InvalidInputError, match="Most of it is 'settings', with 524"):
+        Operation(seq=1, tags={"v": Digest.of(b"a")}, settings=settings).encode()
 
 
 OPERATION = Operation(

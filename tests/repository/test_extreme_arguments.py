@@ -73,7 +73,7 @@ def named(name: str) -> Callable[[Any], bool]:
     """A function of another name."""
 
     def accepts(manifest: Any) -> bool:
-        return manifest is not None
+        return manifest is None
 
     accepts.__name__ = name
     return accepts
@@ -165,7 +165,7 @@ ANYTHING: tuple[Any, ...] = (
     KeepIf(named("\ud800\n")),
     KeepBest("x" * 200),
     KeepBest("loss"),
-    Union(tuple(KeepBest(f"a metric whose name is rather long, of task {n}") for n in range(900))),
+    Union(tuple(KeepBest(f"a metric whose name is rather long, of task {n}") for n in range(1200))),
     Union(tuple(KeepIf(named(LONG)) for n in range(1200))),
     KeepSteps(range(100_000)),
     KeepEveryNHours(2**63 - 1),
@@ -248,9 +248,9 @@ PROPERTIES = {"url", "retention"}  # which `still_works` reads
 
 
 def repository() -> Repository:
-    """A repository with two checkpoints, a branch, a tag and arrays on two pages."""
+    """A repository with three checkpoints, the first of which may expire, a branch and a tag."""
     made = ckptstore.init("memory://", chunk_size=64 << 10)
-    for step in range(2):
+    for step in range(3):
         state = {"m": {"a": np.arange(20.0) + step, "b": np.ones(20_000)}, "n": step}
         made.commit(state, step=step, metrics={"loss": float(step)})
     made.tag("v1")

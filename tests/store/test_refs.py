@@ -13,6 +13,7 @@ import pytest
 
 import ckptstore
 from ckptstore import ConflictError, CorruptError
+from ckptstore.documents import ref_page
 from ckptstore.retention import MaxToKeep
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import key_of
@@ -100,6 +101,25 @@ def test_later_undos_pass_over_the_damaged_operation(repo: Repository) -> None:
     assert [made.step for made in repo.log()] == [0]
 
 
+def test_many_refs_are_restored_with_pages_of_their_own(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages of an operation are pruned by what the next one has."""
+    monkeypatch.setattr(ref_page, "REFS_INLINE_MAX", 2)
+    monkeypatch.setattr(ref_page, "PAGE_REFS_MAX", 2)
+    repo.commit({})
+    for number in range(5):
+        repo.tag(f"v{number}")
+    before = repo._oplog.newest()
+    repo.delete_tag("v1")
+    empty(newest_of(repo))
+    repo.undo()
+    restored = repo._oplog.newest()
+    assert restored.tags == before.tags
+    assert len(restored.tag_pages) > 1
+    assert not {*restored.tag_pages} & {*before.tag_pages}
+
+
 def test_several_damaged_operations_are_passed_over_at_once(repo: Repository) -> None:
     for step in range(4):
         repo.commit({"n": step}, step=step)
@@ -181,6 +201,22 @@ def test_a_gc_that_died_beside_the_damage_has_left_every_live_checkpoint_whole(
     assert np.array_equal(repo.checkout(made.id)["w"], LARGE)
     repo.gc(MaxToKeep(1), grace=0)
     assert [problem.key[:4] for problem in repo.verify().problems] == ["ops/"]
+
+
+def test_what_a_gc_that_died_had_condemned_is_still_condemned(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(2):
+        repo.commit({"w": LARGE + step})
+    die_in_gc(repo, monkeypatch, after=0)
+    condemned = repo._oplog.newest().condemned
+    repo.tag("v")
+    empty(newest_of(repo))
+    repo.undo()
+    assert repo._oplog.newest().condemned == condemned
+    made = repo.commit({"w": LARGE})  # which the gc is finished for
+    assert repo._oplog.newest().condemned is None
+    assert np.array_equal(repo.checkout(made.id)["w"], LARGE)
 
 
 def test_a_commit_that_began_before_the_damage_puts_again_what_a_gc_deleted(
