@@ -142,8 +142,13 @@ class Follower:
 
         Returns:
             The checkpoint, as `poll` does; None after the timeout, or once the follower is closed.
+
+        Raises:
+            InvalidInputError: The timeout is not a number of seconds.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):
+            raise InvalidInputError(f"timeout is {shown(timeout)}; seconds, or None, are expected.")
+        end = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
         while not self._closed.is_set():
             checkpoint = self.poll()
             if checkpoint is not None:

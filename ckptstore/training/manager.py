@@ -114,7 +114,11 @@ class CheckpointManager:
         **tracked: object,
     ) -> None:
         check_ref_name(branch, kind="branch")
-        if when_busy not in WHEN_BUSY:
+        if policy is not None and not isinstance(policy, Policy):
+            raise InvalidInputError(f"policy is {shown(policy)}; MaxToKeep(3), say, is expected.")
+        if not callable(clock):
+            raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
+        if not isinstance(when_busy, str) or when_busy not in WHEN_BUSY:
             raise InvalidInputError(f"when_busy is {shown(when_busy)}; wait or skip is expected.")
         best = _best(keep_best)
         policies = (

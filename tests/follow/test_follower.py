@@ -136,6 +136,20 @@ def test_a_poll_without_a_pause_is_refused(repo: ckptstore.Repository, seconds: 
         repo.follow(poll_seconds=seconds)
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), "1", [1]])
+def test_a_timeout_that_is_no_number_is_refused(repo: ckptstore.Repository, seconds: Any) -> None:
+    with pytest.raises(InvalidInputError, match="timeout"):
+        repo.follow().wait(timeout=seconds)
+
+
+@pytest.mark.parametrize("seconds", [10**400, float("inf")])
+def test_a_timeout_may_be_of_any_length(repo: ckptstore.Repository, seconds: float) -> None:
+    repo.commit({"w": 1}, step=3)
+    checkpoint = repo.follow().wait(timeout=seconds)
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+
+
 def test_an_update_reads_what_differs_and_nothing_else(
     repo: ckptstore.Repository, reads: list[int]
 ) -> None:

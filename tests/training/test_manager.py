@@ -743,3 +743,12 @@ def test_a_long_list_of_names_is_told_in_short() -> None:
     with pytest.raises(CheckoutMismatchError, match=r"optimizer/… \(\d+ names\)") as caught:
         manager(first.repository, model=model(4, 30)).restore()
     assert len(caught.value.incompatible.unexpected) > 60
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"policy": True}, {"policy": "max_to_keep"}, {"clock": None}, {"when_busy": ["wait"]}],
+)
+def test_an_option_of_another_type_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        manager(**options)
