@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
     from ckptstore.verify import Problem as Problem
+    from ckptstore.verify import Unreachable as Unreachable
     from ckptstore.verify import VerifyReport as VerifyReport
     from ckptstore.weights import load_weights as load_weights
 else:
@@ -73,7 +74,7 @@ else:
             "follow.follower": ("Follower", "Update"),
             "gc": ("GcPlan", "GcReport"),
             "repository": ("Repository", "Undone", "Usage", "init", "open"),
-            "verify": ("Problem", "VerifyReport"),
+            "verify": ("Problem", "Unreachable", "VerifyReport"),
             "weights": ("load_weights",),
         },
         "__version__",

@@ -121,6 +121,10 @@ class DigestMap:
                 number = int.from_bytes(entry[RAW_BYTES:], "little")
                 yield Digest(entry[:RAW_BYTES].hex()), number
 
+    def values(self) -> Iterator[int]:
+        """Yield every number, in the same order."""
+        return (number for _, number in self.items())
+
     def _find(self, digest: str) -> tuple[bytes, bytearray | None, int]:
         """Return a digest's bytes, its bucket, and its position there, or -1."""
         raw = bytes.fromhex(digest)

@@ -24,12 +24,19 @@ from ckptstore.documents.names import check_ref_name, check_strings
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
-from ckptstore.revisions import Names, resolve
+from ckptstore.revisions import resolve
 from ckptstore.state.selection import Selection
 from ckptstore.storage import open_storage
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.condemned import GRACE_SECONDS
 from ckptstore.store.live import LiveCheckpoints
+from ckptstore.store.lost import (
+    head_of,
+    is_missing,
+    lost,
+    missing_head,
+    refuse_without_operations,
+)
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     from ckptstore.diff.compare import Source
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, Stores
     from ckptstore.retention import Policy
@@ -67,6 +75,8 @@ class Usage:
 
     Attributes:
         checkpoints: Number of live checkpoints that a branch or tag reaches.
+        unreachable: Number of those that none reaches, as after a branch was deleted. `verify`
+            names them.
         branches: Number of branches.
         tags: Number of tags.
         array_bytes: Bytes of all arrays of these checkpoints, as if each were stored whole.
@@ -82,6 +92,7 @@ class Usage:
     """
 
     checkpoints: int
+    unreachable: int
     branches: int
     tags: int
     array_bytes: int
@@ -294,7 +305,7 @@ class Repository:
             manifest = None if head is None else self._catalog.manifest(head)
             return StagedContents(head, manifest, self._catalog, self._chunk_bytes)
 
-        head = self._oplog.newest().heads.get(branch)
+        head = head_of(branch, self._oplog.newest(), self._catalog)
         return Session(branch, begin, partial(self._publish_session, branch), head=head)
 
     def _publish_session(
@@ -397,8 +408,7 @@ class Repository:
             >>> repo.resolve("main~1").step, repo.resolve("best:val_loss").step
             (1, 1)
         """
-        id = resolve(rev, self._names())
-        return self._checkpoint(id, self._catalog.manifest(id))
+        return self._checkpoint(*self._resolved(rev))
 
     def log(
         self, rev: str | None = None, *, limit: int | None = None, expired: bool = True
@@ -427,21 +437,44 @@ class Repository:
             raise InvalidInputError(
                 f"The limit is {shown(limit)}; a number of checkpoints is expected."
             )
+        starts = [self._resolved(rev)[0]] if rev is not None else self._named()
         length = sys.maxsize if limit is None else min(limit, sys.maxsize)
-        names = self._names()
-        starts = (
-            [resolve(rev, names)]
-            if rev is not None
-            else [*names.heads.values(), *names.tags.values()]
-        )
         if expired:
-            history = islice(ancestors(starts, names.lookup), length)
+            history = islice(ancestors(starts, self._catalog.lookup), length)
             return [self._checkpoint(*found) for found in history]
         with self._live.lock:
             self._live.update(self._oplog.newest())
             live_starts = self._live.before(starts) or ()
-            found = list(islice(self._live.reached(live_starts), length))
-        return [self._checkpoint(*each) for each in found]
+            live = list(islice(self._live.reached(live_starts), length))
+        return [self._checkpoint(*found) for found in live]
+
+    def lost(self) -> list[Checkpoint]:
+        """Return the checkpoints whose operations are missing, newest first.
+
+        A copy that was cut short, or older operations put over newer ones, leave checkpoints that
+        no branch reaches and that no operation explains. Gc never deletes them. `branch(NAME,
+        at=ID)` makes a branch at one; once such a branch is deleted, gc may delete them.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"lr": 0.1})
+            >>> repo.lost()
+            []
+        """
+        live = self._catalog.live()
+        newest = self._oplog.newest()
+        reached = {id for id, _ in ancestors(newest.refs.values(), self._catalog.lookup)}
+        orphans = {id: self._catalog.manifest(id) for id in live.keys() - reached}
+        found = lost(
+            orphans,
+            reached=reached,
+            newest=newest,
+            oplog=self._oplog,
+            catalog=self._catalog,
+        )
+        ids = sorted(found, key=lambda id: (-orphans[id].created, id))
+        return [self._checkpoint(id, orphans[id]) for id in ids]
 
     def branch(
         self,
@@ -595,7 +628,8 @@ class Repository:
 
     def branches(self) -> dict[str, Checkpoint]:
         """Return the head of each branch, by name."""
-        return self._at(self._oplog.newest().heads)
+        newest = self._oplog.newest()
+        return self._at(newest.heads, newest)
 
     def delete_branch(self, name: str) -> None:
         """Delete a branch. Its checkpoints stay until gc finds that nothing else reaches them.
@@ -631,7 +665,8 @@ class Repository:
 
     def tags(self) -> dict[str, Checkpoint]:
         """Return the checkpoint of each tag, by name."""
-        return self._at(self._oplog.newest().tags)
+        newest = self._oplog.newest()
+        return self._at(newest.tags, newest)
 
     def delete_tag(self, name: str) -> None:
         """Delete a tag.
@@ -648,6 +683,7 @@ class Repository:
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
         """Return the ids of branches and of tags, by name, sorted. No checkpoint is read."""
         newest = self._oplog.newest()
+        refuse_without_operations(newest, self._catalog)
         return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
     def undo(self) -> Undone:
@@ -810,22 +846,23 @@ class Repository:
         """Return the contents of the repository and their size on disk."""
         from ckptstore.gc import survey
 
+        documents = [
+            item for folder in self._catalog.FOLDERS for item in self._catalog.list(folder)
+        ]
+        ids = {id for id, item in documents if id and item.key == self._catalog.key(id)}
         newest = self._oplog.newest()
-        reached = ancestors(newest.refs.values(), self._names().lookup)
-        live = [manifest for id, manifest in reached if not self._catalog.is_expired(id)]
+        reached = ancestors(newest.refs.values(), self._catalog.lookup)
+        live = {id: manifest for id, manifest in reached if id in ids}
         seen = survey(self._stores())
         temporaries = self._storage.temporaries()
-        documents = [
-            self._oplog.list(),
-            self._oplog.list_pages(),
-            *(self._catalog.list(folder) for folder in self._catalog.FOLDERS),
-        ]
-        metadata = [item.size for listing in documents for _, item in listing]
+        operations = (*self._oplog.list(), *self._oplog.list_pages())
+        metadata = [item.size for name, item in (*documents, *operations) if name]
         return Usage(
             checkpoints=len(live),
+            unreachable=len(ids - live.keys()),
             branches=len(newest.heads),
             tags=len(newest.tags),
-            array_bytes=sum(manifest.array_bytes for manifest in live),
+            array_bytes=sum(manifest.array_bytes for manifest in live.values()),
             objects=seen.objects,
             stored_bytes=seen.bytes,
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
@@ -926,27 +963,54 @@ class Repository:
 
     def _durable(self, rev: str) -> Digest:
         """The id that a revision names, flushed: its writer may have died before its own flush."""
-        id = resolve(rev, self._names())
+        id, _ = self._resolved(rev)
         self._catalog.flush(id)
         return id
 
     def _readable(self, rev: str) -> tuple[Digest, Manifest]:
         """The manifest of a checkpoint whose arrays are there."""
-        id = resolve(rev, self._names())
-        manifest = self._catalog.manifest(id)
+        id, manifest = self._resolved(rev)
         self._catalog.refuse_expired(id)
         return id, manifest
+
+    def _resolved(self, rev: str) -> tuple[Digest, Manifest]:
+        """The checkpoint that a revision names; CorruptError where a part of a copy is missing."""
+        newest = self._oplog.newest()
+        try:
+            id = resolve(rev, self._catalog.names(newest))
+            return id, self._catalog.manifest(id)
+        except NotFoundError:
+            refuse_without_operations(newest, self._catalog)
+            self._refuse_missing(
+                {
+                    name: id
+                    for name, id in newest.refs.items()
+                    if rev.startswith((name, "latest", "best:")) or id.startswith(rev)
+                }
+            )
+            raise
+
+    def _named(self) -> list[Digest]:
+        """The checkpoints that branches and tags name; CorruptError where one is missing."""
+        newest = self._oplog.newest()
+        refuse_without_operations(newest, self._catalog)
+        self._refuse_missing(newest.refs)
+        return [*newest.heads.values(), *newest.tags.values()]
+
+    def _refuse_missing(self, refs: Mapping[str, Digest]) -> None:
+        """Raise CorruptError when the checkpoint of a branch or tag is missing."""
+        for id, name in {id: name for name, id in refs.items()}.items():
+            if is_missing(id, self._catalog):
+                raise missing_head(name, id, self._catalog)
 
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
         return Checkpoint.of(id, manifest, self._catalog)
 
-    def _at(self, refs: Mapping[str, Digest]) -> dict[str, Checkpoint]:
+    def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
+        refuse_without_operations(newest, self._catalog)
+        self._refuse_missing(refs)
         made = {id: self._checkpoint(id, self._catalog.manifest(id)) for id in {*refs.values()}}
         return {name: made[id] for name, id in sorted(refs.items())}
-
-    def _names(self) -> Names:
-        """The names that revisions may use now."""
-        return self._catalog.names(self._oplog.newest())
 
     def _now(self) -> int:
         """UTC now, in microseconds since 1970."""

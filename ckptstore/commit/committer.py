@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import CorruptError
+from ckptstore.store.lost import head_of
 from ckptstore.store.refs import check_new_branch
 from ckptstore.zarr.hierarchy import ZarrFiles
 
@@ -57,7 +58,7 @@ class Committer:
 
         def make() -> Made:
             newest = self.oplog.newest()
-            head = newest.heads.get(branch)
+            head = head_of(branch, newest, self.catalog)
             written = self._write(value, head)
             return self._publish(
                 written, facts, branch=branch, retry=retry, parent=head, since=newest

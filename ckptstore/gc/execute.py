@@ -39,13 +39,15 @@ class GcReport:
     temporary_bytes: int = 0
 
 
-def execute_plan(stores: Stores, plan: GcPlan, *, grace: float) -> GcReport:
+def execute_plan(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool) -> GcReport:
     """Execute a plan: its checkpoints expire, unless something refers to them now."""
     with stores.lock, stores.storage.lock():
         swept = stores.storage.sweep()
         finish_gc(stores)
         listed_at = stores.now()
-        report = delete_remaining(stores, find_remaining(stores, plan, grace=grace))
+        report = delete_remaining(
+            stores, find_remaining(stores, plan, grace=grace, is_torn=is_torn)
+        )
         stores.listed_at = listed_at
         stores.storage.hold_reserve()
     return replace(report, temporary_bytes=swept)

@@ -16,6 +16,7 @@ from ckptstore.gc.marks import marks_of
 from ckptstore.gc.remaining import REPEATED, remaining_of
 from ckptstore.history import first_parents
 from ckptstore.retention import Verdict, decide
+from ckptstore.store.lost import lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -138,7 +139,9 @@ def _plan(
         newest = stores.oplog.newest()
         stored = stores.catalog.live()
         stores.live.reconcile(newest, stored)
-        verdicts = judge(stores, newest, policy, branches=branches, grace=grace, stored=stored)
+        verdicts, is_torn = judge(
+            stores, newest, policy, branches=branches, grace=grace, stored=stored
+        )
         expiring = [verdict.id for verdict in verdicts if not verdict.kept]
         exclusive = stores.marks.exclusive(expiring)
         frees = np.zeros(len(expiring) + 1, np.int64)  # the last one is of objects without owner
@@ -150,7 +153,8 @@ def _plan(
             np.add.at(frees, owners, sizes)
             is_young = np.array([item.is_young for item in part])
             is_reached = stores.marks.are_reached(digests)
-            is_leftover, is_new = ~is_reached & ~is_young, ~is_reached & is_young
+            is_leftover = ~is_reached & ~is_young & (not is_torn)
+            is_new = ~is_reached & is_young
             leftover_objects += int(is_leftover.sum())
             leftover_bytes += int(sizes[is_leftover].sum())
             young_objects += int(is_new.sum())
@@ -165,7 +169,7 @@ def _plan(
         young_objects=young_objects,
         young_bytes=young_bytes,
         temporary_bytes=sum(item.size for item in temporaries if item.is_left),
-        _execute=lambda plan: execute_plan(stores, plan, grace=grace),
+        _execute=lambda plan: execute_plan(stores, plan, grace=grace, is_torn=is_torn),
     )
 
 
@@ -181,7 +185,7 @@ def expire(
         newest = stores.oplog.newest()
         with stores.live.lock:
             stores.live.update(newest)
-            verdicts = judge(stores, newest, policy, branches=branches, grace=grace)
+            verdicts, _ = judge(stores, newest, policy, branches=branches, grace=grace)
         expiring = [verdict for verdict in verdicts if not verdict.kept]
         return delete_remaining(stores, remaining_of(stores, policy, expiring, seen=newest.seq))
 
@@ -194,8 +198,11 @@ def judge(
     branches: Collection[str] | None,
     grace: float,
     stored: Mapping[Digest, float] | None = None,
-) -> tuple[Verdict, ...]:
+) -> tuple[tuple[Verdict, ...], bool]:
     """Return verdicts on all live checkpoints, those that a ref reaches first, and mark them.
+
+    The second value is True where manifests or operations are missing: what they refer to is then
+    unknown, and no object may be deleted but those of checkpoints that expire.
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
@@ -206,27 +213,32 @@ def judge(
     reachable = decide(
         policy, heads=newest.heads, tags=newest.tags, reached=live.reached, branches=branches
     )
-    unnamed = live.manifests.keys() - {verdict.id for verdict in reachable}
+    reached = {verdict.id for verdict in reachable}
+    orphans = {id: live.manifests[id] for id in live.manifests.keys() - reached}
+    unnamed = lost(
+        orphans, reached=reached, newest=newest, oplog=stores.oplog, catalog=stores.catalog
+    )
     unreachable: list[Verdict] = []
-    if unnamed:
+    if orphans:
         stored = stores.catalog.live() if stored is None else stored
         latest = stores.storage.now() - grace
         unreachable = [
             _unreachable(
                 id,
-                live.manifests[id],
+                manifest,
                 is_cut=live.is_cut,
+                is_lost=id in unnamed,
                 is_old=stored.get(id, latest) <= latest,
                 is_repeated=partial(_is_repeated, stores, newest, live.manifests[id]),
             )
-            for id in unnamed
+            for id, manifest in orphans.items()
         ]
         unreachable.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
     stores.marks.follow(live.manifests)
     for verdict in reachable:
         if verdict.kept:
             stores.marks.require(verdict.manifest)
-    return (*reachable, *unreachable)
+    return (*reachable, *unreachable), live.is_cut or bool(unnamed)
 
 
 def _unreachable(
@@ -234,19 +246,22 @@ def _unreachable(
     manifest: Manifest,
     *,
     is_cut: bool,
+    is_lost: bool,
     is_old: bool,
     is_repeated: Callable[[], bool],
 ) -> Verdict:
     """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
     if is_cut:
         reason = "a part of the history is missing, and it may be reached from there"
+    elif is_lost:
+        reason = "the operations that named it are missing: make a branch at it, or delete that"
     elif not is_old:
         reason = "it is new, and a commit may be about to use it"
     elif is_repeated():
         reason = REPEATED
     else:
         reason = "no branch and no tag reaches it"
-    kept = is_cut or not is_old
+    kept = is_cut or is_lost or not is_old
     return Verdict(id=id, manifest=manifest, branches=(), kept=kept, reasons=(reason,))
 
 

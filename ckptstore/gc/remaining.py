@@ -161,8 +161,11 @@ class Remaining:
             self.spared.update(condemned.digests)
 
 
-def find_remaining(stores: Stores, plan: GcPlan, *, grace: float) -> Remaining:
-    """Find what is garbage now, by listing all objects."""
+def find_remaining(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool) -> Remaining:
+    """Find what is garbage now, by listing all objects.
+
+    is_torn: manifests or operations are missing, so only objects of what expires are garbage.
+    """
     newest = stores.oplog.newest()
     with stores.live.lock:
         stores.live.reconcile(newest, stores.catalog.live())
@@ -184,7 +187,7 @@ def find_remaining(stores: Stores, plan: GcPlan, *, grace: float) -> Remaining:
         exclusive=exclusive,
         staying=staying,
         expiring=reasons,
-        garbage=_listed_garbage(stores, exclusive, grace=grace),
+        garbage=_listed_garbage(stores, exclusive, grace=grace, is_torn=is_torn),
         seen=newest.seq,
     )
 
@@ -217,7 +220,7 @@ def reasons_of(stores: Stores, policy: Policy, verdicts: Iterable[Verdict]) -> d
 
 
 def _listed_garbage(
-    stores: Stores, exclusive: Exclusive, *, grace: float
+    stores: Stores, exclusive: Exclusive, *, grace: float, is_torn: bool
 ) -> Iterator[tuple[Digest, int]]:
     """Yield all objects that nothing which stays reaches, except young ones of nobody."""
     for part in stores.stock(grace=grace):
@@ -227,7 +230,7 @@ def _listed_garbage(
         for item, is_given_up, is_used in zip(
             part, is_exclusive.tolist(), is_reached.tolist(), strict=True
         ):
-            if is_given_up or not (is_used or item.is_young):
+            if is_given_up or not (is_used or item.is_young or is_torn):
                 yield item.digest, item.size
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
+from ckptstore.store.lost import is_missing, missing_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,9 +65,11 @@ class Stores:
         """Raise CorruptError when a branch or a tag names a checkpoint that is not live."""
         for name, id in newest.refs.items():
             if id not in self.live.manifests:
+                if is_missing(id, self.catalog):
+                    raise missing_head(name, id, self.catalog)
                 raise CorruptError(
-                    f"Checkpoint {id.short}, which {name!r} names, is missing. "
-                    "Run verify; gc has done nothing."
+                    f"Checkpoint {id.short}, which {name!r} names, has expired, as where older "
+                    "operations were put over newer ones. Gc has done nothing. Run verify."
                 )
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:

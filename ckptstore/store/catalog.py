@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
@@ -58,7 +58,22 @@ MANIFEST_PARTS = 4  # of a manifest besides its pages
 _first = attrgetter("first")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-AnyPage = TypeVar("AnyPage", Page, NodePage)
+AnyPage = TypeVar("AnyPage", bound="OrderedPage")
+
+
+class OrderedPage(Protocol):
+    """A page, or what is remembered of one, as it is compared with a manifest's claims."""
+
+    @property
+    def begin(self) -> object:
+        """Where it begins in path order."""
+
+    @property
+    def end(self) -> object:
+        """Where it ends in path order."""
+
+    def is_as_claimed(self, ref: PageRef) -> bool:
+        """Return True for a page that matches its reference in a manifest."""
 
 
 def key_of(id: Digest, folder: str = LIVE) -> str:
@@ -69,20 +84,23 @@ def key_of(id: Digest, folder: str = LIVE) -> str:
 class Catalog:
     """The documents of the checkpoints of one repository.
 
-    objects: where pages and structures are read.
+    objects: where pages and structures are read. cached_pages: how many pages of either kind stay
+    in memory; one may have 10 MB.
     """
 
     FOLDERS: ClassVar = (LIVE, EXPIRED, EXPIRIES)
     key = staticmethod(key_of)
 
-    def __init__(self, storage: Storage, objects: ObjectStore) -> None:
+    def __init__(
+        self, storage: Storage, objects: ObjectStore, *, cached_pages: int = CACHED_PAGES
+    ) -> None:
         self._storage = storage
         self.objects = objects
         self._manifests: _Cache[Digest, Manifest] = _Cache(
             CACHED_MANIFEST_PARTS, weigh=lambda manifest: MANIFEST_PARTS + len(manifest.refs)
         )
-        self._pages: _Cache[Digest, Page] = _Cache(CACHED_PAGES)
-        self._node_pages: _Cache[Digest, NodePage] = _Cache(CACHED_PAGES)
+        self._pages: _Cache[Digest, Page] = _Cache(cached_pages)
+        self._node_pages: _Cache[Digest, NodePage] = _Cache(cached_pages)
         self._written: _Cache[Digest, bool] = _Cache(CACHED_WRITTEN)
 
     @property
@@ -227,7 +245,7 @@ class Catalog:
 
     def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
         """Return the pages of Zarr nodes, in path order, compared with the manifest's claims."""
-        return _in_order(manifest.hierarchy or (), self.node_page)
+        return in_order(manifest.hierarchy or (), self.node_page)
 
     def remember_page(self, digest: Digest, page: Page) -> None:
         """Cache a page that was just written, so that the next commit need not read it."""
@@ -240,7 +258,7 @@ class Catalog:
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
         """Return the pages of a checkpoint, in path order, compared with the manifest's claims."""
-        return _in_order(manifest.pages, self.page)
+        return in_order(manifest.pages, self.page)
 
     def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
         """Yield, in path order, the only pages that can list these paths; no other is read."""
@@ -283,7 +301,7 @@ class Catalog:
         return decode(data, name=f"page {digest}")
 
 
-def _in_order(refs: Iterable[PageRef], read: Callable[[Digest], AnyPage]) -> Iterator[AnyPage]:
+def in_order(refs: Iterable[PageRef], read: Callable[[Digest], AnyPage]) -> Iterator[AnyPage]:
     """Yield the pages that a manifest lists, compared with its claims."""
     last: Any = None
     for ref in refs:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from blake3 import blake3
 
 from ckptstore.digest import Digest
+from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from ckptstore.storage.beside import BesideStorage
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ckptstore.storage.protocol import Staged
 
 PREFIX = "objects/"
+ASIDE = "damaged/"
 CHECK_STEP_BYTES = 1 << 20
 ALONE_THREADS = 2
 
@@ -155,6 +157,14 @@ class ObjectStore:
             hasher.update(step)
         if hasher.hexdigest() != digest:
             raise CorruptError(f"{key} is damaged: its content does not match its digest.")
+
+    def set_aside(self, digest: Digest) -> None:
+        """Move an object whose bytes are damaged to where no reader and no commit looks for it."""
+        key, aside = key_of(digest), f"{ASIDE}{digest}"
+        self._storage.put(aside, self._storage.get(key, bytes_max=CHUNK_BYTES_MAX))
+        self._storage.flush([aside])
+        self._storage.delete([key])
+        self._storage.flush([key])
 
     def delete(self, digests: Iterable[Digest]) -> None:
         """Delete objects, ignoring missing ones. Only gc may do this, by its own rules."""

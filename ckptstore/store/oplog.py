@@ -63,6 +63,11 @@ def page_key_of(name: str) -> str:
     return f"{PAGES}{name}.json"
 
 
+def first_kept(newest: int) -> int:
+    """Return the number of the oldest operation that no pruning deletes, given the newest."""
+    return max(1, newest - KEPT_OPERATIONS + 1)
+
+
 class Oplog:
     """The operations of one repository.
 
@@ -151,7 +156,7 @@ class Oplog:
 
     def read(self, seq: int) -> Operation:
         """Return one operation by its number; NotFoundError when it was pruned."""
-        operation = self._read_without_pages(seq)
+        operation = self.read_without_pages(seq)
         if not operation.head_pages and not operation.tag_pages:
             return operation
         heads = self._read_pages(operation.head_pages, kind="branch", seq=seq)
@@ -163,7 +168,8 @@ class Oplog:
             tags=joined(tags.values(), name=key_of(seq)) if tags else operation.tags,
         )
 
-    def _read_without_pages(self, seq: int) -> Operation:
+    def read_without_pages(self, seq: int) -> Operation:
+        """Return one operation with the names of its pages of refs, but without these refs."""
         key = key_of(seq)
         operation = Operation.decode(
             self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
@@ -178,11 +184,12 @@ class Oplog:
         """Return the pages of an operation, by kind and name."""
         known = self._pages  # as another thread may replace it
         return {
-            (kind, name): known.get((kind, name)) or self._read_page(name, kind=kind, seq=seq)
+            (kind, name): known.get((kind, name)) or self.read_page(name, kind=kind, seq=seq)
             for name in names
         }
 
-    def _read_page(self, name: str, *, kind: str, seq: int) -> Refs:
+    def read_page(self, name: str, *, kind: str, seq: int) -> Refs:
+        """Return a page of refs of an operation; NotFoundError when both were pruned."""
         key = page_key_of(name)
         try:
             data = self._storage.get(key, bytes_max=REF_PAGE_BYTES_MAX)
@@ -420,7 +427,7 @@ class Oplog:
         if not old:
             return
         with suppress(NotFoundError, CorruptError):  # pruned meanwhile, or damaged
-            operation = self._read_without_pages(oldest)
+            operation = self.read_without_pages(oldest)
             used = {*operation.head_pages, *operation.tag_pages}
             self._storage.delete(page_key_of(name) for name in old if name not in used)
 

@@ -52,13 +52,23 @@ class _Form(NamedTuple):
 def encoded_entries(manifest: Manifest, catalog: Catalog) -> dict[str, EncodedEntry]:
     """Return every Zarr array of a checkpoint, by the path of its node."""
     documents = _Documents(catalog)
-    parts = groupby(_parts(manifest, catalog), key=lambda part: part.node.path)
+    parts = groupby(_parts(catalog.node_pages(manifest), catalog), key=lambda part: part.node.path)
     entries = (_entry(path, list(group), documents) for path, group in parts)
     return {entry.path: entry for entry in entries if entry is not None}
 
 
-def _parts(manifest: Manifest, catalog: Catalog) -> Iterator[_Part]:
-    for page in catalog.node_pages(manifest):
+def encoded_paths(page: NodePage, catalog: Catalog) -> tuple[str, ...]:
+    """Return the paths of the Zarr arrays whose documents a page has."""
+    documents = _Documents(catalog)
+    return tuple(
+        part.node.path
+        for part in _parts([page], catalog)
+        if _entry(part.node.path, [part], documents) is not None
+    )
+
+
+def _parts(pages: Iterable[NodePage], catalog: Catalog) -> Iterator[_Part]:
+    for page in pages:
         bundle = b""
         if page.bundle:  # documents, and nothing else
             bundle = catalog.objects.get(page.bundle.digest, bytes_max=page.bundle.size)

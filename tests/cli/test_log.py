@@ -92,3 +92,28 @@ def test_text_of_a_hostile_repository_cannot_steer_the_terminal(ckpt, repo):
 
 def kilobytes(checkpoint):
     return f"{checkpoint.new_bytes / 1000:.1f} kB"
+
+
+def test_a_history_that_is_not_whole_says_so(ckpt, history):
+    """A manifest in the middle is missing, and operations are older than checkpoints."""
+    root = ckpt.folder / ".ckptstore"
+    operations = {path: path.read_bytes() for path in (root / "ops").iterdir()}
+    made = [history.commit({"x": step}, step=step) for step in (7, 8)]
+    for path in (root / "ops").iterdir():
+        if path not in operations:
+            path.unlink()
+    assert ckpt("log", "main").stderr == ""
+    shown = ckpt("log").stderr
+    assert "2 checkpoints on no branch, whose operations are missing." in shown
+    assert f"The newest is {made[1].id.short}." in shown
+    tagged = history.resolve("v1")
+    (root / f"checkpoints/{tagged.id}.json").unlink()
+    history.delete_tag("v1")
+    assert f"Checkpoint {tagged.id.short}, from which" in ckpt("log").stderr
+
+
+def test_without_operations_there_is_an_error_and_not_an_empty_list(ckpt, history):
+    for path in (ckpt.folder / ".ckptstore" / "ops").iterdir():
+        path.unlink()
+    assert "none of the operations" in ckpt.error("log")
+    assert "none of the operations" in ckpt.error("checkout", "main", "-o", "x.pt")

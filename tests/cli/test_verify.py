@@ -44,7 +44,8 @@ def test_each_problem_names_the_checkpoints_and_refs_that_suffer(ckpt, history):
             f"    affects checkpoint {copy.short} (copy)",
         ]
     )
-    assert found[3].endswith(": 1 problem, 2 checkpoints affected.")
+    assert found[3].startswith(f"To heal {key}: Repair moves it aside.")
+    assert found[4].endswith(": 1 problem, 2 checkpoints affected.")
     (problem,) = ckpt.json("verify", code=1)["problems"]
     assert sorted(problem["checkpoints"]) == sorted([seed, copy])
     assert (problem["branches"], problem["tags"]) == (["copy"], ["v1"])
@@ -87,3 +88,38 @@ def test_errors_of_a_damaged_repository_are_told_without_a_traceback(ckpt, histo
     damage(ckpt, "ops/*", flip)
     for args in (["log"], ["branch"], ["show", "main"], ["undo"], ["usage"]):
         assert ckpt.error(*args).startswith("error: ")
+
+
+def test_what_is_damaged_is_moved_aside_on_demand_and_stored_again(ckpt, history):
+    structure = history.resolve("main")._manifest.structure
+    (key,) = damage(ckpt, f"objects/{structure[:2]}/{structure[2:]}", flip)
+    before = ckpt.out("verify", code=1)
+    assert "ckptstore verify --repair moves damaged objects aside." in before
+    assert "Moved 1 damaged object to damaged/." in ckpt.out("verify", "--repair", code=1)
+    root = ckpt.folder / ".ckptstore"
+    assert not (root / key).exists()
+    digest = key.removeprefix("objects/").replace("/", "")
+    assert (root / "damaged" / digest).exists()
+    (problem,) = ckpt.json("verify", code=1)["problems"]
+    assert "commit the same state again" in problem["heal"]
+
+
+def test_each_way_to_heal_is_printed_once(ckpt, history):
+    keys = damage(ckpt, "objects/*/*", flip)
+    healing = [line for line in ckpt.out("verify", code=1).splitlines() if "To heal" in line]
+    assert len(healing) == 1
+    assert f" and {len(keys) - 1} more: " in healing[0]
+
+
+def test_notes_are_printed_and_the_exit_code_is_0(ckpt, history):
+    made = history.commit({"x": 1}, branch="gone", step=77)
+    history.delete_branch("gone")
+    (ckpt.folder / ".ckptstore" / "objects" / ".DS_Store").write_bytes(b"x")
+    lines = ckpt.out("verify").splitlines()
+    assert lines[0].endswith("no problems found.")
+    assert f"No branch and no tag reaches 1 checkpoint: {made.id.short} (step 77)." in lines
+    assert "1 file of other programs: objects/.DS_Store." in lines
+    report = ckpt.json("verify")
+    assert report["foreign"] == ["objects/.DS_Store"]
+    assert report["unreachable"]["checkpoints"] == [made.id]
+    assert "and 1 that none reaches: see ckptstore verify" in ckpt.out("usage")

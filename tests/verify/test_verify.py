@@ -41,6 +41,26 @@ def test_what_a_crash_leaves_behind_is_no_damage(world: World) -> None:
     assert world.open().verify().ok
 
 
+@pytest.mark.parametrize("way", ["flipped", "deleted"])
+def test_a_damaged_page_of_refs_is_one_problem_however_many_operations_have_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(ckptstore.documents.ref_page, "REFS_INLINE_MAX", 3)
+    repo = world.open()
+    for number in range(6):
+        repo.tag(f"t{number}")
+    for number in range(3):
+        repo.branch(f"b{number}")
+    assert repo.verify().ok
+    newest = repo._oplog.newest()
+    key = repo._oplog.page_key(newest.tag_pages[0])
+    if way == "flipped":
+        flip(world.root / key, random.Random(1))
+    else:
+        (world.root / key).unlink()
+    assert [problem.key for problem in world.open().verify().problems] == [key]
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_several_damages_are_all_reported_each_with_those_that_suffer(
     world: World, seed: int

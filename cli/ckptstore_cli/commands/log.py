@@ -14,7 +14,7 @@ from ckptstore_cli.repo import open_repository
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ckptstore import Checkpoint
+    from ckptstore import Checkpoint, Repository
     from ckptstore_cli.documents import Refs
 
 _COLUMNS = (
@@ -53,6 +53,8 @@ def log(
     repo = open_repository(ctx)
     checkpoints = repo.log(rev, limit=limit)
     refs = documents.refs_by_id(repo)
+    if rev is None and limit is None:
+        _note_missing(repo, checkpoints)
     if as_json:
         output.document(
             [documents.checkpoint(c, refs.get(c.id, documents.NO_REFS)) for c in checkpoints]
@@ -64,6 +66,23 @@ def log(
     else:
         expired = {number for number, c in enumerate(checkpoints) if c.expired}
         output.table(_COLUMNS, [_row(c, refs) for c in checkpoints], dimmed=expired)
+
+
+def _note_missing(repo: Repository, checkpoints: Sequence[Checkpoint]) -> None:
+    """Report what is missing of the whole history, as in a copy that was cut short."""
+    known = {c.id for c in checkpoints}
+    for checkpoint in checkpoints:
+        for parent in checkpoint.parents:
+            if parent not in known:
+                output.note(
+                    f"Checkpoint {parent.short}, from which {checkpoint.id.short} was made, is "
+                    "missing, and all before it. See ckptstore verify."
+                )
+    if lost := repo.lost():
+        output.note(
+            f"{text.count(len(lost), 'checkpoint')} on no branch, whose operations are missing. "
+            f"The newest is {lost[0].id.short}. See ckptstore verify."
+        )
 
 
 def _row(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def _fields(total: Usage) -> dict[str, str]:
     refs = f"{text.count(total.branches, 'branch', 'branches')}, {text.count(total.tags, 'tag')}"
     objects = text.count(total.objects, "object")
     return {
-        "checkpoints": f"{total.checkpoints:,} ({refs})",
+        "checkpoints": f"{total.checkpoints:,} ({refs}){_unreachable(total)}",
         "arrays": f"{text.size(total.array_bytes)} in all checkpoints together",
         "stored": f"{text.size(total.stored_bytes)} in {objects}, with structure and pages"
         f"{_saving(total)}",
@@ -57,6 +57,12 @@ def _leftovers(total: Usage) -> dict[str, str]:
                 f", {text.size(total.left_bytes)} of it left by killed processes, which gc deletes"
             )
     return fields
+
+
+def _unreachable(total: Usage) -> str:
+    if not total.unreachable:
+        return ""
+    return f", and {total.unreachable:,} that none reaches: see ckptstore verify"
 
 
 def _saving(total: Usage) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,31 +14,42 @@ from ckptstore_cli.options import common
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ckptstore import Problem, Repository, VerifyReport
     from ckptstore_cli.documents import Refs
 
 EXIT_PROBLEMS = 1
+LISTED_MAX = 8  # checkpoints and foreign files; --json lists all
 
 
 @click.command()
+@click.option("--repair", is_flag=True, help="Move damaged objects to damaged/.")
 @common
 @click.pass_context
-def verify(ctx: click.Context, as_json: bool) -> None:
+def verify(ctx: click.Context, repair: bool, as_json: bool) -> None:
     """Check every byte and every reference.
 
-    Each problem is listed with the checkpoints that it affects, and the exit code is 1 if there are
-    any. Nothing is changed.
+    Each problem is listed with the checkpoints that it affects and what to do, and the exit code is
+    1 if there are any. Nothing is changed without --repair.
+
+    A commit relies on objects that are there, damaged ones too. Once these are moved aside, a
+    commit of the same state stores them again, and rsync copies them again from another copy.
     """
     repo = open_repository(ctx)
     with output.Progress() as progress:
         report = repo.verify(progress=lambda done, total: progress.show(_progress(done, total)))
     refs = documents.refs_by_id(repo) if report.problems else {}
+    moved = report.repair() if repair else ()
     if as_json:
-        output.document(_document(report, refs))
+        output.document({**_document(report, refs), "moved": list(moved)})
     else:
         _print(report, refs, _steps(repo, report))
+        _print_notes(report, _steps_of(repo, report.unreachable.checkpoints[:LISTED_MAX]))
+        if moved:
+            output.line(f"Moved {text.count(len(moved), 'damaged object')} to damaged/.")
+        elif report.damaged:
+            output.line("ckptstore verify --repair moves damaged objects aside.")
     if not report.ok:
         ctx.exit(EXIT_PROBLEMS)
 
@@ -50,10 +62,48 @@ def _print(report: VerifyReport, refs: Mapping[str, Refs], steps: Mapping[str, i
             step = f", step {steps[id]}" if id in steps else ""
             names = f" ({refs[id]})" if id in refs else ""
             output.line(f"    affects checkpoint {id.short}{step}{names}")
+    for heal, keys in _by_heal(report).items():
+        others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        output.line(f"To heal {keys[0]}{others}: {heal}")
     output.line(
         f"Verified {text.count(report.checkpoints, 'checkpoint')} "
         f"({text.count(report.objects, 'object')}, {text.size(report.bytes)}): {_verdict(report)}"
     )
+
+
+def _by_heal(report: VerifyReport) -> dict[str, list[str]]:
+    """The files to which each way to heal applies."""
+    keys: dict[str, list[str]] = {}
+    for problem in report.problems:
+        keys.setdefault(problem.heal, []).append(problem.key)
+    return keys
+
+
+def _print_notes(report: VerifyReport, steps: Mapping[str, int]) -> None:
+    """Print what is no problem."""
+    unreachable = report.unreachable
+    if unreachable.checkpoints:
+        ids = [
+            f"{id.short} (step {steps[id]})" if id in steps else id.short
+            for id in unreachable.checkpoints
+        ]
+        count = text.count(len(ids), "checkpoint")
+        output.line(f"No branch and no tag reaches {count}: {_some(ids)}.")
+        output.line("    ckptstore branch NAME ID brings one back.")
+    if unreachable.objects:
+        count = text.count(unreachable.objects, "object")
+        output.line(f"No branch and no tag reaches {count} ({text.size(unreachable.bytes)}).")
+    if report.foreign:
+        count = text.count(len(report.foreign), "file")
+        output.line(f"{count} of other programs: {_some(report.foreign)}.")
+    if report.missing_operations:
+        count = text.count(report.missing_operations, "operation")
+        output.line(f"{count} of the newest 1,000 missing.")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - LISTED_MAX:,} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more
 
 
 def _progress(done: int, total: int) -> str:
@@ -69,9 +119,14 @@ def _verdict(report: VerifyReport) -> str:
 
 
 def _steps(repo: Repository, report: VerifyReport) -> dict[str, int]:
-    """The steps of the affected checkpoints, where they can still be read."""
+    """The steps of the affected checkpoints."""
+    return _steps_of(repo, {id for problem in report.problems for id in problem.checkpoints})
+
+
+def _steps_of(repo: Repository, ids: Iterable[str]) -> dict[str, int]:
+    """The steps of checkpoints, where they can still be read."""
     steps: dict[str, int] = {}
-    for id in {id for problem in report.problems for id in problem.checkpoints}:
+    for id in ids:
         with suppress(CkptStoreError):
             step = repo.resolve(id).step
             if step is not None:
@@ -86,6 +141,9 @@ def _document(report: VerifyReport, refs: Mapping[str, Refs]) -> dict[str, Any]:
         "objects": report.objects,
         "bytes": report.bytes,
         "problems": [_problem(problem, refs) for problem in report.problems],
+        "unreachable": asdict(report.unreachable),
+        "foreign": list(report.foreign),
+        "missing_operations": report.missing_operations,
     }
 
 
@@ -97,4 +155,5 @@ def _problem(problem: Problem, refs: Mapping[str, Refs]) -> dict[str, Any]:
         "checkpoints": list(problem.checkpoints),
         "branches": [name for names in known for name in names.branches],
         "tags": [name for names in known for name in names.tags],
+        "heal": problem.heal,
     }

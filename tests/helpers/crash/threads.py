@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckptstore import verify
 from ckptstore.checkout import reader
 from ckptstore.commit import put
 from ckptstore.storage import local
 from ckptstore.store import catalog, objects
+from ckptstore.verify import inventory
 from ckptstore.zarr import publish
 
 if TYPE_CHECKING:
@@ -22,6 +22,6 @@ COUNTS: tuple[tuple[ModuleType, str], ...] = (
     (catalog, "EXPIRE_THREADS"),
     (objects, "ALONE_THREADS"),
     (reader, "READ_THREADS"),
-    (verify, "VERIFY_THREADS"),
+    (inventory, "VERIFY_THREADS"),
     (local, "FLUSH_THREADS"),
 )
