@@ -56,21 +56,21 @@ class Workers:
         future: Future[Result] = Future()
         self._jobs.append((job, future))
         if self._pool is None:
-            self._do_next()
+            self._do(self._jobs.pop)
             return future
         try:
-            self._pool.submit(self._do_next)
+            self._pool.submit(self._do, self._jobs.popleft)
             self._has_thread = True
         except RuntimeError:  # no thread can be started
             if not self._has_thread:
                 self._pool = None
-            self._do_next()
+            self._do(self._jobs.pop)  # this one: jobs that submit jobs would be nested endlessly
         return future
 
-    def _do_next(self) -> None:
-        """Do the job that has waited longest, unless another thread has taken it."""
+    def _do(self, take: Callable[[], tuple[Callable[[], Any], Future[Any]]]) -> None:
+        """Do a job, unless another thread has taken it."""
         try:
-            job, future = self._jobs.popleft()
+            job, future = take()
         except IndexError:
             return
         try:

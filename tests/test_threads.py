@@ -97,6 +97,28 @@ def test_the_first_error_ends_jobs_where_no_thread_can_be_started(thread_limit: 
     assert len(begun) <= thread_limit + 1
 
 
+def test_jobs_that_submit_jobs_are_not_nested_where_no_thread_can_be_started(
+    thread_limit: int,
+) -> None:
+    here = threading.local()
+    depths: list[int] = []
+
+    def job(then: int) -> int:
+        here.depth = getattr(here, "depth", 0) + 1
+        depths.append(here.depth)
+        if then:
+            inner.append(workers.submit(partial(job, then - 1)))
+        here.depth -= 1
+        return then
+
+    inner: list[Future[int]] = []
+    with Workers(8) as workers:
+        outer = [workers.submit(partial(job, 1)) for _ in range(500)]
+        assert results(outer) == [1] * 500
+    assert results(inner) == [0] * 500
+    assert max(depths) <= 2 + thread_limit
+
+
 def test_a_thread_works_ahead_of_its_caller() -> None:
     begun, go_on = threading.Event(), threading.Event()
 

@@ -667,6 +667,8 @@ def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None
                 f"{what} in {root} is on another file system than {TEMPORARY}/ there. Keep a "
                 "repository on one."
             ) from error
+        is_out_of_files = error.errno in (errno.EMFILE, errno.ENFILE)
+        hint = " Close some, or allow this process more (ulimit -n)." if is_out_of_files else ""
         raise StorageError(
-            f"{what} in {root} could not be used: {error.strerror or error}."
+            f"{what} in {root} could not be used: {error.strerror or error}.{hint}"
         ) from error
