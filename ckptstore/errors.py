@@ -11,11 +11,16 @@
     └── StorageError         the disk or the network failed
 
 Every message names the thing, what was expected, and what to do next. All errors can be pickled.
+
+Messages may quote text of others: names in a repository or a file, answers of a server. `printable`
+makes such text harmless to a terminal, here and wherever else the library or its program prints.
 """
 
 from __future__ import annotations
 
 import errno
+import re
+import unicodedata
 from dataclasses import dataclass
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
@@ -23,8 +28,34 @@ NAMES_MAX = 100  # more are counted; the attributes of the error hold all
 NAME_LENGTH_MAX = 300  # characters of a name, or of a sentence about it, in a message
 
 
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, invisible ones, line ends
+_PRINTABLE_FORMAT = frozenset("\u200c\u200d")  # joiners that scripts and emoji need
+_PLAIN = re.compile(r"[ -~]*")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return text with escapes for control characters and invisible ones.
+
+    Args:
+        text: Any text.
+        keep: Characters to leave as they are, such as line breaks.
+    """
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(char if char in keep else _escaped(char) for char in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in _UNPRINTABLE or character in _PRINTABLE_FORMAT:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class CkptStoreError(Exception):
     """Base class of all errors that ckptstore raises on purpose."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n\t")
 
 
 class NotFoundError(CkptStoreError):
@@ -121,7 +152,7 @@ class CheckoutMismatchError(InvalidInputError):
         self.incompatible = incompatible
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return printable(str(self.args[0]), keep="\n\t")
 
 
 def shown(value: object, length_max: int = 60) -> str:

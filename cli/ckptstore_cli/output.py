@@ -1,7 +1,7 @@
 """The only module that prints: results on stdout; notes, progress and errors on stderr.
 
-Text from a repository may be hostile, so all of it passes through `plain`. On a terminal, tables
-are fitted to its width and styled unless NO_COLOR is set; elsewhere they are only aligned.
+Text from a repository may be hostile, so all of it passes through `printable`. On a terminal,
+tables are fitted to its width and styled unless NO_COLOR is set; elsewhere they are only aligned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from ckptstore_cli.text import break_paths, draw_bar, fit, plain, staying
+from ckptstore.errors import printable
+from ckptstore_cli.text import break_paths, draw_bar, fit, staying
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -62,7 +63,7 @@ def document(value: object) -> None:
 
 def line(text: str = "") -> None:
     """Print one line."""
-    print(plain(text))
+    print(printable(text))
 
 
 def table(
@@ -72,7 +73,7 @@ def table(
     dimmed: Container[int] = (),
 ) -> None:
     """Print rows under column titles. `dimmed`: positions of less important rows, from 0."""
-    cells = [[plain(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     if _is_terminal(sys.stdout):
         _rich_table(columns, cells, dimmed)
     else:
@@ -101,7 +102,7 @@ def fields(values: Mapping[str, str | Sequence[str]]) -> None:
 
 def graph(rows: Iterable[tuple[str, str]]) -> None:
     """Print rows of a drawing and the text beside it, each on one line."""
-    lines = [f"{drawing} {plain(text)}".rstrip() for drawing, text in rows]
+    lines = [f"{drawing} {printable(text)}".rstrip() for drawing, text in rows]
     if not _is_terminal(sys.stdout):
         print("\n".join(lines))
         return
@@ -112,7 +113,7 @@ def graph(rows: Iterable[tuple[str, str]]) -> None:
 
 def note(text: str) -> None:
     """Print a remark to stderr."""
-    print(plain(text), file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def error(text: str) -> None:
@@ -141,7 +142,7 @@ class Progress:
 
     def _write(self, text: str) -> None:
         if self._shown:
-            sys.stderr.write(f"\r\x1b[K{plain(text)}")
+            sys.stderr.write(f"\r\x1b[K{printable(text)}")
             sys.stderr.flush()
 
 

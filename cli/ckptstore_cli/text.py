@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,17 +13,7 @@ _SIZE_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 _AGE_UNITS = (("day", 86400), ("h", 3600), ("min", 60))
 _AGE_SECONDS_MAX = 30 * 86400  # beyond this a date is more useful
 _AHEAD_SECONDS_MAX = 60  # clocks differ; further in the future, the date is shown
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_PRINTABLE_FORMAT = frozenset("\u200c\u200d")  # joiners that scripts and emoji need
 _CUT_WIDTH_MIN = 12
-_PLAIN = re.compile(r"[ -~]*")
-
-
-def plain(text: str) -> str:
-    """The text with escapes for control characters and invisible ones."""
-    if _PLAIN.fullmatch(text):
-        return text
-    return "".join(_escaped(character) for character in text)
 
 
 def size(size_bytes: int) -> str:
@@ -141,9 +130,3 @@ def _broken(path: str, width: int) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) not in _UNPRINTABLE or character in _PRINTABLE_FORMAT:
-        return character
-    return character.encode("unicode_escape").decode("ascii")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import ckptstore
+from ckptstore_cli import output
+from ckptstore_cli.main import COMMANDS as COMMAND_NAMES
 from ckptstore_cli.main import cli
 from tests.helpers.hostile.cases import VERBS, Case, World
 from tests.helpers.hostile.corpus import CASES
@@ -45,6 +51,74 @@ def test_a_hostile_repository_ends_in_a_message(
         assert result.exit_code in (0, 1), command
         assert "\x1b" not in result.output
         assert "Traceback" not in result.output
+
+
+HOSTILE = (
+    "[/]",
+    "[bold]b",
+    ":boom:",
+    "\x1b]0;owned\x07",
+    "\x1b[2J",
+    "\x9b31m",
+    "\u202edrawkcab",
+    "\u2028",
+    "\r\n",
+    "x" * 300,
+)
+EVERY_COMMAND = {
+    "init": ("init", "other"),
+    "commit": ("commit", "w.npz", "-m", "".join(HOSTILE)),
+    "log": ("log",),
+    "show": ("show", "main"),
+    "ls": ("ls", "main"),
+    "checkout": ("checkout", "main", "-o", "out.safetensors"),
+    "diff": ("diff", "main~1", "main"),
+    "branch": ("branch",),
+    "tag": ("tag",),
+    "undo": ("undo",),
+    "gc": ("gc", "--dry-run", "--max-to-keep", "1"),
+    "config": ("config", "retention"),
+    "verify": ("verify",),
+    "usage": ("usage",),
+}
+STYLE = re.compile(r"\x1b\[[0-9;]*m|\r?\x1b\[K")
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with hostile text wherever it takes text."""
+    monkeypatch.chdir(tmp_path)
+    repo = ckptstore.init(tmp_path / "store")
+    metrics = {name: 1.0 for name in HOSTILE if name.isprintable() and len(name) < 200}
+    for step in range(2):
+        state = {name: np.full(2, step) for name in HOSTILE} | {"".join(HOSTILE): step}
+        repo.commit(
+            state,
+            step=step,
+            metrics=metrics,
+            message="".join(HOSTILE),
+            meta={name: name for name in HOSTILE},
+        )
+    np.savez(tmp_path / "w.npz", w=np.zeros(2))
+    return tmp_path
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+@pytest.mark.parametrize("name", COMMAND_NAMES)
+def test_no_command_prints_text_of_others_raw_or_as_markup(
+    full: Path, monkeypatch: pytest.MonkeyPatch, name: str, terminal: bool
+) -> None:
+    monkeypatch.setattr(output, "_is_terminal", lambda stream: terminal and stream is not None)
+    commands = [EVERY_COMMAND[name], (name, "".join(HOSTILE))]
+    for command in [*commands, ("log", "--graph"), ("diff", "main~1", "main", "--numeric")]:
+        result = CliRunner().invoke(cli, ["-r", str(full / "store"), *command])
+        assert result.exception is None or isinstance(result.exception, SystemExit), command
+        text = STYLE.sub("", result.output) if terminal else result.output
+        raw = {char for char in text if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"}}
+        assert raw <= {"\n", "\t"}, (command, raw)
+    shown = CliRunner().invoke(cli, ["-r", str(full / "store"), "show", "main"]).output
+    assert "[bold]b" in shown
+    assert ":boom:" in shown
 
 
 def test_what_a_repository_says_cannot_steer_a_terminal(tmp_path: Path) -> None:

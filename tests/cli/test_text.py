@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptstore.errors import printable
 from ckptstore_cli import text
 
 NOW = datetime(2030, 5, 17, 12, tzinfo=UTC)
@@ -54,17 +55,17 @@ def test_numbers():
 
 
 def test_plain_keeps_what_people_write_and_shows_what_steers():
-    assert text.plain("größer ✓ 漢字 👩‍🚀") == "größer ✓ 漢字 👩‍🚀"
-    assert text.plain("a\x1b[2Jb\u202e\x9b\ud800\n") == "a\\x1b[2Jb\\u202e\\x9b\\ud800\\n"
+    assert printable("größer ✓ 漢字 👩‍🚀") == "größer ✓ 漢字 👩‍🚀"
+    assert printable("a\x1b[2Jb\u202e\x9b\ud800\n") == "a\\x1b[2Jb\\u202e\\x9b\\ud800\\n"
 
 
 @given(st.text(st.characters()))
 def test_plain_text_is_printable_and_stays_as_it_is(value):
-    shown = text.plain(value)
+    shown = printable(value)
     assert (
         shown.replace("\u200c", "").replace("\u200d", "").isprintable() or not value.isprintable()
     )
-    assert text.plain(shown) == shown
+    assert printable(shown) == shown
     shown.encode()
 
 

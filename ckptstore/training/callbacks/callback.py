@@ -10,7 +10,7 @@ import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import InvalidInputError, printable
 from ckptstore.training.training import Training, training_of
 
 if TYPE_CHECKING:
@@ -169,5 +169,5 @@ class Callback:
 
 def report(text: str) -> None:
     """Write a line for the user to stderr."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.errors import printable
 from ckptstore.forks import renewed
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ckptstore.training.callbacks.callback import Logs
+
+
+NAME_LENGTH_MAX = 60  # of a metric; the rest is left out
 
 
 class ProgbarLogger(Callback):
@@ -109,11 +113,11 @@ class ProgbarLogger(Callback):
         from rich.console import Console
 
         self._bar = progress.Progress(
-            "{task.description}",
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(),
-            "{task.fields[metrics]}",
+            progress.TextColumn("{task.fields[metrics]}", markup=False),
             console=Console(stderr=True),
         )
         self._task = self._bar.add_task(title, total=self.params.get("steps"), metrics="")
@@ -146,7 +150,9 @@ class ProgbarLogger(Callback):
 
 
 def _listed(logs: Logs) -> str:
-    """The metrics on one line."""
+    """The metrics on one line, with names that no terminal can take for anything else."""
     return "  ".join(
-        f"{name}: {value:.4g}" for name, value in plain(logs).items() if isinstance(value, float)
+        f"{printable(str(name)[:NAME_LENGTH_MAX])}: {value:.4g}"
+        for name, value in plain(logs).items()
+        if isinstance(value, float)
     )

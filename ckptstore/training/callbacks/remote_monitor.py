@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
 from http.client import HTTPException
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.errors import InvalidInputError, printable, shown
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
 
@@ -20,14 +22,17 @@ if TYPE_CHECKING:
     from ckptstore.training.callbacks.callback import Logs
 
 TIMEOUT_SECONDS = 3.0
+REASON_LENGTH_MAX = 200
 
 
 class RemoteMonitor(Callback):
     """Sends the metrics of each epoch to a web server, in an HTTP POST to root + path.
 
     A server that cannot be reached, or that refuses, causes a warning and never ends the training.
-    Unlike Keras' class it needs no `requests` package, waits only for `timeout`, and sends null for
-    NaN and infinity, which JSON cannot represent.
+    Unlike Keras' class it needs no `requests` package, waits for at most `timeout` in all, and
+    sends null for NaN and infinity, which JSON cannot represent. It follows no redirects: another
+    server would get the headers, and the metrics would be lost on the way. An epoch is left out
+    while the request of the one before is still waiting.
 
     Args:
         root: The server's URL, http or https.
@@ -35,10 +40,10 @@ class RemoteMonitor(Callback):
         field: The form field that holds the metrics as JSON.
         headers: Further headers of the requests.
         send_as_json: Send the JSON itself as the body instead of a form.
-        timeout: Seconds to wait for the server.
+        timeout: Seconds to wait for the server, from the look-up of its name to its answer.
 
     Raises:
-        InvalidInputError: `root` is not an http or https URL.
+        InvalidInputError: `root` is not an http or https URL, or has a password in it.
 
     Example:
         >>> import http.server, threading
@@ -74,20 +79,49 @@ class RemoteMonitor(Callback):
             raise InvalidInputError(
                 f"RemoteMonitor: root is {shown(root)}; http://… or https://… is expected."
             )
+        if "@" in urllib.parse.urlsplit(root).netloc:  # warnings would show it
+            raise InvalidInputError(
+                "RemoteMonitor: root has a user name or password. Pass them in a header: "
+                'headers={"Authorization": …}.'
+            )
         self.root, self.path, self.field = root, path, field
         self.headers, self.send_as_json, self.timeout = dict(headers or {}), send_as_json, timeout
+        self._sending: Thread | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Send the metrics."""
         try:
-            with urllib.request.urlopen(self._request(epoch, logs), timeout=self.timeout):  # noqa: S310 - http or https
-                pass
-        except (OSError, ValueError, HTTPException) as error:  # the network, the URL, the response
+            self._send(self._request(epoch, logs))
+        except (OSError, ValueError, HTTPException, RuntimeError) as error:  # also of a new thread
             warnings.warn(
                 f"RemoteMonitor could not send epoch {epoch + 1} to {self.root + self.path}: "
-                f"{error}.",
+                f"{printable(str(error)[:REASON_LENGTH_MAX])}.",
                 stacklevel=2,
             )
+
+    def _send(self, request: urllib.request.Request) -> None:
+        """Send a request on a thread, because a timeout of a socket starts again with each byte."""
+        if self._sending is not None and self._sending.is_alive():
+            raise TimeoutError("the server is still busy with the request before")
+        errors: list[Exception] = []
+
+        def send() -> None:
+            try:
+                opener = urllib.request.build_opener(_NoRedirects)
+                with opener.open(request, timeout=self.timeout):
+                    pass  # nothing of the body is read
+            except Exception as error:  # noqa: BLE001 - raised by the thread that waits
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()
+                errors.append(error)
+
+        self._sending = Thread(target=send, name="ckptstore-monitor", daemon=True)
+        self._sending.start()
+        self._sending.join(self.timeout)
+        if self._sending.is_alive():
+            raise TimeoutError(f"no answer within {self.timeout:g} s")
+        if errors:
+            raise errors[0]
 
     def _request(self, epoch: int, logs: Logs) -> urllib.request.Request:
         values = {"epoch": epoch, **{name: _as_json(value) for name, value in plain(logs).items()}}
@@ -103,6 +137,13 @@ class RemoteMonitor(Callback):
             headers={"Content-Type": kind, **self.headers},
             method="POST",
         )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error like any other answer that is not a success."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none."""
 
 
 def _as_json(value: object) -> object:

@@ -132,6 +132,25 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
     assert "━" not in terminal.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_of_metrics_are_neither_markup_nor_steer_the_terminal(monkeypatch, terminal):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    err = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+    callbacks = CallbackList([ProgbarLogger()], epochs=1, steps=1)
+    logs = {"loss[/]": 1.0, "[bold]x": 2.0, "\x1b]0;owned\x07\u202e\r": 3.0, "y" * 5000: 4.0}
+    callbacks.on_epoch_begin(0)
+    callbacks.on_train_batch_end(0, logs)
+    callbacks.on_epoch_end(0, logs)
+    text = err.getvalue()
+    for wanted in ("loss[/]: 1", "[bold]x: 2", "\\x1b]0;owned\\x07\\u202e\\r: 3"):
+        assert wanted in text
+    assert not {"\x07", "\u202e"} & set(text)
+    assert "\x1b]" not in text
+    assert "y" * 61 not in text
+
+
 def test_a_server_that_cannot_be_reached_is_a_warning():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -148,6 +167,68 @@ def test_a_server_that_never_answers_does_not_hold_the_training_up():
         callback = RemoteMonitor(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
         with pytest.warns(UserWarning, match="could not send"):
             callback.on_epoch_end(0, {})
+
+
+def test_a_server_that_drips_its_answer_does_not_hold_the_training_up():
+    """Each byte comes in time for the timeout of a socket, the answer as a whole never."""
+    ended = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.02):
+                self.wfile.write(b"x")
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Dripping) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        callback = RemoteMonitor(f"http://127.0.0.1:{server.server_port}", timeout=0.3)
+        with pytest.warns(UserWarning, match=r"no answer within 0\.3 s"):
+            callback.on_epoch_end(0, {})
+        assert not ended.is_set()
+        with pytest.warns(UserWarning, match="still busy"):
+            callback.on_epoch_end(1, {})
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_gets_no_request_and_so_no_credentials(status):
+    asked = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_response(status, "\x1b[2JElsewhere")
+            self.send_header("Location", f"http://127.0.0.1:{server.server_port}/elsewhere")
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_POST()
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        callback = RemoteMonitor(
+            f"http://127.0.0.1:{server.server_port}", headers={"Authorization": "secret"}
+        )
+        with pytest.warns(UserWarning, match=rf"HTTP Error {status}: \\x1b\[2JElsewhere"):
+            callback.on_epoch_end(0, {})
+        server.shutdown()
+        thread.join()
+    assert asked == ["/publish/epoch/end/"]
+
+
+def test_a_password_in_the_url_is_refused_and_not_shown():
+    with pytest.raises(InvalidInputError, match="header") as raised:
+        RemoteMonitor("https://me:secret@example.com")
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
