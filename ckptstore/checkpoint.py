@@ -168,13 +168,17 @@ class Checkpoint:
             encoded = encoded_entries(self._manifest, self._catalog).values()
         return tuple(sorted([*infos, *map(ArrayInfo.of_encoded, encoded)], key=_path))
 
-    def array(self, path: str, *, framework: str | None = None) -> IndexedArray:
+    def array(
+        self, path: str, *, framework: str | None = None, bytes_max: int | None = None
+    ) -> IndexedArray:
         """One array, read lazily: indexing reads only the chunks that it needs.
 
         Args:
             path: The path of the array, such as "model/wte.weight".
             framework: The kind of array that indexing returns, "torch" or "numpy"; by default that
                 which was committed.
+            bytes_max: The most bytes that an array which was committed through Zarr may take; see
+                `Repository.checkout`.
 
         Returns:
             An array with `shape`, `dtype` and basic indexing.
@@ -187,6 +191,9 @@ class Checkpoint:
         from ckptstore.checkout.opener import ArrayOpener
 
         self._catalog.refuse_expired(self.id)
+        if bytes_max is not None:
+            opener = ArrayOpener(self.id, self._manifest, self._catalog, bytes_max=bytes_max)
+            return opener.named(path, framework)
         if not self._openers:
             self._openers.append(ArrayOpener(self.id, self._manifest, self._catalog))
         return self._openers[0].named(path, framework)

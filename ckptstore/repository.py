@@ -327,6 +327,7 @@ class Repository:
         part: str | None = None,
         device: Any = None,
         lazy: bool = False,
+        bytes_max: int | None = None,
     ) -> Any:
         """Read a checkpoint: the same nested structure, bit for bit.
 
@@ -348,6 +349,9 @@ class Repository:
             device: Where tensors go, as torch names devices; the CPU when None.
             lazy: Whether to leave arrays in the repository. `state["wte.weight"][1000:1010]` then
                 reads only the chunks it needs, and commit takes such a state like any other.
+            bytes_max: The most bytes that an array which was committed through Zarr may take. By
+                default, 64 MiB and 100 times what is stored of it, so that a small repository
+                cannot claim all memory.
 
         Returns:
             The state in fresh, writable memory. With `into`, an `Incompatible` that lists what did
@@ -358,7 +362,8 @@ class Repository:
             ExpiredError: The arrays of the checkpoint were deleted by a gc.
             CorruptError: Something is damaged or missing. Arrays of `into` that were filled before
                 the damage was met keep their new values.
-            InvalidInputError: The arguments exclude each other, or choose nothing.
+            InvalidInputError: The arguments exclude each other, or choose nothing; or an array
+                would take more than `bytes_max`.
 
         Example:
             >>> import ckptstore, numpy as np
@@ -382,7 +387,14 @@ class Repository:
         selection = Selection.of(include, exclude)
         id, manifest = self._readable(rev)
         with self._catalog.reading(id):
-            stored = StoredState.load(id, manifest, self._catalog, selection=selection, part=part)
+            stored = StoredState.load(
+                id,
+                manifest,
+                self._catalog,
+                selection=selection,
+                part=part,
+                bytes_max=bytes_max,
+            )
             if lazy:
                 return checkout.lazy(stored)
             if into is None:

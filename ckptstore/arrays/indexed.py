@@ -88,6 +88,9 @@ class IndexedArray(LazyArray):
     def __getitem__(self, index: object) -> Any:
         """Read a part; IndexError for an index that is not basic or beyond the array."""
 
+    def check_whole(self) -> None:
+        """Raise InvalidInputError if it claims far more than is stored of it."""
+
     def _all(self, kind: str) -> Any:
         """Read all of it as an array of a kind."""
         whole = object.__new__(type(self))

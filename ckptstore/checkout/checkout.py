@@ -35,7 +35,9 @@ def fresh(stored: StoredState, node: Node, *, device: Any = None) -> Any:
         else:
             kinds[item.first] = item.kind
     fresh_arrays = read_fresh(stored.pages, kinds, objects=stored.objects) if kinds else {}
-    check_memory(array.nbytes for array in encoded.values())
+    for zarr_array in encoded.values():
+        zarr_array.check_whole()
+    check_memory(zarr_array.nbytes for zarr_array in encoded.values())
 
     def array(path: str, kind: str) -> Any:
         if kind in ZARR:

@@ -33,10 +33,16 @@ ZARR_TAG = "zarr"
 
 
 class ArrayOpener:
-    """Opens arrays of one checkpoint."""
+    """Opens arrays of one checkpoint.
 
-    def __init__(self, id: Digest, manifest: Manifest, catalog: Catalog) -> None:
+    bytes_max: the most bytes that an array committed through Zarr may take; see `check_unpacked`.
+    """
+
+    def __init__(
+        self, id: Digest, manifest: Manifest, catalog: Catalog, *, bytes_max: int | None = None
+    ) -> None:
         self._id, self._manifest, self._catalog = id, manifest, catalog
+        self._bytes_max = bytes_max
         self._store: CheckpointStore | None = None
 
     def named(self, path: str, framework: str | None) -> IndexedArray:
@@ -94,7 +100,7 @@ class ArrayOpener:
         from ckptstore.zarr.store import CheckpointStore
 
         if self._store is None:
-            self._store = CheckpointStore.of(self._id, self._catalog)
+            self._store = CheckpointStore.of(self._id, self._catalog, bytes_max=self._bytes_max)
         is_root = path == ROOT and self._store.is_array("")
         array = ZarrArray(self._store, "" if is_root else path, kind=kind)
         if framework == "torch" and not array.dtype:
@@ -105,17 +111,20 @@ class ArrayOpener:
         return self._with_origin(array, path)
 
     def _with_origin(self, array: IndexedArray, path: str) -> IndexedArray:
-        array.origin = reopened, (self._catalog.url, self._id, path, array.kind)
+        array.origin = reopened, (self._catalog.url, self._id, path, array.kind, self._bytes_max)
         return array
 
 
-def reopened(url: str, id: Digest, path: str, kind: str) -> IndexedArray:
+def reopened(
+    url: str, id: Digest, path: str, kind: str, bytes_max: int | None = None
+) -> IndexedArray:
     """An array of a repository that is not open here; ExpiredError when gc gave it up meanwhile."""
     storage = open_storage(url)
     catalog = Catalog(storage, ObjectStore(storage))
     catalog.refuse_expired(id)
     framework = next(name for name, made in KINDS.items() if made == kind)
-    return ArrayOpener(id, catalog.manifest(id), catalog).named(path, framework)
+    opener = ArrayOpener(id, catalog.manifest(id), catalog, bytes_max=bytes_max)
+    return opener.named(path, framework)
 
 
 def unlisted(path: str) -> CorruptError:

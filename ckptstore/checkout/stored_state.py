@@ -54,11 +54,12 @@ class StoredState:
         part: str | None,
         model: object = None,
         objects: ObjectReader | None = None,
+        bytes_max: int | None = None,
     ) -> Self:
         """Read the structure and the pages of what is chosen.
 
         model: what is filled; without a `part`, a module takes "model" if there is such a key.
-        objects: reads the arrays; the catalog's own when None.
+        objects: reads the arrays; the catalog's own when None. bytes_max: of the opener.
         """
         with paused_collector():
             whole, path = catalog.structure(manifest), ""
@@ -75,7 +76,7 @@ class StoredState:
                 is_whole=selection.is_everything,
                 arrays=nodes,
                 pages=list(catalog.pages_of(manifest, paths)),
-                opener=ArrayOpener(id, manifest, catalog),
+                opener=ArrayOpener(id, manifest, catalog, bytes_max=bytes_max),
                 objects=catalog.objects if objects is None else objects,
             )
 

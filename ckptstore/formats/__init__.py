@@ -22,7 +22,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.documents.zarr_document import NODE_DOCUMENTS
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import names as _names
-from ckptstore.formats.publish import published
+from ckptstore.formats.publish import check_room, published
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["FileState", "check_free", "has_format", "named", "read_file", "write_file"]
 
 SAFETENSORS = ".safetensors"
+_NPZ = "ckptstore.formats.npz"
 _DCP = "ckptstore.formats.dcp.folder"
 _SHARDED = "ckptstore.formats.sharded"
 _TORCH = "ckptstore.formats.torch.file"
@@ -42,7 +43,7 @@ _BY_SUFFIX = {
     ".pth": _TORCH,
     ".ckpt": _TORCH,
     ".bin": _TORCH,
-    ".npz": "ckptstore.formats.npz",
+    ".npz": _NPZ,
     ".npy": "ckptstore.formats.npy",
     ".zarr": _ZARR,
 }
@@ -96,7 +97,7 @@ def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return _names.nested(arrays)
 
 
-def read_file(path: str | Path) -> FileState:
+def read_file(path: str | Path, *, bytes_max: int | None = None) -> FileState:
     """Read a checkpoint file or folder.
 
     The arrays are read as they are needed, so the file must not change until the state is
@@ -104,10 +105,13 @@ def read_file(path: str | Path) -> FileState:
 
     Args:
         path: A file, whose suffix is that of its format, or a folder, whose files show its format.
+        bytes_max: The most bytes that compressed arrays of a .npz may unpack to. By default,
+            64 MiB and 100 times the size of the file.
 
     Raises:
         NotFoundError: There is no such file.
-        InvalidInputError: It is damaged, could run code, or holds what no checkpoint can hold.
+        InvalidInputError: It is damaged, could run code, holds what no checkpoint can hold, or
+            would unpack to more than `bytes_max`.
         StorageError: It could not be read.
 
     Example:
@@ -125,8 +129,9 @@ def read_file(path: str | Path) -> FileState:
     try:
         if not path.exists():
             raise NotFoundError(f"{path} does not exist.")
-        module = import_module(_of_folder(path) if path.is_dir() else _of_file(path))
-        state, meta = module.read(path)
+        name = _of_folder(path) if path.is_dir() else _of_file(path)
+        options = {"bytes_max": bytes_max} if name == _NPZ else {}
+        state, meta = import_module(name).read(path, **options)
     except ImportError as error:
         raise _lacking(path, error) from error
     except OSError as error:
@@ -157,12 +162,13 @@ def write_file(
     Raises:
         InvalidInputError: The format cannot hold the state, or the path is taken.
         NotFoundError: There is no such folder to write to.
-        StorageError: It could not be written.
+        StorageError: It could not be written, or there is no room for it.
     """
     path = _path(path)
     name = _of_output(path, shard_bytes)
     target = _target(path, name, overwrite=overwrite)
-    write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
+    size, write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
+    check_room(target.absolute().parent, size, what=str(path))
     try:
         with published(target, overwrite=overwrite) as temporary:
             write(temporary)
@@ -176,19 +182,20 @@ def write_file(
 
 def _writer(
     name: str, state: Any, *, drop_values: bool, shard_bytes: int | None
-) -> Callable[[Path], None]:
-    """Return a function that writes the state to a free path."""
+) -> tuple[int, Callable[[Path], None]]:
+    """Return the bytes of the arrays of a state, and a function that writes it to a free path."""
     from ckptstore.zarr.contents import ZarrValues  # with numpy, which `has_format` does not need
 
     module = import_module(name)
     if isinstance(state, ZarrValues):
         if name != _ZARR:
             raise InvalidInputError("A Zarr hierarchy as it was set is written to a .zarr only.")
-        return partial(module.write_values, state)
+        return state.nbytes, partial(module.write_values, state)
     options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
     with paused_collector():
         flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
-    return lambda path: module.write(flat, path, drop_values=drop_values, **options)
+    size = sum(source.nbytes for source in flat.arrays.values())
+    return size, lambda path: module.write(flat, path, drop_values=drop_values, **options)
 
 
 def check_free(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.strided import FileArray, FortranArray
-from ckptstore.documents.dtypes import ITEM_BYTES, NUMPY_DTYPES
+from ckptstore.documents.dtypes import ITEM_BYTES, NUMPY_DTYPES, TextDtype
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats import safetensors
 from ckptstore.formats.arrays_only import check_dtypes, check_values
@@ -62,8 +62,8 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
         InvalidInputError: They are not an array of numbers of a known dtype.
     """
     head = io.BytesIO(file.read(start, min(size, HEAD_BYTES_MAX)))
-    shape, is_fortran, numpy_dtype = _read_header(head, name)
-    dtype = _known(numpy_dtype, name)
+    shape, is_fortran, text = _read_header(head, name)
+    dtype = _known(text, name)
     nbytes, left = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
     if nbytes != left:
         raise InvalidInputError(
@@ -75,8 +75,8 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
     return form(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
 
 
-def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, Any]:
-    """Return the shape, whether the array is in Fortran order, and the numpy dtype.
+def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, str]:
+    """Return the shape, whether the array is in Fortran order, and numpy's name of the dtype.
 
     The header is a Python literal. numpy passes it to Python's parser, which should not see
     untrusted text, so this matches only the few forms that an array of numbers can have.
@@ -99,36 +99,33 @@ def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, An
         or not _SHAPE.fullmatch(fields["shape"])
     ):
         raise _not_read(name, f"its header is {shown(text)}")
-    try:
-        dtype = np.dtype(fields["descr"][1:-1])
-    except (TypeError, ValueError) as error:
-        raise _not_read(name, f"its dtype is {shown(fields['descr'])}") from error
     shape = tuple(map(int, re.findall("[0-9]+", fields["shape"])))
-    return shape, fields["fortran_order"] == "True", dtype
+    return shape, fields["fortran_order"] == "True", fields["descr"][1:-1]
 
 
 def _not_read(name: str, reason: str) -> InvalidInputError:
     return InvalidInputError(f"{name} is not an array of numbers as numpy writes them: {reason}.")
 
 
-def _known(dtype: Any, name: str) -> str:
-    """The name in `ITEM_BYTES` of a numpy dtype."""
-    if dtype.hasobject:
+def _known(text: str, name: str) -> str:
+    """The name in `ITEM_BYTES` of the dtype that numpy calls `text`."""
+    dtype = TextDtype.parse(text)
+    if dtype is not None and dtype.kind == "O":
         raise InvalidInputError(
             f"{name} holds Python objects, which only pickle can read, and a pickle could run "
             "code. Store them as arrays of numbers."
         )
-    if dtype.names is not None or dtype.name not in NUMPY_DTYPES:
+    if dtype is None or not dtype.name:
         raise InvalidInputError(
-            f"{name} has the dtype {str(dtype)[:100]}, which no checkpoint can hold. Store it as "
+            f"{name} has the dtype {shown(text)}, which no checkpoint can hold. Store it as "
             "numbers, or leave it out."
         )
-    if not dtype.isnative:
+    if dtype.is_big_endian:
         raise InvalidInputError(
-            f"{name} has the byte order of another machine ({dtype.str}). Save "
+            f"{name} has the byte order of another machine ({text}). Save "
             "array.astype(array.dtype.newbyteorder('<'))."
         )
-    return str(dtype.name)
+    return dtype.name
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:

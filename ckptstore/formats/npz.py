@@ -14,6 +14,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptstore.arrays.file import OpenFile, Scratch
+from ckptstore.arrays.memory_limit import check_unpacked
 from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import npy, safetensors
@@ -37,12 +38,17 @@ _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 1
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arrays by name, as nested dicts where the names are paths, and no metadata."""
+def read(path: Path, *, bytes_max: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arrays by name, as nested dicts where the names are paths, and no metadata.
+
+    Args:
+        path: The file.
+        bytes_max: The most bytes that compressed arrays may unpack to; see `check_unpacked`.
+    """
     file, scratch = OpenFile(path), Scratch(path)
     try:
         with zipfile.ZipFile(Window(file, read_bytes_max=READ_BYTES_MAX)) as archive:
-            members = _members(archive, file)
+            members = _members(archive, file, bytes_max)
             arrays = {name: _array(archive, info, file, scratch) for name, info in members.items()}
     except InvalidInputError:
         raise
@@ -53,7 +59,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return nested(arrays), {}
 
 
-def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipInfo]:
+def _members(
+    archive: zipfile.ZipFile, file: OpenFile, bytes_max: int | None
+) -> dict[str, zipfile.ZipInfo]:
     """Return the members by the names of their arrays, after checking the archive's claims."""
     members: dict[str, zipfile.ZipInfo] = {}
     end = 0
@@ -82,6 +90,7 @@ def _members(archive: zipfile.ZipFile, file: OpenFile) -> dict[str, zipfile.ZipI
     unpacked = sum(
         info.file_size for info in in_order.values() if info.compress_type != zipfile.ZIP_STORED
     )
+    check_unpacked(str(file.path), unpacked, stored=file.nbytes, bytes_max=bytes_max)
     free = shutil.disk_usage(tempfile.gettempdir()).free if unpacked else 0
     if unpacked > free:
         raise InvalidInputError(

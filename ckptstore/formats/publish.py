@@ -14,12 +14,30 @@ import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from ckptstore.errors import StorageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 # How a folder answers that has no fsync (FUSE, SMB), or that this user may not open. Never EIO.
 _NO_FSYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES})
+
+
+def check_room(folder: Path, size: int, *, what: str) -> None:
+    """StorageError unless the disk of a folder has room, before anything is written.
+
+    Args:
+        folder: Where to write.
+        size: The bytes to write, at the least.
+        what: Names them in the error.
+    """
+    disk = shutil.disk_usage(folder)
+    if size > disk.free and disk.total:  # some file systems state nothing
+        raise StorageError(
+            f"{what} would have {size:,} bytes, and {folder} has room for {disk.free:,}. Choose "
+            "some of the arrays (include), or a folder on another disk."
+        )
 
 
 @contextmanager

@@ -19,17 +19,19 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.bands import BOX_BYTES, Bands
 from ckptstore.arrays.index import wanted
 from ckptstore.arrays.indexed import IndexedArray
-from ckptstore.arrays.memory_limit import check_memory
+from ckptstore.arrays.memory_limit import check_memory, check_unpacked
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError, first_line
 from ckptstore.forks import cached_property, renewed
+from ckptstore.zarr.encoding import INDEX_ENTRY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from ckptstore.zarr.store import ContentStore
+    from ckptstore.zarr.store import ContentStore, Stored
 
+ABSENT_CHUNKS_MAX = 10_000
 _NUMBERS = "iufc"
 # A read takes several times the memory of what it decodes, and zarr-python has one pool of threads
 # for all readers of a process.
@@ -56,6 +58,8 @@ class ZarrArray(IndexedArray):
         self.shape = tuple(array.shape)
         self.chunk_shape = tuple(_read_at_once(array))
         self._array = array
+        self._store = store
+        self._is_checked = False
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +69,7 @@ class ZarrArray(IndexedArray):
     def __getitem__(self, index: object) -> Any:
         """Read a part by basic indexing."""
         selection = wanted(index, self.shape)
-        check_memory([math.prod(selection.shape) * int(self._array.dtype.itemsize)])
+        self._check(selection.ranges)
         with _converted_errors(self.path):
             values = np.asarray(self._array[tuple(map(_ascending, selection.ranges))])
             flips = tuple(slice(None, None, -1 if r.step < 0 else 1) for r in selection.ranges)
@@ -75,6 +79,7 @@ class ZarrArray(IndexedArray):
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes in C order, from byte `start` on."""
+        self.check_whole()  # whatever reads bytes by position reads all of them
         if self.shape:
             self._bands.read_into(buffer, start)
         else:
@@ -83,6 +88,40 @@ class ZarrArray(IndexedArray):
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Yield (start, length) in bytes: a few MiB of whole bands, or a part of a large band."""
         return self._bands.pieces() if self.shape else iter([(0, self.nbytes)])
+
+    def check_whole(self) -> None:
+        """Raise InvalidInputError if the whole array claims far more than is stored of it."""
+        if not self._is_checked:
+            self._check_claim(tuple(map(range, self.shape)))
+            self._is_checked = True
+
+    def _check(self, ranges: Sequence[range]) -> None:
+        """Check that a part fits in memory, and that it does not claim far more than is stored."""
+        self._check_claim(ranges)
+        check_memory([math.prod(map(len, ranges)) * int(self._array.dtype.itemsize)])
+
+    def _check_claim(self, ranges: Sequence[range]) -> None:
+        stored = self._stored
+        name = f"The Zarr array {self.path!r:.200}"
+        size = math.prod(map(len, ranges)) * int(self._array.dtype.itemsize)
+        check_unpacked(name, size, stored=stored.nbytes, bytes_max=self._store.bytes_max)
+        chunks = math.prod(
+            len(part) and abs(part[-1] - part[0]) // step + 1
+            for part, step in zip(ranges, self._array.chunks, strict=True)
+        )
+        if self._store.bytes_max is not None:
+            return
+        # A chunk that is absent is made of fill values, at the cost of one that is read.
+        if chunks > ABSENT_CHUNKS_MAX + 2 * stored.values + stored.nbytes // INDEX_ENTRY_BYTES:
+            raise InvalidInputError(
+                f"{name} has {chunks:,} chunks in this part, of which at most {stored.values:,} "
+                f"are stored; up to {ABSENT_CHUNKS_MAX:,} more are read at once. Read a smaller "
+                f"part, or, if you trust it, allow its bytes (bytes_max={size})."
+            )
+
+    @cached_property
+    def _stored(self) -> Stored:
+        return self._store.stored(self._array.path)
 
     @cached_property
     def _bands(self) -> Bands:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.forks import cached_property, free_in_child
 from ckptstore.state.tree import arrays
 from ckptstore.zarr.encoded_entries import check_document
+from ckptstore.zarr.encoding import Encoding
 from ckptstore.zarr.folder_read import description
 from ckptstore.zarr.graft import graft
 
@@ -53,7 +54,6 @@ CONSOLIDATED_BYTES_MAX = 24 << 20  # of consolidated metadata, which is one docu
 MADE_VALUES, MADE_BYTES = 28, 600
 AXIS_VALUES, AXIS_BYTES, LETTER_BYTES = 4, 60, 12
 HELD_BYTES = 64 << 20  # cache of bundles, and of segments that are read in parts
-ARRAY_DOCUMENTS = frozenset({METADATA, ".zarray", ".zmetadata"})  # .zmetadata: all of Zarr v2
 
 
 class Content(Protocol):
@@ -376,6 +376,11 @@ class ZarrValues:
         """Every key of the store, in order."""
         return sorted(self._contents)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values, before any is read."""
+        return sum(content.size for content in self._contents.values())
+
     def pieces(self, key: str) -> Iterator[bytes | memoryview]:
         """Yield the value of a key in pieces of at most PIECE_BYTES."""
         content = self._contents[key]
@@ -422,7 +427,8 @@ def documents(
 ) -> list[tuple[str, Any]] | None:
     """The path and the document of every valid Zarr v3 node, in path order.
 
-    None when they exceed DOCUMENTS_VALUES_MAX or CONSOLIDATED_BYTES_MAX.
+    None when they exceed DOCUMENTS_VALUES_MAX or CONSOLIDATED_BYTES_MAX, or when an array is not to
+    be decoded: then only that array must not be opened, not the whole group.
     """
     nodes = {
         key.rpartition("/")[0]: content
@@ -446,9 +452,10 @@ def documents(
         if min(bytes_left, values_left) < 0:
             return None
         if data:
-            refuse_pickle(join(path, METADATA), content, objects)
             document = parsed(data)
         if document is not None:
+            if data and not _is_decoded(document):
+                return None
             pairs.append((path, document))
     return pairs
 
@@ -462,39 +469,13 @@ def document_bytes(key: str, content: Content, objects: CachedObjects) -> bytes:
     return data
 
 
-def refuse_pickle(key: str, content: Content, objects: CachedObjects) -> None:
-    """Raise InvalidInputError for an array document with a pickle codec, which could run code."""
-    if key.rpartition("/")[2] not in ARRAY_DOCUMENTS:
-        return
-    data = document_bytes(key, content, objects)
-    # Without these bytes the name could only be spelled with an escape or in UTF-16.
-    if b"pickle" not in data.lower() and b"\\u" not in data and b"\0" not in data:
-        return
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return  # zarr-python cannot parse it either
-    if _names_pickle(document):
-        raise InvalidInputError(
-            f"The Zarr array {key.rpartition('/')[0]!r:.200} is stored with pickle, and reading it "
-            "could run code. Write it again with other codecs."
-        )
-
-
-def _names_pickle(document: object) -> bool:
-    """True when a codec at any depth has "pickle" in its name. Attributes of nodes are ignored."""
-    remaining = [document]
-    while remaining:
-        value = remaining.pop()
-        if isinstance(value, dict):
-            names = (value.get("id"), value.get("name"))
-            if any(isinstance(name, str) and "pickle" in name.lower() for name in names):
-                return True
-            is_node = isinstance(value.get("zarr_format"), int)
-            remaining.extend(v for key, v in value.items() if key != "attributes" or not is_node)
-        elif isinstance(value, list):
-            remaining.extend(value)
-    return False
+def _is_decoded(document: Mapping[str, Any]) -> bool:
+    """True for a group, and for an array that may be decoded."""
+    if document["node_type"] == "array":
+        with suppress(InvalidInputError):
+            Encoding.of(document, name="", is_v2=False)
+            return True
+    return bool(document["node_type"] == "group")
 
 
 def parsed(data: bytes | memoryview) -> dict[str, Any] | None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptstore.documents import canonical
 from ckptstore.documents.chunks import DIMENSIONS_MAX
-from ckptstore.documents.dtypes import ITEM_BYTES
+from ckptstore.documents.dtypes import ITEM_BYTES, TextDtype
 from ckptstore.documents.zarr_document import METADATA
 from ckptstore.documents.zarr_page import EncodedEntry, segments
 from ckptstore.errors import CorruptError, InvalidInputError
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 METADATA_V2 = ".zarray"
 _DOCUMENTS = {METADATA, METADATA_V2, ".zattrs"}
-
-_V2 = re.compile(r"[<>|]([bfiuc])([0-9]{1,2})")
-_KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
 
 
 class _Part(NamedTuple):
@@ -179,11 +175,8 @@ def _dtype(document: dict[str, Any]) -> str:
         return ""
     if name in ITEM_BYTES:
         return name
-    match = _V2.fullmatch(name)
-    if match is None:
-        return ""
-    name = "bool" if match[1] == "b" else f"{_KINDS[match[1]]}{8 * int(match[2])}"
-    return name if name in ITEM_BYTES else ""
+    dtype = TextDtype.parse(name)
+    return "" if dtype is None else dtype.name
 
 
 def _chunk_shape(document: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.state.flatten import Flat, flatten, unflatten
 from ckptstore.state.tree import arrays as arrays_of
 from ckptstore.state.tree import relabel
+from ckptstore.zarr.encoding import Encoding, UnknownCodecError
 from ckptstore.zarr.folder_array import FolderArray
 from ckptstore.zarr.graft import graft
 from ckptstore.zarr.hierarchy import ZarrFiles
@@ -232,11 +234,17 @@ def _look(nodes: _Nodes, node: str, path: Path, kind: str) -> None:
 
 
 def _check_nodes(path: Path, files: Iterable[str]) -> None:
-    """Refuse documents that describe no array or group, such as one that was cut off."""
+    """Refuse documents of no array or group, such as one that was cut off, and hostile ones."""
     for key in files:
-        name = key.rpartition("/")[2]
-        if name in NODE_DOCUMENTS and not _is_node(document(path / key), name):
+        folder, _, name = key.rpartition("/")
+        if name not in NODE_DOCUMENTS:
+            continue
+        fields = document(path / key)
+        if not _is_node(fields, name):
             raise InvalidInputError(f"{path / key} is not the document of a Zarr array or group.")
+        if V2_KINDS.get(name, fields.get("node_type")) == "array":
+            with suppress(UnknownCodecError):  # stored as it is, and not decoded
+                Encoding.of(fields, name=folder, is_v2=name in V2_KINDS)
 
 
 def _is_node(fields: Mapping[str, Any], name: str) -> bool:

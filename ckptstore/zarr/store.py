@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from bisect import bisect_left
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import zarr
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -34,12 +34,12 @@ from ckptstore.store.catalog import Catalog
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.zarr import dtypes
+from ckptstore.zarr.checked_reads import CheckedReads
 from ckptstore.zarr.contents import (
     View,
     document_bytes,
     join,
     parsed,
-    refuse_pickle,
 )
 
 if TYPE_CHECKING:
@@ -56,15 +56,29 @@ if TYPE_CHECKING:
 assert dtypes.ALL, "importing the module registers its types with zarr-python"
 
 
+class Stored(NamedTuple):
+    """The number of the values below a node, and their bytes."""
+
+    values: int
+    nbytes: int
+
+
 class ContentStore(Store):
-    """Base of both stores: reading and listing keys."""
+    """Base of both stores: reading and listing keys.
+
+    Attributes:
+        bytes_max: The most bytes that a chunk, or an array, may take; None for a default that
+            depends on what is stored of it (see `check_unpacked`).
+    """
 
     supports_deletes: bool = False
     supports_listing: bool = True
     supports_writes: bool = False
 
-    def __init__(self, *, read_only: bool) -> None:
+    def __init__(self, *, read_only: bool, bytes_max: int | None = None) -> None:
         super().__init__(read_only=read_only)
+        self.bytes_max = bytes_max
+        self._reads = CheckedReads(bytes_max)
 
     @abstractmethod
     def _view(self) -> View:
@@ -95,7 +109,8 @@ class ContentStore(Store):
         Raises:
             CorruptError: An object is missing, or its bytes do not match their digest.
             ExpiredError: The checkpoint has expired since the store was opened.
-            InvalidInputError: The array's codecs use pickle.
+            InvalidInputError: The array has a dtype or codec that is not decoded, or the chunk
+                would take much more memory than is stored of it.
             StorageError: The storage failed.
         """
         if not self._is_open:
@@ -118,8 +133,7 @@ class ContentStore(Store):
     ) -> Buffer:
         view = self._view()
         with view.reading():
-            refuse_pickle(key, content, view.objects)
-            data = content.read(view.objects, start, stop)
+            data = self._reads.read(view, key, content, start, stop)
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -140,6 +154,12 @@ class ContentStore(Store):
         if content is None:
             raise FileNotFoundError(key)
         return content.size
+
+    def stored(self, path: str) -> Stored:
+        """What is stored below a node: its values and their bytes."""
+        contents = self._view().contents
+        sizes = [contents[key].size for key in self._under(path)]
+        return Stored(len(sizes), sum(sizes))
 
     async def getsize_prefix(self, prefix: str) -> int:
         """Bytes of all values under a prefix."""
@@ -193,6 +213,8 @@ class CheckpointStore(ContentStore):
     Args:
         url: The repository: a folder, or a URL as for `ckptstore.open`.
         rev: Any revision. It is resolved once, so the store does not follow a moving branch.
+        bytes_max: The most bytes of memory that a chunk may take. By default, 64 MiB and 100 times
+            the bytes that are stored of it.
 
     Raises:
         NotFoundError: There is no repository, or no such revision.
@@ -211,22 +233,22 @@ class CheckpointStore(ContentStore):
         100
     """
 
-    def __init__(self, url: str, rev: str = "main") -> None:
+    def __init__(self, url: str, rev: str = "main", *, bytes_max: int | None = None) -> None:
         storage = open_storage(url)
         if storage.size(MARKER_KEY) is None:
             raise NotFoundError(f"{storage.url} is not a repository.")
         catalog = Catalog(storage, ObjectStore(storage))
-        self._show(resolve(rev, catalog.names(Oplog(storage).newest())), catalog)
+        self._show(resolve(rev, catalog.names(Oplog(storage).newest())), catalog, bytes_max)
 
     @classmethod
-    def of(cls, id: Digest, catalog: Catalog) -> Self:
+    def of(cls, id: Digest, catalog: Catalog, *, bytes_max: int | None = None) -> Self:
         """The store of a checkpoint of an open repository."""
         store = cls.__new__(cls)
-        store._show(id, catalog)  # noqa: SLF001 - its own class
+        store._show(id, catalog, bytes_max)  # noqa: SLF001 - its own class
         return store
 
-    def _show(self, id: Digest, catalog: Catalog) -> None:
-        super().__init__(read_only=True)
+    def _show(self, id: Digest, catalog: Catalog, bytes_max: int | None) -> None:
+        super().__init__(read_only=True, bytes_max=bytes_max)
         catalog.refuse_expired(id)
         self._id, self._catalog = id, catalog
         manifest = catalog.manifest(id)
@@ -249,11 +271,16 @@ class CheckpointStore(ContentStore):
         return self._shown
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self._catalog.url, "id": self._id, "is_open": self._is_open}
+        return {
+            "url": self._catalog.url,
+            "id": self._id,
+            "is_open": self._is_open,
+            "bytes_max": self.bytes_max,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         storage = open_storage(state["url"])
-        self._show(state["id"], Catalog(storage, ObjectStore(storage)))
+        self._show(state["id"], Catalog(storage, ObjectStore(storage)), state["bytes_max"])
         self._is_open = state["is_open"]
 
     def __eq__(self, other: object) -> bool:
@@ -275,7 +302,7 @@ class CheckpointStore(ContentStore):
                 "A checkpoint never changes. To write the next one, use the store of "
                 "repo.session(branch)."
             )
-        return self.of(self._id, self._catalog)
+        return self.of(self._id, self._catalog, bytes_max=self.bytes_max)
 
     async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
         """Refused: a checkpoint never changes."""

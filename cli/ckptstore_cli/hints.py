@@ -10,6 +10,7 @@ _OPTIONS = {
     "retry=True": "--retry",
     "(include)": "(--include)",
     "(shard_bytes)": "(--shard-size)",
+    "(bytes_max=": "(--unpack-max=",
     "Choose one of them": "Choose one of them (--tensor)",
     "use ckptstore.init": "use 'ckptstore init'",
 }

@@ -66,7 +66,7 @@ def measure(name: str, folder: Path, size: int) -> dict[str, int]:
     other = ckptstore.init(folder / "other")
     again = folder / f"again-{'x.npz' if path.stem == 'columns' else name}"
     return {
-        "commit": extra_mib(lambda: repo.commit(read_file(path).state)),
+        "commit": extra_mib(lambda: repo.commit(read_file(path, bytes_max=2 * size).state)),
         "checkout": extra_mib(
             lambda: write_file(
                 repo.checkout("main", lazy=True),

@@ -78,6 +78,8 @@ def test_each_story_is_told_once() -> None:
 
 def test_the_corpus_is_large() -> None:
     assert len(CASES) >= 60
+    files = [case for case in CASES if case.story.startswith(("a file", "a Zarr document"))]
+    assert len(files) >= 200
 
 
 def _complaints(case: Case, answer: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from ckptstore.arrays.bands import boxes
 from ckptstore.documents.chunks import runs
 from ckptstore.zarr import array as zarr_array
 from ckptstore.zarr.array import ZarrArray
+from ckptstore.zarr.store import Stored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +33,24 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return shape, tuple(draw(st.integers(1, length + 1)) for length in shape)
 
 
+class Plain(zarr.storage.MemoryStore):
+    """A store that is read as one of a checkpoint is."""
+
+    bytes_max = None
+
+    def stored(self, path: str) -> Stored:
+        """All that there is."""
+        assert path == "w"
+        return Stored(len(self._store_dict), sum(map(len, self._store_dict.values())))
+
+
 @given(grids(), st.sampled_from([1, 20, 300]), st.data())
 def test_any_range_is_what_the_array_has_there(
     grid: tuple[tuple[int, ...], tuple[int, ...]], box_bytes: int, data: st.DataObject
 ) -> None:
     shape, chunk_shape = grid
     expected = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
-    store = zarr.storage.MemoryStore()
+    store = Plain()
     zarr.create_array(store, name="w", data=expected, chunks=chunk_shape, compressors=None)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bands, "BOX_BYTES", box_bytes)

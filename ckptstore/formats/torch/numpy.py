@@ -16,13 +16,12 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from ckptstore.documents.dtypes import ML_DTYPES
+from ckptstore.documents.dtypes import ML_DTYPES, TextDtype
 from ckptstore.forks import free_in_child, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NUMBERS = re.compile(r"[biufc][0-9]{1,2}")
 _NAMES = re.compile(r"GLOBAL (numpy\.|ml_dtypes\.|bytes )")
 # torch keeps one list of what is allowed for the whole process.
 _lock = free_in_child(Lock())
@@ -85,9 +84,10 @@ class _Dtype:
         if self.code in ML_DTYPES:
             dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.code))
             return dtype
-        if not _NUMBERS.fullmatch(self.code):
+        known = TextDtype.parse(self.code)
+        if known is None or not known.name:
             raise MoreThanNumbersError("a numpy dtype other than of numbers")
-        return np.dtype(self.code).newbyteorder(self.order)
+        return np.dtype(known.name).newbyteorder(self.order)
 
 
 def _reconstruct(*_: object) -> PickledArray:

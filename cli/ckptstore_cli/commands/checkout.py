@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     help="Write a folder of .safetensors files of at most this size with an index, as Hugging "
     'Face does; for example "5GB", "500MB" or "2GiB".',
 )
+@click.option(
+    "--unpack-max",
+    "bytes_max",
+    type=Size(),
+    metavar="SIZE",
+    help="The most that an array committed through Zarr may take; for "
+    'example "5GB".  [default: 64 MiB and 100 times what is stored]',
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing file or export.")
 @click.option(
     "--drop-values",
@@ -58,6 +66,7 @@ def checkout(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     shard_bytes: int | None,
+    bytes_max: int | None,
     force: bool,
     drop_values: bool,
     as_json: bool,
@@ -87,7 +96,7 @@ def checkout(
         checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
     )
     formats.check_free(path, overwrite=force, shard_bytes=shard_bytes)
-    state = _state(repo, checkpoint, path, array, include, exclude)
+    state = _state(repo, checkpoint, path, array, include, exclude, bytes_max)
     formats.write_file(
         state, path, overwrite=force, drop_values=drop_values, shard_bytes=shard_bytes
     )
@@ -113,17 +122,24 @@ def _state(
     array: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    bytes_max: int | None,
 ) -> Any:
     """The lazy state to write; for a whole .zarr, the stored hierarchy where there is one."""
     from ckptstore import formats
 
     if array is not None:
-        return formats.named({array: checkpoint.array(array)})
+        return formats.named({array: checkpoint.array(array, bytes_max=bytes_max)})
     if path.suffix.lower() == ".zarr" and not (include or exclude):
         values = checkpoint.zarr_values()
         if values is not None:
             return values
-    return repo.checkout(checkpoint.id, include=include or None, exclude=exclude or None, lazy=True)
+    return repo.checkout(
+        checkpoint.id,
+        include=include or None,
+        exclude=exclude or None,
+        lazy=True,
+        bytes_max=bytes_max,
+    )
 
 
 def _size(path: Path) -> int:

@@ -7,7 +7,7 @@ import re
 import click
 
 from ckptstore_cli import documents, output, text
-from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs, pairs
+from ckptstore_cli.options import DEFAULT_BRANCH, Size, common, complete_refs, pairs
 from ckptstore_cli.repo import open_repository
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
@@ -54,6 +54,14 @@ def _metric(text: str) -> float:
     help="A string to store with the checkpoint. May be repeated.",
 )
 @click.option(
+    "--unpack-max",
+    "bytes_max",
+    type=Size(),
+    metavar="SIZE",
+    help="The most that compressed arrays of a .npz may unpack to; for "
+    'example "5GB".  [default: 64 MiB and 100 times what is stored]',
+)
+@click.option(
     "--retry",
     is_flag=True,
     help="If the branch moves during the commit, commit on top of its new head.",
@@ -68,6 +76,7 @@ def commit(
     metrics: dict[str, float],
     message: str,
     meta: dict[str, str],
+    bytes_max: int | None,
     retry: bool,
     as_json: bool,
 ) -> None:
@@ -86,7 +95,7 @@ def commit(
     from ckptstore import formats
 
     repo = open_repository(ctx)
-    contents = formats.read_file(file)
+    contents = formats.read_file(file, bytes_max=bytes_max)
     checkpoint = repo.commit(
         contents.state,
         branch=branch,

@@ -12,6 +12,7 @@ from tests.helpers.hostile.repositories import (
     planted,
     structures,
     text,
+    zarr_decoding,
     zarr_nodes,
 )
 
@@ -25,6 +26,7 @@ CASES = (
     *text.CASES,
     *planted.CASES,
     *zarr_nodes.CASES,
+    *zarr_decoding.CASES,
     *states.CASES,
     *arguments.CASES,
     *destinations.CASES,

@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import pickle
+import resource
 import select
 import signal
 import subprocess
@@ -42,8 +43,11 @@ from tests.helpers.hostile.corpus import CASES
 from tests.helpers.hostile.forge import Forge
 from tests.helpers.hostile.seeded import SEEDED
 from tests.helpers.hostile.work import Meter, Work, allowed
+from tests.helpers.peak import status
 
 GIVEN_SECONDS = 120
+CPU_SECONDS_MAX = 120  # of all calls; SIGXCPU, then SIGKILL
+SPACE_BYTES_MAX = 2 << 30  # beyond what the server has: what is allocated and never touched
 WALL_SECONDS = 120  # ends a call that waits forever
 MESSAGE_LENGTH_MAX = 1000
 MADV_COLLAPSE = 25  # Linux 6.1 and later
@@ -251,6 +255,9 @@ def _in_fork(case: Case, folder: Path) -> dict[str, Any]:
 
 def _child(case: Case, folder: Path, writer: int) -> None:
     code = 1
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS_MAX, CPU_SECONDS_MAX))
+    space = status("VmSize") + SPACE_BYTES_MAX
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
     try:
         run(case, folder, lambda said: os.write(writer, json.dumps(said).encode() + b"\n"))
         code = 0

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +290,69 @@ def _unpacking(case: Case) -> Case:
 
 GOOD = _safetensors({"w": _tensor(0, 8)}, bytes(8))
 
+# numpy.dtype ends the process at some, evaluates others as Python, and believes the rest.
+DTYPES = {
+    "a divided date": "M8[D/0]",
+    "a divided span": "m8[7/0s]",
+    "a date of 10^20 days": "M8[99999999999999999999D]",
+    "a comma": ",f8",
+    "two commas": "f8,,f8",
+    "a list": "f8,i4",
+    "3,000 of a list": "f8," * 3000 + "f8",
+    "an open bracket": "(1,f8",
+    "2,000 brackets": "(" * 2000 + "1" + ")" * 2000 + "f8",
+    "9,000 open brackets": "(" * 9000 + "f8",
+    "a sum": "(1+1,)f8",
+    "a power": "(9**9**9,)f8,f8",
+    "a call": "(__import__,)f8,i4",
+    "a huge shape": "(99999999,99999999)f8,f8",
+    "a negative shape": "(-1,)f8,f8",
+    "5,000 digits": "(" + "9" * 5000 + ",)f8,f8",
+    "texts of 100 GB": "U99999999999",
+    "20 digits of void": "V99999999999999999999",
+    "2 GB of letters": "S2147483647",
+    "another letter": "\xe9",
+    "objects": "O",
+    "a word": "int",
+    "nothing": "",
+    "a space": " ",
+    "a dict": "{",
+    "long doubles": "<f16",
+    "complex numbers of 32 bytes": "<c32",
+    "a line break": "<f8\\n",
+}
+
+
+def _npy_of(dtype: str) -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': (1,), }}".encode("latin-1")
+    text += b" " * (-(len(text) + 13) % 64) + b"\n"
+    return b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text + bytes(8)
+
+
+def _in_npz(dtype: str) -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("a.npy", _npy_of(dtype))
+    return file.getvalue()
+
+
+def _packed(size: int) -> bytes:
+    with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "a.npy", _npy_of("|u1").replace(b"(1,)", f"({size},)".encode())[:-8] + bytes(size)
+        )
+    return file.getvalue()
+
+
 CASES = (
+    *(
+        _bytes(f"an .npy of {name}", "x.npy", partial(_npy_of, dtype))
+        for name, dtype in DTYPES.items()
+    ),
+    *(
+        _bytes(f"an .npz of {name}", "x.npz", partial(_in_npz, dtype))
+        for name, dtype in list(DTYPES.items())[:4]
+    ),
+    _bytes("an .npz of 128 MB of zeros", "x.npz", partial(_packed, 128 << 20)),
     _bytes("an empty .safetensors", "x.safetensors", b""),
     _bytes("a .safetensors cut in its header", "x.safetensors", GOOD[:20]),
     _bytes("a .safetensors cut in its data", "x.safetensors", GOOD[:-1]),

@@ -140,7 +140,7 @@ def _values(story: str, *values: list[Any], **more: Any) -> Case:
     return _page(story, {"path": "x", "values": list(values)}, **more)
 
 
-def _told(story: str, told: Any, *, refused: Collection[str] = READERS, **more: Any) -> Case:
+def told(story: str, told: Any, *, refused: Collection[str] = READERS, **more: Any) -> Case:
     says = more.pop("says", "")
     return case(
         f"a Zarr document {story}",
@@ -385,88 +385,88 @@ CASES = (
         lambda forge: array(forge, {"zarr_format": 3, "node_type": "group"}),
     ),
     # Documents.
-    _told(
+    told(
         "of 50 MB",
         lambda: document(attributes={"x": "y" * 50_000_000}),
         says="Zarr document",
     ),
-    _told(
+    told(
         "of ten million brackets",
         lambda: b"[" * 5_000_000 + b"]" * 5_000_000,
         says="Zarr document",
     ),
-    _told("of a hundred thousand brackets", b"[" * 100_000 + b"]" * 100_000),
-    _told("that is no JSON", b"\x00\xff"),
-    _told("that is empty", b" "),
-    _told("that is a number", b"1e999"),
-    _told("that is a list", []),
-    _told("without fields", {"zarr_format": 3, "node_type": "array"}),
-    _told("of 10^12 elements", SOME, refused=(READING,)),
-    _told("of 10^12 elements in as many chunks", {**SOME, "chunk_grid": TINY}, refused=(READING,)),
-    _told("of 10^30 elements", document(shape=[10**30]), refused=(READING, "array", "verify")),
-    _told("of negative elements", document(shape=[-2])),
-    _told("whose shape is of floats", document(shape=[2.0])),
-    _told("whose shape is a text", document(shape="22")),
-    _told("of a thousand dimensions", document(shape=[1] * 1000)),
-    _told("whose chunks are empty", document(chunk_grid=GRID), refused=(READING,)),
-    _told(
+    told("of a hundred thousand brackets", b"[" * 100_000 + b"]" * 100_000),
+    told("that is no JSON", b"\x00\xff"),
+    told("that is empty", b" "),
+    told("that is a number", b"1e999"),
+    told("that is a list", []),
+    told("without fields", {"zarr_format": 3, "node_type": "array"}),
+    told("of 10^12 elements", SOME, refused=(READING,)),
+    told("of 10^12 elements in as many chunks", {**SOME, "chunk_grid": TINY}, refused=(READING,)),
+    told("of 10^30 elements", document(shape=[10**30]), refused=(READING, "array", "verify")),
+    told("of negative elements", document(shape=[-2])),
+    told("whose shape is of floats", document(shape=[2.0])),
+    told("whose shape is a text", document(shape="22")),
+    told("of a thousand dimensions", document(shape=[1] * 1000)),
+    told("whose chunks are empty", document(chunk_grid=GRID), refused=(READING,)),
+    told(
         "whose chunks are of another number of dimensions",
         document(shape=[2, 2]),
         refused=(READING,),
     ),
-    _told("of a grid that is none", document(chunk_grid={"name": "hexagonal"}), refused=OPENED),
-    _told("of a grid that is a number", document(chunk_grid=7), refused=(READING, "array")),
-    _told(
+    told("of a grid that is none", document(chunk_grid={"name": "hexagonal"}), refused=OPENED),
+    told("of a grid that is a number", document(chunk_grid=7), refused=(READING, "array")),
+    told(
         "of a key encoding that is none",
         document(chunk_key_encoding={"name": "../.."}),
         refused=(READING, "array"),
     ),
-    _told("of a dtype that is none", document(data_type="float31"), refused=(READING, "array")),
-    _told(
+    told("of a dtype that is none", document(data_type="float31"), refused=(READING, "array")),
+    told(
         "of a dtype that is a list", document(data_type=[["a", "<f4"]]), refused=(READING, "array")
     ),
-    _told(
+    told(
         "of a dtype that is a module", document(data_type="os.system"), refused=(READING, "array")
     ),
-    _told(
+    told(
         "with a fill value that is none", document(fill_value={"a": []}), refused=(READING, "array")
     ),
-    _told("without codecs", document(codecs=[]), refused=(READING, "array")),
-    _told(
+    told("without codecs", document(codecs=[]), refused=(READING, "array")),
+    told(
         "with a codec that is a file",
         document(codecs=[{"name": "/etc/passwd"}]),
         refused=(READING, "array"),
     ),
-    _told(
+    told(
         "with a codec that is a module",
         document(codecs=[{"name": "os.system"}]),
         refused=(READING, "array"),
     ),
-    _told(
+    told(
         "with ten thousand codecs",
         document(codecs=document()["codecs"] + [DEFLATED] * 10_000),
         refused=(READING, "array"),
     ),
-    _told(
+    told(
         "whose chunk is compressed with garbage",
         document(codecs=[*document()["codecs"], DEFLATED]),
         refused=(READING, "array"),
     ),
-    _told("of shards in shards", document(codecs=_nested_shards(60)), refused=(READING, "array")),
-    _told("of a shard that is too short", document(codecs=_sharded()), refused=(READING, "array")),
-    _told(
+    told("of shards in shards", document(codecs=_nested_shards(60)), refused=(READING, "array")),
+    told("of a shard that is too short", document(codecs=_sharded()), refused=(READING, "array")),
+    told(
         "of a shard whose index lies beyond it",
         document(codecs=_sharded()),
         chunks={"c/0": b"\x7f" * 7 + b"\1" * 9 + W_BYTES},
         refused=(READING, "array"),
     ),
-    _told("whose attributes are a list", document(attributes=[1]), refused=()),
-    _told(
+    told("whose attributes are a list", document(attributes=[1]), refused=()),
+    told(
         "whose chunk is too short",
         document(shape=[4], chunk_grid={"name": "regular", "configuration": {"chunk_shape": [4]}}),
         refused=(READING, "array"),
     ),
-    _told(
+    told(
         "whose chunk is too long",
         document(),
         chunks={"c/0": bytes(4000)},
@@ -502,51 +502,51 @@ CASES = (
         refused=(),
     ),
     # Pickles.
-    _told("of pickled objects", v2_document(dtype="|O", filters=[{"id": "pickle"}]), **_pickled()),
-    _told("of numbers that were pickled", v2_document(filters=[{"id": "pickle"}]), **_pickled()),
-    _told(
+    told("of pickled objects", v2_document(dtype="|O", filters=[{"id": "pickle"}]), **_pickled()),
+    told("of numbers that were pickled", v2_document(filters=[{"id": "pickle"}]), **_pickled()),
+    told(
         "of texts that were pickled",
         v2_document(
             dtype="|O", fill_value="", filters=[{"id": "vlen-utf8"}], compressor={"id": "pickle"}
         ),
         **_pickled(),
     ),
-    _told(
+    told(
         "of pickled objects in UTF-16",
         json.dumps(
             v2_document(dtype="|O", fill_value="", filters=[{"id": "vlen-utf8"}, {"id": "pickle"}])
         ).encode("utf-16"),
         **_pickled(),
     ),
-    _told(
+    told(
         "of pickled objects in escapes",
         json.dumps(v2_document(filters=[{"id": "PICKLE"}]))
         .replace("PICKLE", "\\u0070ickle")
         .encode(),
         **_pickled(),
     ),
-    _told(
+    told(
         "of objects without a codec",
         v2_document(dtype="|O"),
         key=".zarray",
         chunks={"0": EVIL},
         refused=(READING, "array"),
     ),
-    _told(
+    told(
         "of objects of msgpack",
         v2_document(dtype="|O", filters=[{"id": "msgpack2"}]),
         key=".zarray",
         chunks={"0": EVIL},
         refused=(READING, "array"),
     ),
-    _told(
+    told(
         "of a pickle codec of version 3",
         document(codecs=[{"name": "numcodecs.pickle", "configuration": {}}]),
         says="pickle",
         refused=OPENED,
         chunks={"c/0": EVIL},
     ),
-    _told(
+    told(
         "of a pickle codec in shards",
         document(codecs=_sharded(codecs=[{"name": "numcodecs.pickle", "configuration": {}}])),
         says="pickle",

@@ -1,0 +1,223 @@
+"""Encoded chunks: honest ones of every codec are read, damaged ones end nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import numcodecs as codecs
+
+import ckptstore
+from ckptstore.arrays import memory_limit
+from ckptstore.errors import CkptStoreError, InvalidInputError
+from ckptstore.zarr import allow_codec, encoding
+from ckptstore.zarr.encoding import Encoding
+from ckptstore.zarr.frames import Frame
+from tests.helpers.root import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = np.arange(600.0).reshape(30, 20)
+COMPRESSORS: dict[str, Any] = {
+    "blosc": numcodecs.Blosc(cname="lz4", shuffle=numcodecs.Blosc.BITSHUFFLE),
+    "blosclz": numcodecs.Blosc(cname="blosclz", blocksize=256),
+    "bz2": numcodecs.BZ2(),
+    "gzip": numcodecs.GZip(),
+    "lz4": numcodecs.LZ4(),
+    "lzma": numcodecs.LZMA(),
+    "zlib": numcodecs.Zlib(),
+    "zstd": numcodecs.Zstd(),
+    "zstd with a checksum": numcodecs.Zstd(checksum=True),
+}
+FILTERS: dict[str, list[Any]] = {
+    "delta": [numcodecs.Delta("<f8", astype="<i4")],
+    "scale": [numcodecs.FixedScaleOffset(offset=0, scale=1, dtype="<f8", astype="<i2")],
+    "quantize": [numcodecs.Quantize(digits=3, dtype="<f8", astype="<f4")],
+    "cast": [numcodecs.AsType("<f4", "<f8")],
+    "shuffle": [numcodecs.Shuffle(8)],
+    "checksums": [numcodecs.CRC32(), numcodecs.Adler32(), numcodecs.Fletcher32()],
+    "none": [],
+}
+DTYPES: dict[str, Any] = {
+    "records": np.array([(1, 2.0), (3, 4.0)], [("a", "<i4"), ("b", "<f8")]),
+    "texts": np.array(["a", "bc"], "<U2"),
+    "bytes": np.array([b"a", b"bc"], "S2"),
+    "dates": np.array(["2026-01-01", "2026-01-02"], "M8[25us]"),
+    "big-endian": np.arange(2, dtype=">f4"),
+    "strings": np.array(["a", "b" * 100], np.dtypes.StringDType()),
+    "no elements": np.zeros((0, 3)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr-python: of dtypes and codecs without a specification
+        yield
+
+
+def stored(**options: Any) -> ckptstore.Repository:
+    """A repository of one Zarr array."""
+    repo = ckptstore.init("memory://")
+    with repo.session("main") as session:
+        zarr.create_array(session.store, name="x", **options)
+        session.commit()
+    return repo
+
+
+def read(repo: ckptstore.Repository) -> Any:
+    """The array, through this library and through zarr-python on the store."""
+    value = repo.resolve("main").array("x")[...]
+    np.testing.assert_array_equal(repo.resolve("main").zarr()["x"][...], value)
+    return value
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("compressor", COMPRESSORS)
+def test_every_codec_of_version_2_is_read(compressor: str, filters: str) -> None:
+    repo = stored(
+        data=DATA,
+        chunks=(7, 9),
+        zarr_format=2,
+        filters=FILTERS[filters] or None,
+        compressors=COMPRESSORS[compressor],
+    )
+    np.testing.assert_array_equal(read(repo), DATA)
+
+
+V3: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "none": {"compressors": None},
+    "gzip": {"compressors": zarr.codecs.GzipCodec()},
+    "blosc": {"compressors": zarr.codecs.BloscCodec(cname="lz4")},
+    "zstd and crc32c": {"compressors": [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]},
+    "shards": {"shards": (30, 20), "chunks": (10, 5)},
+    "plain shards": {"shards": (15, 20), "chunks": (5, 20), "compressors": None},
+    "transposed": {"filters": zarr.codecs.TransposeCodec(order=(1, 0))},
+    "big-endian": {"serializer": zarr.codecs.BytesCodec(endian="big")},
+    "numcodecs": {"filters": ("Delta", {"dtype": "<f8"}), "compressors": ("LZ4", {})},
+}
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is a codec of numcodecs, which warns when it is made."""
+    return isinstance(value, tuple) and isinstance(value[0], str)
+
+
+@pytest.mark.parametrize("name", V3)
+def test_every_codec_of_version_3_is_read(name: str) -> None:
+    options = {
+        key: getattr(codecs, value[0])(**value[1]) if _is_named(value) else value
+        for key, value in V3[name].items()
+    }
+    repo = stored(data=DATA, **{"chunks": (7, 9), **options})
+    np.testing.assert_array_equal(read(repo), DATA)
+    np.testing.assert_array_equal(repo.resolve("main").array("x")[12:14, 3], DATA[12:14, 3])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_known_dtype_is_read(name: str, zarr_format: Any) -> None:
+    repo = stored(data=DTYPES[name], zarr_format=zarr_format)
+    np.testing.assert_array_equal(read(repo), DTYPES[name])
+
+
+def test_bits_are_packed_and_read() -> None:
+    data = np.arange(100) % 3 == 0
+    repo = stored(data=data, zarr_format=2, filters=[numcodecs.PackBits()])
+    np.testing.assert_array_equal(read(repo), data)
+
+
+def test_what_takes_much_more_than_is_stored_needs_to_be_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_limit, "UNPACKED_BYTES_FREE", 100_000)
+    repo = stored(shape=(1 << 20,), dtype="u1", chunks=(1 << 20,), fill_value=0)
+    store = ckptstore.zarr.CheckpointStore(repo.url)
+    assert zarr.open_array(store, path="x")[5] == 0  # absent chunks cost nothing
+    for act in (repo.checkout, lambda: repo.checkout(lazy=True)["x"][...]):
+        with pytest.raises(InvalidInputError, match=r"take 1,048,576 bytes.*bytes_max=1048576"):
+            act()
+    assert not repo.checkout(bytes_max=1 << 20)["x"].any()
+    assert not repo.resolve("main").array("x", bytes_max=1 << 20)[...].any()
+    with repo.session("main") as session:
+        zarr.open_array(session.store, path="x").set_basic_selection(3, 1)
+        session.commit()
+    store = ckptstore.zarr.CheckpointStore(repo.url)
+    with pytest.raises(InvalidInputError, match=r"'x/c/0' would take 1,048,576"):
+        zarr.open_array(store, path="x")[5]
+    store = ckptstore.zarr.CheckpointStore(repo.url, bytes_max=1 << 20)
+    assert zarr.open_array(store, path="x")[3] == 1
+
+
+def test_a_program_can_allow_a_codec_but_none_of_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_allowed", set())
+    document = {"shape": [2], "chunks": [2], "dtype": "<f8", "compressor": {"id": "mine"}}
+    with pytest.raises(InvalidInputError, match=r"'x' has the codec 'mine'.*allow_codec"):
+        Encoding.of(document, name="x", is_v2=True)
+    allow_codec("mine")
+    known = Encoding.of(document, name="x", is_v2=True)
+    Frame("x/0", memoryview(b"anything"), None).check(known)
+    with pytest.raises(InvalidInputError, match="pickle"):
+        allow_codec("Pickle")
+
+
+# In a process of its own: what gets past the check may end it. "rounds codec" of damaged frames,
+# of which those that pass are decoded.
+DAMAGE = """
+import random, sys
+import numpy as np
+from ckptstore.errors import CkptStoreError
+from ckptstore.zarr.encoding import Encoding
+from ckptstore.zarr.frames import Frame
+from tests.zarr.test_frames import COMPRESSORS
+rounds, name = int(sys.argv[1]), sys.argv[2]
+codec, drawn, passed = COMPRESSORS[name], random.Random(name), 0
+values = np.random.default_rng(0).integers(0, 9, 500).astype("<f8")
+frame = bytes(codec.encode(values))
+document = {"shape": [500], "chunks": [500], "dtype": "<f8", "compressor": codec.get_config()}
+known = Encoding.of(document, name="x", is_v2=True)
+Frame("x/0", memoryview(frame)).check(known)
+for _ in range(rounds):
+    data = bytearray(frame)
+    for _ in range(drawn.choice([1, 1, 2, 8])):
+        at = drawn.randrange(min(len(data), drawn.choice([32, 1 << 20])))
+        data[at] = drawn.choice([0, 1, 127, 128, 255, data[at] ^ 1 << drawn.randrange(8)])
+    if drawn.random() < 0.2:
+        del data[drawn.randrange(len(data)) :]
+    try:
+        Frame("x/0", memoryview(bytes(data))).check(known)
+    except CkptStoreError:
+        continue
+    passed += 1
+    try:
+        codec.decode(bytes(data))
+    except Exception:
+        pass
+print(passed)
+"""
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_damaged_frames_end_no_process(name: str) -> None:
+    command = [sys.executable, "-c", DAMAGE, "300", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert int(done.stdout) < 300
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 20, bytes(100)])
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_no_frame_at_all_is_an_error_of_ours(name: str, data: bytes) -> None:
+    config = COMPRESSORS[name].get_config()
+    document = {"shape": [50], "chunks": [50], "dtype": "<f8", "compressor": config}
+    with pytest.raises(CkptStoreError, match="'x/0'"):
+        Frame("x/0", memoryview(data)).check(Encoding.of(document, name="x", is_v2=True))
