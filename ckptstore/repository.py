@@ -856,7 +856,7 @@ class Repository:
 
     def usage(self) -> Usage:
         """Return the contents of the repository and their size on disk."""
-        from ckptstore.gc import survey
+        from ckptstore.store.survey import survey
 
         documents = [
             item for folder in self._catalog.FOLDERS for item in self._catalog.list(folder)
@@ -865,7 +865,7 @@ class Repository:
         newest = self._oplog.newest()
         reached = ancestors(newest.refs.values(), self._catalog.lookup)
         live = {id: manifest for id, manifest in reached if id in ids}
-        seen = survey(self._stores())
+        seen = survey(self._catalog, live.values())
         temporaries = self._storage.temporaries()
         operations = (*self._oplog.list(), *self._oplog.list_pages())
         metadata = [item.size for name, item in (*documents, *operations) if name]

@@ -24,4 +24,3 @@ from ckptstore.gc.plan import GcPlan as GcPlan
 from ckptstore.gc.plan import expire as expire
 from ckptstore.gc.plan import plan_gc as plan_gc
 from ckptstore.gc.stores import Stores as Stores
-from ckptstore.gc.survey import survey as survey

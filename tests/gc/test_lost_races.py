@@ -45,18 +45,19 @@ def raced(repo: Repository, monkeypatch: pytest.MonkeyPatch, *, rounds: int = 1)
     return made
 
 
-def test_a_commit_that_is_late_leaves_no_manifest() -> None:
+def test_a_commit_that_is_late_leaves_no_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The branch moved while its objects were written."""
     repo = ckptstore.init("memory://late")
     repo.commit(state(0))
-    flush = repo._objects.flush
+    flush, left = repo._storage.flush, [1]
 
-    def flush_behind(digests: Any) -> None:
-        repo._objects.flush = flush  # type: ignore[method-assign]
-        ckptstore.open("memory://late").commit(state(1))
-        flush(digests)
+    def flush_behind(keys: Any) -> None:
+        if left:
+            left.pop()
+            ckptstore.open("memory://late").commit(state(1))
+        flush(keys)
 
-    repo._objects.flush = flush_behind  # type: ignore[method-assign]
+    monkeypatch.setattr(repo._storage, "flush", flush_behind)
     with pytest.raises(ConflictError):
         repo.commit(state(2))
     assert manifests(repo) == {"checkpoints": 2}
