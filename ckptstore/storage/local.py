@@ -57,6 +57,7 @@ TEMPORARY = "tmp"
 OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at their own root
 RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an inode each
 RESERVE_BYTES = 1 << 13  # of each
+GRANT_POLLS, GRANT_POLL_SECONDS = 100, 0.01
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 KEPT_FOLDERS_MAX = 64  # of a batch: each takes a descriptor
 FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
@@ -542,25 +543,37 @@ class _StagedFile:
 
 
 def _open_folder(name: str, *, make: int | None, within: int | None = None) -> int:
-    """Open a folder that is no link, and make a missing one with a mode, if one is given."""
-    try:
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
-    except FileNotFoundError:
-        if make is None:
-            raise
-        with suppress(FileExistsError):  # another process made it just now
-            os.mkdir(name, make, dir_fd=within)
-        fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
-        _grant(fd, make)
-        return fd
+    """Open a folder that is no link, and make a missing one with a mode, if one is given.
+
+    An empty folder without that mode was just made by another user, who is about to set it.
+    """
+    for _ in range(0 if make is None else GRANT_POLLS):
+        assert make is not None
+        try:
+            fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
+        except FileNotFoundError:
+            with suppress(FileExistsError):  # another process made it just now
+                os.mkdir(name, make, dir_fd=within)
+            continue
+        except PermissionError:
+            pass
+        else:
+            if _grant(fd, make) or os.listdir(fd):
+                return fd
+            os.close(fd)
+        time.sleep(GRANT_POLL_SECONDS)
+    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
 
 
-def _grant(fd: int, mode: int) -> None:
-    """Give a new file or folder the permissions that the umask took away."""
+def _grant(fd: int, mode: int) -> bool:
+    """Give a file or folder the permissions that the umask took away; False if that is refused."""
     given = stat.S_IMODE(os.fstat(fd).st_mode)
     if mode & ~given:
-        with suppress(PermissionError):  # the file system has no modes, or another user made it
+        try:
             os.fchmod(fd, given | mode)
+        except PermissionError:  # another user made it
+            return False
+    return True
 
 
 def _size(name: str, *, within: int) -> int | None:

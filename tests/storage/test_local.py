@@ -154,3 +154,26 @@ def test_a_whole_disk_may_become_a_repository(scratch: Path) -> None:
     assert repo.gc(grace=0).objects == 0
     assert (scratch / "lost+found").is_dir()
     assert repo.usage().objects > 0
+
+
+def test_a_folder_that_another_user_has_just_made_is_used_once_it_has_its_mode(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is empty until then; one that has no such mode for good is used as it is."""
+    scratch.chmod(0o775)
+    (scratch / "objects/ab").mkdir(parents=True)
+    for folder in (scratch / "objects", scratch / "objects/ab"):
+        folder.chmod(0o700)
+    waits: list[float] = []
+
+    def grant(seconds: float) -> None:
+        waits.append(seconds)
+        (scratch / "objects/ab").chmod(0o775)
+
+    monkeypatch.setattr("os.fchmod", disks.failing(errno.EPERM))
+    monkeypatch.setattr("ckptstore.storage.local.time.sleep", grant)
+    (scratch / "tmp").mkdir(mode=0o775)
+    (scratch / "tmp").chmod(0o775)
+    LocalStorage(scratch).put("objects/ab/cd", b"x")
+    assert len(waits) == 1
+    assert (scratch / "objects/ab/cd").read_bytes() == b"x"
