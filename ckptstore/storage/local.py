@@ -192,10 +192,11 @@ class LocalStorage:
     @contextmanager
     def batch(self) -> Iterator[LocalStorage]:
         """Yield this storage with the folders that are used kept open until the context ends."""
-        batch = _Batch(self._root)
+        batch = _Batch(self._root, is_used=self._is_used)
         try:
             yield batch
         finally:
+            self._is_used = True
             batch.close()
 
     def create(self, key: str, data: Buffer) -> bool:
@@ -470,8 +471,9 @@ class LocalStorage:
 class _Batch(LocalStorage):
     """The same folder for one writer: the first folders that it uses stay open."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, is_used: bool) -> None:
         super().__init__(root)
+        self._is_used = is_used
         self._kept: dict[tuple[str, ...], int] = {}
 
     def close(self) -> None:
@@ -486,12 +488,13 @@ class _Batch(LocalStorage):
         if fd is not None:
             yield fd
             return
-        if parts:
+        if len(parts) > 1:
             with self._folder(parts[:-1], make=make) as above:
                 mode = self._folder_mode() if make else None
                 fd = _open_folder(parts[-1], make=mode, within=above)
         else:
-            fd = os.open(self._root, _FOLDER)
+            with super()._folder(parts, make=make) as opened:
+                fd = os.dup(opened)
         is_kept = len(self._kept) < KEPT_FOLDERS_MAX and self._kept.setdefault(parts, fd) == fd
         try:
             yield fd

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -177,3 +178,14 @@ def test_a_folder_that_another_user_has_just_made_is_used_once_it_has_its_mode(
     LocalStorage(scratch).put("objects/ab/cd", b"x")
     assert len(waits) == 1
     assert (scratch / "objects/ab/cd").read_bytes() == b"x"
+
+
+def test_a_batch_makes_nothing_where_what_was_written_is_gone(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "store")
+    storage.prepare({"objects/"})
+    storage.put("objects/ab/x", b"x")
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    with storage.batch() as batch, pytest.raises(StorageError, match="is empty"):
+        batch.stage(b"y")
+    assert list((tmp_path / "store").iterdir()) == []
