@@ -16,10 +16,19 @@ from ckptstore.errors import InvalidInputError, shown
 from ckptstore.forks import free_in_child
 from ckptstore.storage.beside import BesideStorage
 from ckptstore.storage.local import LocalStorage
-from ckptstore.storage.memory import MemoryStorage
-from ckptstore.storage.protocol import Listed, Storage
+from ckptstore.storage.memory import MemoryStorage, StagedCopy
+from ckptstore.storage.protocol import Listed, Staged, Storage
 
-__all__ = ["BesideStorage", "Listed", "LocalStorage", "MemoryStorage", "Storage", "open_storage"]
+__all__ = [
+    "BesideStorage",
+    "Listed",
+    "LocalStorage",
+    "MemoryStorage",
+    "Staged",
+    "StagedCopy",
+    "Storage",
+    "open_storage",
+]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.storage import MemoryStorage
-from ckptstore.storage.memory import StagedCopy
+from ckptstore.storage import MemoryStorage, StagedCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
