@@ -121,7 +121,7 @@ class Oplog:
             data = self._storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX)
         except NotFoundError as error:
             raise StorageError(
-                f"{self._storage.url} does not hold the repository any more that was opened: "
+                f"{self._storage.url} no longer holds the repository that was opened: "
                 f"{MARKER_KEY} is missing. It was removed, or its disk is not mounted. Mount the "
                 "disk, or restore a copy, and retry; or open it with create=True to begin a new "
                 "repository."

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,10 @@ class Emptied(LocalStorage):
         self._count(key)
         super().put(key, data)
 
+    @contextmanager
+    def batch(self) -> Iterator[LocalStorage]:
+        yield self
+
     def stage(self, data: Any) -> Any:
         self._count("an object")
         return super().stage(data)
@@ -168,6 +173,17 @@ def test_no_commit_is_acknowledged_whose_repository_is_emptied_meanwhile(
     assert len(storage.writes) >= at
     assert (at == 6) == storage.writes[-1].startswith("ops/")
     assert not list(root.glob("ops/*"))
+
+
+def test_a_writer_makes_no_folder_in_a_folder_that_was_emptied(root: Path) -> None:
+    made(root)
+    with LocalStorage(root).batch() as storage:
+        storage.put("objects/00/a", b"a")
+        empty(root)
+        for key in ("history/b", "objects/01/c"):
+            with pytest.raises(CkptStoreError):
+                storage.put(key, b"b")
+    assert not list(root.iterdir())
 
 
 @pytest.mark.parametrize("change", CHANGES)
