@@ -221,3 +221,16 @@ def test_no_frame_at_all_is_an_error_of_ours(name: str, data: bytes) -> None:
     document = {"shape": [50], "chunks": [50], "dtype": "<f8", "compressor": config}
     with pytest.raises(CkptStoreError, match="'x/0'"):
         Frame("x/0", memoryview(data)).check(Encoding.of(document, name="x", is_v2=True))
+
+
+@pytest.mark.parametrize("place", [4, 8, 12], ids=["unpacked", "block", "packed"])
+def test_a_header_of_blosc_with_another_size_is_refused(place: int) -> None:
+    """C-Blosc reads as far as its header states, even beyond the frame."""
+    config = COMPRESSORS["blosc"].get_config()
+    document = {"shape": [30, 20], "chunks": [30, 20], "dtype": "<f8", "compressor": config}
+    known = Encoding.of(document, name="x", is_v2=True)
+    frame = bytearray(COMPRESSORS["blosc"].encode(DATA))
+    Frame("x/0", memoryview(frame)).check(known)
+    frame[place : place + 4] = (DATA.nbytes + 1).to_bytes(4, "little")
+    with pytest.raises(CkptStoreError, match="'x/0' cannot be decoded"):
+        Frame("x/0", memoryview(frame)).check(known)

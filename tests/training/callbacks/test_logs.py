@@ -176,8 +176,11 @@ def test_a_server_that_drips_its_answer_does_not_hold_the_training_up():
     class Dripping(BaseHTTPRequestHandler):
         def do_POST(self):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-            while not ended.wait(0.02):
+            for _ in range(500):  # then it ends well, for a client that waits so long
+                if ended.wait(0.02):
+                    break
                 self.wfile.write(b"x")
+            self.wfile.write(b"\r\n\r\n")
 
         def log_message(self, *arguments):
             pass
