@@ -8,6 +8,7 @@ object may stay though nothing reaches it, and is never deleted while something 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -118,7 +119,7 @@ class Marks:
 
     def follow(self, live: Mapping[Digest, Manifest]) -> None:
         """Mark what these checkpoints reach, and nothing else."""
-        try:
+        with self._forgotten_on_error():
             gone = self.manifests.keys() - live.keys()
             removed = [part for id in gone for part in self._remove(self.manifests.pop(id))]
             added: list[MarkArray] = []
@@ -126,14 +127,12 @@ class Marks:
                 self.manifests[id] = live[id]
                 added += self._add(live[id])
             self._counts.change(added=added, removed=removed)
-        except BaseException:
-            self._forget()
-            raise
 
     def require(self, manifest: Manifest) -> None:
         """Raise CorruptError when a page of a marked checkpoint cannot be read."""
         if not self.unread.isdisjoint(ref.digest for ref in manifest.refs):
-            self._counts.change(added=list(self._read(manifest, must_be_whole=True)))
+            with self._forgotten_on_error():
+                self._counts.change(added=list(self._read(manifest, must_be_whole=True)))
 
     def has_read(self, page: Digest) -> bool:
         """Return True for a page of a marked checkpoint that was read."""
@@ -161,6 +160,15 @@ class Marks:
         owner = np.repeat(np.array(owners, np.intp), [len(part) for part in parts])[first]
         is_only = self._counts.of(marks) == counts
         return Exclusive(frozenset(pages), marks[is_only], owner[is_only])
+
+    @contextmanager
+    def _forgotten_on_error(self) -> Iterator[None]:
+        """Begin anew after an error: some pages may be noted as read that were not counted."""
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
 
     def _add(self, manifest: Manifest) -> Iterator[MarkArray]:
         named = manifest.documents()

@@ -503,6 +503,23 @@ def test_a_page_that_comes_back_while_a_gc_is_at_work_keeps_what_it_lists(
     assert difference(arrays(9), repo.checkout("new")) is None
 
 
+def test_pages_that_are_restored_one_by_one_keep_what_they_list() -> None:
+    """Each gc between looks at the pages that are there, and stops at the first that is missing."""
+    line = Line(0)
+    many = {f"n{number:04}": np.full(3, number) for number in range(1200)}
+    state = {"a": np.arange(20_000), **many}
+    pages = [object_key(ref.digest) for ref in line.repo.commit(state)._manifest.pages]
+    assert len(pages) > 2
+    kept = {key: line.storage.get(key, bytes_max=1 << 20) for key in pages}
+    line.storage.delete(pages)
+    for key in pages:
+        with pytest.raises(CorruptError):
+            line.repo.gc(KeepAll(), grace=0)
+        line.storage.put(key, kept[key])
+    assert line.repo.gc(KeepAll(), grace=0).objects == 0
+    assert difference(state, line.repo.checkout("main")) is None
+
+
 def test_a_gc_frees_beside_more_tags_than_an_operation_could_hold() -> None:
     line = Line(3)
     tags = {f"release-{number:05}-{'x' * 180}": line.ids[1] for number in range(16_000)}
