@@ -305,7 +305,7 @@ class Repository:
             manifest = None if head is None else self._catalog.manifest(head)
             return StagedContents(head, manifest, self._catalog, self._chunk_bytes)
 
-        head = head_of(branch, self._oplog.newest(), self._catalog)
+        head = head_of(branch, self._oplog.newest(), self._oplog, self._catalog)
         return Session(branch, begin, partial(self._publish_session, branch), head=head)
 
     def _publish_session(
@@ -695,7 +695,7 @@ class Repository:
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
         """Return the ids of branches and of tags, by name, sorted. No checkpoint is read."""
         newest = self._oplog.newest()
-        refuse_without_operations(newest, self._catalog)
+        refuse_without_operations(newest, self._oplog, self._catalog)
         return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
     def undo(self) -> Undone:
@@ -992,7 +992,7 @@ class Repository:
             id = resolve(rev, self._catalog.names(newest))
             return id, self._catalog.manifest(id)
         except NotFoundError:
-            refuse_without_operations(newest, self._catalog)
+            refuse_without_operations(newest, self._oplog, self._catalog)
             self._refuse_missing(
                 {
                     name: id
@@ -1005,7 +1005,7 @@ class Repository:
     def _named(self) -> list[Digest]:
         """The checkpoints that branches and tags name; CorruptError where one is missing."""
         newest = self._oplog.newest()
-        refuse_without_operations(newest, self._catalog)
+        refuse_without_operations(newest, self._oplog, self._catalog)
         self._refuse_missing(newest.refs)
         return [*newest.heads.values(), *newest.tags.values()]
 
@@ -1019,7 +1019,7 @@ class Repository:
         return Checkpoint.of(id, manifest, self._catalog)
 
     def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
-        refuse_without_operations(newest, self._catalog)
+        refuse_without_operations(newest, self._oplog, self._catalog)
         self._refuse_missing(refs)
         made = {id: self._checkpoint(id, self._catalog.manifest(id)) for id in {*refs.values()}}
         return {name: made[id] for name, id in sorted(refs.items())}

@@ -58,7 +58,7 @@ class Committer:
 
         def make() -> Made:
             newest = self.oplog.newest()
-            head = head_of(branch, newest, self.catalog)
+            head = head_of(branch, newest, self.oplog, self.catalog)
             written = self._write(value, head)
             return self._publish(
                 written, facts, branch=branch, retry=retry, parent=head, since=newest

@@ -80,7 +80,7 @@ def lost(
     return orphans.keys() - explained if children.keys() - explained - named_before else set()
 
 
-def refuse_without_operations(newest: Operation, catalog: Catalog) -> None:
+def refuse_without_operations(newest: Operation, oplog: Oplog, catalog: Catalog) -> None:
     """Raise CorruptError when there are no operations, but checkpoints that show there were some.
 
     Checkpoints are only listed where there is no operation, as in a new repository.
@@ -90,6 +90,8 @@ def refuse_without_operations(newest: Operation, catalog: Catalog) -> None:
     live = {id: manifest for id in catalog.live() if (manifest := _readable(id, catalog))}
     if not any(manifest.parents for manifest in live.values()):
         return  # none, or a first commit that died
+    if oplog.seqs():  # another process made them since
+        return
     head = max(live, key=lambda id: (live[id].created, id))
     step = "" if live[head].step is None else f", step {live[head].step}"
     raise CorruptError(
@@ -99,7 +101,7 @@ def refuse_without_operations(newest: Operation, catalog: Catalog) -> None:
     )
 
 
-def head_of(branch: str, newest: Operation, catalog: Catalog) -> Digest | None:
+def head_of(branch: str, newest: Operation, oplog: Oplog, catalog: Catalog) -> Digest | None:
     """Return the head of a branch to commit on, or None for a new branch.
 
     CorruptError when its manifest is missing, or all operations are: the next checkpoint would
@@ -107,7 +109,7 @@ def head_of(branch: str, newest: Operation, catalog: Catalog) -> Digest | None:
     """
     head = newest.heads.get(branch)
     if head is None:
-        refuse_without_operations(newest, catalog)
+        refuse_without_operations(newest, oplog, catalog)
     elif is_missing(head, catalog):
         raise missing_head(branch, head, catalog)
     return head

@@ -99,6 +99,26 @@ def test_without_operations_reads_and_commits_are_refused_and_name_the_newest(
     assert cut.usage().unreachable == 5
 
 
+def test_a_repository_that_was_new_a_moment_ago_is_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes two checkpoints between the two looks of a reader and of a commit."""
+    for number, act in enumerate(
+        (lambda repo: repo.log(), lambda repo: repo.commit(state(9), branch="own"))
+    ):
+        repo = ckptstore.init(tmp_path / f"new-{number}", clock=Clock())
+        listed = repo._catalog.live
+
+        def after_two_commits(repo: Repository = repo, listed: Any = listed) -> Any:
+            monkeypatch.undo()
+            add(ckptstore.open(repo.url), range(2))
+            return listed()
+
+        monkeypatch.setattr(repo._catalog, "live", after_two_commits)
+        act(repo)
+        assert len(ckptstore.open(repo.url).log()) >= 2
+
+
 def test_a_training_does_not_start_at_0_on_a_copy_without_operations(repo: Repository) -> None:
     cut = copy(repo, "checkpoints", "objects")
     before = manifests(cut)
