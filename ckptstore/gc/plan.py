@@ -202,7 +202,8 @@ def judge(
     """Return verdicts on all live checkpoints, those that a ref reaches first, and mark them.
 
     The second value is True where manifests or operations are missing: what they refer to is then
-    unknown, and no object may be deleted but those of checkpoints that expire.
+    unknown, and no object may be deleted but those of checkpoints that expire. Then a checkpoint
+    that no ref reaches may be a part of the history, so its pages have to be there too.
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
@@ -235,10 +236,11 @@ def judge(
         ]
         unreachable.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
     stores.marks.follow(live.manifests)
-    for verdict in reachable:
+    is_torn = live.is_cut or bool(unnamed)
+    for verdict in (*reachable, *unreachable) if is_torn else reachable:
         if verdict.kept:
             stores.marks.require(verdict.manifest)
-    return (*reachable, *unreachable), live.is_cut or bool(unnamed)
+    return (*reachable, *unreachable), is_torn
 
 
 def _unreachable(

@@ -13,6 +13,7 @@ import ckptstore
 from ckptstore import CorruptError, Repository
 from ckptstore.retention import MaxToKeep
 from ckptstore.store import oplog
+from ckptstore.store.objects import key_of as object_key
 from ckptstore.training import CheckpointManager
 
 if TYPE_CHECKING:
@@ -248,6 +249,29 @@ def test_newer_checkpoints_than_the_operations_are_kept_and_named(repo: Reposito
     assert again.lost() == []
     assert again.verify().ok
     assert np.array_equal(again.checkout("rescued")["model"]["w"], state(7)["model"]["w"])
+
+
+def test_no_gc_takes_what_a_lost_checkpoint_may_share_while_its_pages_are_missing(
+    repo: Repository,
+) -> None:
+    """The objects of one that expires may be listed in a page that is still to be copied."""
+    shared = {"shared": np.arange(9_000.0)}
+    repo.commit(shared | state(5), step=5)
+    mixed = copy(repo, "ops")
+    lost = [repo.commit(shared | state(step), step=step) for step in (6, 7)]
+    mixed = copy(repo, "checkpoints", "objects")
+    add(mixed, [8])
+    pages = [_root(mixed) / object_key(ref.digest) for made in lost for ref in made._manifest.pages]
+    kept = [page.read_bytes() for page in pages]
+    for page in pages:
+        page.unlink()
+    mixed = ckptstore.open(mixed.url, clock=Clock())
+    with pytest.raises(CorruptError, match="missing"):
+        mixed.gc(MaxToKeep(1), grace=0)
+    for page, data in zip(pages, kept, strict=True):
+        page.write_bytes(data)
+    for made in lost:
+        np.testing.assert_array_equal(mixed.checkout(made.id)["shared"], shared["shared"])
 
 
 def test_what_a_lost_branch_is_made_of_can_be_given_up(repo: Repository) -> None:
