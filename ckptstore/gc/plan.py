@@ -79,7 +79,7 @@ class GcPlan:
         """Execute the plan.
 
         Commits made since planning are kept, and so is a checkpoint that was to expire but has a
-        branch or tag by now.
+        branch or tag by now, or that none reached and one reaches now.
 
         Returns:
             The result, as measured.

@@ -60,7 +60,7 @@ class Remaining:
     least_objects: int = LEAST_OBJECTS
 
     def spare(self, refs: Iterable[Digest]) -> None:
-        """Keep what refs name now, and what they reach that was made since the sweep began."""
+        """Keep what refs name now, and what they reach unless it expires by the policy."""
         catalog = self.stores.catalog
         waiting = list(refs)
         while waiting:
@@ -71,8 +71,11 @@ class Remaining:
             manifest = catalog.manifest(id)
             self.staying.add(id)
             self._spare_objects(manifest)
-            if not was_expiring:
-                waiting += (parent for parent in manifest.parents if parent not in self.expiring)
+            waiting += (
+                parent
+                for parent in manifest.parents
+                if self.expiring.get(parent, UNREACHABLE) in (UNREACHABLE, REPEATED)
+            )
 
     def _spare_objects(self, manifest: Manifest) -> None:
         """Keep the objects of a checkpoint. Pages that others share list nothing that would go."""
@@ -170,17 +173,19 @@ def find_remaining(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool)
     with stores.live.lock:
         stores.live.reconcile(newest, stores.catalog.live())
         stores.check_refs(newest)
+        named = set(newest.refs.values())
+        reached = {id for id, _ in stores.live.reached(named)}
         reasons = {
             id: reason
             for id, reason in reasons_of(stores, plan.policy, plan.expired).items()
-            if id in stores.live.manifests and id not in newest.refs.values()
+            if id in stores.live.manifests
+            and id not in (reached if reason in (UNREACHABLE, REPEATED) else named)
         }
         staying = stores.live.manifests.keys() - reasons.keys()
         stores.marks.follow(stores.live.manifests)
         if stores.marks.unread:
-            for id, manifest in stores.live.reached(newest.refs.values()):
-                if id in staying:
-                    stores.marks.require(manifest)
+            for id in reached & staying:
+                stores.marks.require(stores.live.manifests[id])
     exclusive = stores.marks.exclusive(list(reasons))
     return Remaining(
         stores=stores,

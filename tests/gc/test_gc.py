@@ -190,6 +190,32 @@ def test_what_gets_a_name_between_plan_and_execution_stays() -> None:
     line.assert_whole(1, 3)
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_deleted_branch_that_comes_back_after_the_plan_stays_whole(
+    monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """With all that it reaches, also when it comes back once the gc has begun to delete."""
+    line = Line(4)
+    line.repo.branch("side", at=line.ids[-1])
+    line.repo.delete_branch("main")
+    line.repo.delete_branch("side")
+    plan = line.repo.plan_gc(KeepAll(), grace=0)
+    assert len(plan.expired) == 4
+    begin = execute.find_remaining
+
+    def then_undo(*args: Any, **options: Any) -> Any:
+        found = begin(*args, **options)
+        ckptstore.open(line.repo.url).undo()
+        return found
+
+    if is_late:
+        monkeypatch.setattr(execute, "find_remaining", then_undo)
+    else:
+        line.repo.undo()
+    plan.execute()
+    line.assert_whole(0, 1, 2, 3)
+
+
 def test_without_a_policy_only_what_nothing_reaches_is_deleted() -> None:
     line = Line(3)
     line.repo.commit(arrays(70), branch="mistake")
