@@ -158,13 +158,17 @@ class ObjectStore:
         if hasher.hexdigest() != digest:
             raise CorruptError(f"{key} is damaged: its content does not match its digest.")
 
-    def set_aside(self, digest: Digest) -> None:
-        """Move an object whose bytes are damaged to where no reader and no commit looks for it."""
+    def set_aside(self, digest: Digest) -> bool:
+        """Move an object whose bytes are damaged to where no reader and no commit looks for it.
+
+        False, with the object in its place, if a commit has stored it again meanwhile.
+        """
         key, aside = key_of(digest), f"{ASIDE}{digest}"
         self._storage.put(aside, self._storage.get(key, bytes_max=CHUNK_BYTES_MAX))
         self._storage.flush([aside])
-        self._storage.delete([key])
-        self._storage.flush([key])
+        is_sound = Digest.of(self._storage.get(key, bytes_max=CHUNK_BYTES_MAX)) == digest
+        self._storage.delete([aside if is_sound else key])
+        return not is_sound
 
     def delete(self, digests: Iterable[Digest]) -> None:
         """Delete objects, ignoring missing ones. Only gc may do this, by its own rules."""

@@ -38,6 +38,5 @@ def _set_aside(objects: ObjectStore, digest: Digest) -> bool:
         objects.check(digest, size=size)
     except CorruptError:
         with suppress(CorruptError):
-            objects.set_aside(digest)
-            return True
+            return objects.set_aside(digest)
     return False

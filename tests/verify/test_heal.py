@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,6 +43,32 @@ def test_a_damaged_object_is_moved_aside_and_put_again_by_a_commit_of_the_same_s
     world.open().commit(world.states[head], branch="again")
     assert world.open().verify().ok
     assert difference(world.states[head], world.open().checkout(head)) is None
+
+
+@pytest.mark.parametrize("call", ["get", "put", "flush"])
+def test_what_a_commit_stores_again_during_a_repair_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It stores again what was cut short. The repair may have looked at that already."""
+    head = str(world.open().resolve("main").id)
+    key = next(key for key in world.files("chunk") if head in world.needs[key])
+    truncate(world.root / key, random.Random(1))
+    report = world.open().verify()
+    original = getattr(LocalStorage, call)
+
+    def then_commit(self: LocalStorage, first: Any, *args: Any, **options: Any) -> Any:
+        result = original(self, first, *args, **options)
+        if first == key or "damaged/" in str(first):
+            monkeypatch.undo()
+            world.open().commit(world.states[head], branch="again")
+        return result
+
+    monkeypatch.setattr(LocalStorage, call, then_commit)
+    assert report.repair() == ()
+    monkeypatch.undo()
+    assert world.open().verify().ok
+    assert difference(world.states[head], world.open().checkout("again")) is None
+    assert not list((world.root / "damaged").iterdir())
 
 
 def test_a_commit_over_a_damaged_object_alone_heals_nothing(world: World) -> None:
