@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from ckptstore.store.objects import ObjectStore
-from tests.helpers.crash.counts import pytest_terminal_summary  # noqa: F401 a hook
+from tests.helpers.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.helpers.forks import Forks
 
 MEMORY = "/dev/shm"

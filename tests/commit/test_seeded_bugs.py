@@ -14,7 +14,12 @@ from tests.helpers.crash import bugs, power, strace
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.needed]
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.seeded,
+    pytest.mark.usefixtures("one_thread"),
+    strace.needed,
+]
 
 
 @pytest.mark.parametrize("bug", ["operation-before-manifest", "temporary-name-by-pid-only"])

@@ -167,8 +167,11 @@ def complaint(
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_whatever_the_order_nothing_that_was_acknowledged_is_lost(part: int) -> None:
+def test_whatever_the_order_nothing_that_was_acknowledged_is_lost(
+    part: int, record_property: Callable[[str, object], None]
+) -> None:
     world = World()
+    commits = 0
     for number in range(SCHEDULES):
         seed = number * PARTS + part
         cast = CASTS[seed % len(CASTS)]
@@ -178,6 +181,8 @@ def test_whatever_the_order_nothing_that_was_acknowledged_is_lost(part: int) -> 
             found = f"{type(error).__name__}: {error}"
         names = ", ".join(act.__name__ for act in cast)
         assert found is None, f"schedule {seed} of {names}: {found}"
+        commits += names.count("commit")
+    record_property("commits beside gc", commits)
 
 
 def never_condemned() -> AbstractContextManager[object]:
@@ -236,6 +241,7 @@ def found_without_a_look() -> AbstractContextManager[object]:
     return patch.object(ObjectStore, "has", has)
 
 
+@pytest.mark.seeded
 @pytest.mark.parametrize(
     "bug",
     [

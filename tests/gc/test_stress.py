@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.concurrency, pytest.mark.usefixtures("one_thread")]
 
 @pytest.mark.parametrize("clocks", [(0, 0, 0, 0, 0, 0, 0), (-48, 720, 0, -48, 720, -48, 720)])
 def test_no_acknowledged_commit_is_lost_beside_collectors_without_grace(
-    clocks: tuple[int, ...], scratch: Path
+    clocks: tuple[int, ...], scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
     url, stop = scratch / "store", scratch / "stop"
     ckptstore.init(url, chunk_size=64 << 10).commit(gc_worker.state(0))
@@ -54,3 +55,4 @@ def test_no_acknowledged_commit_is_lost_beside_collectors_without_grace(
     read, *expired = (int(said[number][0]) for number in range(COMMITTERS, len(roles)))
     assert read > 0
     assert sum(expired) > COMMITTERS * gc_worker.COMMITS / 2
+    record_property("commits beside gc", COMMITTERS * gc_worker.COMMITS)

@@ -66,9 +66,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.story) for case in CASES])
-def test_is_refused_within_bounds(case: Case, ask: Ask, folder: Path) -> None:
+def test_is_refused_within_bounds(
+    case: Case, ask: Ask, folder: Path, record_property: Callable[[str, object], None]
+) -> None:
     complaints = _complaints(case, ask(case.story, folder))
     assert not complaints, "\n".join(complaints)
+    record_property("hostile cases", 1)
 
 
 def test_each_story_is_told_once() -> None:
@@ -125,6 +128,7 @@ def _death(status: int) -> str:
 # The harness itself: each of these must be caught, or the cases above prove nothing.
 
 
+@pytest.mark.seeded
 @pytest.mark.parametrize("story", WRONGDOERS)
 def test_a_case_that_wrongdoes_is_caught(story: str, ask: Ask, folder: Path) -> None:
     case = next(case for case in SEEDED if case.story == story)

@@ -352,6 +352,7 @@ def test_a_branch_at_an_expired_checkpoint_is_a_problem(repo: Repository) -> Non
         again.gc(MaxToKeep(1), grace=0)
 
 
+@pytest.mark.seeded
 def test_a_gc_that_takes_everything_without_an_operation_for_garbage_is_caught(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def test_verify_beside_a_gc_and_commits_reports_no_damage(part: int) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.seeded
 def test_a_verify_that_does_not_look_again_is_caught_by_these_tests() -> None:
     """A seeded bug: what failed once is damage."""
     world = World()

@@ -68,6 +68,7 @@ def test_pages_of_zarr_nodes_are_read_once_too() -> None:
     assert max(many.reads.values()) <= 4
 
 
+@pytest.mark.seeded
 def test_a_verify_that_walks_a_page_for_each_checkpoint_is_caught_by_these_tests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

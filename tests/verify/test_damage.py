@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.helpers.damage.damages import Damage
 
 pytestmark = pytest.mark.slow
+Record = Callable[[str, object], None]
 
 # Chunks and bundles are only compared by digest, so fewer flips suffice than in documents.
 FLIPS_PER_FILE = {"page": 60, "structure": 60, "bundle": 20, "chunk": 10}
@@ -50,40 +51,75 @@ LIGHT: dict[str, Callable[[World, str], object]] = {
 
 
 @pytest.mark.parametrize("kind", LIGHT)
-def test_a_flipped_bit_in_any_byte_of_a_small_document_is_found(world: World, kind: str) -> None:
-    chance = random.Random(kind)
+def test_a_flipped_bit_in_any_byte_of_a_small_document_is_found(
+    world: World, kind: str, record_property: Record
+) -> None:
+    flips = 0
     for key in world.files(kind):
         path = world.root / key
-        for position in range(path.stat().st_size):
-            with mended(path):
-                what = flip(path, chance, position)
-                with pytest.raises(CkptStoreError) as raised:
-                    LIGHT[kind](world, key)
-                assert named(world, key, str(raised.value)), what
+        with mended(path):
+            data = bytearray(path.read_bytes())
+            for position, value in enumerate(data):
+                for bit in range(position % 2, 8, 2):
+                    data[position] = value ^ 1 << bit
+                    path.write_bytes(data)
+                    _is_found(world, kind, key, f"bit {bit} of byte {position} flipped")
+                data[position] = value
+            flips += 4 * len(data)
+    record_property("bit flips", flips)
+
+
+@pytest.mark.parametrize("kind", LIGHT)
+def test_a_small_document_of_any_other_length_is_found(
+    world: World, kind: str, record_property: Record
+) -> None:
+    cuts = 0
+    for key in world.files(kind):
+        path = world.root / key
+        with mended(path):
+            data = path.read_bytes()
+            for length in range(len(data)):
+                path.write_bytes(data[:length])
+                _is_found(world, kind, key, f"cut to {length} bytes")
+            cuts += len(data)
+    record_property("truncations", cuts)
+
+
+def _is_found(world: World, kind: str, key: str, what: str) -> None:
+    """Whoever reads a document learns its name."""
+    with pytest.raises(CkptStoreError) as raised:
+        LIGHT[kind](world, key)
+    assert named(world, key, str(raised.value)), what
 
 
 @pytest.mark.parametrize("kind", FLIPS_PER_FILE)
-def test_flipped_bits_anywhere_in_an_object_are_found(world: World, kind: str) -> None:
+def test_flipped_bits_anywhere_in_an_object_are_found(
+    world: World, kind: str, record_property: Record
+) -> None:
     """By reads into fresh and into existing arrays; unaffected readers notice nothing."""
-    _flip_many(world, kind, FLIPS_PER_FILE[kind])
+    record_property("bit flips", _flip_many(world, kind, FLIPS_PER_FILE[kind]))
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_more_flipped_bits_are_found_by_readers_and_by_verify(world: World, kind: str) -> None:
-    _flip_many(world, kind, DEEP_FLIPS_PER_FILE, verified=True)
+def test_many_more_flipped_bits_are_found_by_readers_and_by_verify(
+    world: World, kind: str, record_property: Record
+) -> None:
+    record_property("bit flips", _flip_many(world, kind, DEEP_FLIPS_PER_FILE, verified=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_is_found(world: World, kind: str) -> None:
-    chance = random.Random(kind)
+def test_a_file_cut_anywhere_is_found(world: World, kind: str, record_property: Record) -> None:
+    chance, cuts = random.Random(kind), 0
     for key in world.files(kind):
         path = world.root / key
         for length in lengths(path.stat().st_size, CUTS_PER_FILE, chance):
             with mended(path):
                 what = truncate(path, chance, length)
                 _no_complaints(world, key, what, chance, verified=length % 4 == 0)
+            cuts += 1
+    record_property("truncations", cuts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,6 +207,7 @@ def test_a_commit_after_a_damaged_head_works(world: World, kind: str) -> None:
         world.open().checkout(head)
 
 
+@pytest.mark.seeded
 def test_readers_that_compare_no_digests_are_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +224,7 @@ def test_readers_that_compare_no_digests_are_caught_by_these_tests(
             assert any("wrong bytes reached" in complaint for complaint in found)
 
 
+@pytest.mark.seeded
 def test_readers_that_copy_before_they_check_are_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,8 +248,8 @@ def test_a_digest_is_that_of_any_blake3() -> None:
     assert Digest.of(b"") == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
 
 
-def _flip_many(world: World, kind: str, count: int, *, verified: bool = False) -> None:
-    """The first byte, the last, and others."""
+def _flip_many(world: World, kind: str, count: int, *, verified: bool = False) -> int:
+    """Flip a bit of the first byte, of the last and of others; how many in all files."""
     chance = random.Random(kind)
     for key in world.files(kind):
         path = world.root / key
@@ -220,6 +258,7 @@ def _flip_many(world: World, kind: str, count: int, *, verified: bool = False) -
             with mended(path):
                 what = flip(path, chance, ends[turn] if turn < len(ends) else None)
                 _no_complaints(world, key, what, chance, verified=verified or turn % 20 == 0)
+    return count * len(world.files(kind))
 
 
 def _no_complaints(

@@ -128,6 +128,7 @@ def test_the_command_line_lists_each_problem_and_ends_with_1(world: World) -> No
 
 
 @pytest.mark.parametrize("kind", ["chunk", "bundle"])
+@pytest.mark.seeded
 def test_a_verify_that_hashes_nothing_is_caught_by_these_tests(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -1,0 +1,94 @@
+"""Fuzzers: whatever bytes a reader gets, it returns or raises a CkptStoreError.
+
+Nothing ends the process, and nothing takes more than 2 s of a processor or 512 MB. With CI=true
+each target is fuzzed for a minute, in a deep run for ten, and otherwise for a thousand inputs.
+`corpus` keeps inputs that once found a mistake; each run begins with them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.helpers.fuzz.bugs import BUGS
+from tests.helpers.root import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [
+    pytest.mark.hostile,
+    pytest.mark.skipif(sys.platform != "linux", reason="atheris has wheels for Linux only"),
+]
+CORPUS = Path(__file__).parent / "corpus"
+NAMES = ("arrays", "documents", "operations", "pt", "zarr")
+EXTENT = {"ci": "-max_total_time=60", "deep": "-max_total_time=600"}.get(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else ""),
+    "-runs=1000",
+)
+SEEDED_EXTENT = "-runs=20000"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a fuzzer did.
+
+    Attributes:
+        inputs: How many inputs it tried.
+        finds: Those that must not do what they did.
+        log: The end of its output.
+    """
+
+    inputs: int
+    finds: list[bytes]
+    log: str
+
+
+def fuzz(target: str, folder: Path, *options: str) -> Outcome:
+    """Fuzz a target in a process of its own."""
+    command = [sys.executable, "-m", "tests.helpers.fuzz.fuzzer", target, str(folder), *options]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD, "PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("INFO: Instr")]
+    log = "\n".join(lines[-60:])
+    finds = [path.read_bytes() for path in sorted((folder / "finds").glob("*"))]
+    assert done.returncode == 0 or finds, log
+    inputs = re.search(r"stat::number_of_executed_units: (\d+)", done.stdout)
+    return Outcome(inputs=int(inputs[1]) if inputs else 0, finds=finds, log=log)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("target", NAMES)
+def test_every_input_is_refused_or_harmless(
+    target: str, scratch: Path, record_property: Callable[[str, object], None]
+) -> None:
+    outcome = fuzz(target, scratch, EXTENT, *filter(os.path.isdir, [str(CORPUS / target)]))
+    assert not outcome.finds, f"{outcome.finds!r}\n{outcome.log}"
+    record_property("fuzzed inputs", outcome.inputs)
+
+
+# The fuzzers themselves: each of these must be found, or the test above proves nothing.
+
+
+@pytest.mark.seeded
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_mistake_is_found(bug: str, scratch: Path) -> None:
+    outcome = fuzz(bug.partition(":")[0], scratch, bug, SEEDED_EXTENT, "-seed=1")
+    assert outcome.finds, outcome.log
