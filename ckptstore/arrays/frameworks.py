@@ -90,7 +90,7 @@ def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memory
         raise
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
         raise StorageError(
-            f"There is no memory for an array of dtype {dtype} and shape {shape}: {error}"
+            f"There is no memory for an array of dtype {dtype} and shape {shape}."
         ) from error
 
 

@@ -154,21 +154,27 @@ class _Verify:
             self.oplog.read_page(name, kind=kind, seq=seq)
 
     def newest(self) -> tuple[Operation, bool]:
-        """Return the newest operation that can be read, and whether it is the newest of all."""
-        try:
-            return self.oplog.newest(), True
-        except CkptStoreError:
-            pass
-        try:
-            seqs = sorted(self.oplog.seqs(), reverse=True)
-        except CkptStoreError:
-            return Operation(), False
+        """Return the newest operation that can be read, and whether it is the newest of all.
+
+        One that was found to be damaged is not read again.
+        """
+        damaged = {seq for seq in self.seqs() if self.oplog.key(seq) in self.findings.by_key}
+        if not damaged:
+            with suppress(CkptStoreError):
+                return self.oplog.newest(), True
+        seqs = sorted(self.seqs(), reverse=True)
         for seq in seqs:
-            try:
-                return self.oplog.read(seq), False
-            except CkptStoreError:
-                continue
+            if seq not in damaged:
+                with suppress(CkptStoreError):
+                    return self.oplog.read(seq), seq == seqs[0]
         return Operation(), False
+
+    def seqs(self) -> set[int]:
+        """Return the numbers of the operations that are there, as far as they can be listed."""
+        try:
+            return self.oplog.seqs()
+        except CkptStoreError:
+            return set()
 
     def check_checkpoints(self) -> tuple[int, set[Digest], dict[Digest, Manifest]]:
         """Check all manifests, and what live ones refer to that a branch or tag reaches.

@@ -19,8 +19,7 @@ import os, signal, sys
 from ckptstore.formats import publish
 from ckptstore_cli.main import main
 number = getattr(signal, sys.argv.pop(1))
-if sys.argv.pop(1) == "ignored":
-    signal.signal(number, signal.SIG_IGN)
+signal.signal(number, signal.SIG_IGN if sys.argv.pop(1) == "ignored" else signal.SIG_DFL)
 flush = publish._flush
 def flush_after_signal(path):
     assert path.exists()
