@@ -216,7 +216,5 @@ CASES = (
     _file_for_folder("history", "verify"),
     repository("a link in place of a folder of objects", _linked_shelf),
     repository("folders 1,500 deep among the objects", _deep_folders, refused=()),
-    repository(
-        "files among the objects with names that no object has", _odd_objects, refused=()
-    ),
+    repository("files among the objects with names that no object has", _odd_objects, refused=()),
 )
