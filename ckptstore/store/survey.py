@@ -35,8 +35,10 @@ def survey(catalog: Catalog, manifests: Iterable[Manifest]) -> Survey:
     sizes: list[int] = []
     unreached: list[int] = []
     for digest, item in catalog.objects.list():
+        if digest is None:  # a file of another program
+            continue
         sizes.append(item.size)
-        if digest is not None and _mark(digest) not in reached:
+        if _mark(digest) not in reached:
             unreached.append(item.size)
     return Survey(
         objects=len(sizes),
