@@ -13,7 +13,7 @@ import numpy as np
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
-from ckptstore.gc.remaining import REPEATED, remaining_of
+from ckptstore.gc.remaining import REPEATED, UNREACHED, remaining_of
 from ckptstore.history import first_parents
 from ckptstore.retention import Verdict, decide
 from ckptstore.store.lost import lost
@@ -262,7 +262,7 @@ def _unreachable(
     elif is_repeated():
         reason = REPEATED
     else:
-        reason = "no branch and no tag reaches it"
+        reason = UNREACHED
     kept = is_cut or is_lost or not is_old
     return Verdict(id=id, manifest=manifest, branches=(), kept=kept, reasons=(reason,))
 

@@ -30,7 +30,8 @@ BATCH_CHECKPOINTS = 256
 LEAST_OBJECTS = 64  # condemned on a full disk, where each of them frees a block and an inode
 LEAST_GROWTH = 8
 LEAST_CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64)
-UNREACHABLE = "No branch and no tag reached it."
+UNREACHED = "no branch and no tag reaches it"  # in a plan
+UNREACHABLE = "No branch and no tag reached it."  # in an expiry
 REPEATED = "its commit lost a race, and its branch has the same again"
 
 
@@ -216,7 +217,9 @@ def remaining_of(
 def reasons_of(stores: Stores, policy: Policy, verdicts: Iterable[Verdict]) -> dict[Digest, str]:
     """Return why each checkpoint expires, as its expiry will record it."""
     why = shortened(str(policy), WHY_LENGTH_MAX)
-    reasons = {verdict.id: why if verdict.branches else UNREACHABLE for verdict in verdicts}
+    reasons = {
+        verdict.id: UNREACHABLE if UNREACHED in verdict.reasons else why for verdict in verdicts
+    }
     repeated = {verdict.id for verdict in verdicts if REPEATED in verdict.reasons}
     if repeated:  # one that somebody committed to after all is a part of a history
         for manifest in stores.live.manifests.values():

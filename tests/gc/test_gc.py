@@ -554,3 +554,13 @@ def test_a_gc_frees_beside_more_tags_than_an_operation_could_hold() -> None:
     assert line.repo.gc(MaxToKeep(1), grace=0).expired == (line.ids[0],)
     line.assert_whole(1, 2)
     assert len(line.repo.ref_names()[1]) == 16_000
+
+
+def test_what_only_a_tag_reaches_expires_by_the_policy() -> None:
+    repo = ckptstore.init("memory://")
+    ids = [repo.commit({"a": number}, branch="gone").id for number in range(3)]
+    repo.commit({"a": 3})
+    repo.tag("kept", at=ids[2])
+    repo.delete_branch("gone")
+    assert set(repo.gc(MaxToKeep(1), grace=0).expired) == set(ids[:2])
+    assert repo.checkout("kept") == {"a": 2}
