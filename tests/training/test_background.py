@@ -91,7 +91,8 @@ def test_a_child_that_exits_as_any_program_does_ends_while_a_save_is_in_flight(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(EXITS)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, script, tmp_path / "store"],
         env=environment,

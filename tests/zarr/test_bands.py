@@ -119,7 +119,7 @@ def test_a_shard_is_decoded_at_once_unless_it_is_large(
 ) -> None:
     monkeypatch.setattr(zarr_array, "BOX_BYTES", box_bytes)
     monkeypatch.setattr(bands, "BOX_BYTES", box_bytes)
-    store = zarr.storage.MemoryStore()
+    store = Plain()
     expected = np.arange(13 * 9).reshape(13, 9)
     zarr.create_array(store, name="w", data=expected, chunks=(2, 3), shards=(8, 6))
     for band_bytes in (0, 10**6):
@@ -135,7 +135,7 @@ def test_arrays_that_were_read_long_ago_hold_no_files(monkeypatch: pytest.Monkey
     """A state has its arrays to the end; what they were decoded to need not be there as long."""
     monkeypatch.setattr(bands, "BAND_BYTES_MAX", 0)
     monkeypatch.setattr(bands, "HOLDERS_MAX", 4)
-    store = zarr.storage.MemoryStore()
+    store = Plain()
     expected = np.arange(36).reshape(6, 6)
     zarr.create_array(store, name="w", data=expected, chunks=(3, 3))
     found = [ZarrArray(store, "w") for _ in range(30)]  # type: ignore[arg-type]
@@ -178,7 +178,7 @@ def test_a_disk_without_room_is_an_error_that_says_what_helps(
 ) -> None:
     monkeypatch.setattr(bands, "BAND_BYTES_MAX", 0)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
-    store = zarr.storage.MemoryStore()
+    store = Plain()
     zarr.create_array(store, name="w", data=np.arange(10), chunks=(5,))
     found = ZarrArray(store, "w")  # type: ignore[arg-type]
     with pytest.raises(ckptstore.StorageError, match=r"no room .* to unpack w: .*TMPDIR"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import OrderedDict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -347,10 +348,10 @@ def test_a_file_that_changes_while_it_is_committed_is_told(
     found = formats.read_file(tmp_path / "theirs").state
     chunk = tmp_path / "theirs" / "x" / "c" / "0"
     repo = ckptstore.init("memory://", chunk_size=64 << 10)
-    of = Digest.of
+    of, times = Digest.of, count(1)
 
     def touch(data: Any) -> Digest:
-        os.utime(chunk, ns=(1, 1))
+        os.utime(chunk, ns=(1, next(times)))
         return of(data)
 
     monkeypatch.setattr(Digest, "of", touch)
