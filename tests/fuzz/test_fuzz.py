@@ -77,7 +77,6 @@ def fuzz(target: str, folder: Path, *options: str) -> Outcome:
     return Outcome(inputs=int(inputs[1]) if inputs else 0, finds=finds, log=log)
 
 
-@pytest.mark.deep
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("target", NAMES)
 def test_every_input_is_refused_or_harmless(
