@@ -10,8 +10,8 @@ would then report success: the commit fails instead (docs/reference/format.md, s
 `prepare` tries all of this before there is a repository, as not every file system can do it (ADR
 0029).
 
-New files and folders may be read, and new folders written to, by whoever may do so with the root,
-whatever the umask of the process: a group shares a repository by the mode of its root.
+New folders get the permissions of the root, and new files its read permissions, whatever the umask
+of the process: a group shares a repository by the mode of its root.
 
 Every name below the root is opened one part at a time without following links, and only regular
 files are read, so a planted link or FIFO is refused. The root itself may be a link: it is the
@@ -28,7 +28,7 @@ import stat
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,43 +36,45 @@ from ckptstore import flock
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.forks import unshared_folder
 from ckptstore.regular_file import open_regular, read_full
+from ckptstore.storage.folders import (
+    FOLDER,
+    folders_above,
+    fsync_folder,
+    grant,
+    open_folder,
+    parents_on_device,
+    walk,
+)
+from ckptstore.storage.os_errors import required, translated
 from ckptstore.storage.protocol import (
     Listed,
     Temporary,
     check_key,
     refuse_foreign,
 )
-from ckptstore.storage.temporary import hold, is_left, new_name
+from ckptstore.storage.staged_file import StagedFile
+from ckptstore.storage.temporary import TEMPORARY, hold, is_left, new_name
 from ckptstore.storage.writeback import begin_writeback
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
     from ckptstore.storage.protocol import Seen
 
-TEMPORARY = "tmp"
 OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at their own root
 RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an inode each
 RESERVE_BYTES = 1 << 13  # of each
-GRANT_POLLS, GRANT_POLL_SECONDS = 100, 0.01
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 KEPT_FOLDERS_MAX = 64  # of a batch: each takes a descriptor
 FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
+# Linux refuses a link to the file of another user who shares the repository (protected_hardlinks).
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 READ_STEP_BYTES = 1 << 19  # read and hash in steps that stay in a core's own cache
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _OVERWRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-# How a file system answers a call that it does not have.
-_LACKING = frozenset(
-    {
-        *(errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF),
-        *(errno.EMLINK, errno.ENOLCK),
-    }
-)
 
 
 class LocalStorage:
@@ -114,14 +116,14 @@ class LocalStorage:
         root = Path(self._root)
         missing: list[Path] = []
         try:
-            with _translated("the folder", self._root):
+            with translated("the folder", self._root):
                 missing += (
                     path for path in (root / TEMPORARY, root, *root.parents) if not path.exists()
                 )
                 root.mkdir(parents=True, exist_ok=True)
-                for folder in _parents_on_device(root):
+                for folder in parents_on_device(root):
                     with suppress(PermissionError):  # not readable, so not made by this user
-                        _fsync_folder(folder, self._root)
+                        fsync_folder(folder, self._root)
                 names = os.listdir(root)
             refuse_foreign(self._root, names, keys={*keys, TEMPORARY, *OF_DISKS})
             self._probe()
@@ -141,9 +143,9 @@ class LocalStorage:
                     "so commits would be lost. Use another disk."
                 )
             with (
-                _translated("the lock", self._root, writing=True),
+                translated("the lock", self._root, writing=True),
                 self._folder((TEMPORARY,)) as fd,
-                _required("locks", self._root),
+                required("locks", self._root),
                 suppress(BlockingIOError),
             ):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,7 +154,7 @@ class LocalStorage:
 
     def get(self, key: str, *, bytes_max: int) -> bytes:
         """Return all bytes of a key."""
-        with _translated(key, self._root), self._opened(key) as (fd, size):
+        with translated(key, self._root), self._opened(key) as (fd, size):
             if size > bytes_max:
                 raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
             data = bytearray(size)
@@ -164,7 +166,7 @@ class LocalStorage:
         self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
     ) -> None:
         """Fill a buffer from position `start`, or with the whole key."""
-        with _translated(key, self._root), self._opened(key) as (fd, size):
+        with translated(key, self._root), self._opened(key) as (fd, size):
             end = (start or 0) + len(buffer)
             if end > size or (start is None and end != size):
                 raise CorruptError(f"{key} has {size} bytes; {end} are expected.")
@@ -178,12 +180,12 @@ class LocalStorage:
 
     def put(self, key: str, data: Buffer) -> None:
         """Store bytes under a key, atomically; durable after `flush`."""
-        with _translated(key, self._root, writing=True):
+        with translated(key, self._root, writing=True):
             self._written(data).put(key)
 
-    def stage(self, data: Buffer) -> _StagedFile:
+    def stage(self, data: Buffer) -> StagedFile:
         """Write a temporary file, and have the kernel begin to write it to the disk."""
-        with _translated("a temporary file", self._root, writing=True):
+        with translated("a temporary file", self._root, writing=True):
             staged = self._written(data)
             with staged.removed_on_error():
                 begin_writeback(staged.fd)
@@ -201,12 +203,12 @@ class LocalStorage:
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; durable when it returns True."""
-        with _translated(key, self._root, writing=True):
+        with translated(key, self._root, writing=True):
             staged = self._written(data)
             with self._named(staged, key) as (tmp_fd, folder_fd, name):
                 link = partial(os.link, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
                 try:
-                    with _required("hard links", self._root):
+                    with required("hard links", self._root):
                         link(staged.name, name, follow_symlinks=False)
                     created = True
                 except FileExistsError:
@@ -219,7 +221,7 @@ class LocalStorage:
     def copy(self, key: str, to: str) -> None:
         """Give a file a second name, or copy it where that is not possible."""
         with (
-            _translated(key, self._root),
+            translated(key, self._root),
             self._folder_of(key) as (from_fd, name),
             self._folder_of(to, make=True) as (to_fd, new),
         ):
@@ -239,7 +241,7 @@ class LocalStorage:
 
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, and every folder above them up to the root."""
-        folders = {parent for key in keys for parent in _folders_above(key)}
+        folders = {parent for key in keys for parent in folders_above(key)}
         threads = min(FLUSH_THREADS, 1 + len(folders) // FOLDERS_PER_THREAD)
         gather([partial(self._fsync, parts) for parts in sorted(folders)], threads=threads)
 
@@ -253,12 +255,12 @@ class LocalStorage:
         for parts, inside in groupby(keys, lambda key: tuple(check_key(key).split("/")[:-1])):
             folders.add(parts)
             with (
-                _translated("/".join(parts) or "the root", self._root),
+                translated("/".join(parts) or "the root", self._root),
                 suppress(FileNotFoundError),
                 self._folder(parts) as fd,
             ):
                 for key in inside:
-                    with _translated(key, self._root), suppress(FileNotFoundError):
+                    with translated(key, self._root), suppress(FileNotFoundError):
                         os.unlink(key.rpartition("/")[2], dir_fd=fd)
         # Folders of missing keys too: the process that removed them may have died before its fsync.
         jobs = [partial(self._fsync, parts, may_lack=True) for parts in sorted(folders)]
@@ -271,17 +273,17 @@ class LocalStorage:
         folder that can hold no keys, such as "lost+found".
         """
         parts = tuple(part for part in prefix.split("/") if part)
-        with _translated(prefix or "the root", self._root):
+        with translated(prefix or "the root", self._root):
             try:
                 with self._folder(parts) as fd:
-                    yield from _walk(fd, "".join(f"{part}/" for part in parts))
+                    yield from walk(fd, "".join(f"{part}/" for part in parts))
             except FileNotFoundError:
                 if not parts or not os.path.isdir(self._root):
                     raise
 
     def size(self, key: str) -> int | None:
         """Return the size of a key, or None; a link or a folder of that name is an error."""
-        with _translated(key, self._root):
+        with translated(key, self._root):
             try:
                 with self._folder_of(key) as (folder_fd, name):
                     status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
@@ -293,7 +295,7 @@ class LocalStorage:
 
     def now(self) -> float:
         """Return the time of the file system, which on a network drive is its server's."""
-        with _translated("the clock", self._root, writing=True):
+        with translated("the clock", self._root, writing=True):
             try:
                 with self._folder((TEMPORARY,), make=True) as fd:
                     os.utime(fd)  # unlike writing a file, this takes no room on a full disk
@@ -307,9 +309,9 @@ class LocalStorage:
     def lock(self) -> Iterator[None]:
         """Hold the flock of the folder, which the kernel releases when the process ends."""
         with ExitStack() as stack:
-            with _translated("the lock", self._root, writing=True):
+            with translated("the lock", self._root, writing=True):
                 fd = stack.enter_context(unshared_folder(self._root))
-                with _required("locks", self._root):
+                with required("locks", self._root):
                     flock.acquire(fd, self._root)
             yield
 
@@ -323,7 +325,7 @@ class LocalStorage:
     def sweep(self) -> int:
         """Remove the temporary files that dead writers left."""
         left = [(name, item.size) for name, item in self._temporaries(self.now()) if item.is_left]
-        with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
+        with translated(TEMPORARY, self._root), self._folder((TEMPORARY,), make=True) as fd:
             for name, _ in left:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=fd)
@@ -340,7 +342,7 @@ class LocalStorage:
                 if _size(name, within=tmp_fd) != RESERVE_BYTES:
                     fd = os.open(name, _OVERWRITE, self._file_mode(), dir_fd=tmp_fd)
                     try:
-                        _grant(fd, self._file_mode())
+                        grant(fd, self._file_mode())
                         _write_full(fd, memoryview(secrets.token_bytes(RESERVE_BYTES)))
                     finally:
                         os.close(fd)
@@ -356,7 +358,7 @@ class LocalStorage:
         return is_released
 
     def _temporaries(self, now: float) -> Iterator[tuple[str, Temporary]]:
-        with _translated(TEMPORARY, self._root), self._folder((TEMPORARY,)) as fd:
+        with translated(TEMPORARY, self._root), self._folder((TEMPORARY,)) as fd:
             for name in set(os.listdir(fd)).difference(RESERVE):
                 with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -374,30 +376,30 @@ class LocalStorage:
         finally:
             os.close(fd)
 
-    def _written(self, data: Buffer) -> _StagedFile:
+    def _written(self, data: Buffer) -> StagedFile:
         """Write a temporary file, which is open, and so locked, until it has another name."""
         name = new_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
             fd = os.open(name, _WRITE, self._file_mode(), dir_fd=tmp_fd)
-        staged = _StagedFile(fd, name, rename=self._rename, remove=self._remove)
+        staged = StagedFile(fd, name, rename=self._rename, remove=self._remove)
         with staged.removed_on_error():
             hold(fd)
-            _grant(fd, self._file_mode())
+            grant(fd, self._file_mode())
             _write_full(fd, memoryview(data).cast("B"))
         return staged
 
-    def _rename(self, staged: _StagedFile, key: str) -> None:
+    def _rename(self, staged: StagedFile, key: str) -> None:
         """Fsync a temporary file and rename it to a key."""
         with self._named(staged, key) as (tmp_fd, folder_fd, name):
             os.rename(staged.name, name, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
 
     @contextmanager
-    def _named(self, staged: _StagedFile, key: str) -> Iterator[tuple[int, int, str]]:
+    def _named(self, staged: StagedFile, key: str) -> Iterator[tuple[int, int, str]]:
         """Fsync a temporary file, and yield its folder, the folder of a key and the name there.
 
         The context moves it. An error removes it, as a failed fsync is never repeated.
         """
-        with _translated(key, self._root, writing=True), staged.removed_on_error():
+        with translated(key, self._root, writing=True), staged.removed_on_error():
             os.fsync(staged.fd)
             with (
                 self._folder((TEMPORARY,)) as tmp_fd,
@@ -414,10 +416,10 @@ class LocalStorage:
     def _fsync(self, parts: tuple[str, ...], *, may_lack: bool = False) -> None:
         """Fsync a folder below the root; with `may_lack`, only if it is there."""
         with (
-            _translated("the folders", self._root, writing=True),
+            translated("the folders", self._root, writing=True),
             suppress(FileNotFoundError) if may_lack else nullcontext(),
             self._folder(parts) as fd,
-            _required("an fsync of folders", self._root),
+            required("an fsync of folders", self._root),
         ):
             os.fsync(fd)
 
@@ -444,16 +446,16 @@ class LocalStorage:
         first = f"{self._root}/{parts[0]}" if parts else self._root
         mode = self._folder_mode() if make else None
         try:
-            fd = _open_folder(first, make=None) if parts else os.open(first, _FOLDER)
+            fd = open_folder(first, make=None) if parts else os.open(first, FOLDER)
         except FileNotFoundError:
             if mode is None:
                 raise
             self._refuse_emptied()
-            fd = _open_folder(first, make=mode)
+            fd = open_folder(first, make=mode)
         self._is_used = self._is_used or make
         try:
             for part in parts[1:]:
-                inner = _open_folder(part, make=mode, within=fd)
+                inner = open_folder(part, make=mode, within=fd)
                 os.close(fd)
                 fd = inner
             yield fd
@@ -491,7 +493,7 @@ class _Batch(LocalStorage):
         if len(parts) > 1:
             with self._folder(parts[:-1], make=make) as above:
                 mode = self._folder_mode() if make else None
-                fd = _open_folder(parts[-1], make=mode, within=above)
+                fd = open_folder(parts[-1], make=mode, within=above)
         else:
             with super()._folder(parts, make=make) as opened:
                 fd = os.dup(opened)
@@ -503,82 +505,6 @@ class _Batch(LocalStorage):
                 os.close(fd)
 
 
-class _StagedFile:
-    """A temporary file that holds all of its bytes, open until it has a key or is dropped."""
-
-    __slots__ = ("_remove", "_rename", "fd", "name")
-
-    def __init__(
-        self,
-        fd: int,
-        name: str,
-        *,
-        rename: Callable[[_StagedFile, str], None],
-        remove: Callable[[str], None],
-    ) -> None:
-        self.fd, self.name = fd, name
-        self._rename, self._remove = rename, remove
-
-    def put(self, key: str) -> None:
-        """Make the bytes durable and rename the file to a key."""
-        self._rename(self, key)
-
-    def drop(self) -> None:
-        """Close and remove the file, unless it has a key."""
-        if self.fd >= 0:
-            with suppress(OSError):
-                self.close()
-            self._remove(self.name)
-
-    def close(self) -> None:
-        """Close the file, which also unlocks it."""
-        fd, self.fd = self.fd, -1
-        os.close(fd)
-
-    @contextmanager
-    def removed_on_error(self) -> Iterator[None]:
-        """Drop the file when an error leaves the context."""
-        try:
-            yield
-        except BaseException:
-            self.drop()
-            raise
-
-
-def _open_folder(name: str, *, make: int | None, within: int | None = None) -> int:
-    """Open a folder that is no link, and make a missing one with a mode, if one is given.
-
-    An empty folder without that mode was just made by another user, who is about to set it.
-    """
-    for _ in range(0 if make is None else GRANT_POLLS):
-        assert make is not None
-        try:
-            fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
-        except FileNotFoundError:
-            with suppress(FileExistsError):  # another process made it just now
-                os.mkdir(name, make, dir_fd=within)
-            continue
-        except PermissionError:
-            pass
-        else:
-            if _grant(fd, make) or os.listdir(fd):
-                return fd
-            os.close(fd)
-        time.sleep(GRANT_POLL_SECONDS)
-    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
-
-
-def _grant(fd: int, mode: int) -> bool:
-    """Give a file or folder the permissions that the umask took away; False if that is refused."""
-    given = stat.S_IMODE(os.fstat(fd).st_mode)
-    if mode & ~given:
-        try:
-            os.fchmod(fd, given | mode)
-        except PermissionError:  # another user made it
-            return False
-    return True
-
-
 def _size(name: str, *, within: int) -> int | None:
     """Return the size of a file, or None when it is missing."""
     try:
@@ -587,104 +513,6 @@ def _size(name: str, *, within: int) -> int | None:
         return None
 
 
-def _parents_on_device(root: Path) -> Iterator[Path]:
-    """Yield the folders above, up to the mount point.
-
-    Any of them may be new and not yet flushed by the process that made it.
-    """
-    device = root.stat().st_dev
-    return takewhile(lambda folder: folder.stat().st_dev == device, root.parents)
-
-
-def _folders_above(key: str) -> Iterator[tuple[str, ...]]:
-    parts = tuple(key.split("/")[:-1])
-    for length in range(len(parts) + 1):
-        yield parts[:length]
-
-
-def _walk(fd: int, prefix: str) -> Iterator[Listed]:
-    """List every key below a folder."""
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            key = f"{prefix}{entry.name}"
-            if entry.is_dir(follow_symlinks=False) and _may_hold_keys(key):
-                if prefix or entry.name != TEMPORARY:
-                    try:
-                        inner = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
-                    except FileNotFoundError:  # deleted since
-                        continue
-                    try:
-                        yield from _walk(inner, f"{key}/")
-                    finally:
-                        os.close(inner)
-            else:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # deleted since
-                    continue
-                size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-                yield Listed(key, size, status.st_mtime)
-
-
-def _may_hold_keys(folder: str) -> bool:
-    """True for a folder in which keys may be; others may not even be readable."""
-    try:
-        check_key(f"{folder}/key")
-    except InvalidInputError:
-        return False
-    return True
-
-
 def _write_full(fd: int, data: memoryview) -> None:
     while data:
         data = data[os.write(fd, data) :]
-
-
-def _fsync_folder(path: Path, root: str) -> None:
-    fd = os.open(path, _FOLDER)
-    try:
-        with _required("an fsync of folders", root):
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _required(what: str, root: str) -> Iterator[None]:
-    """Name what a file system lacks, instead of its answer to a call that it does not have."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _LACKING:
-            raise
-        raise StorageError(
-            f"{root} is on a file system without {what} ({error.strerror}), which a repository "
-            "needs. Use another disk; exports can be written to this one."
-        ) from error
-
-
-@contextmanager
-def _translated(what: str, root: str, *, writing: bool = False) -> Iterator[None]:
-    """Translate errors of the operating system, naming what they concern."""
-    root = root if len(root) <= 300 else f"{root[:300]}…"
-    try:
-        yield
-    except FileNotFoundError as error:
-        if writing:
-            raise StorageError(f"{what} could not be written: {root} is gone.") from error
-        raise NotFoundError(f"{what} is not in {root}.") from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR):
-            raise CorruptError(
-                f"{what} in {root} is a link, a folder or a device where a file was written."
-            ) from error
-        if error.errno == errno.EXDEV:
-            raise StorageError(
-                f"{what} in {root} is on another file system than {TEMPORARY}/ there. Keep a "
-                "repository on one."
-            ) from error
-        is_out_of_files = error.errno in (errno.EMFILE, errno.ENFILE)
-        hint = " Close some, or allow this process more (ulimit -n)." if is_out_of_files else ""
-        raise StorageError(
-            f"{what} in {root} could not be used: {error.strerror or error}.{hint}"
-        ) from error

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+TEMPORARY = "tmp"  # their folder, below the root
 UNTOUCHED_SECONDS = 86_400.0  # a write that takes a day has died
 UNLOCKED_SECONDS = 60.0  # a new file is not locked yet
 _PROBE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -172,7 +172,7 @@ def test_a_folder_that_another_user_has_just_made_is_used_once_it_has_its_mode(
         (scratch / "objects/ab").chmod(0o775)
 
     monkeypatch.setattr("os.fchmod", disks.failing(errno.EPERM))
-    monkeypatch.setattr("ckptstore.storage.local.time.sleep", grant)
+    monkeypatch.setattr("ckptstore.storage.folders.time.sleep", grant)
     (scratch / "tmp").mkdir(mode=0o775)
     (scratch / "tmp").chmod(0o775)
     LocalStorage(scratch).put("objects/ab/cd", b"x")

@@ -58,7 +58,7 @@ def names_before_bytes() -> Iterator[None]:
 
 
 def no_parent_folder_fsync() -> AbstractContextManager[object]:
-    return patch("ckptstore.storage.local._folders_above", lambda key: [tuple(key.split("/")[:-1])])
+    return patch("ckptstore.storage.local.folders_above", lambda key: [tuple(key.split("/")[:-1])])
 
 
 def failed_fsync_ignored() -> AbstractContextManager[object]:
