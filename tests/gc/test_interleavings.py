@@ -20,7 +20,7 @@ from ckptstore.store import condemned, refs
 from ckptstore.store.objects import ObjectStore
 from tests.helpers.crash.parts import some
 from tests.helpers.equality import difference
-from tests.helpers.schedule import Schedule, ScheduledStorage
+from tests.helpers.schedule import Schedule, ScheduledStorage, sticky
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,17 +119,7 @@ CASTS: list[tuple[Any, ...]] = [
 
 def play(world: World, cast: Sequence[Any], seed: int) -> str | None:
     """One schedule; what is wrong afterwards, or None."""
-    rng = random.Random(seed)
-    stickiness = rng.choice([0.0, 0.5, 0.8, 0.95])
-    last = [0]
-
-    def choose(able: Sequence[int]) -> int:
-        if last[0] in able and rng.random() < stickiness:
-            return able.index(last[0])
-        place = rng.randrange(len(able))
-        last[0] = able[place]
-        return place
-
+    choose = sticky(random.Random(seed), [0.0, 0.5, 0.8, 0.95])
     storage, handle = world.open()
     handles = [handle() for _ in cast]
     storage.schedule = Schedule(choose)

@@ -9,10 +9,26 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.storage import MemoryStorage
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator, Sequence
 
 STUCK_SECONDS = 60.0
 CALLS = ("get", "read_into", "put", "flush", "create", "delete", "list", "size", "now")
+
+
+def sticky(rng: random.Random, stickiness: Sequence[float]) -> Callable[[Sequence[int]], int]:
+    """A choice that is often the last actor again; how often is one of `stickiness`."""
+    often, last = rng.choice(stickiness), 0
+
+    def choose(able: Sequence[int]) -> int:
+        nonlocal last
+        if last in able and rng.random() < often:
+            return able.index(last)
+        place = rng.randrange(len(able))
+        last = able[place]
+        return place
+
+    return choose
 
 
 class StuckError(Exception):

@@ -23,7 +23,7 @@ from tests.gc.test_interleavings import (
     commit_the_same_again,
     state,
 )
-from tests.helpers.schedule import Schedule
+from tests.helpers.schedule import Schedule, sticky
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,17 +97,7 @@ READERS = [log, lost, branches, usage, dry_run, checkout, diff]
 
 def play(world: World, cast: Sequence[Any], seed: int) -> list[Any]:
     """Run one schedule, and return what each actor returned or raised."""
-    rng = random.Random(seed)
-    stickiness = rng.choice([0.0, 0.5, 0.9, 0.98])
-    last = [0]
-
-    def choose(able: Sequence[int]) -> int:
-        if last[0] in able and rng.random() < stickiness:
-            return able.index(last[0])
-        place = rng.randrange(len(able))
-        last[0] = able[place]
-        return place
-
+    choose = sticky(random.Random(seed), [0.0, 0.5, 0.9, 0.98])
     storage, handle = world.open()
     handles = [handle() for _ in cast]
     storage.schedule = Schedule(choose)
