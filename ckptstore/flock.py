@@ -1,6 +1,6 @@
 """The exclusive flock of an open folder, with a warning that says for whom a process waits.
 
-Any process that may read a folder may lock it, for as long as it likes, so nobody waits in silence.
+A process that may read a folder may also lock it, and hold the lock for hours, so a wait is logged.
 """
 
 from __future__ import annotations

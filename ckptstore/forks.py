@@ -2,9 +2,9 @@
 
 In a child, locks that other threads held at the fork stay held for ever, jobs that other threads
 were doing never end, and open files are shared with the parent. `DataLoader` forks in the middle of
-a training, whatever other threads are doing. So whoever makes a lock, a thread or a global state
-that outlives a call registers it here, and each child renews it before it runs any other code. What
-lives only during a call of another thread needs nothing: the child has no such call.
+a training, whatever other threads are doing. So every lock, thread or global state that outlives a
+call is registered here, and each child renews it before it runs any other code. What lives only
+during a call of another thread needs nothing: the child has no such call.
 
 A child that is forked while another thread imports a module of this package would wait for that
 import for ever, so a fork waits for such imports.

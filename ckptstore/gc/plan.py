@@ -98,8 +98,8 @@ def plan_gc(
 ) -> GcPlan:
     """Decide what stays.
 
-    A plan only reads, and takes no lock: whoever may look would hold up the gc of an owner. If
-    another gc deletes what is being read, the plan is made again, and at last while none runs
+    A plan only reads, and takes no lock, so that a reader cannot hold up the owner's gc. If another
+    gc deletes what is being read, the plan is made again, and the last attempt takes the lock
     (ADR 0030).
 
     branches: those that the policy applies to; None: all. grace: seconds for which unreachable

@@ -221,7 +221,7 @@ def reasons_of(stores: Stores, policy: Policy, verdicts: Iterable[Verdict]) -> d
         verdict.id: UNREACHABLE if UNREACHED in verdict.reasons else why for verdict in verdicts
     }
     repeated = {verdict.id for verdict in verdicts if REPEATED in verdict.reasons}
-    if repeated:  # one that somebody committed to after all is a part of a history
+    if repeated:  # one that has a child by now is a part of the history
         for manifest in stores.live.manifests.values():
             repeated.difference_update(manifest.parents)
     return reasons | dict.fromkeys(repeated, REPEATED)
@@ -230,7 +230,7 @@ def reasons_of(stores: Stores, policy: Policy, verdicts: Iterable[Verdict]) -> d
 def _listed_garbage(
     stores: Stores, exclusive: Exclusive, *, grace: float, is_torn: bool
 ) -> Iterator[tuple[Digest, int]]:
-    """Yield all objects that nothing which stays reaches, except young ones of nobody."""
+    """Yield the objects that no staying checkpoint reaches, except young leftovers."""
     for part in stores.stock(grace=grace):
         digests = [item.digest for item in part]
         is_exclusive = exclusive.owners_of(marks_of(digests)) >= 0
