@@ -114,9 +114,8 @@ class DigestMap:
         Numbers may be changed meanwhile.
         """
         step = RAW_BYTES + NUMBER_BYTES
-        for bucket in self._buckets:
-            for place in range(0, len(bucket or b""), step):
-                assert bucket is not None
+        for bucket in filter(None, self._buckets):  # most are None in a small repository
+            for place in range(0, len(bucket), step):
                 entry = bytes(bucket[place : place + step])
                 number = int.from_bytes(entry[RAW_BYTES:], "little")
                 yield Digest(entry[:RAW_BYTES].hex()), number
