@@ -78,6 +78,7 @@ def main() -> None:
             str(folder / "seeds"),
             f"-artifact_prefix={folder / 'finds'}/",
             f"-timeout={HANG_SECONDS}",
+            f"-report_slow_units={HANG_SECONDS}",  # by the clock too: a slow input is no find
             f"-max_len={BYTES_MAX}",
             "-rss_limit_mb=0",  # `judge` counts from what there was before
             "-keep_seed=1",

@@ -105,7 +105,7 @@ def _parsed(line: bytes) -> tuple[Any, Callable[[Any], str]] | None:
     if line[:1] not in (b"{", b"["):
         return None
     for read, write in ((json.loads, _json), (ast.literal_eval, repr)):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             return read(line.decode()), write
     return None
 
