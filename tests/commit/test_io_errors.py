@@ -14,6 +14,7 @@ import pytest
 import ckptstore
 from tests.helpers.crash import strace, victim
 from tests.helpers.crash.checker import Told, complaint, equal
+from tests.helpers.crash.parts import some
 from tests.helpers.crash.victim import GAVE_UP
 
 if TYPE_CHECKING:
@@ -21,19 +22,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMITS = 4
-PARTS = 4
+PARTS = 8
+# The disk fails, a quota is used up, the disk is now mounted read-only, a file server restarted.
+ERRORS = ("EIO", "EDQUOT", "EROFS", "ESTALE")
+TRIALS = [(error, part) for error in ERRORS for part in range(PARTS)]
 
 pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread")]
 
 
 @strace.needed
-@pytest.mark.parametrize("part", range(PARTS))
-def test_a_commit_that_met_an_io_error_fails_and_the_next_works(
-    part: int, scratch: Path, record_property: Callable[[str, object], None]
+@pytest.mark.parametrize(("error", "part"), some(TRIALS[: PARTS + 1], TRIALS))
+def test_a_commit_that_met_an_error_fails_and_the_next_works(
+    error: str, part: int, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
     points = recorded_points(scratch)[part::PARTS]
     for point in points:
-        assert fail_once_at(point, "EIO", scratch) is None, f"EIO at {point}"
+        assert fail_once_at(point, error, scratch) is None, f"{error} at {point}"
     record_property("injected errors", len(points))
 
 
@@ -50,17 +54,6 @@ def test_a_full_disk_fails_every_commit_and_harms_none_before(
         assert ended.status == GAVE_UP, f"ENOSPC from {name} {number} on"
         assert complaint(url, ended.told) is None, f"ENOSPC from {name} {number} on"
         shutil.rmtree(url, ignore_errors=True)
-    record_property("injected errors", len(points))
-
-
-@strace.needed
-@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.deep)])
-def test_a_quota_that_is_used_up_fails_the_commit(
-    step: int, scratch: Path, record_property: Callable[[str, object], None]
-) -> None:
-    points = recorded_points(scratch)[::step]
-    for point in points:
-        assert fail_once_at(point, "EDQUOT", scratch) is None, f"EDQUOT at {point}"
     record_property("injected errors", len(points))
 
 

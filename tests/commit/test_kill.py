@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.crash import strace
 from tests.helpers.crash.checker import Told, complaint
+from tests.helpers.crash.parts import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +24,16 @@ pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.n
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("first", some(range(1, 2), range(1, 2 * COMMITS, COMMITS)))
 def test_a_kill_at_any_call_that_changes_files_costs_nothing_that_was_acknowledged(
-    part: int, scratch: Path, record_property: Callable[[str, object], None]
+    first: int, part: int, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    recorded = strace.run(scratch / "log", scratch / "first" / "store", 1, COMMITS)
+    commits = first, first + COMMITS - 1
+    recorded = strace.run(scratch / "log", scratch / "first" / "store", *commits)
     points = strace.points(recorded, scratch)
     assert len(set(points)) == len(points) >= 300
     for point in points[part::PARTS]:
-        assert kill_at(point, scratch) is None, f"killed at {point}"
+        assert kill_at(point, scratch, commits=commits) is None, f"killed at {point}"
     record_property("kills", len(points[part::PARTS]))
 
 
@@ -74,12 +77,17 @@ def test_what_was_acknowledged_outlives_kill_after_kill_in_one_repository(
     record_property("kills", kills)
 
 
-def kill_at(point: tuple[str, int], scratch: Path, *options: object) -> str | None:
+def kill_at(
+    point: tuple[str, int],
+    scratch: Path,
+    *options: object,
+    commits: tuple[int, int] = (1, COMMITS),
+) -> str | None:
     """Kill a victim at a call; what is wrong with its repository then, or None."""
     name, number = point
     url = scratch / "above" / "store"
     inject = f"{name}:signal=KILL:when={number}"
-    ended = strace.run(scratch / "log", url, 1, COMMITS, *options, trace=[name], inject=inject)
+    ended = strace.run(scratch / "log", url, *commits, *options, trace=[name], inject=inject)
     last = ended.calls[-1]
     assert ended.status == KILLED
     assert last.result is None

@@ -126,7 +126,7 @@ def commit_all(url: str, numbers: range, *, retry: bool, through_zarr: bool) -> 
 def collect(url: str, keep: int) -> None:
     from ckptstore.retention import MaxToKeep
 
-    report = ckptstore.open(url).gc(MaxToKeep(keep), grace=0)
+    report = attempt(0, lambda: ckptstore.open(url).gc(MaxToKeep(keep), grace=0))
     say(f"GC {len(report.expired)} {report.objects}")
 
 
