@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Pause the collector for the whole process, unless it is paused already."""
+    """Pause the collector for the whole process, unless it is paused already.
+
+    A generator must not yield inside: one that an error leaves suspended would pause it for ever.
+    """
     if not gc.isenabled():
         yield
         return

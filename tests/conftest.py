@@ -6,6 +6,7 @@ deep for a night.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import tempfile
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("property")
+
+
+@pytest.fixture(autouse=True)
+def collector() -> Iterator[None]:
+    """Python's collector, which a commit pauses, runs again after each test."""
+    yield
+    assert gc.isenabled()
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,8 @@ def assembled(plan: Plan, stored: Iterable[tuple[int, PageDigests]]) -> Iterator
         InvalidInputError: No process has put a chunk, or a small array.
     """
     for number, digests in stored:
-        entries = tuple(_entries(plan.pages[number], digests))
+        with paused_collector():
+            entries = tuple(_entries(plan.pages[number], digests))
         yield number, Page(entries=entries, bundle=digests.bundle)
 
 
@@ -86,7 +87,10 @@ def put_documents(
     """
     with paused_collector():
         structure_digest, _ = putter.put(structure.encode(root))
-    put = {number: (page, putter.put(page.encode())[0]) for number, page in pages}
+    put = {}
+    for number, page in pages:
+        with paused_collector():
+            put[number] = page, putter.put(page.encode())[0]
     ordered = [put[number] for number in sorted(put)]
     putter.finish()
     written = Written(

@@ -243,20 +243,20 @@ def put_arrays(
             (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
-        buffers = LentBuffers(BUNDLES_BYTES_MAX)
-        waiting: list[tuple[int, list[Part], Bundle | None]] = []
-        for number, arrays in enumerate(plan.pages):
+    buffers = LentBuffers(BUNDLES_BYTES_MAX)
+    waiting: list[tuple[int, list[Part], Bundle | None]] = []
+    for number, arrays in enumerate(plan.pages):
+        with paused_collector():
             parts, bundle = _put_bundle(arrays, sources, putter, buffers)
-            if all(array.chunk_shape is None for array in arrays):
-                yield number, PageDigests(small=parts, bundle=bundle)
-            else:
-                waiting.append((number, parts, bundle))
+        if all(array.chunk_shape is None for array in arrays):
+            yield number, PageDigests(small=parts, bundle=bundle)
+        else:
+            waiting.append((number, parts, bundle))
     digests: dict[Place, Digest] = {}
     for places, future in hashing:
         digests.update(zip(places, future.result(), strict=True))
-    with paused_collector():
-        for number, parts, bundle in waiting:
-            yield number, PageDigests(small=parts, bundle=bundle, chunks=digests)
+    for number, parts, bundle in waiting:
+        yield number, PageDigests(small=parts, bundle=bundle, chunks=digests)
 
 
 def _jobs(

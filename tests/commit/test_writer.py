@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 import ckptstore
 from ckptstore import CorruptError
 from ckptstore.digest import Digest
-from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.documents.page import SMALL_BYTES, Page
 from ckptstore.store.objects import key_of
 from tests.helpers.equality import difference
 
@@ -164,3 +165,16 @@ def test_a_commit_opens_each_file_and_each_folder_once(
     monkeypatch.setattr(os, "open", noted)
     repo.commit(state)
     assert 100 < len(opened) < 2 * len(state) + 60
+
+
+def test_python_collects_again_while_the_error_of_a_commit_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(page: Page) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Page, "encode", fail)
+    with pytest.raises(MemoryError) as held:
+        ckptstore.init("memory://").commit({"x": np.ones(3)})
+    assert held.tb
+    assert gc.isenabled()
