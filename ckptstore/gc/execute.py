@@ -31,12 +31,14 @@ class GcReport:
         objects: How many objects were deleted.
         bytes: The bytes of these.
         temporary_bytes: The bytes that killed processes had left half written, also deleted.
+        warning: As in `GcPlan`.
     """
 
     expired: tuple[Digest, ...]
     objects: int
     bytes: int
     temporary_bytes: int = 0
+    warning: str = ""
 
 
 def execute_plan(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool) -> GcReport:
@@ -67,7 +69,12 @@ def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
         end(stores, done)
     if left.has_little_room:
         stores.storage.hold_reserve()
-    return GcReport(expired=tuple(left.expired), objects=left.objects, bytes=left.bytes)
+    return GcReport(
+        expired=tuple(left.expired),
+        objects=left.objects,
+        bytes=left.bytes,
+        warning=stores.warning(),
+    )
 
 
 def finish_gc(stores: Stores) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 REPEATED_READS_MAX = 1000
 UNLOCKED_ATTEMPTS = 3
+INCOMPLETE = "a part of the history is missing, and may need it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class GcPlan:
             stay, as a commit may be about to use them.
         young_bytes: The bytes of these.
         temporary_bytes: The bytes of files that killed processes left half written.
+        warning: Why nothing can be deleted, and the way out, where a checkpoint of the history is
+            missing; otherwise empty.
     """
 
     policy: Policy
@@ -58,6 +61,7 @@ class GcPlan:
     young_objects: int
     young_bytes: int
     temporary_bytes: int
+    warning: str = ""
     _execute: Callable[[GcPlan], GcReport] = field(repr=False, compare=False)
 
     @property
@@ -169,6 +173,7 @@ def _plan(
         young_objects=young_objects,
         young_bytes=young_bytes,
         temporary_bytes=sum(item.size for item in temporaries if item.is_left),
+        warning=stores.warning(),
         _execute=lambda plan: execute_plan(stores, plan, grace=grace, is_torn=is_torn),
     )
 
@@ -203,7 +208,8 @@ def judge(
 
     The second value is True where manifests or operations are missing: what they refer to is then
     unknown, and no object may be deleted but those of checkpoints that expire. Then a checkpoint
-    that no ref reaches may be a part of the history, so its pages have to be there too.
+    that no ref reaches may be a part of the history, so its pages have to be there too. Where a
+    manifest is missing nothing expires, as the missing checkpoint may need any object.
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
@@ -215,6 +221,9 @@ def judge(
         policy, heads=newest.heads, tags=newest.tags, reached=live.reached, branches=branches
     )
     reached = {verdict.id for verdict in reachable}
+    live.look_behind(reached)
+    if live.missing:
+        reachable = tuple(map(_kept, reachable))
     orphans = {id: live.manifests[id] for id in live.manifests.keys() - reached}
     unnamed = lost(
         orphans, reached=reached, newest=newest, oplog=stores.oplog, catalog=stores.catalog
@@ -227,7 +236,7 @@ def judge(
             _unreachable(
                 id,
                 manifest,
-                is_cut=live.is_cut,
+                is_cut=bool(live.missing),
                 is_lost=id in unnamed,
                 is_old=stored.get(id, latest) <= latest,
                 is_repeated=partial(_is_repeated, stores, newest, live.manifests[id]),
@@ -236,11 +245,16 @@ def judge(
         ]
         unreachable.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
     stores.marks.follow(live.manifests)
-    is_torn = live.is_cut or bool(unnamed)
+    is_torn = bool(live.missing or unnamed)
     for verdict in (*reachable, *unreachable) if is_torn else reachable:
         if verdict.kept:
             stores.marks.require(verdict.manifest)
     return (*reachable, *unreachable), is_torn
+
+
+def _kept(verdict: Verdict) -> Verdict:
+    """Return the verdict on a checkpoint of a history of which a part is missing."""
+    return verdict if verdict.kept else replace(verdict, kept=True, reasons=(INCOMPLETE,))
 
 
 def _unreachable(
@@ -254,7 +268,7 @@ def _unreachable(
 ) -> Verdict:
     """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
     if is_cut:
-        reason = "a part of the history is missing, and it may be reached from there"
+        reason = INCOMPLETE
     elif is_lost:
         reason = "the operations that named it are missing: make a branch at it, or delete that"
     elif not is_old:

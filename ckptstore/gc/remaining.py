@@ -176,12 +176,16 @@ def find_remaining(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool)
         stores.check_refs(newest)
         named = set(newest.refs.values())
         reached = {id for id, _ in stores.live.reached(named)}
+        stores.live.look_behind(reached)
         reasons = {
             id: reason
             for id, reason in reasons_of(stores, plan.policy, plan.expired).items()
             if id in stores.live.manifests
             and id not in (reached if reason in (UNREACHABLE, REPEATED) else named)
         }
+        if stores.live.missing:
+            is_torn = True
+            reasons.clear()
         staying = stores.live.manifests.keys() - reasons.keys()
         stores.marks.follow(stores.live.manifests)
         if stores.marks.unread:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
-from ckptstore.store.lost import is_missing, missing_head
+from ckptstore.store.lost import is_missing, missing_ancestors, missing_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,10 @@ class Stores:
                     f"Checkpoint {id.short}, which {name!r} names, has expired, as where older "
                     "operations were put over newer ones. Gc has done nothing. Run verify."
                 )
+
+    def warning(self) -> str:
+        """Return why nothing can be deleted, as far as `live` knows; usually an empty text."""
+        return missing_ancestors(self.live.missing, self.catalog)
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
         """List the objects in parts; those put within the grace time, in seconds, are young."""

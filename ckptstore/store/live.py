@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ckptstore.store.oplog import Oplog
 
 READS_MAX = 64  # documents that are read for the sake of one expiry, which can do without
+LOOK_READS_MAX = 8  # documents that are read behind the oldest checkpoint; one is enough as a rule
 
 
 class LiveCheckpoints:
@@ -35,7 +36,7 @@ class LiveCheckpoints:
     Attributes:
         manifests: Their manifests by id; those of commits in progress may be among them.
         seq: The number of that operation; None before the first update.
-        is_cut: Whether a manifest of the history was found to be missing.
+        missing: The checkpoints of the history whose manifests were found to be missing.
         lock: Held by a user of the above, as another thread may update them.
     """
 
@@ -47,7 +48,7 @@ class LiveCheckpoints:
     def _begin(self) -> None:
         self.manifests: dict[Digest, Manifest] = {}
         self.seq: int | None = None
-        self.is_cut = False
+        self.missing: set[Digest] = set()
         self.lock = RLock()
         # Nearest live ancestors of live checkpoints, and a step back from each expired one.
         self._nearest: dict[Digest, tuple[Digest, ...]] = {}
@@ -76,9 +77,9 @@ class LiveCheckpoints:
         shared: dict[PageRef, PageRef] = {}  # equal pages of several manifests are in memory once
         for id in sorted(set(listed) - self.manifests.keys() - condemned):
             self._insert(id, self._catalog.manifest(id).sharing(shared))
-        if self.is_cut:  # what was missing may have been restored
+        if self.missing:  # what was missing may have been restored
             self._nearest.clear()
-            self.is_cut = False
+            self.missing.clear()
         self.seq = newest.seq
 
     def reached(self, starts: Iterable[Digest]) -> Iterator[tuple[Digest, Manifest]]:
@@ -89,11 +90,20 @@ class LiveCheckpoints:
         walk = ancestors(starts, self.manifests.get, lambda id, _: self.parents(id))
         return islice(walk, len(self.manifests))
 
+    def look_behind(self, ids: Iterable[Digest]) -> None:
+        """Look for missing manifests behind live checkpoints, as far as a few reads reach."""
+        for id in ids:
+            if id not in self._nearest:
+                parents = self.manifests[id].parents
+                nearest = self.before(parents, reads_max=LOOK_READS_MAX, missing=self.missing)
+                if nearest is not None:
+                    self._nearest[id] = nearest
+
     def parents(self, id: Digest) -> tuple[Digest, ...]:
         """Return the nearest live ancestors of a live checkpoint."""
         nearest = self._nearest.get(id)
         if nearest is None:
-            nearest = self.before(self.manifests[id].parents)
+            nearest = self.before(self.manifests[id].parents, missing=self.missing)
             assert nearest is not None  # no limit was given
             self._nearest[id] = nearest
         return nearest
@@ -104,11 +114,13 @@ class LiveCheckpoints:
         *,
         without: Collection[Digest] = (),
         reads_max: int | None = None,
+        missing: set[Digest] | None = None,
     ) -> tuple[Digest, ...] | None:
         """Return these checkpoints, each expired one replaced by its nearest live ancestors.
 
         without: checkpoints that count as expired. reads_max: documents to read at most; when these
-        do not suffice, or the history is cut, the result is None.
+        do not suffice, or a manifest is missing, the result is None. missing: receives the
+        checkpoints whose manifests are.
         """
         found: dict[Digest, None] = {}
         seen: set[Digest] = set()
@@ -132,7 +144,8 @@ class LiveCheckpoints:
                     return None
                 behind = self._read_behind(id)
                 if behind is None:
-                    self.is_cut = True
+                    if missing is not None:
+                        missing.add(id)
                     if reads_max is not None:
                         return None
                     continue

@@ -16,7 +16,7 @@ from ckptstore.history import ancestors
 from ckptstore.store.oplog import first_kept
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
@@ -130,6 +130,21 @@ def missing_head(name: str, id: Digest, catalog: Catalog) -> CorruptError:
         f"that was cut short. Copy {catalog.key(id)} and its objects from another copy. Without "
         f"one, delete {name!r} and make it again at a checkpoint that is left: verify lists those "
         "that no branch reaches."
+    )
+
+
+def missing_ancestors(ids: Collection[Digest], catalog: Catalog) -> str:
+    """Return what missing checkpoints of a history mean for gc; an empty text without any."""
+    if not ids:
+        return ""
+    first = min(ids)
+    others = f" and {len(ids) - 1:,} more are" if len(ids) > 1 else " is"
+    return (
+        f"Checkpoint {first.short}{others} missing from the history in {catalog.url}, as in a copy "
+        "that was cut short. Any object may be needed there, so gc expires no checkpoint and "
+        f"deletes no object. Copy {catalog.key(first)} from another copy; verify names all that is "
+        "missing. Without one, commit what is to stay to new branches, and delete the branches and "
+        "tags that were made from the missing checkpoint."
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ckptstore.training.tracked import Stateful
 
 WHEN_BUSY = ("wait", "skip")
+_log = logging.getLogger(__name__)
 
 
 class CheckpointManager:
@@ -141,6 +143,7 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
+        self._warning = ""  # of the last gc
         # The facts and progress of the last call of `save`, if it was skipped.
         self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
@@ -411,9 +414,16 @@ class CheckpointManager:
         policies = self._decidable()
         if policies:
             policy = policies[0] if len(policies) == 1 else Union(tuple(policies))
-            self.repository.gc(policy, branches=[self.branch], leftovers=False)
+            self._gc(policy, branches=[self.branch])
         elif not self._policies and (saved := self.repository.retention) is not None:
-            self.repository.gc(saved, leftovers=False)
+            self._gc(saved, branches=None)
+
+    def _gc(self, policy: Policy, *, branches: Sequence[str] | None) -> None:
+        """Expire what a policy does not keep, and log once why nothing can be."""
+        report = self.repository.gc(policy, branches=branches, leftovers=False)
+        if report.warning and report.warning != self._warning:
+            _log.warning("%s", report.warning)
+        self._warning = report.warning
 
     def _decidable(self) -> list[Policy]:
         """The policies that can be applied: those by a metric once a checkpoint has it."""

@@ -97,7 +97,7 @@ def test_the_live_ones_that_are_reachable_are_those_of_a_walk_over_everything(
     for live in (follower, graph.live()):
         assert {start: {id for id, _ in live.reached([start])} for start in expected} == expected
         assert live.manifests.keys() == expected.keys()
-        assert not live.is_cut
+        assert not live.missing
 
 
 def line(count: int) -> Graph:
@@ -114,12 +114,12 @@ def test_a_missing_manifest_cuts_a_history_until_it_is_restored() -> None:
     graph.storage.delete([key])
     live = graph.live()
     assert [id for id, _ in live.reached([graph.ids[3]])] == [graph.ids[3], graph.ids[2]]
-    assert live.is_cut
+    assert live.missing == {middle}
     assert live.before([middle], reads_max=10) is None
     graph.storage.put(key, data)
     live.reconcile(graph.oplog.newest(), graph.catalog.live())
     assert len(list(live.reached([graph.ids[3]]))) == 4
-    assert not live.is_cut
+    assert not live.missing
 
 
 def test_pruned_operations_make_it_list_what_is_live(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,23 +212,77 @@ def test_other_branches_than_the_one_without_its_head_are_committed_to(repo: Rep
         add(again, [6])
 
 
-def test_a_missing_checkpoint_within_the_history_spares_all_that_is_unreachable(
-    repo: Repository,
+@pytest.mark.parametrize("number", [0, 2], ids=["first", "middle"])
+@pytest.mark.parametrize("leftovers", [True, False])
+def test_nothing_expires_while_a_checkpoint_of_the_history_is_missing(
+    repo: Repository, number: int, leftovers: bool
 ) -> None:
-    """What was before it may be reached through it, and its own objects may yet be restored."""
-    middle = repo.resolve("main~2").id
-    path = _root(repo) / f"checkpoints/{middle}.json"
+    """It may share objects with the others, and with those of other branches."""
+    shared = {"shared": np.arange(9_000.0)}
+    made = [repo.commit(shared | state(step), step=step, branch="run") for step in range(4)]
+    missing = made[number].id
+    path = _root(repo) / f"checkpoints/{missing}.json"
     manifest = path.read_bytes()
     path.unlink()
     again = ckptstore.open(repo.url, clock=Clock())
-    before = objects(again)
-    expired = again.gc(MaxToKeep(1), grace=0).expired
-    assert [again.resolve(id).step for id in expired] == [3]
+    if not leftovers:
+        again._stores().listed_at = again._stores().now()
+    before = manifests(again), objects(again)
+    plan = again.plan_gc(MaxToKeep(1), grace=0)
+    report = again.gc(MaxToKeep(1), grace=0, leftovers=leftovers)
+    for said in (plan.warning, report.warning):
+        assert f"Checkpoint {missing[:8]} is missing" in said
+        assert f"checkpoints/{missing}.json" in said
+    assert (plan.expired, plan.bytes, report.expired, report.objects) == ((), 0, (), 0)
+    assert (manifests(again), objects(again)) == before
     path.write_bytes(manifest)
     whole = ckptstore.open(repo.url)
-    assert whole.checkout(middle)["step"] == 2
+    np.testing.assert_array_equal(whole.checkout(missing)["shared"], shared["shared"])
+    assert len(again.gc(MaxToKeep(1), grace=0).expired) == 7
+    assert not again.gc(MaxToKeep(1), grace=0).warning
     assert whole.verify().ok
-    assert len(before - objects(whole)) == 3
+
+
+def test_a_checkpoint_that_is_missing_behind_an_expired_one_is_found(repo: Repository) -> None:
+    """The expiry of its child names it as the nearest checkpoint that is live."""
+    first = repo.resolve("main~4")
+    repo.tag("first", first.id)
+    repo.gc(MaxToKeep(1), grace=0)
+    repo.delete_tag("first")
+    path = _root(repo) / f"checkpoints/{first.id}.json"
+    path.unlink()
+    again = ckptstore.open(repo.url, clock=Clock())
+    before = objects(again)
+    assert first.id[:8] in again.gc(MaxToKeep(1), grace=0).warning
+    assert objects(again) == before
+
+
+def test_a_history_with_a_missing_checkpoint_can_be_given_up(repo: Repository) -> None:
+    """What is to stay is committed to a new branch; the old one is deleted."""
+    (_root(repo) / f"checkpoints/{repo.resolve('main~2').id}.json").unlink()
+    again = ckptstore.open(repo.url, clock=Clock())
+    again.commit(again.checkout("main", lazy=True), step=4, branch="rest")
+    again.delete_branch("main")
+    report = again.gc(MaxToKeep(1), grace=0)
+    assert not report.warning
+    assert [checkpoint.step for checkpoint in again.log()] == [4]
+    assert again.usage().unreached_objects == 0
+    assert again.verify().ok
+
+
+def test_a_training_logs_once_why_nothing_expires(
+    repo: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    (_root(repo) / f"checkpoints/{repo.resolve('main~2').id}.json").unlink()
+    manager = CheckpointManager(
+        repo.url, model=torch.nn.Linear(2, 2), max_to_keep=2, async_save=False
+    )
+    with manager:
+        for step in range(5, 8):
+            manager.save(step)
+    (record,) = caplog.records
+    assert "missing" in record.message
+    assert len(manifests(repo)) == 7
 
 
 def test_newer_checkpoints_than_the_operations_are_kept_and_named(repo: Repository) -> None:

@@ -101,9 +101,12 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
                 "young_bytes": plan.young_bytes,
                 "temporary_bytes": plan.temporary_bytes,
                 "bytes": plan.bytes,
+                "warning": plan.warning,
             }
         )
         return
+    if plan.warning:
+        output.note(plan.warning)
     output.note(str(plan.policy))
     expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
     output.table(_COLUMNS, [_row(verdict, plan) for verdict in plan.verdicts], dimmed=expired)
@@ -140,9 +143,12 @@ def _print_report(plan: GcPlan, report: GcReport, *, as_json: bool) -> None:
                 "objects": report.objects,
                 "bytes": report.bytes,
                 "temporary_bytes": report.temporary_bytes,
+                "warning": report.warning,
             }
         )
         return
+    if report.warning:
+        output.note(report.warning)
     objects = text.count(report.objects, "object")
     output.line(
         f"{text.count(len(report.expired), 'checkpoint')} expired{_ids(report.expired)}, "
