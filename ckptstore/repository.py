@@ -21,7 +21,7 @@ from ckptstore.documents.facts import Facts
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_ref_name, check_strings
-from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError, shown
+from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import resolve
@@ -42,7 +42,7 @@ from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import SupportsIndex
@@ -83,8 +83,10 @@ class Usage:
         objects: Number of objects.
         stored_bytes: Bytes of all objects; what checkpoints share is counted once.
         metadata_bytes: Bytes of manifests, expiries, operations and the marker.
+        is_torn: Whether checkpoints or operations are missing, as in a copy that was cut short. Gc
+            then deletes no object that may belong to them.
         unreached_objects: Number of objects that no branch and no tag reaches: of interrupted
-            commits, of commits in progress and of deleted branches.
+            commits, of commits in progress, of deleted branches and of what is missing.
         unreached_bytes: Bytes of these; they are among `stored_bytes`.
         temporary_files: Number of files that are being written, or were left half written.
         temporary_bytes: Bytes of these.
@@ -99,6 +101,7 @@ class Usage:
     objects: int
     stored_bytes: int
     metadata_bytes: int
+    is_torn: bool
     unreached_objects: int
     unreached_bytes: int
     temporary_files: int
@@ -477,16 +480,22 @@ class Repository:
         live = self._catalog.live()
         newest = self._oplog.newest()
         reached = {id for id, _ in ancestors(newest.refs.values(), self._catalog.lookup)}
-        orphans = {id: self._catalog.manifest(id) for id in live.keys() - reached}
+        found = self._lost(live.keys() - reached, reached, newest)
+        ids = sorted(found, key=lambda id: (-found[id].created, id))
+        return [self._checkpoint(id, found[id]) for id in ids]
+
+    def _lost(
+        self, ids: Iterable[Digest], reached: Container[Digest], newest: Operation
+    ) -> dict[Digest, Manifest]:
+        """Those of the live checkpoints that no ref reaches whose operations are missing."""
+        orphans: dict[Digest, Manifest] = {}
+        for id in ids:
+            with suppress(CorruptError, NotFoundError):  # damaged, or taken by a gc
+                orphans[id] = self._catalog.manifest(id)
         found = lost(
-            orphans,
-            reached=reached,
-            newest=newest,
-            oplog=self._oplog,
-            catalog=self._catalog,
+            orphans, reached=reached, newest=newest, oplog=self._oplog, catalog=self._catalog
         )
-        ids = sorted(found, key=lambda id: (-orphans[id].created, id))
-        return [self._checkpoint(id, orphans[id]) for id in ids]
+        return {id: orphans[id] for id in found}
 
     def branch(
         self,
@@ -863,8 +872,18 @@ class Repository:
         ]
         ids = {id for id, item in documents if id and item.key == self._catalog.key(id)}
         newest = self._oplog.newest()
-        reached = ancestors(newest.refs.values(), self._catalog.lookup)
-        live = {id: manifest for id, manifest in reached if id in ids}
+        gaps: list[Digest] = []
+
+        def lookup(id: Digest) -> Manifest | None:
+            manifest = self._catalog.lookup(id)
+            if manifest is None:
+                expiry = self._catalog.expiry(id)
+                if expiry is None or expiry.ancestors is None:
+                    gaps.append(id)
+            return manifest
+
+        reached = dict(ancestors(newest.refs.values(), lookup))
+        live = {id: manifest for id, manifest in reached.items() if id in ids}
         seen = survey(self._catalog, live.values())
         temporaries = self._storage.temporaries()
         operations = (*self._oplog.list(), *self._oplog.list_pages())
@@ -877,6 +896,7 @@ class Repository:
             array_bytes=sum(manifest.array_bytes for manifest in live.values()),
             objects=seen.objects,
             stored_bytes=seen.bytes,
+            is_torn=bool(gaps or self._lost(ids - reached.keys(), reached, newest)),
             metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
             unreached_objects=seen.unreached_objects,
             unreached_bytes=seen.unreached_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ckptstore.errors import printable
-from ckptstore_cli.text import break_paths, draw_bar, fit, staying
+from ckptstore_cli.text import break_paths, draw_bar, fit, staying, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.1
 _BLOCKS = "▏▎▍▌▋▊▉█"
 _GAP = 2  # spaces between columns
+_WRAPPED_WIDTH_MIN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,16 @@ def bar(value: float) -> str:
 
 
 def fields(values: Mapping[str, str | Sequence[str]]) -> None:
-    """Print names and values, one per line; further lines of a value are indented."""
+    """Print names and values, one per line; further lines of a value are indented.
+
+    On a terminal long lines are wrapped between words.
+    """
     width = max(map(len, values), default=0)
+    room = max(shutil.get_terminal_size().columns - width - _GAP, _WRAPPED_WIDTH_MIN)
     for name, value in values.items():
         lines = [value] if isinstance(value, str) else list(value)
+        if _is_terminal(sys.stdout):
+            lines = [part for text in lines for part in wrapped(text, room)]
         for position, text in enumerate(lines):
             line(f"{'' if position else name:<{width}}  {text}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,6 +93,13 @@ def draw_bar(value: float, *, marks: str, width: int) -> str:
 def first_line(message: str) -> str:
     """The first line of a message."""
     return message.strip().split("\n", 1)[0].rstrip()
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text as lines of at most this width where its words allow it; one that fits stays as is."""
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def fit(widths: Sequence[int], *, giving_way: Sequence[int], room: int) -> list[int]:

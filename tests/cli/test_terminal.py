@@ -57,6 +57,17 @@ def test_long_texts_give_way_before_ids_and_numbers(terminal, ckpt, history):
     assert "long " * 39 in ckpt.process("log").stdout
 
 
+def test_long_fields_are_wrapped_between_words(terminal, history):
+    history.commit({"x": 1})
+    history.commit({"x": np.zeros(9)}, branch="mistake")
+    history.delete_branch("mistake")
+    shown = terminal("usage").splitlines()
+    assert all(len(line) <= 80 for line in shown if history.url not in line)
+    (place,) = (number for number, line in enumerate(shown) if line.startswith("leftovers"))
+    assert shown[place + 1].startswith(" " * 13)
+    assert not shown[place + 1].startswith(" " * 14)
+
+
 def test_a_very_narrow_terminal_still_gets_whole_ids(terminal, history):
     shown = terminal("log", columns=20, NO_COLOR="1")
     assert history.resolve("main").id.short in shown

@@ -32,6 +32,14 @@ def test_an_empty_repository_is_fine(ckpt, repo):
     assert "checkpoints  0 (0 branches, 0 tags)\n" in ckpt.out("usage")
 
 
+def test_objects_that_missing_checkpoints_may_need_are_no_leftovers(ckpt, history):
+    Path(history.url, f"checkpoints/{history.resolve('main~1').id}.json").unlink()
+    assert ckpt.json("usage")["is_torn"]
+    shown = ckpt.out("usage")
+    assert "leftovers" not in shown
+    assert "Some are missing, so gc deletes none of these: see ckptstore verify" in shown
+
+
 def test_what_interrupted_work_left_is_shown_and_not_before(ckpt, history):
     shown = ckpt.out("usage")
     assert "leftovers" not in shown

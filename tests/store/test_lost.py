@@ -98,6 +98,7 @@ def test_without_operations_reads_and_commits_are_refused_and_name_the_newest(
     assert set(problem.checkpoints) == manifests(cut)
     assert "ops/" in problem.heal
     assert cut.usage().unreachable == 5
+    assert cut.usage().is_torn
 
 
 def test_a_repository_that_was_new_a_moment_ago_is_no_copy(
@@ -235,7 +236,9 @@ def test_nothing_expires_while_a_checkpoint_of_the_history_is_missing(
         assert f"checkpoints/{missing}.json" in said
     assert (plan.expired, plan.bytes, report.expired, report.objects) == ((), 0, (), 0)
     assert (manifests(again), objects(again)) == before
+    assert again.usage().is_torn
     path.write_bytes(manifest)
+    assert not again.usage().is_torn
     whole = ckptstore.open(repo.url)
     np.testing.assert_array_equal(whole.checkout(missing)["shared"], shared["shared"])
     assert len(again.gc(MaxToKeep(1), grace=0).expired) == 7

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from ckptstore import Usage
 
 
+_INTERRUPTED = (
+    "of interrupted commits or deleted branches, which gc deletes once they are an hour old"
+)
+_TORN = (
+    "that no checkpoint needs that is there. Some are missing, so gc deletes none of these: see "
+    "ckptstore verify"
+)
+
+
 @click.command()
 @common
 @click.pass_context
@@ -45,10 +54,9 @@ def _leftovers(total: Usage) -> dict[str, str]:
     fields = {}
     if total.unreached_objects:
         objects = text.count(total.unreached_objects, "object")
-        fields["leftovers"] = (
-            f"{text.size(total.unreached_bytes)} of these in {objects} of interrupted commits or "
-            "deleted branches, which gc deletes once they are an hour old"
-        )
+        name = "unexplained" if total.is_torn else "leftovers"
+        what = _TORN if total.is_torn else _INTERRUPTED
+        fields[name] = f"{text.size(total.unreached_bytes)} of these in {objects} {what}"
     if total.temporary_files:
         files = text.count(total.temporary_files, "file")
         fields["temporary"] = f"{text.size(total.temporary_bytes)} in {files} being written"
