@@ -138,9 +138,9 @@ class Marks:
         """Return True for a page of a marked checkpoint that was read."""
         return page in self._listed
 
-    def are_reached(self, digests: Iterable[str]) -> NDArray[np.bool_]:
-        """Return for each object whether a marked checkpoint reaches it."""
-        return self._counts.of(marks_of(digests)) > 0
+    def are_reached(self, marks: MarkArray) -> NDArray[np.bool_]:
+        """Return for the mark of each object whether a marked checkpoint reaches it."""
+        return self._counts.of(marks) > 0
 
     def exclusive(self, ids: Sequence[Digest]) -> Exclusive:
         """Return the objects that these checkpoints reach, and no others that are marked."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 REPEATED_READS_MAX = 1000
 UNLOCKED_ATTEMPTS = 3
+NEW = "it is new, and a commit may be about to use it"
 INCOMPLETE = "a part of the history is missing, and may need it"
 
 
@@ -45,9 +46,12 @@ class GcPlan:
             the newest.
         leftover_objects: How many objects interrupted commits left behind.
         leftover_bytes: The bytes of these.
-        young_objects: How many objects nothing reaches that are younger than the grace time. They
-            stay, as a commit may be about to use them.
+        young_checkpoints: How many checkpoints that no branch and no tag reaches are younger than
+            the grace time. They stay, as a commit may be about to use them.
+        young_objects: How many objects stay because only these reach them, or because nothing does
+            and they are younger than the grace time themselves.
         young_bytes: The bytes of these.
+        young_seconds: The time after which a gc can delete the last of them, from now.
         temporary_bytes: The bytes of files that killed processes left half written.
         warning: Why nothing can be deleted, and the way out, where a checkpoint of the history is
             missing; otherwise empty.
@@ -58,8 +62,10 @@ class GcPlan:
     frees: Mapping[Digest, int]
     leftover_objects: int
     leftover_bytes: int
+    young_checkpoints: int
     young_objects: int
     young_bytes: int
+    young_seconds: float
     temporary_bytes: int
     warning: str = ""
     _execute: Callable[[GcPlan], GcReport] = field(repr=False, compare=False)
@@ -148,17 +154,22 @@ def _plan(
         )
         expiring = [verdict.id for verdict in verdicts if not verdict.kept]
         exclusive = stores.marks.exclusive(expiring)
+        waiting = {verdict.id: stored[verdict.id] for verdict in verdicts if NEW in verdict.reasons}
+        young_seconds = max(waiting.values(), default=0.0) + grace - stores.storage.now()
+        with_waiting = stores.marks.exclusive([*expiring, *waiting])
         frees = np.zeros(len(expiring) + 1, np.int64)  # the last one is of objects without owner
         leftover_objects = leftover_bytes = young_objects = young_bytes = 0
         for part in stores.stock(grace=grace):
-            digests = [item.digest for item in part]
             sizes = np.array([item.size for item in part], np.int64)
-            owners = exclusive.owners_of(marks_of(digests))
+            marks = marks_of(item.digest for item in part)
+            owners = exclusive.owners_of(marks)
             np.add.at(frees, owners, sizes)
-            is_young = np.array([item.is_young for item in part])
-            is_reached = stores.marks.are_reached(digests)
-            is_leftover = ~is_reached & ~is_young & (not is_torn)
-            is_new = ~is_reached & is_young
+            young = np.array([item.young_seconds for item in part])
+            is_unreached = ~stores.marks.are_reached(marks) & (not is_torn)
+            is_leftover = is_unreached & (young == 0)
+            is_new = is_unreached & (young > 0)
+            young_seconds = max(young_seconds, young[is_new].max(initial=0))
+            is_new |= (owners < 0) & (with_waiting.owners_of(marks) >= 0)
             leftover_objects += int(is_leftover.sum())
             leftover_bytes += int(sizes[is_leftover].sum())
             young_objects += int(is_new.sum())
@@ -170,8 +181,10 @@ def _plan(
         frees=dict(zip(expiring, frees[:-1].tolist(), strict=True)),
         leftover_objects=leftover_objects,
         leftover_bytes=leftover_bytes,
+        young_checkpoints=len(waiting),
         young_objects=young_objects,
         young_bytes=young_bytes,
+        young_seconds=float(young_seconds) if waiting or young_objects else 0.0,
         temporary_bytes=sum(item.size for item in temporaries if item.is_left),
         warning=stores.warning(),
         _execute=lambda plan: execute_plan(stores, plan, grace=grace, is_torn=is_torn),
@@ -272,7 +285,7 @@ def _unreachable(
     elif is_lost:
         reason = "the operations that named it are missing: make a branch at it, or delete that"
     elif not is_old:
-        reason = "it is new, and a commit may be about to use it"
+        reason = NEW
     elif is_repeated():
         reason = REPEATED
     else:

@@ -236,13 +236,13 @@ def _listed_garbage(
 ) -> Iterator[tuple[Digest, int]]:
     """Yield the objects that no staying checkpoint reaches, except young leftovers."""
     for part in stores.stock(grace=grace):
-        digests = [item.digest for item in part]
-        is_exclusive = exclusive.owners_of(marks_of(digests)) >= 0
-        is_reached = stores.marks.are_reached(digests)
+        marks = marks_of(item.digest for item in part)
+        is_exclusive = exclusive.owners_of(marks) >= 0
+        is_reached = stores.marks.are_reached(marks)
         for item, is_given_up, is_used in zip(
             part, is_exclusive.tolist(), is_reached.tolist(), strict=True
         ):
-            if is_given_up or not (is_used or item.is_young or is_torn):
+            if is_given_up or not (is_used or item.young_seconds or is_torn):
                 yield item.digest, item.size
 
 

@@ -28,11 +28,14 @@ STOCK_PART = 1 << 14  # objects that are looked at together
 
 
 class Stocked(NamedTuple):
-    """An object as the listing shows it. is_young: it was put within the grace time."""
+    """An object as the listing shows it.
+
+    young_seconds: for how long it remains within the grace time; 0 when it was put before.
+    """
 
     digest: Digest
     size: int
-    is_young: bool
+    young_seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,10 +80,10 @@ class Stores:
         return missing_ancestors(self.live.missing, self.catalog)
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
-        """List the objects in parts; those put within the grace time, in seconds, are young."""
+        """List the objects in parts; grace: the grace time in seconds."""
         latest = self.storage.now() - grace
         listed = (
-            Stocked(digest, item.size, item.modified > latest)
+            Stocked(digest, item.size, max(item.modified - latest, 0.0))
             for digest, item in self.objects.list()
             if digest
         )

@@ -43,6 +43,13 @@ def age(created: datetime, now: datetime) -> str:
     return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''} ago"
 
 
+def duration(seconds: float) -> str:
+    """A time to wait, rounded up: "1 min", "3 h", "2 days"."""
+    unit, length = next((pair for pair in _AGE_UNITS if seconds > 2 * pair[1]), _AGE_UNITS[-1])
+    number = max(-(-seconds // length), 1)
+    return f"{number:.6g} {unit}{'s' if unit == 'day' and number > 1 else ''}"
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: "1 array", "1,204 arrays", "2 branches"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

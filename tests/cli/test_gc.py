@@ -48,6 +48,20 @@ def test_what_expires_is_told_and_freed_and_stays_in_the_log(ckpt, history):
     assert "0 checkpoints expired" in ckpt.out("gc", "--max-to-keep", 1)
 
 
+def test_what_is_kept_because_it_is_new_is_told(ckpt, history):
+    history.commit({"w": numpy.arange(50_000.0)}, branch="mistake")
+    assert "because new" not in ckpt("gc").stderr
+    ckpt("branch", "-d", "mistake")
+    said = ckpt("gc").stderr
+    assert "Kept because new: 1 checkpoint and 3 objects (400." in said
+    assert "in 60 min, or with --grace 0 now" in said
+    plan = ckpt.json("gc", "--dry-run")
+    assert (plan["young_checkpoints"], plan["young_objects"]) == (1, 3)
+    assert 3000 < plan["young_seconds"] <= 3600
+    assert ckpt.json("gc", "--grace", 0)["bytes"] == plan["young_bytes"] > 400_000
+    assert "because new" not in ckpt("gc").stderr
+
+
 def test_one_branch_can_be_collected_alone(ckpt, history):
     ckpt("branch", "copy", "main")
     plan = ckpt.json("gc", "--max-to-keep", 1, "--branch", "main", "--dry-run")

@@ -45,6 +45,15 @@ def test_ages(ago, shown):
     assert text.age(NOW - ago, NOW) == shown
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "1 min"), (61, "2 min"), (3600, "60 min"), (7201, "3 h"), (172801, "3 days")],
+)
+def test_durations_are_rounded_up(seconds, shown):
+    assert text.duration(seconds) == shown
+    assert text.duration(1e308).endswith("days")
+
+
 def test_numbers():
     assert text.metrics({"a": 1, "b": 0.123456789, "c": float("-inf")}) == "a=1 b=0.123457 c=-inf"
     assert text.count(1, "branch", "branches") == "1 branch"

@@ -97,8 +97,10 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
                 "checkpoints": [_document(verdict, plan) for verdict in plan.verdicts],
                 "leftover_objects": plan.leftover_objects,
                 "leftover_bytes": plan.leftover_bytes,
+                "young_checkpoints": plan.young_checkpoints,
                 "young_objects": plan.young_objects,
                 "young_bytes": plan.young_bytes,
+                "young_seconds": plan.young_seconds,
                 "temporary_bytes": plan.temporary_bytes,
                 "bytes": plan.bytes,
                 "warning": plan.warning,
@@ -116,12 +118,7 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
             f"{leftover} of interrupted commits ({text.size(plan.leftover_bytes)}) would be "
             "deleted too."
         )
-    if plan.young_objects:
-        young = text.count(plan.young_objects, "object")
-        output.note(
-            f"{young} ({text.size(plan.young_bytes)}) of interrupted commits or commits in "
-            "progress would stay, being younger than --grace."
-        )
+    _note_young(plan)
     if plan.temporary_bytes:
         output.note(
             f"{text.size(plan.temporary_bytes)} that killed processes left half written would be "
@@ -149,11 +146,26 @@ def _print_report(plan: GcPlan, report: GcReport, *, as_json: bool) -> None:
         return
     if report.warning:
         output.note(report.warning)
+    _note_young(plan)
     objects = text.count(report.objects, "object")
     output.line(
         f"{text.count(len(report.expired), 'checkpoint')} expired{_ids(report.expired)}, "
         f"{len(plan.verdicts) - len(report.expired)} kept. "
         f"{text.size(report.bytes)} freed in {objects}{_swept(report)}."
+    )
+
+
+def _note_young(plan: GcPlan) -> None:
+    """Say what is only kept because it is new."""
+    if not (plan.young_checkpoints or plan.young_objects):
+        return
+    young = f"{text.count(plan.young_objects, 'object')} ({text.size(plan.young_bytes)})"
+    if plan.young_checkpoints:
+        young = f"{text.count(plan.young_checkpoints, 'checkpoint')} and {young}"
+    output.note(
+        f"Kept because new: {young} that no branch and no tag reaches, as a commit in progress may "
+        f"need them. gc can delete them in {text.duration(plan.young_seconds)}, or with --grace 0 "
+        "now."
     )
 
 
