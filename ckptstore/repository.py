@@ -859,9 +859,10 @@ class Repository:
         """
         if progress is not None and not callable(progress):
             raise InvalidInputError(f"progress is {shown(progress)}; a function is expected.")
+        from ckptstore.gc import set_aside
         from ckptstore.verify import verify
 
-        return verify(self._storage, progress=progress)
+        return verify(self._storage, progress=progress, repair=partial(set_aside, self._stores()))
 
     def usage(self) -> Usage:
         """Return the contents of the repository and their size on disk."""

@@ -18,6 +18,7 @@ relied on, whatever any clock shows, and space is free at once.
 gc has marked is kept for the next one of the same handle (`stores`, `marks`; ADR 0028).
 """
 
+from ckptstore.gc.aside import set_aside as set_aside
 from ckptstore.gc.execute import GcReport as GcReport
 from ckptstore.gc.execute import finish_gc as finish_gc
 from ckptstore.gc.plan import GcPlan as GcPlan

@@ -122,12 +122,12 @@ def _condemn(
         _spare(stores, left, newest)
         condemned = part(since=newest.seq + 1)
         if condemned is None:
-            raise _NothingLeftError
+            raise NothingLeftError
         return replace(newest, condemned=condemned)
 
     try:
         stores.append(choose, "gc condemned what it will delete")
-    except _NothingLeftError:
+    except NothingLeftError:
         return None
     assert condemned is not None
     left.take(condemned)
@@ -213,5 +213,5 @@ def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:
     left.seen = newest.seq
 
 
-class _NothingLeftError(Exception):
+class NothingLeftError(Exception):
     """There is nothing to condemn."""

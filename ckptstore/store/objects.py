@@ -158,17 +158,30 @@ class ObjectStore:
         if hasher.hexdigest() != digest:
             raise CorruptError(f"{key} is damaged: its content does not match its digest.")
 
-    def set_aside(self, digest: Digest) -> bool:
-        """Move an object whose bytes are damaged to where no reader and no commit looks for it.
+    def is_damaged(self, digest: Digest) -> bool:
+        """Return True for a file under the name of an object that has other bytes."""
+        return self._damaged(digest) is not None
 
-        False, with the object in its place, if a commit has stored it again meanwhile.
-        """
-        key, aside = key_of(digest), f"{ASIDE}{digest}"
-        self._storage.put(aside, self._storage.get(key, bytes_max=CHUNK_BYTES_MAX))
-        self._storage.flush([aside])
-        is_sound = Digest.of(self._storage.get(key, bytes_max=CHUNK_BYTES_MAX)) == digest
-        self._storage.delete([aside if is_sound else key])
-        return not is_sound
+    def copy_aside(self, digest: Digest) -> bool:
+        """Copy an object to `damaged/`, durably, if it is damaged, and return whether it is."""
+        data = self._damaged(digest)
+        if data is None:
+            return False
+        self._storage.put(f"{ASIDE}{digest}", data)
+        self._storage.flush([f"{ASIDE}{digest}"])
+        return True
+
+    def drop_aside(self, digests: Iterable[Digest]) -> None:
+        """Delete such copies."""
+        self._storage.delete(f"{ASIDE}{digest}" for digest in digests)
+
+    def _damaged(self, digest: Digest) -> bytes | None:
+        """Return the bytes of a damaged object; None if it is sound, missing or no plain file."""
+        try:
+            data = self._storage.get(key_of(digest), bytes_max=CHUNK_BYTES_MAX)
+        except (NotFoundError, CorruptError):
+            return None
+        return None if Digest.of(data) == digest else data
 
     def delete(self, digests: Iterable[Digest]) -> None:
         """Delete objects, ignoring missing ones. Only gc may do this, by its own rules."""

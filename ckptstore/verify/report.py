@@ -86,6 +86,7 @@ class VerifyReport:
             The digests of the objects that were moved. One that is undamaged by now stays.
 
         Raises:
+            CorruptError: The newest operation is damaged. Heal that first.
             StorageError: The storage failed. Call this again.
         """
         return self._repair()

@@ -19,12 +19,11 @@ from ckptstore.verify.findings import Findings
 from ckptstore.verify.history import History
 from ckptstore.verify.inventory import Inventory
 from ckptstore.verify.references import References
-from ckptstore.verify.repair import set_aside
 from ckptstore.verify.report import Problem, Unreachable, VerifyReport
 from ckptstore.verify.users import Users
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import TypeVar
 
     from ckptstore.digest import Digest
@@ -33,26 +32,31 @@ if TYPE_CHECKING:
     from ckptstore.verify.findings import Finding
 
     Name = TypeVar("Name")
+    Repair = Callable[[Sequence[Digest]], tuple[Digest, ...]]
 
 CACHED_PAGES = 4
 LOOKS_MAX = 10  # between each two of which 1,000 operations would have to be appended
 
 
 def verify(
-    storage: Storage, *, progress: Callable[[int, int], object] | None = None
+    storage: Storage,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+    repair: Repair = lambda damaged: (),
 ) -> VerifyReport:
     """Check a whole repository.
 
-    progress: called with the bytes checked so far and the bytes in all.
+    progress: called with the bytes checked so far and the bytes in all. repair: moves damaged
+    objects aside.
     """
-    return _Verify(storage).report(progress or (lambda done, total: None))
+    return _Verify(storage, repair).report(progress or (lambda done, total: None))
 
 
 class _Verify:
     """One run over one repository."""
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
+    def __init__(self, storage: Storage, repair: Repair) -> None:
+        self.storage, self.repair = storage, repair
         self.objects = ObjectStore(storage)
         self.catalog = Catalog(storage, self.objects, cached_pages=CACHED_PAGES)
         self.oplog = Oplog(storage)
@@ -90,7 +94,7 @@ class _Verify:
             foreign=tuple(sorted(self.foreign)),
             missing_operations=missing_operations,
             damaged=damaged,
-            _repair=partial(set_aside, self.storage, self.objects, damaged),
+            _repair=partial(self.repair, damaged),
         )
 
     def check_marker(self) -> None:

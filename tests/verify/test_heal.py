@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +19,7 @@ from tests.helpers.damage.damages import delete, empty, fifo, flip, folder, link
 from tests.helpers.equality import difference
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.helpers.damage.damages import Damage
@@ -45,7 +50,7 @@ def test_a_damaged_object_is_moved_aside_and_put_again_by_a_commit_of_the_same_s
     assert difference(world.states[head], world.open().checkout(head)) is None
 
 
-@pytest.mark.parametrize("call", ["get", "put", "flush"])
+@pytest.mark.parametrize("call", ["get", "put", "flush", "create"])
 def test_what_a_commit_stores_again_during_a_repair_stays(
     world: World, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -56,19 +61,62 @@ def test_what_a_commit_stores_again_during_a_repair_stays(
     report = world.open().verify()
     original = getattr(LocalStorage, call)
 
-    def then_commit(self: LocalStorage, first: Any, *args: Any, **options: Any) -> Any:
+    def beside_commit(self: LocalStorage, first: Any, *args: Any, **options: Any) -> Any:
+        places = ("ops/",) if call == "create" else (key, "damaged/")
+        if not str(first).startswith(places) and "damaged/" not in str(first):
+            return original(self, first, *args, **options)
+        monkeypatch.undo()
+        if call == "create":  # the commit is published first, so this fails
+            world.open().commit(world.states[head], branch="again")
         result = original(self, first, *args, **options)
-        if first == key or "damaged/" in str(first):
-            monkeypatch.undo()
+        if call != "create":
             world.open().commit(world.states[head], branch="again")
         return result
 
-    monkeypatch.setattr(LocalStorage, call, then_commit)
+    monkeypatch.setattr(LocalStorage, call, beside_commit)
     assert report.repair() == ()
     monkeypatch.undo()
     assert world.open().verify().ok
     assert difference(world.states[head], world.open().checkout("again")) is None
     assert not list((world.root / "damaged").iterdir())
+
+
+def test_a_commit_that_is_published_after_a_repair_has_condemned_stores_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It replaced the object before the repair deleted it, and waits until that has ended."""
+    head = str(world.open().resolve("main").id)
+    key = next(key for key in world.files("chunk") if head in world.needs[key])
+    truncate(world.root / key, random.Random(1))
+    report = world.open().verify()
+    has_begun, has_condemned, has_put = (threading.Event() for _ in range(3))
+    batch, create = LocalStorage.batch, LocalStorage.create
+
+    @contextmanager
+    def then_put(self: LocalStorage) -> Iterator[Any]:
+        has_begun.set()
+        assert has_condemned.wait(60)
+        with batch(self) as storage:
+            yield storage
+        has_put.set()
+
+    def then_wait(self: LocalStorage, *args: Any, **options: Any) -> bool:
+        is_created = create(self, *args, **options)
+        if not has_condemned.is_set():
+            has_condemned.set()
+            assert has_put.wait(60)
+        return is_created
+
+    monkeypatch.setattr(LocalStorage, "batch", then_put)
+    monkeypatch.setattr(LocalStorage, "create", then_wait)
+    commit = partial(world.open().commit, world.states[head], branch="again")
+    with ThreadPoolExecutor() as pool:
+        committing = pool.submit(commit)
+        assert has_begun.wait(60)
+        assert len(report.repair()) == 1
+        committing.result()
+    assert world.open().verify().ok
+    assert difference(world.states[head], world.open().checkout("again")) is None
 
 
 def test_a_commit_over_a_damaged_object_alone_heals_nothing(world: World) -> None:

@@ -40,12 +40,13 @@ def verify(ctx: click.Context, repair: bool, as_json: bool) -> None:
     with output.Progress() as progress:
         report = repo.verify(progress=lambda done, total: progress.show(_progress(done, total)))
     refs = documents.refs_by_id(repo) if report.problems else {}
-    moved = report.repair() if repair else ()
     if as_json:
+        moved = report.repair() if repair else ()
         output.document({**_document(report, refs), "moved": list(moved)})
     else:
         _print(report, refs, _steps(repo, report))
         _print_notes(report, _steps_of(repo, report.unreachable.checkpoints[:LISTED_MAX]))
+        moved = report.repair() if repair else ()
         if moved:
             output.line(f"Moved {text.count(len(moved), 'damaged object')} to damaged/.")
         elif report.damaged:
