@@ -18,7 +18,7 @@ from ckptstore.forks import renewed
 from ckptstore.history import ancestors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest, PageRef
@@ -73,10 +73,13 @@ class LiveCheckpoints:
     def reconcile(self, newest: Operation, listed: Collection[Digest]) -> None:
         """Bring this up to date with a listing made after the newest operation was read."""
         condemned = set(newest.condemned.checkpoints if newest.condemned else ())
-        self._remove((self.manifests.keys() - listed) | condemned)
         shared: dict[PageRef, PageRef] = {}  # equal pages of several manifests are in memory once
-        for id in sorted(set(listed) - self.manifests.keys() - condemned):
-            self._insert(id, self._catalog.manifest(id).sharing(shared))
+        added = {
+            id: self._catalog.manifest(id).sharing(shared)
+            for id in sorted(set(listed) - self.manifests.keys() - condemned)
+        }
+        self._remove((self.manifests.keys() - listed) | condemned)
+        self._insert(added)
         if self.missing:  # what was missing may have been restored
             self._nearest.clear()
             self.missing.clear()
@@ -166,12 +169,12 @@ class LiveCheckpoints:
 
     def _add(self, ids: Iterable[Digest]) -> None:
         """Add checkpoints that refs name, and those of their ancestors that are new."""
+        added: dict[Digest, Manifest] = {}
         waiting = list(ids)
         while waiting:
             id = waiting.pop()
-            if id not in self.manifests:
-                manifest = self._catalog.manifest(id)
-                self._insert(id, manifest)
+            if id not in self.manifests and id not in added:
+                added[id] = manifest = self._catalog.manifest(id)
                 waiting += (
                     parent
                     for parent in manifest.parents
@@ -179,10 +182,13 @@ class LiveCheckpoints:
                     and parent not in self._behind
                     and self._catalog.is_live(parent)
                 )
+        self._insert(added)
 
-    def _insert(self, id: Digest, manifest: Manifest) -> None:
-        self.manifests[id] = manifest
-        self._behind.pop(id, None)
+    def _insert(self, added: Mapping[Digest, Manifest]) -> None:
+        """Add checkpoints once all were read: one is never here without its live parents."""
+        self.manifests.update(added)
+        for id in added:
+            self._behind.pop(id, None)
 
     def _remove(self, ids: Collection[Digest]) -> None:
         """Note that checkpoints have expired."""

@@ -12,6 +12,7 @@ from ckptstore.digest import Digest
 from ckptstore.documents.expiry import Expiry
 from ckptstore.documents.manifest import Manifest
 from ckptstore.documents.operation import Condemned
+from ckptstore.errors import StorageError
 from ckptstore.history import ancestors
 from ckptstore.storage import MemoryStorage
 from ckptstore.store.catalog import Catalog, key_of
@@ -120,6 +121,41 @@ def test_a_missing_manifest_cuts_a_history_until_it_is_restored() -> None:
     live.reconcile(graph.oplog.newest(), graph.catalog.live())
     assert len(list(live.reached([graph.ids[3]]))) == 4
     assert not live.missing
+
+
+@pytest.mark.parametrize("way", ["update", "reconcile"])
+@pytest.mark.parametrize("reads", range(4))
+def test_an_error_while_manifests_are_read_leaves_none_without_its_parents(
+    monkeypatch: pytest.MonkeyPatch, way: str, reads: int
+) -> None:
+    """The next update would take the child for known, and its parents for expired."""
+    graph = line(2)
+    live = graph.live()
+    first = len(graph.ids)
+    for number in range(4):
+        graph.add([first + number - 1])
+    refs = {"main": graph.ids[-1]}  # in one operation, as where a branch is made at a checkpoint
+    monkeypatch.setattr(
+        live._oplog, "between", lambda since, newest: iter([replace(newest, heads=refs)])
+    )
+    manifest, left = graph.catalog.manifest, iter(range(reads))
+
+    def manifest_with_error(id: Digest) -> Manifest:
+        if next(left, None) is None:
+            raise StorageError("An error of the disk.")
+        return manifest(id)
+
+    newest = graph.oplog.newest()
+    acts = {
+        "update": lambda: live.update(newest),
+        "reconcile": lambda: live.reconcile(newest, graph.catalog.live()),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(live._catalog, "manifest", manifest_with_error)
+        with pytest.raises(StorageError):
+            acts[way]()
+    live.update(newest)
+    assert live.manifests.keys() == set(graph.ids)
 
 
 def test_pruned_operations_make_it_list_what_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
