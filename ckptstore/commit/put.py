@@ -24,6 +24,7 @@ from ckptstore.arrays import frameworks
 from ckptstore.digest import Digest
 from ckptstore.documents.page import Bundle
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.open_files import affordable
 from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, LentBuffers, Workers, results
 
@@ -47,6 +48,8 @@ HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 STAGED_MAX = 64  # files that are written and not yet put; each is open
+# The files that a process has to be allowed for each of these, with its share of all others.
+FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks, all at once
 BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
@@ -88,6 +91,7 @@ class Putter:
         self._durable: set[Digest] = set()
         self._unchecked: deque[StagedObject] = deque()
         self._staged: set[StagedObject] = set()
+        self._staged_max = affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
         self._lock = Lock()
@@ -130,7 +134,7 @@ class Putter:
         self._staged.add(staged)
         self._unchecked.append(staged)
         self._jobs.append(self._hashers.submit(self._check_next))
-        if len(self._staged) > STAGED_MAX:
+        if len(self._staged) > self._staged_max:
             self._check_next()
 
     def _check_next(self) -> None:
@@ -140,7 +144,7 @@ class Putter:
         except IndexError:
             return
         staged.check()
-        if len(self._staged) > STAGED_MAX:
+        if len(self._staged) > self._staged_max:
             self._put_staged(staged)
         else:
             self._jobs.append(self._putters.submit(partial(self._put_staged, staged)))
@@ -199,7 +203,8 @@ def putting(
     threads: how many of them hash; by default as many as help.
     """
     with objects.batch() as batch:
-        putters, hashers = Workers(PUT_THREADS), Workers(threads or HASH_THREADS)
+        putters = Workers(affordable(PUT_THREADS, files_each=FILES_PER_PUTTER))
+        hashers = Workers(affordable(threads or HASH_THREADS, files_each=FILES_PER_HASHER))
         putter = Putter(batch, reached, hashers=hashers, putters=putters)
         try:
             with putters, hashers:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from ckptstore import flock
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.forks import unshared_folder
+from ckptstore.open_files import affordable
 from ckptstore.regular_file import open_regular, read_full
 from ckptstore.storage.folders import (
     FOLDER,
@@ -58,7 +59,7 @@ from ckptstore.storage.writeback import begin_writeback
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
@@ -69,6 +70,7 @@ RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an in
 RESERVE_BYTES = 1 << 13  # of each
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
 KEPT_FOLDERS_MAX = 64  # of a batch: each takes a descriptor
+FILES_PER_FOLDER = 4  # that a process has to be allowed for each, and for each thread
 FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
 # Linux refuses a link to the file of another user who shares the repository (protected_hardlinks).
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -242,8 +244,7 @@ class LocalStorage:
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, and every folder above them up to the root."""
         folders = {parent for key in keys for parent in folders_above(key)}
-        threads = min(FLUSH_THREADS, 1 + len(folders) // FOLDERS_PER_THREAD)
-        gather([partial(self._fsync, parts) for parts in sorted(folders)], threads=threads)
+        _flush([partial(self._fsync, parts) for parts in sorted(folders)])
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove keys, ignoring missing ones, durably.
@@ -263,8 +264,7 @@ class LocalStorage:
                     with translated(key, self._root), suppress(FileNotFoundError):
                         os.unlink(key.rpartition("/")[2], dir_fd=fd)
         # Folders of missing keys too: the process that removed them may have died before its fsync.
-        jobs = [partial(self._fsync, parts, may_lack=True) for parts in sorted(folders)]
-        gather(jobs, threads=FLUSH_THREADS)
+        _flush([partial(self._fsync, parts, may_lack=True) for parts in sorted(folders)])
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """List every file under a folder except temporary ones, as it is found.
@@ -477,6 +477,7 @@ class _Batch(LocalStorage):
         super().__init__(root)
         self._is_used = is_used
         self._kept: dict[tuple[str, ...], int] = {}
+        self._kept_max = affordable(KEPT_FOLDERS_MAX, files_each=FILES_PER_FOLDER)
 
     def close(self) -> None:
         """Close the folders; no thread uses them any more."""
@@ -497,12 +498,20 @@ class _Batch(LocalStorage):
         else:
             with super()._folder(parts, make=make) as opened:
                 fd = os.dup(opened)
-        is_kept = len(self._kept) < KEPT_FOLDERS_MAX and self._kept.setdefault(parts, fd) == fd
+        is_kept = len(self._kept) < self._kept_max and self._kept.setdefault(parts, fd) == fd
         try:
             yield fd
         finally:
             if not is_kept:
                 os.close(fd)
+
+
+def _flush(jobs: Collection[Callable[[], None]]) -> None:
+    """Fsync folders, on as many threads as are worth it and may open files."""
+    threads = min(FLUSH_THREADS, 1 + len(jobs) // FOLDERS_PER_THREAD)
+    if threads > 1:
+        threads = affordable(threads, files_each=FILES_PER_FOLDER)
+    gather(jobs, threads=threads)
 
 
 def _size(name: str, *, within: int) -> int | None:

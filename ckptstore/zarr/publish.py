@@ -18,6 +18,7 @@ from ckptstore.documents.repage import repage
 from ckptstore.documents.zarr_document import METADATA, NODE_DOCUMENTS, V2_KINDS
 from ckptstore.documents.zarr_page import NodePage, Value, Weighed, ZarrNode, cut_nodes, weight
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.open_files import affordable
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.paths import ROOT
 from ckptstore.store.reach import Reached, Written, page_ref, reached_by
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     Nodes = Sequence[tuple[str, tuple[tuple[str, Content], ...]]]
 
 PUT_THREADS = 12  # a thread spends most of its time waiting for fsync
+FILES_PER_PUTTER = 8  # that a process has to be allowed for each of them
 
 
 def write(staged: StagedContents) -> Written:
@@ -176,7 +178,8 @@ class NodeWriter:
             for key, content in contents
             if self._is_put(key, content)
         ]
-        values = gather((partial(self._put, content) for content in waiting), threads=PUT_THREADS)
+        threads = affordable(PUT_THREADS, files_each=FILES_PER_PUTTER)
+        values = gather((partial(self._put, content) for content in waiting), threads=threads)
         self._values = dict(zip(map(id, waiting), values, strict=True))
 
     def _is_put(self, key: str, content: Content) -> bool:

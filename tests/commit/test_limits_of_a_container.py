@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import ckptstore
 from ckptstore import StorageError
-from ckptstore.commit.put import STAGED_MAX
 from ckptstore.retention import MaxToKeep
 from tests.helpers.root import ROOT
 
@@ -49,17 +49,26 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def test_few_open_files_are_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [12, 40, 120])
+def test_few_open_files_are_enough(tmp_path: Path, count: int) -> None:
     repo = ckptstore.init(tmp_path / "store")
     repo.commit({"x": 1})
     repo.commit(STATE, step=1)  # imports what it needs
     repo.gc(MaxToKeep(9))
+    with repo.session("zarr") as session:
+        zarr.open_group(session.store)["first"] = np.arange(9.0)
+        session.commit()
     changed = {name: array + 1 for name, array in STATE.items()}
-    with files_left(STAGED_MAX + 40):
+    with files_left(count):
         repo.commit(changed, step=2)
         np.testing.assert_array_equal(repo.checkout()["w007"], changed["w007"])
+        with repo.session("zarr") as session:
+            group = zarr.open_group(session.store)
+            for number in range(40):
+                group[f"w{number}"] = STATE["w007"] + number
+            session.commit()
         repo.gc(MaxToKeep(1), grace=0)
-    assert repo.verify().ok
+        assert repo.verify().ok
 
 
 def test_a_process_without_files_is_told_the_way_out(tmp_path: Path) -> None:
@@ -75,7 +84,6 @@ NO_THREADS = """
 import os, resource, sys
 import numpy as np, torch
 import ckptstore
-from ckptstore.commit.put import STAGED_MAX
 from ckptstore.retention import MaxToKeep
 from ckptstore.training import CheckpointManager
 
