@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -127,42 +127,3 @@ class Buffers(threading.local):
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         return memoryview(self._buffer)[:size]
-
-
-class LentBuffers:
-    """Buffers that one thread fills, lends to jobs, and reuses when these are done.
-
-    bytes_max: the most bytes of all buffers together, unless a single one needs more.
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._idle: list[bytearray] = []
-        self._lent: deque[tuple[bytearray, Future[object]]] = deque()
-
-    def of(self, size: int) -> memoryview:
-        """Return a writable buffer, waiting until the total stays within `bytes_max`."""
-        while True:
-            while self._lent and self._lent[0][1].done():
-                self._idle.append(self._lent.popleft()[0])
-            fitting = [buffer for buffer in self._idle if len(buffer) >= size]
-            if fitting:
-                buffer = min(fitting, key=len)
-                self._idle.remove(buffer)
-                return memoryview(buffer)[:size]
-            self._idle = [] if self._is_full(size) else self._idle
-            if not self._lent or not self._is_full(size):
-                return memoryview(bytearray(size))
-            wait([self._lent[0][1]])
-
-    def lend(self, buffer: memoryview, *, until: Future[Any] | None) -> None:
-        """Lend a buffer that `of` returned until a job is done; None takes it back at once."""
-        assert isinstance(buffer.obj, bytearray)
-        if until is None:
-            self._idle.append(buffer.obj)
-        else:
-            self._lent.append((buffer.obj, until))
-
-    def _is_full(self, size: int) -> bool:
-        buffers = (*self._idle, *(buffer for buffer, _ in self._lent))
-        return sum(map(len, buffers)) + size > self._bytes_max

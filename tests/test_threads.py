@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from ckptstore.threads import Buffers, LentBuffers, Workers, gather, results
+from ckptstore.threads import Buffers, Workers, gather, results
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -169,35 +169,3 @@ def test_jobs_that_wait_are_dropped_when_the_caller_fails() -> None:
     with pytest.raises(KeyError):
         fail_amid_jobs()
     assert len(done) <= 2
-
-
-def test_lent_buffers_are_taken_back_when_their_job_is_done_and_never_before() -> None:
-    buffers = LentBuffers(100)
-    done: Future[None] = Future()
-    first = buffers.of(60)
-    buffers.lend(first, until=done)
-    second = buffers.of(40)
-    assert second.obj is not first.obj
-    buffers.lend(second, until=None)
-    assert buffers.of(30).obj is second.obj  # the smallest that is idle
-    done.set_result(None)
-    assert buffers.of(50).obj is first.obj
-
-
-def test_lent_buffers_hold_no_more_than_they_may() -> None:
-    buffers = LentBuffers(100)
-    done: Future[None] = Future()
-    buffers.lend(buffers.of(80), until=done)
-    threading.Timer(0.05, done.set_result, [None]).start()
-    larger = buffers.of(90)  # waits, and gives up the one of 80
-    assert done.done()
-    buffers.lend(larger, until=Future())
-    assert not buffers._idle
-    assert len(LentBuffers(100).of(500)) == 500  # a single one may be larger
-
-
-def test_a_job_that_failed_gives_its_buffer_back_too() -> None:
-    buffers, failed = LentBuffers(100), Future()
-    failed.set_exception(OSError())
-    buffers.lend(buffers.of(80), until=failed)
-    assert len(buffers.of(80)) == 80

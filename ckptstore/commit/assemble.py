@@ -86,11 +86,11 @@ def put_documents(
         The fields for the manifest, and the pages in path order.
     """
     with paused_collector():
-        structure_digest, _ = putter.put(structure.encode(root))
+        structure_digest = putter.put(structure.encode(root))
     put = {}
     for number, page in pages:
         with paused_collector():
-            put[number] = page, putter.put(page.encode())[0]
+            put[number] = page, putter.put(page.encode())
     ordered = [put[number] for number in sorted(put)]
     putter.finish()
     written = Written(

@@ -2,7 +2,8 @@
 
 A few threads hash chunks from the arrays' own memory and write new ones to temporary files, which
 the kernel begins to write to the disk at once. When no chunk is left, these threads hash shared
-memory again, and more threads wait for the disk and give the files their names. Objects that
+memory again, and more threads wait for the disk and give the files their names. The calling thread
+does the same with small arrays, which other threads would only keep waiting. Objects that
 already exist with the right size are not rewritten. Unless the parent references them they are
 still flushed: their writer may have died before its own flush.
 
@@ -26,7 +27,7 @@ from ckptstore.documents.page import Bundle
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.open_files import affordable
 from ckptstore.python_gc import paused_collector
-from ckptstore.threads import Buffers, LentBuffers, Workers, results
+from ckptstore.threads import Buffers, Workers, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,7 +53,6 @@ STAGED_MAX = 64  # files that are written and not yet put; each is open
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks, all at once
-BUNDLES_BYTES_MAX = 32 << 20  # bundles that are being written, all at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,27 +94,26 @@ class Putter:
         self._staged_max = affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
+        self._later = 0  # objects that the calling thread staged, and no job puts yet
         self._lock = Lock()
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
         """Have a job done by one of the threads that hash."""
         return self._hashers.submit(job)
 
-    def put(self, data: bytes | memoryview) -> tuple[Digest, Future[None] | None]:
-        """Have an object written unless it is there.
+    def put(self, data: bytes | memoryview) -> Digest:
+        """Write an object ahead unless it is there; `finish` puts it. Its memory is free then.
 
-        Args:
-            data: Its bytes, which nothing else writes to.
-
-        Returns:
-            Its digest, and a future of when its memory is free again; None if it is now.
+        The calling thread writes: one that did it beside the many short calls of this one would
+        take more time for its turns than the write does.
         """
         digest = Digest.of(data)
-        if not self._is_needed(digest, len(data)):
-            return digest, None
-        job = self._hashers.submit(partial(self._stage, digest, data))
-        self._jobs.append(job)
-        return digest, job
+        if self._is_needed(digest, len(data)):
+            self._stage(digest, data)
+            self._later += 1
+            if self._later > self._staged_max // 2:
+                self._put_later()
+        return digest
 
     def put_chunks(self, chunks: Iterable[SourceChunk]) -> list[Digest]:
         """Hash chunks, and have them written."""
@@ -126,16 +125,22 @@ class Putter:
         if self._is_needed(digest, len(data)):
             is_copy = source.is_private or not source.has_run(chunk)
             self._stage(digest, data, is_shared=not is_copy)
+            self._jobs.append(self._hashers.submit(self._check_next))
         return digest
 
     def _stage(self, digest: Digest, data: bytes | memoryview, *, is_shared: bool = False) -> None:
-        """Write an object ahead. It is put once the jobs queued before are done, or at once."""
+        """Write an object ahead; the first one is put now if there are too many."""
         staged = self._objects.stage(digest, data, is_shared=is_shared)
         self._staged.add(staged)
         self._unchecked.append(staged)
-        self._jobs.append(self._hashers.submit(self._check_next))
         if len(self._staged) > self._staged_max:
             self._check_next()
+
+    def _put_later(self) -> None:
+        """Have the objects put that the calling thread staged."""
+        for _ in range(self._later):
+            self._jobs.append(self._hashers.submit(self._check_next))
+        self._later = 0
 
     def _check_next(self) -> None:
         """Check the object that was staged first, unless another thread has; then have it put."""
@@ -153,15 +158,14 @@ class Putter:
         staged.put()
         self._staged.discard(staged)
 
-    def put_bundle(self, data: memoryview, parts: list[Part]) -> tuple[Bundle, Future[None] | None]:
+    def put_bundle(self, data: memoryview, parts: list[Part]) -> Bundle:
         """The same for the small arrays of a page. A bundle of the parent is not even hashed."""
         bundle = self._reached.bundles.get(tuple(digest for digest, _ in parts))
         if bundle and self._objects.has(bundle.digest, size=bundle.size):
             with self._lock:
                 self.relied.add(bundle.digest)
-            return bundle, None
-        digest, put = self.put(data)
-        return Bundle(digest=digest, size=len(data)), put
+            return bundle
+        return Bundle(digest=self.put(data), size=len(data))
 
     def rely(self, digests: Iterable[Digest]) -> None:
         """Rely on objects that are durable already: another process put them, or a checkpoint."""
@@ -171,6 +175,7 @@ class Putter:
 
     def finish(self) -> None:
         """Return once everything relied upon is durable."""
+        self._put_later()
         results(self._jobs)  # a job that stages adds its put before it is done
         durable = (self._reached.digests | self._durable) - self._written
         self._objects.flush(self.relied - durable)
@@ -229,8 +234,8 @@ def put_arrays(
 ) -> Iterator[tuple[int, PageDigests]]:
     """Have every chunk and bundle put that this process holds.
 
-    Threads hash chunks from the start. Meanwhile this one copies and hashes small arrays: thousands
-    of short calls on several threads would only wait for each other.
+    Threads hash chunks from the start. Meanwhile this one copies, hashes and writes small arrays:
+    thousands of short calls on several threads would only wait for each other.
 
     Args:
         plan: How the arrays are stored.
@@ -248,7 +253,7 @@ def put_arrays(
             (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
-    buffers = LentBuffers(BUNDLES_BYTES_MAX)
+    buffers = Buffers()
     waiting: list[tuple[int, list[Part], Bundle | None]] = []
     for number, arrays in enumerate(plan.pages):
         with paused_collector():
@@ -291,7 +296,7 @@ def _put_bundle(
     arrays: Iterable[ArrayPlan],
     sources: Mapping[str, ArraySource],
     putter: Putter,
-    buffers: LentBuffers,
+    buffers: Buffers,
 ) -> tuple[list[Part], Bundle | None]:
     """Have the small arrays of a page put as one object.
 
@@ -311,9 +316,7 @@ def _put_bundle(
     buffer = buffers.of(sum(source.nbytes for source in held))
     frameworks.join(held, buffer)
     parts = _parts(held, buffer)
-    bundle, put = putter.put_bundle(buffer, parts)
-    buffers.lend(buffer, until=put)
-    return parts, bundle
+    return parts, putter.put_bundle(buffer, parts)
 
 
 def _parts(sources: list[ArraySource], buffer: memoryview) -> list[Part]:

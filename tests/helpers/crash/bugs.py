@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
+from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -102,11 +103,10 @@ def operation_before_manifest() -> Iterator[None]:
 
 @contextmanager
 def temporary_name_by_pid_only() -> Iterator[None]:
-    """In a container the pid is the same at every start."""
-    with (
-        patch("os.getpid", lambda: 1),
-        patch("ckptstore.storage.temporary.secrets", SimpleNamespace(token_hex=lambda count: "")),
-    ):
+    """In a container the pid is the same at every start, and a count begins anew."""
+    numbers = count()
+    token = SimpleNamespace(token_hex=lambda _: str(next(numbers)))
+    with patch("os.getpid", lambda: 1), patch("ckptstore.storage.temporary.secrets", token):
         yield
 
 
