@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from blake3 import blake3
@@ -37,6 +38,7 @@ PAGE_ARRAYS_MIN = 32
 PAGE_ARRAYS_MAX = 512
 PAGE_CHUNKS_MAX = 65_536  # digests a page may list before it ends: 65,536 x 67 bytes is 4.4 MB
 PAGE_CUT_MODULUS = 160  # one path in 160 ends a page once 32 are in it: 180 on average
+CACHED_PATHS = 1 << 15  # 3 MB besides the paths, which the pages in memory hold
 SMALL_BYTES = 64 << 10  # smaller arrays share one object for each page, its bundle
 BUNDLE_BYTES_MAX = PAGE_ARRAYS_MAX * SMALL_BYTES
 
@@ -45,7 +47,7 @@ _DIGEST = re.compile(r'"([0-9a-f]{64})"')
 _SMALL = re.compile(r'"digest":"[0-9a-f]{64}","dtype":')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that would cost a microsecond for each array
 class ArrayEntry:
     """One array: its path, dtype, shape and chunks, and the digests of its bytes.
 
@@ -253,6 +255,11 @@ def ends_page(path: str, *, arrays: int, chunks: int) -> bool:
         return True
     if arrays < PAGE_ARRAYS_MIN:
         return False
+    return _may_end_page(path)
+
+
+@lru_cache(maxsize=CACHED_PATHS)  # the next commit has mostly the same paths
+def _may_end_page(path: str) -> bool:
     hashed = int.from_bytes(blake3(path.encode("utf-8")).digest(4), "little")
     return hashed % PAGE_CUT_MODULUS == 0
 
