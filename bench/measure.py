@@ -3,10 +3,14 @@
 On a virtual machine, the first access to memory that was free for some seconds can cost thirty
 times a copy, and writing a new file pays for it too. Therefore every measured call directly follows
 a rehearsal of the same call, whose memory it reuses; touching as much memory in another pattern is
-not enough. All contenders take one turn in each round, in a rotating order, and a ratio is the
-median of the ratios within the rounds. A call that other processes disturbed is repeated while
-patience lasts. Whether a call counts depends on the processor time that others used, never on how
-long it took.
+not enough. All contenders take one turn in each round, in an order that rotates and is reversed in
+every other round, and a ratio is the median of the ratios within the rounds. A call that other
+processes disturbed is repeated while patience lasts. Whether a call counts depends on the processor
+time that others used, never on how long it took.
+
+What calls write stays on the disk until all rounds are done: ext4 passes over inodes that were
+freed a moment ago one by one, so that making files takes longer and longer after many were deleted.
+Only their pages leave memory, so that the next call finds that memory warm.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -95,16 +100,45 @@ class Patience:
 def compete(contenders: Sequence[Contender], *, rounds: int, patience: Patience) -> list[Series]:
     """Time each contender `rounds` times, in turn, and return their series in order."""
     times: dict[str, list[Time]] = {item.name: [] for item in contenders}
-    for number in range(rounds):
-        first = number % len(contenders)
-        for contender in (*contenders[first:], *contenders[:first]):
-            times[contender.name].append(_measured(contender, patience))
+    try:
+        for number in range(rounds):
+            first = number // 2 % len(contenders)
+            order = (*contenders[first:], *contenders[:first])
+            for contender in reversed(order) if number % 2 else order:
+                times[contender.name].append(_measured(contender, patience))
+    finally:
+        while _written:
+            _remove(_written.pop())
     return [Series(name=name, times=tuple(values)) for name, values in times.items()]
+
+
+def keep(written: Path) -> None:
+    """Have a file or folder that a call wrote removed after all rounds, and its pages now."""
+    _written.append(written)
+    for file in written.rglob("*") if written.is_dir() else [written]:
+        if file.is_file() and file.stat().st_nlink == 1:  # others are links to what is used again
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(fd)  # a dirty page stays
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+
+_written: list[Path] = []
 
 
 def paired_ratios(ours: Series, theirs: Series) -> list[float]:
     """How many times faster ckptstore was, for each round."""
     return [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=True)]
+
+
+def _remove(written: Path) -> None:
+    if written.is_dir():
+        shutil.rmtree(written)
+    else:
+        written.unlink()
 
 
 def _measured(contender: Contender, patience: Patience) -> Time:

@@ -9,8 +9,8 @@ the call returns. Every save writes a new file; truncating an old one costs thre
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,23 +23,26 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from bench.measure import Contender
+from bench.measure import Contender, keep
 from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.storage.writeback import begin_writeback
 
 HASHED_BYTES = 8 << 20  # also the largest chunk of a repository
+_number = itertools.count()
 BUNDLED = 180  # small arrays in a file: the mean of the pages of 5,000
 
 
 def save(name: str, folder: Path, write: Callable[[Path], object]) -> Contender:
-    """A contender that writes one new file durably; its removal is not timed."""
-    path = folder / name.replace(" ", "-")
+    """A contender that writes one new file durably."""
 
-    def call(_: object) -> None:
+    def call(path: Path) -> None:
         write(path)
         make_durable(path)
 
-    return Contender(name=name, call=call, clean=lambda _: path.unlink())
+    def prepare() -> Path:
+        return folder / f"{name.replace(' ', '-')}-{next(_number)}"
+
+    return Contender(name=name, prepare=prepare, call=call, clean=keep)
 
 
 def torch_save(state: object, folder: Path) -> Contender:
@@ -93,7 +96,7 @@ def loose_files(views: Iterable[memoryview], folder: Path) -> Contender:
     def prepare() -> Path:
         return Path(tempfile.mkdtemp(dir=folder))
 
-    return Contender(name="loose files", prepare=prepare, call=call, clean=shutil.rmtree)
+    return Contender(name="loose files", prepare=prepare, call=call, clean=keep)
 
 
 def blake3_two_threads(views: Iterable[memoryview]) -> Contender:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ckptstore
-from bench.measure import Contender
+from bench.measure import Contender, keep
 
 if TYPE_CHECKING:
     from ckptstore import Checkpoint
 
 BRANCH = "main"
 OBJECTS = "objects"
+OBJECT_FOLDERS = 256
 
 _number = itertools.count()
 
@@ -45,12 +46,18 @@ def commit(
     state: object,
     *,
     name: str = "ckptstore",
+    has_folders: bool = True,
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Contender:
-    """Commit a state on top of a prepared repository. `around` surrounds only the commit."""
+    """Commit a state on top of a prepared repository. `around` surrounds only the commit.
+
+    has_folders: all folders of objects exist, as soon after the first commits of a training.
+    """
 
     def prepare() -> tuple[Path, Any]:
         copy = linked_copy(base)
+        for number in range(OBJECT_FOLDERS if has_folders else 0):
+            (copy / OBJECTS / f"{number:02x}").mkdir(parents=True, exist_ok=True)
         repository = ckptstore.open(copy)
         if repository.branches():
             assert repository.resolve(BRANCH).arrays
@@ -60,9 +67,7 @@ def commit(
         with around():
             return copy[1].commit(state)
 
-    return Contender(
-        name=name, prepare=prepare, call=call, clean=lambda copy: shutil.rmtree(copy[0])
-    )
+    return Contender(name=name, prepare=prepare, call=call, clean=lambda copy: keep(copy[0]))
 
 
 def checkout(base: Path, *, name: str = "ckptstore") -> Contender:

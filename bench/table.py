@@ -81,6 +81,14 @@ def commits(bench: Bench) -> Iterator[Figure]:
         must={"torch.save": 1},
         aim={"loose files": WITHIN_10_PERCENT},
     )
+    base = repositories.prepared(bench.scratch, "mib-new")
+    yield from comparisons(
+        "46 MB in 44 tensors: first commit of a repository, durable",
+        bench.run(
+            repositories.commit(base, after, has_folders=False),
+            peers.torch_save(after, bench.scratch),
+        ),
+    )
 
 
 def checkouts(bench: Bench) -> Iterator[Figure]:
