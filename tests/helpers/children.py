@@ -42,7 +42,7 @@ def held_by_thread(context: AbstractContextManager[Any]) -> Iterator[None]:
         thread.join()
 
 
-def fork(job: Callable[[], object]) -> int:
+def fork(job: Callable[[], object], *, seconds: int = DEADLINE_SECONDS) -> int:
     """Fork a child that does a job and exits with 0; one that waits for ever is killed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # forks beside threads are the point
@@ -52,7 +52,7 @@ def fork(job: Callable[[], object]) -> int:
     code = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(DEADLINE_SECONDS)
+        signal.alarm(seconds)
         job()
         code = 0
     except BaseException:  # noqa: BLE001 - no test may go on in the child

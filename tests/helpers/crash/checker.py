@@ -41,21 +41,26 @@ def complaint(
     told: Told,
     *,
     writers: int = 1,
+    keep: int | None = None,
     state: Callable[[int], dict[str, Any]] = state,
 ) -> str | None:
     """Returns what is wrong with the repository, or None, after one more commit.
 
-    writers: the number of victims, each of which may have had one commit in flight. state: returns
-    the state of commit n.
+    writers: the number of victims, each of which may have had one commit in flight. keep: all but
+    so many of the newest may have expired. state: returns the state of commit n.
     """
     try:
-        return next(_complaints(url, told, writers, state), None)
+        return next(_complaints(url, told, writers, keep, state), None)
     except Exception as error:  # noqa: BLE001 a user would have met any error raised here
         return f"{type(error).__name__}: {error}"
 
 
 def _complaints(
-    url: str | Path, told: Told, writers: int, state: Callable[[int], dict[str, Any]]
+    url: str | Path,
+    told: Told,
+    writers: int,
+    keep: int | None,
+    state: Callable[[int], dict[str, Any]],
 ) -> Iterator[str]:
     try:
         repo = ckptstore.open(url)
@@ -70,7 +75,10 @@ def _complaints(
         yield f"verify found {problems}"
     history = repo.log("main") if repo.branches() else []
     yield from _complaints_of_history(history, told, writers)
-    for found in history:
+    for place, found in enumerate(history):
+        may_have_expired = keep is not None and place >= keep
+        if found.expired and may_have_expired:
+            continue
         if not equal(repo.checkout(found.id), state(found.step or 0)):
             yield f"checkpoint {found.id.short} is not what was committed as {found.step}"
     n = max((found.step or 0 for found in history), default=0) + 1
