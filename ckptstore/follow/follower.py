@@ -148,7 +148,9 @@ class Follower:
         """
         if timeout is not None and (not isinstance(timeout, int | float) or timeout != timeout):
             raise InvalidInputError(f"timeout is {shown(timeout)}; seconds, or None, are expected.")
-        end = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
+        end = None
+        if timeout is not None:
+            end = time.monotonic() + max(0, min(timeout, threading.TIMEOUT_MAX))
         while not self._closed.is_set():
             checkpoint = self.poll()
             if checkpoint is not None:

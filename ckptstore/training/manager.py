@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import math
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from ckptstore import repository
 from ckptstore.commit.derive import SEED
@@ -148,7 +150,7 @@ class CheckpointManager:
         self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
         self._preemption = Preemption()
-        self._saved_step, self._saved_time = 0, clock()
+        self._saved_step, self._saved_time = 0, self._seconds()
         self.repository = (
             store if isinstance(store, Repository) else repository.open(store, create=True)
         )
@@ -285,7 +287,7 @@ class CheckpointManager:
         """
         self.wait()
         try:
-            checkpoint = self.repository.resolve(rev or self.branch)
+            checkpoint = self.repository.resolve(self.branch if rev is None else rev)
             into, random, progress = destination(self.tracked, checkpoint.names)
             if include is None and SEED in checkpoint.meta:
                 paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
@@ -303,7 +305,7 @@ class CheckpointManager:
         self._forget_skipped()
         position = progress.state or {}
         self.epoch, self.batch = position.get("epoch"), position.get("batch")
-        self._saved_step, self._saved_time = checkpoint.step or 0, self._clock()
+        self._saved_step, self._saved_time = checkpoint.step or 0, self._seconds()
         return checkpoint
 
     def should_save(self, step: int) -> bool:
@@ -318,7 +320,7 @@ class CheckpointManager:
         """
         self._background.raise_error()
         return self.preempted or self._interval.is_due(
-            step, last_step=self._saved_step, seconds=self._clock() - self._saved_time
+            step, last_step=self._saved_step, seconds=self._seconds() - self._saved_time
         )
 
     def save(
@@ -379,11 +381,22 @@ class CheckpointManager:
         else:
             staged = self._staging.copy(state)
             self._background.start(lambda: self._commit(staged, facts))
-        self._saved_step, self._saved_time = facts["step"], self._clock()
+        self._saved_step, self._saved_time = facts["step"], self._seconds()
         self._forget_skipped()
 
     def _forget_skipped(self) -> None:
         self._skipped = None
+
+    def _seconds(self) -> float:
+        """The time by the clock, in seconds."""
+        seconds: object = self._clock()
+        value = math.nan
+        if isinstance(seconds, SupportsFloat):
+            with suppress(TypeError, ValueError, OverflowError):  # not one number, or too large
+                value = float(seconds)
+        if not math.isfinite(value):
+            raise InvalidInputError(f"The clock returned {shown(seconds)}; seconds are expected.")
+        return value
 
     def wait(self) -> Checkpoint | None:
         """Wait for the save in flight.

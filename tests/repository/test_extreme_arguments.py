@@ -26,9 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore import Checkpoint, CkptStoreError, CorruptError, Repository, retention
+from ckptstore import Checkpoint, CkptStoreError, CorruptError, Follower, Repository, retention
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepIf, KeepSteps, MaxToKeep, Union
 from ckptstore.storage import open_storage
+from ckptstore.training import CheckpointManager
 from ckptstore.zarr.session import Session
 
 MESSAGE_LENGTH_MAX = 3000
@@ -53,6 +54,22 @@ class Color(enum.IntEnum):
     """An enumeration of integers."""
 
     RED = 1
+
+
+class Counted:
+    """An object that a manager tracks."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"n": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+THE_REPOSITORY = object()  # in place of the one that is tried
 
 
 def nested(depth: int, value: Any = 1) -> Any:
@@ -217,9 +234,30 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "mode": ("auto", "max"),
     "steps": ([1, 2],),
     "predicate": (named("chosen"),),
+    "timeout": (None, 0.0),
+    "model": ({"m": {"a": np.zeros(20), "b": np.zeros(20_000)}, "n": 0}, {}),
+    "full": (False, True),
+    "store": (THE_REPOSITORY, "memory://other"),
+    "max_to_keep": (None, 2),
+    "keep_best": (None, "loss"),
+    "keep_every_n_hours": (None, 1.0),
+    "keep_every_n_steps": (None, 10),
+    "save_interval_steps": (None, 1),
+    "save_interval_minutes": (None, 0.5),
+    "async_save": (False, True),
+    "when_busy": ("wait", "skip"),
+    "save_on_signal": (False, True),
+    "rng": (False, True),
+    "init_fn": (None, lambda: None),
+    "epoch": (None, 1),
+    "batch": (None, 1),
+    "force": (False, True),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
-SWITCHES = ("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers")
+SWITCHES = (
+    *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full"),
+    *("async_save", "save_on_signal", "rng", "force"),
+)
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         SWITCHES, tuple(value for value in ANYTHING if not isinstance(value, np.ndarray))
@@ -238,7 +276,9 @@ EXTREME: dict[str, tuple[Any, ...]] = {
         ),
     ),
     # Functions among the values would raise errors of their own.
-    "progress": tuple(value for value in ANYTHING if not callable(value)),
+    **dict.fromkeys(
+        ("progress", "init_fn"), tuple(value for value in ANYTHING if not callable(value))
+    ),
     "clock": tuple(
         returning(value)
         for value in (*ANYTHING, time.time() * 1e3, time.time_ns(), -5.0, 253_402_300_799.9999)
@@ -291,6 +331,32 @@ def session_commit(repo: Repository, **arguments: Any) -> None:
         session.commit(**arguments)
 
 
+def managed(act: Callable[..., object]) -> Callable[..., object]:
+    """Do something with a manager."""
+
+    def call(repo: Repository, **arguments: Any) -> None:
+        with CheckpointManager(repo, rng=False, async_save=False, counted=Counted()) as manager:
+            act(manager, **arguments)
+
+    return call
+
+
+def manage(repo: Repository, *, store: Any, **arguments: Any) -> None:
+    """Save twice with a manager, and restore."""
+    store = repo if store is THE_REPOSITORY else store
+    with CheckpointManager(store, counted=Counted(), **arguments) as manager:
+        for step in (5, 6):
+            manager.save(step, metrics={"loss": 0.5})
+        manager.restore()
+
+
+def load_weights(repo: Repository, *, store: Any, **arguments: Any) -> None:
+    """Fill a model."""
+    ckptstore.load_weights(store=repo if store is THE_REPOSITORY else store, **arguments)
+
+
+MANAGED = ("save", "should_save", "restore", "restore_or_initialize")
+FOLLOWED = ("wait", "update", "forget")
 POLICIES = [
     name for name in retention.__all__ if name not in ("Policy", "Verdict") and name[0].isupper()
 ]
@@ -309,6 +375,22 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
         lambda repo, **arguments: repo.resolve("main").array(**arguments)[0:1],
     ),
     **{
+        f"Follower.{name}": (
+            getattr(Follower, name),
+            lambda repo, name=name, **arguments: getattr(repo.follow("main"), name)(**arguments),
+        )
+        for name in FOLLOWED
+    },
+    "load_weights": (ckptstore.load_weights, load_weights),
+    "CheckpointManager": (CheckpointManager, manage),
+    **{
+        f"CheckpointManager.{name}": (
+            getattr(CheckpointManager, name),
+            managed(getattr(CheckpointManager, name)),
+        )
+        for name in MANAGED
+    },
+    **{
         f"{name} by a clock": (lambda *, clock: None, by_clock(act))
         for name, act in {
             "commit": lambda repo: repo.commit({"a": 2}),
@@ -325,7 +407,12 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
 
 def parameters(name: str) -> list[str]:
     """The parameters of a call."""
-    return [item for item in inspect.signature(CALLS[name][0]).parameters if item != "self"]
+    signature = inspect.signature(CALLS[name][0])
+    return [
+        name
+        for name, item in signature.parameters.items()
+        if name != "self" and item.kind is not item.VAR_KEYWORD
+    ]
 
 
 def contents(repo: Repository) -> dict[str, bytes]:
@@ -363,18 +450,21 @@ def check_works(repo: Repository) -> None:
 
 
 class Tried:
-    """A repository that calls are tried on, made again once one has changed it."""
+    """A repository that a call is tried on, made again once the call has changed it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.make()
 
     def make(self) -> None:
         self.repo = repository()
+        if self.name.startswith("CheckpointManager.restore"):
+            managed(CheckpointManager.save)(self.repo, step=5)
         self.before = contents(self.repo)
 
-    def __call__(self, name: str, arguments: dict[str, Any]) -> bool:
+    def __call__(self, arguments: dict[str, Any]) -> bool:
         """Call, and see that the repository still works; return False for an error."""
-        done = no_damage(partial(CALLS[name][1], self.repo, **arguments))
+        done = no_damage(partial(CALLS[self.name][1], self.repo, **arguments))
         if contents(self.repo) != self.before:
             check_works(self.repo)
             self.make()
@@ -394,12 +484,12 @@ def test_each_parameter_of_each_public_call_is_tried() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_extreme_value_of_every_parameter(name: str) -> None:
-    tried = Tried()
+    tried = Tried(name)
     usual = {item: USUAL[item][0] for item in parameters(name)}
-    assert tried(name, usual) or name in NEVER
+    assert tried(usual) or name in NEVER
     for item in usual:
         for value in EXTREME.get(item, ANYTHING):
-            tried(name, {**usual, item: value})
+            tried({**usual, item: value})
 
 
 @given(st.data())
@@ -411,4 +501,4 @@ def test_several_extreme_values_at_once(data: st.DataObject) -> None:
         )
         for item in parameters(name)
     }
-    Tried()(name, arguments)
+    Tried(name)(arguments)
