@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.n
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("first", some(range(1, 2), range(1, 2 * COMMITS, COMMITS)))
+@pytest.mark.parametrize("first", some(range(1, 2), range(1, 3 * COMMITS, COMMITS)))
 def test_a_kill_at_any_call_that_changes_files_costs_nothing_that_was_acknowledged(
     first: int, part: int, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
