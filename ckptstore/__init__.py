@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from ckptstore.gc import GcReport as GcReport
     from ckptstore.repository import Repository as Repository
     from ckptstore.repository import Undone as Undone
-    from ckptstore.repository import Usage as Usage
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
+    from ckptstore.store.usage import Usage as Usage
     from ckptstore.verify import Problem as Problem
     from ckptstore.verify import Unreachable as Unreachable
     from ckptstore.verify import VerifyReport as VerifyReport
@@ -73,7 +73,8 @@ else:
             ),
             "follow.follower": ("Follower", "Update"),
             "gc": ("GcPlan", "GcReport"),
-            "repository": ("Repository", "Undone", "Usage", "init", "open"),
+            "repository": ("Repository", "Undone", "init", "open"),
+            "store.usage": ("Usage",),
             "verify": ("Problem", "Unreachable", "VerifyReport"),
             "weights": ("load_weights",),
         },

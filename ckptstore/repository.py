@@ -21,7 +21,7 @@ from ckptstore.documents.facts import Facts
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_ref_name, check_strings
-from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError, shown
+from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import resolve
@@ -33,7 +33,7 @@ from ckptstore.store.live import LiveCheckpoints
 from ckptstore.store.lost import (
     head_of,
     is_missing,
-    lost,
+    lost_among,
     missing_head,
     refuse_without_operations,
 )
@@ -42,7 +42,7 @@ from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import SupportsIndex
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from ckptstore.gc import GcPlan, GcReport, Stores
     from ckptstore.retention import Policy
     from ckptstore.storage import Storage
+    from ckptstore.store.usage import Usage
     from ckptstore.verify import VerifyReport
     from ckptstore.zarr.session import Session
     from ckptstore.zarr.staged_contents import StagedContents
@@ -67,46 +68,6 @@ if TYPE_CHECKING:
 DEFAULT_BRANCH = "main"
 RETENTION = "retention"  # the setting that holds the saved policy
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Contents of a repository and their size on disk.
-
-    Attributes:
-        checkpoints: Number of live checkpoints that a branch or tag reaches.
-        unreachable: Number of those that none reaches, as after a branch was deleted. `verify`
-            names them.
-        branches: Number of branches.
-        tags: Number of tags.
-        array_bytes: Bytes of all arrays of these checkpoints, as if each were stored whole.
-        objects: Number of objects.
-        stored_bytes: Bytes of all objects; what checkpoints share is counted once.
-        metadata_bytes: Bytes of manifests, expiries, operations and the marker.
-        is_torn: Whether checkpoints or operations are missing, as in a copy that was cut short. Gc
-            then deletes no object that may belong to them.
-        unreached_objects: Number of objects that no branch and no tag reaches: of interrupted
-            commits, of commits in progress, of deleted branches and of what is missing.
-        unreached_bytes: Bytes of these; they are among `stored_bytes`.
-        temporary_files: Number of files that are being written, or were left half written.
-        temporary_bytes: Bytes of these.
-        left_bytes: Bytes of those among them whose process is known to be dead. `gc` deletes them.
-    """
-
-    checkpoints: int
-    unreachable: int
-    branches: int
-    tags: int
-    array_bytes: int
-    objects: int
-    stored_bytes: int
-    metadata_bytes: int
-    is_torn: bool
-    unreached_objects: int
-    unreached_bytes: int
-    temporary_files: int
-    temporary_bytes: int
-    left_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -480,22 +441,15 @@ class Repository:
         live = self._catalog.live()
         newest = self._oplog.newest()
         reached = {id for id, _ in ancestors(newest.refs.values(), self._catalog.lookup)}
-        found = self._lost(live.keys() - reached, reached, newest)
+        found = lost_among(
+            live.keys() - reached,
+            reached=reached,
+            newest=newest,
+            oplog=self._oplog,
+            catalog=self._catalog,
+        )
         ids = sorted(found, key=lambda id: (-found[id].created, id))
         return [self._checkpoint(id, found[id]) for id in ids]
-
-    def _lost(
-        self, ids: Iterable[Digest], reached: Container[Digest], newest: Operation
-    ) -> dict[Digest, Manifest]:
-        """Those of the live checkpoints that no ref reaches whose operations are missing."""
-        orphans: dict[Digest, Manifest] = {}
-        for id in ids:
-            with suppress(CorruptError, NotFoundError):  # damaged, or taken by a gc
-                orphans[id] = self._catalog.manifest(id)
-        found = lost(
-            orphans, reached=reached, newest=newest, oplog=self._oplog, catalog=self._catalog
-        )
-        return {id: orphans[id] for id in found}
 
     def branch(
         self,
@@ -866,45 +820,9 @@ class Repository:
 
     def usage(self) -> Usage:
         """Return the contents of the repository and their size on disk."""
-        from ckptstore.store.survey import survey
+        from ckptstore.store.usage import usage
 
-        documents = [
-            item for folder in self._catalog.FOLDERS for item in self._catalog.list(folder)
-        ]
-        ids = {id for id, item in documents if id and item.key == self._catalog.key(id)}
-        newest = self._oplog.newest()
-        gaps: list[Digest] = []
-
-        def lookup(id: Digest) -> Manifest | None:
-            manifest = self._catalog.lookup(id)
-            if manifest is None:
-                expiry = self._catalog.expiry(id)
-                if expiry is None or expiry.ancestors is None:
-                    gaps.append(id)
-            return manifest
-
-        reached = dict(ancestors(newest.refs.values(), lookup))
-        live = {id: manifest for id, manifest in reached.items() if id in ids}
-        seen = survey(self._catalog, live.values())
-        temporaries = self._storage.temporaries()
-        operations = (*self._oplog.list(), *self._oplog.list_pages())
-        metadata = [item.size for name, item in (*documents, *operations) if name]
-        return Usage(
-            checkpoints=len(live),
-            unreachable=len(ids - live.keys()),
-            branches=len(newest.heads),
-            tags=len(newest.tags),
-            array_bytes=sum(manifest.array_bytes for manifest in live.values()),
-            objects=seen.objects,
-            stored_bytes=seen.bytes,
-            is_torn=bool(gaps or self._lost(ids - reached.keys(), reached, newest)),
-            metadata_bytes=sum(metadata) + (self._storage.size(MARKER_KEY) or 0),
-            unreached_objects=seen.unreached_objects,
-            unreached_bytes=seen.unreached_bytes,
-            temporary_files=len(temporaries),
-            temporary_bytes=sum(item.size for item in temporaries),
-            left_bytes=sum(item.size for item in temporaries if item.is_left),
-        )
+        return usage(self._storage, self._catalog, self._oplog)
 
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""

@@ -80,6 +80,23 @@ def lost(
     return orphans.keys() - explained if children.keys() - explained - named_before else set()
 
 
+def lost_among(
+    ids: Iterable[Digest],
+    *,
+    reached: Container[Digest],
+    newest: Operation,
+    oplog: Oplog,
+    catalog: Catalog,
+) -> dict[Digest, Manifest]:
+    """Return the manifests of the lost ones of some live checkpoints that no ref reaches.
+
+    Those that cannot be read, and those that a gc has taken meanwhile, are left out.
+    """
+    orphans = {id: manifest for id in ids if (manifest := _readable(id, catalog))}
+    found = lost(orphans, reached=reached, newest=newest, oplog=oplog, catalog=catalog)
+    return {id: orphans[id] for id in found}
+
+
 def refuse_without_operations(newest: Operation, oplog: Oplog, catalog: Catalog) -> None:
     """Raise CorruptError when there are no operations, but checkpoints that show there were some.
 
