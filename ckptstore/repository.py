@@ -813,10 +813,9 @@ class Repository:
         """
         if progress is not None and not callable(progress):
             raise InvalidInputError(f"progress is {shown(progress)}; a function is expected.")
-        from ckptstore.gc import set_aside
         from ckptstore.verify import verify
 
-        return verify(self._storage, progress=progress, repair=partial(set_aside, self._stores()))
+        return verify(self._storage, progress=progress, repair=self._set_aside)
 
     def usage(self) -> Usage:
         """Return the contents of the repository and their size on disk."""
@@ -904,6 +903,12 @@ class Repository:
                 now=self._now,
             )
         return self._gc_stores
+
+    def _set_aside(self, damaged: Sequence[Digest]) -> tuple[Digest, ...]:
+        """Move those of some objects aside that are damaged still, and return them."""
+        from ckptstore.gc import set_aside
+
+        return set_aside(self._stores(), damaged)
 
     def _finish_gc(self) -> None:
         """Wait for a gc that is running, and finish one that died."""

@@ -117,7 +117,7 @@ class KeepAll(Policy):
     @property
     def phrase(self) -> str:
         """The kept checkpoints, as a part of a sentence."""
-        return "every checkpoint"
+        return "every checkpoint of every branch"
 
     def keep(self, live: Live) -> Reasons:
         """Keep all of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy
@@ -30,6 +31,11 @@ def test_what_is_shared_counts_as_saved(ckpt, history):
 
 def test_an_empty_repository_is_fine(ckpt, repo):
     assert "checkpoints  0 (0 branches, 0 tags)\n" in ckpt.out("usage")
+
+
+def test_a_copy_without_objects_can_be_measured(ckpt, history):
+    shutil.rmtree(Path(history.url, "objects"))
+    assert "stored       0 B in 0 objects, with structure and pages\n" in ckpt.out("usage")
 
 
 def test_objects_that_missing_checkpoints_may_need_are_no_leftovers(ckpt, history):

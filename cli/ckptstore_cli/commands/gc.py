@@ -64,9 +64,9 @@ def gc(
 
     A checkpoint is kept if any of the options keeps it. The head of every branch and every tagged
     checkpoint are always kept. Without options, the policy saved with "config retention" applies;
-    without that either, only what no branch and no tag reaches is deleted. The step and metrics of
-    an expired checkpoint remain, and log shows them. gc can run while other processes commit and
-    read.
+    without that either, every checkpoint of a branch stays. A tag keeps its own checkpoint, not
+    those before it. The step and metrics of an expired checkpoint remain, and log shows them. gc
+    can run while other processes commit and read.
 
     \b
     Examples:
@@ -80,8 +80,8 @@ def gc(
     plan = repo.plan_gc(given, branches=branches or None, **options)
     if given is None and repo.retention is None:
         output.note(
-            "No policy is given or saved, so all checkpoints of branches and tags stay. Pass one, "
-            "such as --max-to-keep 5, or save one with 'ckptstore config retention'."
+            "No policy is given or saved, so the checkpoints of all branches stay. Pass one, such "
+            "as --max-to-keep 5, or save one with 'ckptstore config retention'."
         )
     if dry_run:
         _print_plan(plan, as_json=as_json)

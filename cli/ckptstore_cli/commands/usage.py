@@ -74,6 +74,6 @@ def _unreachable(total: Usage) -> str:
 
 
 def _saving(total: Usage) -> str:
-    if total.stored_bytes >= total.array_bytes:
+    if not 0 < total.stored_bytes < total.array_bytes:
         return ""
     return f", {total.array_bytes / total.stored_bytes:.1f} times less"
