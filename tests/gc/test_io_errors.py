@@ -27,7 +27,8 @@ def test_a_gc_that_met_an_io_error_fails_and_the_next_finishes_it(
     base, url = scratch / "base", scratch / "url" / "store"
     prepared(base)
     shutil.copytree(base, url)
-    points = strace.points(collect(scratch, url), scratch)
+    calls = [call for call in collect(scratch, url).calls if call.fd != 1]  # without its output
+    points = [(call.name, call.number) for call in calls if call.changes(scratch)]
     assert len(set(points)) == len(points) >= 200
     failures = 0
     for name, number in points[part::PARTS]:
