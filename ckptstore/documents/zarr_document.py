@@ -27,7 +27,7 @@ V2_KINDS = {".zarray": "array", ".zgroup": "group"}
 NODE_DOCUMENTS = frozenset({METADATA, *V2_KINDS})
 OWN_DTYPE = "ckptstore_dtype"  # the attribute of an array whose dtype Zarr has no name for
 _SHOWN_AS = {"complex32": ("float16", (2,)), "float4_e2m1fn_x2": ("uint8", ())}
-_RESERVED = NODE_DOCUMENTS | {".zattrs", ".zmetadata"}
+DOCUMENTS = NODE_DOCUMENTS | {".zattrs", ".zmetadata"}
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -189,7 +189,7 @@ def segment_of(name: str) -> str:
 
 
 def _is_reserved(segment: str) -> bool:
-    return segment in _RESERVED or segment.startswith("__") or not segment.strip(".")
+    return segment in DOCUMENTS or segment.startswith("__") or not segment.strip(".")
 
 
 def _zero(dtype: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ckptstore.threads import Buffers, gather
 from ckptstore.zarr import folder_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ckptstore.arrays.source import ArraySource
@@ -37,6 +38,8 @@ CHUNK_BYTES = 8 << 20
 WRITE_THREADS = 4  # each holds a chunk
 CONSOLIDATED_MAX = 20_000  # nodes; each takes some 4 KB of memory
 NAME_BYTES_MAX = 255  # of a part of a path, the limit of file systems
+_ARRAY_DOCUMENTS = (METADATA, ".zarray")
+_CHUNK_KEY = re.compile(r"c(?:[/.][0-9]+)*|[0-9]+(?:[/.][0-9]+)*")  # of version 3, or 2
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
@@ -79,11 +82,28 @@ def write_values(values: ZarrValues, path: Path) -> None:
 
 
 def is_exported(path: Path) -> bool:
-    """Return whether `write` has written a folder, even if it has changed since."""
+    """Return whether a folder is an export: one of `write`, even if it has changed, or all Zarr.
+
+    The files of `write_values` are those that were committed, so nothing marks them as an export.
+    They are documents and chunks, and one file of another kind keeps a folder from being replaced.
+    """
     try:
-        return folder_read.described(folder_read.document(path / METADATA)) is not None
+        keys = set(folder_read.keys(path))
+        if METADATA in keys and folder_read.described(folder_read.document(path / METADATA)):
+            return True
+        return all(_is_zarr_key(key, keys) for key in keys)
     except (CkptStoreError, OSError):
         return False
+
+
+def _is_zarr_key(key: str, keys: Container[str]) -> bool:
+    """Return whether a key is that of a document, or of a chunk of one of the nodes."""
+    parts = key.split("/")
+    return parts[-1] in zarr_document.DOCUMENTS or any(
+        _CHUNK_KEY.fullmatch("/".join(parts[depth:]))
+        and any("/".join([*parts[:depth], name]) in keys for name in _ARRAY_DOCUMENTS)
+        for depth in range(len(parts))
+    )
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -625,6 +625,36 @@ def test_a_hierarchy_goes_out_as_it_came_in(tmp_path: Path) -> None:
     assert repo.checkout("main")["names"].tolist() == ["a", "bc"]
 
 
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("is_array", [False, True], ids=["group", "array"])
+def test_an_exported_hierarchy_is_replaced_unless_it_holds_other_files(
+    tmp_path: Path, version: Any, is_array: bool
+) -> None:
+    """Nothing marks it as an export, as its files are those that were committed."""
+    options = {"zarr_format": version, "attributes": {"by": "us"}}
+    if is_array:
+        zarr.create_array(tmp_path / "in.zarr", data=np.ones((4, 4)), chunks=(2, 2), **options)
+    else:
+        group = zarr.open_group(tmp_path / "in.zarr", mode="w", **options)
+        group.create_array("g/0", data=np.ones((4, 4)), chunks=(2, 2))
+        group.create_array("g/scalar", data=np.array(1.0))
+    out = tmp_path / "out.zarr"
+    made = ckptstore.init("memory://").commit(formats.read_file(tmp_path / "in.zarr").state)
+    for _ in range(2):
+        formats.write_file(made.zarr_values(), out, overwrite=True)
+    assert list(zarr_read.keys(out)) == list(zarr_read.keys(tmp_path / "in.zarr"))
+    for name in ("notes.txt", "g/notes.txt", "lost/c/0", "g/c.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+        with pytest.raises(ckptstore.InvalidInputError, match="holds more than an export"):
+            formats.write_file(made.zarr_values(), out, overwrite=True)
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    (out / "0").symlink_to(tmp_path)
+    with pytest.raises(ckptstore.InvalidInputError, match="holds more than an export"):
+        formats.write_file(made.zarr_values(), out, overwrite=True)
+
+
 def test_a_state_has_no_values_to_write(tmp_path: Path) -> None:
     assert ckptstore.init(tmp_path / "store").commit({"w": np.ones(3)}).zarr_values() is None
 
