@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ckptstore.errors import printable
-from ckptstore_cli.text import break_paths, draw_bar, fit, staying, wrapped
+from ckptstore_cli.text import break_paths, draw_bar, fit, least_width, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -40,9 +40,9 @@ class Column:
         title: The heading.
         style: The style on a terminal.
         right: Align to the right, for numbers.
-        gives_way: On a narrow terminal, columns with 1 are cut first, then 2; 0 is never cut.
+        gives_way: The turn at which the column is narrowed for a terminal; 0 for never.
         folds: Wrap text that does not fit instead of cutting it.
-        drops: On a narrow terminal, the column with 1 is left out first, then 2; 0 always stays.
+        drops: The turn at which the column is left out for a terminal; 0 for never.
     """
 
     title: str
@@ -64,8 +64,8 @@ def document(value: object) -> None:
 
 
 def line(text: str = "") -> None:
-    """Print one line."""
-    print(printable(text))
+    """Print one line; on a terminal, wrapped between words unless it is indented."""
+    print(_wrapped(text, sys.stdout))
 
 
 def table(
@@ -74,7 +74,10 @@ def table(
     *,
     dimmed: Container[int] = (),
 ) -> None:
-    """Print rows under column titles. `dimmed`: positions of less important rows, from 0."""
+    """Print rows under column titles. `dimmed`: positions of less important rows, from 0.
+
+    A terminal gets no column that is empty in every row.
+    """
     cells = [[printable(cell) for cell in row] for row in rows]
     if _is_terminal(sys.stdout):
         _rich_table(columns, cells, dimmed)
@@ -105,7 +108,7 @@ def fields(values: Mapping[str, str | Sequence[str]]) -> None:
         if _is_terminal(sys.stdout):
             lines = [part for text in lines for part in wrapped(text, room)]
         for position, text in enumerate(lines):
-            line(f"{'' if position else name:<{width}}  {text}")
+            print(printable(f"{'' if position else name:<{width}}  {text}"))
 
 
 def graph(rows: Iterable[tuple[str, str]]) -> None:
@@ -120,8 +123,8 @@ def graph(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark to stderr."""
-    print(printable(text), file=sys.stderr)
+    """Print a remark to stderr, wrapped as `line` is."""
+    print(_wrapped(text, sys.stderr), file=sys.stderr)
 
 
 def error(text: str) -> None:
@@ -187,6 +190,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def _wrapped(text: str, stream: TextIO | None) -> str:
+    """The text of a line; indented ones stay whole, as they hold commands to be copied."""
+    shown = printable(text)
+    if text.startswith(" ") or not _is_terminal(stream):
+        return shown
+    return "\n".join(wrapped(shown, shutil.get_terminal_size().columns))
+
+
 def _can_print(text: str) -> bool:
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -219,31 +230,53 @@ def _rich_table(
     from rich.table import Table
 
     console = _console(sys.stdout)
+    columns, rows = _without_empty(columns, rows)
     widths = [
         max(cell_len(text) for text in (column.title, *(row[position] for row in rows)))
         for position, column in enumerate(columns)
     ]
-    drops = [column.drops for column in columns]
-    stay = staying(widths, dropping=drops, room=console.width, gap=_GAP)
-    widths = [widths[position] for position in stay]
-    columns = [columns[position] for position in stay]
-    rows = [[row[position] for position in stay] for row in rows]
-    between = _GAP * (len(columns) - 1)
-    room = console.width - between
-    fitted = fit(widths, giving_way=[column.gives_way for column in columns], room=room)
-    console.width = max(console.width, sum(fitted) + between)  # wrap lines rather than cut ids
+    fitted = fit(
+        widths,
+        least=[
+            least_width((row[position] for row in rows), folds=column.folds)
+            for position, column in enumerate(columns)
+        ],
+        giving_way=[column.gives_way for column in columns],
+        dropping=[column.drops for column in columns],
+        room=console.width,
+        gap=_GAP,
+    )
+    columns, rows = _chosen(columns, rows, list(fitted))
+    widths = list(fitted.values())
+    # wrap lines rather than cut ids
+    console.width = max(console.width, sum(widths) + _GAP * (len(widths) - 1))
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for column, width in zip(columns, fitted, strict=True):
+    for column, width in zip(columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
         table.add_column(column.title, style=column.style, justify=justify, width=width)
     for number, row in enumerate(rows):
         style = "dim" if number in dimmed else None
         cells = (
             _text(break_paths(cell, width) if column.folds else cell, folds=column.folds)
-            for cell, column, width in zip(row, columns, fitted, strict=True)
+            for cell, column, width in zip(row, columns, widths, strict=True)
         )
         table.add_row(*cells, style=style)
     console.print(table)
+
+
+def _without_empty(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]]
+) -> tuple[list[Column], list[list[str]]]:
+    """Leave out the columns without a value in any row."""
+    filled = [at for at in range(len(columns)) if not rows or any(row[at] for row in rows)]
+    return _chosen(columns, rows, filled)
+
+
+def _chosen(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], positions: Sequence[int]
+) -> tuple[list[Column], list[list[str]]]:
+    """The columns at some positions."""
+    return [columns[at] for at in positions], [[row[at] for at in positions] for row in rows]
 
 
 def _text(text: str, *, folds: bool) -> Text:

@@ -50,12 +50,12 @@ def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> N
         output.note(f"There is no {kind} yet.")
     else:
         columns = (
-            Column(kind, style="bold green", gives_way=2),
+            Column(kind, style="bold green", gives_way=5, folds=True),
             Column("id", style="yellow"),
             Column("step", right=True),
-            Column("metrics", gives_way=3),
+            Column("metrics", gives_way=2, drops=4),
             Column("age", style="dim"),
-            Column("message", gives_way=1),
+            Column("message", gives_way=1, drops=3),
         )
         output.table(columns, [_row(name, c) for name, c in refs.items()])
 

@@ -7,14 +7,16 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
 _SIZE_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 _AGE_UNITS = (("day", 86400), ("h", 3600), ("min", 60))
 _AGE_SECONDS_MAX = 30 * 86400  # beyond this a date is more useful
 _AHEAD_SECONDS_MAX = 60  # clocks differ; further in the future, the date is shown
-_CUT_WIDTH_MIN = 12
+CUT_WIDTH_MIN = 12
+FOLDED_WIDTH_MIN = 24  # longer names are broken
+_NAME = r"[^/ ]*/|[^/ ]+"  # in a path
 
 
 def size(size_bytes: int) -> str:
@@ -109,28 +111,39 @@ def wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def fit(widths: Sequence[int], *, giving_way: Sequence[int], room: int) -> list[int]:
-    """Narrow columns until they fit into the room, first those that give way at 1, then 2, ….
+def fit(
+    widths: Sequence[int],
+    *,
+    least: Sequence[int],
+    giving_way: Sequence[int],
+    dropping: Sequence[int],
+    room: int,
+    gap: int,
+) -> dict[int, int]:
+    """Fit columns into the room, and return the widths of those that stay, by position.
 
-    Columns with 0 are never narrowed, the others never below _CUT_WIDTH_MIN.
+    Turn by turn, until all fit: columns that drop at 1 are left out and those that give way at 1
+    narrowed, then those with 2, …. No column is narrowed below its least width, and those with 0
+    stay as they are.
     """
-    fitted = list(widths)
-    for turn in sorted(set(giving_way) - {0}):
-        for position, own_turn in enumerate(giving_way):
-            if own_turn == turn:
-                spare = max(0, fitted[position] - _CUT_WIDTH_MIN)
-                fitted[position] -= min(spare, max(0, sum(fitted) - room))
+    fitted = dict(enumerate(widths))
+    for turn in range(1 + max((*giving_way, *dropping), default=0)):
+        stay = {at: width for at, width in enumerate(widths) if not 0 < dropping[at] <= turn}
+        left = room - gap * (len(stay) - 1)
+        narrowed = [at for at in stay if 0 < giving_way[at] <= turn]
+        fitted = dict(stay)
+        for at in sorted(narrowed, key=giving_way.__getitem__):
+            spare = max(0, fitted[at] - least[at])
+            fitted[at] -= min(spare, max(0, sum(fitted.values()) - left))
+        if sum(fitted.values()) <= left:
+            break
     return fitted
 
 
-def staying(widths: Sequence[int], *, dropping: Sequence[int], room: int, gap: int) -> list[int]:
-    """The positions of the columns that stay: those that drop at 1 go first, until all fit."""
-    stay = list(range(len(widths)))
-    for turn in sorted(set(dropping) - {0}):
-        if sum(widths[position] + gap for position in stay) - gap <= room:
-            break
-        stay = [position for position in stay if dropping[position] != turn]
-    return stay
+def least_width(cells: Iterable[str], *, folds: bool) -> int:
+    """The least width of a column with these cells: of the longest name in it if it folds."""
+    names = (len(name) for cell in cells for name in re.findall(_NAME, cell)) if folds else ()
+    return max(CUT_WIDTH_MIN, min(FOLDED_WIDTH_MIN, max(names, default=0)))
 
 
 def break_paths(text: str, width: int) -> str:
@@ -140,7 +153,7 @@ def break_paths(text: str, width: int) -> str:
 
 def _broken(path: str, width: int) -> str:
     lines = [""]
-    for part in re.findall(r"[^/]*/|[^/]+", path):
+    for part in re.findall(_NAME, path):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def terminal(ckpt):
-    def terminal(*args, columns=80, **env):
+    def terminal(*args, columns=80, code=0, **env):
         """Run in a process of its own on a terminal; what it showed."""
         outer, inner = pty.openpty()
         env = {"TERM": "xterm-256color", "COLUMNS": str(columns), **env}
@@ -28,7 +28,7 @@ def terminal(ckpt):
                 break
             shown += data
         os.close(outer)
-        assert done.returncode == 0, shown
+        assert done.returncode == code, shown
         return shown.decode().replace("\r\n", "\n")
 
     return terminal
@@ -116,10 +116,78 @@ def test_a_numeric_diff_fits_by_leaving_out_columns_and_never_breaks_a_name(term
     for seed in (1, 2):
         values = np.random.default_rng(seed).standard_normal(2000)
         repo.commit({"model": {"0.weight": values, "3.bias": values[:9]}})
-    shown = terminal("diff", "main~1", "main", "--numeric", NO_COLOR="1").splitlines()
-    assert all(len(line) <= 80 for line in shown)
-    assert "model/0.weight" in shown[1]
-    assert "norms" not in shown[0]
-    wide = terminal("diff", "main~1", "main", "--numeric", columns=120, NO_COLOR="1")
-    assert "norms" in wide
-    assert "█" in wide
+
+    def diff(columns):
+        shown = terminal("diff", "main~1", "main", "--numeric", NO_COLOR="1", columns=columns)
+        assert all(len(line) <= columns for line in shown.splitlines())
+        assert "model/0.weight" in shown
+        assert "NaN" not in shown
+        return shown
+
+    assert "norms" not in diff(70)
+    assert "norms" in diff(80)
+    assert "█" not in diff(80)
+    assert "█" in diff(120)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_new_nans_stay_in_a_numeric_diff_however_narrow_the_terminal(terminal, repo, columns):
+    """The other numbers leave them out, so nothing else would show that an array is spoilt."""
+    state = {"encoder": {"layer": {"0": {"attention": {"self": {"query": np.ones(99)}}}}}}
+    repo.commit(state)
+    state["encoder"]["layer"]["0"]["attention"]["self"]["query"][3] = np.nan
+    repo.commit(state)
+    args = ("diff", "main~1", "main", "--numeric")
+    head, row, *_ = terminal(*args, NO_COLOR="1", columns=columns).splitlines()
+    assert head.rstrip().endswith("new NaN/inf")
+    assert row.rstrip().endswith("1/0")
+
+
+@pytest.mark.parametrize("command", ["log", "branch"])
+def test_metrics_are_whole_beside_an_empty_column(terminal, ckpt, repo, command):
+    repo.commit({"x": 1}, step=1300, metrics={"val_acc": 0.580908, "val_loss": 0.0401616})
+    head, row = terminal(command, NO_COLOR="1").splitlines()
+    assert "val_acc=0.580908 val_loss=0.0401616" in row
+    assert "message" not in head
+    assert "message" in ckpt.process(command).stdout
+
+
+@pytest.mark.parametrize("command", ["branch", "tag", "log"])
+def test_names_of_refs_are_never_cut(terminal, repo, command):
+    names = [f"experiments/transformer-large/lr-{rate}e-4" for rate in (1, 3)]
+    repo.commit(
+        {"x": 1}, step=1300, metrics={"val_acc": 0.58, "val_loss": 0.04}, message="long " * 40
+    )
+    for name in names:
+        (repo.tag if command == "tag" else repo.branch)(name)
+    shown = terminal(command, NO_COLOR="1")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    if command == "log":  # in one column, broken after slashes
+        shown = "".join(line[10:28].strip() for line in shown.splitlines())
+    assert all(name in shown for name in names)
+
+
+def test_a_plan_of_gc_has_a_line_for_each_checkpoint(terminal, repo):
+    for step in range(6):
+        repo.commit({"x": step}, step=step, metrics={"val_acc": -step / 7, "val_loss": 1 / 7})
+    shown = terminal("gc", "--max-to-keep", "2", "--keep-best", "val_acc:max", "--dry-run")
+    assert shown.count("nothing keeps it") == 3
+    table = shown[: shown.index("3 checkpoints")].splitlines()
+    assert len(table) == 8, shown  # the policy, the heading, and 6 checkpoints
+
+
+def test_errors_and_notes_are_wrapped_between_words(terminal, ckpt, repo):
+    path = f"{'folder/' * 20}file.pt"
+    shown = terminal("checkout", "nothing-of-this-name", "-o", path, code=1)
+    lines = shown.splitlines()
+    assert len(lines) > 1
+    assert all(len(line) <= 80 for line in lines)
+    assert " ".join(lines) == ckpt.process("checkout", "nothing-of-this-name").stderr.strip()
+    repo.commit({"x": 1})
+    shown = terminal("checkout", "main", "-o", path, code=1)
+    assert any(path.rpartition("/")[0] in line for line in shown.splitlines())
+
+
+def test_a_command_to_copy_stays_on_one_line(terminal, ckpt):
+    shown = terminal("init", "long" * 30)
+    assert f"    export CKPTSTORE_REPO={ckpt.folder / ('long' * 30)}\n" in shown

@@ -78,25 +78,45 @@ def test_plain_text_is_printable_and_stays_as_it_is(value):
     shown.encode()
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), max_size=6), st.integers(0, 200))
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3), st.integers(1, 20)), max_size=6),
+    st.integers(0, 200),
+)
 def test_columns_give_way_in_turn_and_never_more_than_needed(columns, room):
-    widths = [width for width, _ in columns]
-    turns = [turn for _, turn in columns]
-    fitted = text.fit(widths, giving_way=turns, room=room)
-    for width, turn, now in zip(widths, turns, fitted, strict=True):
-        assert now == width or (turn and min(width, 12) <= now < width)
-    assert sum(fitted) >= min(room, sum(widths))
-    cut = [turn for width, turn, now in zip(widths, turns, fitted, strict=True) if now < width]
-    if cut:
-        earlier = [now for turn, now in zip(turns, fitted, strict=True) if 0 < turn < max(cut)]
-        assert all(now <= 12 for now in earlier)
+    widths, turns, least = ([column[part] for column in columns] for part in range(3))
+    fitted = text.fit(
+        widths, least=least, giving_way=turns, dropping=[0] * len(columns), room=room, gap=0
+    )
+    assert list(fitted) == list(range(len(columns)))
+    for at, width in enumerate(widths):
+        assert fitted[at] == width or (turns[at] and min(width, least[at]) <= fitted[at] < width)
+    assert sum(fitted.values()) >= min(room, sum(widths))
+    narrowed = [turns[at] for at, width in enumerate(widths) if fitted[at] < width]
+    for at, turn in enumerate(turns):
+        assert not 0 < turn < max(narrowed, default=0) or fitted[at] <= least[at]
 
 
-def test_columns_that_drop_are_left_out_one_turn_after_another_until_the_rest_fits():
-    widths, dropping = [10, 8, 6, 4], [0, 2, 1, 0]
-    assert text.staying(widths, dropping=dropping, room=34, gap=2) == [0, 1, 2, 3]
-    assert text.staying(widths, dropping=dropping, room=33, gap=2) == [0, 1, 3]
-    assert text.staying(widths, dropping=dropping, room=20, gap=2) == [0, 3]
+@pytest.mark.parametrize(
+    ("room", "fitted"),
+    [
+        (52, {0: 20, 1: 20, 2: 4, 3: 2}),
+        (51, {0: 20, 1: 19, 2: 4, 3: 2}),
+        (44, {0: 20, 1: 12, 2: 4, 3: 2}),
+        (43, {0: 20, 1: 17, 3: 2}),
+        (37, {0: 19, 1: 12, 3: 2}),
+        (9, {0: 12, 1: 12, 3: 2}),
+    ],
+)
+def test_columns_are_left_out_in_turn_and_what_that_frees_goes_to_the_narrowed_ones(room, fitted):
+    columns = {"giving_way": [3, 1, 0, 0], "dropping": [0, 0, 2, 0]}
+    assert text.fit([20, 20, 4, 2], least=[12] * 4, room=room, gap=2, **columns) == fitted
+
+
+def test_a_column_that_folds_is_no_narrower_than_the_names_in_it():
+    assert text.least_width(["a/b", "transformer-large/lr"], folds=True) == 18
+    assert text.least_width(["transformer-large/lr"], folds=False) == 12
+    assert text.least_width(["a/b c"], folds=True) == 12
+    assert text.least_width(["x" * 99], folds=True) == 24
 
 
 def test_a_path_breaks_after_slashes_and_not_inside_names():

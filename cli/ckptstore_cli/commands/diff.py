@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckptstore import ArrayChange, Diff, Numbers, ValueChange
 
 _COLUMNS = (
-    Column("array", gives_way=1, folds=True),
+    Column("array", gives_way=3, folds=True),
     Column("change", style="bold"),
     Column("dtype"),
     Column("shape", right=True),
@@ -33,7 +33,7 @@ _NUMERIC_COLUMNS = (
     Column("cosine", right=True),
     Column("elements", right=True),
     Column("norms", drops=2),
-    Column("new NaN/inf", right=True, drops=3),
+    Column("new NaN/inf", right=True),
 )
 _VALUE_COLUMNS = (
     Column("value", gives_way=1, folds=True),

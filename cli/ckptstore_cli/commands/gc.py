@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _COLUMNS = (
     Column("id", style="yellow"),
     Column("step", right=True),
-    Column("metrics", gives_way=2),
+    Column("metrics", gives_way=1),
     Column("verdict", style="bold"),
     Column("frees", right=True),
-    Column("why", folds=True, gives_way=1),
+    Column("why", folds=True, gives_way=2),
 )
 
 

@@ -35,7 +35,8 @@ def init(ctx: click.Context, url: str | None, as_json: bool) -> None:
         return
     output.line(f"Created a repository at {repo.url}")
     if _default() not in (place, repo.url):
-        output.note(f"To use it by default: export {VARIABLE}={shlex.quote(repo.url)}")
+        output.note("To use it by default:")
+        output.note(f"    export {VARIABLE}={shlex.quote(repo.url)}")
 
 
 def _default() -> str | None:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     Column("id", style="yellow"),
-    Column("refs", style="bold green", gives_way=2),
+    Column("refs", style="bold green", gives_way=2, folds=True),
     Column("step", right=True),
-    Column("metrics", gives_way=3),
+    Column("metrics", gives_way=4),
     Column("age", style="dim"),
-    Column("new", right=True),
+    Column("new", right=True, drops=3),
     Column("message", gives_way=1),
 )
 
