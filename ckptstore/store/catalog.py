@@ -85,16 +85,22 @@ class Catalog:
     """The documents of the checkpoints of one repository.
 
     objects: where pages and structures are read. cached_pages: how many pages of either kind stay
-    in memory; one may have 10 MB.
+    in memory; one may have 10 MB. check_store: called when something cannot be read; raises when
+    the repository is not there any more.
     """
 
     FOLDERS: ClassVar = (LIVE, EXPIRED, EXPIRIES)
     key = staticmethod(key_of)
 
     def __init__(
-        self, storage: Storage, objects: ObjectStore, *, cached_pages: int = CACHED_PAGES
+        self,
+        storage: Storage,
+        objects: ObjectStore,
+        *,
+        cached_pages: int = CACHED_PAGES,
+        check_store: Callable[[], None] = lambda: None,
     ) -> None:
-        self._storage = storage
+        self._storage, self._check_store = storage, check_store
         self.objects = objects
         self._manifests: _Cache[Digest, Manifest] = _Cache(
             CACHED_MANIFEST_PARTS, weigh=lambda manifest: MANIFEST_PARTS + len(manifest.refs)
@@ -136,10 +142,14 @@ class Catalog:
 
     @contextmanager
     def reading(self, id: Digest) -> Iterator[None]:
-        """Turn the error of reading a checkpoint into ExpiredError when it expired meanwhile."""
+        """Turn the error of reading a checkpoint into ExpiredError when it expired meanwhile.
+
+        StorageError when the repository is not there any more.
+        """
         try:
             yield
         except (CorruptError, NotFoundError):
+            self._check_store()
             self.refuse_expired(id)
             raise
 
@@ -220,8 +230,12 @@ class Catalog:
 
     def list(self, folder: str) -> Iterator[tuple[Digest | None, Listed]]:
         """List one of `FOLDERS`; the id is None for a key that is no document's."""
-        for item in self._storage.list(folder):
-            yield _id_of(item.key, folder), item
+        try:
+            for item in self._storage.list(folder):
+                yield _id_of(item.key, folder), item
+        except NotFoundError:
+            self._check_store()
+            raise
 
     def live(self) -> dict[Digest, float]:
         """Return all checkpoints that have not expired, each with the time it was stored at."""

@@ -6,7 +6,8 @@ again (docs/reference/format.md, section 8). Many refs are in pages that operati
 (section 8.1; docs/adr/0031). Only this module knows the keys of operations and of these pages.
 
 A folder can be emptied, unmounted or replaced under an open handle. So the id in the repository's
-marker is compared right before each operation is created, and when the log is shorter than it was.
+marker is compared right before each operation is created, and when the newest operation is another
+than this handle knows.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Oplog:
 
     def __init__(self, storage: Storage, *, store: str = "") -> None:
         self._storage, self._store = storage, store
-        self._seq = 1  # the highest number that was seen, at least
+        self._known: tuple[int, str] | None = None  # the newest operation, as of the last look
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
 
@@ -93,13 +94,12 @@ class Oplog:
             except NotFoundError:
                 self.check_store()
                 raise
-            if seq < self._seq:
-                self.check_store()
-            self._seq = max(seq, self._seq)
             try:
                 if self.exists(seq + 1):  # appended since
                     continue
-                return self.read(seq) if seq else Operation()
+                newest = self.read(seq) if seq else Operation()
+                self._note(newest)
+                return newest
             except NotFoundError:  # pruned since the listing: many newer ones were appended
                 continue
             except CorruptError as error:
@@ -112,6 +112,13 @@ class Oplog:
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )
+
+    def _note(self, newest: Operation) -> None:
+        """Remember the newest operation; compare the marker if another writer made it, or none."""
+        known = (newest.seq, newest.nonce)
+        if not newest.seq or self._known not in (None, known):
+            self.check_store()
+        self._known = known
 
     def check_store(self) -> None:
         """Raise StorageError when the repository that was opened is not there any more."""
@@ -332,6 +339,7 @@ class Oplog:
         self.check_store()
         if not self._storage.create(key, data):
             return False
+        self._known = (operation.seq, operation.nonce)
         self._settle(operation.seq)
         return True
 

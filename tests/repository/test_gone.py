@@ -101,6 +101,75 @@ def test_a_shorter_log_of_another_repository_is_found_before_anything_is_written
     assert files(root) == before
 
 
+READS: dict[str, Callable[[ckptstore.Repository], object]] = {
+    "log": lambda repo: repo.log(),
+    "branches": lambda repo: repo.branches(),
+    "checkout": lambda repo: repo.checkout("main"),
+    "usage": lambda repo: repo.usage(),
+    "retention": lambda repo: repo.retention,
+}
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2, 3])  # made() makes 2
+def test_no_other_repository_in_the_same_place_is_read(root: Path, commits: int) -> None:
+    repo = made(root)
+    root.rename(root.with_name("old"))
+    other = ckptstore.init(root)
+    for step in range(commits):
+        other.commit({"x": np.ones(step + 1)})
+    for read in (*READS.values(), *READS.values()):
+        with pytest.raises(StorageError, match="holds another repository"):
+            read(repo)
+    shutil.rmtree(root)
+    root.with_name("old").rename(root)
+    for read in READS.values():
+        read(repo)
+
+
+def test_a_follower_takes_nothing_from_another_repository(root: Path) -> None:
+    repo = made(root)
+    follower = repo.follow("main", poll_seconds=0.01)
+    assert follower.wait()
+    root.rename(root.with_name("old"))
+    made(root).commit({"x": np.ones(3)}, step=3)
+    with pytest.raises(StorageError, match="holds another repository"):
+        follower.wait(timeout=5)
+
+
+@pytest.mark.parametrize("gone", ["removed", "emptied", "replaced"])
+def test_arrays_that_are_read_later_name_the_repository_that_is_gone(
+    root: Path, gone: str
+) -> None:
+    repo = made(root)
+    checkpoint, lazy = repo.resolve("main"), repo.checkout(lazy=True)
+    root.rename(root.with_name("old"))
+    if gone != "removed":
+        root.mkdir()
+    if gone == "replaced":
+        root.rmdir()
+        ckptstore.init(root)
+    reads: tuple[Callable[[], object], ...] = (
+        lambda: lazy["x"][:3],
+        lambda: checkpoint.array("x")[:3],
+        repo.usage,
+    )
+    for read in reads:
+        with pytest.raises(StorageError, match="holds another repository|no longer holds"):
+            read()
+
+
+def test_what_another_handle_committed_costs_one_read_of_the_marker() -> None:
+    storage = CountingStorage()
+    repo = repository(storage)
+    repo.commit({"x": np.arange(3)})
+    repository(storage).commit({"x": np.arange(4)})
+    storage.forget()
+    repo.log()
+    assert storage.reads[MARKER_KEY] == 1
+    repo.log()
+    assert storage.reads[MARKER_KEY] == 1
+
+
 def test_a_repository_that_was_emptied_does_not_read_as_a_new_one(root: Path) -> None:
     repo = made(root)
     empty(root)
