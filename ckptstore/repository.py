@@ -21,7 +21,14 @@ from ckptstore.documents.facts import Facts
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_ref_name, check_strings
-from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError, shown
+from ckptstore.errors import (
+    CkptStoreError,
+    ConflictError,
+    ExpiredError,
+    InvalidInputError,
+    NotFoundError,
+    shown,
+)
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import resolve
@@ -921,15 +928,27 @@ class Repository:
 
     def _durable(self, rev: str) -> Digest:
         """The id that a revision names, flushed: its writer may have died before its own flush."""
-        id, _ = self._resolved(rev)
+        id, _ = self._readable(rev)
         self._catalog.flush(id)
         return id
 
     def _readable(self, rev: str) -> tuple[Digest, Manifest]:
         """The manifest of a checkpoint whose arrays are there."""
         id, manifest = self._resolved(rev)
-        self._catalog.refuse_expired(id)
+        try:
+            self._catalog.refuse_expired(id)
+        except ExpiredError as error:
+            raise ExpiredError(f"{shown(rev)} cannot be used. {error}{self._instead(rev)}") from error
         return id, manifest
+
+    def _instead(self, rev: str) -> str:
+        """Return a sentence about the best checkpoint that is stored, where a best one expired."""
+        names = self._catalog.names(self._oplog.newest())
+        with suppress(CkptStoreError):
+            id = resolve(rev, replace(names, may_be_best=self._catalog.is_live))
+            if self._catalog.is_live(id):
+                return f" The best one that is stored is {id.short}."
+        return ""
 
     def _resolved(self, rev: str) -> tuple[Digest, Manifest]:
         """The checkpoint that a revision names; CorruptError where a part of a copy is missing."""

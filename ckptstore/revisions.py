@@ -20,11 +20,11 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
 from ckptstore.digest import HEX_DIGITS, Digest
-from ckptstore.errors import InvalidInputError, NotFoundError, shown
+from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors, first_parents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import Lookup
@@ -46,7 +46,7 @@ class Names:
     """The names that revisions may use: refs as of one operation, and checkpoints by id.
 
     lookup: returns the manifest of an id, or None. ids: returns the ids that begin with the given
-    digits.
+    digits. may_be_best: returns False for a checkpoint that no best: names.
     """
 
     heads: Mapping[str, Digest]
@@ -54,29 +54,28 @@ class Names:
     lookup: Lookup
     ids: Callable[[str], Iterable[Digest]]
     default_branch: str = "main"
+    may_be_best: Callable[[Digest], bool] = lambda id: True
 
 
 def resolve(revision: str, names: Names) -> Digest:
     """Return the id of the checkpoint that a revision names.
 
-    InvalidInputError for text that is no revision; NotFoundError when there is no such checkpoint.
+    InvalidInputError for text that is no revision; NotFoundError when there is no such checkpoint;
+    CorruptError when it may be behind one that is missing from the history.
     """
     if not isinstance(revision, str) or not 0 < len(revision) <= REVISION_LENGTH_MAX:
         raise InvalidInputError(
             f"{shown(revision)} is not a revision: a branch, tag or id is expected."
         )
-    if best := _BEST.match(revision):
-        end = best.end()
-        id = _best(_ref(names.default_branch, names, whole=revision), best, names, whole=revision)
+    best = _BEST.match(revision)
+    end = best.end() if best else _end_of_base(revision)
+    suffixes = list(_suffixes(revision, end))
+    if best:
+        id = _best(_default(names, whole=revision), best, names, whole=revision)
     else:
-        end = _end_of_base(revision)
-        id = _base(revision[:end], names, whole=revision)
-    while end < len(revision):
-        suffix = _SUFFIX.match(revision, end)
-        if not suffix:
-            raise _bad_suffix(revision, end)
+        id = _base(revision[:end], names)
+    for suffix in suffixes:
         id = _follow(id, suffix, names, whole=revision)
-        end = suffix.end()
     return id
 
 
@@ -103,6 +102,15 @@ def ranked(
     return sorted(known, key=lambda pair: sign * pair[1].metrics[metric])
 
 
+def _suffixes(revision: str, end: int) -> Iterator[re.Match[str]]:
+    while end < len(revision):
+        suffix = _SUFFIX.match(revision, end)
+        if not suffix:
+            raise _bad_suffix(revision, end)
+        yield suffix
+        end = suffix.end()
+
+
 def _bad_suffix(revision: str, end: int) -> InvalidInputError:
     """Return the error for a revision that cannot be read from `end` on."""
     metric = re.search(r"best:[^:@~]+(?=(:\w+)?$)", revision[:end])
@@ -119,16 +127,18 @@ def _end_of_base(revision: str) -> int:
     return min(ends, default=len(revision))
 
 
-def _base(text: str, names: Names, *, whole: str) -> Digest:
+def _base(text: str, names: Names) -> Digest:
     if text == "latest":
         newest = next(iter(ancestors(names.heads.values(), names.lookup)), None)
         if newest is None:
             raise NotFoundError("There is no checkpoint on any branch yet.")
         return newest[0]
     if text in names.heads or text in names.tags:
-        return _ref(text, names, whole=whole)
+        return names.heads.get(text) or names.tags[text]
     if re.fullmatch(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{HEX_DIGITS}}}", text):
         return _by_prefix(text, names)
+    if text == "best:":
+        raise InvalidInputError("'best:' is not a revision. Name a metric, as in best:val_loss.")
     digits = (
         f" An id needs at least {PREFIX_DIGITS_MIN} digits."
         if re.fullmatch(r"[0-9a-f]+", text) and len(text) < PREFIX_DIGITS_MIN
@@ -139,11 +149,16 @@ def _base(text: str, names: Names, *, whole: str) -> Digest:
     )
 
 
-def _ref(name: str, names: Names, *, whole: str) -> Digest:
+def _default(names: Names, *, whole: str) -> Digest:
+    """Return the id of the default branch, which a revision without a name refers to."""
+    name = names.default_branch
     id = names.heads.get(name) or names.tags.get(name)
     if id is None:
+        other = next(iter(sorted(names.heads)), None)
+        named = f" For another branch: {other}@{whole[:80]}." if other else ""
         raise NotFoundError(
-            f"{whole[:80]!r} needs the branch {name!r}, which does not exist. {_offer(name, names)}"
+            f"{whole[:80]!r} refers to the branch {name!r}, which does not exist. "
+            f"{_offer(name, names)}{named}"
         )
     return id
 
@@ -171,15 +186,20 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
         return _best(id, best, names, whole=whole)
     if suffix["step"] is not None:
         step = int(suffix["step"])
+        history: dict[Digest, Manifest] = {}
         for found, manifest in ancestors([id], names.lookup):
             if manifest.step == step:
                 return found
+            history[found] = manifest
+        _refuse_gaps(history, whole=whole)
         raise NotFoundError(f"{shown(whole)}: no checkpoint in that history has step {step}.")
     back = int(suffix["back"] or 1)
-    distance = 0
-    for distance, (found, _) in enumerate(first_parents(id, names.lookup)):
+    distance, oldest = 0, {}
+    for distance, (found, manifest) in enumerate(first_parents(id, names.lookup)):
         if distance == back:
             return found
+        oldest = {found: manifest}
+    _refuse_gaps(oldest, whole=whole)
     base = whole[: whole.rfind("~")] if whole.count("~") == 1 else id.short
     checkpoints = "checkpoint" if distance == 1 else "checkpoints"
     raise NotFoundError(
@@ -191,16 +211,33 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
 
 def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
     metric, mode = best[1], best[2] or "auto"
-    history = list(ancestors([start], names.lookup))
-    winners = ranked(history, metric, mode)
-    if not winners:
-        known = sorted({name for _, manifest in history for name in manifest.metrics})
+    history = dict(ancestors([start], names.lookup))
+    winners = ranked(history.items(), metric, mode)
+    winner = next((id for id, _ in winners if names.may_be_best(id)), None)
+    if winner is None:
+        _refuse_gaps(history, whole=whole)
+        known = sorted({name for manifest in history.values() for name in manifest.metrics})
         raise NotFoundError(
             f"{shown(whole)}: no checkpoint in that history has a number for the metric "
             f"{shown(metric)}. "
             f"{_known(metric, known, what='metrics')}"
         )
-    return winners[0][0]
+    return winner
+
+
+def _refuse_gaps(history: Mapping[Digest, Manifest], *, whole: str) -> None:
+    """Raise CorruptError when a checkpoint is missing from a history that was searched to its end.
+
+    What was searched for may be that one, or be behind it.
+    """
+    for id, manifest in history.items():
+        for parent in manifest.parents:
+            if parent not in history:
+                raise CorruptError(
+                    f"{shown(whole)}: checkpoint {parent.short}, from which {id.short} was made, "
+                    "is missing, as in a copy that was cut short. Copy its file from another copy; "
+                    "verify names it."
+                )
 
 
 def _offer(name: str, names: Names) -> str:

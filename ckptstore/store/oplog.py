@@ -33,6 +33,7 @@ from ckptstore.documents.ref_page import (
 from ckptstore.errors import (
     ConflictError,
     CorruptError,
+    ExpiredError,
     NotFoundError,
     StorageError,
     first_line,
@@ -259,7 +260,8 @@ class Oplog:
         """Append the state before the newest change that was not undone yet, and return that one.
 
         now: returns UTC in microseconds. check: called with the newest operation and the state to
-        restore; an error it raises ends the attempt. NotFoundError when nothing is left to undo.
+        restore; an error it raises ends the attempt. NotFoundError when nothing is left to undo;
+        ExpiredError when `check` raises one.
         """
         undone = Operation()
 
@@ -267,7 +269,14 @@ class Oplog:
             nonlocal undone
             undone, before = self._last_change(newest)
             restored = replace(before, condemned=newest.condemned)
-            check(newest, restored)
+            try:
+                check(newest, restored)
+            except ExpiredError as error:
+                raise ExpiredError(
+                    f"Operation {undone.seq} ({undone.done}) and those before it cannot be undone. "
+                    f"{error} To move a branch or tag back, delete it and make it again at a "
+                    "checkpoint that is stored."
+                ) from error
             done = f"undid operation {undone.seq}: {undone.done}"
             return replace(
                 restored, undoes=undone.seq, done=shortened(done, DONE_LENGTH_MAX), time=now()
@@ -384,19 +393,24 @@ class Oplog:
         operation = newest
         while True:
             while operation.undoes is not None:
-                operation = self._before(operation.undoes)
+                operation = self._before(operation.undoes, newest)
             if operation.seq == 0:
                 raise NotFoundError("There is nothing to undo.")
-            before = self._before(operation.seq)
+            before = self._before(operation.seq, newest)
             if before.state != operation.state:
                 return operation, before
             operation = before  # gc changes neither
 
-    def _before(self, seq: int) -> Operation:
+    def _before(self, seq: int, newest: Operation) -> Operation:
         """Return the operation before a number."""
         try:
             return self.read(seq - 1) if seq > 1 else Operation()
         except NotFoundError as error:
+            if seq - 1 >= first_kept(newest.seq):
+                raise CorruptError(
+                    f"{key_of(seq - 1)} is missing, so operation {seq} cannot be undone. Copy it "
+                    "from another copy of the repository."
+                ) from error
             raise NotFoundError(
                 f"Operation {seq - 1} is too old to go back to: only the newest {KEPT_OPERATIONS} "
                 "are kept."

@@ -23,6 +23,7 @@ from ckptstore.errors import (
 )
 from ckptstore.history import ancestors
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
+from ckptstore.store.lost import refuse_without_operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -194,9 +195,10 @@ class Refs:
         Of a newest one that is damaged, the number and a description of what no ref reaches now.
         """
         try:
-            self._oplog.newest()
+            newest = self._oplog.newest()
         except CorruptError:
             return self._step_over()
+        refuse_without_operations(newest, self._oplog, self._catalog)
         return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
 
     def _step_over(self) -> Operation:
@@ -221,7 +223,7 @@ class Refs:
             return "every checkpoint is reached"
         names = ", ".join(id.short for id in left[:LEFT_MAX])
         more = f" and {len(left) - LEFT_MAX} more" if len(left) > LEFT_MAX else ""
-        return f"no branch or tag reaches {names}{more}. Make a branch at what a gc must keep"
+        return f"no branch or tag reaches {names}{more}. Make a branch at each one to keep"
 
     def _append_made(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 DAMAGED = (
-    "Repair moves it aside. Then commit the same state again, or copy the file from another copy "
-    "of the repository."
+    "Once repair has moved it aside, commit the same state again, or copy the file from another "
+    "copy of the repository."
 )
 MISSING = (
     "Copy the file from another copy of the repository, or commit the same state again: a commit "
@@ -17,6 +17,11 @@ CONTENT = (
 MANIFEST = (
     "Copy the file from another copy of the repository. Without one, delete the branches and tags "
     "that name the checkpoint, and make them again at a checkpoint that is left."
+)
+HISTORY = (
+    "Copy the file from another copy of the repository. Without one, gc expires nothing and deletes "
+    "no object: commit what is to stay to a new branch, and delete the branches and tags that were "
+    "made from this checkpoint."
 )
 EXPIRED = (
     "The operations are older than the checkpoints. Copy ops/ from the newest copy of the "

@@ -199,8 +199,8 @@ class _Verify:
         orphans = {}
         for id in sorted((live | expired) - reached):
             key = self.catalog.key(id, LIVE if id in live else EXPIRED)
-            check = partial(self.catalog.manifest, id)
-            if not self.findings.attempt(key, check, heal=heal.MANIFEST, checkpoint=id):
+            check, way = partial(self.catalog.manifest, id), self.way_to_heal(id, history)
+            if not self.findings.attempt(key, check, heal=way, checkpoint=id):
                 continue
             manifest = self.catalog.manifest(id)
             if id in live:
@@ -220,12 +220,18 @@ class _Verify:
             if id not in live and id not in expired:
                 check = partial(self.find_manifest, id, reason)
                 key = self.catalog.key(id)
-                self.findings.attempt(key, check, heal=heal.MANIFEST, checkpoint=id)
+                way = self.way_to_heal(id, history)
+                self.findings.attempt(key, check, heal=way, checkpoint=id)
         for name, id in history.newest.refs.items():
             if id in expired and id not in live:
                 check = partial(self.check_live, name, id)
                 key = self.catalog.key(id)
                 self.findings.attempt(key, check, heal=heal.EXPIRED, checkpoint=id)
+
+    def way_to_heal(self, id: Digest, history: History) -> str:
+        """Return what can be done about a manifest, which a ref or only the history may name."""
+        is_ancestor = id in history.named and id not in history.newest.refs.values()
+        return heal.HISTORY if is_ancestor else heal.MANIFEST
 
     def find_manifest(self, id: Digest, reason: str) -> None:
         """Raise NotFoundError when neither a live nor an expired checkpoint has this id."""

@@ -109,7 +109,10 @@ def test_a_history_that_is_not_whole_says_so(ckpt, history):
     tagged = history.resolve("v1")
     (root / f"checkpoints/{tagged.id}.json").unlink()
     history.delete_tag("v1")
-    assert f"Checkpoint {tagged.id.short}, from which" in ckpt("log").stderr
+    shown = ckpt("log").stderr
+    assert f"Checkpoint {tagged.id.short}, from which" in shown
+    assert "so those before it are not listed" in shown
+    assert f"checkpoint {tagged.id.short}, from which" in ckpt.error("show", "main~1")
 
 
 def test_without_operations_there_is_an_error_and_not_an_empty_list(ckpt, history):

@@ -44,7 +44,7 @@ def test_each_problem_names_the_checkpoints_and_refs_that_suffer(ckpt, history):
             f"    affects checkpoint {copy.short} (copy)",
         ]
     )
-    assert found[3].startswith(f"To heal {key}: Repair moves it aside.")
+    assert found[3].startswith(f"To heal {key}: Once repair has moved it aside, commit")
     assert found[4].endswith(": 1 problem, 2 checkpoints affected.")
     (problem,) = ckpt.json("verify", code=1)["problems"]
     assert sorted(problem["checkpoints"]) == sorted([seed, copy])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from ckptstore.digest import Digest
 from ckptstore.documents.manifest import Manifest
-from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from ckptstore.revisions import Names, mode_of, ranked, resolve
 
 NOTHING = Digest.of(b"")
@@ -120,6 +121,8 @@ def test_text_that_is_no_revision_is_refused(revision: str) -> None:
         ("abc", "An id needs at least 6 digits"),
         ("v1~9", "v1 has only 1 earlier checkpoint."),
         ("main~3~2", "has no earlier checkpoint"),
+        ("best:", "Name a metric, as in best:val_loss"),
+        ("best:~1", "Name a metric, as in best:val_loss"),
         ("best:val_los", "Did you mean val_loss?"),
         ("best:val_acc:up", "After best:val_acc, only :min or :max may follow"),
         ("main@best:val_acc:maximum", "After best:val_acc, only :min or :max may follow"),
@@ -143,6 +146,46 @@ def test_nothing_is_offered_where_nothing_was_committed() -> None:
     for revision in ("main", "latest", "best:val_loss"):
         with pytest.raises(NotFoundError):
             resolve(revision, names)
+
+
+@pytest.mark.parametrize(
+    ("revision", "after"),
+    [
+        ("main~3", "c"),
+        ("main~2", "c"),
+        ("v1~1", "b"),
+        ("main@step=10", "c"),
+        ("main~1@best:val_loss~1", "c"),
+        ("seed@best:f1", "e"),
+    ],
+)
+def test_a_gap_in_the_history_is_no_end_of_it(revision: str, after: str) -> None:
+    missing = HISTORY[after].parents[0]
+    names = replace(NAMES, lookup=lambda id: None if id == missing else MANIFESTS.get(id))
+    with pytest.raises(CorruptError) as raised:
+        resolve(revision, names)
+    assert f"checkpoint {missing.short}, from which {checkpoint(after).short}" in str(raised.value)
+    assert revision in str(raised.value)
+
+
+def test_what_is_before_a_gap_is_found() -> None:
+    missing = checkpoint("b")
+    names = replace(NAMES, lookup=lambda id: None if id == missing else MANIFESTS.get(id))
+    assert resolve("main~1", names) == checkpoint("c")
+    assert resolve("main@best:val_loss", names) == checkpoint("c")
+
+
+@pytest.mark.parametrize("revision", ["first~x", "first~1x", "none~x", "first@step="])
+def test_text_that_is_no_revision_is_named_before_it_is_looked_up(revision: str) -> None:
+    names = replace(NAMES, heads={"first": checkpoint("a")})
+    with pytest.raises(InvalidInputError, match="where ~N, @step=N or @best:METRIC was expected"):
+        resolve(revision, names)
+
+
+def test_the_best_of_another_branch_is_offered_where_there_is_no_default_one() -> None:
+    names = replace(NAMES, heads={"seed": checkpoint("f")})
+    with pytest.raises(NotFoundError, match="For another branch: seed@best:val_loss:min~1"):
+        resolve("best:val_loss:min~1", names)
 
 
 @pytest.mark.parametrize(

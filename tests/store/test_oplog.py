@@ -138,13 +138,18 @@ def test_the_operations_from_one_to_the_newest_are_read_or_their_loss_is_told() 
         list(log.between(2, log.newest()))
 
 
-def test_an_undo_behind_what_was_pruned_says_so() -> None:
+def test_an_undo_behind_what_was_pruned_or_is_missing_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     storage = MemoryStorage()
     log = Oplog(storage)
     for _ in range(3):
         count_up(log)
     storage.delete([key_of(2)])
-    with pytest.raises(NotFoundError, match="too old to go back to"):
+    with pytest.raises(CorruptError, match=r"ops/000000000002\.json is missing, so operation 3"):
+        log.undo(now=now)
+    monkeypatch.setattr(oplog_module, "KEPT_OPERATIONS", 1)
+    with pytest.raises(NotFoundError, match="too old to go back to: only the newest 1 are"):
         log.undo(now=now)
     assert log.newest().settings == {"n": 3}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore import ConflictError, CorruptError
+from ckptstore import ConflictError, CorruptError, ExpiredError
 from ckptstore.documents import ref_page
 from ckptstore.retention import MaxToKeep
 from ckptstore.store.objects import ObjectStore
@@ -66,6 +66,56 @@ def newest_of(repo: Repository) -> Path:
 @pytest.fixture
 def repo(tmp_path: Path) -> Repository:
     return ckptstore.init(tmp_path / "store", chunk_size=64 << 10)
+
+
+def test_an_undo_without_operations_says_that_they_are_missing(repo: Repository) -> None:
+    for step in range(3):
+        repo.commit({"n": step}, step=step)
+    for path in (Path(repo.url) / "ops").iterdir():
+        path.unlink()
+    with pytest.raises(CorruptError, match="none of the operations"):
+        repo.undo()
+
+
+def test_an_undo_that_needs_an_expired_checkpoint_says_that_it_failed_and_the_way_out(
+    repo: Repository,
+) -> None:
+    first = repo.commit({"n": 1}, metrics={"val_loss": 0.1})
+    second = repo.commit({"n": 2}, metrics={"val_loss": 0.2})
+    repo.gc(MaxToKeep(1), grace=0)
+    with pytest.raises(ExpiredError) as raised:
+        repo.undo()
+    told = str(raised.value)
+    assert told.startswith(f"Operation 2 (committed {second.id.short} to main) and those before it")
+    assert f"{first.id.short} expired" in told
+    assert "delete it and make it again" in told
+    repo.delete_branch("main")
+    repo.branch("main", second.id)
+    assert repo.checkout() == {"n": 2}
+
+
+def test_a_best_checkpoint_that_expired_is_named_with_the_best_that_is_stored(
+    repo: Repository,
+) -> None:
+    losses = (0.1, 0.3, 0.2, 0.4)
+    made = [repo.commit({"n": loss}, metrics={"val_loss": loss}) for loss in losses]
+    repo.gc(MaxToKeep(2), grace=0)
+    uses: tuple[Callable[[str], object], ...] = (
+        repo.checkout,
+        partial(repo.branch, "x"),
+        partial(repo.tag, "x"),
+        partial(repo.branch, "x", include="n"),
+        partial(repo.diff, "main"),
+    )
+    for use in uses:
+        with pytest.raises(ExpiredError) as raised:
+            use("main@best:val_loss")
+        told = str(raised.value)
+        assert told.startswith(f"'main@best:val_loss' cannot be used. Checkpoint {made[0].id.short}")
+        assert told.endswith(f"The best one that is stored is {made[2].id.short}.")
+        with pytest.raises(ExpiredError, match=r"'main~3' cannot be used.*remain\.$"):
+            use("main~3")
+    assert sorted(repo.branches()) == ["main"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -162,6 +162,23 @@ def test_any_file_is_restored_from_another_copy(
     assert world.open().verify().ok
 
 
+def test_what_the_history_alone_names_is_given_up_with_the_branch_that_was_made_from_it(
+    world: World,
+) -> None:
+    repo = world.open()
+    for step in (1, 2, 3):
+        repo.commit({"x": step}, branch="cut", step=step)
+    lost = repo.resolve("cut~1").id
+    delete(world.root / f"checkpoints/{lost}.json", random.Random(1))
+    (problem,) = world.open().verify().problems
+    assert (problem.checkpoints, problem.heal) == ((lost,), heal.HISTORY)
+    repo.commit(repo.checkout("cut"), branch="rest")
+    repo.delete_branch("cut")
+    repo.gc(grace=0)
+    assert world.open().verify().ok
+    assert world.open().checkout("rest") == {"x": 3}
+
+
 def test_what_was_healed_meanwhile_is_not_moved(world: World) -> None:
     key = world.files("chunk")[0]
     whole = (world.root / key).read_bytes()

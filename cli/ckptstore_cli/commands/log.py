@@ -76,7 +76,7 @@ def _note_missing(repo: Repository, checkpoints: Sequence[Checkpoint]) -> None:
             if parent not in known:
                 output.note(
                     f"Checkpoint {parent.short}, from which {checkpoint.id.short} was made, is "
-                    "missing, and all before it. See ckptstore verify."
+                    "missing, so those before it are not listed. See ckptstore verify."
                 )
     if lost := repo.lost():
         output.note(
