@@ -24,9 +24,11 @@ from ckptstore.documents.names import check_ref_name, check_strings
 from ckptstore.errors import (
     CkptStoreError,
     ConflictError,
+    CorruptError,
     ExpiredError,
     InvalidInputError,
     NotFoundError,
+    first_line,
     shown,
 )
 from ckptstore.history import ancestors
@@ -149,15 +151,32 @@ def open(
         marker = Marker.decode(storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX))
     except NotFoundError as error:
         if not create:
-            raise NotFoundError(
-                f"{storage.url} is not a repository. Check the path; to create "
-                "one, use ckptstore.init."
-            ) from error
+            raise _no_repository(storage) from error
         try:
             return init(storage.url, clock=clock)
         except ConflictError:  # another process created it just now
             return open(url, clock=clock)
+    except CorruptError as error:
+        raise CorruptError(
+            f"{storage.url} cannot be opened: {first_line(error)}. Copy {MARKER_KEY} from another "
+            "copy of the repository. Without one, delete that file; to make it anew and keep the "
+            "checkpoints, use ckptstore.init."
+        ) from error
     return Repository(storage, marker, clock=clock)
+
+
+def _no_repository(storage: Storage) -> NotFoundError:
+    """Return the error for a place without a marker."""
+    with suppress(CkptStoreError):
+        if any(True for folder in Catalog.FOLDERS for _ in storage.list(folder)):
+            return NotFoundError(
+                f"{storage.url} holds checkpoints, but {MARKER_KEY} is missing. Copy it from "
+                "another copy of the repository. Without one, to make it anew and keep the "
+                "checkpoints, use ckptstore.init."
+            )
+    return NotFoundError(
+        f"{storage.url} is not a repository. Check the path; to create one, use ckptstore.init."
+    )
 
 
 class Repository:

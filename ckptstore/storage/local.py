@@ -118,7 +118,7 @@ class LocalStorage:
         root = Path(self._root)
         missing: list[Path] = []
         try:
-            with translated("the folder", self._root):
+            with translated("", self._root):
                 missing += (
                     path for path in (root / TEMPORARY, root, *root.parents) if not path.exists()
                 )

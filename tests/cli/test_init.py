@@ -34,4 +34,27 @@ def test_a_repository_is_never_made_twice_nor_over_other_things(ckpt):
     (ckpt.folder / "full" / "thesis.tex").touch()
     assert "thesis.tex" in ckpt.error("init", "full")
     (ckpt.folder / "file").touch()
-    assert ckpt.error("init", "file").startswith("error: ")
+    for place in ("file", "file/store"):
+        expected = f"error: {ckpt.folder}/file is a file; a folder is expected.\n"
+        assert ckpt.error("init", place) == expected
+        assert ckpt("log", code=1, CKPTSTORE_REPO=place).stderr == expected
+    assert "/proc/foo could not be made" in ckpt.error("init", "/proc/foo")
+
+
+def test_a_marker_that_is_lost_or_damaged_is_made_anew_and_the_checkpoints_stay(ckpt, history):
+    marker = ckpt.folder / ".ckptstore" / "ckptstore.json"
+    marker.write_bytes(b"{")
+    told = ckpt.error("log")
+    assert f"{ckpt.folder}/.ckptstore cannot be opened: ckptstore.json is not" in told
+    assert "Copy ckptstore.json from another copy" in told
+    assert "use 'ckptstore init'" in told
+    marker.unlink()
+    told = ckpt.error("log")
+    assert "holds checkpoints, but ckptstore.json is missing" in told
+    assert "use 'ckptstore init'" in told
+    made = ckpt.out("init")
+    assert made == (
+        f"Made ckptstore.json anew at {ckpt.folder}/.ckptstore, with the 3 checkpoints there.\n"
+    )
+    assert [c["step"] for c in ckpt.json("log")] == [250, 200, 100]
+    assert ckpt.json("verify")["ok"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ckptstore_cli import output
+from ckptstore.errors import CkptStoreError
+from ckptstore_cli import output, text
 from ckptstore_cli.options import common
 from ckptstore_cli.repo import FOLDER, VARIABLE, named, nearest
 
@@ -33,6 +34,11 @@ def init(ctx: click.Context, url: str | None, as_json: bool) -> None:
     if as_json:
         output.document({"url": repo.url})
         return
+    with suppress(CkptStoreError):
+        if found := repo.log():
+            checkpoints = text.count(len(found), "checkpoint")
+            output.line(f"Made ckptstore.json anew at {repo.url}, with the {checkpoints} there.")
+            return
     output.line(f"Created a repository at {repo.url}")
     if _default() not in (place, repo.url):
         output.note("To use it by default:")
