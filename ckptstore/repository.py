@@ -196,9 +196,7 @@ class Repository:
         self._clock = clock
         self._objects = ObjectStore(storage)
         self._oplog = Oplog(storage, store=marker.store)
-        self._catalog = Catalog(
-            storage, self._objects, check_store=self._oplog.check_store
-        )
+        self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
         self._live = LiveCheckpoints(self._oplog, self._catalog)
         self._gc_stores: Stores | None = None
         self._refs = Refs(self._oplog, self._catalog, now=self._now, finish_gc=self._finish_gc)
@@ -957,7 +955,9 @@ class Repository:
         try:
             self._catalog.refuse_expired(id)
         except ExpiredError as error:
-            raise ExpiredError(f"{shown(rev)} cannot be used. {error}{self._instead(rev)}") from error
+            raise ExpiredError(
+                f"{shown(rev)} cannot be used. {error}{self._instead(rev)}"
+            ) from error
         return id, manifest
 
     def _instead(self, rev: str) -> str:

@@ -18,7 +18,7 @@ from ckptstore.documents import canonical
 from ckptstore.documents.facts import STEP_MAX
 from ckptstore.documents.names import check_metric_name
 from ckptstore.errors import InvalidInputError, shortened, shown
-from ckptstore.revisions import mode_of, ranked
+from ckptstore.revisions import known_names, mode_of, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -572,9 +572,7 @@ def _spaced(
 def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manifest]) -> None:
     unknown = sorted(policy.metrics - known)
     if unknown and live:
-        there = (
-            f"Known metrics: {', '.join(sorted(known)[:12])}." if known else "There are no metrics."
-        )
+        there = known_names(unknown[0], sorted(known), what="metrics")
         raise InvalidInputError(f"No checkpoint has the metric {shown(unknown[0])}. {there}")
 
 

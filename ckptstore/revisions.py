@@ -102,6 +102,15 @@ def ranked(
     return sorted(known, key=lambda pair: sign * pair[1].metrics[metric])
 
 
+def known_names(name: str, known: Sequence[str], *, what: str) -> str:
+    """Return the known names for a message, and the one that may have been meant."""
+    if not known:
+        return f"There are no {what}."
+    listed = f"Known {what}: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
+    alike = get_close_matches(name, known, n=1)
+    return f"{listed} Did you mean {alike[0]}?" if alike else listed
+
+
 def _suffixes(revision: str, end: int) -> Iterator[re.Match[str]]:
     while end < len(revision):
         suffix = _SUFFIX.match(revision, end)
@@ -220,7 +229,7 @@ def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Di
         raise NotFoundError(
             f"{shown(whole)}: no checkpoint in that history has a number for the metric "
             f"{shown(metric)}. "
-            f"{_known(metric, known, what='metrics')}"
+            f"{known_names(metric, known, what='metrics')}"
         )
     return winner
 
@@ -242,13 +251,4 @@ def _refuse_gaps(history: Mapping[Digest, Manifest], *, whole: str) -> None:
 
 def _offer(name: str, names: Names) -> str:
     known = sorted(names.heads) + sorted(names.tags)
-    return _known(name, known, what="names") if known else "Nothing has been committed yet."
-
-
-def _known(name: str, known: Sequence[str], *, what: str) -> str:
-    """Return the known names for a message, and the one that may have been meant."""
-    if not known:
-        return f"There are no {what}."
-    listed = f"Known {what}: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
-    alike = get_close_matches(name, known, n=1)
-    return f"{listed} Did you mean {alike[0]}?" if alike else listed
+    return known_names(name, known, what="names") if known else "Nothing has been committed yet."

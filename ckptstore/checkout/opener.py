@@ -50,9 +50,9 @@ class ArrayOpener:
         if not isinstance(path, str) or path not in self._tags:
             like = get_close_matches(shown(path), self._tags, n=3, cutoff=0.5)
             hint = f" Is it {' or '.join(map(repr, like))}?" if like else ""
+            count = f"{len(self._tags):,} array{'' if len(self._tags) == 1 else 's'}"
             raise NotFoundError(
-                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} "
-                f"It has {len(self._tags)}."
+                f"Checkpoint {self._id.short} has no array {shown(path)}.{hint} It has {count}."
             )
         return self.open(path, self._tags[path], framework=framework)
 

@@ -99,8 +99,6 @@ class Oplog:
                 if self.exists(seq + 1):  # appended since
                     continue
                 newest = self.read(seq) if seq else Operation()
-                self._note(newest)
-                return newest
             except NotFoundError:  # pruned since the listing: many newer ones were appended
                 continue
             except CorruptError as error:
@@ -110,6 +108,8 @@ class Oplog:
                     "one, undo goes back to the newest operation that can be read, and names the "
                     "checkpoints that no branch reaches then."
                 ) from error
+            self._note(newest)
+            return newest
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )

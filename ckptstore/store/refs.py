@@ -22,6 +22,7 @@ from ckptstore.errors import (
     shown,
 )
 from ckptstore.history import ancestors
+from ckptstore.revisions import known_names
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
 from ckptstore.store.lost import refuse_without_operations
 
@@ -280,8 +281,7 @@ def check_known(name: object, refs: Mapping[str, Digest], *, kind: str) -> None:
     """Raise NotFoundError, listing the known names, when there is no such branch or tag."""
     if not isinstance(name, str) or name not in refs:
         plural = "branches" if kind == "branch" else f"{kind}s"
-        names = ", ".join(sorted(refs)[:12])
-        known = f"Known {plural}: {names}." if names else f"The repository has no {plural}."
+        known = known_names(str(name), sorted(refs), what=plural)
         raise NotFoundError(f"There is no {kind} {shown(name)}. {known}")
 
 

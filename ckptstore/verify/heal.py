@@ -19,9 +19,9 @@ MANIFEST = (
     "that name the checkpoint, and make them again at a checkpoint that is left."
 )
 HISTORY = (
-    "Copy the file from another copy of the repository. Without one, gc expires nothing and deletes "
-    "no object: commit what is to stay to a new branch, and delete the branches and tags that were "
-    "made from this checkpoint."
+    "Copy the file from another copy of the repository. Without one, commit what is to stay to a "
+    "new branch, and delete the branches and tags that were made from the checkpoint: until then "
+    "gc expires nothing."
 )
 EXPIRED = (
     "The operations are older than the checkpoints. Copy ops/ from the newest copy of the "

@@ -13,7 +13,10 @@ _OPTIONS = {
     "(bytes_max=": "(--unpack-max=",
     "Choose one of them": "Choose one of them (--tensor)",
     "use ckptstore.init": "use 'ckptstore init'",
+    "Open it instead.": "Use it with -r, or choose another folder.",
+    "register_codec for its type": "commit it from Python with a codec for its type",
 }
+_EXISTS = re.compile(r"^(Branch|Tag) ('?)([^']+)\2 already exists, .*or delete it first")
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 
 
@@ -21,4 +24,10 @@ def with_options(message: str) -> str:
     """The message of the library with options in place of keyword arguments."""
     for argument, option in _OPTIONS.items():
         message = message.replace(argument, option)
+    message = _EXISTS.sub(_deleting, message)
     return _NOTHING_MATCHES.sub(r"\g<0> List paths with: ckptstore ls \1", message)
+
+
+def _deleting(found: re.Match[str]) -> str:
+    """The message of a name in use, with the command that deletes it."""
+    return f"{found[0]}: ckptstore {found[1].lower()} -d {found[3]}"

@@ -77,7 +77,10 @@ class Program(click.Group):
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:
-            _show(error)
+            is_json = isinstance(error, click.NoSuchOption) and error.option_name == "--json"
+            _show(
+                click.UsageError("--json goes after the command.", error.ctx) if is_json else error
+            )
             raise click.exceptions.Exit(error.exit_code) from None
 
     def invoke(self, ctx: click.Context) -> None:
@@ -104,7 +107,7 @@ def _show(error: click.UsageError) -> None:
     if error.ctx is not None:
         output.note(error.ctx.get_usage())
         output.note(f"Help: {error.ctx.command_path} --help")
-    output.error(error.format_message())
+    output.error(" ".join(error.format_message().split()))
 
 
 @click.group(

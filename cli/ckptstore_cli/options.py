@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ckptstore.errors import InvalidInputError
 from ckptstore_cli.repo import open_repository, repo_option
 
 if TYPE_CHECKING:
@@ -78,6 +79,16 @@ def pairs(
         return values
 
     return by_name
+
+
+def step_option(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """Check a training step."""
+    from ckptstore.documents.facts import check_step
+
+    try:
+        return check_step(value)
+    except InvalidInputError as error:
+        raise click.BadParameter(f"{value} has more than 63 bits.", ctx, param) from error
 
 
 def common(function: Command) -> Command:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckptstore.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,14 +29,22 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
     """The policy that the options form, which keeps what any of them keeps; None without any."""
     from ckptstore import retention
 
+    made: dict[str, Callable[[Any], Policy]] = {
+        "max_to_keep": retention.MaxToKeep,
+        "keep_best": _best,
+        "keep_every_n_hours": retention.KeepEveryNHours,
+        "keep_every_n_steps": retention.KeepEveryNSteps,
+    }
     parts: list[Policy] = []
-    if options["max_to_keep"] is not None:
-        parts.append(retention.MaxToKeep(options["max_to_keep"]))
-    parts += [_best(text) for text in options["keep_best"]]
-    if options["keep_every_n_hours"] is not None:
-        parts.append(retention.KeepEveryNHours(options["keep_every_n_hours"]))
-    if options["keep_every_n_steps"] is not None:
-        parts.append(retention.KeepEveryNSteps(options["keep_every_n_steps"]))
+    for name, make in made.items():
+        given = options[name]
+        for value in given if isinstance(given, tuple) else () if given is None else (given,):
+            try:
+                parts.append(make(value))
+            except InvalidInputError as error:
+                said = str(error).split(": ", 1)[-1]  # without the name of the class
+                option = f"--{name.replace('_', '-')}"
+                raise click.BadParameter(said, param_hint=option) from error
     if options["keep_all"]:
         parts.append(retention.KeepAll())
     return reduce(or_, parts) if parts else None

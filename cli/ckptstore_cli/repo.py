@@ -65,6 +65,8 @@ def _found() -> str:
         ) from error
     url = nearest(folder)
     if url is None:
+        if folder.joinpath("ckptstore.json").is_file():
+            raise NotFoundError(f"{folder} is a repository itself: name it with -r .")
         raise NotFoundError(
             f"No repository found: neither {folder} nor a folder above it on the same disk has a "
             f"{FOLDER}. Check the path, -r REPO or {VARIABLE}; to create one, use 'ckptstore init'."

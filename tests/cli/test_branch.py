@@ -48,7 +48,8 @@ def test_it_deletes_a_branch_which_undo_brings_back(ckpt, history):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["main"], "'main' already exists"),
+        (["main"], "delete it first: ckptstore branch -d main"),
+        (["-d", "mian"], "Did you mean main?"),
         (["new", "nowhere"], "'nowhere'"),
         (["has space"], "'has space' cannot name a branch"),
         (["-d", "nowhere"], "Known branches: main, tuned"),

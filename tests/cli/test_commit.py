@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -137,13 +138,36 @@ def test_wrong_usage_is_told_before_anything_is_read(ckpt, repo, file, args, sai
         (["-b", "../up"], "'../up' cannot name a branch"),
         (["-b", "latest"], "'latest' cannot name a branch"),
         (["--metric", "a\nb=1"], "cannot name a metric"),
-        (["--step", str(2**63)], "step"),
         (["--metric", f"a={2**63}"], "Metric 'a'"),
     ],
 )
 def test_names_and_numbers_that_cannot_be_are_errors(ckpt, repo, file, args, said):
     assert said in ckpt.error("commit", file, *args)
     assert repo.log() == []
+
+
+def test_a_step_of_too_many_bits_is_wrong_usage(ckpt, repo, file):
+    told = ckpt.error("commit", file, "--step", 2**63, code=2)
+    assert "'--step': 9223372036854775808 has more than 63 bits" in told
+    ckpt("commit", file, "--step", -(2**63) + 1)
+    assert repo.resolve("main").step == -(2**63) + 1
+
+
+def test_a_value_that_no_checkpoint_holds_is_named_with_its_file(ckpt, repo):
+    torch.save({"seen": {1, 2}}, ckpt.folder / "set.pt")
+    told = ckpt.error("commit", "set.pt")
+    assert told.startswith("error: set.pt: ")
+    assert "seen" in told
+    assert "commit it from Python with a codec" in told
+    assert repo.log() == []
+
+
+@pytest.mark.parametrize("text", ["hello world\n", "text\n", "import torch\n", "0123\n", "{}\n"])
+def test_a_text_file_is_no_checkpoint_and_told_in_words(ckpt, repo, text):
+    (ckpt.folder / "text.pt").write_text(text)
+    told = ckpt.error("commit", "text.pt")
+    assert re.search(r"text\.pt .* \w+ \w+.*\.$", told)
+    assert not re.search(r": .{0,9}$", told)
 
 
 def test_files_that_cannot_be_read_are_errors(ckpt, repo):

@@ -103,9 +103,12 @@ def test_without_a_policy_only_what_nothing_reaches_is_deleted(ckpt, history):
         (["--keep-best", "loss:min:3:4"], "METRIC[:MODE[:N]]", 2),
         (["--keep-best", "loss:min:x"], "METRIC[:MODE[:N]]", 2),
         (["--keep-best", "no_such_metric"], "no_such_metric", 1),
-        (["--keep-best", "val_loss:upwards"], "upwards", 1),
-        (["--max-to-keep", "0"], "0", 1),
-        (["--keep-every-n-hours", "nan"], "nan", 1),
+        (["--keep-best", "val_los"], "Did you mean val_loss?", 1),
+        (["--keep-best", "val_loss:upwards"], "--keep-best: the mode is 'upwards'", 2),
+        (["--max-to-keep", "0"], "--max-to-keep: 0 is not", 2),
+        (["--max-to-keep", str(2**63)], "--max-to-keep: 9223372036854775808 is not", 2),
+        (["--keep-every-n-steps", "-1"], "--keep-every-n-steps: -1 is not", 2),
+        (["--keep-every-n-hours", "nan"], "--keep-every-n-hours: nan is not", 2),
         (["--grace", "-1"], "grace", 2),
     ],
 )
@@ -115,6 +118,25 @@ def test_a_policy_that_means_nothing_is_an_error_before_anything_is_touched(
     before = ckpt.json("log")
     assert said in ckpt.error("gc", *args, code=code)
     assert ckpt.json("log") == before
+
+
+def test_a_policy_that_is_saved_or_removed_is_confirmed(ckpt, history):
+    saved = ckpt("config", "retention", "--max-to-keep", 2)
+    assert saved.stdout == "Keep the newest 2 of each branch.\n"
+    assert "Saved." in saved.stderr
+    shown = ckpt("config", "retention")
+    assert (shown.stdout, shown.stderr) == (saved.stdout, "")
+    removed = ckpt("config", "retention", "--unset").stderr
+    assert removed.startswith("Removed the policy: Keep the newest 2 of each branch.\n")
+    assert "Without one, gc expires nothing." in removed
+    assert "Removed" not in ckpt("config", "retention", "--unset").stderr
+
+
+def test_the_only_setting_is_named(ckpt, repo):
+    missing = ckpt.error("config", code=2)
+    assert missing.endswith("error: Missing argument 'retention'.\n")
+    wrong = ckpt.error("config", "retentoin", code=2)
+    assert "There is no setting 'retentoin'; the only one is 'retention'." in wrong
 
 
 def test_saving_and_forgetting_at_once_is_wrong_usage(ckpt, history):

@@ -19,6 +19,10 @@ OPTION = re.compile(r"(?<![\w-])--[a-z]")
         ("Leave them out (drop_values=True), choose arrays (include).", "(--include)"),
         ("Commit again, or pass retry=True.", "pass --retry."),
         ("Check the path; to create one, use ckptstore.init.", "'ckptstore init'"),
+        ("x is already a repository. Open it instead.", "Use it with -r"),
+        ("Branch 'a' already exists, at 12. Take another, or delete it first.", "branch -d a"),
+        ("Tag 'v1' already exists, at 12. Take another, or delete it first.", "tag -d v1"),
+        ("Store plain values, or register_codec for its type.", "from Python with a codec"),
         ("Nothing to add here.", "Nothing to add here."),
     ],
 )

@@ -58,6 +58,17 @@ def test_an_empty_repository_says_what_to_do(ckpt, repo):
     assert ckpt.json("log") == []
 
 
+def test_checkpoints_that_no_ref_reaches_are_not_called_none(ckpt, history):
+    for name in ("main", "tuned"):
+        ckpt("branch", "-d", name)
+    ckpt("tag", "-d", "v1")
+    told = ckpt("log")
+    assert told.stdout == ""
+    assert "No branch and no tag reaches the 3 checkpoints there." in told.stderr
+    assert "ckptstore undo" in told.stderr
+    assert ckpt.json("log") == []
+
+
 def test_the_graph_shows_where_branches_fork(ckpt, history):
     tuned, main, seed = (c.id.short for c in history.log())
     assert ckpt.out("log", "--graph").splitlines() == [

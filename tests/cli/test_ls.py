@@ -35,7 +35,7 @@ def test_include_and_exclude_choose(ckpt, history, args, paths):
 def test_nothing_chosen_is_said_on_stderr(ckpt, history):
     result = ckpt("ls", "main", "--include", "optimizer")
     assert result.stdout == ""
-    assert result.stderr == "No path matches.\n"
+    assert result.stderr == "No array is left by --include optimizer.\n"
     assert ckpt.json("ls", "main", "--include", "optimizer") == []
 
 

@@ -45,6 +45,7 @@ def test_no_command_is_wrong_usage_and_shows_the_help(ckpt):
     [
         (["chekout", "main"], "Did you mean 'checkout'?"),
         (["log", "--grahp"], "'--graph'"),
+        (["--json", "log"], "--json goes after the command."),
         (["log", "main", "tuned"], "unexpected extra argument"),
         (["frobnicate"], "No such command 'frobnicate'"),
     ],

@@ -58,6 +58,13 @@ def test_no_repository_is_an_error_with_ways_out(ckpt):
         assert part in error
 
 
+def test_a_repository_that_is_the_working_folder_is_offered(ckpt, monkeypatch):
+    ckpt("init", "store")
+    monkeypatch.chdir(ckpt.folder / "store")
+    assert f"{ckpt.folder}/store is a repository itself: name it with -r ." in ckpt.error("log")
+    assert ckpt.json("-r", ".", "log") == []
+
+
 def test_a_named_folder_that_is_no_repository_is_an_error(ckpt):
     assert f"{ckpt.folder}/nowhere is not a repository" in ckpt.error("-r", "nowhere", "log")
     assert "ftp://" in ckpt.error("-r", "ftp://host/x", "log")

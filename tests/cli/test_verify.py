@@ -123,3 +123,10 @@ def test_notes_are_printed_and_the_exit_code_is_0(ckpt, history):
     assert report["foreign"] == ["objects/.DS_Store"]
     assert report["unreachable"]["checkpoints"] == [made.id]
     assert "and 1 that none reaches: see ckptstore verify" in ckpt.out("usage")
+
+
+def test_a_missing_operation_is_told_with_what_it_means(ckpt, history):
+    damage(ckpt, "ops/000000000002.json", unlink)
+    assert ckpt.out("verify").endswith(
+        "1 operation is missing, so undo goes back only to the one after.\n"
+    )

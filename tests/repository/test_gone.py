@@ -137,9 +137,7 @@ def test_a_follower_takes_nothing_from_another_repository(root: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["removed", "emptied", "replaced"])
-def test_arrays_that_are_read_later_name_the_repository_that_is_gone(
-    root: Path, gone: str
-) -> None:
+def test_arrays_that_are_read_later_name_the_repository_that_is_gone(root: Path, gone: str) -> None:
     repo = made(root)
     checkpoint, lazy = repo.resolve("main"), repo.checkout(lazy=True)
     root.rename(root.with_name("old"))
@@ -154,7 +152,7 @@ def test_arrays_that_are_read_later_name_the_repository_that_is_gone(
         repo.usage,
     )
     for read in reads:
-        with pytest.raises(StorageError, match="holds another repository|no longer holds"):
+        with pytest.raises(StorageError, match=r"holds another repository|no longer holds"):
             read()
 
 

@@ -111,7 +111,9 @@ def test_a_best_checkpoint_that_expired_is_named_with_the_best_that_is_stored(
         with pytest.raises(ExpiredError) as raised:
             use("main@best:val_loss")
         told = str(raised.value)
-        assert told.startswith(f"'main@best:val_loss' cannot be used. Checkpoint {made[0].id.short}")
+        assert told.startswith(
+            f"'main@best:val_loss' cannot be used. Checkpoint {made[0].id.short}"
+        )
         assert told.endswith(f"The best one that is stored is {made[2].id.short}.")
         with pytest.raises(ExpiredError, match=r"'main~3' cannot be used.*remain\.$"):
             use("main~3")

@@ -96,6 +96,8 @@ class Loader:
         reason = first_line(error).split(". ")[0] + "."
         if isinstance(error, EOFError):
             return self.invalid("it ends early.")
+        if isinstance(error, LookupError):  # of the unpickler's own stack and memo
+            return self.invalid("it does not begin with a pickle.")
         if isinstance(error, pickle.UnpicklingError):
             return self._more_than_plain(str(error), protocol)
         if isinstance(error, MoreThanNumbersError):

@@ -6,8 +6,9 @@ import re
 
 import click
 
+from ckptstore.errors import UnsupportedValueError
 from ckptstore_cli import documents, output, text
-from ckptstore_cli.options import DEFAULT_BRANCH, Size, common, complete_refs, pairs
+from ckptstore_cli.options import DEFAULT_BRANCH, Size, common, complete_refs, pairs, step_option
 from ckptstore_cli.repo import open_repository
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
@@ -36,7 +37,7 @@ def _metric(text: str) -> float:
     shell_complete=complete_refs(tags=False),
     help="The branch to commit to. It is created if it does not exist.",
 )
-@click.option("--step", type=int, metavar="N", help="The training step.")
+@click.option("--step", type=int, callback=step_option, metavar="N", help="The training step.")
 @click.option(
     "--metric",
     "metrics",
@@ -96,15 +97,18 @@ def commit(
 
     repo = open_repository(ctx)
     contents = formats.read_file(file, bytes_max=bytes_max)
-    checkpoint = repo.commit(
-        contents.state,
-        branch=branch,
-        step=step,
-        metrics=metrics,
-        message=message,
-        meta={**contents.meta, **meta},
-        retry=retry,
-    )
+    try:
+        checkpoint = repo.commit(
+            contents.state,
+            branch=branch,
+            step=step,
+            metrics=metrics,
+            message=message,
+            meta={**contents.meta, **meta},
+            retry=retry,
+        )
+    except UnsupportedValueError as error:
+        raise UnsupportedValueError(f"{file}: {error}") from error
     if as_json:
         output.document({"branch": branch, **documents.checkpoint(checkpoint)})
     else:

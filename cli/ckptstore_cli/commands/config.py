@@ -15,10 +15,20 @@ if TYPE_CHECKING:
     from ckptstore.retention import Policy
 
 
+class _Setting(click.Choice[str]):
+    """The name of a setting."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """Leave out the choices, as the usage shows them."""
+        return ""
+
+    def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:
+        """Name the settings that there are."""
+        return f"There is no setting {value!r}; the only one is 'retention'."
+
+
 @click.command()
-@click.argument(
-    "setting", type=click.Choice(["retention"]), metavar="retention", help="The setting."
-)
+@click.argument("setting", type=_Setting(["retention"]), metavar="retention", help="The setting.")
 @policy_options
 @click.option("--unset", is_flag=True, help="Remove the saved policy.")
 @common
@@ -46,11 +56,15 @@ def config(
     if unset and policy is not None:
         raise click.UsageError("Give a policy to save, or --unset, not both.", ctx)
     repo = open_repository(ctx)
+    saved = repo.retention
+    if unset and saved is not None and not as_json:
+        output.note(f"Removed the policy: {saved}")
     if unset or policy is not None:
         repo.set_retention(policy)
-        _print(policy, as_json=as_json)
-    else:
-        _print(repo.retention, as_json=as_json)
+        saved = policy
+    _print(saved, as_json=as_json)
+    if policy is not None and not as_json:
+        output.note("Saved. gc applies it when it runs without a policy of its own.")
 
 
 def _print(policy: Policy | None, *, as_json: bool) -> None:
@@ -59,6 +73,6 @@ def _print(policy: Policy | None, *, as_json: bool) -> None:
         sentence = None if policy is None else str(policy)
         output.document({"retention": saved, "sentence": sentence})
     elif policy is None:
-        output.note("No retention policy is saved; gc needs one in its options.")
+        output.note("No retention policy is saved. Without one, gc expires nothing.")
     else:
         output.line(str(policy))

@@ -60,7 +60,7 @@ def log(
             [documents.checkpoint(c, refs.get(c.id, documents.NO_REFS)) for c in checkpoints]
         )
     elif not checkpoints:
-        output.note("No checkpoints yet. Commit one with: ckptstore commit FILE")
+        output.note(_nothing(repo))
     elif as_graph:
         output.graph(_drawing(checkpoints, refs))
     else:
@@ -83,6 +83,15 @@ def _note_missing(repo: Repository, checkpoints: Sequence[Checkpoint]) -> None:
             f"{text.count(len(lost), 'checkpoint')} on no branch, whose operations are missing. "
             f"The newest is {lost[0].id.short}. See ckptstore verify."
         )
+
+
+def _nothing(repo: Repository) -> str:
+    """Return why no checkpoint is listed: none was committed, or no ref reaches those there are."""
+    left = repo.usage().unreachable
+    if not left:
+        return "No checkpoints yet. Commit one with: ckptstore commit FILE"
+    reached = f"No branch and no tag reaches the {text.count(left, 'checkpoint')} there"
+    return f"{reached}. ckptstore undo restores what was deleted last; ckptstore verify lists them."
 
 
 def _row(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> tuple[str, ...]:

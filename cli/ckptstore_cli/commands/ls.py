@@ -33,8 +33,10 @@ def ls(
     if as_json:
         output.document([documents.array(array) for array in arrays])
     elif not arrays:
-        is_part = include or exclude
-        output.note("No path matches." if is_part else "The checkpoint has no arrays.")
+        globs = [*(f"--include {glob}" for glob in include), *(f"--exclude {g}" for g in exclude)]
+        output.note(
+            f"No array is left by {' '.join(globs)}." if globs else "The checkpoint has no arrays."
+        )
     else:
         rows = [(a.path, a.dtype, text.shape(a.shape), text.size(a.nbytes)) for a in arrays]
         output.table(_COLUMNS, rows)

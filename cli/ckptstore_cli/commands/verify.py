@@ -99,7 +99,8 @@ def _print_notes(report: VerifyReport, steps: Mapping[str, int]) -> None:
         output.line(f"{count} of other programs: {_some(report.foreign)}.")
     if report.missing_operations:
         count = text.count(report.missing_operations, "operation")
-        output.line(f"{count} of the newest 1,000 missing.")
+        verb = "is" if report.missing_operations == 1 else "are"
+        output.line(f"{count} {verb} missing, so undo goes back only to the one after.")
 
 
 def _some(names: Sequence[str]) -> str:
