@@ -281,7 +281,9 @@ def check_known(name: object, refs: Mapping[str, Digest], *, kind: str) -> None:
     """Raise NotFoundError, listing the known names, when there is no such branch or tag."""
     if not isinstance(name, str) or name not in refs:
         plural = "branches" if kind == "branch" else f"{kind}s"
-        known = known_names(str(name), sorted(refs), what=plural)
+        known = f"The repository has no {plural}."
+        if refs:
+            known = known_names(name if isinstance(name, str) else "", sorted(refs), what=plural)
         raise NotFoundError(f"There is no {kind} {shown(name)}. {known}")
 
 

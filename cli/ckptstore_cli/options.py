@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from ckptstore.errors import InvalidInputError
 from ckptstore_cli.repo import open_repository, repo_option
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 DEFAULT_BRANCH = "main"
+STEP_BITS_MAX = 63
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -83,12 +83,9 @@ def pairs(
 
 def step_option(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     """Check a training step."""
-    from ckptstore.documents.facts import check_step
-
-    try:
-        return check_step(value)
-    except InvalidInputError as error:
-        raise click.BadParameter(f"{value} has more than 63 bits.", ctx, param) from error
+    if value is not None and value.bit_length() > STEP_BITS_MAX:
+        raise click.BadParameter(f"{value} has more than {STEP_BITS_MAX} bits.", ctx, param)
+    return value
 
 
 def common(function: Command) -> Command:
