@@ -82,7 +82,7 @@ class ArrayInfo:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Checkpoint:
     """One checkpoint. Returned by `Repository.commit`, `resolve` and `log`.
 
@@ -96,7 +96,8 @@ class Checkpoint:
         created: The time of the commit, in UTC.
         meta: Further JSON values by name.
         expired: True if a policy has expired it: its arrays are no longer stored.
-        new_bytes: Bytes that the commit added to the repository.
+        new_bytes: Bytes of the objects that the commit had to store: chunks of arrays and the pages
+            that list them, but not its manifest.
         array_count: The number of arrays.
         array_bytes: Bytes of all arrays.
 
@@ -124,10 +125,14 @@ class Checkpoint:
     new_bytes: int
     array_count: int
     array_bytes: int
-    _manifest: Manifest = field(repr=False, compare=False)
-    _catalog: Catalog = field(repr=False, compare=False)
+    _manifest: Manifest = field(compare=False)
+    _catalog: Catalog = field(compare=False)
     # Created with the first array and kept, because it reads the structure.
-    _openers: list[ArrayOpener] = field(default_factory=list, repr=False, compare=False)
+    _openers: list[ArrayOpener] = field(default_factory=list, compare=False)
+
+    def __repr__(self) -> str:
+        facts = [f"Checkpoint({self.id.short}", f"step={self.step}", f"branch={self.branch!r}"]
+        return ", ".join([*facts, *(["expired=True"] if self.expired else [])]) + ")"
 
     @classmethod
     def of(cls, id: Digest, manifest: Manifest, catalog: Catalog) -> Checkpoint:

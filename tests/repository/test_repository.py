@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,15 @@ def test_a_checkpoint_cannot_be_changed() -> None:
         assert found.meta == {"tags": ["a"]}
         found.meta["tags"].append("mine")
     assert repo.resolve("main").meta == {"tags": ["a"]}
+
+
+def test_the_repr_of_a_checkpoint_is_short() -> None:
+    repo = memory()
+    checkpoint = repo.commit({"w": 1}, step=3, metrics={"loss": 0.5}, meta={"long": "x" * 999})
+    start = f"Checkpoint({checkpoint.id[:8]}, step=3, branch='main'"
+    assert repr(checkpoint) == f"{start})"
+    assert repo.resolve(repr(checkpoint)[11:19]) == checkpoint
+    assert repr(replace(checkpoint, expired=True)) == f"{start}, expired=True)"
 
 
 def test_a_repository_is_made_once_and_opened_by_its_url(tmp_path: Path) -> None:
