@@ -62,7 +62,7 @@ def train(store: str) -> tuple[nn.Module, list[float]]:
     )
     print(
         f"A network learns {TRAINING_IMAGES} of scikit-learn's digits for at most {EPOCHS} epochs, "
-        f"or until val_loss\nhas not improved for {PATIENCE}. Every new best epoch is saved.\n"
+        f"or until\nval_loss has not improved for {PATIENCE}. Every new best epoch is saved.\n"
     )
     callbacks.on_train_begin()
     for epoch in callbacks.epochs():
@@ -93,16 +93,16 @@ def report(store: str, model: nn.Module, val_losses: list[float]) -> None:
     repo = ckptstore.open(store)
     best = repo.resolve("main@best:val_loss")
     print(f"\nStopped after epoch {len(val_losses)}. val_loss in full precision:")
-    print(f"   epoch {len(val_losses):3}, the last          {val_losses[-1]!r}")
-    print(f"   epoch {best.message.split()[-1]:>3}, the best          {min(val_losses)!r}")
-
-    in_memory = evaluate(model)["val_loss"]
-    print(f"   this model now              {in_memory!r}")
-
     new = network()
     ckptstore.load_weights(new, repo, "main@best:val_loss")
-    from_store = evaluate(new)["val_loss"]
-    print(f"   checkpoint {best.id.short} of main   {from_store!r}")
+    in_memory, from_store = evaluate(model)["val_loss"], evaluate(new)["val_loss"]
+    for what, loss in (
+        (f"epoch {len(val_losses):3}, the last", val_losses[-1]),
+        (f"epoch {best.message.split()[-1]:>3}, the best", min(val_losses)),
+        ("this model now", in_memory),
+        (f"checkpoint {best.id.short} of main", from_store),
+    ):
+        print(f"   {what:27}   {loss!r}")
     if not in_memory == from_store == best.metrics["val_loss"] == min(val_losses):
         sys.exit("error: these should be equal.")
 
@@ -117,8 +117,8 @@ def report(store: str, model: nn.Module, val_losses: list[float]) -> None:
         total += array_bytes
     stored = repo.usage().stored_bytes
     print(
-        f"   together       {stored / 1e6:.2f} MB instead of {total / 1e6:.2f}: identical arrays "
-        f"are stored once"
+        f"   together       {stored / 1e6:.2f} MB instead of {total / 1e6:.2f}: "
+        f"identical arrays are stored once"
     )
 
 

@@ -88,8 +88,9 @@ def train(store: str, branch: str) -> None:
 def compare(store: str, chance: random.Random) -> None:
     """Train once without interruption and once with kills, and compare the two branches."""
     print(
-        f"A network with dropout learns scikit-learn's digits in {STEPS} steps: AdamW, a cosine\n"
-        f"schedule, shuffled batches, a checkpoint every {SAVE_EVERY} steps in the background.\n"
+        f"A network with dropout learns scikit-learn's digits in {STEPS} steps: AdamW, a\n"
+        f"cosine schedule, shuffled batches, a checkpoint every {SAVE_EVERY} steps in the\n"
+        "background.\n"
     )
     print("1. A process that is not interrupted")
     steady = follow(store, "steady", kill_at=None)
@@ -108,7 +109,7 @@ def compare(store: str, chance: random.Random) -> None:
     print(f"   values   {len(diff.values)} differ")
     if equal < STEPS or not diff.is_empty:
         sys.exit("error: the killed run ended differently.")
-    print("   Weights, AdamW's moments, the schedule and all random numbers are bit for bit equal.")
+    print("   Weights, AdamW's moments, the schedule and random numbers: bit for bit equal.")
 
 
 def follow(store: str, branch: str, *, kill_at: int | None) -> dict[int, str]:

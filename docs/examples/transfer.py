@@ -73,7 +73,7 @@ def transfer(repo: Repository, folder: Path) -> None:
         grown = repo.usage().stored_bytes - before.stored_bytes
         print(
             f"\n{number}. Branch {name} starts with {derived.array_count} of these arrays under "
-            f"the names of the new model: {grown / 1e3:.0f} KB new"
+            f"the names of the new\n   model: {grown / 1e3:.0f} KB new"
         )
         file_bytes += train(repo, name, Texts(name, areas.split(), tokenizer), folder)
 

@@ -22,6 +22,7 @@ def run(forks, name, *options, code=0):
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
         assert done.stderr == ""
+        assert max(map(len, done.stdout.splitlines())) <= 80
     return done.stderr if code else done.stdout
 
 
@@ -58,7 +59,9 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path, forks):
     repo = ckptstore.open(tmp_path / "store")
     best = repo.resolve("main@best:val_loss").metrics["val_loss"]
     assert f"{best:.4f}" == f"{min(val_losses):.4f}" != f"{val_losses[-1]:.4f}"
-    assert said.count(f"   {best!r}\n") == 3, "the best epoch, the model, and the checkpoint"
+    figures = [line for line in said.splitlines() if line.endswith(f"   {best!r}")]
+    assert len(figures) == 3, "the best epoch, the model, and the checkpoint"
+    assert len(set(map(len, figures))) == 1
     assert repo.diff("main@best:val_loss", "best-weights", include="model").is_empty
     assert repo.verify().ok
 
