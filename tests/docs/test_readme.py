@@ -22,7 +22,8 @@ def test_it_is_short():
 
 
 def test_it_opens_with_the_installation():
-    assert commands(OPENING) == ["pip install ckptstore"]
+    assert [command.split()[0] for command in commands(OPENING)] == ["python3", "pip"]
+    assert commands(OPENING)[1] == "pip install ."
     assert OPENING.line <= 10
 
 

@@ -43,7 +43,8 @@ def log(
 ) -> None:
     """List checkpoints, newest first.
 
-    The column "new" shows how many bytes the commit added to the repository.
+    The column "new" shows the bytes of arrays and of their lists that the commit had to store, not
+    those of its own record.
 
     \b
     Examples:
