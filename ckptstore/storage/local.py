@@ -59,7 +59,7 @@ from ckptstore.storage.writeback import begin_writeback
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
@@ -69,6 +69,7 @@ OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at thei
 RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an inode each
 RESERVE_BYTES = 1 << 13  # of each
 FLUSH_THREADS = 8  # a folder's fsync is mostly waiting
+FLUSHED_MAX = 128  # files of a batch whose folder is fsynced at once
 KEPT_FOLDERS_MAX = 64  # of a batch: each takes a descriptor
 FILES_PER_FOLDER = 4  # that a process has to be allowed for each, and for each thread
 FOLDERS_PER_THREAD = 8  # for fewer, starting a thread takes longer than their fsyncs
@@ -243,8 +244,7 @@ class LocalStorage:
 
     def flush(self, keys: Iterable[str]) -> None:
         """Fsync the folders of these keys, and every folder above them up to the root."""
-        folders = {parent for key in keys for parent in folders_above(key)}
-        _flush([partial(self._fsync, parts) for parts in sorted(folders)])
+        self._fsync_all({parent for key in keys for parent in folders_above(key)})
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove keys, ignoring missing ones, durably.
@@ -264,7 +264,7 @@ class LocalStorage:
                     with translated(key, self._root), suppress(FileNotFoundError):
                         os.unlink(key.rpartition("/")[2], dir_fd=fd)
         # Folders of missing keys too: the process that removed them may have died before its fsync.
-        _flush([partial(self._fsync, parts, may_lack=True) for parts in sorted(folders)])
+        self._fsync_all(folders, may_lack=True)
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """List every file under a folder except temporary ones, as it is found.
@@ -413,6 +413,14 @@ class LocalStorage:
         with suppress(OSError), self._folder((TEMPORARY,)) as tmp_fd:
             os.unlink(name, dir_fd=tmp_fd)
 
+    def _fsync_all(self, folders: Collection[tuple[str, ...]], *, may_lack: bool = False) -> None:
+        """Fsync folders, on as many threads as are worth it and may open files."""
+        threads = min(FLUSH_THREADS, 1 + len(folders) // FOLDERS_PER_THREAD)
+        if threads > 1:
+            threads = affordable(threads, files_each=FILES_PER_FOLDER)
+        jobs = [partial(self._fsync, parts, may_lack=may_lack) for parts in sorted(folders)]
+        gather(jobs, threads=threads)
+
     def _fsync(self, parts: tuple[str, ...], *, may_lack: bool = False) -> None:
         """Fsync a folder below the root; with `may_lack`, only if it is there."""
         with (
@@ -471,18 +479,38 @@ class LocalStorage:
 
 
 class _Batch(LocalStorage):
-    """The same folder for one writer: the first folders that it uses stay open."""
+    """The same folder for one writer.
+
+    The first folders that it uses stay open. The first files get the fsync of their folder with
+    their name, so that `flush` has little left to do. Of many files several are in one folder, and
+    it is better to wait for all of them.
+    """
 
     def __init__(self, root: str, *, is_used: bool) -> None:
         super().__init__(root)
         self._is_used = is_used
         self._kept: dict[tuple[str, ...], int] = {}
         self._kept_max = affordable(KEPT_FOLDERS_MAX, files_each=FILES_PER_FOLDER)
+        self._flushed: set[str] = set()  # keys that were put before an fsync of their folder
 
     def close(self) -> None:
         """Close the folders; no thread uses them any more."""
         while self._kept:
             os.close(self._kept.popitem()[1])
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Fsync the folders of these keys, less those of the first files put, and all above."""
+        folders: set[tuple[str, ...]] = set()
+        for key in keys:
+            *above, own = folders_above(key)
+            folders.update(above if key in self._flushed else (*above, own))
+        self._fsync_all(folders)
+
+    def _rename(self, staged: StagedFile, key: str) -> None:
+        super()._rename(staged, key)
+        if len(self._flushed) < FLUSHED_MAX:
+            self._fsync(tuple(key.split("/")[:-1]))
+            self._flushed.add(key)
 
     @contextmanager
     def _folder(self, parts: tuple[str, ...], *, make: bool = False) -> Iterator[int]:
@@ -504,14 +532,6 @@ class _Batch(LocalStorage):
         finally:
             if not is_kept:
                 os.close(fd)
-
-
-def _flush(jobs: Collection[Callable[[], None]]) -> None:
-    """Fsync folders, on as many threads as are worth it and may open files."""
-    threads = min(FLUSH_THREADS, 1 + len(jobs) // FOLDERS_PER_THREAD)
-    if threads > 1:
-        threads = affordable(threads, files_each=FILES_PER_FOLDER)
-    gather(jobs, threads=threads)
 
 
 def _size(name: str, *, within: int) -> int | None:

@@ -60,9 +60,12 @@ def test_power_failures_catch_a_commit_that_does_not_flush_what_a_killed_process
     scratch: Path,
 ) -> None:
     bug = "found-objects-not-flushed"
-    recorded = strace.run(scratch / "log", scratch / "first/store", 1, 1)
+    # As deep as the store of `after_kill`: each folder above a new store is fsynced.
+    recorded = strace.run(scratch / "log", scratch / "first/above/store", 1, 1)
     points = strace.points(recorded, scratch)
     renames = [place for place, (name, _) in enumerate(points) if "rename" in name]
     last_object = renames[-2]  # the last rename is the manifest's
-    states = after_kill(points[last_object + 1], scratch, "--bug", bug)
+    flush = points[last_object + 1]
+    assert flush[0] == "fsync"
+    states = after_kill(flush, scratch, "--bug", bug)
     assert any(power.complaints(states, scratch / "state", url="above/store", writers=2))
