@@ -224,7 +224,7 @@ class Refs:
             return "every checkpoint is reached"
         names = ", ".join(id.short for id in left[:LEFT_MAX])
         more = f" and {len(left) - LEFT_MAX} more" if len(left) > LEFT_MAX else ""
-        return f"no branch or tag reaches {names}{more}. Make a branch at each one to keep"
+        return f"no branch or tag reaches {names}{more}: make a branch at each one to keep"
 
     def _append_made(
         self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
