@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -51,7 +51,7 @@ from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import SupportsIndex
@@ -533,9 +533,11 @@ class Repository:
         derivation = Derivation.of(include, exclude, rename, reset)
         if derivation.is_everything:
             return self._branch_at(name, at)
-        return self._checkpoint(
-            *self._committer().derive(derivation, branch=name, source=partial(self._durable, at))
-        )
+        with self._naming(at):
+            made = self._committer().derive(
+                derivation, branch=name, source=partial(self._durable, at)
+            )
+        return self._checkpoint(*made)
 
     def diff(
         self,
@@ -661,7 +663,8 @@ class Repository:
         """
         check_ref_name(name, kind="tag")
         id = self._durable(at)
-        self._refs.make_tag(name, id)
+        with self._naming(at):
+            self._refs.make_tag(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:
@@ -883,7 +886,8 @@ class Repository:
     def _branch_at(self, name: str, at: str) -> Checkpoint:
         """Make a branch that begins at the checkpoint itself."""
         id = self._durable(at)
-        self._refs.make_branch(name, id)
+        with self._naming(at):
+            self._refs.make_branch(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def _committer(self) -> Committer:
@@ -945,20 +949,26 @@ class Repository:
 
     def _durable(self, rev: str) -> Digest:
         """The id that a revision names, flushed: its writer may have died before its own flush."""
-        id, _ = self._readable(rev)
+        id, _ = self._resolved(rev)
         self._catalog.flush(id)
         return id
 
     def _readable(self, rev: str) -> tuple[Digest, Manifest]:
         """The manifest of a checkpoint whose arrays are there."""
         id, manifest = self._resolved(rev)
-        try:
+        with self._naming(rev):
             self._catalog.refuse_expired(id)
+        return id, manifest
+
+    @contextmanager
+    def _naming(self, rev: str) -> Iterator[None]:
+        """Name the revision where what it names has expired, and the best one that is stored."""
+        try:
+            yield
         except ExpiredError as error:
             raise ExpiredError(
                 f"{shown(rev)} cannot be used. {error}{self._instead(rev)}"
             ) from error
-        return id, manifest
 
     def _instead(self, rev: str) -> str:
         """Return a sentence about the best checkpoint that is stored, where a best one expired."""
