@@ -84,6 +84,7 @@ class Oplog:
     def __init__(self, storage: Storage, *, store: str = "") -> None:
         self._storage, self._store = storage, store
         self._known: tuple[int, str] | None = None  # the newest operation, as of the last look
+        self._durable = 0  # the number of the newest operation that is known to be durable
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
 
@@ -113,6 +114,16 @@ class Oplog:
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )
+
+    def make_durable(self, newest: Operation) -> None:
+        """Return once an operation is durable, whose writer may have died before its own flush.
+
+        Otherwise a power failure could take it and leave a later checkpoint, whose parent no
+        operation would name.
+        """
+        if newest.seq > self._durable:
+            self._storage.flush([key_of(newest.seq)])
+            self._durable = newest.seq
 
     def _note(self, newest: Operation) -> None:
         """Remember the newest operation; compare the marker if another writer made it, or none."""
@@ -349,6 +360,7 @@ class Oplog:
         if not self._storage.create(key, data):
             return False
         self._known = (operation.seq, operation.nonce)
+        self._durable = operation.seq
         self._settle(operation.seq)
         return True
 

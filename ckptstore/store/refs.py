@@ -102,6 +102,8 @@ class Refs:
                 manifest, id = replace(manifest, parents=parents), None
             _check_unused(branch, newest.tags, kind="tag")
             if id is None:
+                if parents:
+                    self._oplog.make_durable(newest)
                 id = self._catalog.store(manifest)
             refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
             return replace(newest, heads={**newest.heads, branch: id})
@@ -129,6 +131,7 @@ class Refs:
             refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
 
         check(since, source)
+        self._oplog.make_durable(self._oplog.newest())
         id = self._catalog.store(manifest)
 
         def decide(newest: Operation) -> Operation:

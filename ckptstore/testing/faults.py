@@ -91,9 +91,13 @@ class LosingStorage:
             self._before.pop(key, None)
 
     def create(self, key: str, data: Buffer) -> bool:
-        """As in the protocol; durable."""
+        """As in the protocol; a kill in between leaves the key, but not durable."""
         self._change()
-        return self._memory.create(key, data)
+        if not self._memory.create(key, data):
+            return False
+        self._before.setdefault(key, None)
+        self.flush([key])
+        return True
 
     def delete(self, keys: Iterable[str]) -> None:
         """As in the protocol; durable."""

@@ -58,6 +58,25 @@ def test_a_name_given_to_what_a_killed_process_stored_outlives_a_power_failure(n
             break
 
 
+def test_no_operation_is_missing_when_a_commit_follows_one_that_was_killed() -> None:
+    for changes in count():
+        for more in count():
+            storage = initialised()
+            storage.changes_left = changes
+            with suppress(Killed):
+                opened(storage).commit({"n": 1})
+            has_ended = bool(storage.changes_left)
+            storage.changes_left = more
+            with suppress(Killed):
+                opened(storage).commit({"n": 2})
+            left = opened(storage.after_power_failure(lambda key: False))
+            assert left.verify().ok, f"killed at change {changes}, then at {more}"
+            if storage.changes_left:
+                break
+        if has_ended:
+            break
+
+
 def test_what_was_lost_and_is_put_again_is_flushed_again() -> None:
     storage = initialised()
     opened(storage).commit(state(1), step=1)
