@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
+from ckptstore.state import codecs
 from ckptstore.store.objects import ObjectStore
 from tests.helpers.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.helpers.forks import Forks
@@ -52,8 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def collector() -> Iterator[None]:
-    """Python's collector, which a commit pauses, runs again after each test."""
+def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test does to its process is undone: codecs it registered, and a paused collector."""
+    monkeypatch.setattr(codecs, "_registered", codecs._registered.copy())
     yield
     assert gc.isenabled()
 
