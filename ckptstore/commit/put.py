@@ -48,6 +48,7 @@ Result = TypeVar("Result")
 HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
+NEW_IN_A_ROW = 2  # chunks, after which the next is expected to be new and is written right away
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
@@ -94,6 +95,7 @@ class Putter:
         self._staged_max = affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
+        self._new_in_a_row = 0  # chunks
         self._later = 0  # objects that the calling thread staged, and no job puts yet
         self._lock = Lock()
 
@@ -121,16 +123,35 @@ class Putter:
 
     def _put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
         data = source.chunk(chunk, self._buffers.of)
+        is_shared = not source.is_private and source.has_run(chunk)
+        if is_shared and self._new_in_a_row >= NEW_IN_A_ROW:
+            return self._put_copy(data)
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
-            is_copy = source.is_private or not source.has_run(chunk)
-            self._stage(digest, data, is_shared=not is_copy)
+            self._new_in_a_row += 1
+            self._stage(digest, data, is_shared=is_shared)
             self._jobs.append(self._hashers.submit(self._check_next))
+        else:
+            self._new_in_a_row = 0
         return digest
 
+    def _put_copy(self, data: memoryview) -> Digest:
+        """Write a chunk that is expected to be new, as those before it were."""
+        staged = self._objects.stage_copy(data)
+        if self._is_needed(staged.digest, len(data)):
+            self._keep(staged)
+            self._jobs.append(self._hashers.submit(self._check_next))
+        else:
+            self._new_in_a_row = 0
+            staged.drop()
+        return staged.digest
+
     def _stage(self, digest: Digest, data: bytes | memoryview, *, is_shared: bool = False) -> None:
-        """Write an object ahead; the first one is put now if there are too many."""
-        staged = self._objects.stage(digest, data, is_shared=is_shared)
+        """Write an object ahead."""
+        self._keep(self._objects.stage(digest, data, is_shared=is_shared))
+
+    def _keep(self, staged: StagedObject) -> None:
+        """Keep a staged object for its put; the first one is put now if there are too many."""
         self._staged.add(staged)
         self._unchecked.append(staged)
         if len(self._staged) > self._staged_max:

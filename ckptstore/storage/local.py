@@ -37,6 +37,7 @@ from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, Sto
 from ckptstore.forks import unshared_folder
 from ckptstore.open_files import affordable
 from ckptstore.regular_file import open_regular, read_full
+from ckptstore.storage.copies import copies
 from ckptstore.storage.folders import (
     FOLDER,
     folders_above,
@@ -56,7 +57,7 @@ from ckptstore.storage.protocol import (
 from ckptstore.storage.staged_file import StagedFile
 from ckptstore.storage.temporary import TEMPORARY, hold, is_left, new_name
 from ckptstore.storage.writeback import begin_writeback
-from ckptstore.threads import gather
+from ckptstore.threads import Buffers, gather
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -103,6 +104,7 @@ class LocalStorage:
         if holds_nul or not isinstance(self._root, str):
             raise InvalidInputError(f"{shown(root)} is not a path: it holds a NUL, or is not text.")
         self._mode: int | None = None
+        self._buffers = Buffers()
         self._is_used = False
 
     @property
@@ -184,12 +186,13 @@ class LocalStorage:
     def put(self, key: str, data: Buffer) -> None:
         """Store bytes under a key, atomically; durable after `flush`."""
         with translated(key, self._root, writing=True):
-            self._written(data).put(key)
+            self._written((data,)).put(key)
 
-    def stage(self, data: Buffer) -> StagedFile:
+    def stage(self, data: Buffer, *, seen: Seen | None = None) -> StagedFile:
         """Write a temporary file, and have the kernel begin to write it to the disk."""
+        pieces = copies(data, self._buffers, seen=seen) if seen else (data,)
         with translated("a temporary file", self._root, writing=True):
-            staged = self._written(data)
+            staged = self._written(pieces)
             with staged.removed_on_error():
                 begin_writeback(staged.fd)
             return staged
@@ -207,7 +210,7 @@ class LocalStorage:
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; durable when it returns True."""
         with translated(key, self._root, writing=True):
-            staged = self._written(data)
+            staged = self._written((data,))
             with self._named(staged, key) as (tmp_fd, folder_fd, name):
                 link = partial(os.link, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
                 try:
@@ -376,7 +379,7 @@ class LocalStorage:
         finally:
             os.close(fd)
 
-    def _written(self, data: Buffer) -> StagedFile:
+    def _written(self, pieces: Iterable[Buffer]) -> StagedFile:
         """Write a temporary file, which is open, and so locked, until it has another name."""
         name = new_name()
         with self._folder((TEMPORARY,), make=True) as tmp_fd:
@@ -385,7 +388,8 @@ class LocalStorage:
         with staged.removed_on_error():
             hold(fd)
             grant(fd, self._file_mode())
-            _write_full(fd, memoryview(data).cast("B"))
+            for piece in pieces:
+                _write_full(fd, memoryview(piece).cast("B"))
         return staged
 
     def _rename(self, staged: StagedFile, key: str) -> None:

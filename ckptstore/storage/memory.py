@@ -26,10 +26,13 @@ class StagedCopy:
     Args:
         storage: Where they are put.
         data: The bytes.
+        seen: Called with the copy, if given.
     """
 
-    def __init__(self, storage: Storage, data: Buffer) -> None:
+    def __init__(self, storage: Storage, data: Buffer, seen: Seen | None = None) -> None:
         self._storage, self._data = storage, bytes(data)
+        if seen:
+            seen(memoryview(self._data))
 
     def put(self, key: str) -> None:
         """Store them under a key."""
@@ -88,9 +91,9 @@ class MemoryStorage:
         """Store the bytes of one key under another too."""
         self.put(to, self._get(key))
 
-    def stage(self, data: Buffer) -> StagedCopy:
+    def stage(self, data: Buffer, *, seen: Seen | None = None) -> StagedCopy:
         """Copy the bytes of a later put."""
-        return StagedCopy(self, data)
+        return StagedCopy(self, data, seen)
 
     def batch(self) -> AbstractContextManager[Storage]:
         """Return this storage: nothing has to be opened."""

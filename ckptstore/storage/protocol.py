@@ -143,11 +143,13 @@ class Storage(Protocol):
         """
         ...
 
-    def stage(self, data: Buffer) -> Staged:
+    def stage(self, data: Buffer, *, seen: Seen | None = None) -> Staged:
         """Take the bytes of a later put, so that others can be taken while they are written.
 
         Args:
             data: Contiguous bytes; the memory is free when this returns.
+            seen: Called with the bytes that are taken, piece by piece. They are a copy, so they are
+                those that are put even if the memory changes meanwhile.
 
         Returns:
             What has to be put or dropped, and may hold an open file until then.

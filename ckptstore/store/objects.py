@@ -94,6 +94,16 @@ class ObjectStore:
         """
         return StagedObject(digest, self._storage.stage(data), data if is_shared else None)
 
+    def stage_copy(self, data: Buffer) -> StagedObject:
+        """Copy, hash and write shared memory piece by piece, so that it is hashed once.
+
+        Unlike `stage`, this writes before the digest is known, so objects that are there already
+        are written in vain. Drop these.
+        """
+        hasher = blake3()
+        staged = self._storage.stage(data, seen=hasher.update)
+        return StagedObject(Digest(hasher.hexdigest()), staged)
+
     @contextmanager
     def batch(self) -> Iterator[ObjectStore]:
         """Yield the same objects for the many calls of one writer, whose threads end before it."""
@@ -196,10 +206,10 @@ class ObjectStore:
 class StagedObject:
     """An object whose bytes are on their way to the disk, and that no reader sees yet."""
 
-    __slots__ = ("_digest", "_shared", "_staged")
+    __slots__ = ("_shared", "_staged", "digest")
 
-    def __init__(self, digest: Digest, staged: Staged, shared: Buffer | None) -> None:
-        self._digest, self._staged, self._shared = digest, staged, shared
+    def __init__(self, digest: Digest, staged: Staged, shared: Buffer | None = None) -> None:
+        self.digest, self._staged, self._shared = digest, staged, shared
 
     def check(self) -> None:
         """Raise InvalidInputError when shared memory changed since it was hashed.
@@ -207,7 +217,7 @@ class StagedObject:
         Once it is checked, `put` relies on that. It removes an object that fails.
         """
         shared, self._shared = self._shared, None
-        if shared is not None and Digest.of(shared) != self._digest:
+        if shared is not None and Digest.of(shared) != self.digest:
             self.drop()
             raise InvalidInputError(
                 "An array changed while it was being committed. Commit a copy, or wait until "
@@ -217,7 +227,7 @@ class StagedObject:
     def put(self) -> None:
         """Make it an object, checked."""
         self.check()
-        self._staged.put(key_of(self._digest))
+        self._staged.put(key_of(self.digest))
 
     def drop(self) -> None:
         """Remove it; does nothing once it was put."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ckptstore.storage.protocol import Seen
+
 __all__ = ["Killed", "LosingStorage"]
 
 _BYTES_MAX = 1 << 62
@@ -72,9 +74,9 @@ class LosingStorage:
         self._memory.put(key, data)
         self._before.setdefault(key, before)
 
-    def stage(self, data: Buffer) -> StagedCopy:
+    def stage(self, data: Buffer, *, seen: Seen | None = None) -> StagedCopy:
         """As in the protocol; changes nothing."""
-        return StagedCopy(self, data)
+        return StagedCopy(self, data, seen)
 
     def copy(self, key: str, to: str) -> None:
         """As in the protocol; not durable yet."""

@@ -104,6 +104,21 @@ class StorageSuite:
             assert sum(won) == 1
             assert storage.get(key, bytes_max=100) == bodies[won.index(True)]
 
+    @pytest.mark.parametrize("size", [0, 1, 1 << 18, (1 << 18) + 1, 1 << 20])
+    def test_a_staged_copy_is_what_was_seen_of_changing_memory(
+        self, storage: Storage, size: int
+    ) -> None:
+        """Even where the memory changes between the pieces."""
+        memory, copied = bytearray(size), bytearray()
+
+        def seen(piece: memoryview) -> None:
+            copied.extend(piece)
+            memory[:] = bytes([len(copied) % 251]) * size
+
+        storage.stage(memory, seen=seen).put(KEY)
+        assert len(copied) == size
+        assert storage.get(KEY, bytes_max=size) == copied
+
     def test_what_is_staged_is_seen_once_it_is_put(self, storage: Storage) -> None:
         """With the bytes that the memory had then; what is dropped was never there."""
         storage.put(KEY, b"old")

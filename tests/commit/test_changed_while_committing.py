@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,9 +25,9 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     array = np.ones(100_000, dtype=np.float32)
     stage = LocalStorage.stage
 
-    def stage_while_training(self: LocalStorage, data: Buffer) -> Staged:
+    def stage_while_training(self: LocalStorage, data: Buffer, **options: Any) -> Staged:
         array[5] += 1
-        return stage(self, data)
+        return stage(self, data, **options)
 
     monkeypatch.setattr(LocalStorage, "stage", stage_while_training)
     return array
@@ -61,4 +61,31 @@ def test_a_zarr_chunk_that_changes_while_it_is_set_is_refused_and_nothing_wrong_
         array[:] = weights
         session.commit()
     assert np.array_equal(repo.checkout()["w"], weights)
+    assert repo.verify().ok
+
+
+def test_a_chunk_that_is_copied_is_stored_as_it_was_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory changes after each piece was copied and hashed, and before it is written."""
+    array = np.arange(1 << 20, dtype=np.float32)
+    stage, copied = LocalStorage.stage, []
+
+    def stage_while_training(self: LocalStorage, data: Buffer, **options: Any) -> Staged:
+        seen = options.get("seen")
+
+        def seen_then_trained(piece: memoryview) -> None:
+            seen(piece)
+            copied.append(len(piece))
+            array[...] += 1
+
+        return stage(self, data, **({"seen": seen_then_trained} if seen else {}))
+
+    monkeypatch.setattr(LocalStorage, "stage", stage_while_training)
+    repo = ckptstore.init(tmp_path / "store", chunk_size=1 << 19)
+    try:
+        repo.commit({"weights": array})
+    except ckptstore.InvalidInputError:  # the first chunks were hashed and then written
+        assert repo.branches() == {}
+    assert sum(copied) >= 4 << 19
     assert repo.verify().ok

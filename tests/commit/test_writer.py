@@ -91,6 +91,21 @@ def test_one_changed_element_stores_its_chunk_and_its_page() -> None:
     assert len(watched.commit({**state, "c": 2})) == 1
 
 
+def test_a_chunk_that_was_expected_to_be_new_and_is_not_is_stored_once(tmp_path: Path) -> None:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=CHUNK)
+    state = {"x": np.arange(8 * CHUNK // 8)}
+    repo.commit(state)
+    before = {path for path in (tmp_path / "store/objects").rglob("*") if path.is_file()}
+    state["x"][: 4 * CHUNK // 8] += 1
+    made = repo.commit(state)
+    after = {path for path in (tmp_path / "store/objects").rglob("*") if path.is_file()}
+    assert len([path for path in after - before if path.stat().st_size == CHUNK]) == 4
+    assert made.new_bytes == sum(path.stat().st_size for path in after - before)
+    left = [path.name for path in (tmp_path / "store/tmp").iterdir()]
+    assert all(name.startswith("reserve-") for name in left)
+    assert difference(state, repo.checkout()) is None
+
+
 def test_one_content_under_many_names_is_stored_once() -> None:
     watched = Watched()
     large, small = torch.arange(50_000.0), torch.arange(100.0)

@@ -117,9 +117,9 @@ class HeldStorage(LocalStorage):
         self._wait()
         super().put(key, data)
 
-    def stage(self, data: Any) -> Any:
+    def stage(self, data: Any, **options: Any) -> Any:
         self._wait()
-        return super().stage(data)
+        return super().stage(data, **options)
 
     def _wait(self) -> None:
         if os.getpid() == self._process:

@@ -218,9 +218,9 @@ class Emptied(LocalStorage):
     def batch(self) -> Iterator[LocalStorage]:
         yield self
 
-    def stage(self, data: Any) -> Any:
+    def stage(self, data: Any, **options: Any) -> Any:
         self._count("an object")
-        return super().stage(data)
+        return super().stage(data, **options)
 
     def create(self, key: str, data: Any) -> bool:
         self._count(key)

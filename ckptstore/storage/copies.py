@@ -1,0 +1,36 @@
+"""Copies: memory that others may write to is copied piece by piece, and each piece is seen once.
+
+What is hashed is then what is written, whatever happens to the memory meanwhile. A piece is copied,
+hashed and written while it stays in a core's own cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+    from ckptstore.storage.protocol import Seen
+    from ckptstore.threads import Buffers
+
+PIECE_BYTES = 1 << 18
+
+
+def copies(data: Buffer, buffers: Buffers, *, seen: Seen) -> Iterator[memoryview]:
+    """Yield copies of the bytes, piece by piece, each after `seen` got it.
+
+    A piece is valid until the next one. The interpreter's lock is free while it is copied.
+    """
+    import numpy as np  # here, as most commands write nothing that is large
+
+    source = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+    buffer = buffers.of(min(len(source), PIECE_BYTES))
+    for start in range(0, len(source), PIECE_BYTES):
+        part = source[start : start + PIECE_BYTES]
+        piece = buffer[: len(part)]
+        np.copyto(np.frombuffer(piece, np.uint8), part)
+        seen(piece)
+        yield piece
