@@ -138,12 +138,14 @@ class Putter:
     def _put_copy(self, data: memoryview) -> Digest:
         """Write a chunk that is expected to be new, as those before it were."""
         staged = self._objects.stage_copy(data)
+        self._staged.add(staged)  # before anything can fail: `drop` removes it then
         if self._is_needed(staged.digest, len(data)):
             self._keep(staged)
             self._jobs.append(self._hashers.submit(self._check_next))
         else:
             self._new_in_a_row = 0
             staged.drop()
+            self._staged.discard(staged)
         return staged.digest
 
     def _stage(self, digest: Digest, data: bytes | memoryview, *, is_shared: bool = False) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import ckptstore
-from ckptstore import CorruptError
+from ckptstore import CorruptError, StorageError
 from ckptstore.digest import Digest
 from ckptstore.documents.page import SMALL_BYTES, Page
-from ckptstore.store.objects import key_of
+from ckptstore.store.objects import ObjectStore, key_of
 from tests.helpers.equality import difference
 
 if TYPE_CHECKING:
@@ -104,6 +104,32 @@ def test_a_chunk_that_was_expected_to_be_new_and_is_not_is_stored_once(tmp_path:
     left = [path.name for path in (tmp_path / "store/tmp").iterdir()]
     assert all(name.startswith("reserve-") for name in left)
     assert difference(state, repo.checkout()) is None
+
+
+def test_a_copy_is_dropped_when_nothing_tells_whether_it_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = ckptstore.init(tmp_path / "store", chunk_size=CHUNK)
+    copied: set[Digest] = set()
+    stage_copy, has = ObjectStore.stage_copy, ObjectStore.has
+
+    def noted(objects: ObjectStore, data: Any) -> Any:
+        staged = stage_copy(objects, data)
+        copied.add(staged.digest)
+        return staged
+
+    def fail_for_copies(objects: ObjectStore, digest: Digest, *, size: int) -> bool:
+        if digest in copied:
+            raise StorageError("a disk that fails")
+        return has(objects, digest, size=size)
+
+    monkeypatch.setattr(ObjectStore, "stage_copy", noted)
+    monkeypatch.setattr(ObjectStore, "has", fail_for_copies)
+    with pytest.raises(StorageError, match="a disk that fails"):
+        repo.commit({"x": np.arange(8 * CHUNK // 8)})
+    assert copied
+    left = [path.name for path in (tmp_path / "store/tmp").iterdir()]
+    assert all(name.startswith("reserve-") for name in left)
 
 
 def test_one_content_under_many_names_is_stored_once() -> None:
