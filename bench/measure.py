@@ -8,9 +8,9 @@ every other round, and a ratio is the median of the ratios within the rounds. A 
 processes disturbed is repeated while patience lasts. Whether a call counts depends on the processor
 time that others used, never on how long it took.
 
-What calls write stays on the disk until all rounds are done: ext4 passes over inodes that were
-freed a moment ago one by one, so that making files takes longer and longer after many were deleted.
-Only their pages leave memory, so that the next call finds that memory warm.
+No call's files are deleted until all rounds are done: ext4 skips inodes that were freed in the last
+seconds, one by one, so after many deletes each new file takes longer. Only the pages of the files
+leave memory, so that the next call finds that memory warm.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Di
 def _refuse_gaps(history: Mapping[Digest, Manifest], *, whole: str) -> None:
     """Raise CorruptError when a checkpoint is missing from a history that was searched to its end.
 
-    What was searched for may be that one, or be behind it.
+    The search may have been for the missing one, or for one before it.
     """
     for id, manifest in history.items():
         for parent in manifest.parents:

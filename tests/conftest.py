@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test does to its process is undone: codecs it registered, and a paused collector."""
+    """Codecs that a test registered are gone after it, and Python's collector runs."""
     monkeypatch.setattr(codecs, "_registered", codecs._registered.copy())
     yield
     assert gc.isenabled()

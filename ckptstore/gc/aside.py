@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def set_aside(stores: Stores, digests: Sequence[Digest]) -> tuple[Digest, ...]:
     """Move those of some objects aside that are damaged, and return them.
 
-    What is sound by now stays, and so does a link, a folder or a file that is too large.
+    Objects that are sound again stay. Links, folders and files that are too large stay too.
     """
     moved: list[Digest] = []
     with stores.lock, stores.storage.lock():

@@ -1,7 +1,7 @@
-"""Copies: memory that others may write to is copied piece by piece, and each piece is seen once.
+"""Copies: memory that others may write to, copied piece by piece; each piece is hashed once.
 
-What is hashed is then what is written, whatever happens to the memory meanwhile. A piece is copied,
-hashed and written while it stays in a core's own cache.
+The bytes that are hashed are then those that are written, even if the memory changes meanwhile. A
+piece is copied, hashed and written while it stays in a core's own cache.
 """
 
 from __future__ import annotations

@@ -34,26 +34,19 @@ def may_mount() -> None:
 
 
 @pytest.mark.parametrize("count", [FAILURES, pytest.param(DEEP_FAILURES, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("is_beside_gc", [False, True], ids=["commits", "gc-beside-commits"])
 def test_every_power_failure_of_an_ext4_leaves_what_was_acknowledged(
-    count: int, scratch: Path, record_property: Record
+    is_beside_gc: bool, count: int, scratch: Path, record_property: Record
 ) -> None:
-    recording = ext4.record(scratch, lambda disk: commit(disk, 1, 7, "--threads", 4))
+    if is_beside_gc:
+        work, complaint, reports = commit_beside_gc, complaint_beside_gc, (b"GC", 2)
+    else:
+        work, complaint, reports = commit_by_threads, complaint_of_commits, (b"ACK", 8)
+    recording = ext4.record(scratch, work)
     failures = ext4.failures(recording.log, count=count)
-    assert failures[-1].reported.count(b"ACK") == 8
-    found = ext4.complaints(recording, failures, scratch, complaint_of_commits, consume=list)
-    assert [said for said in found if said] == []
-    assert len(found) >= FAILURES
-    record_property("power failures of an ext4", len(found))
-
-
-@pytest.mark.parametrize("count", [FAILURES, pytest.param(DEEP_FAILURES, marks=pytest.mark.deep)])
-def test_every_power_failure_of_an_ext4_while_a_gc_runs_beside_commits_leaves_what_is_kept(
-    count: int, scratch: Path, record_property: Record
-) -> None:
-    recording = ext4.record(scratch, commit_beside_gc)
-    failures = ext4.failures(recording.log, count=count)
-    assert failures[-1].reported.count(b"GC") == 2
-    found = ext4.complaints(recording, failures, scratch, complaint_beside_gc, consume=list)
+    word, times = reports
+    assert failures[-1].reported.count(word) == times
+    found = ext4.complaints(recording, failures, scratch, complaint, consume=list)
     assert [said for said in found if said] == []
     assert len(found) >= FAILURES
     record_property("power failures of an ext4", len(found))
@@ -65,6 +58,10 @@ def test_power_failures_of_an_ext4_catch(bug: str, scratch: Path) -> None:
     recording = ext4.record(scratch, lambda disk: commit(disk, 1, 1, "--bug", bug))
     failures = ext4.failures(recording.log, count=0)
     assert ext4.complaints(recording, failures, scratch, complaint_of_commits, consume=any)
+
+
+def commit_by_threads(disk: Path) -> None:
+    commit(disk, 1, 7, "--threads", 4)
 
 
 def commit(disk: Path, *arguments: object) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.gc.test_kill import collect, complaint, prepared
+from tests.gc.test_kill import collect, complaint, recorded
 from tests.helpers.crash import strace
 from tests.helpers.crash.parts import some
 
@@ -24,16 +23,12 @@ pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("one_thread"), strace.n
 def test_a_gc_that_met_an_io_error_fails_and_the_next_finishes_it(
     part: int, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    base, url = scratch / "base", scratch / "url" / "store"
-    prepared(base)
-    shutil.copytree(base, url)
-    calls = [call for call in collect(scratch, url).calls if call.fd != 1]  # without its output
+    url = scratch / "url" / "store"
+    calls = [call for call in recorded(scratch, url).calls if call.fd != 1]  # without its output
     points = [(call.name, call.number) for call in calls if call.changes(scratch)]
     assert len(set(points)) == len(points) >= 200
     failures = 0
     for name, number in points[part::PARTS]:
-        shutil.rmtree(url)
-        shutil.copytree(base, url)
         ended = collect(scratch, url, trace=[name], inject=f"{name}:error=EIO:when={number}")
         assert ended.status == 0, f"EIO at {name} {number}"
         assert complaint(url) is None, f"EIO at {name} {number}"

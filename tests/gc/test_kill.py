@@ -37,7 +37,18 @@ def prepared(url: Path) -> None:
     repo.delete_branch("side")
 
 
+def recorded(scratch: Path, url: Path) -> strace.Run:
+    """A gc that nothing stops; `collect` begins from the same repository."""
+    prepared(scratch / "base")
+    run = collect(scratch, url)
+    assert run.status == 0
+    return run
+
+
 def collect(scratch: Path, url: Path, **options: str | list[str]) -> strace.Run:
+    """Run a gc on a fresh copy of the prepared repository."""
+    shutil.rmtree(url, ignore_errors=True)
+    shutil.copytree(scratch / "base", url)
     return strace.run(scratch / "log", url, 1, 0, "--keep", KEPT, **options)  # type: ignore[arg-type]
 
 
@@ -45,16 +56,10 @@ def collect(scratch: Path, url: Path, **options: str | list[str]) -> strace.Run:
 def test_a_gc_killed_at_any_call_that_changes_files_is_finished_by_the_next(
     part: int, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    base, url = scratch / "base", scratch / "url" / "store"
-    prepared(base)
-    shutil.copytree(base, url)
-    recorded = collect(scratch, url)
-    assert recorded.status == 0
-    points = strace.points(recorded, scratch)
+    url = scratch / "url" / "store"
+    points = strace.points(recorded(scratch, url), scratch)
     assert len(set(points)) == len(points) >= 200
     for name, number in points[part::PARTS]:
-        shutil.rmtree(url)
-        shutil.copytree(base, url)
         inject = f"{name}:signal=KILL:when={number}"
         ended = collect(scratch, url, trace=[name], inject=inject)
         assert ended.status == KILLED
