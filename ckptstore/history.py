@@ -6,16 +6,63 @@ Pure: manifests come from a function that the caller passes in.
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
 
     Lookup = Callable[[Digest], Manifest | None]
     Parents = Callable[[Digest, Manifest], Iterable[Digest]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnChain:
+    """The checkpoints that were committed on one branch.
+
+    Attributes:
+        checkpoints: These with their manifests, newest first.
+        seed: The checkpoint that the branch was started from; None if its first one has no parent.
+    """
+
+    checkpoints: tuple[tuple[Digest, Manifest], ...]
+    seed: Digest | None
+
+
+def own_chain(
+    head: Digest,
+    names: Container[str | None],
+    lookup: Lookup,
+    parents: Parents | None = None,
+) -> OwnChain:
+    """Return the checkpoints of a branch without those of the branch that it was started from.
+
+    These are the first parents of the head, up to the first one that records another branch.
+    Manifests of earlier versions record none, and belong to every branch that reaches them so.
+
+    Args:
+        head: The newest checkpoint of the branch, or any other of its own.
+        names: The names that its checkpoints record: its own, and None.
+        lookup: Returns the manifest of an id, or None where the history ends.
+        parents: From which checkpoints one was made, the first parent first.
+    """
+    found: list[tuple[Digest, Manifest]] = []
+    seen: set[Digest] = set()
+    id: Digest | None = head
+    while id is not None and id not in seen:
+        seen.add(id)
+        manifest = lookup(id)
+        if manifest is None:
+            break
+        if manifest.branch not in names:
+            return OwnChain(checkpoints=tuple(found), seed=id)
+        found.append((id, manifest))
+        made_from = manifest.parents if parents is None else parents(id, manifest)
+        id = next(iter(made_from), None)
+    return OwnChain(checkpoints=tuple(found), seed=None)
 
 
 def recorded_parents(_: Digest, manifest: Manifest) -> Iterable[Digest]:

@@ -5,8 +5,9 @@ Pure: refs and manifests come in as values and functions.
 main   v1.0   3f9a12c4…          a branch, a tag, an id or a unique prefix of one (6 digits up)
 main~2                           two first parents back
 main@step=1000                   the newest checkpoint in main's history with that step
-main@best:val_loss:min           the best one in main's history by a metric; NaN never wins, and
-                                 of equal ones the newest does
+main@best:val_loss:min           the best one committed on main by a metric, without those of the
+                                 branch that main was started from; NaN and infinity never win,
+                                 and of equal ones the newest does
 best:val_loss                    the same on the default branch
 latest                           the newest over all branches
 """
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING, Literal
 
 from ckptstore.digest import HEX_DIGITS, Digest
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
-from ckptstore.history import ancestors, first_parents
+from ckptstore.history import ancestors, first_parents, own_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.history import Lookup
+    from ckptstore.history import Lookup, OwnChain
 
 PREFIX_DIGITS_MIN = 6
 REVISION_LENGTH_MAX = 1000
@@ -70,12 +71,14 @@ def resolve(revision: str, names: Names) -> Digest:
     best = _BEST.match(revision)
     end = best.end() if best else _end_of_base(revision)
     suffixes = list(_suffixes(revision, end))
+    branch: str | None = names.default_branch if best else revision[:end]
     if best:
-        id = _best(_default(names, whole=revision), best, names, whole=revision)
+        id = _best(_default(names, whole=revision), branch, best, names, whole=revision)
     else:
         id = _base(revision[:end], names)
     for suffix in suffixes:
-        id = _follow(id, suffix, names, whole=revision)
+        id = _follow(id, branch, suffix, names, whole=revision)
+        branch = None
     return id
 
 
@@ -89,15 +92,15 @@ def mode_of(metric: str) -> Mode:
 def ranked(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> list[tuple[Digest, Manifest]]:
-    """Return the checkpoints that have a number for a metric, the best first.
+    """Return the checkpoints that have a finite value of a metric, the best first.
 
-    NaN is no number, and equal ones stay in the order in which they were given.
+    Equal ones stay in the order in which they were given.
     """
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
     known = [
         (id, manifest)
         for id, manifest in candidates
-        if not math.isnan(manifest.metrics.get(metric, math.nan))
+        if math.isfinite(manifest.metrics.get(metric, math.nan))
     ]
     return sorted(known, key=lambda pair: sign * pair[1].metrics[metric])
 
@@ -188,11 +191,13 @@ def _by_prefix(text: str, names: Names) -> Digest:
     return ids[0]
 
 
-def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> Digest:
+def _follow(
+    id: Digest, branch: str | None, suffix: re.Match[str], names: Names, *, whole: str
+) -> Digest:
     if suffix["best"] is not None:
         best = _BEST.fullmatch(suffix["best"])
         assert best is not None  # the same pattern
-        return _best(id, best, names, whole=whole)
+        return _best(id, branch, best, names, whole=whole)
     if suffix["step"] is not None:
         step = int(suffix["step"])
         history: dict[Digest, Manifest] = {}
@@ -218,30 +223,55 @@ def _follow(id: Digest, suffix: re.Match[str], names: Names, *, whole: str) -> D
     )
 
 
-def _best(start: Digest, best: re.Match[str], names: Names, *, whole: str) -> Digest:
+def _best(
+    start: Digest, branch: str | None, best: re.Match[str], names: Names, *, whole: str
+) -> Digest:
+    """Return the best checkpoint of a branch, up to one of its checkpoints.
+
+    branch: the one that `start` was reached by; the one that it was committed on if None or a tag.
+    """
     metric, mode = best[1], best[2] or "auto"
-    history = dict(ancestors([start], names.lookup))
-    winners = ranked(history.items(), metric, mode)
+    if branch not in names.heads:
+        manifest = names.lookup(start)
+        branch = manifest.branch if manifest else None
+    chain = own_chain(start, (branch, None), names.lookup)
+    winners = ranked(chain.checkpoints, metric, mode)
     winner = next((id for id, _ in winners if names.may_be_best(id)), None)
     if winner is None:
-        _refuse_gaps(history, whole=whole)
-        known = sorted({name for manifest in history.values() for name in manifest.metrics})
+        _refuse_gaps(dict(chain.checkpoints), whole=whole, known=chain.seed)
+        known = sorted({name for _, manifest in chain.checkpoints for name in manifest.metrics})
         raise NotFoundError(
-            f"{shown(whole)}: no checkpoint in that history has a number for the metric "
-            f"{shown(metric)}. "
-            f"{known_names(metric, known, what='metrics')}"
+            f"{shown(whole)}: no checkpoint of {_named(branch)} has a finite value of the metric "
+            f"{shown(metric)}. {known_names(metric, known, what='metrics')}{_seeded(chain, names)}"
         )
     return winner
 
 
-def _refuse_gaps(history: Mapping[Digest, Manifest], *, whole: str) -> None:
+def _named(branch: str | None) -> str:
+    return "that history" if branch is None else f"branch {shown(branch)}"
+
+
+def _seeded(chain: OwnChain, names: Names) -> str:
+    """Return a sentence about the branch that another one was started from."""
+    seed = names.lookup(chain.seed) if chain.seed else None
+    if seed is None or chain.seed is None:
+        return ""
+    return (
+        f" Those before belong to {_named(seed.branch)}, from which it was started: "
+        f"{chain.seed.short}@best:METRIC."
+    )
+
+
+def _refuse_gaps(
+    history: Mapping[Digest, Manifest], *, whole: str, known: Digest | None = None
+) -> None:
     """Raise CorruptError when a checkpoint is missing from a history that was searched to its end.
 
-    The search may have been for the missing one, or for one before it.
+    The search may have been for the missing one, or for one before it. known: one that is there.
     """
     for id, manifest in history.items():
-        for parent in manifest.parents:
-            if parent not in history:
+        for parent in manifest.parents[: None if known is None else 1]:
+            if parent not in history and parent != known:
                 raise CorruptError(
                     f"{shown(whole)}: checkpoint {parent.short}, from which {id.short} was made, "
                     "is missing, as in a copy that was cut short. Copy its file from another copy; "

@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Made:
     step: int
     loss: float
     parent: str | None
+    branch: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class RepositoryMachine(RuleBasedStateMachine):
             id = self.made[id].parent
         return found
 
+    def own(self, name: str) -> list[str]:
+        """The checkpoints that were made on a branch, newest first."""
+        history = self.history(self.refs.heads.get(name))
+        return list(takewhile(lambda id: self.made[id].branch == name, history))
+
     @rule(
         target=checkpoints,
         branch=st.sampled_from(BRANCHES),
@@ -108,7 +115,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         parent = self.refs.heads.get(branch)
         found = self.repo.commit(state, branch=branch, step=step, metrics={"val_loss": loss})
         assert found.parents == ((parent,) if parent else ())
-        self.made[found.id] = Made(state, step, loss, parent)
+        self.made[found.id] = Made(state, step, loss, parent, branch)
         self.moments.append(Refs({**self.refs.heads, branch: found.id}, self.refs.tags))
         return found.id
 
@@ -297,9 +304,8 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(BRANCHES), mode=st.sampled_from(["", ":min", ":max"]))
     def find_best(self, name: str, mode: str) -> None:
-        """The newest of the best; NaN is none."""
-        history = self.history(self.refs.heads.get(name))
-        known = [id for id in history if not math.isnan(self.made[id].loss)]
+        """The newest of the best that were made on the branch; NaN and infinity are none."""
+        known = [id for id in self.own(name) if math.isfinite(self.made[id].loss)]
         sign = -1 if mode == ":max" else 1
         best = min(known, key=lambda id: sign * self.made[id].loss, default=None)
         self.expect(f"{name}@best:val_loss{mode}", best)

@@ -75,7 +75,7 @@ NAMES = Names(
         ("best:val_acc", "b"),
         ("best:val_acc:min", "a"),
         ("seed@best:val_loss", "e"),
-        ("seed@best:val_loss:max", "f"),
+        ("seed@best:val_loss:max", "a"),
         ("seed@best:val_acc", "e"),
         ("v1@best:val_acc:auto", "b"),
         ("main@best:val_loss~2", "a"),
@@ -84,7 +84,7 @@ NAMES = Names(
     ],
 )
 def test_a_revision_names_its_checkpoint(revision: str, name: str) -> None:
-    """NaN never wins, a tie goes to the newest."""
+    """NaN and infinity never win, a tie goes to the newest."""
     assert resolve(revision, NAMES) == checkpoint(name)
 
 
@@ -207,6 +207,53 @@ def test_the_best_of_another_branch_is_offered_where_there_is_no_default_one() -
 )
 def test_the_last_word_of_a_metric_says_whether_more_is_better(metric: str, mode: str) -> None:
     assert mode_of(metric) == mode
+
+
+def on_branches(**branches: str) -> Names:
+    """The same history, with the branch of each checkpoint on record."""
+    manifests = {
+        checkpoint(name): replace(found, branch=branches.get(name))
+        for name, found in HISTORY.items()
+    }
+    return replace(NAMES, lookup=manifests.get)
+
+
+@pytest.mark.parametrize(
+    ("revision", "name"),
+    [
+        ("seed@best:val_acc", "e"),
+        ("seed@best:val_loss:max", "e"),
+        ("main@best:val_loss", "c"),
+        ("seed~2@best:val_acc:min", "a"),  # a checkpoint of main, so up to there on main
+        ("v1@best:val_acc", "b"),
+        (f"{checkpoint('e')}@best:val_loss", "e"),
+    ],
+)
+def test_the_best_of_a_branch_is_one_of_its_own(revision: str, name: str) -> None:
+    names = on_branches(a="main", b="main", c="main", d="main", e="seed", f="seed")
+    assert resolve(revision, names) == checkpoint(name)
+
+
+def test_a_branch_without_a_checkpoint_of_its_own_has_no_best_one() -> None:
+    names = on_branches(**dict.fromkeys("abcdef", "main"))
+    with pytest.raises(NotFoundError, match="from which it was started") as raised:
+        resolve("seed@best:val_loss", names)
+    assert f"branch 'main', from which it was started: {checkpoint('f').short}" in str(raised.value)
+
+
+def test_checkpoints_that_record_no_branch_belong_to_each_that_reaches_them() -> None:
+    names = on_branches(c="main", d="main", e="seed", f="seed")
+    assert resolve("seed@best:val_acc:min", names) == checkpoint("a")
+    assert resolve("main@best:val_acc:min", names) == checkpoint("a")
+
+
+@pytest.mark.parametrize(("branch", "missing"), [("seed", "e"), ("main", "b"), ("seed", "b")])
+def test_a_gap_on_the_branch_itself_is_no_end_of_it(branch: str, missing: str) -> None:
+    names = on_branches(a="main", b="main", c="main", d="main", e="seed", f="seed")
+    gone, lookup = checkpoint(missing), names.lookup
+    cut = replace(names, lookup=lambda id: None if id == gone else lookup(id))
+    with pytest.raises(CorruptError, match=gone.short):
+        resolve(f"{branch}@best:f1", cut)
 
 
 def test_the_best_of_nothing_is_nothing() -> None:

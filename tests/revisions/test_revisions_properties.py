@@ -28,6 +28,7 @@ class History:
     parents: list[list[int]] = field(default_factory=list)
     steps: list[int | None] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
+    branches: list[str | None] = field(default_factory=list)
     heads: dict[str, int] = field(default_factory=dict)
     tags: dict[str, int] = field(default_factory=dict)
 
@@ -39,6 +40,7 @@ class History:
                 parents=tuple(map(name, self.parents[n])),
                 step=self.steps[n],
                 metrics=self.metrics[n],
+                branch=self.branches[n],
                 created=n,
             )
             for n in range(len(self.parents))
@@ -58,6 +60,16 @@ class History:
                 found.update(self.parents[n])
         return sorted(found, reverse=True)
 
+    def own(self, number: int, branch: str | None) -> list[int]:
+        """A checkpoint and its first parents, while they are those of a branch or of none."""
+        found = []
+        while self.branches[number] in (branch, None):
+            found.append(number)
+            if not self.parents[number]:
+                break
+            number = self.parents[number][0]
+        return found
+
 
 def name(number: int) -> Digest:
     return Digest.of(str(number).encode())
@@ -71,6 +83,7 @@ def histories(draw: st.DrawFn) -> History:
         made.parents.append(draw(st.lists(older, max_size=2, unique=True)) if number else [])
         made.steps.append(draw(st.none() | STEPS))
         made.metrics.append(draw(st.dictionaries(st.sampled_from(METRICS), VALUES)))
+        made.branches.append(draw(st.sampled_from([*BRANCHES, None])))
     if made.parents:
         numbers = st.integers(0, len(made.parents) - 1)
         newest = st.just(len(made.parents) - 1)
@@ -113,17 +126,20 @@ def naive(base: str, suffixes: list[str], history: History) -> int | None:
     else:
         ids = [n for n in range(count) if len(base) >= 6 and name(n).startswith(base)]
         found = ids[0] if ids else None
+    branch: str | None = base
     for suffix in suffixes:
         if found is None:
             return None
         line = history.history(found)
+        branch = branch if branch in history.heads else history.branches[found]
         if suffix.startswith("~"):
             for _ in range(int(suffix[1:] or 1)):
                 found = next(iter(history.parents[found]), None) if found is not None else None
         elif suffix.startswith("@step="):
             found = next((n for n in line if history.steps[n] == int(suffix[6:])), None)
         else:
-            found = best(suffix.removeprefix("@best:"), line, history)
+            found = best(suffix.removeprefix("@best:"), history.own(found, branch), history)
+        branch = None
     return found
 
 
@@ -131,7 +147,7 @@ def best(text: str, line: list[int], history: History) -> int | None:
     metric, _, mode = text.partition(":")
     most = max if (mode or ("max" if metric == "val_acc" else "min")) == "max" else min
     values: dict[int, Any] = {n: history.metrics[n].get(metric, math.nan) for n in line}
-    real = {n: value for n, value in values.items() if not math.isnan(value)}
+    real = {n: value for n, value in values.items() if math.isfinite(value)}
     winners = [n for n, value in real.items() if value == most(real.values())]
     return max(winners, default=None)
 
