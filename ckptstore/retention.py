@@ -8,7 +8,6 @@ keeps. So the same checkpoints stay however often gc runs.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import attrgetter
@@ -18,7 +17,8 @@ from ckptstore.documents import canonical
 from ckptstore.documents.facts import STEP_MAX
 from ckptstore.documents.names import check_metric_name
 from ckptstore.errors import InvalidInputError, shortened, shown
-from ckptstore.revisions import known_names, mode_of, ranked
+from ckptstore.metric_names import known_names, mode_of, parse_choice, quoted
+from ckptstore.revisions import ranked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -152,12 +152,12 @@ class MaxToKeep(Policy):
 class KeepBest(Policy):
     """Keeps the n best checkpoints of each branch by a metric.
 
-    NaN never wins, and of equal ones the newest does.
+    NaN and infinity never win, and of equal ones the newest does.
 
     Attributes:
         metric: The name of the metric.
-        mode: "min", "max", or "auto", which maximizes metrics whose last word is, for example,
-            "acc" or "f1", and minimizes all others.
+        mode: "min" or "max". With "auto" the words of the name decide ("val_loss", "val_f1_macro");
+            a name that does not say its direction is an error.
         n: How many, at least 1.
     """
 
@@ -173,48 +173,68 @@ class KeepBest(Policy):
                 f"KeepBest: the mode is {shown(self.mode)}; auto, min or max is expected."
             )
         _check_count(self.n, "KeepBest")
+        if self.mode == "auto":
+            object.__setattr__(self, "mode", mode_of(self.metric))
+
+    @classmethod
+    def from_saved(cls, metric: str, mode: str = "auto", n: int = 1) -> Self:
+        """Return a policy as a repository holds it.
+
+        Repositories of before may hold "auto" with a name that does not say its direction. Such a
+        policy remains, and keeps the n least as well as the n greatest.
+        """
+        try:
+            return cls(metric, mode, n)
+        except InvalidInputError:
+            if mode != "auto":
+                raise
+            either = cls(metric, "min", n)
+            object.__setattr__(either, "mode", "auto")
+            return either
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the policy that METRIC, METRIC:MODE or METRIC:MODE:N names.
 
         Args:
-            text: For example "val_loss", "val_acc:max" or "val_acc:max:2".
-
+            text: For example "val_loss", "val_acc:max" or "val_acc:max:2". A name that contains
+                ":" is quoted, as in '"mAP@.5:.95":max'.
 
         Returns:
             The policy, or None for text of another form.
 
         Raises:
-            InvalidInputError: The mode or the number is illegal.
+            InvalidInputError: The mode or the number is illegal, or the name does not say its
+                direction.
         """
-        metric, _, rest = text.partition(":")
-        mode, _, count = rest.partition(":")
-        if count and not re.fullmatch("[0-9]{1,18}", count):
-            return None
-        return cls(metric, mode or "auto", int(count or 1))
+        chosen = parse_choice(text)
+        return None if chosen is None else cls(*chosen)
 
     @property
     def phrase(self) -> str:
         """The kept checkpoints, as a part of a sentence."""
-        best = f"the {self.n} best" if self.n > 1 else "the best"
-        return f"{best} by {self.metric} ({self._mode})"
+        number = f"{self.n} " if self.n > 1 else ""
+        if self.mode == "auto":
+            name = quoted(self.metric)
+            return (
+                f"the {number}least and the {number}greatest by {self.metric} (which of them are "
+                f"better is not saved: save the policy again, with {name}:min or {name}:max)"
+            )
+        return f"the {number}best by {self.metric} ({self.mode})"
 
     @property
     def metrics(self) -> frozenset[str]:
         """The one metric."""
         return frozenset({self.metric})
 
-    @property
-    def _mode(self) -> str:
-        return mode_of(self.metric) if self.mode == "auto" else self.mode
-
     def keep(self, live: Live) -> Reasons:
         """Keep those with the n least or greatest numbers."""
-        best = ranked(live, self.metric, self.mode)[: self.n]
-        for place, (id, manifest) in enumerate(best, start=1):
-            order = "best" if place == 1 else f"number {place}"
-            yield id, f"{order} by {self.metric} ({manifest.metrics[self.metric]:.6g})"
+        for mode in ("min", "max") if self.mode == "auto" else (self.mode,):
+            best = ranked(live, self.metric, mode)[: self.n]
+            for place, (id, manifest) in enumerate(best, start=1):
+                order = "best" if place == 1 else f"number {place}"
+                value = manifest.metrics[self.metric]
+                yield id, f"{order} by {self.metric} ({mode}), {value:.6g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +469,8 @@ def from_json(document: object) -> Policy:
         kind = fields.pop("kind")
         if kind == Union.kind:
             return Union(tuple(from_json(member) for member in fields["members"]))
-        return _KINDS[kind](**fields)
+        make = KeepBest.from_saved if kind == KeepBest.kind else _KINDS[kind]
+        return make(**fields)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, InvalidInputError):
             raise

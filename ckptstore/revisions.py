@@ -7,7 +7,9 @@ main~2                           two first parents back
 main@step=1000                   the newest checkpoint in main's history with that step
 main@best:val_loss:min           the best one committed on main by a metric, without those of the
                                  branch that main was started from; NaN and infinity never win,
-                                 and of equal ones the newest does
+                                 and of equal ones the newest does; without :min or :max the words
+                                 of the name decide (metric_names)
+main@best:"recall@10"            the same by a metric whose name contains ":", "@" or "~"
 best:val_loss                    the same on the default branch
 latest                           the newest over all branches
 """
@@ -17,15 +19,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ckptstore.digest import HEX_DIGITS, Digest
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors, first_parents, own_chain
+from ckptstore.metric_names import QUOTED_OR_PLAIN, known_names, mode_of, quoted, unquoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import Lookup, OwnChain
@@ -33,13 +35,12 @@ if TYPE_CHECKING:
 PREFIX_DIGITS_MIN = 6
 REVISION_LENGTH_MAX = 1000
 
-_MAX_WORD = re.compile("acc|accuracy|auc|f1|precision|recall|map|iou|bleu|rouge|score|reward")
-_BEST = re.compile(r"best:([^:@~]+)(?::(min|max|auto))?")
+_MODE = "(?::(min|max|auto))?"
+_BEST = re.compile(f"best:({QUOTED_OR_PLAIN}){_MODE}")
 _SUFFIX = re.compile(
     r"~(?P<back>[0-9]{0,9})|@step=(?P<step>-?[0-9]{1,19})"
-    r"|@(?P<best>best:[^:@~]+(?::(?:min|max|auto))?)"
+    rf"|@(?P<best>best:{QUOTED_OR_PLAIN}{_MODE})"
 )
-Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +83,13 @@ def resolve(revision: str, names: Names) -> Digest:
     return id
 
 
-def mode_of(metric: str) -> Mode:
-    """Return whether more or less is better, by the last word of a metric's name ("val_acc")."""
-    words = re.split(r"[^a-z0-9]+", metric.lower())
-    last = next((word for word in reversed(words) if word), "")
-    return "max" if _MAX_WORD.fullmatch(last) else "min"
-
-
 def ranked(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> list[tuple[Digest, Manifest]]:
     """Return the checkpoints that have a finite value of a metric, the best first.
 
-    Equal ones stay in the order in which they were given.
+    Equal ones stay in the order in which they were given. InvalidInputError for mode "auto" and a
+    name that does not say its direction.
     """
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
     known = [
@@ -103,15 +98,6 @@ def ranked(
         if math.isfinite(manifest.metrics.get(metric, math.nan))
     ]
     return sorted(known, key=lambda pair: sign * pair[1].metrics[metric])
-
-
-def known_names(name: str, known: Sequence[str], *, what: str) -> str:
-    """Return the known names for a message, and the one that may have been meant."""
-    if not known:
-        return f"There are no {what}."
-    listed = f"Known {what}: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
-    alike = get_close_matches(name, known, n=1)
-    return f"{listed} Did you mean {alike[0]}?" if alike else listed
 
 
 def _suffixes(revision: str, end: int) -> Iterator[re.Match[str]]:
@@ -125,13 +111,18 @@ def _suffixes(revision: str, end: int) -> Iterator[re.Match[str]]:
 
 def _bad_suffix(revision: str, end: int) -> InvalidInputError:
     """Return the error for a revision that cannot be read from `end` on."""
-    metric = re.search(r"best:[^:@~]+(?=(:\w+)?$)", revision[:end])
+    metric = re.search(rf"best:({QUOTED_OR_PLAIN})(?=(:\w+)?$)", revision[:end])
     rest = revision[end:]
     if metric and rest[0] not in "~@":
         expected = f"After {metric[0]}, only :min or :max may follow"
     else:
         expected = f"{shown(rest)} was found where ~N, @step=N or @best:METRIC was expected"
-    return InvalidInputError(f"{shown(revision)} is not a revision. {expected}.")
+    name = re.search(f'best:([^"].*?){_MODE}$', revision, re.DOTALL)
+    hint = ""
+    if name:
+        mode = f":{name[2]}" if name[2] else ""
+        hint = f" A name that contains ':', '@' or '~' is quoted: best:{quoted(name[1])}{mode}"
+    return InvalidInputError(f"{shown(revision)} is not a revision. {expected}.{hint}")
 
 
 def _end_of_base(revision: str) -> int:
@@ -230,19 +221,21 @@ def _best(
 
     branch: the one that `start` was reached by; the one that it was committed on if None or a tag.
     """
-    metric, mode = best[1], best[2] or "auto"
+    metric, mode = unquoted(best[1]), best[2] or "auto"
     if branch not in names.heads:
         manifest = names.lookup(start)
         branch = manifest.branch if manifest else None
     chain = own_chain(start, (branch, None), names.lookup)
-    winners = ranked(chain.checkpoints, metric, mode)
+    valued = [item for item in chain.checkpoints if metric in item[1].metrics]
+    winners = ranked(valued, metric, mode) if valued else []
     winner = next((id for id, _ in winners if names.may_be_best(id)), None)
     if winner is None:
         _refuse_gaps(dict(chain.checkpoints), whole=whole, known=chain.seed)
-        known = sorted({name for _, manifest in chain.checkpoints for name in manifest.metrics})
+        known = {quoted(name) for _, manifest in chain.checkpoints for name in manifest.metrics}
+        others = "" if valued else f" {known_names(metric, sorted(known), what='metrics')}"
         raise NotFoundError(
             f"{shown(whole)}: no checkpoint of {_named(branch)} has a finite value of the metric "
-            f"{shown(metric)}. {known_names(metric, known, what='metrics')}{_seeded(chain, names)}"
+            f"{shown(metric)}.{others}{_seeded(chain, names)}"
         )
     return winner
 

@@ -20,7 +20,7 @@ from ckptstore.training.training import Training
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ckptstore.revisions import Mode
+    from ckptstore.metric_names import Mode
 
 __all__ = ["tracked"]
 
@@ -62,6 +62,8 @@ def tracked(model: keras.Model) -> dict[str, Any]:
 
 class KerasTraining(Training):
     """The training run of a Keras model in progress, as callbacks see it."""
+
+    knows_metrics_late = True
 
     def __init__(self, model: keras.Model) -> None:
         _check_backend()

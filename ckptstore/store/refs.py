@@ -22,7 +22,7 @@ from ckptstore.errors import (
     shown,
 )
 from ckptstore.history import ancestors
-from ckptstore.revisions import known_names
+from ckptstore.metric_names import known_names
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
 from ckptstore.store.lost import refuse_without_operations
 

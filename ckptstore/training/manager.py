@@ -21,6 +21,7 @@ from ckptstore.documents.facts import check_metrics
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
 from ckptstore.forks import renewed
+from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy, Union
 from ckptstore.training.background import Background
@@ -54,7 +55,8 @@ class CheckpointManager:
         branch: The branch of this run.
         max_to_keep: Keep the newest N checkpoints.
         keep_best: Keep the best by a metric: "METRIC", "METRIC:MODE" or "METRIC:MODE:N", such as
-            "val_loss", "val_acc:max" or "val_acc:max:3". It also defines `best`.
+            "val_loss", "val_acc:max" or "val_acc:max:3". It also defines `best`. Without a mode the
+            words of the name decide, and a name that does not say its direction is an error.
         keep_every_n_hours: Keep one checkpoint every N hours.
         keep_every_n_steps: Keep one checkpoint every N steps.
         policy: Any policy of `ckptstore.retention`.
@@ -212,7 +214,7 @@ class CheckpointManager:
             )
         try:
             return self.repository.resolve(
-                f"{self.branch}@best:{self._best.metric}:{self._best.mode}"
+                f"{self.branch}@best:{quoted(self._best.metric)}:{self._best.mode}"
             )
         except NotFoundError:
             return None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
-    from ckptstore.revisions import Mode
+    from ckptstore.metric_names import Mode
     from ckptstore.training.manager import CheckpointManager
 
 
@@ -66,8 +66,10 @@ class Training:
         is_terminated: True once the loss was not finite, so that nothing more is saved.
         saved: The manager that saved last, and the position at which it did.
         announced: The newest announced checkpoint by repository and branch.
+        knows_metrics_late: True where the framework knows its metrics only after the first epoch.
     """
 
+    knows_metrics_late = False
     manager: CheckpointManager | None = None
 
     def __init__(self, model: Any = None, tracked: Mapping[str, Any] | None = None) -> None:

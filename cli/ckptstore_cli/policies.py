@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
             try:
                 parts.append(make(value))
             except InvalidInputError as error:
-                said = str(error).split(": ", 1)[-1]  # without the name of the class
+                said = re.sub(r"^\w+: ", "", str(error))  # without the name of the class
                 option = f"--{name.replace('_', '-')}"
                 raise click.BadParameter(said, param_hint=option) from error
     if options["keep_all"]:
@@ -56,7 +57,8 @@ def _best(text: str) -> Policy:
     best = retention.KeepBest.parse(text)
     if best is None:
         raise click.BadParameter(
-            f"{text!r} is not METRIC[:MODE[:N]], as in val_loss, val_acc:max or val_loss:min:3.",
+            f"{text!r} is not METRIC[:MODE[:N]], as in val_loss, val_acc:max or val_loss:min:3. A "
+            "name that contains ':' is quoted, as in '\"mAP@.5:.95\":max'.",
             param_hint="--keep-best",
         )
     return best
@@ -68,8 +70,8 @@ _OPTIONS = (
         "--keep-best",
         multiple=True,
         metavar="METRIC[:MODE[:N]]",
-        help="Keep the N best (default 1) of each branch by a metric. MODE is min, max or auto, "
-        "which decides by the metric's name. May be repeated.",
+        help="Keep the N best (default 1) of each branch by a metric. MODE is min or max; without "
+        "it the words of the metric's name decide, where they say it. May be repeated.",
     ),
     click.option(
         "--keep-every-n-hours",

@@ -53,10 +53,12 @@ have put one there.
 | `main@best:val_loss` | the best one by this metric in the history of `main` |
 | `best:val_loss` | the same on the branch `main` |
 | `best:quality:max` | the same where more is better (`:min`: less) |
+| `best:"recall@10"` | a metric whose name contains `:`, `@` or `~` is quoted |
 | `latest` | the newest head of all branches |
 
-Without `:min` or `:max`, more is better if the metric's last word is acc, accuracy, auc, f1,
-precision, recall, map, iou, bleu, rouge, score or reward; else less is better.
+Without `:min` or `:max` the words of the metric's name decide (`val_acc_top5`, `val_f1_macro`,
+`error_rate`). A name that does not say whether more or less is better is an error; so is one that
+may say either, such as `loss_accuracy` or `acc_std`.
 
 ## Output
 

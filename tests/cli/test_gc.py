@@ -102,8 +102,10 @@ def test_without_a_policy_only_what_nothing_reaches_is_deleted(ckpt, history):
     [
         (["--keep-best", "loss:min:3:4"], "METRIC[:MODE[:N]]", 2),
         (["--keep-best", "loss:min:x"], "METRIC[:MODE[:N]]", 2),
-        (["--keep-best", "no_such_metric"], "no_such_metric", 1),
-        (["--keep-best", "val_los"], "Did you mean val_loss?", 1),
+        (["--keep-best", "no_such:min"], "no_such", 1),
+        (["--keep-best", "depth"], "Give the direction: depth:max or depth:min", 2),
+        (["--keep-best", "val_los:min"], "Did you mean val_loss?", 1),
+        (["--keep-best", "val_los"], "Did you mean 'val_loss'?", 2),
         (["--keep-best", "val_loss:upwards"], "--keep-best: the mode is 'upwards'", 2),
         (["--max-to-keep", "0"], "--max-to-keep: 0 is not", 2),
         (["--max-to-keep", str(2**63)], "--max-to-keep: 9223372036854775808 is not", 2),

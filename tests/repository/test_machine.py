@@ -254,7 +254,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                 kept.update(history)
                 continue
             kept.update(history[:keep])
-            known = [id for id in history if not math.isnan(self.made[id].loss)]
+            known = [id for id in history if math.isfinite(self.made[id].loss)]
             if best and known:
                 kept.add(min(known, key=lambda id: self.made[id].loss))
             last = None

@@ -63,8 +63,8 @@ def test_what_each_keeps_of_seven(policy: Policy, kept: list[int]) -> None:
         ((3.0, 1.0, 2.0), KeepBest("loss", n=2), [1, 2]),
         ((1.0, 1.0, 2.0), KeepBest("loss"), [1, 2]),
         ((math.nan, 5.0, None), KeepBest("loss"), [1, 2]),
-        ((math.nan, -math.inf, 1.0), KeepBest("loss"), [1, 2]),
-        ((math.inf, 2.0, 1.0), KeepBest("loss", "max"), [0, 2]),
+        ((math.nan, -math.inf, 1.0), KeepBest("loss"), [2]),
+        ((math.inf, 2.0, 1.0), KeepBest("loss", "max"), [1, 2]),
         ((math.nan, math.nan, math.nan), KeepBest("loss"), [2]),
     ],
 )
@@ -78,12 +78,54 @@ def test_auto_tells_by_the_name_of_the_metric() -> None:
     assert str(KeepBest("val_acc")) == "Keep the best by val_acc (max)."
 
 
+def test_the_direction_is_decided_when_the_policy_is_made() -> None:
+    assert KeepBest("val_acc") == KeepBest("val_acc", "max")
+    assert KeepBest("val_acc").to_json()["mode"] == "max"
+
+
+@pytest.mark.parametrize("metric", ["anything", "loss_accuracy"])
+def test_a_metric_of_unknown_direction_makes_no_policy(metric: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{metric}:max or {metric}:min"):
+        KeepBest(metric)
+    assert KeepBest(metric, "max").mode == "max"
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("val_acc", KeepBest("val_acc", "max")),
+        ("anything:max:2", KeepBest("anything", "max", 2)),
+        ("recall@10:max", KeepBest("recall@10", "max")),
+        ('"mAP@.5:.95":max:3', KeepBest("mAP@.5:.95", "max", 3)),
+        ('"mAP@.5:.95"', KeepBest("mAP@.5:.95", "max")),
+        (r'"a \"loss\""', KeepBest('a "loss"', "min")),
+        ("val_loss:min:x", None),
+        ("val_loss:min:2:3", None),
+        (":min", None),
+    ],
+)
+def test_a_policy_by_metric_mode_and_number(text: str, policy: Policy | None) -> None:
+    assert KeepBest.parse(text) == policy
+
+
+def test_a_saved_policy_of_unknown_direction_keeps_both_ends_and_says_so() -> None:
+    document = {"kind": "keep_best", "metric": "depth", "mode": "auto", "n": 1}
+    policy = from_json(document)
+    graph = line(*[{"metrics": {"depth": value}} for value in (2.0, 1.0, 4.0, 3.0, 2.5)])
+    assert graph.kept(policy) == [1, 2, 4]
+    assert "save the policy again, with depth:min or depth:max" in str(policy)
+    assert policy.to_json() == document
+    assert from_json({**document, "metric": "val_dice"}) == KeepBest("val_dice", "max")
+    joined = from_json({"kind": "union", "members": [document, {"kind": "max_to_keep", "n": 1}]})
+    assert joined.metrics == {"depth"}
+
+
 def test_heads_and_tags_stay_and_every_reason_is_told() -> None:
     graph = losses(1.0, 2.0, 3.0)
     graph.tags["v1"] = next(iter(graph.manifests))
     newest, middle, oldest = graph.verdicts(MaxToKeep(1) | KeepBest("loss"))
     assert newest.reasons == ("head of main", "one of the newest 1")
-    assert oldest.reasons == ("tag v1", "best by loss (1)")
+    assert oldest.reasons == ("tag v1", "best by loss (min), 1")
     assert (middle.kept, middle.reasons) == (False, ("nothing keeps it",))
     assert newest.branches == ("main",)
 
@@ -165,8 +207,8 @@ def test_policies_that_mean_nothing_are_refused(make: Any) -> None:
 def test_a_metric_that_no_checkpoint_has_is_named_with_those_there_are() -> None:
     graph = line({"metrics": {"val_loss": 1.0}}, {"metrics": {"lr": 0.1}})
     with pytest.raises(InvalidInputError, match=r"'val_los'\. Known metrics: lr, val_loss"):
-        graph.verdicts(MaxToKeep(1) | KeepBest("val_los"))
-    assert Graph().verdicts(KeepBest("anything")) == ()
+        graph.verdicts(MaxToKeep(1) | KeepBest("val_los", "min"))
+    assert Graph().verdicts(KeepBest("anything", "min")) == ()
 
 
 def test_what_is_no_policy_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 from ckptstore.digest import Digest
 from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
-from ckptstore.revisions import Names, mode_of, ranked, resolve
+from ckptstore.revisions import Names, ranked, resolve
 
 NOTHING = Digest.of(b"")
 
@@ -125,13 +125,48 @@ def test_text_that_is_no_revision_is_refused(revision: str) -> None:
         ("best:~1", "Name a metric, as in best:val_loss"),
         ("best:val_los", "Did you mean val_loss?"),
         ("best:val_acc:up", "After best:val_acc, only :min or :max may follow"),
+        ("best:recall@10:max", 'is quoted: best:"recall@10":max'),
+        ("seed@best:mAP@.5:.95", 'is quoted: best:"mAP@.5:.95"'),
+        ("main@best:acc~top5~1", "is quoted: best:"),
+        ('best:"recall@1"', 'Did you mean "recall@10"?'),
+        ("v1@best:depth", "depth:max or depth:min"),
         ("main@best:val_acc:maximum", "After best:val_acc, only :min or :max may follow"),
         ("best:val_acc:max@x", "'@x' was found where ~N, @step=N or @best:METRIC was expected"),
     ],
 )
 def test_an_error_names_the_next_step(revision: str, advice: str) -> None:
     with pytest.raises((InvalidInputError, NotFoundError), match=re.escape(advice)):
-        resolve(revision, NAMES)
+        resolve(revision, QUOTED)
+
+
+QUOTED = replace(
+    NAMES,
+    lookup=lambda id: (
+        (found := MANIFESTS.get(id))
+        and replace(found, metrics={**found.metrics, **NAMED.get(id, {})})
+    ),
+)
+NAMED = {
+    checkpoint("a"): {"recall@10": 0.5, "mAP@.5:.95": 0.1, 'a"b': 1, "depth": 1},
+    checkpoint("b"): {"recall@10": 0.4, "mAP@.5:.95": 0.2, 'a"b': 2, "depth": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("revision", "name"),
+    [
+        ('best:"recall@10"', "a"),
+        ('seed@best:"recall@10":min', "b"),
+        ('best:"mAP@.5:.95"', "b"),
+        ('best:"mAP@.5:.95":auto~1', "a"),
+        ('best:"mAP@.5:.95"@step=10', "a"),
+        ('best:"val_loss"', "c"),
+        (r'best:"a\"b":min', "a"),
+        ("best:depth:max", "b"),
+    ],
+)
+def test_any_metric_can_be_quoted(revision: str, name: str) -> None:
+    assert resolve(revision, QUOTED) == checkpoint(name)
 
 
 def test_a_prefix_of_two_ids_asks_for_more_digits() -> None:
@@ -186,27 +221,6 @@ def test_the_best_of_another_branch_is_offered_where_there_is_no_default_one() -
     names = replace(NAMES, heads={"seed": checkpoint("f")})
     with pytest.raises(NotFoundError, match="For another branch: seed@best:val_loss:min~1"):
         resolve("best:val_loss:min~1", names)
-
-
-@pytest.mark.parametrize(
-    ("metric", "mode"),
-    [
-        ("val_acc", "max"),
-        ("accuracy", "max"),
-        ("val/f1", "max"),
-        ("Top5 Accuracy", "max"),
-        ("mAP", "max"),
-        ("eval-bleu", "max"),
-        ("episode_reward", "max"),
-        ("val_loss", "min"),
-        ("perplexity", "min"),
-        ("acc_loss", "min"),
-        ("accurate", "min"),
-        ("", "min"),
-    ],
-)
-def test_the_last_word_of_a_metric_says_whether_more_is_better(metric: str, mode: str) -> None:
-    assert mode_of(metric) == mode
 
 
 def on_branches(**branches: str) -> Names:

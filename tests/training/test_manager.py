@@ -232,12 +232,22 @@ def test_without_any_policy_everything_stays() -> None:
         ("loss", KeepBest("loss")),
         ("acc:max", KeepBest("acc", "max")),
         ("acc:max:3", KeepBest("acc", "max", 3)),
-        (KeepBest("x", n=2), KeepBest("x", n=2)),
+        (KeepBest("x", "min", n=2), KeepBest("x", "min", n=2)),
     ],
     ids=str,
 )
 def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
     assert manager(keep_best=given)._policies == [best]
+
+
+def test_the_best_by_a_metric_that_revisions_quote() -> None:
+    found = manager(keep_best='"mAP@.5:.95":max', max_to_keep=1)
+    for step, value in enumerate((0.2, 0.9, 0.3), start=1):
+        found.save(step, metrics={"mAP@.5:.95": value})
+    found.wait()
+    assert found.best is not None
+    assert found.best.step == 2
+    assert [checkpoint.step for checkpoint in found.checkpoints] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +260,7 @@ def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
         {"when_busy": "never"},
         {"max_to_keep": 0},
         {"keep_best": "loss:best"},
+        {"keep_best": "depth"},
         {"keep_best": "loss:min:many"},
         {"keep_best": 3},
         {"branch": ""},
@@ -258,7 +269,7 @@ def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
         {"progress": model()},
         {"optimizer": torch.optim.AdamW},
     ],
-    ids=[str(number) for number in range(14)],
+    ids=[str(number) for number in range(15)],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):

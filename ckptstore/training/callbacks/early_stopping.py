@@ -34,7 +34,8 @@ class EarlyStopping(Monitored):
         min_delta: Smaller changes do not count as improvements.
         patience: Epochs without improvement before the training ends.
         verbose: 1 to report the end and the restored epoch on stderr.
-        mode: "min" if less is better, "max" if more is, "auto" to decide by the metric's name.
+        mode: "min" if less is better, "max" if more is, "auto" to decide by the words
+            of the metric's name, where they say it.
         baseline: An improvement resets the patience only if it is also better than this.
         restore_best_weights: When the training ends, restore the model's weights of the best epoch.
         start_from_epoch: Epochs before this one are ignored.
@@ -88,8 +89,10 @@ class EarlyStopping(Monitored):
         """Start counting, and open the store of the best weights.
 
         Raises:
-            InvalidInputError: `restore_best_weights` was given, but there is no store or no model.
+            InvalidInputError: `restore_best_weights` was given, but there is no store or no model;
+                or nothing says which direction of the metric is better.
         """
+        self.check_direction()
         self._reset()
         self._best_weights = None
         if self.restore_best_weights:
@@ -126,7 +129,10 @@ class EarlyStopping(Monitored):
             )
             return
         if self.verbose:
-            report(f"Restoring the weights of the best epoch, {self.best_epoch + 1}.")
+            report(
+                f"Restoring the weights of epoch {self.best_epoch + 1}, the best by {self.monitor} "
+                f"({self._direction()})."
+            )
         try:
             self._best_weights.restore(self._best_id)
         except (ExpiredError, NotFoundError) as error:

@@ -37,7 +37,8 @@ class ModelCheckpoint(Saver, Monitored):
         verbose: 1 to report each save on stderr.
         save_best_only: Save only when the metric is better than ever before.
         save_weights_only: Save only the model's weights.
-        mode: "min" if less is better, "max" if more is, "auto" to decide by the metric's name.
+        mode: "min" if less is better, "max" if more is, "auto" to decide by the words
+            of the metric's name, where they say it.
         save_freq: "epoch", or a number of batches.
         initial_value_threshold: What the first value of the metric has to improve on.
 
@@ -97,7 +98,14 @@ class ModelCheckpoint(Saver, Monitored):
         return None if self._branch_template.has_fields else super().fixed_branch
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Open the store."""
+        """Open the store.
+
+        Raises:
+            InvalidInputError: Only the best is to be saved, and nothing says which direction of the
+                metric is better.
+        """
+        if self.save_best_only:
+            self.check_direction()
         self.training.settle(self, "on_train_begin", logs)
         self._manager = None
         if not self._branch_template.has_fields:
@@ -152,7 +160,7 @@ class ModelCheckpoint(Saver, Monitored):
         if self.verbose:
             change = f"improved from {before} to {value:.5f}"
             change = change if is_best else f"did not improve from {before}"
-            report(f"Epoch {epoch + 1}: {self.monitor} {change}")
+            report(f"Epoch {epoch + 1}: {self.monitor} ({self._direction()}) {change}")
         self.best = value if is_best else self.best
         return is_best
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptstore.documents.names import METRIC_NAME_LENGTH_MAX
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.revisions import Mode, mode_of
+from ckptstore.metric_names import Mode, mode_of
 from ckptstore.training.callbacks.callback import Callback
 
 MODES = ("auto", "min", "max")
@@ -70,22 +70,23 @@ def check_mode(mode: str) -> str:
 def direction(monitor: str, mode: str, known: Mapping[str, Mode]) -> Mode:
     """Whether a smaller or a larger value of a metric is better.
 
-    "auto" is "min" for a loss, otherwise what `known` has for the metric, otherwise decided by the
-    last word of the metric's name as in revisions.
+    "auto" is what `known` has for the metric, otherwise decided by the words of its name as in
+    revisions.
 
     Args:
         monitor: The metric's name.
         mode: "auto", "min" or "max".
         known: What the framework knows of its metrics, by name.
+
+    Raises:
+        InvalidInputError: Neither the framework nor the name says the direction.
     """
     if mode == "min":
         return "min"
     if mode == "max":
         return "max"
     metric = monitor.removeprefix("val_")
-    if metric in known:
-        return known[metric]
-    return "min" if metric == "loss" else mode_of(metric)
+    return known[metric] if metric in known else mode_of(monitor)
 
 
 def improves(value: float, reference: float | None, *, mode: Mode, min_delta: float = 0) -> bool:
@@ -111,6 +112,17 @@ class Monitored(Callback):
         self.monitor, self.mode = monitor, check_mode(mode)
         self.best: float | None = None
 
+    def check_direction(self) -> None:
+        """Raise InvalidInputError before the first epoch where no direction is known.
+
+        Of a framework that knows its metrics only after the first epoch, it is asked then.
+        """
+        if not self.training.knows_metrics_late:
+            self._direction()
+
+    def _direction(self) -> Mode:
+        return direction(self.monitor, self.mode, self.training.directions)
+
     def _value(self, logs: Mapping[str, Any] | None, *, otherwise: str = "") -> float | None:
         """The metric; None, with a warning and what happens `otherwise`, if it is missing."""
         value = number((logs or {}).get(self.monitor))
@@ -124,5 +136,4 @@ class Monitored(Callback):
         return value
 
     def _improves(self, value: float, reference: float | None) -> bool:
-        mode = direction(self.monitor, self.mode, self.training.directions)
-        return improves(value, reference, mode=mode, min_delta=self.min_delta)
+        return improves(value, reference, mode=self._direction(), min_delta=self.min_delta)

@@ -26,7 +26,8 @@ class ReduceLROnPlateau(Monitored):
         factor: The learning rate is multiplied by it; less than 1.
         patience: Epochs without improvement before a reduction.
         verbose: 1 to report each reduction on stderr.
-        mode: "min" if less is better, "max" if more is, "auto" to decide by the metric's name.
+        mode: "min" if less is better, "max" if more is, "auto" to decide by the words
+            of the metric's name, where they say it.
         min_delta: Smaller changes do not count as improvements.
         cooldown: Epochs after a reduction that do not count.
         min_lr: The smallest learning rate.
@@ -71,7 +72,12 @@ class ReduceLROnPlateau(Monitored):
         self.wait = self.cooldown_counter = 0
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Start counting."""
+        """Start counting.
+
+        Raises:
+            InvalidInputError: Nothing says which direction of the metric is better.
+        """
+        self.check_direction()
         self.best = None
         self.wait = self.cooldown_counter = 0
 

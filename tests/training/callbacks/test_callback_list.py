@@ -185,7 +185,7 @@ def test_neither_model_nor_training_is_held_for_longer_than_needed():
 
 
 def test_states_are_kept_by_the_class_and_numbered():
-    first, second = EarlyStopping("a"), EarlyStopping("b")
+    first, second = EarlyStopping("loss"), EarlyStopping("mae")
     callbacks = CallbackList([first, Callback(), second], epochs=9)
     callbacks.on_train_begin()
     first.wait, second.wait = 3, 4
@@ -194,7 +194,7 @@ def test_states_are_kept_by_the_class_and_numbered():
     callbacks.training.epoch = 7
     state = callbacks.state_dict()
     assert set(state["states"]) == {"EarlyStopping", "EarlyStopping_2"}
-    others = [EarlyStopping("a"), EarlyStopping("b"), EarlyStopping("c")]
+    others = [EarlyStopping("loss"), EarlyStopping("mae"), EarlyStopping("acc")]
     again = CallbackList(others, epochs=9)
     again.load_state_dict(state)  # before on_train_begin, which begins anew
     again.on_train_begin()

@@ -120,10 +120,10 @@ def test_it_says_what_it_does_when_asked(tmp_path, capsys):
     callback = ModelCheckpoint(tmp_path, monitor="loss", save_best_only=True, verbose=1)
     drive([callback], [{"loss": 0.5}, {"loss": 0.5}, {"loss": 0.25}])
     assert capsys.readouterr().err.splitlines() == [
-        "Epoch 1: loss improved from nothing to 0.50000",
+        "Epoch 1: loss (min) improved from nothing to 0.50000",
         "Epoch 1: saved to main: epoch 1",
-        "Epoch 2: loss did not improve from 0.50000",
-        "Epoch 3: loss improved from 0.50000 to 0.25000",
+        "Epoch 2: loss (min) did not improve from 0.50000",
+        "Epoch 3: loss (min) improved from 0.50000 to 0.25000",
         "Epoch 3: saved to main: epoch 3",
     ]
 

@@ -107,10 +107,10 @@ def stateful(path):
     return [
         Given(),
         BackupAndRestore(path / "store", branch="run"),
-        ModelCheckpoint(path / "store", save_best_only=True, monitor="given"),
+        ModelCheckpoint(path / "store", save_best_only=True, monitor="given", mode="min"),
         CSVLogger(path / "log.csv"),
-        EarlyStopping("given", patience=4, min_delta=1 / 8, restore_best_weights=True),
-        ReduceLROnPlateau("given", patience=1, cooldown=1, factor=0.5),
+        EarlyStopping("given", mode="min", patience=4, min_delta=1 / 8, restore_best_weights=True),
+        ReduceLROnPlateau("given", mode="min", patience=1, cooldown=1, factor=0.5),
         LearningRateScheduler(lambda epoch, rate: rate * 0.9),
         TensorBoard(path / "logs", update_freq=2),
     ]
@@ -252,7 +252,7 @@ def test_early_stopping_restores_the_best_weights_from_the_store(tmp_path):
                 self.weights = [weight.value.detach().clone() for weight in self.model.weights]
 
     model, remember = make(), Remember()
-    stopping = EarlyStopping("given", patience=2, restore_best_weights=True, store=tmp_path)
+    stopping = EarlyStopping("given", 0, 2, mode="min", restore_best_weights=True, store=tmp_path)
     history = fit(model, [Given(), remember, stopping], epochs=9)
     assert len(history.history["loss"]) == 6
     assert stopping.best_epoch == 3
@@ -367,7 +367,7 @@ def test_our_progress_bar_takes_the_place_of_keras_own(capsys):
 
 def test_the_same_callbacks_serve_a_second_fit(tmp_path):
     model = make()
-    callbacks = [ModelCheckpoint(tmp_path), EarlyStopping("given", patience=0), Given()]
+    callbacks = [ModelCheckpoint(tmp_path), EarlyStopping("given", mode="min", patience=0), Given()]
     callbacks.insert(0, callbacks.pop())
     fit(model, callbacks)
     first = len(ckptstore.open(tmp_path).log())

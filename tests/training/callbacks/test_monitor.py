@@ -11,6 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore import InvalidInputError
+from ckptstore.training.callbacks import (
+    CallbackList,
+    EarlyStopping,
+    ModelCheckpoint,
+    ReduceLROnPlateau,
+)
 from ckptstore.training.callbacks.monitor import (
     check_mode,
     direction,
@@ -100,6 +106,7 @@ def test_a_greater_delta_asks_for_more(one, other, delta, mode):
         ("perplexity", "auto", {}, "min"),
         ("val_perplexity", "auto", {"perplexity": "max"}, "max"),
         ("val_loss", "auto", {"loss": "max"}, "max"),
+        ("val_anything", "auto", {"anything": "max"}, "max"),
         ("val_acc", "min", {"acc": "max"}, "min"),
         ("val_loss", "max", {}, "max"),
     ],
@@ -122,3 +129,24 @@ def test_logs_become_plain():
         "c": 2.0,
     }
     assert plain(None) == {}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda store: EarlyStopping("depth"),
+        lambda store: ReduceLROnPlateau("depth"),
+        lambda store: ModelCheckpoint(store, monitor="depth", save_best_only=True),
+    ],
+    ids=["EarlyStopping", "ReduceLROnPlateau", "ModelCheckpoint"],
+)
+def test_a_metric_of_unknown_direction_is_refused_before_the_first_epoch(make, tmp_path):
+    callbacks = CallbackList([make(tmp_path / "store")], model=torch.nn.Linear(1, 1))
+    with pytest.raises(InvalidInputError, match="depth:max or depth:min in a text, mode='max'"):
+        callbacks.on_train_begin()
+
+
+def test_a_metric_that_decides_nothing_needs_no_direction(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    callbacks = CallbackList([ModelCheckpoint(tmp_path / "store", monitor="depth")], model=model)
+    callbacks.on_train_begin()

@@ -139,7 +139,7 @@ def test_it_says_what_it_did_when_asked(tmp_path, capsys):
     drive([stopping(store=tmp_path, verbose=1)])
     assert capsys.readouterr().err.splitlines() == [
         "Epoch 4: early stopping",
-        "Restoring the weights of the best epoch, 2.",
+        "Restoring the weights of epoch 2, the best by val_loss (min).",
     ]
 
 
