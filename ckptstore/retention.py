@@ -182,6 +182,14 @@ class KeepBest(Policy):
 
         Repositories of before may hold "auto" with a name that does not say its direction. Such a
         policy remains, and keeps the n least as well as the n greatest.
+
+        Args:
+            metric: As in the policy.
+            mode: As in the policy, or "auto".
+            n: As in the policy.
+
+        Raises:
+            InvalidInputError: One of them is illegal.
         """
         try:
             return cls(metric, mode, n)
