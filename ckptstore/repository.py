@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ckptstore.checkpoint import Checkpoint
@@ -413,7 +413,13 @@ class Repository:
         return self._checkpoint(*self._resolved(rev))
 
     def log(
-        self, rev: str | None = None, *, limit: int | None = None, expired: bool = True
+        self,
+        rev: str | None = None,
+        *,
+        limit: int | None = None,
+        expired: bool = True,
+        where: str | None = None,
+        sort: str | None = None,
     ) -> list[Checkpoint]:
         """Return the history of a revision, newest first.
 
@@ -422,10 +428,15 @@ class Repository:
             limit: The most checkpoints to return.
             expired: Whether to include expired checkpoints. Without them no time is spent on them,
                 however many there are.
+            where: A condition on step, branch, message, `meta.KEY` and metrics, such as "val_loss <
+                0.2 and step > 1000"; it may use `or`, parentheses, and quoted names of metrics.
+            sort: "step" for the highest first, or a metric for the best first, such as "val_loss"
+                or "quality:max". Checkpoints without a finite number come last.
 
         Raises:
             NotFoundError: The revision names nothing.
-            InvalidInputError: The limit is not a number of checkpoints.
+            InvalidInputError: The limit is not a number of checkpoints, the condition cannot be
+                parsed, or no checkpoint has a metric that it or `sort` names.
 
         Example:
             >>> import ckptstore
@@ -434,21 +445,20 @@ class Repository:
             ...     _ = repo.commit({"epoch": step}, step=step)
             >>> [checkpoint.step for checkpoint in repo.log("main", limit=2)]
             [2, 1]
+            >>> [checkpoint.step for checkpoint in repo.log(where="step < 2")]
+            [1, 0]
         """
-        if limit is not None and (not isinstance(limit, int) or limit < 0):
-            raise InvalidInputError(
-                f"The limit is {shown(limit)}; a number of checkpoints is expected."
-            )
+        from ckptstore.query import Query
+
+        query = Query.of(where=where, sort=sort, limit=limit)
         starts = [self._resolved(rev)[0]] if rev is not None else self._named()
-        length = sys.maxsize if limit is None else min(limit, sys.maxsize)
         if expired:
-            history = islice(ancestors(starts, self._catalog.lookup), length)
-            return [self._checkpoint(*found) for found in history]
+            history = ancestors(starts, self._catalog.lookup)
+            return query.select(starmap(self._checkpoint, history))
         with self._live.lock:
             self._live.update(self._oplog.newest())
             live_starts = self._live.before(starts) or ()
-            live = list(islice(self._live.reached(live_starts), length))
-        return [self._checkpoint(*found) for found in live]
+            return query.select(starmap(self._checkpoint, self._live.reached(live_starts)))
 
     def lost(self) -> list[Checkpoint]:
         """Return the checkpoints whose operations are missing, newest first.
