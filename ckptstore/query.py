@@ -204,17 +204,16 @@ class Query:
         Raises:
             InvalidInputError: None of the checkpoints has a name that the query uses.
         """
-        unknown, known, is_empty = self._looked_up(), dict[str, None](), True
+        unknown, is_empty = {name: set[str]() for name in self._looked_up()}, True
 
         def matching() -> Iterator[Item]:
             nonlocal is_empty
             for item in items:
                 is_empty = False
-                for name in [*unknown]:
-                    values = name.values(item)
-                    known.update(dict.fromkeys(values))
-                    if name.text in values:
-                        unknown.discard(name)
+                for name, known in [*unknown.items()]:
+                    known.update(name.values(item))
+                    if name.text in known:
+                        del unknown[name]
                 if self.where is None or self.where.matches(item):
                     yield item
 
@@ -224,11 +223,12 @@ class Query:
             found = list(islice(matching(), self.limit))
         is_whole = self.order is not None or self.limit is None or len(found) < self.limit
         if unknown and is_whole and not is_empty:
-            name = min(unknown, key=lambda name: name.text)
-            what = "metric" if name.is_metric else "meta"
+            name, known = min(unknown.items(), key=lambda pair: pair[0].text)
+            listed = known_names(
+                name.text, sorted(known), what="metrics" if name.is_metric else "keys of meta"
+            )
             raise InvalidInputError(
-                f"None of these checkpoints has the {what} {name.text.removeprefix(META)!r}. "
-                f"{known_names(name.text, sorted(known), what='names')}"
+                f"None of these checkpoints has {shown(name.text)}, by which to choose. {listed}"
             )
         return found
 
@@ -347,8 +347,8 @@ class _Parser:
         rest = self._text[at:].strip()
         where = f"at {shown(rest)}" if rest else "at its end"
         return InvalidInputError(
-            f"The condition {shown(self._text)} is not understood {where}; comparisons joined by "
-            f"and or or are expected, {_EXAMPLE}."
+            f"The condition {shown(self._text)} is not understood {where}. Comparisons joined by "
+            f"'and' or 'or' are expected, {_EXAMPLE}."
         )
 
 

@@ -167,10 +167,10 @@ def test_a_limit_ends_the_walk():
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ({"where": "val_los < 1"}, "the metric 'val_los'.*Did you mean val_loss?"),
-        ({"sort": "val_acc"}, "the metric 'val_acc'"),
-        ({"where": "val_loss < 1 or lr < 1"}, "the metric 'lr'"),
-        ({"where": "meta.host = x"}, "the meta 'host'"),
+        ({"where": "val_los < 1"}, "has 'val_los'.*Known metrics: qua.*Did you mean val_loss?"),
+        ({"sort": "val_acc"}, "has 'val_acc'"),
+        ({"where": "val_loss < 1 or lr < 1"}, "has 'lr'"),
+        ({"where": "meta.host = x"}, "has 'meta.host'.*There are no keys of meta"),
         ({"sort": "message"}, "step or a metric"),
         ({"sort": 3}, "sort is 3"),
         ({"limit": -1}, "limit is -1"),

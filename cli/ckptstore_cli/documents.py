@@ -82,8 +82,8 @@ def diff(value: Diff, arrays: Sequence[ArrayChange]) -> Document:
             {
                 "path": change.path,
                 "kind": change.kind,
-                "before": _plain(change.before),
-                "after": _plain(change.after),
+                "before": plain(change.before),
+                "after": plain(change.after),
             }
             for change in value.values
         ],
@@ -115,6 +115,6 @@ def _stored(array: ArrayInfo | StoredArray) -> Document:
     }
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
     """A plain value as JSON; its Python notation where JSON has no such type."""
     return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)

@@ -23,6 +23,7 @@ COMMANDS = (
     "init",
     "commit",
     "log",
+    "best",
     "show",
     "ls",
     "checkout",

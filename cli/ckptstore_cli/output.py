@@ -13,12 +13,12 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ckptstore.errors import printable
-from ckptstore_cli.text import break_paths, draw_bar, fit, least_width, wrapped
+from ckptstore_cli.text import draw_bar, fit, folded, least_width, shorten, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -41,8 +41,11 @@ class Column:
         style: The style on a terminal.
         right: Align to the right, for numbers.
         gives_way: The turn at which the column is narrowed for a terminal; 0 for never.
-        folds: Wrap text that does not fit instead of cutting it.
+        folds: Wrap text that does not fit, between words and after slashes, instead of cutting it.
+        shortens: Leave out the middle of a path that does not fit instead of its end.
         drops: The turn at which the column is left out for a terminal; 0 for never.
+        varies: Leave it out for a terminal where all rows have the same.
+        width_min: The least width, for a column of numbers with a long title; else it is derived.
     """
 
     title: str
@@ -50,7 +53,10 @@ class Column:
     right: bool = False
     gives_way: int = 0
     folds: bool = False
+    shortens: bool = False
     drops: int = 0
+    varies: bool = False
+    width_min: int = 0
 
 
 def now() -> datetime:
@@ -73,21 +79,25 @@ def table(
     rows: Iterable[Sequence[str]],
     *,
     dimmed: Container[int] = (),
-) -> None:
+) -> frozenset[str]:
     """Print rows under column titles. `dimmed`: positions of less important rows, from 0.
 
     A terminal gets no column that is empty in every row.
+
+    Returns:
+        The titles of the columns for which a terminal had no room.
     """
+    columns = [replace(column, title=printable(column.title)) for column in columns]
     cells = [[printable(cell) for cell in row] for row in rows]
     if _is_terminal(sys.stdout):
-        _rich_table(columns, cells, dimmed)
-    else:
-        _plain_table(columns, cells)
+        return _rich_table(columns, cells, dimmed)
+    _plain_table(columns, cells)
+    return frozenset()
 
 
 def footer(text: str) -> None:
-    """Print a summary below a table, on a terminal only."""
-    if _is_terminal(sys.stdout):
+    """Print a summary below a table, on a terminal only; nothing without text."""
+    if text and _is_terminal(sys.stdout):
         line(text)
 
 
@@ -119,7 +129,7 @@ def graph(rows: Iterable[tuple[str, str]]) -> None:
         return
     console = _console(sys.stdout)
     for text in lines:
-        console.print(_text(text, folds=False), no_wrap=True, overflow="ellipsis")
+        console.print(_text(text), no_wrap=True, overflow="ellipsis")
 
 
 def note(text: str) -> None:
@@ -225,27 +235,29 @@ def _plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
 
 def _rich_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], dimmed: Container[int]
-) -> None:
+) -> frozenset[str]:
     from rich.cells import cell_len
     from rich.table import Table
 
     console = _console(sys.stdout)
-    columns, rows = _without_empty(columns, rows)
-    widths = [
-        max(cell_len(text) for text in (column.title, *(row[position] for row in rows)))
-        for position, column in enumerate(columns)
-    ]
+    columns, rows = _telling(columns, rows)
     fitted = fit(
-        widths,
+        [
+            max(cell_len(text) for text in (column.title, *(row[at] for row in rows)))
+            for at, column in enumerate(columns)
+        ],
         least=[
-            least_width((row[position] for row in rows), folds=column.folds)
-            for position, column in enumerate(columns)
+            max(column.width_min, *(cell_len(row[at]) for row in rows))
+            if column.width_min and rows
+            else least_width((row[at] for row in rows), folds=column.folds)
+            for at, column in enumerate(columns)
         ],
         giving_way=[column.gives_way for column in columns],
         dropping=[column.drops for column in columns],
         room=console.width,
         gap=_GAP,
     )
+    dropped = frozenset(column.title for at, column in enumerate(columns) if at not in fitted)
     columns, rows = _chosen(columns, rows, list(fitted))
     widths = list(fitted.values())
     # wrap lines rather than cut ids
@@ -253,22 +265,36 @@ def _rich_table(
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column, width in zip(columns, widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        table.add_column(column.title, style=column.style, justify=justify, width=width)
+        title = _text(shorten(column.title, width))
+        table.add_column(title, style=column.style, justify=justify, width=width)
     for number, row in enumerate(rows):
         style = "dim" if number in dimmed else None
         cells = (
-            _text(break_paths(cell, width) if column.folds else cell, folds=column.folds)
+            _text(_fitting(cell, column, width))
             for cell, column, width in zip(row, columns, widths, strict=True)
         )
         table.add_row(*cells, style=style)
     console.print(table)
+    return dropped
 
 
-def _without_empty(
+def _fitting(cell: str, column: Column, width: int) -> str:
+    """A cell as its column has it where it is too long; else, its end is cut off."""
+    if column.folds:
+        return folded(cell, width)
+    return shorten(cell, width) if column.shortens else cell
+
+
+def _telling(
     columns: Sequence[Column], rows: Sequence[Sequence[str]]
 ) -> tuple[list[Column], list[list[str]]]:
-    """Leave out the columns without a value in any row."""
-    filled = [at for at in range(len(columns)) if not rows or any(row[at] for row in rows)]
+    """Leave out the columns that tell nothing: without a value in any row, or always the same."""
+    filled = [
+        at
+        for at, column in enumerate(columns)
+        if not rows
+        or (any(row[at] for row in rows) and not (column.varies and len({r[at] for r in rows}) < 2))
+    ]
     return _chosen(columns, rows, filled)
 
 
@@ -279,10 +305,8 @@ def _chosen(
     return [columns[at] for at in positions], [[row[at] for at in positions] for row in rows]
 
 
-def _text(text: str, *, folds: bool) -> Text:
-    """Text without markup, shown literally."""
+def _text(text: str) -> Text:
+    """Text without markup, shown literally; the end of a line that is too long is cut off."""
     from rich.text import Text
 
-    if folds:
-        return Text(text, overflow="fold")
     return Text(text, no_wrap=True, overflow="ellipsis")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore_cli import documents, output, text
+from ckptstore_cli import documents, listing, output, text
 from ckptstore_cli.options import DEFAULT_BRANCH, complete_refs, optional_revision_argument
 from ckptstore_cli.output import Column
 
@@ -49,15 +49,28 @@ def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> N
     elif not refs:
         output.note(f"There is no {kind} yet.")
     else:
+        checkpoints = list(refs.values())
+        metrics = listing.Metrics.of(checkpoints)
         columns = (
-            Column(kind, style="bold green", gives_way=5, folds=True),
+            Column(kind, style="bold green", gives_way=3, folds=True),
             Column("id", style="yellow"),
             Column("step", right=True),
-            Column("metrics", gives_way=2, drops=4),
-            Column("age", style="dim"),
-            Column("message", gives_way=1, drops=3),
+            *metrics.columns(drops=5),
+            Column("age", style="dim", drops=4),
+            Column("message", gives_way=1, drops=2),
         )
-        output.table(columns, [_row(name, c) for name, c in refs.items()])
+        rows = [
+            (
+                name,
+                c.id.short,
+                text.step(c.step),
+                *metrics.cells(position, c),
+                text.age(c.created, output.now()).removesuffix(" ago"),
+                text.first_line(c.message),
+            )
+            for position, (name, c) in enumerate(refs.items())
+        ]
+        metrics.explain(output.table(columns, rows))
 
 
 def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool) -> None:
@@ -75,14 +88,3 @@ def print_deleted(kind: str, name: str, *, as_json: bool) -> None:
         output.document({"deleted": name})
     else:
         output.line(f"Deleted {kind} {name}. To restore it: ckptstore undo")
-
-
-def _row(name: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    return (
-        name,
-        checkpoint.id.short,
-        text.step(checkpoint.step),
-        text.metrics(checkpoint.metrics),
-        text.age(checkpoint.created, output.now()),
-        text.first_line(checkpoint.message),
-    )

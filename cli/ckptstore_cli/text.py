@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
 _SIZE_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
@@ -17,6 +17,7 @@ _AHEAD_SECONDS_MAX = 60  # clocks differ; further in the future, the date is sho
 CUT_WIDTH_MIN = 12
 FOLDED_WIDTH_MIN = 24  # longer names are broken
 _NAME = r"[^/ ]*/|[^/ ]+"  # in a path
+_PART = r"[^/.]*[/.]|[^/.]+"  # of a path, with the separator behind it
 
 
 def size(size_bytes: int) -> str:
@@ -63,13 +64,20 @@ def arrays(number: int, size_bytes: int) -> str:
 
 
 def number(value: float) -> str:
-    """A metric: ints in full, floats to 6 significant digits."""
+    """A number: ints in full, floats to 6 significant digits."""
     return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def metric(value: float) -> str:
+    """A metric: ints in full, floats to 4 significant digits and 5 or more before the point."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def metrics(values: Mapping[str, float]) -> str:
     """All metrics on one line: "val_loss=0.31 accuracy=0.92"."""
-    return " ".join(f"{name}={number(value)}" for name, value in values.items())
+    return " ".join(f"{name}={metric(value)}" for name, value in values.items())
 
 
 def step(value: int | None) -> str:
@@ -146,15 +154,45 @@ def least_width(cells: Iterable[str], *, folds: bool) -> int:
     return max(CUT_WIDTH_MIN, min(FOLDED_WIDTH_MIN, max(names, default=0)))
 
 
-def break_paths(text: str, width: int) -> str:
-    """The text with the words that are wider than a column broken after slashes."""
-    return " ".join(_broken(word, width) if len(word) > width else word for word in text.split(" "))
+def shorten(path: str, width: int) -> str:
+    """A path of at most this width: "model/…11.attention.query.weight" without parts of its middle.
+
+    Numbers, the first and the last parts stay longest, as they tell similar paths apart.
+    """
+    if len(path) <= width:
+        return path
+    before, arrow, after = path.partition(" -> ")
+    if arrow and width > 2 * len(arrow):
+        half = (width - len(arrow)) // 2
+        after = shorten(after, max(half, width - len(arrow) - len(before)))
+        return f"{shorten(before, width - len(arrow) - len(after))}{arrow}{after}"
+    parts = re.findall(_PART, path)
+    left_out: set[int] = set()
+    for at in sorted(range(1, len(parts) - 1), key=lambda at: parts[at][:-1].isdecimal()):
+        left_out.add(at)
+        short = _without(parts, left_out)
+        if len(short) <= width:
+            return short
+    kept = max(width - 1, 0)
+    head = kept // 3
+    return f"{path[:head]}…{path[len(path) - kept + head :]}"[:width]
 
 
-def _broken(path: str, width: int) -> str:
+def _without(parts: Sequence[str], left_out: Container[int]) -> str:
+    """A path with an ellipsis for each run of parts that are left out."""
+    marked = ("" if at in left_out else part for at, part in enumerate(parts))
+    return "".join(part or ("" if at - 1 in left_out else "…") for at, part in enumerate(marked))
+
+
+def folded(text: str, width: int) -> str:
+    """The text in lines of at most this width, broken between words and after slashes only."""
     lines = [""]
-    for part in re.findall(_NAME, path):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
+    for word in text.split(" "):
+        parts = re.findall(_NAME, word) if len(word) > width else [word]
+        for place, part in enumerate(parts):
+            gap = " " if place == 0 and lines[-1] else ""
+            if lines[-1] and len(lines[-1]) + len(gap) + len(part) > width:
+                lines.append("")
+                gap = ""
+            lines[-1] += gap + shorten(part, width)
     return "\n".join(lines)

@@ -3,9 +3,9 @@ import pytest
 
 def test_it_lists_heads_with_step_and_metrics(ckpt, history):
     assert [line.split()[:4] for line in ckpt.out("branch").splitlines()] == [
-        ["branch", "id", "step", "metrics"],
-        ["main", history.resolve("main").id.short, "200", "val_loss=0.25"],
-        ["tuned", history.resolve("tuned").id.short, "250", "val_loss=nan"],
+        ["branch", "id", "step", "val_loss"],
+        ["main", history.resolve("main").id.short, "200", "0.25"],
+        ["tuned", history.resolve("tuned").id.short, "250", "nan"],
     ]
 
 

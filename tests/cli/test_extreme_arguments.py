@@ -28,6 +28,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "init": ("other",),
     "commit": ("state.npz",),
     "log": ("main",),
+    "best": ("loss",),
     "show": ("main",),
     "ls": ("main",),
     "checkout": ("main", "-o", "out.npz", "--force", "--drop-values"),

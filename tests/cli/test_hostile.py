@@ -69,6 +69,7 @@ EVERY_COMMAND = {
     "init": ("init", "other"),
     "commit": ("commit", "w.npz", "-m", "".join(HOSTILE)),
     "log": ("log",),
+    "best": ("best", "[bold]b:max"),
     "show": ("show", "main"),
     "ls": ("ls", "main"),
     "checkout": ("checkout", "main", "-o", "out.safetensors"),

@@ -2,6 +2,8 @@ from datetime import UTC, datetime
 
 import numpy
 
+from ckptstore.retention import MaxToKeep
+
 
 def lines(text):
     return [" ".join(line.split()) for line in text.splitlines()]
@@ -10,10 +12,10 @@ def lines(text):
 def test_it_lists_all_branches_newest_first(ckpt, history):
     tuned, main, seed = history.log()
     assert lines(ckpt.out("log")) == [
-        "id refs step metrics age new message",
-        f"{tuned.id.short} tuned 250 val_loss=nan 1 h ago {kilobytes(tuned)}",
-        f"{main.id.short} main 200 val_loss=0.25 1 h ago {kilobytes(main)} lower",
-        f"{seed.id.short} tag: v1 100 accuracy=0.75 val_loss=0.5 1 h ago {kilobytes(seed)}",
+        "id branch refs step val_loss accuracy age new message",
+        f"{tuned.id.short} tuned tuned 250 nan 1 h {kilobytes(tuned)}",
+        f"{main.id.short} main main 200 0.25* 1 h {kilobytes(main)} lower",
+        f"{seed.id.short} main tag: v1 100 0.5 0.75 1 h {kilobytes(seed)}",
     ]
 
 
@@ -26,6 +28,65 @@ def test_a_revision_lists_its_own_history(ckpt, history):
 def test_a_limit_keeps_the_newest(ckpt, history):
     assert [c["step"] for c in ckpt.json("log", "-n", 2)] == [250, 200]
     assert "0" in ckpt.error("log", "-n", 0, code=2)
+
+
+def test_a_star_marks_the_best_of_each_branch_by_what_its_name_tells(ckpt, repo):
+    for loss, acc in [(0.5, 0.1), (0.25, 0.9), (0.25, 0.3), (float("nan"), float("inf"))]:
+        repo.commit({"x": loss}, metrics={"val_loss": loss, "val_acc": acc, "n": 3})
+    repo.branch("other")
+    for loss in (0.75, 0.7, 0.8):
+        repo.commit({"x": loss}, branch="other", metrics={"val_loss": loss})
+    marked = [c.id for c in repo.log() if c.metrics["val_loss"] in (0.7, 0.25)]
+    rows = ckpt.out("log").splitlines()
+    assert [row.split()[0] for row in rows if "0.7*" in row or "0.25*" in row] == [
+        id.short
+        for id in (marked[0], marked[1])  # of equal ones the newest
+    ]
+    assert sum("0.9*" in row for row in rows) == 1
+    assert "inf*" not in "".join(rows)
+
+
+def test_conditions_and_orders_choose(ckpt, history):
+    def steps(*args):
+        return [c["step"] for c in ckpt.json("log", *args)]
+
+    assert steps("--where", "val_loss < 0.3 and step > 100") == [200]
+    assert steps("--where", "branch = tuned or accuracy > 0.7") == [250, 100]
+    assert steps("--sort", "val_loss") == [200, 100, 250]
+    assert steps("--sort", "val_loss:max", "-n", 1) == [100]
+    assert steps("--sort", "step:min") == [100, 200, 250]
+    assert ckpt("log", "--where", "step > 1000").stderr == "No checkpoint matches.\n"
+    assert "Did you mean val_loss?" in ckpt.error("log", "--where", "val_los < 1")
+    assert "Did you mean val_loss?" in ckpt.error("log", "--sort", "val_los:min")
+    assert "is not understood at '0.3 > val_loss'" in ckpt.error("log", "--where", "0.3 > val_loss")
+    assert "without --where" in ckpt.error("log", "--graph", "--sort", "val_loss", code=2)
+
+
+def test_the_metric_of_an_order_comes_first(ckpt, history):
+    assert ckpt.out("log").split()[4:6] == ["val_loss", "accuracy"]
+    assert ckpt.out("log", "--sort", "accuracy:min").split()[4:6] == ["accuracy", "val_loss"]
+
+
+def test_long_shows_all_of_each(ckpt, history):
+    blocks = ckpt.out("log", "main", "--long").split("\n\n")
+    assert [block.split()[1] for block in blocks] == [c.id for c in history.log("main")]
+    assert "message  lower\n         rate" in blocks[0]
+
+
+def test_expired_ones_are_listed_when_asked_for(ckpt, history):
+    history.gc(MaxToKeep(1), branches=["main"])
+    history.delete_tag("v1")
+    history.gc(MaxToKeep(1))
+    assert [line.split()[3] for line in ckpt.out("log").splitlines()[1:]] == ["250", "200"]
+    assert [c["step"] for c in ckpt.json("log")] == [250, 200, 100]
+    assert "expired" in ckpt.out("log", "--all").splitlines()[-1]
+    assert "step 100" in ckpt.out("log", "--graph")
+
+
+def test_more_metrics_than_columns_are_counted(ckpt, repo):
+    repo.commit({"x": 1}, metrics={f"m{number:03}": number for number in range(60)})
+    heading = ckpt.out("log").splitlines()[0].split()
+    assert [name for name in heading if name.startswith("m0")] == [f"m{n:03}" for n in range(50)]
 
 
 def test_json_holds_every_field(ckpt, history):

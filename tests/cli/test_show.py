@@ -16,7 +16,7 @@ def test_it_shows_every_field(ckpt, history):
         "metrics  val_loss = 0.25",
         f"parents  {parent.id}",
         "arrays   2, 80.0 kB",
-        "values   1 plain",
+        "values   epoch = 2",
         f"new      {c.new_bytes / 1000:.1f} kB stored by this commit",
     ]
 

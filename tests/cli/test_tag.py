@@ -3,8 +3,8 @@ import pytest
 
 def test_it_lists_tags_with_step_and_metrics(ckpt, history):
     assert [line.split()[:4] for line in ckpt.out("tag").splitlines()] == [
-        ["tag", "id", "step", "metrics"],
-        ["v1", history.resolve("v1").id.short, "100", "accuracy=0.75"],
+        ["tag", "id", "step", "val_loss"],
+        ["v1", history.resolve("v1").id.short, "100", "0.5"],
     ]
     assert [tag["name"] for tag in ckpt.json("tag")] == ["v1"]
 

@@ -55,7 +55,7 @@ def test_durations_are_rounded_up(seconds, shown):
 
 
 def test_numbers():
-    assert text.metrics({"a": 1, "b": 0.123456789, "c": float("-inf")}) == "a=1 b=0.123457 c=-inf"
+    assert text.metrics({"a": 1, "b": 0.123456789, "c": float("-inf")}) == "a=1 b=0.1235 c=-inf"
     assert text.count(1, "branch", "branches") == "1 branch"
     assert text.count(1204, "branch", "branches") == "1,204 branches"
     assert (text.step(None), text.step(0)) == ("-", "0")
@@ -119,8 +119,69 @@ def test_a_column_that_folds_is_no_narrower_than_the_names_in_it():
     assert text.least_width(["x" * 99], folds=True) == 24
 
 
-def test_a_path_breaks_after_slashes_and_not_inside_names():
-    assert text.break_paths("model/0.weight", 8) == "model/\n0.weight"
-    assert text.break_paths("a/b/c -> d", 4) == "a/b/\nc -> d"
-    assert text.break_paths("short", 8) == "short"
-    assert text.break_paths("//x", 2) == "//\nx"
+def test_a_text_folds_between_words_and_after_slashes_and_not_inside_names():
+    assert text.folded("model/0.weight", 8) == "model/\n0.weight"
+    assert text.folded("a/b/c -> d", 4) == "a/b/\nc ->\nd"
+    assert text.folded("short", 8) == "short"
+    assert text.folded("//x", 2) == "//\nx"
+    assert text.folded("two words", 5) == "two\nwords"
+    assert text.folded("abcdefghij", 5) == "a…hij"
+
+
+WORDS = st.lists(st.text("ab./", min_size=1, max_size=30), min_size=1, max_size=6).map(" ".join)
+
+
+@given(WORDS, st.integers(1, 40))
+def test_folded_text_fits_and_misses_only_what_an_ellipsis_stands_for(value, width):
+    lines = text.folded(value, width).split("\n")
+    assert all(len(line) <= width for line in lines)
+    if not any("…" in line for line in lines):
+        assert "".join(lines).replace(" ", "") == value.replace(" ", "")
+
+
+QUERY = "model/bert.encoder.layer.11.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("path", "width", "shown"),
+    [
+        (QUERY, 99, QUERY),
+        (QUERY, 52, "model/…encoder.layer.11.attention.self.query.weight"),
+        (QUERY, 40, "model/…11.attention.self.query.weight"),
+        (QUERY, 30, "model/…11.…self.query.weight"),
+        (QUERY, 24, "model/…11.…query.weight"),
+        (QUERY, 14, "model/…weight"),
+        (QUERY, 12, "mod…y.weight"),
+        (QUERY, 1, "…"),
+        (QUERY, 0, ""),
+        ("a" * 30, 9, "aa…aaaaaa"),
+        ("model/old.weight -> model/new.weight", 26, "mod….weight -> mod….weight"),
+    ],
+)
+def test_a_path_loses_words_of_its_middle_before_numbers_and_ends(path, width, shown):
+    assert text.shorten(path, width) == shown
+
+
+@given(st.text("ab1./ ->", max_size=60), st.integers(0, 70))
+def test_a_shortened_path_fits_and_one_that_fits_stays(path, width):
+    shown = text.shorten(path, width)
+    assert len(shown) <= width
+    assert (shown == path) == (len(path) <= width)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1 / 3, "0.3333"),
+        (0.0401616, "0.04016"),
+        (0.25, "0.25"),
+        (12345.678, "12346"),
+        (-4e12, "-4e+12"),
+        (12345678, "12345678"),
+        (1e-5, "1e-05"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_a_metric_has_four_significant_digits(value, shown):
+    assert text.metric(value) == shown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptstore_cli import documents, output, text
+from ckptstore_cli import documents, fields, output, text
 from ckptstore_cli.options import common, complete_refs, selection_options
 from ckptstore_cli.output import Column
 from ckptstore_cli.repo import open_repository, opened
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckptstore import ArrayChange, Diff, Numbers, ValueChange
 
 _COLUMNS = (
-    Column("array", gives_way=3, folds=True),
+    Column("array", gives_way=3, shortens=True),
     Column("change", style="bold"),
     Column("dtype"),
     Column("shape", right=True),
@@ -36,13 +36,12 @@ _NUMERIC_COLUMNS = (
     Column("new NaN/inf", right=True),
 )
 _VALUE_COLUMNS = (
-    Column("value", gives_way=1, folds=True),
+    Column("value", gives_way=1, shortens=True),
     Column("before", folds=True, gives_way=2),
     Column("after", folds=True, gives_way=2),
 )
 _KINDS = ("changed", "retyped", "moved", "added", "removed", "undecided")
 _SORTS = ("path", "l2", "max")
-_VALUE_LENGTH_MAX = 100
 _PATHS_SHOWN = 5
 
 
@@ -192,8 +191,8 @@ def _numeric_row(change: ArrayChange, largest: float) -> tuple[str, ...]:
 def _value_row(change: ValueChange) -> tuple[str, str, str]:
     return (
         change.path,
-        "" if change.kind == "added" else _value(change.before),
-        "" if change.kind == "removed" else _value(change.after),
+        "" if change.kind == "added" else fields.plain(change.before),
+        "" if change.kind == "removed" else fields.plain(change.after),
     )
 
 
@@ -226,11 +225,6 @@ def _path(change: ArrayChange) -> str:
 
 def _arrow(texts: Iterable[str]) -> str:
     return " -> ".join(dict.fromkeys(texts))
-
-
-def _value(value: object) -> str:
-    shown = text.number(value) if isinstance(value, float) else repr(value)
-    return shown if len(shown) <= _VALUE_LENGTH_MAX else f"{shown[:_VALUE_LENGTH_MAX]}…"
 
 
 def _number(value: float) -> str:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore_cli import documents, graph, output, text
+from ckptstore.errors import CkptStoreError
+from ckptstore_cli import documents, fields, graph, listing, output, text
 from ckptstore_cli.options import common, optional_revision_argument
-from ckptstore_cli.output import Column
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -17,73 +17,104 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
     from ckptstore_cli.documents import Refs
 
-_COLUMNS = (
-    Column("id", style="yellow"),
-    Column("refs", style="bold green", gives_way=2, folds=True),
-    Column("step", right=True),
-    Column("metrics", gives_way=4),
-    Column("age", style="dim"),
-    Column("new", right=True, drops=3),
-    Column("message", gives_way=1),
-)
-
 
 @click.command()
 @optional_revision_argument(
     "List the history of this checkpoint.  [default: all branches and tags]"
 )
 @click.option("--graph", "as_graph", is_flag=True, help="Draw the history as a graph.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only N.")
 @click.option(
-    "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only the newest N."
+    "--where",
+    metavar="CONDITION",
+    help="List only checkpoints of which this is true: comparisons (< <= > >= = !=) of step, "
+    "branch, message, meta.KEY and metrics, joined by and, or and parentheses. The name of a "
+    "metric may be quoted.",
 )
+@click.option(
+    "--sort",
+    metavar="METRIC[:MODE]",
+    help="List the best first, or the highest step by `step`. MODE is min or max, for a metric "
+    "whose name does not tell whether less or more is better.",
+)
+@click.option("--all", "with_expired", is_flag=True, help="List expired checkpoints too.")
+@click.option("--long", "is_long", is_flag=True, help="Show all that is recorded about each.")
 @common
 @click.pass_context
 def log(
-    ctx: click.Context, rev: str | None, as_graph: bool, limit: int | None, as_json: bool
+    ctx: click.Context,
+    rev: str | None,
+    as_graph: bool,
+    limit: int | None,
+    where: str | None,
+    sort: str | None,
+    with_expired: bool,
+    is_long: bool,
+    as_json: bool,
 ) -> None:
     """List checkpoints, newest first.
 
-    The column "new" shows the bytes of arrays and of their lists that the commit had to store, not
-    those of its own record.
+    Each metric has a column, with 4 significant digits; --long and --json have all. A star marks
+    the best of a branch among those listed, where the metric's name tells whether less or more is
+    better. The column "new" shows the bytes of arrays and of their lists that the commit had to
+    store, not those of its own record. --graph and --json include expired checkpoints.
 
     \b
     Examples:
       ckptstore log main -n 10
+      ckptstore log --where "val_loss < 0.2 and step > 1000" --sort val_acc
       ckptstore log --graph
     """
+    if as_graph and (where or sort or is_long):
+        raise click.UsageError("--graph draws the history: without --where, --sort, --long.", ctx)
     repo = open_repository(ctx)
-    checkpoints = repo.log(rev, limit=limit)
+    expired = with_expired or as_graph or as_json
+    checkpoints = repo.log(rev, limit=limit, expired=expired, where=where, sort=sort)
     refs = documents.refs_by_id(repo)
-    if rev is None and limit is None:
+    is_whole = limit is None and where is None
+    if rev is None and is_whole:
         _note_missing(repo, checkpoints)
     if as_json:
         output.document(
             [documents.checkpoint(c, refs.get(c.id, documents.NO_REFS)) for c in checkpoints]
         )
     elif not checkpoints:
-        output.note(_nothing(repo))
+        output.note(_nothing(repo) if where is None else "No checkpoint matches.")
     elif as_graph:
         output.graph(_drawing(checkpoints, refs))
+    elif is_long:
+        for place, checkpoint in enumerate(checkpoints):
+            if place:
+                output.line()
+            known = refs.get(checkpoint.id, documents.NO_REFS)
+            output.fields(fields.of_checkpoint(checkpoint, known))
     else:
-        expired = {number for number, c in enumerate(checkpoints) if c.expired}
-        output.table(_COLUMNS, [_row(c, refs) for c in checkpoints], dimmed=expired)
+        listing.print_checkpoints(checkpoints, refs, first=listing.direction(sort))
+        if not expired and is_whole and _parents_not_among(checkpoints):
+            output.footer("Those that expired are not listed; --all lists them too.")
 
 
 def _note_missing(repo: Repository, checkpoints: Sequence[Checkpoint]) -> None:
     """Report what is missing of the whole history, as in a copy that was cut short."""
-    known = {c.id for c in checkpoints}
-    for checkpoint in checkpoints:
-        for parent in checkpoint.parents:
-            if parent not in known:
-                output.note(
-                    f"Checkpoint {parent.short}, from which {checkpoint.id.short} was made, is "
-                    "missing, so those before it are not listed. See ckptstore verify."
-                )
+    for parent, checkpoint in _parents_not_among(checkpoints).items():
+        try:
+            repo.resolve(parent)  # which has expired, and is not listed
+        except CkptStoreError:
+            output.note(
+                f"Checkpoint {parent[:8]}, from which {checkpoint.id.short} was made, is "
+                "missing, so those before it are not listed. See ckptstore verify."
+            )
     if lost := repo.lost():
         output.note(
             f"{text.count(len(lost), 'checkpoint')} on no branch, whose operations are missing. "
             f"The newest is {lost[0].id.short}. See ckptstore verify."
         )
+
+
+def _parents_not_among(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """The parents that are not listed, each with a checkpoint made from it."""
+    listed = {c.id for c in checkpoints}
+    return {id: c for c in checkpoints for id in c.parents if id not in listed}
 
 
 def _nothing(repo: Repository) -> str:
@@ -93,18 +124,6 @@ def _nothing(repo: Repository) -> str:
         return "No checkpoints yet. Commit one with: ckptstore commit FILE"
     reached = f"No branch and no tag reaches the {text.count(left, 'checkpoint')} there"
     return f"{reached}. ckptstore undo restores what was deleted last; ckptstore verify lists them."
-
-
-def _row(checkpoint: Checkpoint, refs: Mapping[str, Refs]) -> tuple[str, ...]:
-    return (
-        checkpoint.id.short,
-        str(refs.get(checkpoint.id, "")),
-        text.step(checkpoint.step),
-        text.metrics(checkpoint.metrics),
-        text.age(checkpoint.created, output.now()),
-        "expired" if checkpoint.expired else text.size(checkpoint.new_bytes),
-        text.first_line(checkpoint.message),
-    )
 
 
 def _drawing(checkpoints: Sequence[Checkpoint], refs: Mapping[str, Refs]) -> list[tuple[str, str]]:

@@ -1,0 +1,80 @@
+"""`ckptstore best`: the best checkpoints by a metric."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptstore.errors import NotFoundError
+from ckptstore_cli import documents, listing, output, text
+from ckptstore_cli.options import common, complete_refs
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from ckptstore import Checkpoint, Repository
+
+
+@click.command()
+@click.argument(
+    "metric",
+    metavar="METRIC[:MODE]",
+    help="The metric. MODE is min or max, where its name does not tell whether less or more is "
+    "better.",
+)
+@click.argument(
+    "rev",
+    metavar="[REV]",
+    required=False,
+    shell_complete=complete_refs(),
+    help="Compare only the checkpoints of this branch, not those it started from.  "
+    "[default: all branches and tags]",
+)
+@click.option(
+    "-k",
+    "count",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="List the N best.",
+)
+@common
+@click.pass_context
+def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: bool) -> None:
+    """List the best checkpoints by a metric, the best first.
+
+    Only checkpoints that are stored are listed; a better one that has expired is mentioned. NaN
+    and infinity never count, and of equal ones the newest comes first.
+
+    \b
+    Examples:
+      ckptstore best val_loss
+      ckptstore best quality:max tuned -k 5
+    """
+    repo = open_repository(ctx)
+    name, _ = listing.split_mode(metric)
+    ranked = _ranked(repo, metric, rev, name)
+    stored = [c for c in ranked if not c.expired][:count]
+    if not stored:
+        raise NotFoundError(f"No checkpoint that is stored has a finite {name}.")
+    if ranked[0].expired and not as_json:
+        step = "" if ranked[0].step is None else f", step {ranked[0].step}"
+        value = text.metric(ranked[0].metrics[name])
+        output.note(f"A better one has expired: {ranked[0].id.short}{step}, {name} = {value}.")
+    refs = documents.refs_by_id(repo)
+    if as_json:
+        output.document([documents.checkpoint(c, refs.get(c.id)) for c in stored])
+    else:
+        listing.print_checkpoints(stored, refs, first=listing.direction(metric))
+
+
+def _ranked(repo: Repository, metric: str, rev: str | None, name: str) -> list[Checkpoint]:
+    """The checkpoints with a finite number, the best first."""
+    branch = None if rev is None else repo.resolve(rev).branch
+    return [
+        c
+        for c in repo.log(rev, sort=metric)
+        if math.isfinite(c.metrics.get(name, math.nan)) and branch in (None, c.branch)
+    ]

@@ -1,0 +1,62 @@
+"""The facts of one checkpoint as names and values, for `show` and `log --long`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ckptstore_cli import output, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ckptstore import Checkpoint
+    from ckptstore_cli.documents import Refs
+
+    Fields = dict[str, str | list[str]]
+
+VALUES_SHOWN = 12
+VALUE_LENGTH_MAX = 100
+
+
+def of_checkpoint(
+    checkpoint: Checkpoint, refs: Refs, values: Mapping[str, object] | None = None
+) -> Fields:
+    """The facts that a checkpoint has. `values`: its plain values, where they were read."""
+    created = checkpoint.created.astimezone()
+    fields: Fields = {
+        "id": checkpoint.id,
+        "refs": str(refs),
+        "branch": checkpoint.branch or "",
+        "step": "" if checkpoint.step is None else str(checkpoint.step),
+        "created": f"{created:%Y-%m-%d %H:%M:%S %z} ({text.age(created, output.now())})",
+        "message": checkpoint.message.strip().splitlines(),
+        "metrics": [f"{name} = {value}" for name, value in checkpoint.metrics.items()],
+        "parents": list(checkpoint.parents),
+        "arrays": f"{checkpoint.array_count:,}, {text.size(checkpoint.array_bytes)}",
+        "values": _values(checkpoint, values or {}),
+        "new": f"{text.size(checkpoint.new_bytes)} stored by this commit",
+        "expired": "yes, its arrays are no longer stored" if checkpoint.expired else "",
+        "meta": [f"{name} = {_json(value)}" for name, value in checkpoint.meta.items()],
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def plain(value: object) -> str:
+    """A plain value in Python's notation, cut where it is long."""
+    shown = text.number(value) if isinstance(value, float) else repr(value)
+    return shown if len(shown) <= VALUE_LENGTH_MAX else f"{shown[:VALUE_LENGTH_MAX]}…"
+
+
+def _values(checkpoint: Checkpoint, values: Mapping[str, object]) -> list[str]:
+    """The outermost plain values, and how many there are beside them."""
+    outermost = sorted(values, key=lambda path: path.count("/"))[:VALUES_SHOWN]
+    lines = [f"{path} = {plain(values[path])}" for path in outermost]
+    if len(values) > VALUES_SHOWN:
+        more = len(values) - VALUES_SHOWN
+        lines.append(f"{more:,} more: ckptstore ls --values {checkpoint.id.short}")
+    return lines
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,178 @@
+"""Tables of checkpoints: a column for each metric, in which the best of each branch is marked."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from ckptstore.errors import InvalidInputError
+from ckptstore.revisions import mode_of
+from ckptstore_cli import output, text
+from ckptstore_cli.output import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping, Sequence
+
+    from ckptstore import Checkpoint
+    from ckptstore_cli.documents import Refs
+
+METRIC_COLUMNS_MAX = 50
+TITLE_WIDTH = 10  # longer names of metrics give way first
+_JUDGED = re.compile(r"(?i:(?:^|[^a-z])(?:val|valid|validation|eval|test|dev)(?:[^a-z]|$))")
+BEST = "*"
+
+
+class Row(Protocol):
+    """A checkpoint, or its manifest."""
+
+    @property
+    def metrics(self) -> Mapping[str, int | float]:
+        """Numbers by name."""
+
+    @property
+    def branch(self) -> str | None:
+        """The branch of the commit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """The metrics of some checkpoints, newest first.
+
+    Attributes:
+        names: The metrics that get a column, in order.
+        left_out: The number of those that get none.
+        modes: "min" or "max", by metric; only where the direction is known.
+        best: The positions of the best checkpoints of each branch, by metric.
+    """
+
+    names: tuple[str, ...]
+    left_out: int
+    modes: Mapping[str, str]
+    best: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], *, first: Mapping[str, str] | None = None) -> Metrics:
+        """The metrics of these checkpoints. `first`: modes of those that come first, by name."""
+        names = sorted({name for row in rows for name in row.metrics})
+        modes = _modes(names) | dict(first or {})
+        names.sort(key=lambda name: (name not in (first or {}), *_place(name, modes)))
+        shown = names[:METRIC_COLUMNS_MAX]
+        best = {name: _best(rows, name, modes[name]) for name in shown if name in modes}
+        return cls(
+            names=tuple(shown),
+            left_out=len(names) - len(shown),
+            modes=modes,
+            best={name: positions for name, positions in best.items() if positions},
+        )
+
+    def columns(self, *, drops: int) -> list[Column]:
+        """A column for each. The last is left out at turn `drops`, the first stays."""
+        count = len(self.names)
+        return [
+            Column(
+                name,
+                right=True,
+                gives_way=1,
+                width_min=min(len(name), TITLE_WIDTH),
+                drops=drops + count - 1 - place if place else 0,
+            )
+            for place, name in enumerate(self.names)
+        ]
+
+    def cells(self, position: int, row: Row) -> list[str]:
+        """The numbers of the checkpoint at a position."""
+        return [self._cell(name, position, row.metrics.get(name)) for name in self.names]
+
+    def explain(self, dropped: Container[str]) -> None:
+        """Print on a terminal what is not in a table without some columns, and what marks mean."""
+        hidden = [name for name in self.names if name in dropped]
+        if hidden or self.left_out:
+            more = [*hidden, *([f"{self.left_out:,} more"] if self.left_out else [])]
+            output.footer(f"Not shown: {', '.join(more)}. log --long has all metrics.")
+        marks = [f"{name} ({self.modes[name]})" for name in self.best if name not in hidden]
+        if marks:
+            output.footer(f"{BEST} best of its branch among those listed: {', '.join(marks)}")
+
+    def _cell(self, name: str, position: int, value: float | None) -> str:
+        number = "" if value is None else text.metric(value)
+        if name not in self.best:
+            return number
+        return number + (BEST if position in self.best[name] else " ")
+
+
+def print_checkpoints(
+    checkpoints: Sequence[Checkpoint],
+    refs: Mapping[str, Refs],
+    *,
+    first: Mapping[str, str] | None = None,
+) -> None:
+    """Print a table of checkpoints. `first`: the modes of metrics that come first, by name."""
+    metrics = Metrics.of(checkpoints, first=first)
+    columns = (
+        Column("id", style="yellow"),
+        Column("branch", style="green", gives_way=2, shortens=True, varies=True),
+        Column("refs", style="bold green", gives_way=2, folds=True),
+        Column("step", right=True),
+        *metrics.columns(drops=6),
+        Column("age", style="dim", drops=5),
+        Column("new", right=True, drops=3),
+        Column("message", gives_way=1, drops=4),
+    )
+    rows = [
+        (
+            c.id.short,
+            c.branch or "",
+            str(refs.get(c.id, "")),
+            text.step(c.step),
+            *metrics.cells(position, c),
+            text.age(c.created, output.now()).removesuffix(" ago"),
+            "expired" if c.expired else text.size(c.new_bytes),
+            text.first_line(c.message),
+        )
+        for position, c in enumerate(checkpoints)
+    ]
+    expired = {position for position, c in enumerate(checkpoints) if c.expired}
+    metrics.explain(output.table(columns, rows, dimmed=expired))
+
+
+def split_mode(text: str) -> tuple[str, str | None]:
+    """The metric and the mode of METRIC or METRIC:MODE."""
+    name, _, mode = text.rpartition(":")
+    return (name, mode) if mode in ("min", "max") else (text.removesuffix(":auto"), None)
+
+
+def direction(sort: str | None) -> dict[str, str]:
+    """The metric by which checkpoints are sorted with its direction; empty for a step."""
+    if sort is None:
+        return {}
+    name, mode = split_mode(sort)
+    return {name: mode} if mode else {} if name == "step" else _modes([name])
+
+
+def _place(name: str, modes: Container[str]) -> tuple[bool, bool]:
+    """Metrics by which checkpoints are chosen come first, of these those of a validation."""
+    return name not in modes, not _JUDGED.search(name)
+
+
+def _modes(names: Iterable[str]) -> dict[str, str]:
+    """The directions of the metrics whose names tell them."""
+    modes: dict[str, str] = {}
+    for name in names:
+        try:
+            modes[name] = mode_of(name)
+        except InvalidInputError:
+            continue
+    return modes
+
+
+def _best(rows: Sequence[Row], name: str, mode: str) -> frozenset[int]:
+    """The newest best checkpoint of each branch that has two or more with a finite number."""
+    sign = -1 if mode == "max" else 1
+    by_branch: dict[str | None, list[tuple[float, int]]] = {}
+    for position, row in enumerate(rows):
+        value = row.metrics.get(name, math.nan)
+        if math.isfinite(value):
+            by_branch.setdefault(row.branch, []).append((sign * value, position))
+    return frozenset(min(values)[1] for values in by_branch.values() if len(values) > 1)

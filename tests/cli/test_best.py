@@ -1,0 +1,45 @@
+import pytest
+
+from ckptstore.retention import MaxToKeep
+
+
+@pytest.fixture
+def runs(repo):
+    """main with a val_loss of .1 .5 .3, and b, which begins at the .1, with .4 .2 .2 nan inf."""
+    for step, loss in enumerate([0.1, 0.5, 0.3]):
+        repo.commit({"x": step}, step=step, metrics={"val_loss": loss})
+    repo.branch("b", "main@step=0")
+    for step, loss in enumerate([0.4, 0.2, 0.2, float("nan"), float("-inf")], start=10):
+        repo.commit({"x": step}, branch="b", step=step, metrics={"val_loss": loss, "odd": step})
+    return repo
+
+
+@pytest.mark.parametrize(
+    ("args", "steps"),
+    [
+        (["val_loss"], [0]),
+        (["val_loss", "-k", 3], [0, 12, 11]),
+        (["val_loss", "b"], [12]),
+        (["val_loss", "b~1", "-k", 99], [12, 11, 10]),
+        (["val_loss:max", "main", "-k", 2], [1, 2]),
+        (["odd:max"], [14]),
+    ],
+)
+def test_the_best_come_first_over_all_branches_or_the_own_of_one(ckpt, runs, args, steps):
+    assert [c["step"] for c in ckpt.json("best", *args)] == steps
+    rows = ckpt.out("best", *args).splitlines()[1:]
+    assert [row.split()[0] for row in rows] == [c["id"][:8] for c in ckpt.json("best", *args)]
+
+
+def test_a_better_one_that_has_expired_is_mentioned(ckpt, runs):
+    runs.delete_branch("b")
+    runs.gc(MaxToKeep(1))
+    best = ckpt("best", "val_loss")
+    assert best.stderr.endswith(", step 0, val_loss = 0.1.\n")
+    assert best.stdout.splitlines()[1].startswith(runs.resolve("main").id.short)
+
+
+def test_without_a_number_there_is_an_error(ckpt, runs):
+    runs.commit({"x": 1}, branch="c", metrics={"val_acc": float("nan")})
+    assert "has a finite val_acc" in ckpt.error("best", "val_acc", "c")
+    assert "Did you mean val_loss?" in ckpt.error("best", "val_los:min")
