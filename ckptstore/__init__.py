@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
     from ckptstore.store.usage import Usage as Usage
+    from ckptstore.this_run import run_meta as run_meta
     from ckptstore.verify import Problem as Problem
     from ckptstore.verify import Unreachable as Unreachable
     from ckptstore.verify import VerifyReport as VerifyReport
@@ -75,6 +76,7 @@ else:
             "gc": ("GcPlan", "GcReport"),
             "repository": ("Repository", "Undone", "init", "open"),
             "store.usage": ("Usage",),
+            "this_run": ("run_meta",),
             "verify": ("Problem", "Unreachable", "VerifyReport"),
             "weights": ("load_weights",),
         },

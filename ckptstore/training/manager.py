@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 from ckptstore import repository
 from ckptstore.commit.derive import SEED
 from ckptstore.commit.staging import Staging
-from ckptstore.documents.facts import check_metrics
+from ckptstore.documents.facts import check_meta, check_metrics
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
 from ckptstore.forks import renewed
 from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy, Union
+from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
 from ckptstore.training.preemption import EXIT_CODE, Preemption
 from ckptstore.training.tracked import capture, destination, settle, stateful
@@ -72,6 +73,8 @@ class CheckpointManager:
         save_on_signal: After SIGTERM, the next call of `save` saves, waits and ends the program
             with exit code 143.
         rng: Save and restore the global random states of Python, numpy and torch on all devices.
+        record_run: Record the host, the program, its arguments and git revision in the meta of each
+            checkpoint, without what looks like a secret (`ckptstore.run_meta`).
         clock: Returns seconds, for `save_interval_minutes`.
         **tracked: Objects to save by name: anything with state_dict and load_state_dict (`model=`,
             `optimizer=`, `scheduler=`, `loader=` and so on), Keras models, and random generators.
@@ -116,6 +119,7 @@ class CheckpointManager:
         when_busy: str = "wait",
         save_on_signal: bool = False,
         rng: bool = True,
+        record_run: bool = True,
         clock: Callable[[], float] = time.monotonic,
         **tracked: object,
     ) -> None:
@@ -144,6 +148,7 @@ class CheckpointManager:
         self.epoch: int | None = None
         self.batch: int | None = None
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
+        self._run = run_meta() if record_run else {}
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
@@ -362,6 +367,7 @@ class CheckpointManager:
         """
         if not (force or self.should_save(step)):
             return False
+        meta = {**self._run, **check_meta(meta)}
         facts = {"step": step, "metrics": check_metrics(metrics), "message": message, "meta": meta}
         progress = {"epoch": epoch, "batch": batch}
         if self._background.is_busy and self._when_busy == "skip" and not (force or self.preempted):

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import numpy as np
@@ -44,7 +45,9 @@ def test_a_file_of_torch_may_have_other_suffixes(ckpt, repo, file, suffix):
 
 def test_a_safetensors_comes_back_with_its_metadata_as_meta(ckpt, repo, tensors):
     save_file(tensors, ckpt.folder / "w.safetensors", metadata={"format": "pt"})
-    made = ckpt.json("commit", "w.safetensors", "--meta", "run=a=b", "--meta", "ünï=x y")
+    made = ckpt.json(
+        "commit", "w.safetensors", "--no-record-run", "--meta", "run=a=b", "--meta", "ünï=x y"
+    )
     assert made["meta"] == {
         "file": "w.safetensors",
         "safetensors": {"format": "pt"},
@@ -62,7 +65,9 @@ def test_an_npz_and_an_npy_come_back_as_numpy_arrays(ckpt, repo):
     assert (state["model"]["w"] == numbers).all()
     assert state["bias"].dtype == np.float32
     np.save("one.npy", numbers.T)
-    assert ckpt.json("commit", "one.npy", "-b", "one")["meta"] == {"file": "one.npy"}
+    assert ckpt.json("commit", "one.npy", "-b", "one", "--no-record-run")["meta"] == {
+        "file": "one.npy"
+    }
     assert (repo.checkout("one") == numbers.T).all()
 
 
@@ -76,7 +81,7 @@ def test_a_folder_of_hugging_face_is_one_checkpoint(ckpt, repo, tensors):
         save_file({name: tensor}, folder / places[name], metadata={"format": "pt"})
     index = {"metadata": {"total_size": 0}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    made = ckpt.json("commit", "Tiny-1B/")
+    made = ckpt.json("commit", "Tiny-1B/", "--no-record-run")
     assert made["meta"] == {"file": "Tiny-1B", "safetensors": {"format": "pt"}}
     state = repo.checkout("main")
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
@@ -103,8 +108,18 @@ def test_it_says_what_was_stored(ckpt, repo, file):
     id = repo.resolve("main").id.short
     assert said.startswith(f"Committed {id} to main: 2 arrays, 120.0 kB, 12")
     assert said.endswith(" kB new.\n")
-    assert ckpt.out("commit", file).endswith(" 0 B new.\n")
+    assert ckpt.out("commit", file).endswith(f" to main: nothing changed since {id}.\n")
     assert repo.resolve("main~1").id.short == id
+
+
+def test_it_records_the_run_unless_told_not_to(ckpt, repo, file):
+    ckpt.process("commit", file, "--meta", "token=mine", "--meta", "program=by hand")
+    meta = repo.resolve("main").meta
+    assert meta["host"] == os.uname().nodename
+    assert meta["program"] == "by hand"
+    assert meta["argv"] == ["commit", str(file), "--meta", "token=***", "--meta", "program=by hand"]
+    assert meta["token"] == "mine"
+    assert ckpt.json("commit", file, "--no-record-run")["meta"] == {"file": file.name}
 
 
 def test_metrics_without_a_finite_number_are_valid_json(ckpt, repo, file):

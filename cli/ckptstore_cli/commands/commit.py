@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.errors import UnsupportedValueError
-from ckptstore_cli import documents, output, text
+from ckptstore.errors import CkptStoreError, UnsupportedValueError
+from ckptstore_cli import changes, documents, output, text
 from ckptstore_cli.options import DEFAULT_BRANCH, Size, common, complete_refs, pairs, step_option
 from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from ckptstore import Checkpoint, Repository
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
@@ -67,6 +72,15 @@ def _metric(text: str) -> float:
     is_flag=True,
     help="If the branch moves during the commit, commit on top of its new head.",
 )
+@click.option(
+    "--no-record-run",
+    "records_run",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Do not record the host, the program, its arguments and the git revision of the working "
+    "folder in the checkpoint's meta.",
+)
 @common
 @click.pass_context
 def commit(
@@ -79,13 +93,17 @@ def commit(
     meta: dict[str, str],
     bytes_max: int | None,
     retry: bool,
+    records_run: bool,
     as_json: bool,
 ) -> None:
     """Store the checkpoint in FILE as the newest of a branch.
 
     Arrays are read as they are stored, so even large ones need little memory. Arrays that are
     already in the repository are not stored again. The checkpoint is durable when the command
-    returns.
+    returns. The last line says what changed since the checkpoint before.
+
+    The meta of the checkpoint names the file, and the host, program, arguments and git revision of
+    this run. Of the arguments, what looks like a secret is left out.
 
     \b
     Examples:
@@ -93,9 +111,10 @@ def commit(
       ckptstore commit tuned.safetensors -b tuned
       ckptstore commit Llama-3.2-1B/ -b base
     """
-    from ckptstore import formats
+    from ckptstore import formats, run_meta
 
     repo = open_repository(ctx)
+    run = run_meta(".") if records_run else {}
     contents = formats.read_file(file, bytes_max=bytes_max)
     try:
         checkpoint = repo.commit(
@@ -104,7 +123,7 @@ def commit(
             step=step,
             metrics=metrics,
             message=message,
-            meta={**contents.meta, **meta},
+            meta={**run, **contents.meta, **meta},
             retry=retry,
         )
     except UnsupportedValueError as error:
@@ -112,6 +131,15 @@ def commit(
     if as_json:
         output.document({"branch": branch, **documents.checkpoint(checkpoint)})
     else:
-        arrays = text.arrays(checkpoint.array_count, checkpoint.array_bytes)
-        new = text.size(checkpoint.new_bytes)
-        output.line(f"Committed {checkpoint.id.short} to {branch}: {arrays}, {new} new.")
+        output.line(f"Committed {checkpoint.id.short} to {branch}: {_changes(repo, checkpoint)}.")
+
+
+def _changes(repo: Repository, checkpoint: Checkpoint) -> str:
+    """What changed since the parent, or what there is where that cannot be read."""
+    with suppress(CkptStoreError):
+        for parent in checkpoint.parents:
+            difference = repo.diff(parent, checkpoint.id)
+            paths = [] if difference.is_empty else [array.path for array in checkpoint.arrays]
+            return changes.sentence(checkpoint, difference, paths)
+    arrays = text.arrays(checkpoint.array_count, checkpoint.array_bytes)
+    return f"{arrays}, {text.size(checkpoint.new_bytes)} new"

@@ -65,8 +65,8 @@ def gc(
     A checkpoint is kept if any of the options keeps it. The head of every branch and every tagged
     checkpoint are always kept. Without options, the policy saved with "config retention" applies;
     without that either, every checkpoint of a branch stays. A tag keeps its own checkpoint, not
-    those before it. The step and metrics of an expired checkpoint remain, and log shows them. gc
-    can run while other processes commit and read.
+    those before it. The step and metrics of an expired checkpoint remain, and log --all
+    lists them. gc can run while other processes commit and read.
 
     \b
     Examples:
