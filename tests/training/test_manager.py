@@ -763,3 +763,16 @@ def test_a_long_list_of_names_is_told_in_short() -> None:
 def test_an_option_of_another_type_is_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(options))):
         manager(**options)
+
+
+def test_the_run_is_recorded_unless_turned_off() -> None:
+    saved = manager(async_save=False)
+    saved.save(1, meta={"program": "mine", "seed": 4})
+    meta = saved.repository.resolve("main").meta
+    assert meta.keys() >= {"host", "argv"}
+    assert (meta["program"], meta["seed"]) == ("mine", 4)
+    silent = manager(async_save=False, record_run=False)
+    silent.save(1, meta={"seed": 4})
+    assert silent.repository.resolve("main").meta == {"seed": 4}
+    with pytest.raises(InvalidInputError, match="meta is a list"):
+        silent.save(2, meta=[1])  # type: ignore[arg-type]
