@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -50,7 +51,7 @@ def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> N
         output.note(f"There is no {kind} yet.")
     else:
         checkpoints = list(refs.values())
-        metrics = listing.Metrics.of(checkpoints)
+        metrics = replace(listing.Metrics.of(checkpoints), best={})  # no mark: all are heads
         columns = (
             Column(kind, style="bold green", gives_way=3, folds=True),
             Column("id", style="yellow"),

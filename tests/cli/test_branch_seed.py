@@ -55,11 +55,11 @@ def test_the_list_shows_a_seed_beside_other_branches(ckpt, trained):
     listed = [line.split()[:4] for line in ckpt.out("branch").splitlines()]
     ids = {name: checkpoint.id.short for name, checkpoint in trained.branches().items()}
     assert listed[1:3] == [
-        ["main", ids["main"], "2", "val_loss=0.5"],
-        ["plain", ids["plain"], "1", "val_loss=0.25"],
+        ["main", ids["main"], "2", "0.5"],
+        ["plain", ids["plain"], "1", "0.25"],
     ]
     assert listed[3][:2] == ["seed", ids["seed"]]
-    assert "val_loss=0.5" in ckpt.out("branch").splitlines()[3]
+    assert listed[3][2:] == ["-", "0.5"]
 
 
 def test_the_graph_draws_a_seed_at_its_fork(ckpt, trained):
