@@ -22,7 +22,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.revisions import known_names, mode_of
+from ckptstore.metric_names import known_names, mode_of, parse_choice, unquoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,11 +33,10 @@ CONDITION_DEPTH_MAX = 50
 TEXT_NAMES = ("branch", "message")
 META = "meta."
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<symbol><=|>=|==|!=|[<>=()])|(?P<quoted>"[^"]*"|'[^']*')"""
+    r"""\s*(?:(?P<symbol><=|>=|==|!=|[<>=()])|(?P<quoted>"(?:[^"\\]|\\["\\])*"|'[^']*')"""
     r"""|(?P<word>[^\s<>=!()'"]+))"""
 )
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)")
-_ORDER = re.compile(r"(?P<name>.+?)(?::(?P<mode>min|max|auto))?")
 _EXAMPLE = "as in val_loss < 0.2 and step > 1000"
 
 
@@ -76,10 +75,10 @@ class Name:
     is_metric: bool = False
 
     @classmethod
-    def of(cls, text: str) -> Self:
-        """The name that an unquoted word means."""
+    def of(cls, text: str, *, is_quoted: bool) -> Self:
+        """The name that a word means; a quoted one is that of a metric."""
         is_fact = text in ("step", *TEXT_NAMES) or text.startswith(META)
-        return cls(text=text, is_metric=not is_fact)
+        return cls(text=text, is_metric=is_quoted or not is_fact)
 
     def values(self, item: Described) -> Mapping[str, Any]:
         """The values among which it is looked up, by their names in a query."""
@@ -155,10 +154,12 @@ class Order:
         Raises:
             InvalidInputError: It is neither, or nothing tells the direction of this metric.
         """
-        match = _ORDER.fullmatch(text) if isinstance(text, str) else None
-        if not match:
-            raise InvalidInputError(f"sort is {shown(text)}; step, METRIC or METRIC:max is meant.")
-        name, mode = Name.of(match["name"]), match["mode"] or "auto"
+        choice = parse_choice(text) if isinstance(text, str) else None
+        if choice is None or choice[1:] not in [(mode, 1) for mode in ("auto", "min", "max")]:
+            raise InvalidInputError(
+                f"sort is {shown(text)}; step, METRIC or METRIC:max is expected."
+            )
+        name, mode = Name.of(choice[0], is_quoted=str(text).startswith('"')), choice[1]
         if not name.is_metric and name.text != "step":
             raise InvalidInputError(f"sort is {shown(text)}; step or a metric is expected.")
         if mode == "auto":
@@ -306,14 +307,14 @@ class _Parser:
             raise self._error(back=True)
         if quoted is None and word is None:
             raise self._error()
-        name = Name.of(word) if word else Name(text=(quoted or "")[1:-1], is_metric=True)
+        name = Name.of(word or _unquoted(quoted), is_quoted=not word)
         symbol = (self._take("symbol") or "").replace("==", "=")
         if symbol not in _COMPARE:
             raise self._error(back=bool(symbol))
         quoted, word = self._take("quoted"), self._take("word")
         if quoted is None and word is None:
             raise self._error()
-        value: float | str = word or (quoted or "")[1:-1]
+        value: float | str = word or _unquoted(quoted)
         if word and _NUMBER.fullmatch(word) and name.text not in TEXT_NAMES:
             value = float(word)
         self._check(name, symbol, value)
@@ -350,6 +351,11 @@ class _Parser:
             f"The condition {shown(self._text)} is not understood {where}. Comparisons joined by "
             f"'and' or 'or' are expected, {_EXAMPLE}."
         )
+
+
+def _unquoted(quoted: str | None) -> str:
+    text = quoted or ""
+    return text[1:-1] if text.startswith("'") else unquoted(text)
 
 
 def _is_nan(value: object) -> bool:

@@ -23,7 +23,14 @@ class Item:
 
 ITEM = Item(
     step=1500,
-    metrics={"val_loss": 0.125, "recall@10": 0.5, "step": 7, "bad": math.nan, "n": 2**60 + 1},
+    metrics={
+        "val_loss": 0.125,
+        "recall@10": 0.5,
+        "step": 7,
+        'q"\\': 1,
+        "bad": math.nan,
+        "n": 2**60 + 1,
+    },
     branch="runs/3",
     message="warm up",
     meta={"host": "box", "lr": "0.1", "seed": 4, "amp": True},
@@ -39,6 +46,7 @@ ITEM = Item(
         "step = 1500 or step = 3 and step = 4",
         "recall@10 >= 5e-1",
         "'recall@10' <= 0.5",
+        r'"q\"\\" = 1',
         '"step" = 7',  # quoted: the metric
         "branch = runs/3 and message = 'warm up'",
         "branch != main",
@@ -148,6 +156,7 @@ def test_the_best_come_first_the_newest_of_equal_ones_and_none_without_a_finite_
     assert select(LOSSES, sort="val_loss:max", limit=2) == [5, 3]
     assert select(LOSSES, sort="quality:min", limit=3) == [0, 3, 5]
     assert select(LOSSES, sort="step:min", where="val_loss < 1") == [0, 2, 3, 5]
+    assert select([(1, {"step": 1}), (2, {"step": 2})], sort='"step":min') == [1, 2]
     assert select([*reversed(LOSSES)], sort="step", limit=2) == [5, 4]
 
 
@@ -173,6 +182,9 @@ def test_a_limit_ends_the_walk():
         ({"where": "meta.host = x"}, "has 'meta.host'.*There are no keys of meta"),
         ({"sort": "message"}, "step or a metric"),
         ({"sort": 3}, "sort is 3"),
+        ({"sort": "val_loss:max:2"}, "METRIC:max is expected"),
+        ({"sort": "val_loss:low"}, "METRIC:max is expected"),
+        ({"sort": "odd"}, "odd:max or odd:min"),
         ({"limit": -1}, "limit is -1"),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ckptstore.errors import InvalidInputError
-from ckptstore.revisions import mode_of
+from ckptstore.metric_names import mode_of, parse_choice
 from ckptstore_cli import output, text
 from ckptstore_cli.output import Column
 
@@ -137,18 +137,13 @@ def print_checkpoints(
     metrics.explain(output.table(columns, rows, dimmed=expired))
 
 
-def split_mode(text: str) -> tuple[str, str | None]:
-    """The metric and the mode of METRIC or METRIC:MODE."""
-    name, _, mode = text.rpartition(":")
-    return (name, mode) if mode in ("min", "max") else (text.removesuffix(":auto"), None)
-
-
 def direction(sort: str | None) -> dict[str, str]:
     """The metric by which checkpoints are sorted with its direction; empty for a step."""
-    if sort is None:
+    choice = None if sort in (None, "step") else parse_choice(sort)
+    if choice is None:
         return {}
-    name, mode = split_mode(sort)
-    return {name: mode} if mode else {} if name == "step" else _modes([name])
+    name, mode, _ = choice
+    return _modes([name]) if mode == "auto" else {name: mode}
 
 
 def _place(name: str, modes: Container[str]) -> tuple[bool, bool]:

@@ -54,7 +54,7 @@ def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: 
       ckptstore best quality:max tuned -k 5
     """
     repo = open_repository(ctx)
-    name, _ = listing.split_mode(metric)
+    name = next(iter(listing.direction(metric)), metric)
     ranked = _ranked(repo, metric, rev, name)
     stored = [c for c in ranked if not c.expired][:count]
     if not stored:
