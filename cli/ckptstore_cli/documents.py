@@ -23,7 +23,12 @@ class Refs:
     tags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return ", ".join([*self.branches, *(f"tag: {name}" for name in self.tags)])
+        return self.beside(None)
+
+    def beside(self, branch: str | None) -> str:
+        """The names, for a place beside the one that names this branch."""
+        heads = ("head" if name == branch else name for name in self.branches)
+        return ", ".join([*heads, *(f"tag: {name}" for name in self.tags)])
 
 
 NO_REFS = Refs()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ckptstore.errors import InvalidInputError
 from ckptstore.metric_names import mode_of, parse_choice
 from ckptstore_cli import output, text
+from ckptstore_cli.documents import NO_REFS
 from ckptstore_cli.output import Column
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Metrics:
             Column(
                 name,
                 right=True,
-                gives_way=1,
+                gives_way=2,
                 width_min=min(len(name), TITLE_WIDTH),
                 drops=drops + count - 1 - place if place else 0,
             )
@@ -107,13 +108,23 @@ def print_checkpoints(
     refs: Mapping[str, Refs],
     *,
     first: Mapping[str, str] | None = None,
+    are_marked: bool = True,
 ) -> None:
-    """Print a table of checkpoints. `first`: the modes of metrics that come first, by name."""
+    """Print a table of checkpoints.
+
+    Args:
+        checkpoints: The checkpoints in the order of the rows.
+        refs: The branches and tags of each.
+        first: The metric by which they are sorted, with its mode.
+        are_marked: Whether the best of each branch are marked.
+    """
     metrics = Metrics.of(checkpoints, first=first)
+    metrics = metrics if are_marked else replace(metrics, best={})
+    has_branches = len({c.branch for c in checkpoints}) > 1
     columns = (
         Column("id", style="yellow"),
         Column("branch", style="green", gives_way=2, shortens=True, varies=True),
-        Column("refs", style="bold green", gives_way=2, folds=True),
+        Column("refs", style="bold green", gives_way=3, folds=True),
         Column("step", right=True),
         *metrics.columns(drops=6),
         Column("age", style="dim", drops=5),
@@ -124,7 +135,7 @@ def print_checkpoints(
         (
             c.id.short,
             c.branch or "",
-            str(refs.get(c.id, "")),
+            refs.get(c.id, NO_REFS).beside(c.branch if has_branches else None),
             text.step(c.step),
             *metrics.cells(position, c),
             text.age(c.created, output.now()).removesuffix(" ago"),
@@ -135,6 +146,8 @@ def print_checkpoints(
     ]
     expired = {position for position, c in enumerate(checkpoints) if c.expired}
     metrics.explain(output.table(columns, rows, dimmed=expired))
+    for name, mode in (first or {}).items():
+        output.footer(f"Best first: {name} ({mode})")
 
 
 def direction(sort: str | None) -> dict[str, str]:

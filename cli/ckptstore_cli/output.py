@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.1
 _BLOCKS = "▏▎▍▌▋▊▉█"
 _GAP = 2  # spaces between columns
+PATH_WIDTH_MIN = 30  # of arrays, before other columns are left out
 _WRAPPED_WIDTH_MIN = 20
 
 
@@ -45,7 +46,8 @@ class Column:
         shortens: Leave out the middle of a path that does not fit instead of its end.
         drops: The turn at which the column is left out for a terminal; 0 for never.
         varies: Leave it out for a terminal where all rows have the same.
-        width_min: The least width, for a column of numbers with a long title; else it is derived.
+        width_min: The least width, if more is needed than the content asks for. In a column of
+            numbers only the title gives way.
     """
 
     title: str
@@ -248,8 +250,8 @@ def _rich_table(
         ],
         least=[
             max(column.width_min, *(cell_len(row[at]) for row in rows))
-            if column.width_min and rows
-            else least_width((row[at] for row in rows), folds=column.folds)
+            if column.right and rows
+            else max(column.width_min, least_width((row[at] for row in rows), folds=column.folds))
             for at, column in enumerate(columns)
         ],
         giving_way=[column.gives_way for column in columns],

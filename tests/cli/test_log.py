@@ -13,8 +13,8 @@ def test_it_lists_all_branches_newest_first(ckpt, history):
     tuned, main, seed = history.log()
     assert lines(ckpt.out("log")) == [
         "id branch refs step val_loss accuracy age new message",
-        f"{tuned.id.short} tuned tuned 250 nan 1 h {kilobytes(tuned)}",
-        f"{main.id.short} main main 200 0.25* 1 h {kilobytes(main)} lower",
+        f"{tuned.id.short} tuned head 250 nan 1 h {kilobytes(tuned)}",
+        f"{main.id.short} main head 200 0.25* 1 h {kilobytes(main)} lower",
         f"{seed.id.short} main tag: v1 100 0.5 0.75 1 h {kilobytes(seed)}",
     ]
 

@@ -67,7 +67,7 @@ def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: 
     if as_json:
         output.document([documents.checkpoint(c, refs.get(c.id)) for c in stored])
     else:
-        listing.print_checkpoints(stored, refs, first=listing.direction(metric))
+        listing.print_checkpoints(stored, refs, first=listing.direction(metric), are_marked=False)
 
 
 def _ranked(repo: Repository, metric: str, rev: str | None, name: str) -> list[Checkpoint]:

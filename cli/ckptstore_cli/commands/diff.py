@@ -10,7 +10,7 @@ import click
 
 from ckptstore_cli import documents, fields, output, text
 from ckptstore_cli.options import common, complete_refs, selection_options
-from ckptstore_cli.output import Column
+from ckptstore_cli.output import PATH_WIDTH_MIN, Column
 from ckptstore_cli.repo import open_repository, opened
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from ckptstore import ArrayChange, Diff, Numbers, ValueChange
 
 _COLUMNS = (
-    Column("array", gives_way=3, shortens=True),
+    Column("array", gives_way=3, shortens=True, width_min=PATH_WIDTH_MIN),
     Column("change", style="bold"),
-    Column("dtype"),
-    Column("shape", right=True),
+    Column("dtype", drops=5),
+    Column("shape", right=True, drops=4),
     Column("size", right=True),
 )
 _NUMERIC_COLUMNS = (
@@ -30,8 +30,8 @@ _NUMERIC_COLUMNS = (
     Column("rel. L2", right=True),
     Column("", style="cyan", drops=1),
     Column("max", right=True),
-    Column("cosine", right=True),
-    Column("elements", right=True),
+    Column("cosine", right=True, drops=5),
+    Column("elements", right=True, drops=4),
     Column("norms", drops=2),
     Column("new NaN/inf", right=True),
 )

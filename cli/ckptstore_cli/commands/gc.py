@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptstore_cli import output, text
+from ckptstore_cli import listing, output, text
 from ckptstore_cli.options import common, complete_refs
 from ckptstore_cli.output import Column
 from ckptstore_cli.policies import policy_of, policy_options
@@ -18,14 +19,7 @@ if TYPE_CHECKING:
     from ckptstore import GcPlan, GcReport
     from ckptstore.retention import Verdict
 
-_COLUMNS = (
-    Column("id", style="yellow"),
-    Column("step", right=True),
-    Column("metrics", gives_way=1),
-    Column("verdict", style="bold"),
-    Column("frees", right=True),
-    Column("why", folds=True, gives_way=2),
-)
+WHY_WIDTH_MIN = 30
 
 
 @click.command()
@@ -110,8 +104,7 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
     if plan.warning:
         output.note(plan.warning)
     output.note(str(plan.policy))
-    expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
-    output.table(_COLUMNS, [_row(verdict, plan) for verdict in plan.verdicts], dimmed=expired)
+    _print_verdicts(plan)
     if plan.leftover_objects:
         leftover = text.count(plan.leftover_objects, "object")
         output.note(
@@ -182,15 +175,34 @@ def _ids(ids: Iterable[Any]) -> str:
     return f" ({', '.join(shown[:5])}{', …' if len(shown) > 5 else ''})"
 
 
-def _row(verdict: Verdict, plan: GcPlan) -> tuple[str, ...]:
-    return (
-        verdict.id.short,
-        text.step(verdict.manifest.step),
-        text.metrics(verdict.manifest.metrics),
-        "kept" if verdict.kept else "expires",
-        "" if verdict.kept else text.size(plan.frees[verdict.id]),
-        "; ".join(verdict.reasons),
+def _print_verdicts(plan: GcPlan) -> None:
+    """Print a row for each checkpoint. The reasons tell more than the metrics, which give way."""
+    metrics = replace(listing.Metrics.of([v.manifest for v in plan.verdicts]), best={})
+    numbers = metrics.columns(drops=1)
+    turn = max(len(numbers), 1)
+    columns = (
+        Column("id", style="yellow"),
+        Column("branch", style="green", gives_way=turn, shortens=True),
+        Column("step", right=True),
+        *(replace(column, drops=turn + 2) if not column.drops else column for column in numbers),
+        Column("verdict", style="bold"),
+        Column("frees", right=True),
+        Column("why", folds=True, gives_way=turn + 1, width_min=WHY_WIDTH_MIN),
     )
+    rows = [
+        (
+            verdict.id.short,
+            verdict.manifest.branch or "",
+            text.step(verdict.manifest.step),
+            *metrics.cells(position, verdict.manifest),
+            "kept" if verdict.kept else "expires",
+            "" if verdict.kept else text.size(plan.frees[verdict.id]),
+            "; ".join(verdict.reasons),
+        )
+        for position, verdict in enumerate(plan.verdicts)
+    ]
+    expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
+    output.table(columns, rows, dimmed=expired)
 
 
 def _document(verdict: Verdict, plan: GcPlan) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from ckptstore_cli import documents, fields, output, text
 from ckptstore_cli.options import common, revision_argument, selection_options
-from ckptstore_cli.output import Column
+from ckptstore_cli.output import PATH_WIDTH_MIN, Column
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ckptstore import ArrayInfo
 
 _COLUMNS = (
-    Column("path", gives_way=1, shortens=True),
-    Column("dtype"),
+    Column("path", gives_way=1, shortens=True, width_min=PATH_WIDTH_MIN),
+    Column("dtype", drops=2),
     Column("shape", right=True),
     Column("size", right=True),
 )
