@@ -25,11 +25,20 @@ class OwnChain:
 
     Attributes:
         checkpoints: These with their manifests, newest first.
-        seed: The checkpoint that the branch was started from; None if its first one has no parent.
+        before: The first checkpoint of another branch behind them; None if there is none.
     """
 
     checkpoints: tuple[tuple[Digest, Manifest], ...]
-    seed: Digest | None
+    before: Digest | None
+
+    @property
+    def seed(self) -> Digest | None:
+        """The checkpoint that the branch was started from: its first one if that is derived."""
+        if self.before and self.checkpoints:
+            id, manifest = self.checkpoints[-1]
+            if manifest.is_derived:
+                return id
+        return self.before
 
 
 def own_chain(
@@ -58,11 +67,11 @@ def own_chain(
         if manifest is None:
             break
         if manifest.branch not in names:
-            return OwnChain(checkpoints=tuple(found), seed=id)
+            return OwnChain(checkpoints=tuple(found), before=id)
         found.append((id, manifest))
         made_from = manifest.parents if parents is None else parents(id, manifest)
         id = next(iter(made_from), None)
-    return OwnChain(checkpoints=tuple(found), seed=None)
+    return OwnChain(checkpoints=tuple(found), before=None)
 
 
 def recorded_parents(_: Digest, manifest: Manifest) -> Iterable[Digest]:

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, Stores
-    from ckptstore.retention import Policy
+    from ckptstore.retention import Policies, Policy
     from ckptstore.storage import Storage
     from ckptstore.store.usage import Usage
     from ckptstore.verify import VerifyReport
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     Patterns = str | Sequence[str] | None
 
 DEFAULT_BRANCH = "main"
-RETENTION = "retention"  # the setting that holds the saved policy
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
 
 
@@ -645,7 +644,7 @@ class Repository:
         return self._at(newest.heads, newest)
 
     def delete_branch(self, name: str) -> None:
-        """Delete a branch. Its checkpoints stay until gc finds that nothing else reaches them.
+        """Delete a branch and its own policy. Its checkpoints stay until a gc finds no other use.
 
         Args:
             name: An existing branch.
@@ -654,7 +653,10 @@ class Repository:
         Raises:
             NotFoundError: There is no such branch.
         """
-        self._refs.delete_branch(name)
+        from ckptstore.retention import with_policy
+
+        without = partial(with_policy, branch=name, policy=None)
+        self._refs.delete_branch(name, settings=without)
 
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
         """Give a checkpoint a name that does not move. Gc keeps what a tag names.
@@ -726,31 +728,39 @@ class Repository:
         last = self._refs.undo()
         return Undone(operation=last.seq, description=last.done)
 
-    @property
-    def retention(self) -> Policy | None:
-        """The policy that is saved in the repository and applied by `gc`; None without one."""
-        document = self._oplog.newest().settings.get(RETENTION)
-        if document is None:
-            return None
-        from ckptstore.retention import from_json
+    def retention(self, branch: str | None = None) -> Policy | None:
+        """Return the policy that is saved in the repository and applied by `gc`.
 
-        return from_json(document)
+        Args:
+            branch: The branch whose own policy is asked for; None for the policy of all branches
+                that have none of their own.
 
-    def set_retention(self, policy: Policy | None) -> None:
+        Returns:
+            The policy, or None if none is saved there.
+        """
+        from ckptstore.retention import saved_policy
+
+        return saved_policy(self._oplog.newest().settings, branch)
+
+    def set_retention(self, policy: Policy | None, *, branch: str | None = None) -> None:
         """Save a policy in the repository.
 
         Args:
             policy: What `gc` applies when it is called without one; None removes the saved one.
+            branch: The branch to which it applies, in place of the policy of all branches. None:
+                all that have none of their own.
 
         Raises:
             InvalidInputError: It is not a policy, holds a function, or is too large.
         """
-        if policy is None:
-            self._refs.set(RETENTION, None, done="saved no retention")
-            return
-        from ckptstore.retention import saved
+        from ckptstore.retention import with_policy
 
-        self._refs.set(RETENTION, saved(policy), done=f"saved: {policy}")
+        if branch is not None:
+            check_ref_name(branch, kind="branch")
+        self._refs.change_settings(
+            lambda settings: with_policy(settings, branch, policy),
+            done=f"saved{f' for {branch}' if branch else ''}: {policy or 'no retention'}",
+        )
 
     def plan_gc(
         self,
@@ -764,9 +774,9 @@ class Repository:
         Nothing is changed before `GcPlan.execute` is called.
 
         Args:
-            policy: Decides which checkpoints stay; the saved one when None. If none is saved
-                either, all stay that a branch or tag reaches.
-            branches: The branches that it applies to. Others keep all they have. All when None.
+            policy: Decides which checkpoints of each branch stay. When None, the saved policy of
+                each branch decides, else that of all branches; without one, the branch keeps all.
+            branches: The branches to judge. Others keep all that is their own. All when None.
             grace: Seconds for which objects and manifests that no branch or tag reaches are left
                 alone, by the storage's clock: another process may be committing them.
 
@@ -786,8 +796,8 @@ class Repository:
         """
         from ckptstore.gc import plan_gc
 
-        policy, branches, grace = self._asked(policy, branches, grace)
-        return plan_gc(self._stores(), policy, branches=branches, grace=grace)
+        policies, grace = self._asked(policy, branches, grace)
+        return plan_gc(self._stores(), policies, grace=grace)
 
     def gc(
         self,
@@ -831,8 +841,8 @@ class Repository:
         stores = self._stores()
         if leftovers or stores.is_listing_due():
             return self.plan_gc(policy, branches=branches, grace=grace).execute()
-        policy, branches, grace = self._asked(policy, branches, grace)
-        return expire(stores, policy, branches=branches, grace=grace)
+        policies, grace = self._asked(policy, branches, grace)
+        return expire(stores, policies, grace=grace)
 
     def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
         """Check every byte and every reference, and go on past what is wrong.
@@ -913,22 +923,23 @@ class Repository:
 
     def _asked(
         self, policy: Policy | None, branches: Sequence[str] | None, grace: float
-    ) -> tuple[Policy, tuple[str, ...] | None, float]:
-        """The checked arguments of a gc, with the saved policy if none is given."""
-        from ckptstore.retention import KeepAll
+    ) -> tuple[Policies, float]:
+        """The checked arguments of a gc, with the saved policies if none is given."""
+        from ckptstore.retention import Policies
 
-        policy = self.retention if policy is None else policy
-        policy = KeepAll() if policy is None else policy
+        newest = self._oplog.newest()
         names = None if branches is None else check_strings(branches, what="branches")
-        if names:
-            heads = self._oplog.newest().heads
-            for name in names:
-                check_known(name, heads, kind="branch")
+        for name in names or ():
+            check_known(name, newest.heads, kind="branch")
         if not isinstance(grace, int | float) or not grace >= 0:
             raise InvalidInputError(
                 f"grace is {shown(grace)}; a number of seconds of 0 or more is expected."
             )
-        return policy, names, min(grace, sys.float_info.max)
+        if policy is None:
+            policies = Policies.of(newest.settings, only=names)
+        else:
+            policies = Policies.given(policy, only=names)
+        return policies, min(grace, sys.float_info.max)
 
     def _stores(self) -> Stores:
         from ckptstore.gc import Stores

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import HEX_DIGITS, Digest
@@ -230,7 +230,8 @@ def _best(
     winners = ranked(valued, metric, mode) if valued else []
     winner = next((id for id, _ in winners if names.may_be_best(id)), None)
     if winner is None:
-        _refuse_gaps(dict(chain.checkpoints), whole=whole, known=chain.seed)
+        own = {id: replace(item, parents=item.parents[:1]) for id, item in chain.checkpoints}
+        _refuse_gaps(own, whole=whole, known=chain.before)
         known = {quoted(name) for _, manifest in chain.checkpoints for name in manifest.metrics}
         others = "" if valued else f" {known_names(metric, sorted(known), what='metrics')}"
         raise NotFoundError(
@@ -246,12 +247,12 @@ def _named(branch: str | None) -> str:
 
 def _seeded(chain: OwnChain, names: Names) -> str:
     """Return a sentence about the branch that another one was started from."""
-    seed = names.lookup(chain.seed) if chain.seed else None
-    if seed is None or chain.seed is None:
+    before = names.lookup(chain.before) if chain.before else None
+    if before is None or chain.before is None:
         return ""
     return (
-        f" Those before belong to {_named(seed.branch)}, from which it was started: "
-        f"{chain.seed.short}@best:METRIC."
+        f" Those before belong to {_named(before.branch)}, from which it was started: "
+        f"{chain.before.short}@best:METRIC."
     )
 
 
@@ -263,7 +264,7 @@ def _refuse_gaps(
     The search may have been for the missing one, or for one before it. known: one that is there.
     """
     for id, manifest in history.items():
-        for parent in manifest.parents[: None if known is None else 1]:
+        for parent in manifest.parents:
             if parent not in history and parent != known:
                 raise CorruptError(
                     f"{shown(whole)}: checkpoint {parent.short}, from which {id.short} was made, "

@@ -143,6 +143,7 @@ class Committer:
         since: Operation,
     ) -> Made:
         """Make what was written the head of a branch. since: the newest operation before that."""
+        now = self.now()
         manifest = Manifest(
             pages=written.pages,
             structure=written.structure,
@@ -154,7 +155,8 @@ class Committer:
             metrics=facts.metrics,
             message=facts.message,
             meta=facts.meta,
-            created=self.now(),
+            created=now,
+            elapsed=self.refs.elapsed(parent, created=now),
         )
         return self.refs.publish(
             manifest, branch=branch, retry=retry, since=since, relied=written.relied

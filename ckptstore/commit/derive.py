@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.commit.assemble import put_documents
 from ckptstore.commit.put import putting
 from ckptstore.documents.facts import check_meta
-from ckptstore.documents.manifest import Manifest
+from ckptstore.documents.manifest import SEED, Manifest
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.repage import repage
 from ckptstore.errors import InvalidInputError, shown
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from ckptstore.store.reach import Written
 
 RESETTABLE = ("step", "metrics")
-SEED = (
-    "seed"  # the key in the meta of a derived checkpoint that records what was chosen and renamed
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +95,7 @@ class Derivation:
             metrics=source.metrics if "metrics" in self.kept else {},
             message=f"seed from {id.short}{step}",
             created=now,
+            elapsed=source.elapsed_until(now),
             new_bytes=written.new_bytes,
             meta=check_meta({SEED: dict(self.asked)}),
         )

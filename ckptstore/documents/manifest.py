@@ -4,8 +4,8 @@ Everything a commit records about a checkpoint is here, except the arrays (liste
 structure (an object of its own). Whether a checkpoint is live or expired is a matter of the folder
 its manifest is in, and which branches point at it a matter of operations, so neither is recorded.
 
-Described in docs/reference/format.md, section 9. `new_bytes` is ADR 0004, `hierarchy` ADR 0016 and
-`branch` ADR 0021.
+Described in docs/reference/format.md, section 9. `new_bytes` is ADR 0004, `hierarchy` ADR 0016,
+`branch` ADR 0021 and `elapsed` ADR 0043.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MANIFEST_BYTES_MAX = 16 << 20
 PAGES_MAX = 1 << 14  # of at least 32 arrays each: more than a structure can name
 PARENTS_MAX = 16
+SEED = "seed"  # the key in the meta of a derived checkpoint, for what was chosen and renamed
 CREATED_MAX = 253_402_300_799_999_999  # the last microsecond of the year 9999
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -85,6 +86,8 @@ class Manifest:
         metrics: Numbers by name.
         message: Text for people.
         created: Time of the commit, UTC, in microseconds since 1970.
+        elapsed: Microseconds of the history of first parents, where a clock that went back counts
+            as 0; None for one without parents, or made before this was recorded.
         new_bytes: Bytes of the objects this commit had to store.
         meta: Plain JSON supplied by the user.
         other: Fields of later versions, kept so that moving a manifest never changes its bytes.
@@ -99,9 +102,24 @@ class Manifest:
     metrics: Mapping[str, int | float] = field(default_factory=dict)
     message: str = ""
     created: int = 0
+    elapsed: int | None = None
     new_bytes: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_derived(self) -> bool:
+        """True for a checkpoint made of arrays of another one, with which a branch begins."""
+        return isinstance(self.meta.get(SEED), dict)
+
+    @property
+    def known_elapsed(self) -> int | None:
+        """As `elapsed`, and 0 for a checkpoint without parents."""
+        return self.elapsed if self.parents else self.elapsed or 0
+
+    def elapsed_until(self, created: int) -> int:
+        """Return the `elapsed` of a checkpoint made from this one at a time."""
+        return min((self.elapsed or 0) + max(0, created - self.created), STEP_MAX)
 
     @property
     def refs(self) -> tuple[PageRef, ...]:
@@ -142,6 +160,8 @@ class Manifest:
         }
         if self.branch is not None:
             document["branch"] = self.branch
+        if self.elapsed is not None:
+            document["elapsed"] = self.elapsed
         if self.hierarchy is not None:
             document["hierarchy"] = self.hierarchy
         return canonical.encode(document, name="The manifest", bytes_max=MANIFEST_BYTES_MAX)
@@ -171,6 +191,7 @@ class Manifest:
             metrics=_metrics_from_json(fields.object("metrics"), name=name),
             message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
             created=fields.integer("created", high=CREATED_MAX),
+            elapsed=fields.optional("elapsed", lambda key: fields.integer(key, high=STEP_MAX)),
             new_bytes=fields.integer("new_bytes"),
             meta=legal(check_meta, fields.object("meta"), name=name),
             other={key: value for key, value in fields.document.items() if key not in _KNOWN},

@@ -13,13 +13,14 @@ from ckptstore.gc.remaining import REPEATED, find_remaining
 from ckptstore.store.live import READS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
     from ckptstore.gc.plan import GcPlan
     from ckptstore.gc.remaining import Remaining
     from ckptstore.gc.stores import Stores
+    from ckptstore.retention import Policies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +42,26 @@ class GcReport:
     warning: str = ""
 
 
-def execute_plan(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool) -> GcReport:
+def execute_plan(
+    stores: Stores,
+    plan: GcPlan,
+    policies: Policies,
+    *,
+    grace: float,
+    is_torn: bool,
+    notes: Sequence[str],
+) -> GcReport:
     """Execute a plan: its checkpoints expire, unless something refers to them now."""
     with stores.lock, stores.storage.lock():
         swept = stores.storage.sweep()
         finish_gc(stores)
         listed_at = stores.now()
         report = delete_remaining(
-            stores, find_remaining(stores, plan, grace=grace, is_torn=is_torn)
+            stores, find_remaining(stores, plan, policies, grace=grace, is_torn=is_torn)
         )
         stores.listed_at = listed_at
         stores.storage.hold_reserve()
-    return replace(report, temporary_bytes=swept)
+    return replace(report, temporary_bytes=swept, warning=stores.warning(notes))
 
 
 def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
@@ -207,9 +216,11 @@ def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:
     try:
         for operation in stores.oplog.between(left.seen, newest):
             left.spare(operation.refs.values())
+            left.spare_own(operation.heads)
     except NotFoundError:  # it was pruned after many others
         left.spare({*stores.catalog.live(), *newest.refs.values()} - left.expiring.keys())
         left.spare(newest.refs.values())
+        left.spare_own(newest.heads)
     left.seen = newest.seq
 
 

@@ -13,21 +13,22 @@ import numpy as np
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
-from ckptstore.gc.remaining import REPEATED, UNREACHED, remaining_of
+from ckptstore.gc.remaining import REPEATED, UNOWNED, UNREACHED, remaining_of
 from ckptstore.history import first_parents
 from ckptstore.retention import Verdict, decide
 from ckptstore.store.lost import lost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
+    from typing import Literal
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.stores import Stores
-    from ckptstore.retention import Policy
+    from ckptstore.retention import Policies
 
 REPEATED_READS_MAX = 1000
 UNLOCKED_ATTEMPTS = 3
@@ -40,7 +41,8 @@ class GcPlan:
     """A plan of a gc; nothing is done before `execute`.
 
     Attributes:
-        policy: The policy that decided.
+        sentences: What is kept: a sentence for the policy of all branches, and one for each branch
+            with a policy of its own.
         verdicts: Every live checkpoint, newest first, kept or not, with every reason.
         frees: The bytes that each checkpoint to expire frees; what several of them share counts for
             the newest.
@@ -54,10 +56,11 @@ class GcPlan:
         young_seconds: The time after which a gc can delete the last of them, from now.
         temporary_bytes: The bytes of files that killed processes left half written.
         warning: Why nothing can be deleted, and the way out, where a checkpoint of the history is
-            missing; otherwise empty.
+            missing; and what a policy cannot judge, as by a metric that no checkpoint has. Usually
+            empty.
     """
 
-    policy: Policy
+    sentences: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     frees: Mapping[Digest, int]
     leftover_objects: int
@@ -103,19 +106,17 @@ class GcPlan:
         return self._execute(self)
 
 
-def plan_gc(
-    stores: Stores, policy: Policy, *, branches: Collection[str] | None, grace: float
-) -> GcPlan:
+def plan_gc(stores: Stores, policies: Policies, *, grace: float) -> GcPlan:
     """Decide what stays.
 
     A plan only reads, and takes no lock, so that a reader cannot hold up the owner's gc. If another
     gc deletes what is being read, the plan is made again, and the last attempt takes the lock
     (ADR 0030).
 
-    branches: those that the policy applies to; None: all. grace: seconds for which unreachable
-    objects and checkpoints are left alone, as a commit may be making them.
+    grace: seconds for which unreachable objects and checkpoints are left alone, as a commit may be
+    making them.
     """
-    attempt = partial(_plan, stores, policy, branches=branches, grace=grace)
+    attempt = partial(_plan, stores, policies, grace=grace)
     for _ in range(UNLOCKED_ATTEMPTS):
         since = stores.oplog.newest().seq
         try:
@@ -137,21 +138,15 @@ def _is_beside_gc(stores: Stores, since: int) -> bool:
 
 
 def _plan(
-    stores: Stores,
-    policy: Policy,
-    *,
-    branches: Collection[str] | None,
-    grace: float,
-    lock: AbstractContextManager[None],
+    stores: Stores, policies: Policies, *, grace: float, lock: AbstractContextManager[None]
 ) -> GcPlan:
     """Decide what stays. lock: held while the repository is read."""
     with stores.lock, lock, stores.live.lock:
         newest = stores.oplog.newest()
         stored = stores.catalog.live()
         stores.live.reconcile(newest, stored)
-        verdicts, is_torn = judge(
-            stores, newest, policy, branches=branches, grace=grace, stored=stored
-        )
+        judged = judge(stores, newest, policies, grace=grace, stored=stored)
+        verdicts, is_torn = judged.verdicts, judged.is_torn
         expiring = [verdict.id for verdict in verdicts if not verdict.kept]
         exclusive = stores.marks.exclusive(expiring)
         waiting = {verdict.id: stored[verdict.id] for verdict in verdicts if NEW in verdict.reasons}
@@ -176,7 +171,7 @@ def _plan(
             young_bytes += int(sizes[is_new].sum())
         temporaries = stores.storage.temporaries()
     return GcPlan(
-        policy=policy,
+        sentences=tuple(policies.sentences(newest.heads)),
         verdicts=verdicts,
         frees=dict(zip(expiring, frees[:-1].tolist(), strict=True)),
         leftover_objects=leftover_objects,
@@ -186,14 +181,14 @@ def _plan(
         young_bytes=young_bytes,
         young_seconds=float(young_seconds) if waiting or young_objects else 0.0,
         temporary_bytes=sum(item.size for item in temporaries if item.is_left),
-        warning=stores.warning(),
-        _execute=lambda plan: execute_plan(stores, plan, grace=grace, is_torn=is_torn),
+        warning=stores.warning(judged.notes),
+        _execute=lambda plan: execute_plan(
+            stores, plan, policies, grace=grace, is_torn=is_torn, notes=judged.notes
+        ),
     )
 
 
-def expire(
-    stores: Stores, policy: Policy, *, branches: Collection[str] | None, grace: float
-) -> GcReport:
+def expire(stores: Stores, policies: Policies, *, grace: float) -> GcReport:
     """Expire what a policy does not keep. What this costs follows what changed since the last gc.
 
     Objects that interrupted commits left are not looked for.
@@ -203,26 +198,42 @@ def expire(
         newest = stores.oplog.newest()
         with stores.live.lock:
             stores.live.update(newest)
-            verdicts, _ = judge(stores, newest, policy, branches=branches, grace=grace)
-        expiring = [verdict for verdict in verdicts if not verdict.kept]
-        return delete_remaining(stores, remaining_of(stores, policy, expiring, seen=newest.seq))
+            judged = judge(stores, newest, policies, grace=grace)
+        expiring = [verdict for verdict in judged.verdicts if not verdict.kept]
+        left = remaining_of(stores, policies, expiring, seen=newest.seq)
+        report = delete_remaining(stores, left)
+    return replace(report, warning=stores.warning(judged.notes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The verdicts on all live checkpoints, those that a ref reaches first.
+
+    Attributes:
+        verdicts: One for each.
+        notes: Sentences about what could not be judged.
+        is_torn: True where manifests or operations are missing: what they refer to is unknown, and
+            no object may be deleted but those of checkpoints that expire.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+    is_torn: bool
 
 
 def judge(
     stores: Stores,
     newest: Operation,
-    policy: Policy,
+    policies: Policies,
     *,
-    branches: Collection[str] | None,
     grace: float,
     stored: Mapping[Digest, float] | None = None,
-) -> tuple[tuple[Verdict, ...], bool]:
-    """Return verdicts on all live checkpoints, those that a ref reaches first, and mark them.
+) -> Judged:
+    """Judge all live checkpoints, and mark what they reach.
 
-    The second value is True where manifests or operations are missing: what they refer to is then
-    unknown, and no object may be deleted but those of checkpoints that expire. Then a checkpoint
-    that no ref reaches may be a part of the history, so its pages have to be there too. Where a
-    manifest is missing nothing expires, as the missing checkpoint may need any object.
+    Where the history is torn, a checkpoint that no ref reaches may be a part of it, so its pages
+    have to be there too. Where a manifest is missing nothing expires, as the missing checkpoint may
+    need any object.
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
@@ -230,39 +241,47 @@ def judge(
     """
     stores.check_refs(newest)
     live = stores.live
-    reachable = decide(
-        policy, heads=newest.heads, tags=newest.tags, reached=live.reached, branches=branches
+    stores.marks.follow(live.manifests)
+    decision = decide(
+        policies,
+        heads=newest.heads,
+        tags=newest.tags,
+        reached=live.reached,
+        own=live.own,
+        freed=stores.freed,
     )
-    reached = {verdict.id for verdict in reachable}
+    owned = decision.verdicts
+    reached = {verdict.id for verdict in owned} | decision.unowned.keys()
     live.look_behind(reached)
     if live.missing:
-        reachable = tuple(map(_kept, reachable))
+        owned = tuple(map(_kept, owned))
     orphans = {id: live.manifests[id] for id in live.manifests.keys() - reached}
     unnamed = lost(
         orphans, reached=reached, newest=newest, oplog=stores.oplog, catalog=stores.catalog
     )
-    unreachable: list[Verdict] = []
-    if orphans:
+    let_go: list[Verdict] = []
+    if orphans or decision.unowned:
         stored = stores.catalog.live() if stored is None else stored
         latest = stores.storage.now() - grace
-        unreachable = [
-            _unreachable(
+        let_go = [
+            _let_go(
                 id,
                 manifest,
                 is_cut=bool(live.missing),
                 is_lost=id in unnamed,
                 is_old=stored.get(id, latest) <= latest,
-                is_repeated=partial(_is_repeated, stores, newest, live.manifests[id]),
+                is_repeated=id in orphans
+                and partial(_is_repeated, stores, newest, live.manifests[id]),
             )
-            for id, manifest in orphans.items()
+            for id, manifest in {**orphans, **decision.unowned}.items()
         ]
-        unreachable.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
-    stores.marks.follow(live.manifests)
+        let_go.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
+    verdicts = (*owned, *let_go)
     is_torn = bool(live.missing or unnamed)
-    for verdict in (*reachable, *unreachable) if is_torn else reachable:
-        if verdict.kept:
+    for verdict in verdicts:
+        if verdict.kept and (is_torn or verdict.id in reached):
             stores.marks.require(verdict.manifest)
-    return (*reachable, *unreachable), is_torn
+    return Judged(verdicts=verdicts, notes=decision.notes, is_torn=is_torn)
 
 
 def _kept(verdict: Verdict) -> Verdict:
@@ -270,14 +289,14 @@ def _kept(verdict: Verdict) -> Verdict:
     return verdict if verdict.kept else replace(verdict, kept=True, reasons=(INCOMPLETE,))
 
 
-def _unreachable(
+def _let_go(
     id: Digest,
     manifest: Manifest,
     *,
     is_cut: bool,
     is_lost: bool,
     is_old: bool,
-    is_repeated: Callable[[], bool],
+    is_repeated: Literal[False] | Callable[[], bool],
 ) -> Verdict:
     """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
     if is_cut:
@@ -286,12 +305,16 @@ def _unreachable(
         reason = "the operations that named it are missing: make a branch at it, or delete that"
     elif not is_old:
         reason = NEW
-    elif is_repeated():
+    elif is_repeated and is_repeated():
         reason = REPEATED
-    else:
+    elif is_repeated:
         reason = UNREACHED
+    else:
+        reason = UNOWNED
     kept = is_cut or is_lost or not is_old
-    return Verdict(id=id, manifest=manifest, branches=(), kept=kept, reasons=(reason,))
+    return Verdict(
+        id=id, manifest=manifest, branches=(), kept=kept, reasons=(reason,), is_let_go=True
+    )
 
 
 def _is_repeated(stores: Stores, newest: Operation, manifest: Manifest) -> bool:
@@ -303,6 +326,7 @@ def _is_repeated(stores: Stores, newest: Operation, manifest: Manifest) -> bool:
     chain = first_parents(head, stores.catalog.lookup) if head else iter(())
     since = takewhile(lambda item: item[1].created >= manifest.created, chain)
     return any(
-        replace(other, parents=manifest.parents).encode() == manifest.encode()
+        replace(other, parents=manifest.parents, elapsed=manifest.elapsed).encode()
+        == manifest.encode()
         for _, other in islice(since, REPEATED_READS_MAX)
     )

@@ -11,17 +11,19 @@ from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.operation import Condemned
 from ckptstore.errors import CorruptError, shortened
 from ckptstore.gc.marks import marks_of
+from ckptstore.history import own_chain
 from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
     from ckptstore.errors import CkptStoreError
     from ckptstore.gc.marks import Exclusive
     from ckptstore.gc.plan import GcPlan
     from ckptstore.gc.stores import Stores
-    from ckptstore.retention import Policy, Verdict
+    from ckptstore.retention import Policies, Verdict
 
 BATCH = 8192  # objects that one operation condemns at most
 # Checkpoints that one operation condemns at most: on a full disk the reserve has room for their
@@ -32,6 +34,8 @@ LEAST_GROWTH = 8
 LEAST_CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64)
 UNREACHED = "no branch and no tag reaches it"  # in a plan
 UNREACHABLE = "No branch and no tag reached it."  # in an expiry
+UNOWNED = "its branch is gone"
+GONE = "Its branch was gone."  # in an expiry
 REPEATED = "its commit lost a race, and its branch has the same again"
 
 
@@ -40,8 +44,9 @@ class Remaining:
     """The checkpoints and objects that are left to delete, and those that were taken to be.
 
     expiring: why each checkpoint expires, by its id. garbage: objects with their sizes, as they are
-    found. part: those found that will be condemned next. spared: objects that are reached again,
-    or were condemned out of turn. seen: the number of the newest operation that was looked at.
+    found. unowned: those that expire as their branch is gone, though others reach them.
+    part: those found that will be condemned next. spared: objects that are reached again, or were
+    condemned out of turn. seen: the number of the newest operation that was looked at.
     has_little_room: whether the disk was full. least_objects: how many objects the next least part
     condemns.
     """
@@ -52,6 +57,7 @@ class Remaining:
     expiring: dict[Digest, str]
     garbage: Iterator[tuple[Digest, int]]
     seen: int
+    unowned: frozenset[Digest] = frozenset()
     part: dict[Digest, int] = field(default_factory=dict)
     spared: set[str] = field(default_factory=set)
     expired: list[Digest] = field(default_factory=list)
@@ -77,6 +83,13 @@ class Remaining:
                 for parent in manifest.parents
                 if self.expiring.get(parent, UNREACHABLE) in (UNREACHABLE, REPEATED)
             )
+
+    def spare_own(self, heads: Mapping[str, Digest]) -> None:
+        """Keep what belongs to a branch again that was gone."""
+        lookup = self.stores.catalog.lookup
+        for name, head in heads.items() if self.unowned else ():
+            chain = own_chain(head, (name, None), lookup)
+            self.spare(id for id, _ in chain.checkpoints if id in self.unowned)
 
     def _spare_objects(self, manifest: Manifest) -> None:
         """Keep the objects of a checkpoint. Pages that others share list nothing that would go."""
@@ -165,7 +178,9 @@ class Remaining:
             self.spared.update(condemned.digests)
 
 
-def find_remaining(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool) -> Remaining:
+def find_remaining(
+    stores: Stores, plan: GcPlan, policies: Policies, *, grace: float, is_torn: bool
+) -> Remaining:
     """Find what is garbage now, by listing all objects.
 
     is_torn: manifests or operations are missing, so only objects of what expires are garbage.
@@ -177,11 +192,15 @@ def find_remaining(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool)
         named = set(newest.refs.values())
         reached = {id for id, _ in stores.live.reached(named)}
         stores.live.look_behind(reached)
+        unowned = unowned_of(plan.expired)
+        owned = _owned(stores, newest) if unowned else set()
         reasons = {
             id: reason
-            for id, reason in reasons_of(stores, plan.policy, plan.expired).items()
+            for id, reason in reasons_of(stores, policies, plan.expired).items()
             if id in stores.live.manifests
-            and id not in (reached if reason in (UNREACHABLE, REPEATED) else named)
+            and id not in named
+            and not (id in unowned and id in owned)
+            and not (reason in (UNREACHABLE, REPEATED) and id in reached)
         }
         if stores.live.missing:
             is_torn = True
@@ -199,11 +218,12 @@ def find_remaining(stores: Stores, plan: GcPlan, *, grace: float, is_torn: bool)
         expiring=reasons,
         garbage=_listed_garbage(stores, exclusive, grace=grace, is_torn=is_torn),
         seen=newest.seq,
+        unowned=unowned,
     )
 
 
 def remaining_of(
-    stores: Stores, policy: Policy, verdicts: Iterable[Verdict], *, seen: int
+    stores: Stores, policies: Policies, verdicts: Sequence[Verdict], *, seen: int
 ) -> Remaining:
     """Return what expires by these verdicts, with its objects; no listing is needed for these."""
     manifests = {verdict.id: verdict.manifest for verdict in verdicts}
@@ -212,23 +232,40 @@ def remaining_of(
         stores=stores,
         exclusive=exclusive,
         staying=stores.marks.manifests.keys() - manifests.keys(),
-        expiring=reasons_of(stores, policy, verdicts),
+        expiring=reasons_of(stores, policies, verdicts),
         garbage=_exclusive_garbage(stores, exclusive, manifests),
         seen=seen,
+        unowned=unowned_of(verdicts),
     )
 
 
-def reasons_of(stores: Stores, policy: Policy, verdicts: Iterable[Verdict]) -> dict[Digest, str]:
+def reasons_of(
+    stores: Stores, policies: Policies, verdicts: Iterable[Verdict]
+) -> dict[Digest, str]:
     """Return why each checkpoint expires, as its expiry will record it."""
-    why = shortened(str(policy), WHY_LENGTH_MAX)
+    recorded = {UNREACHED: UNREACHABLE, UNOWNED: GONE, REPEATED: REPEATED}
     reasons = {
-        verdict.id: UNREACHABLE if UNREACHED in verdict.reasons else why for verdict in verdicts
+        verdict.id: recorded[verdict.reasons[0]]
+        if verdict.is_let_go
+        else shortened(str(policies.of_branch(verdict.branches[0])), WHY_LENGTH_MAX)
+        for verdict in verdicts
     }
-    repeated = {verdict.id for verdict in verdicts if REPEATED in verdict.reasons}
-    if repeated:  # one that has a child by now is a part of the history
-        for manifest in stores.live.manifests.values():
-            repeated.difference_update(manifest.parents)
-    return reasons | dict.fromkeys(repeated, REPEATED)
+    for manifest in stores.live.manifests.values() if REPEATED in reasons.values() else ():
+        for parent in manifest.parents:
+            if reasons.get(parent) == REPEATED:  # one that has a child is a part of the history
+                reasons[parent] = UNREACHABLE
+    return reasons
+
+
+def unowned_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
+    """Return those that expire as their branch is gone, though others reach them."""
+    return frozenset(verdict.id for verdict in verdicts if UNOWNED in verdict.reasons)
+
+
+def _owned(stores: Stores, newest: Operation) -> set[Digest]:
+    """Return the checkpoints that belong to a branch now."""
+    chains = [stores.live.own(name, head) for name, head in newest.heads.items()]
+    return {id for chain in chains for id, _ in chain.checkpoints}
 
 
 def _listed_garbage(

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
+from ckptstore.gc.sizes import Sizes
 from ckptstore.store.lost import is_missing, missing_ancestors, missing_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Operation
@@ -42,9 +43,10 @@ class Stocked(NamedTuple):
 class Stores:
     """The parts of one repository.
 
-    live: the checkpoints that have not expired. marks: what they reached at the last gc. now:
-    returns UTC in microseconds since 1970. listed_at: when a gc last listed all objects. lock: held
-    while `marks` are used, and taken before the storage's.
+    live: the checkpoints that have not expired. marks: what they reached at the last gc. sizes: of
+    what a policy with a limit asked for. now: returns UTC in microseconds since 1970. listed_at:
+    when a gc last listed all objects. lock: held while `marks` are used, and taken before the
+    storage's.
     """
 
     storage: Storage
@@ -54,11 +56,12 @@ class Stores:
     live: LiveCheckpoints
     now: Callable[[], int]
     marks: Marks = field(init=False)
+    sizes: Sizes = field(init=False)
     lock: RLock = field(init=False, default_factory=lambda: free_in_child(RLock()))
     listed_at: int | None = None
 
     def __post_init__(self) -> None:
-        self.marks = Marks(self.catalog)
+        self.marks, self.sizes = Marks(self.catalog), Sizes(self.catalog)
 
     def is_listing_due(self) -> bool:
         """Return True when no gc has listed all objects for an hour, or ever."""
@@ -75,9 +78,13 @@ class Stores:
                     "operations were put over newer ones. Gc has done nothing. Run verify."
                 )
 
-    def warning(self) -> str:
-        """Return why nothing can be deleted, as far as `live` knows; usually an empty text."""
-        return missing_ancestors(self.live.missing, self.catalog)
+    def warning(self, notes: Sequence[str] = ()) -> str:
+        """Return why nothing can be deleted, as far as `live` knows, and some notes."""
+        return " ".join(filter(None, (missing_ancestors(self.live.missing, self.catalog), *notes)))
+
+    def freed(self, ids: Sequence[Digest]) -> list[int]:
+        """Return for some live checkpoints the bytes that each frees once those before are gone."""
+        return self.sizes.freed([self.live.manifests[id] for id in ids])
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
         """List the objects in parts; grace: the grace time in seconds."""

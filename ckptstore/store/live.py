@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import NotFoundError
 from ckptstore.forks import renewed
-from ckptstore.history import ancestors
+from ckptstore.history import ancestors, own_chain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest, PageRef
     from ckptstore.documents.operation import Operation
+    from ckptstore.history import OwnChain
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.oplog import Oplog
 
@@ -92,6 +93,20 @@ class LiveCheckpoints:
         """
         walk = ancestors(starts, self.manifests.get, lambda id, _: self.parents(id))
         return islice(walk, len(self.manifests))
+
+    def own(self, branch: str, head: Digest) -> OwnChain:
+        """Return the live checkpoints that were committed on a branch, given its head.
+
+        Nothing is looked up behind the last live one.
+        """
+        left = len(self.manifests)
+
+        def parents(id: Digest, _: Manifest) -> tuple[Digest, ...]:
+            nonlocal left
+            left -= 1
+            return self.parents(id) if left else ()
+
+        return own_chain(head, (branch, None), self.manifests.get, parents)
 
     def look_behind(self, ids: Iterable[Digest]) -> None:
         """Look for missing manifests behind live checkpoints, as far as a few reads reach."""

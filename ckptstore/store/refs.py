@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.oplog import Oplog
 
+    Change = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # of the settings
+
 Result = TypeVar("Result")
 
 LEFT_MAX = 10  # more checkpoints that no ref reaches are counted, not listed
@@ -99,7 +101,8 @@ class Refs:
                         "while committing. Commit again (from a new session, if it was one), "
                         "or pass retry=True."
                     )
-                manifest, id = replace(manifest, parents=parents), None
+                elapsed = self.elapsed(next(iter(parents), None), created=manifest.created)
+                manifest, id = replace(manifest, parents=parents, elapsed=elapsed), None
             _check_unused(branch, newest.tags, kind="tag")
             if id is None:
                 if parents:
@@ -115,6 +118,15 @@ class Refs:
         self._append_made(decide, done)
         assert id is not None
         return id, manifest
+
+    def elapsed(self, parent: Digest | None, *, created: int) -> int | None:
+        """Return the elapsed time of a checkpoint to be made; None for a first one, or unknown."""
+        if parent is None:
+            return None
+        try:
+            return self._catalog.manifest(parent).elapsed_until(created)
+        except CorruptError:  # the head is damaged, and the next checkpoint follows it
+            return None
 
     def publish_derived(
         self,
@@ -151,11 +163,15 @@ class Refs:
 
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
 
-    def delete_branch(self, name: str) -> None:
-        """Delete a branch; NotFoundError when there is none."""
+    def delete_branch(self, name: str, *, settings: Change) -> None:
+        """Delete a branch and what the settings say of it; NotFoundError when there is none.
+
+        settings: returns settings without what they say of the branch.
+        """
 
         def decide(newest: Operation) -> Operation:
-            return replace(newest, heads=_without(newest.heads, name, kind="branch"))
+            heads = _without(newest.heads, name, kind="branch")
+            return replace(newest, heads=heads, settings=settings(newest.settings))
 
         # A function, as it is called only once the name is known to be legal.
         self._append(decide, lambda: f"deleted branch {name}", frees=True)
@@ -182,16 +198,9 @@ class Refs:
 
         self._append(decide, lambda: f"deleted tag {name}", frees=True)
 
-    def set(self, setting: str, document: Mapping[str, Any] | None, *, done: str) -> None:
-        """Save a setting; None removes it."""
-
-        def decide(newest: Operation) -> Operation:
-            settings = {key: value for key, value in newest.settings.items() if key != setting}
-            if document is not None:
-                settings[setting] = document
-            return replace(newest, settings=settings)
-
-        self._append(decide, done)
+    def change_settings(self, change: Change, *, done: str) -> None:
+        """Replace the settings by what `change` makes of them."""
+        self._append(lambda newest: replace(newest, settings=change(newest.settings)), done)
 
     def undo(self) -> Operation:
         """Undo the newest operation that was not undone yet, and return it.

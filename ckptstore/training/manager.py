@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from ckptstore import repository
-from ckptstore.commit.derive import SEED
 from ckptstore.commit.staging import Staging
 from ckptstore.documents.facts import check_meta, check_metrics
+from ckptstore.documents.manifest import SEED
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
 from ckptstore.forks import renewed
@@ -138,7 +138,9 @@ class CheckpointManager:
             None if keep_every_n_hours is None else KeepEveryNHours(keep_every_n_hours),
             None if keep_every_n_steps is None else KeepEveryNSteps(keep_every_n_steps),
         )
-        self._policies = [part for part in policies if part is not None]
+        parts = [part for part in policies if part is not None]
+        self._policy = Union(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
+        self._is_saved = False  # the policy, in the repository
         self._best = best or _first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
@@ -296,7 +298,7 @@ class CheckpointManager:
         try:
             checkpoint = self.repository.resolve(self.branch if rev is None else rev)
             into, random, progress = destination(self.tracked, checkpoint.names)
-            if include is None and SEED in checkpoint.meta:
+            if include is None and isinstance(checkpoint.meta.get(SEED), dict):
                 paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
                 include = sorted({f"{path.split('/')[0]}/**" for path in paths})
             self.repository.checkout(
@@ -430,28 +432,36 @@ class CheckpointManager:
             self.wait()
 
     def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
-        """Commit a state, then expire what the policies do not keep."""
+        """Commit a state, then expire what the policy of the branch does not keep."""
         self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
-        policies = self._decidable()
-        if policies:
-            policy = policies[0] if len(policies) == 1 else Union(tuple(policies))
-            self._gc(policy, branches=[self.branch])
-        elif not self._policies and (saved := self.repository.retention) is not None:
-            self._gc(saved, branches=None)
+        policy = self._policy
+        if policy is not None and not self._is_saved:
+            self._is_saved = self._save_policy(policy)
+        if policy is not None or self._has_saved_policy():
+            self._gc(None if self._is_saved else policy)
 
-    def _gc(self, policy: Policy, *, branches: Sequence[str] | None) -> None:
-        """Expire what a policy does not keep, and log once why nothing can be."""
-        report = self.repository.gc(policy, branches=branches, leftovers=False)
+    def _has_saved_policy(self) -> bool:
+        """Whether the repository has a policy for the branch."""
+        repo = self.repository
+        return (repo.retention(self.branch) or repo.retention()) is not None
+
+    def _save_policy(self, policy: Policy) -> bool:
+        """Save the policy in the repository, for every gc there; False if it holds a function."""
+        try:
+            document = policy.to_json()
+        except InvalidInputError:
+            return False
+        saved = self.repository.retention(self.branch)
+        if saved is None or saved.to_json() != document:
+            self.repository.set_retention(policy, branch=self.branch)
+        return True
+
+    def _gc(self, policy: Policy | None) -> None:
+        """Expire what a policy, or the saved one, does not keep, and log once what it cannot do."""
+        report = self.repository.gc(policy, branches=[self.branch], leftovers=False)
         if report.warning and report.warning != self._warning:
             _log.warning("%s", report.warning)
         self._warning = report.warning
-
-    def _decidable(self) -> list[Policy]:
-        """The policies that can be applied: those by a metric once a checkpoint has it."""
-        if not any(policy.metrics for policy in self._policies):
-            return self._policies
-        known = {name for checkpoint in self.checkpoints for name in checkpoint.metrics}
-        return [policy for policy in self._policies if policy.metrics <= known]
 
 
 def _tracked(name: str, value: object) -> Stateful:

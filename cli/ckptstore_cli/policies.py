@@ -35,6 +35,8 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
         "keep_best": _best,
         "keep_every_n_hours": retention.KeepEveryNHours,
         "keep_every_n_steps": retention.KeepEveryNSteps,
+        "keep_within": _within,
+        "max_bytes": _max_bytes,
     }
     parts: list[Policy] = []
     for name, make in made.items():
@@ -64,6 +66,32 @@ def _best(text: str) -> Policy:
     return best
 
 
+def _within(text: str) -> Policy:
+    from ckptstore import retention
+
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(min|h|d|w)", text)
+    if not match:
+        raise InvalidInputError(f"{text!r} is not a time such as 30min, 24h, 7d or 2w.")
+    return retention.KeepWithin(float(match[1]) * HOURS[match[2]])
+
+
+def _max_bytes(text: str) -> Policy:
+    from ckptstore import retention
+
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMGT]i?)?B?", text)
+    if not match:
+        raise InvalidInputError(f"{text!r} is not a size such as 500MB, 200GB or 1.5TB.")
+    return retention.MaxBytes(round(float(match[1]) * BYTES[match[2] or ""]))
+
+
+HOURS = {"min": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
+BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    "ki": 1 << 10,
+    "Mi": 1 << 20,
+    "Gi": 1 << 30,
+    "Ti": 1 << 40,
+}
+
 _OPTIONS = (
     click.option("--max-to-keep", type=int, metavar="N", help="Keep the newest N of each branch."),
     click.option(
@@ -84,6 +112,18 @@ _OPTIONS = (
         type=int,
         metavar="N",
         help="Keep one checkpoint every N steps.",
+    ),
+    click.option(
+        "--keep-within",
+        metavar="TIME",
+        help="Keep what is younger than the newest checkpoint of the branch by at most TIME, such "
+        "as 24h or 7d.",
+    ),
+    click.option(
+        "--max-bytes",
+        metavar="SIZE",
+        help="Keep at most SIZE of each branch, such as 200GB: of what the other options keep, or "
+        "of everything. The newest and the best checkpoint stay in any case.",
     ),
     click.option("--keep-all", is_flag=True, help="Keep every checkpoint of every branch."),
 )

@@ -10,8 +10,9 @@ from ckptstore.retention import MaxToKeep
 
 @pytest.fixture
 def history(ckpt, history):
-    """One checkpoint, step 100, is no head and no longer tagged."""
+    """One checkpoint, step 200, is no head and no seed, and none is tagged."""
     history.delete_tag("v1")
+    history.commit({"bias": numpy.ones(5)}, step=300, metrics={"val_loss": 0.2, "accuracy": 0.5})
     return history
 
 
@@ -71,7 +72,11 @@ def test_one_branch_can_be_collected_alone(ckpt, history):
 
 
 def test_a_saved_policy_is_shown_applied_and_forgotten(ckpt, history):
-    assert ckpt.json("config", "retention") == {"retention": None, "sentence": None}
+    assert ckpt.json("config", "retention") == {
+        "branch": None,
+        "retention": None,
+        "sentence": None,
+    }
     said = ckpt.out("config", "retention", "--max-to-keep", 1, "--keep-every-n-steps", 1000)
     assert ckpt.out("config", "retention") == said
     assert ckpt.json("config", "retention")["sentence"] == said.strip()

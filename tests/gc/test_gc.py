@@ -220,7 +220,7 @@ def test_without_a_policy_only_what_nothing_reaches_is_deleted() -> None:
     line = Line(3)
     line.repo.commit(arrays(70), branch="mistake")
     line.repo.delete_branch("mistake")
-    assert line.repo.retention is None
+    assert line.repo.retention() is None
     assert line.repo.gc().objects == 0  # it may belong to a commit in progress
     report = line.repo.gc(grace=0)
     assert (len(report.expired), report.bytes > 100_000) == (1, True)
@@ -230,13 +230,13 @@ def test_without_a_policy_only_what_nothing_reaches_is_deleted() -> None:
 def test_a_saved_policy_is_applied_and_can_be_changed_and_undone() -> None:
     line = Line(3)
     line.repo.set_retention(MaxToKeep(2) | KeepBest("loss"))
-    assert line.repo.retention == MaxToKeep(2) | KeepBest("loss")
+    assert line.repo.retention() == MaxToKeep(2) | KeepBest("loss")
     assert line.repo.plan_gc(grace=0).expired == ()
     line.repo.set_retention(MaxToKeep(1))
     line.repo.undo()
-    assert line.repo.retention == MaxToKeep(2) | KeepBest("loss")
+    assert line.repo.retention() == MaxToKeep(2) | KeepBest("loss")
     line.repo.set_retention(None)
-    assert line.repo.retention is None
+    assert line.repo.retention() is None
     with pytest.raises(InvalidInputError):
         line.repo.set_retention(KeepIf(lambda manifest: True))
     line.repo.gc(KeepIf(lambda manifest: manifest.step == 0), grace=0)

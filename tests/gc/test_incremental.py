@@ -22,9 +22,17 @@ from ckptstore import (
 from ckptstore.documents.expiry import Expiry
 from ckptstore.documents.marker import Marker
 from ckptstore.gc import execute
-from ckptstore.history import ancestors
+from ckptstore.history import OwnChain, ancestors, own_chain
 from ckptstore.repository import Repository
-from ckptstore.retention import KeepAll, KeepBest, KeepEveryNSteps, MaxToKeep, Policy, decide
+from ckptstore.retention import (
+    KeepAll,
+    KeepBest,
+    KeepEveryNSteps,
+    MaxToKeep,
+    Policies,
+    Policy,
+    decide,
+)
 from ckptstore.store.catalog import EXPIRIES
 from ckptstore.store.objects import key_of as object_key
 from tests.helpers.counting_storage import CHUNK_BYTES, CountingStorage
@@ -40,7 +48,6 @@ POLICIES = [
     KeepBest("loss") | KeepEveryNSteps(4),
     KeepAll(),
 ]
-UNREACHED = ("no branch and no tag reaches it",)
 ACTIONS = ["commit", "commit", "commit", "branch", "drop", "tag", "untag", "undo", "gc", "full"]
 
 
@@ -98,7 +105,7 @@ class World:
         policy = POLICIES[choice % len(POLICIES)]
         only = [branch] if (branch := f"branch-{choice % 3}") in repo.ref_names()[0] else None
         plan = self.open().plan_gc(policy, branches=only, grace=0)
-        named = [verdict for verdict in plan.verdicts if verdict.reasons != UNREACHED]
+        named = [verdict for verdict in plan.verdicts if not verdict.is_let_go]
         assert {(v.id, v.kept, v.reasons, v.branches) for v in named} == self.by_definition(
             policy, only
         )
@@ -121,10 +128,24 @@ class World:
             walk = ancestors(starts, catalog.lookup)
             return [(id, manifest) for id, manifest in walk if catalog.is_live(id)]
 
-        verdicts = decide(
-            policy, heads=newest.heads, tags=newest.tags, reached=reached, branches=branches
+        def own(name: str, head: Any) -> OwnChain:
+            return own_chain(
+                head, (name, None), catalog.lookup, lambda _, item: first_live(item.parents)
+            )
+
+        def first_live(parents: Any) -> Any:
+            while parents and not catalog.is_live(parents[0]):
+                parents = catalog.manifest(parents[0]).parents
+            return parents[:1]
+
+        decision = decide(
+            Policies.given(policy, only=branches),
+            heads=newest.heads,
+            tags=newest.tags,
+            reached=reached,
+            own=own,
         )
-        return {(v.id, v.kept, v.reasons, v.branches) for v in verdicts}
+        return {(v.id, v.kept, v.reasons, v.branches) for v in decision.verdicts}
 
 
 steps = st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1), st.integers(0, 11))

@@ -436,7 +436,7 @@ def check_works(repo: Repository) -> None:
     """A fresh handle can do everything. An error other than of damage has another reason."""
     fresh = ckptstore.open(repo.url)
     assert fresh.log()
-    kept = fresh.retention or MaxToKeep(2)
+    kept = fresh.retention() or MaxToKeep(2)
     for act in (
         fresh.branches,
         fresh.tags,

@@ -106,7 +106,7 @@ READS: dict[str, Callable[[ckptstore.Repository], object]] = {
     "branches": lambda repo: repo.branches(),
     "checkout": lambda repo: repo.checkout("main"),
     "usage": lambda repo: repo.usage(),
-    "retention": lambda repo: repo.retention,
+    "retention": lambda repo: repo.retention(),
 }
 
 
@@ -176,7 +176,7 @@ def test_a_repository_that_was_emptied_does_not_read_as_a_new_one(root: Path) ->
         repo.branches,
         repo.checkout,
         repo.usage,
-        lambda: repo.retention,
+        lambda: repo.retention(),
         lambda: repo.resolve("main"),
         lambda: repo.plan_gc(MaxToKeep(1)),
     )

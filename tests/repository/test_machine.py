@@ -244,27 +244,24 @@ class RepositoryMachine(RuleBasedStateMachine):
                 self.repo.gc(MaxToKeep(keep), branches=[only])
             return
         policy = MaxToKeep(keep)
-        policy = policy | KeepBest("val_loss") if best and refs.heads else policy
+        best = best and any(map(self.own, refs.heads if only is None else [only]))
+        policy = policy | KeepBest("val_loss") if best else policy
         policy = policy | KeepEveryNSteps(steps) if steps else policy
         kept = {*refs.heads.values(), *refs.tags.values()}
-        reached = {id for head in refs.heads.values() for id in self.history(head)}
         for name, head in refs.heads.items():
-            history = [id for id in self.history(head) if id not in self.expired]
+            live = [id for id in self.history(head) if id not in self.expired]
+            own = [id for id in self.own(name) if id not in self.expired]
+            kept.update(live[len(own) :][:1])  # the seed
             if only not in (None, name):
-                kept.update(history)
+                kept.update(live)
                 continue
-            kept.update(history[:keep])
-            known = [id for id in history if math.isfinite(self.made[id].loss)]
-            if best and known:
-                kept.add(min(known, key=lambda id: self.made[id].loss))
-            last = None
-            for id in reversed(history if steps else []):
-                if last is None or self.made[id].step - last >= steps:
-                    last = self.made[id].step
-                    kept.add(id)
-        if only is not None:
-            for tagged in refs.tags.values():
-                kept.update(set(self.history(tagged)) - reached)
+            newest = {self.made[id].step: id for id in reversed(own)}
+            kept.update([id for id in own if newest[self.made[id].step] == id][:keep])
+            known = [id for id in own if math.isfinite(self.made[id].loss)]
+            if best and own:
+                kept.add(min(known, key=lambda id: self.made[id].loss, default=own[0]))
+            if steps:
+                kept.update({self.made[id].step // steps: id for id in own}.values())
         expiring = set(self.made) - self.expired - kept
         plan = self.repo.plan_gc(policy, branches=only and [only], grace=0)
         assert {verdict.id for verdict in plan.expired} == expiring

@@ -72,7 +72,7 @@ READS: dict[str, Callable[[ckptstore.Repository], Any]] = {
     "diff with a state": lambda repo: repo.diff("main", {"w": np.ones(30_000)}),
     "usage": lambda repo: repo.usage(),
     "verify": lambda repo: repo.verify().problems == () or 1 / 0,
-    "retention": lambda repo: repo.retention,
+    "retention": lambda repo: repo.retention(),
     "zarr": lambda repo: (repo.resolve("main").zarr().tree(), repo.resolve("zarr").zarr()["curve"]),
     "session": lambda repo: zarr.open_group(repo.session("zarr").store, mode="r")["curve"][:],
     "follow": follow,

@@ -15,7 +15,10 @@ from ckptstore.retention import (
     KeepEveryNSteps,
     KeepIf,
     KeepSteps,
+    KeepWithin,
+    MaxBytes,
     MaxToKeep,
+    Policies,
     Policy,
     Union,
     from_json,
@@ -66,6 +69,10 @@ def test_what_each_keeps_of_seven(policy: Policy, kept: list[int]) -> None:
         ((math.nan, -math.inf, 1.0), KeepBest("loss"), [2]),
         ((math.inf, 2.0, 1.0), KeepBest("loss", "max"), [1, 2]),
         ((math.nan, math.nan, math.nan), KeepBest("loss"), [2]),
+        ((1.0, None, None, None, None), KeepBest("loss"), [0, 3, 4]),
+        ((1.0, None, None, None, None), KeepBest("loss", pending=0), [0, 4]),
+        ((None, 1.0, None, None), KeepBest("loss", pending=5), [1, 2, 3]),
+        ((math.nan, None, None, None), KeepBest("loss", pending=1), [0, 3]),
     ],
 )
 def test_the_best_by_a_metric(values: Any, policy: Policy, kept: list[int]) -> None:
@@ -124,37 +131,82 @@ def test_heads_and_tags_stay_and_every_reason_is_told() -> None:
     graph = losses(1.0, 2.0, 3.0)
     graph.tags["v1"] = next(iter(graph.manifests))
     newest, middle, oldest = graph.verdicts(MaxToKeep(1) | KeepBest("loss"))
-    assert newest.reasons == ("head of main", "one of the newest 1")
-    assert oldest.reasons == ("tag v1", "best by loss (min), 1")
+    assert newest.reasons == ("head of main", "newest 1 of 1 on main")
+    assert oldest.reasons == ("tag v1", "best 1 of 1 by loss (min) = 1 on main")
     assert (middle.kept, middle.reasons) == (False, ("nothing keeps it",))
     assert newest.branches == ("main",)
 
 
-def test_each_branch_is_judged_by_itself_and_one_is_enough() -> None:
+def test_each_branch_is_judged_by_its_own_checkpoints() -> None:
     graph = line(*[{}] * 4)
     graph.heads["side"] = list(graph.manifests)[1]
     graph.add("side")
+    assert graph.kept(MaxToKeep(2)) == [1, 2, 3, 4]
+    verdicts = {graph.numbers[verdict.id]: verdict for verdict in graph.verdicts(MaxToKeep(1))}
+    assert verdicts[1].reasons == ("seed of side",)
+    assert [verdicts[number].branches for number in (1, 4)] == [("main",), ("side",)]
+
+
+def test_checkpoints_that_record_no_branch_are_judged_on_each_that_reaches_them() -> None:
+    graph = line(*[{"is_recorded": False}] * 4)
+    graph.heads["side"] = list(graph.manifests)[1]
+    graph.add("side", is_recorded=False)
     assert graph.kept(MaxToKeep(2)) == [1, 2, 3, 4]
     shared = next(v for v in graph.verdicts(MaxToKeep(2)) if graph.numbers[v.id] == 0)
     assert shared.branches == ("main", "side")
 
 
-def test_a_policy_for_some_branches_leaves_what_others_and_tags_reach() -> None:
+def test_a_policy_for_some_branches_leaves_the_others_alone() -> None:
     graph = line(*[{}] * 4)
     graph.heads["side"] = list(graph.manifests)[1]
     for _ in range(3):
         graph.add("side")
-    graph.tags["v1"] = graph.add("gone")
-    graph.add("gone")
-    graph.tags["v2"] = graph.heads.pop("gone")
-    assert graph.kept(MaxToKeep(1), ["main"]) == [0, 1, 3, 4, 5, 6, 7, 8]
-    assert graph.kept(MaxToKeep(1), ["side"]) == [0, 1, 2, 3, 6, 7, 8]
-    assert graph.kept(MaxToKeep(1), ["main", "side"]) == [3, 6, 7, 8]
-    assert graph.kept(MaxToKeep(1)) == [3, 6, 7, 8]
-    graph.heads["same"] = graph.heads["main"]
-    assert graph.kept(MaxToKeep(1), ["main"]) == list(range(9))
-    reasons = graph.verdicts(MaxToKeep(1), ["main"])[-1].reasons
-    assert reasons == ("on same, which is left alone", "on side, which is left alone")
+    assert graph.kept(MaxToKeep(1), ["main"]) == [1, 3, 4, 5, 6]
+    assert graph.kept(MaxToKeep(1), ["side"]) == [0, 1, 2, 3, 6]
+    assert graph.kept(MaxToKeep(1), ["main", "side"]) == [1, 3, 6]
+    assert graph.kept(MaxToKeep(1)) == [1, 3, 6]
+    reasons = graph.verdicts(MaxToKeep(1), ["main"])[0].reasons
+    assert reasons == ("head of side", "on side, which is left alone")
+
+
+def test_a_branch_may_have_a_policy_of_its_own() -> None:
+    graph = line(*[{}] * 4)
+    graph.heads["side"] = list(graph.manifests)[1]
+    for _ in range(3):
+        graph.add("side")
+    policies = Policies(default=MaxToKeep(1), by_branch={"side": MaxToKeep(2)})
+    assert graph.kept(policies) == [1, 3, 5, 6]
+    assert policies.sentences(["main", "side"]) == [
+        "Keep the newest of each branch.",
+        "side: Keep the newest 2 of each branch.",
+    ]
+    assert graph.kept(Policies(by_branch={"side": MaxToKeep(2)})) == [0, 1, 2, 3, 5, 6]
+
+
+def test_a_derived_checkpoint_is_the_seed_of_its_branch_and_its_source_is_not() -> None:
+    graph = line(*[{}] * 3)
+    graph.heads["side"] = list(graph.manifests)[1]
+    for _ in range(3):
+        meta = {"seed": {"include": ["model/**"]}} if len(graph.manifests) == 3 else {"seed": 7}
+        graph.add("side", meta=meta)
+    assert graph.kept(MaxToKeep(1)) == [2, 3, 5]
+
+
+def test_what_a_deleted_branch_had_belongs_to_nothing() -> None:
+    """Unless a branch that keeps everything was started from it."""
+    graph = line(*[{}] * 3)
+    graph.heads["side"] = graph.heads.pop("main")
+    graph.add("side")
+    decision = graph.decide(MaxToKeep(2))
+    assert [graph.numbers[id] for id in decision.unowned] == [1, 0]
+    assert graph.kept(MaxToKeep(2)) == [2, 3]
+    assert graph.kept(KeepAll()) == [0, 1, 2, 3]
+    assert graph.verdicts(KeepAll())[-1].reasons == ("in the history of side",)
+    graph.heads["other"] = list(graph.manifests)[1]
+    graph.add("other")
+    assert graph.kept(MaxToKeep(2), ["side"]) == [0, 1, 2, 3, 4]
+    graph.tags["v1"] = graph.heads.pop("side")
+    assert graph.kept(MaxToKeep(2)) == [1, 3, 4]
 
 
 def test_what_only_a_tag_reaches_needs_a_tag_of_its_own() -> None:
@@ -170,9 +222,60 @@ def test_what_has_expired_has_no_verdict_and_is_not_counted() -> None:
     assert graph.kept(MaxToKeep(2)) == [1, 3]
 
 
-def test_clocks_that_go_back_lose_nothing_that_the_rule_keeps() -> None:
+def test_clocks_that_go_back_count_as_no_time() -> None:
     graph = line(*({"created": hour * HOUR} for hour in (100, 101, 52, 53, 106, 107)))
-    assert graph.kept(KeepEveryNHours(5)) == sorted({0, 4, 5})
+    assert graph.kept(KeepEveryNHours(5)) == [0, 4, 5]
+    assert graph.kept(KeepWithin(1)) == [4, 5]
+    assert graph.kept(KeepWithin(54)) == [3, 4, 5]
+
+
+def test_time_is_counted_over_what_expired() -> None:
+    """One of those between was of a clock that was ahead."""
+    graph = line(*({"created": hour * HOUR} for hour in (0, 50, 2, 3, 4, 5, 6)))
+    graph.expired = set(list(graph.manifests)[1:3])
+    assert graph.kept(KeepEveryNHours(10)) == [0, 3, 6]
+
+
+def test_times_of_earlier_versions_are_compared_with_each_other() -> None:
+    facts = ({"created": hour * HOUR, "elapsed": None} for hour in (0, 2, 5, 3, 4, 9))
+    assert line(*facts).kept(KeepEveryNHours(5)) == [0, 2, 5]
+
+
+def test_buckets_of_steps_and_of_negative_ones() -> None:
+    graph = line(*({"step": step} for step in (-5, -4, -1, 0, 3, 4, 9, 2)))
+    assert graph.kept(KeepEveryNSteps(4)) == [0, 1, 3, 5, 6, 7]
+
+
+def test_of_several_checkpoints_of_a_step_the_newest_counts() -> None:
+    graph = line(*({"step": step} for step in (1, 2, 2, 3, 3, None, None)))
+    assert graph.kept(MaxToKeep(4)) == [2, 4, 5, 6]
+
+
+def test_a_limit_of_bytes_lets_the_least_important_go_first() -> None:
+    graph = line(*({"metrics": {"loss": abs(4.0 - number)}} for number in range(9)))
+    graph.sizes = dict.fromkeys(range(9), 10)
+    policy = MaxToKeep(3) | KeepBest("loss", n=2) | KeepEveryNSteps(3) | KeepWithin(3)
+    assert graph.kept(policy) == [0, 3, 4, 5, 6, 7, 8]
+    assert {limit: graph.kept(policy | MaxBytes(limit)) for limit in (70, 69, 50, 40, 30, 1)} == {
+        70: [0, 3, 4, 5, 6, 7, 8],
+        69: [3, 4, 5, 6, 7, 8],
+        50: [4, 5, 6, 7, 8],
+        40: [4, 5, 7, 8],
+        30: [4, 5, 8],
+        1: [4, 8],
+    }
+    assert graph.kept(MaxBytes(35)) == [6, 7, 8]
+    gone = graph.verdicts(policy | MaxBytes(69))[-1]
+    assert (gone.kept, gone.reasons) == (False, ("over the limit of 69 B",))
+
+
+def test_what_a_name_keeps_stays_over_a_limit_of_bytes() -> None:
+    graph = line(*[{}] * 4)
+    graph.sizes = dict.fromkeys(range(9), 10)
+    graph.tags["v1"] = next(iter(graph.manifests))
+    graph.heads["side"] = list(graph.manifests)[1]
+    graph.add("side")
+    assert graph.kept(MaxBytes(1)) == [0, 1, 3, 4]
 
 
 def test_the_step_may_be_missing() -> None:
@@ -188,6 +291,9 @@ MEANINGLESS: list[Any] = [
     lambda: KeepBest("loss", n=0),
     lambda: KeepBest(""),
     lambda: KeepBest(None),  # type: ignore[arg-type]
+    lambda: KeepBest("loss", pending=-1),
+    *(lambda n=n: KeepWithin(n) for n in (0, -1, math.nan, math.inf, "24h", True)),
+    *(lambda n=n: MaxBytes(n) for n in (0, -1, 1.5, "1GB")),
     lambda: KeepSteps([]),
     lambda: KeepSteps([1, True]),
     lambda: KeepSteps("12"),  # type: ignore[arg-type]
@@ -211,6 +317,25 @@ def test_a_metric_that_no_checkpoint_has_is_named_with_those_there_are() -> None
     assert Graph().verdicts(KeepBest("anything", "min")) == ()
 
 
+def test_a_saved_policy_by_a_metric_that_may_still_come_expires_nothing() -> None:
+    graph = line({"metrics": {"val_loss": 1.0}}, {}, {})
+    decision = graph.decide(Policies(default=MaxToKeep(1) | KeepBest("val_los", "min")))
+    assert all(verdict.kept for verdict in decision.verdicts)
+    assert decision.verdicts[-1].reasons == ("waiting for the first val_los on main",)
+    (note,) = decision.notes
+    assert note == (
+        "Branch main: No checkpoint has the metric 'val_los' yet, so none of them expires. Known "
+        "metrics: val_loss. Did you mean val_loss?"
+    )
+
+
+def test_values_that_are_not_finite_are_counted_in_a_note() -> None:
+    graph = losses(math.nan, math.inf, math.nan, None)
+    (note,) = graph.decide(KeepBest("loss")).notes
+    assert note == "Branch main: No checkpoint has a finite loss (2 NaN, 1 infinite, 1 missing)."
+    assert losses(1.0, math.nan).decide(KeepBest("loss")).notes == ()
+
+
 def test_what_is_no_policy_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="not a retention policy"):
         Graph().verdicts("MaxToKeep(3)")  # type: ignore[arg-type]
@@ -225,7 +350,12 @@ def test_a_function_that_fails_is_told_with_its_checkpoint() -> None:
     assert next(iter(graph.manifests)).short in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", EVERY, ids=str)
+def test_a_policy_that_earlier_versions_know_is_saved_in_their_words() -> None:
+    assert KeepBest("loss").to_json().keys() == {"kind", "metric", "mode", "n"}
+    assert KeepBest("loss", pending=0).to_json()["pending"] == 0
+
+
+@pytest.mark.parametrize("policy", [*EVERY, MaxBytes(9)], ids=str)
 def test_policies_come_back_from_json_and_are_values(policy: Policy) -> None:
     again = from_json(policy.to_json())
     assert again == policy
@@ -269,6 +399,9 @@ def test_a_policy_reads_as_a_sentence() -> None:
     policy = MaxToKeep(3) | KeepBest("val_acc", "max") | KeepEveryNHours(6)
     assert str(policy) == (
         "Keep the newest 3 of each branch, the best by val_acc (max), and one every 6 hours."
+    )
+    assert str(MaxToKeep(2) | KeepWithin(24) | MaxBytes(1_500_000_000)) == (
+        "Keep the newest 2 of each branch, the last 24 hours, and at most 1.5 GB of each branch."
     )
     assert str(MaxToKeep(2) | KeepBest("loss", n=2)) == (
         "Keep the newest 2 of each branch and the 2 best by loss (min)."

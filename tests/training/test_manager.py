@@ -18,7 +18,7 @@ from torch import nn
 
 import ckptstore
 from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValueError
-from ckptstore.retention import KeepAll, KeepBest, KeepSteps, MaxToKeep
+from ckptstore.retention import KeepAll, KeepBest, KeepIf, KeepSteps, MaxToKeep
 from ckptstore.storage import MemoryStorage
 from ckptstore.training import CheckpointManager
 from tests.helpers.children import do_in_child
@@ -189,17 +189,78 @@ def test_policies_are_joined_and_only_this_branch_is_collected(saving: bool) -> 
     assert [c.step for c in repo.log("other") if not c.expired] == [3, 2, 1, 0]
 
 
-def test_a_best_that_no_checkpoint_has_yet_stops_nothing() -> None:
-    found = manager(max_to_keep=1, keep_best="val_acc")
+def test_nothing_expires_for_want_of_a_metric_that_may_still_come(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = manager(max_to_keep=1, keep_best="val_los:min")
     for step in range(3):
+        found.save(step, metrics={"val_loss": 0.5 - step / 10})
+    found.wait()
+    assert steps(found) == [0, 1, 2]
+    assert found.best is None
+    said = [record.getMessage() for record in caplog.records if "val_los" in record.getMessage()]
+    assert len(said) == 1
+    assert "Branch main: No checkpoint has the metric 'val_los' yet" in said[0]
+    assert said[0].endswith("Known metrics: val_loss. Did you mean val_loss?")
+    found.save(3, metrics={"val_los": 0.5})
+    for step in (4, 5, 6):
         found.save(step)
     found.wait()
-    assert steps(found) == [2]
-    assert found.best is None
-    found.save(3, metrics={"val_acc": 0.5})
-    found.save(4)
+    assert steps(found) == [3, 5, 6]
+
+
+def test_a_branch_has_a_best_of_its_own_and_keeps_its_seed() -> None:
+    """Of two tasks, the first of which has the better values."""
+    first = manager(max_to_keep=1, keep_best="val_acc:max")
+    for step, value in enumerate([0.5, 0.99]):
+        first.save(step, metrics={"val_acc": value})
+    first.wait()
+    repo = first.repository
+    repo.branch("task-b")
+    second = manager(repo, branch="task-b", max_to_keep=1, keep_best="val_acc:max")
+    for step, value in enumerate([0.60, 0.71, 0.65], start=2):
+        second.save(step, metrics={"val_acc": value})
+    second.wait()
+    assert second.best is not None
+    assert second.best.metrics == {"val_acc": 0.71}
+    assert repo.resolve("task-b@best:val_acc").step == 3
+    for step in (7, 8):
+        first.save(step, metrics={"val_acc": 0.1})
+    first.wait()
+    assert [found.step for found in repo.log(expired=False)] == [8, 4, 3, 1]
+    reasons = {v.manifest.step: v.reasons for v in repo.plan_gc().verdicts}
+    assert reasons[1][0] == "seed of task-b"
+
+
+def test_the_policy_of_a_manager_is_saved_for_its_branch_and_obeyed_by_any_gc() -> None:
+    found = manager(branch="run", max_to_keep=2, keep_best="loss:min")
+    repo = found.repository
+    repo.commit({"w": 0}, branch="other", metrics={"loss": 0.0})
+    for step, loss in enumerate([3.0, 1.0, 2.0, 2.0, 2.0]):
+        found.save(step, metrics={"loss": loss})
+        found.wait()
+    assert repo.retention("run") == MaxToKeep(2) | KeepBest("loss", "min")
+    assert (repo.retention(), repo.retention("other")) == (None, None)
+    assert ckptstore.open(repo.url).gc(grace=0).expired == ()
+    assert steps(found) == [1, 3, 4]
+    operations = [key.key for key in repo._storage.list("ops/")]
+    again = manager(repo, branch="run", max_to_keep=2, keep_best="loss:min")
+    again.save(5, metrics={"loss": 9.0})
+    again.wait()
+    assert len(list(repo._storage.list("ops/"))) == len(operations) + 3  # a commit and a gc
+    repo.delete_branch("run")
+    assert repo.retention("run") is None
+    repo.undo()
+    assert repo.retention("run") == MaxToKeep(2) | KeepBest("loss", "min")
+
+
+def test_a_policy_with_a_function_is_applied_and_not_saved() -> None:
+    found = manager(policy=KeepIf(lambda manifest: manifest.step == 1))
+    for step in range(4):
+        found.save(step)
     found.wait()
-    assert steps(found) == [3, 4]
+    assert steps(found) == [1, 3]
+    assert found.repository.retention("main") is None
 
 
 def test_the_saved_policy_is_applied_unless_one_is_given() -> None:
@@ -237,7 +298,7 @@ def test_without_any_policy_everything_stays() -> None:
     ids=str,
 )
 def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
-    assert manager(keep_best=given)._policies == [best]
+    assert manager(keep_best=given)._policy == best
 
 
 def test_the_best_by_a_metric_that_revisions_quote() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore_cli import output
-from ckptstore_cli.options import common
+from ckptstore_cli.options import common, complete_refs
 from ckptstore_cli.policies import policy_of, policy_options
 from ckptstore_cli.repo import open_repository
 
@@ -30,6 +30,13 @@ class _Setting(click.Choice[str]):
 @click.command()
 @click.argument("setting", type=_Setting(["retention"]), metavar="retention", help="The setting.")
 @policy_options
+@click.option(
+    "-b",
+    "--branch",
+    metavar="NAME",
+    shell_complete=complete_refs(tags=False),
+    help="The policy of this branch alone, in place of that of all branches.",
+)
 @click.option("--unset", is_flag=True, help="Remove the saved policy.")
 @common
 @click.pass_context
@@ -37,6 +44,7 @@ def config(
     ctx: click.Context,
     /,
     setting: str,
+    branch: str | None,
     unset: bool,
     as_json: bool,
     **options: Any,
@@ -44,11 +52,13 @@ def config(
     """Show or change a setting of the repository.
 
     retention is the policy that decides which checkpoints gc keeps when it runs without options.
-    Saving a policy deletes nothing; undo reverts it.
+    Saving a policy deletes nothing; undo reverts it. A branch may have a policy of its own; a
+    CheckpointManager saves its policy for its branch.
 
     \b
     Examples:
       ckptstore config retention --max-to-keep 5 --keep-best val_loss
+      ckptstore config retention --branch run-7 --keep-all
       ckptstore config retention
       ckptstore config retention --unset
     """
@@ -56,23 +66,25 @@ def config(
     if unset and policy is not None:
         raise click.UsageError("Give a policy to save, or --unset, not both.", ctx)
     repo = open_repository(ctx)
-    saved = repo.retention
+    saved = repo.retention(branch)
     if unset and saved is not None and not as_json:
         output.note(f"Removed the policy: {saved}")
     if unset or policy is not None:
-        repo.set_retention(policy)
+        repo.set_retention(policy, branch=branch)
         saved = policy
-    _print(saved, as_json=as_json)
+    _print(saved, branch, as_json=as_json)
     if policy is not None and not as_json:
         output.note("Saved. gc applies it when it runs without a policy of its own.")
 
 
-def _print(policy: Policy | None, *, as_json: bool) -> None:
+def _print(policy: Policy | None, branch: str | None, *, as_json: bool) -> None:
     if as_json:
         saved = None if policy is None else policy.to_json()
         sentence = None if policy is None else str(policy)
-        output.document({"retention": saved, "sentence": sentence})
-    elif policy is None:
-        output.note("No retention policy is saved. Without one, gc expires nothing.")
-    else:
+        output.document({"branch": branch, "retention": saved, "sentence": sentence})
+    elif policy is not None:
         output.line(str(policy))
+    elif branch is not None:
+        output.note(f"No retention policy is saved for {branch}. That of all branches applies.")
+    else:
+        output.note("No retention policy is saved. Without one, gc expires nothing.")

@@ -68,11 +68,13 @@ def gc(
       ckptstore gc --max-to-keep 3 --keep-best val_acc:max:2
       ckptstore gc --keep-all --grace 0
     """
+    from ckptstore.retention import KeepAll
+
     repo = open_repository(ctx)
     options = {} if grace is None else {"grace": grace}
     given = policy_of(policy)
     plan = repo.plan_gc(given, branches=branches or None, **options)
-    if given is None and repo.retention is None:
+    if given is None and plan.sentences == (str(KeepAll()),):
         output.note(
             "No policy is given or saved, so the checkpoints of all branches stay. Pass one, such "
             "as --max-to-keep 5, or save one with 'ckptstore config retention'."
@@ -87,7 +89,7 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
     if as_json:
         output.document(
             {
-                "policy": str(plan.policy),
+                "policy": " ".join(plan.sentences),
                 "checkpoints": [_document(verdict, plan) for verdict in plan.verdicts],
                 "leftover_objects": plan.leftover_objects,
                 "leftover_bytes": plan.leftover_bytes,
@@ -103,7 +105,8 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
         return
     if plan.warning:
         output.note(plan.warning)
-    output.note(str(plan.policy))
+    for sentence in plan.sentences:
+        output.note(sentence)
     _print_verdicts(plan)
     if plan.leftover_objects:
         leftover = text.count(plan.leftover_objects, "object")
@@ -127,7 +130,7 @@ def _print_report(plan: GcPlan, report: GcReport, *, as_json: bool) -> None:
     if as_json:
         output.document(
             {
-                "policy": str(plan.policy),
+                "policy": " ".join(plan.sentences),
                 "expired": list(report.expired),
                 "kept": [verdict.id for verdict in plan.kept],
                 "objects": report.objects,

@@ -1,19 +1,17 @@
-"""Retention: which checkpoints stay. Policies are pure values that decide from manifests alone.
+"""Policies: pure values that decide from manifests alone which checkpoints of one branch stay.
 
-A policy is asked about the live checkpoints of each branch, and a checkpoint stays if the policy of
-any branch keeps it. The head of every branch and every tagged checkpoint stay in any case. A policy
-looks only at live checkpoints, and those that it does not keep have no influence on those that it
-keeps. So the same checkpoints stay however often gc runs.
+A policy is asked about the live checkpoints that were committed on one branch, its own chain. Those
+that it does not keep have no influence on those that it keeps, so the same stay however often gc
+runs.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from itertools import islice
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ckptstore.documents import canonical
 from ckptstore.documents.facts import STEP_MAX
 from ckptstore.documents.names import check_metric_name
 from ckptstore.errors import InvalidInputError, shortened, shown
@@ -21,35 +19,31 @@ from ckptstore.metric_names import known_names, mode_of, parse_choice, quoted
 from ckptstore.revisions import ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self, TypeGuard
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
 
-    Live = Sequence[tuple[Digest, Manifest]]
-    Reasons = Iterator[tuple[Digest, str]]
+    Chain = Sequence[tuple[Digest, Manifest]]
+    Reasons = Iterator["Reason"]
 
-__all__ = [
-    "KeepAll",
-    "KeepBest",
-    "KeepEveryNHours",
-    "KeepEveryNSteps",
-    "KeepIf",
-    "KeepSteps",
-    "MaxToKeep",
-    "Policy",
-    "Union",
-    "Verdict",
-    "from_json",
-]
-
-HOUR_MICROSECONDS = 3_600_000_000
 NUMBER_MAX = STEP_MAX
 STEPS_MAX = 100_000  # of KeepSteps
 MEMBERS_MAX = 10_000  # of a union
-SAVED_BYTES_MAX = 256 << 10  # of a policy that is saved, as every operation carries it along
+PENDING = 2
 NAME_LENGTH_MAX = 60  # characters of a function's name that a reason quotes
+
+# The ranks of reasons: where space is limited, the lowest gives way first (see MaxBytes).
+ANY, PERIODIC, WITHIN, NEWEST, BEST, CHOSEN, ALWAYS = range(7)
+
+
+class Reason(NamedTuple):
+    """Why a policy keeps a checkpoint. rank: one of the ranks of this module."""
+
+    id: Digest
+    text: str
+    rank: int
 
 
 class Policy:
@@ -87,16 +81,33 @@ class Policy:
         """The metrics by which it decides."""
         return frozenset()
 
-    def keep(self, live: Live) -> Reasons:
+    @property
+    def keeps_all(self) -> bool:
+        """True when nothing expires by it."""
+        return any(isinstance(part, KeepAll) for part in self.parts)
+
+    def keep(self, chain: Chain) -> Reasons:
         """Choose what stays.
 
         Args:
-            live: The live checkpoints of one branch with their manifests, newest first.
+            chain: The live checkpoints that were committed on one branch, each with its manifest,
+                newest first.
 
         Yields:
-            The id of each checkpoint that stays, and why.
+            Each checkpoint that stays, and why.
         """
         raise NotImplementedError
+
+    def note(self, chain: Chain) -> str:  # noqa: ARG002
+        """Describe what cannot be judged yet.
+
+        Args:
+            chain: As for `keep`.
+
+        Returns:
+            Sentences; usually an empty text.
+        """
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the policy as plain JSON, which `from_json` takes back.
@@ -119,14 +130,17 @@ class KeepAll(Policy):
         """The kept checkpoints, as a part of a sentence."""
         return "every checkpoint of every branch"
 
-    def keep(self, live: Live) -> Reasons:
+    def keep(self, chain: Chain) -> Reasons:
         """Keep all of them."""
-        return ((id, "everything is kept") for id, _ in live)
+        return (Reason(id, "everything is kept", ANY) for id, _ in chain)
 
 
 @dataclass(frozen=True, slots=True)
 class MaxToKeep(Policy):
     """Keeps the newest n checkpoints of each branch.
+
+    The others may stay for another reason: it is no limit. Of several checkpoints of one step only
+    the newest counts.
 
     Attributes:
         n: How many, at least 1.
@@ -136,34 +150,49 @@ class MaxToKeep(Policy):
     kind: ClassVar[str] = "max_to_keep"
 
     def __post_init__(self) -> None:
-        _check_count(self.n, "MaxToKeep")
+        check_count(self.n, "MaxToKeep")
 
     @property
     def phrase(self) -> str:
         """The kept checkpoints, as a part of a sentence."""
         return f"the newest {self.n} of each branch" if self.n > 1 else "the newest of each branch"
 
-    def keep(self, live: Live) -> Reasons:
-        """Keep the first n."""
-        return ((id, f"one of the newest {self.n}") for id, _ in live[: self.n])
+    def keep(self, chain: Chain) -> Reasons:
+        """Keep the first n, without those whose step was seen."""
+        steps: set[int] = set()
+        place = 0
+        for id, manifest in chain:
+            if manifest.step in steps:
+                continue
+            if manifest.step is not None:
+                steps.add(manifest.step)
+            place += 1
+            if place > self.n:
+                return
+            rank = ALWAYS if place == 1 else NEWEST
+            yield Reason(id, f"newest {place} of {self.n}", rank)
 
 
 @dataclass(frozen=True, slots=True)
 class KeepBest(Policy):
     """Keeps the n best checkpoints of each branch by a metric.
 
-    NaN and infinity never win, and of equal ones the newest does.
+    NaN and infinity never win, and of equal ones the newest does. A metric may come after the
+    checkpoint: while no checkpoint has it, all stay, and later the newest ones without it.
 
     Attributes:
         metric: The name of the metric.
         mode: "min" or "max". With "auto" the words of the name decide ("val_loss", "val_f1_macro");
             a name that does not say its direction is an error.
         n: How many, at least 1.
+        pending: How many checkpoints without the metric stay, of those that are newer than the
+            newest one with it; 0 or more.
     """
 
     metric: str
     mode: str = "auto"
     n: int = 1
+    pending: int = PENDING
     kind: ClassVar[str] = "keep_best"
 
     def __post_init__(self) -> None:
@@ -172,12 +201,18 @@ class KeepBest(Policy):
             raise InvalidInputError(
                 f"KeepBest: the mode is {shown(self.mode)}; auto, min or max is expected."
             )
-        _check_count(self.n, "KeepBest")
+        check_count(self.n, "KeepBest")
+        if not is_integer(self.pending) or self.pending < 0:
+            raise InvalidInputError(
+                f"KeepBest: pending is {shown(self.pending)}; an integer of 0 or more is expected."
+            )
         if self.mode == "auto":
             object.__setattr__(self, "mode", mode_of(self.metric))
 
     @classmethod
-    def from_saved(cls, metric: str, mode: str = "auto", n: int = 1) -> Self:
+    def from_saved(
+        cls, metric: str, mode: str = "auto", n: int = 1, pending: int = PENDING
+    ) -> Self:
         """Return a policy as a repository holds it.
 
         Repositories of before may hold "auto" with a name that does not say its direction. Such a
@@ -187,16 +222,17 @@ class KeepBest(Policy):
             metric: As in the policy.
             mode: As in the policy, or "auto".
             n: As in the policy.
+            pending: As in the policy.
 
         Raises:
             InvalidInputError: One of them is illegal.
         """
         try:
-            return cls(metric, mode, n)
+            return cls(metric, mode, n, pending)
         except InvalidInputError:
             if mode != "auto":
                 raise
-            either = cls(metric, "min", n)
+            either = cls(metric, "min", n, pending)
             object.__setattr__(either, "mode", "auto")
             return either
 
@@ -235,70 +271,54 @@ class KeepBest(Policy):
         """The one metric."""
         return frozenset({self.metric})
 
-    def keep(self, live: Live) -> Reasons:
-        """Keep those with the n least or greatest numbers."""
+    def keep(self, chain: Chain) -> Reasons:
+        """Keep those with the n least or greatest numbers, and those that wait for one."""
+        waiting = self._waiting(chain)
+        if len(waiting) == len(chain):
+            for id, _ in chain:
+                yield Reason(id, f"waiting for the first {self.metric}", BEST)
+            return
+        newest = chain[len(waiting)][0]
+        is_finite = False
         for mode in ("min", "max") if self.mode == "auto" else (self.mode,):
-            best = ranked(live, self.metric, mode)[: self.n]
-            for place, (id, manifest) in enumerate(best, start=1):
-                order = "best" if place == 1 else f"number {place}"
-                value = manifest.metrics[self.metric]
-                yield id, f"{order} by {self.metric} ({mode}), {value:.6g}"
+            for place, (id, manifest) in enumerate(ranked(chain, self.metric, mode)[: self.n], 1):
+                is_finite = True
+                value = f"{manifest.metrics[self.metric]:.4g}"
+                text = f"best {place} of {self.n} by {self.metric} ({mode}) = {value}"
+                yield Reason(id, text, ALWAYS if place == 1 else BEST)
+        if not is_finite:  # it shows later that the metric was there
+            yield Reason(newest, f"the newest value of {self.metric}", BEST)
+        for id, _ in waiting[: self.pending]:
+            yield Reason(id, f"waiting for {self.metric}", BEST)
 
-
-@dataclass(frozen=True, slots=True)
-class KeepEveryNHours(Policy):
-    """Keeps the first checkpoint of each branch, and one whenever n more hours have passed.
-
-    Attributes:
-        n: Hours since the time of the last one that was kept; any number above 0, up to 2^63 - 1.
-    """
-
-    n: float
-    kind: ClassVar[str] = "keep_every_n_hours"
-
-    def __post_init__(self) -> None:
-        is_number = isinstance(self.n, int | float) and not isinstance(self.n, bool)
-        if not is_number or not 0 < self.n <= NUMBER_MAX:
-            raise InvalidInputError(
-                f"KeepEveryNHours: {shown(self.n)} is not a number of hours above 0, and of at "
-                "most 63 bits."
+    def note(self, chain: Chain) -> str:
+        """Return a sentence where no checkpoint has the metric, or none a finite value."""
+        values = [manifest.metrics.get(self.metric) for _, manifest in chain]
+        given = [value for value in values if value is not None]
+        if chain and not given:
+            known = sorted({name for _, manifest in chain for name in manifest.metrics})
+            return (
+                f"No checkpoint has the metric {shown(self.metric)} yet, so none of them expires. "
+                f"{known_names(self.metric, known, what='metrics')}"
             )
+        if given and not any(map(math.isfinite, given)):
+            nan = sum(map(math.isnan, given))
+            counts = {"NaN": nan, "infinite": len(given) - nan, "missing": values.count(None)}
+            listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            return f"No checkpoint has a finite {self.metric} ({listed})."
+        return ""
 
-    @property
-    def phrase(self) -> str:
-        """The kept checkpoints, as a part of a sentence."""
-        return "one every hour" if self.n == 1 else f"one every {self.n:g} hours"
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, without those that earlier versions do not know unless needed."""
+        fields: dict[str, Any] = {"kind": self.kind, **asdict(self)}
+        if self.pending == PENDING:
+            del fields["pending"]
+        return fields
 
-    def keep(self, live: Live) -> Reasons:
-        """Decide by the times of the manifests, oldest first."""
-        reason = f"{self.n:g} h after the last one kept for good"
-        kept = _spaced(live, self.n * HOUR_MICROSECONDS, attrgetter("created"))
-        return ((id, reason) for id in kept)
-
-
-@dataclass(frozen=True, slots=True)
-class KeepEveryNSteps(Policy):
-    """Keeps the first checkpoint with a step, and one whenever n more steps have passed.
-
-    Attributes:
-        n: Steps since the last one that was kept, at least 1.
-    """
-
-    n: int
-    kind: ClassVar[str] = "keep_every_n_steps"
-
-    def __post_init__(self) -> None:
-        _check_count(self.n, "KeepEveryNSteps")
-
-    @property
-    def phrase(self) -> str:
-        """The kept checkpoints, as a part of a sentence."""
-        return f"one every {self.n} steps" if self.n > 1 else "one of every step"
-
-    def keep(self, live: Live) -> Reasons:
-        """Decide by the steps of the manifests, oldest first, ignoring those without a step."""
-        reason = f"{self.n} steps after the last one kept for good"
-        return ((id, reason) for id in _spaced(live, self.n, attrgetter("step")))
+    def _waiting(self, chain: Chain) -> Chain:
+        """Return the newest checkpoints, down to the first one that has the metric."""
+        has = (number for number, (_, item) in enumerate(chain) if self.metric in item.metrics)
+        return chain[: next(has, len(chain))]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -317,7 +337,7 @@ class KeepSteps(Policy):
             listed: list[object] = list(islice(steps, STEPS_MAX + 1))
         except TypeError:
             listed = []
-        wrong = [step for step in listed if not _is_integer(step)]
+        wrong = [step for step in listed if not is_integer(step)]
         if wrong or not 0 < len(listed) <= STEPS_MAX or isinstance(steps, str | bytes):
             raise InvalidInputError(
                 f"KeepSteps: {shown(steps)} is not a set of steps; 1 to {STEPS_MAX} integers of at "
@@ -332,9 +352,13 @@ class KeepSteps(Policy):
         some = ", ".join(map(str, listed[:10])) + (", …" if len(listed) > 10 else "")
         return f"the step{'s' if len(listed) > 1 else ''} {some}"
 
-    def keep(self, live: Live) -> Reasons:
+    def keep(self, chain: Chain) -> Reasons:
         """Keep those whose step is one of them."""
-        return ((id, "its step was chosen") for id, item in live if item.step in self.steps)
+        return (
+            Reason(id, f"step {item.step} was chosen", CHOSEN)
+            for id, item in chain
+            if item.step in self.steps
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and the sorted steps."""
@@ -374,9 +398,9 @@ class KeepIf(Policy):
             name = "a function"
         return f"those that {shortened(name, NAME_LENGTH_MAX)} accepts"
 
-    def keep(self, live: Live) -> Reasons:
+    def keep(self, chain: Chain) -> Reasons:
         """Keep those that the function accepts."""
-        for id, manifest in live:
+        for id, manifest in chain:
             try:
                 chosen = bool(self.predicate(manifest))
             except Exception as error:
@@ -385,7 +409,7 @@ class KeepIf(Policy):
                     f"({type(error).__name__}: {error})."
                 ) from error
             if chosen:
-                yield id, "the function of KeepIf accepts it"
+                yield Reason(id, "the function of KeepIf accepts it", CHOSEN)
 
     def to_json(self) -> dict[str, Any]:
         """Raise InvalidInputError: a function has no JSON form."""
@@ -437,187 +461,35 @@ class Union(Policy):
         """The metrics of all of them."""
         return frozenset().union(*(member.metrics for member in self.members))
 
-    def keep(self, live: Live) -> Reasons:
+    def keep(self, chain: Chain) -> Reasons:
         """Yield what each keeps, one policy after the other."""
         for member in self.members:
-            yield from member.keep(live)
+            yield from member.keep(chain)
+
+    def note(self, chain: Chain) -> str:
+        """Join the sentences of all of them."""
+        return " ".join(filter(None, (member.note(chain) for member in self.members)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and the JSON of each member."""
         return {"kind": self.kind, "members": [member.to_json() for member in self.members]}
 
 
-def saved(policy: object) -> dict[str, Any]:
-    """Return the JSON form of a policy for a repository, once `from_json` takes it back.
-
-    Raises:
-        InvalidInputError: It is not a policy, holds a function, or is too large for something that
-            every operation carries along.
-    """
-    if not isinstance(policy, Policy):
-        raise _not_a_policy(policy)
-    data = canonical.encode(policy.to_json(), name="The policy", bytes_max=SAVED_BYTES_MAX)
-    document = canonical.decode(data, name="The policy")
-    from_json(document)
-    return document
-
-
-def from_json(document: object) -> Policy:
-    """Return the policy that `Policy.to_json` wrote.
-
-    Args:
-        document: A JSON object, as parsed.
-
-
-    Raises:
-        InvalidInputError: The document is not that of a policy known to this version.
-    """
-    try:
-        fields = dict(document)  # type: ignore[call-overload]
-        kind = fields.pop("kind")
-        if kind == Union.kind:
-            return Union(tuple(from_json(member) for member in fields["members"]))
-        make = KeepBest.from_saved if kind == KeepBest.kind else _KINDS[kind]
-        return make(**fields)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(
-            f"{shown(document)} is not a retention policy that this version knows."
-        ) from error
-
-
-_KINDS: dict[str, Callable[..., Policy]] = {
-    policy.kind: policy
-    for policy in (KeepAll, MaxToKeep, KeepBest, KeepEveryNHours, KeepEveryNSteps, KeepSteps)
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a checkpoint stays, and every reason why.
-
-    Attributes:
-        id: The checkpoint.
-        manifest: Its manifest.
-        branches: The branches whose history contains it.
-        kept: True when it stays.
-        reasons: Why it stays, or that nothing keeps it.
-    """
-
-    id: Digest
-    manifest: Manifest
-    branches: tuple[str, ...]
-    kept: bool
-    reasons: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, id: Digest, manifest: Manifest, branches: Sequence[str], reasons: Iterable[str]
-    ) -> Self:
-        """Return the verdict that follows from these reasons: kept if there is any."""
-        distinct = tuple(dict.fromkeys(reasons))
-        return cls(
-            id=id,
-            manifest=manifest,
-            branches=tuple(branches),
-            kept=bool(distinct),
-            reasons=distinct or ("nothing keeps it",),
-        )
-
-
-def decide(
-    policy: Policy,
-    *,
-    heads: Mapping[str, Digest],
-    tags: Mapping[str, Digest],
-    reached: Callable[[Iterable[Digest]], Iterable[tuple[Digest, Manifest]]],
-    branches: Collection[str] | None = None,
-) -> tuple[Verdict, ...]:
-    """Return verdicts on all live checkpoints that a branch or a tag reaches, newest first.
-
-    reached: gives the live checkpoints that are reachable from some, newest first. branches: those
-    that the policy applies to; what others, or only tags, reach stays. None: all.
-    InvalidInputError for a policy by a metric that no live checkpoint of any branch has.
-    """
-    if not isinstance(policy, Policy):
-        raise _not_a_policy(policy)
-    live = dict(reached([*heads.values(), *tags.values()]))
-    reasons = _for_names(live, heads, tags)
-    reached_from: dict[Digest, list[str]] = {id: [] for id in live}
-    known: set[str] = set()
-    for head, names in _by_head(heads).items():
-        history = list(reached([head]))
-        others = [] if branches is None else [name for name in names if name not in branches]
-        for id, found in history:
-            reached_from[id] += names
-            known.update(found.metrics)
-            reasons[id] += (f"on {name}, which is left alone" for name in others)
-        if branches is None or len(others) < len(names):
-            for id, reason in policy.keep(history):
-                reasons[id].append(reason)
-    if branches is not None:
-        for id, names in reached_from.items():
-            if not names:
-                reasons[id].append("reached by a tag, not by a branch")
-    _check_metrics(policy, known, live)
-    return tuple(
-        Verdict.of(id, manifest, reached_from[id], reasons[id]) for id, manifest in live.items()
-    )
-
-
-def _for_names(
-    live: Mapping[Digest, Manifest], heads: Mapping[str, Digest], tags: Mapping[str, Digest]
-) -> dict[Digest, list[str]]:
-    """Return why each checkpoint stays whatever the policy: branches and tags that name it."""
-    reasons: dict[Digest, list[str]] = {id: [] for id in live}
-    for kind, names in (("head of", heads), ("tag", tags)):
-        for name, id in sorted(names.items()):
-            if id in reasons:
-                reasons[id].append(f"{kind} {name}")
-    return reasons
-
-
-def _by_head(heads: Mapping[str, Digest]) -> dict[Digest, list[str]]:
-    """Return the names of the branches at each head, so that each history is walked once."""
-    names: dict[Digest, list[str]] = {}
-    for name, id in sorted(heads.items()):
-        names.setdefault(id, []).append(name)
-    return names
-
-
-def _spaced(
-    live: Live, distance: float, place: Callable[[Manifest], int | None]
-) -> Iterator[Digest]:
-    """Yield the oldest checkpoint that has a place, and each so far from the last one yielded."""
-    last: int | None = None
-    for id, manifest in reversed(live):
-        here = place(manifest)
-        if here is not None and (last is None or here - last >= distance):
-            last = here
-            yield id
-
-
-def _check_metrics(policy: Policy, known: set[str], live: Mapping[Digest, Manifest]) -> None:
-    unknown = sorted(policy.metrics - known)
-    if unknown and live:
-        there = known_names(unknown[0], sorted(known), what="metrics")
-        raise InvalidInputError(f"No checkpoint has the metric {shown(unknown[0])}. {there}")
-
-
-def _not_a_policy(value: object) -> InvalidInputError:
+def not_a_policy(value: object) -> InvalidInputError:
+    """Return the error for a value that is no policy."""
     return InvalidInputError(
         f"{shown(value)} is not a retention policy such as MaxToKeep(3) | KeepBest('val_loss')."
     )
 
 
-def _check_count(number: object, what: str) -> None:
-    if not _is_integer(number) or number < 1:
+def check_count(number: object, what: str) -> None:
+    """Raise InvalidInputError unless a number is an integer of 1 or more."""
+    if not is_integer(number) or number < 1:
         raise InvalidInputError(
             f"{what}: {shown(number)} is not an integer of 1 or more, and of at most 63 bits."
         )
 
 
-def _is_integer(number: object) -> TypeGuard[int]:
+def is_integer(number: object) -> TypeGuard[int]:
     """Return True for an integer of at most 63 bits, which a saved policy can hold."""
     return isinstance(number, int) and not isinstance(number, bool) and abs(number) <= NUMBER_MAX

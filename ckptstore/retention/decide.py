@@ -1,0 +1,202 @@
+"""Decide: which of the live checkpoints stay, each with every reason.
+
+Each branch is judged by its own chain, the checkpoints that were committed on it, and by its own
+policy. What names a checkpoint keeps it in any case: the head of a branch, a tag, and the seed of a
+branch, which is the checkpoint that the branch was started from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.metric_names import known_names
+from ckptstore.retention.max_bytes import MaxBytes, over_limit
+from ckptstore.retention.policy import ALWAYS, ANY, KeepAll, Policy, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ckptstore.digest import Digest
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.history import OwnChain
+    from ckptstore.retention.policy import Chain
+    from ckptstore.retention.saved import Policies
+
+    Reached = Callable[[Iterable[Digest]], Iterable[tuple[Digest, Manifest]]]
+    Freed = Callable[[Sequence[Digest]], Sequence[int]]
+
+NOTHING = "nothing keeps it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a checkpoint stays, and every reason why.
+
+    Attributes:
+        id: The checkpoint.
+        manifest: Its manifest.
+        branches: The branches whose own checkpoint it is: one, or several where it was committed
+            before branches were recorded. None where its branch was deleted or never moved to it.
+        kept: True when it stays.
+        reasons: Why it stays, or why not.
+        is_let_go: True where it belongs to no branch: it expires after the grace time.
+    """
+
+    id: Digest
+    manifest: Manifest
+    branches: tuple[str, ...]
+    kept: bool
+    reasons: tuple[str, ...]
+    is_let_go: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The verdicts on what branches and tags reach.
+
+    Attributes:
+        verdicts: Those on checkpoints that belong to a branch, or that something else keeps.
+        unowned: The checkpoints that are only in the history of others, and belong to no branch.
+        notes: Sentences about what could not be judged.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    unowned: Mapping[Digest, Manifest]
+    notes: tuple[str, ...]
+
+
+def decide(
+    policies: Policies,
+    *,
+    heads: Mapping[str, Digest],
+    tags: Mapping[str, Digest],
+    reached: Reached,
+    own: Callable[[str, Digest], OwnChain],
+    freed: Freed | None = None,
+) -> Decision:
+    """Judge all live checkpoints that a branch or a tag reaches, newest first.
+
+    Args:
+        policies: The policy of each branch.
+        heads: The checkpoint of each branch.
+        tags: The checkpoint of each tag.
+        reached: Returns the live checkpoints that are reachable from some, newest first.
+        own: Returns the live checkpoints of a branch, given its name and head.
+        freed: Returns for some checkpoints the bytes that each frees once those before it are gone;
+            needed for MaxBytes alone.
+
+    Raises:
+        InvalidInputError: A policy that was passed decides by a metric that no checkpoint has.
+    """
+    live = dict(reached([*heads.values(), *tags.values()]))
+    chains = {name: own(name, head) for name, head in sorted(heads.items())}
+    reasons = _for_names(live, heads, tags, chains)
+    owners: dict[Digest, list[str]] = {}
+    dropped: dict[Digest, str] = {}
+    notes: list[str] = []
+    for name, chain in chains.items():
+        for id, _ in chain.checkpoints:
+            owners.setdefault(id, []).append(name)
+        if not policies.judges(name):
+            for id, _ in chain.checkpoints:
+                reasons[id].append(f"on {name}, which is left alone")
+            continue
+        policy = policies.of_branch(name)
+        kept, gone = _judge(policy, chain.checkpoints, named=reasons, freed=freed)
+        for reason in kept:
+            reasons[reason.id].append(f"{reason.text} on {name}")
+        dropped.update(gone)
+        if note := policy.note(chain.checkpoints):
+            notes.append(f"Branch {name}: {note}")
+    if policies.is_given:
+        _check_metrics(policies, chains)
+    unowned = {id: item for id, item in live.items() if id not in owners and not reasons[id]}
+    for id, name in _in_histories(unowned, policies, chains, heads, reached).items():
+        reasons[id].append(f"in the history of {name}")
+        del unowned[id]
+    return Decision(
+        verdicts=tuple(
+            Verdict(
+                id=id,
+                manifest=manifest,
+                branches=tuple(owners.get(id, ())),
+                kept=bool(reasons[id]),
+                reasons=tuple(dict.fromkeys(reasons[id])) or (dropped.get(id, NOTHING),),
+            )
+            for id, manifest in live.items()
+            if id not in unowned
+        ),
+        unowned=unowned,
+        notes=tuple(notes),
+    )
+
+
+def _judge(
+    policy: Policy, chain: Chain, *, named: Mapping[Digest, Sequence[str]], freed: Freed | None
+) -> tuple[list[Reason], dict[Digest, str]]:
+    """Return what a policy keeps of a branch, and what it only gives up for its limit of bytes."""
+    kept = list(policy.keep(chain))
+    limits = [part for part in policy.parts if isinstance(part, MaxBytes)]
+    if not limits:
+        return kept, {}
+    assert freed is not None
+    if len(limits) == len(policy.parts):
+        kept = list(KeepAll().keep(chain))
+    limit = min(limits, key=lambda part: part.n)
+    ranks: dict[Digest, int] = {}
+    for reason in kept:
+        ranks[reason.id] = max(reason.rank, ranks.get(reason.id, ANY))
+    ranks.update({id: ALWAYS for id, _ in chain if named[id]})
+    gone = over_limit(limit.n, chain, ranks, freed)
+    text = f"over the limit of {limit.size}"
+    return [reason for reason in kept if reason.id not in gone], dict.fromkeys(gone, text)
+
+
+def _for_names(
+    live: Mapping[Digest, Manifest],
+    heads: Mapping[str, Digest],
+    tags: Mapping[str, Digest],
+    chains: Mapping[str, OwnChain],
+) -> dict[Digest, list[str]]:
+    """Return why each checkpoint stays whatever the policy: a name, or a branch started from it."""
+    reasons: dict[Digest, list[str]] = {id: [] for id in live}
+    seeds = {name: chain.seed for name, chain in chains.items() if chain.seed}
+    for kind, names in (("head of", heads), ("tag", tags), ("seed of", seeds)):
+        for name, id in sorted(names.items()):
+            if id in reasons:
+                reasons[id].append(f"{kind} {name}")
+    return reasons
+
+
+def _in_histories(
+    unowned: Mapping[Digest, Manifest],
+    policies: Policies,
+    chains: Mapping[str, OwnChain],
+    heads: Mapping[str, Digest],
+    reached: Reached,
+) -> dict[Digest, str]:
+    """Return those that are in the history of a branch that keeps everything, with that branch."""
+    found: dict[Digest, str] = {}
+    for name in chains:
+        if len(found) == len(unowned):
+            break
+        if not policies.judges(name) or policies.of_branch(name).keeps_all:
+            for id, _ in reached([heads[name]]):
+                if id in unowned:
+                    found.setdefault(id, name)
+    return found
+
+
+def _check_metrics(policies: Policies, chains: Mapping[str, OwnChain]) -> None:
+    """Raise InvalidInputError for a metric that no checkpoint of any branch has."""
+    judged = [chain for name, chain in chains.items() if policies.judges(name)]
+    known = {
+        name for chain in judged for _, manifest in chain.checkpoints for name in manifest.metrics
+    }
+    policy = policies.default
+    unknown = sorted(policy.metrics - known) if policy else ()
+    if unknown and any(chain.checkpoints for chain in judged):
+        there = known_names(unknown[0], sorted(known), what="metrics")
+        raise InvalidInputError(f"No checkpoint has the metric {shown(unknown[0])}. {there}")

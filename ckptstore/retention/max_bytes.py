@@ -1,0 +1,79 @@
+"""MaxBytes: a limit on the space of a branch, the only policy that lets go of what others keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ckptstore.retention.policy import ALWAYS, Policy, check_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ckptstore.digest import Digest
+    from ckptstore.retention.policy import Chain, Reasons
+
+UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
+
+
+@dataclass(frozen=True, slots=True)
+class MaxBytes(Policy):
+    """Limits the bytes of what the other policies keep of each branch; alone, of the whole branch.
+
+    While the kept checkpoints take more, one after the other expires: first those that a periodic
+    policy keeps, then those within a time, the newest but one, the best but one, and what was
+    chosen by step or function; of each kind the oldest first. Heads, tags, seeds, the newest and
+    the best one stay in any case.
+
+    Attributes:
+        n: Bytes of all objects that the branch's kept checkpoints reach, each object once.
+    """
+
+    n: int
+    kind: ClassVar[str] = "max_bytes"
+
+    def __post_init__(self) -> None:
+        check_count(self.n, "MaxBytes")
+
+    @property
+    def phrase(self) -> str:
+        """The limit, as a part of a sentence."""
+        return f"at most {self.size} of each branch"
+
+    @property
+    def size(self) -> str:
+        """The number of bytes with a unit."""
+        name, unit = next((name, unit) for name, unit in UNITS if self.n >= unit)
+        return f"{self.n / unit:.4g} {name}"
+
+    def keep(self, chain: Chain) -> Reasons:  # noqa: ARG002
+        """Keep nothing by itself."""
+        return iter(())
+
+
+def over_limit(
+    limit: int,
+    chain: Chain,
+    ranks: Mapping[Digest, int],
+    freed: Callable[[Sequence[Digest]], Sequence[int]],
+) -> list[Digest]:
+    """Return the checkpoints that have to expire so that the others take at most `limit` bytes.
+
+    Args:
+        limit: Bytes.
+        chain: The branch, newest first.
+        ranks: The highest rank of the reasons of each checkpoint that is kept.
+        freed: Returns for some checkpoints the bytes that each one frees once those before it are
+            gone.
+    """
+    kept = [id for id, _ in reversed(chain) if id in ranks]  # the oldest first
+    order = sorted(kept, key=lambda id: ranks[id])
+    frees = freed(order)
+    total = sum(frees)
+    gone: list[Digest] = []
+    for id, size in zip(order, frees, strict=True):
+        if total <= limit or ranks[id] >= ALWAYS:
+            break
+        gone.append(id)
+        total -= size
+    return gone

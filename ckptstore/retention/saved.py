@@ -1,0 +1,206 @@
+"""Saved: policies as JSON in a repository, and which one applies to which branch.
+
+One policy is for all branches, and each branch may have one of its own in its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.documents import canonical
+from ckptstore.errors import InvalidInputError, shown
+from ckptstore.retention.max_bytes import MaxBytes
+from ckptstore.retention.periodic import KeepEveryNHours, KeepEveryNSteps, KeepWithin
+from ckptstore.retention.policy import (
+    KeepAll,
+    KeepBest,
+    KeepSteps,
+    MaxToKeep,
+    Policy,
+    Union,
+    not_a_policy,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+RETENTION = "retention"  # the setting of the policy for all branches
+BRANCH_RETENTION = "branch_retention"  # the one of policies for single branches
+SAVED_BYTES_MAX = 256 << 10  # of a policy that is saved, as every operation carries it along
+
+
+def saved(policy: object) -> dict[str, Any]:
+    """Return the JSON form of a policy for a repository, once `from_json` takes it back.
+
+    Raises:
+        InvalidInputError: It is not a policy, holds a function, or is too large for something that
+            every operation carries along.
+    """
+    if not isinstance(policy, Policy):
+        raise not_a_policy(policy)
+    data = canonical.encode(policy.to_json(), name="The policy", bytes_max=SAVED_BYTES_MAX)
+    document = canonical.decode(data, name="The policy")
+    from_json(document)
+    return document
+
+
+def from_json(document: object) -> Policy:
+    """Return the policy that `Policy.to_json` wrote.
+
+    Args:
+        document: A JSON object, as parsed.
+
+
+    Raises:
+        InvalidInputError: The document is not that of a policy known to this version.
+    """
+    try:
+        fields = dict(document)  # type: ignore[call-overload]
+        kind = fields.pop("kind")
+        if kind == Union.kind:
+            return Union(tuple(from_json(member) for member in fields["members"]))
+        make = KeepBest.from_saved if kind == KeepBest.kind else _KINDS[kind]
+        return make(**fields)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(
+            f"{shown(document)} is not a retention policy that this version knows."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """The policy of each branch.
+
+    Attributes:
+        default: The policy of branches without one of their own; None: they keep everything.
+        by_branch: The policies of single branches.
+        only: The branches that a gc is about; None: all. The others are left alone.
+        is_given: Whether the policy was passed, rather than saved in the repository.
+    """
+
+    default: Policy | None = None
+    by_branch: Mapping[str, Policy] = field(default_factory=dict)
+    only: Collection[str] | None = None
+    is_given: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], *, only: Collection[str] | None) -> Policies:
+        """Return those that the settings of a repository hold.
+
+        Raises:
+            InvalidInputError: A policy is not one that this version knows.
+        """
+        return cls(
+            default=saved_policy(settings, None),
+            by_branch=branch_policies(settings),
+            only=only,
+        )
+
+    @classmethod
+    def given(cls, policy: object, *, only: Collection[str] | None) -> Policies:
+        """Return a policy that was passed, for all branches.
+
+        Raises:
+            InvalidInputError: It is not a policy.
+        """
+        if not isinstance(policy, Policy):
+            raise not_a_policy(policy)
+        return cls(default=policy, only=only, is_given=True)
+
+    def judges(self, branch: str) -> bool:
+        """Return True for a branch that the gc is about."""
+        return self.only is None or branch in self.only
+
+    def of_branch(self, branch: str) -> Policy:
+        """Return the policy of a branch; KeepAll without one."""
+        return self.by_branch.get(branch) or self.default or KeepAll()
+
+    def sentences(self, branches: Collection[str]) -> list[str]:
+        """Return what is kept of these branches: a sentence for the policy of each.
+
+        Args:
+            branches: The branches there are.
+        """
+        judged = sorted(name for name in branches if self.judges(name))
+        own = [name for name in judged if name in self.by_branch]
+        texts = [str(self.default or KeepAll())] if len(own) < len(judged) or not judged else []
+        return texts + [f"{name}: {self.by_branch[name]}" for name in own]
+
+
+def branch_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
+    """Return the policies of single branches that the settings of a repository hold."""
+    return {
+        name: policy
+        for group in _groups(settings)
+        for policy in [from_json(group["policy"])]
+        for name in group["branches"]
+    }
+
+
+def _groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of branches that share a policy, each an object of these two."""
+    groups: list[dict[str, Any]] = settings.get(BRANCH_RETENTION, [])
+    is_known = isinstance(groups, list) and all(
+        isinstance(group, dict)
+        and group.keys() == {"branches", "policy"}
+        and isinstance(group["branches"], list)
+        and all(isinstance(name, str) for name in group["branches"])
+        for group in groups
+    )
+    if not is_known:
+        raise InvalidInputError(
+            f"The setting {BRANCH_RETENTION} is {shown(groups)}, which this version does not know."
+        )
+    return groups
+
+
+def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | None:
+    """Return the policy of a branch, or of all branches, that the settings hold."""
+    if branch is not None:
+        return branch_policies(settings).get(branch)
+    document = settings.get(RETENTION)
+    return None if document is None else from_json(document)
+
+
+def with_policy(
+    settings: Mapping[str, Any], branch: str | None, policy: Policy | None
+) -> dict[str, Any]:
+    """Return settings with another policy of a branch, or of all branches; None: with none.
+
+    Equal policies of branches are stored once with the names of the branches, as every operation
+    carries the settings along.
+    """
+    key = RETENTION if branch is None else BRANCH_RETENTION
+    changed = {name: value for name, value in settings.items() if name != key}
+    if branch is None:
+        return changed if policy is None else {**changed, RETENTION: saved(policy)}
+    document = None if policy is None else saved(policy)
+    groups: list[dict[str, Any]] = []
+    for group in _groups(settings):
+        names = {*group["branches"]} - {branch}
+        if group["policy"] == document:
+            names.add(branch)
+            document = None
+        if names:
+            groups.append({"branches": sorted(names), "policy": group["policy"]})
+    if document is not None:
+        groups.append({"branches": [branch], "policy": document})
+    return {**changed, BRANCH_RETENTION: groups} if groups else changed
+
+
+_KINDS: dict[str, Callable[..., Policy]] = {
+    policy.kind: policy
+    for policy in (
+        KeepAll,
+        MaxToKeep,
+        KeepBest,
+        KeepEveryNHours,
+        KeepEveryNSteps,
+        KeepSteps,
+        KeepWithin,
+        MaxBytes,
+    )
+}
