@@ -52,13 +52,12 @@ class Torch(Framework):
             raise UnsupportedValueError(
                 f"has the dtype {array.dtype}, which no checkpoint can hold"
             )
-        tensor = array.detach()
+        tensor = array.detach() if array.requires_grad else array
         shape, nbytes = tuple(tensor.shape), tensor.nbytes
-        is_lazy = tensor.is_conj() or tensor.is_neg()
         identity: object = None
         if nbytes:
             identity = (tensor.get_device(), tensor.data_ptr(), dtype, shape, tensor.stride())
-            if is_lazy:
+            if tensor.is_neg() or (array.dtype.is_complex and tensor.is_conj()):
                 identity = (identity, tensor.is_conj(), tensor.is_neg())
         return ArraySource(
             kind=TENSOR,
@@ -147,11 +146,13 @@ class Torch(Framework):
 
 def has_no_memory(tensor: Any) -> bool:
     """True for a tensor whose storage was freed or shrunk, so that its elements are not there."""
-    if not tensor.nbytes:
+    size = tensor.nbytes
+    if not size:
         return False
-    is_contiguous = tensor.is_contiguous()
-    length = tensor.numel() if is_contiguous else extent(tuple(tensor.shape), tensor.stride(), 1)
-    end = (length + tensor.storage_offset()) * tensor.element_size()
+    item = tensor.element_size()
+    if not tensor.is_contiguous():
+        size = extent(tuple(tensor.shape), tensor.stride(), item)
+    end = size + tensor.storage_offset() * item
     return bool(end > tensor.untyped_storage().nbytes() or not tensor.data_ptr())
 
 

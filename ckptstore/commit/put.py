@@ -17,9 +17,11 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, cycle, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
+
+from blake3 import blake3
 
 from ckptstore.arrays import frameworks
 from ckptstore.digest import Digest
@@ -49,6 +51,7 @@ HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 NEW_IN_A_ROW = 2  # chunks, after which the next is expected to be new and is written right away
+WRITING_MAX = 3
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
@@ -82,12 +85,18 @@ class Putter:
     """
 
     def __init__(
-        self, objects: ObjectStore, reached: Reached, *, hashers: Workers, putters: Workers
+        self,
+        objects: ObjectStore,
+        reached: Reached,
+        *,
+        hashers: Workers,
+        putters: Workers,
+        writer: Workers,
     ) -> None:
         self.relied: set[Digest] = set()
         self.new_bytes = 0
         self._objects, self._reached = objects, reached
-        self._hashers, self._putters = hashers, putters
+        self._hashers, self._putters, self._writer = hashers, putters, writer
         self._written: set[Digest] = set()
         self._durable: set[Digest] = set()
         self._unchecked: deque[StagedObject] = deque()
@@ -96,7 +105,8 @@ class Putter:
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
         self._new_in_a_row = 0  # chunks
-        self._later = 0  # objects that the calling thread staged, and no job puts yet
+        self._writing: deque[Future[None]] = deque()
+        self._later = 0  # objects that the writer staged, and no job puts yet
         self._lock = Lock()
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
@@ -104,18 +114,22 @@ class Putter:
         return self._hashers.submit(job)
 
     def put(self, data: bytes | memoryview) -> Digest:
-        """Write an object ahead unless it is there; `finish` puts it. Its memory is free then.
+        """Have an object written ahead unless it is there; `finish` puts it.
 
-        The calling thread writes: one that did it beside the many short calls of this one would
-        take more time for its turns than the write does.
+        data: not written to before the putter has ended, unless it is from `buffer`.
         """
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
-            self._stage(digest, data)
-            self._later += 1
-            if self._later > self._staged_max // 2:
-                self._put_later()
+            if len(self._writing) >= WRITING_MAX:
+                self._writing.popleft().result()
+            self._writing.append(self._writer.submit(partial(self._write, digest, data)))
         return digest
+
+    def _write(self, digest: Digest, data: bytes | memoryview) -> None:
+        self._stage(digest, data)
+        self._later += 1
+        if self._later > self._staged_max // 2:
+            self._put_later()
 
     def put_chunks(self, chunks: Iterable[SourceChunk]) -> list[Digest]:
         """Hash chunks, and have them written."""
@@ -198,6 +212,7 @@ class Putter:
 
     def finish(self) -> None:
         """Return once everything relied upon is durable."""
+        results(self._writing)
         self._put_later()
         results(self._jobs)  # a job that stages adds its put before it is done
         durable = (self._reached.digests | self._durable) - self._written
@@ -233,9 +248,10 @@ def putting(
     with objects.batch() as batch:
         putters = Workers(affordable(PUT_THREADS, files_each=FILES_PER_PUTTER))
         hashers = Workers(affordable(threads or HASH_THREADS, files_each=FILES_PER_HASHER))
-        putter = Putter(batch, reached, hashers=hashers, putters=putters)
+        writer = Workers(1, is_ahead=True)
+        putter = Putter(batch, reached, hashers=hashers, putters=putters, writer=writer)
         try:
-            with putters, hashers:
+            with putters, hashers, writer:
                 yield putter
         finally:
             putter.drop()
@@ -276,11 +292,11 @@ def put_arrays(
             (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
-    buffers = Buffers()
+    buffers = cycle([Buffers() for _ in range(WRITING_MAX + 1)])
     waiting: list[tuple[int, list[Part], Bundle | None]] = []
     for number, arrays in enumerate(plan.pages):
         with paused_collector():
-            parts, bundle = _put_bundle(arrays, sources, putter, buffers)
+            parts, bundle = _put_bundle(arrays, sources, putter, next(buffers))
         if all(array.chunk_shape is None for array in arrays):
             yield number, PageDigests(small=parts, bundle=bundle)
         else:
@@ -344,6 +360,5 @@ def _put_bundle(
 
 def _parts(sources: list[ArraySource], buffer: memoryview) -> list[Part]:
     """The digests and positions of arrays that were joined in a buffer."""
-    ends = accumulate(source.nbytes for source in sources)
-    starts = [end - source.nbytes for source, end in zip(sources, ends, strict=True)]
-    return [(Digest.of(buffer[i:j]), i) for i, j in pairwise((*starts, len(buffer)))]
+    ends = accumulate([source.nbytes for source in sources], initial=0)
+    return [(Digest(blake3(buffer[i:j]).hexdigest()), i) for i, j in pairwise(ends)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from json.encoder import encode_basestring_ascii
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -34,6 +35,10 @@ _ENCODER = json.JSONEncoder(
     check_circular=False,  # which would take half of the time; what holds itself nests too deeply
     default=methodcaller("to_json"),
 )
+
+
+text_of = _ENCODER.encode
+string = encode_basestring_ascii  # what the encoder makes of one string, without its other work
 
 
 class Document(Protocol):

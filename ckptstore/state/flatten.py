@@ -141,8 +141,9 @@ class _Flatten(Generic[LeafT]):
         self.spend(2 + 3 * len(values), path)
         segments = key_segments(values, path)
         bare = self.bare(len(path) + max(map(len, segments), default=0), depth)
+        begin = f"{path}/" if path else ""
         return {
-            key: item if type(item) in bare else self.node(item, join(path, segment), depth + 1)
+            key: item if type(item) in bare else self.node(item, begin + segment, depth + 1)
             for segment, (key, item) in zip(segments, values.items(), strict=True)
         }
 
