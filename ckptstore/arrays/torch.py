@@ -29,6 +29,8 @@ _HINTS = {
     "DTensor": "Gather it first (tensor.full_tensor()).",
     "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
 }
+_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
+_STRIDED = torch.strided
 # The dtypes that numpy has too, and whose memory Python can show as bytes.
 _NUMPY_DTYPES = frozenset(
     {torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -48,10 +50,6 @@ class Torch(Framework):
         if not _is_plain(array):
             _refuse(array)
         dtype = _dtype_name(array.dtype)
-        if dtype not in ITEM_BYTES:
-            raise UnsupportedValueError(
-                f"has the dtype {array.dtype}, which no checkpoint can hold"
-            )
         tensor = array.detach() if array.requires_grad else array
         shape, nbytes = tuple(tensor.shape), tensor.nbytes
         identity: object = None
@@ -175,11 +173,10 @@ def _can_be_joined(tensors: Sequence[Any], target: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """True for a contiguous tensor that `_refuse` lets pass: the answer for nearly all, at once."""
-    kind = type(value)
     return (
-        (kind is torch.Tensor or kind is torch.nn.Parameter)
+        type(value) in _PLAIN_TYPES
         and not value.is_nested
-        and value.layout is torch.strided
+        and value.layout is _STRIDED
         and not value.is_quantized
         and not value.is_meta
         and value.is_contiguous()
@@ -191,7 +188,7 @@ def _is_plain(value: Any) -> bool:
 def _refuse(value: Any) -> None:
     """Raise for a tensor whose elements are not simply its memory."""
     kind = type(value)
-    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+    if kind not in _PLAIN_TYPES:
         hint = _HINTS["DTensor" if kind.__name__ == "DTensor" else "subclass"]
         raise UnsupportedValueError(
             f"is a {kind.__module__}.{kind.__qualname__}, not a plain tensor. {hint}"
@@ -213,8 +210,11 @@ def _refuse(value: Any) -> None:
 
 @cache
 def _dtype_name(dtype: Any) -> str:
-    """The stored name of a dtype."""
-    return str(dtype).removeprefix("torch.")
+    """The stored name of a dtype; UnsupportedValueError where it has none."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ITEM_BYTES:
+        raise UnsupportedValueError(f"has the dtype {dtype}, which no checkpoint can hold")
+    return name
 
 
 def _bytes(tensor: Any) -> memoryview:

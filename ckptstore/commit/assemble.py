@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.nodes import Node
 
 
-def merged(
-    plan: Plan, stored: Sequence[Mapping[int, PageDigests]]
-) -> Iterator[tuple[int, PageDigests]]:
+def merged(plan: Plan, stored: Sequence[Mapping[int, PageDigests]]) -> dict[int, PageDigests]:
     """Merge the digests that several processes put for each page of a plan. Pure.
 
     Args:
@@ -45,6 +43,7 @@ def merged(
                 raise InvalidInputError(
                     f"Two processes have put different bytes as chunk {number} of {shown(path)}."
                 )
+    pages_of_all: dict[int, PageDigests] = {}
     for number in range(len(plan.pages)):
         bundled = [page for process in stored if (page := process.get(number)) and page.bundle]
         if any(page.small != bundled[0].small for page in bundled):
@@ -53,33 +52,41 @@ def merged(
                 f"{shown(plan.pages[number][0].path)} on."
             )
         first = bundled[0] if bundled else PageDigests()
-        yield number, PageDigests(small=first.small, bundle=first.bundle, chunks=chunks)
+        pages_of_all[number] = PageDigests(small=first.small, bundle=first.bundle, chunks=chunks)
+    return pages_of_all
 
 
-def assembled(plan: Plan, stored: Iterable[tuple[int, PageDigests]]) -> Iterator[tuple[int, Page]]:
-    """The pages of a plan, each as soon as its digests are there. Pure.
+def assembled(
+    plan: Plan, stored: Iterable[Mapping[int, PageDigests]]
+) -> Iterator[Mapping[int, Page]]:
+    """The pages of a plan, each part of them as soon as its digests are there. Pure.
 
     Args:
         plan: How the arrays are stored.
-        stored: What was put of each page, by the page's number, in any order.
+        stored: What was put of each page, by the page's number, in any order and number of parts.
 
     Raises:
         InvalidInputError: No process has put a chunk, or a small array.
     """
-    for number, digests in stored:
+    for part in stored:
         with paused_collector():
-            entries = tuple(_entries(plan.pages[number], digests))
-        yield number, Page(entries=entries, bundle=digests.bundle)
+            pages = {
+                number: Page(
+                    entries=tuple(_entries(plan.pages[number], digests)), bundle=digests.bundle
+                )
+                for number, digests in part.items()
+            }
+        yield pages
 
 
 def put_documents(
-    root: Node, pages: Iterable[tuple[int, Page]], putter: Putter
+    root: Node, pages: Iterable[Mapping[int, Page]], putter: Putter
 ) -> tuple[Written, list[Page]]:
     """Put the structure and the pages of a state; everything is durable when this returns.
 
     Args:
         root: The structure.
-        pages: The pages, each with its number in path order.
+        pages: The pages in any number of parts, each with its number in path order.
         putter: Where they go. It knows the objects that the pages refer to.
 
     Returns:
@@ -88,9 +95,9 @@ def put_documents(
     with paused_collector():
         structure_digest = putter.put(structure.encode(root))
     put = {}
-    for number, page in pages:
+    for part in pages:
         with paused_collector():
-            put[number] = page, putter.put(page.encode())
+            put.update({number: (page, putter.put(page.encode())) for number, page in part.items()})
     ordered = [put[number] for number in sorted(put)]
     putter.finish()
     written = Written(

@@ -120,7 +120,7 @@ def derive(derivation: Derivation, id: Digest, catalog: Catalog) -> Written:
         derived = repage(pages, {old: new for old, new in names.items() if old not in zarr})
     with putting(catalog.objects, Reached(digests=source.documents())) as putter:
         putter.rely(digest for page in derived for digest, _ in page.digests())
-        written, _ = put_documents(moved, enumerate(derived), putter)
+        written, _ = put_documents(moved, [dict(enumerate(derived))], putter)
     return (
         written if source.hierarchy is None else _with_nodes(written, id, encoded, names, catalog)
     )

@@ -3,9 +3,10 @@
 A few threads hash chunks from the arrays' own memory and write new ones to temporary files, which
 the kernel begins to write to the disk at once. When no chunk is left, these threads hash shared
 memory again, and more threads wait for the disk and give the files their names. The calling thread
-does the same with small arrays, which other threads would only keep waiting. Objects that
-already exist with the right size are not rewritten. Unless the parent references them they are
-still flushed: their writer may have died before its own flush.
+copies and hashes small arrays, which other threads would only keep waiting; one thread hashes and
+writes the bundles that they make. Objects that already exist with the right size are not rewritten.
+Unless the parent references them they are still flushed: their writer may have died before its own
+flush.
 
 Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble`
 takes from one process or from several. ADR 0009, ADR 0036; docs/reference/format.md, section 14.
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, cycle, pairwise
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blake3 import blake3
 
@@ -51,7 +52,7 @@ HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 NEW_IN_A_ROW = 2  # chunks, after which the next is expected to be new and is written right away
-WRITING_MAX = 3
+WRITING_MAX = 2  # bundles and documents that wait to be written, or are
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
@@ -104,8 +105,9 @@ class Putter:
         self._staged_max = affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
+        self._bundles = cycle([Buffers() for _ in range(WRITING_MAX + 1)])
         self._new_in_a_row = 0  # chunks
-        self._writing: deque[Future[None]] = deque()
+        self._writing: deque[Future[Any]] = deque()
         self._later = 0  # objects that the writer staged, and no job puts yet
         self._lock = Lock()
 
@@ -120,16 +122,23 @@ class Putter:
         """
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
-            if len(self._writing) >= WRITING_MAX:
-                self._writing.popleft().result()
-            self._writing.append(self._writer.submit(partial(self._write, digest, data)))
+            self._have_written(partial(self._write, digest, data))
         return digest
 
     def _write(self, digest: Digest, data: bytes | memoryview) -> None:
+        """Write an object ahead, on the thread that writes."""
         self._stage(digest, data)
         self._later += 1
         if self._later > self._staged_max // 2:
             self._put_later()
+
+    def _have_written(self, job: Callable[[], Result]) -> Future[Result]:
+        """Have a job done by the thread that writes, once it has few others left."""
+        if len(self._writing) >= WRITING_MAX:
+            self._writing.popleft().result()
+        future = self._writer.submit(job)
+        self._writing.append(future)
+        return future
 
     def put_chunks(self, chunks: Iterable[SourceChunk]) -> list[Digest]:
         """Hash chunks, and have them written."""
@@ -195,14 +204,25 @@ class Putter:
         staged.put()
         self._staged.discard(staged)
 
-    def put_bundle(self, data: memoryview, parts: list[Part]) -> Bundle:
-        """The same for the small arrays of a page. A bundle of the parent is not even hashed."""
-        bundle = self._reached.bundles.get(tuple(digest for digest, _ in parts))
+    def buffer(self, size: int) -> memoryview:
+        """Return memory for the next bundle, while those before it are written."""
+        return next(self._bundles).of(size)
+
+    def put_bundle(self, data: memoryview, parts: list[Part]) -> Future[Bundle]:
+        """Have the small arrays of a page put, which lie in a buffer from `buffer`."""
+        return self._have_written(partial(self._put_bundle, data, parts))
+
+    def _put_bundle(self, data: memoryview, parts: list[Part]) -> Bundle:
+        """Write a bundle ahead; one of the parent is not even hashed."""
+        bundle = self._reached.bundles.get(tuple([digest for digest, _ in parts]))
         if bundle and self._objects.has(bundle.digest, size=bundle.size):
             with self._lock:
                 self.relied.add(bundle.digest)
             return bundle
-        return Bundle(digest=self.put(data), size=len(data))
+        bundle = Bundle(digest=Digest.of(data), size=len(data))
+        if self._is_needed(bundle.digest, bundle.size):
+            self._write(bundle.digest, data)
+        return bundle
 
     def rely(self, digests: Iterable[Digest]) -> None:
         """Rely on objects that are durable already: another process put them, or a checkpoint."""
@@ -243,12 +263,13 @@ def putting(
 ) -> Iterator[Putter]:
     """A putter with its threads, which have ended afterwards, and left no temporary file.
 
-    threads: how many of them hash; by default as many as help.
+    threads: how many of them hash; by default as many as help. With one, the caller does that, and
+    writes too.
     """
     with objects.batch() as batch:
         putters = Workers(affordable(PUT_THREADS, files_each=FILES_PER_PUTTER))
-        hashers = Workers(affordable(threads or HASH_THREADS, files_each=FILES_PER_HASHER))
-        writer = Workers(1, is_ahead=True)
+        hash_threads = affordable(threads or HASH_THREADS, files_each=FILES_PER_HASHER)
+        hashers, writer = Workers(hash_threads), Workers(1, is_ahead=hash_threads > 1)
         putter = Putter(batch, reached, hashers=hashers, putters=putters, writer=writer)
         try:
             with putters, hashers, writer:
@@ -270,11 +291,11 @@ def put_arrays(
     putter: Putter,
     *,
     corners: Mapping[str, Shape] | None = None,
-) -> Iterator[tuple[int, PageDigests]]:
+) -> Iterator[Mapping[int, PageDigests]]:
     """Have every chunk and bundle put that this process holds.
 
-    Threads hash chunks from the start. Meanwhile this one copies, hashes and writes small arrays:
-    thousands of short calls on several threads would only wait for each other.
+    Threads hash chunks from the start. Meanwhile this one copies and hashes small arrays: thousands
+    of short calls on several threads would only wait for each other.
 
     Args:
         plan: How the arrays are stored.
@@ -284,28 +305,28 @@ def put_arrays(
         corners: For each array of which `sources` has a shard, where that begins in the array.
 
     Yields:
-        The number of each page with what was put. Pages of small arrays alone come first, while
-        chunks are still being hashed.
+        What was put of each page, by the page's number: first of the pages of small arrays alone,
+        while chunks are still being hashed, then of the others.
     """
     with paused_collector():
         hashing = [
             (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
-    buffers = cycle([Buffers() for _ in range(WRITING_MAX + 1)])
-    waiting: list[tuple[int, list[Part], Bundle | None]] = []
-    for number, arrays in enumerate(plan.pages):
-        with paused_collector():
-            parts, bundle = _put_bundle(arrays, sources, putter, next(buffers))
-        if all(array.chunk_shape is None for array in arrays):
-            yield number, PageDigests(small=parts, bundle=bundle)
+        bundled = [_put_bundle(arrays, sources, putter) for arrays in plan.pages]
+    small: dict[int, PageDigests] = {}
+    others: dict[int, PageDigests] = {}
+    chunks: dict[Place, Digest] = {}
+    for number, (parts, written) in enumerate(bundled):
+        bundle = written.result() if written else None
+        if all(array.chunk_shape is None for array in plan.pages[number]):
+            small[number] = PageDigests(small=parts, bundle=bundle)
         else:
-            waiting.append((number, parts, bundle))
-    digests: dict[Place, Digest] = {}
+            others[number] = PageDigests(small=parts, bundle=bundle, chunks=chunks)
+    yield small
     for places, future in hashing:
-        digests.update(zip(places, future.result(), strict=True))
-    for number, parts, bundle in waiting:
-        yield number, PageDigests(small=parts, bundle=bundle, chunks=digests)
+        chunks.update(zip(places, future.result(), strict=True))
+    yield others
 
 
 def _jobs(
@@ -335,8 +356,7 @@ def _put_bundle(
     arrays: Iterable[ArrayPlan],
     sources: Mapping[str, ArraySource],
     putter: Putter,
-    buffers: Buffers,
-) -> tuple[list[Part], Bundle | None]:
+) -> tuple[list[Part], Future[Bundle] | None]:
     """Have the small arrays of a page put as one object.
 
     They are hashed from the copy that is stored, so a digest is right even if an array changes
@@ -352,7 +372,7 @@ def _put_bundle(
             f"{shown(missing)} shares a bundle with {len(paths) - 1} other arrays. The process "
             "that puts these must put it too."
         )
-    buffer = buffers.of(sum(source.nbytes for source in held))
+    buffer = putter.buffer(sum([source.nbytes for source in held]))
     frameworks.join(held, buffer)
     parts = _parts(held, buffer)
     return parts, putter.put_bundle(buffer, parts)

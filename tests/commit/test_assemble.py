@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -270,7 +271,7 @@ def test_a_shard_that_was_staged_is_put_from_its_copy() -> None:
 
     def digests(sources: Any) -> Any:
         with putting(repo._objects, Reached()) as putter:
-            (page,) = dict(put_arrays(plan, sources, putter)).values()
+            (page,) = ChainMap(*put_arrays(plan, sources, putter)).values()
             return page.chunks
 
     assert digests(Staging().copy({"w": ROWS}).flat.arrays) == digests(flat.arrays)

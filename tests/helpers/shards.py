@@ -6,6 +6,7 @@ This is what a coordinator of ranks is to do. It is made of the library's parts 
 from __future__ import annotations
 
 import itertools
+from collections import ChainMap
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -53,7 +54,7 @@ def put(repo: ckptstore.Repository, plan: Plan, rank: Rank) -> Stored:
     listed = {path: source for path, source in sources.items() if source is not None}
     threads = hash_threads(plan, listed.values())
     with putting(repo._objects, Reached(), threads=threads) as putter:
-        pages = dict(put_arrays(plan, listed, putter, corners=rank.corners))
+        pages = dict(ChainMap(*put_arrays(plan, listed, putter, corners=rank.corners)))
         putter.finish()
         return Stored(pages, putter.relied, putter.new_bytes)
 
@@ -78,7 +79,7 @@ def commit(
     with putting(repo._objects, reached) as putter:
         for one in stored:
             putter.rely(one.relied)
-        pages = assembled(plan, merged(plan, [one.pages for one in stored]))
+        pages = assembled(plan, [merged(plan, [one.pages for one in stored])])
         written, _ = put_documents(flat.root, pages, putter)
     manifest = Manifest(
         pages=written.pages,
