@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.file import OpenFile
 from ckptstore.documents.zarr_document import NODE_DOCUMENTS
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.formats import first_bytes
 from ckptstore.formats import names as _names
 from ckptstore.formats.publish import check_room, published
 from ckptstore.python_gc import paused_collector
@@ -47,6 +49,13 @@ _BY_SUFFIX = {
     ".npy": "ckptstore.formats.npy",
     ".zarr": _ZARR,
 }
+_BY_CONTENTS = {
+    first_bytes.TORCH: _TORCH,
+    first_bytes.SAFETENSORS: _BY_SUFFIX[SAFETENSORS],
+    first_bytes.NPZ: _NPZ,
+    first_bytes.NPY: _BY_SUFFIX[".npy"],
+}
+FORMATS = tuple(suffix[1:] for suffix in (".pt", SAFETENSORS, ".npz", ".npy"))
 _INDICES = (".safetensors.index.json", ".bin.index.json")
 _FOLDERS = frozenset({_DCP, _SHARDED, _ZARR})  # modules whose format is a folder
 
@@ -58,10 +67,12 @@ class FileState:
     Attributes:
         state: A state to commit. Its arrays are read from the file as they are needed.
         meta: The file's name and metadata, as plain JSON for `commit(meta=)`.
+        left_out: The names of what else is in the folder, which the state does not hold.
     """
 
     state: Any
     meta: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def has_format(path: str | Path) -> bool:
@@ -97,14 +108,18 @@ def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return _names.nested(arrays)
 
 
-def read_file(path: str | Path, *, bytes_max: int | None = None) -> FileState:
+def read_file(
+    path: str | Path, *, format: str | None = None, bytes_max: int | None = None
+) -> FileState:
     """Read a checkpoint file or folder.
 
     The arrays are read as they are needed, so the file must not change until the state is
     committed.
 
     Args:
-        path: A file, whose suffix is that of its format, or a folder, whose files show its format.
+        path: A file or a folder. The beginning of the file shows its format, or its suffix does;
+            the files of a folder show the folder's.
+        format: The format of a file of which neither shows it: "pt", "safetensors", "npz" or "npy".
         bytes_max: The most bytes that compressed arrays of a .npz may unpack to. By default,
             64 MiB and 100 times the size of the file.
 
@@ -129,15 +144,17 @@ def read_file(path: str | Path, *, bytes_max: int | None = None) -> FileState:
     try:
         if not path.exists():
             raise NotFoundError(f"{path} does not exist.")
-        name = _of_folder(path) if path.is_dir() else _of_file(path)
+        name = _of_folder(path) if path.is_dir() else _of_file(path, format)
         options = {"bytes_max": bytes_max} if name == _NPZ else {}
-        state, meta = import_module(name).read(path, **options)
+        state, meta, *left_out = import_module(name).read(path, **options)
     except ImportError as error:
         raise _lacking(path, error) from error
     except OSError as error:
         raise StorageError(f"{shown(str(path))} could not be read: {error.strerror}.") from error
     name = os.fsencode(os.path.basename(os.path.abspath(path))).decode(errors="replace")
-    return FileState(state=state, meta={"file": name, **meta})
+    return FileState(
+        state=state, meta={"file": name, **meta}, left_out=tuple(*map(sorted, left_out))
+    )
 
 
 def write_file(
@@ -263,13 +280,31 @@ def _check_replaced(path: Path, module: str) -> None:
         )
 
 
-def _of_file(path: Path) -> str:
-    """The module that reads a file."""
+def _of_file(path: Path, format: str | None) -> str:
+    """The module that reads a file: of the format given, by its first bytes, or by its suffix."""
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a regular file.")
+    if format is not None:
+        if format not in FORMATS:
+            raise InvalidInputError(
+                f"The format {shown(format)} is not known; {', '.join(FORMATS)} are."
+            )
+        return _BY_SUFFIX[f".{format}"]
+    file = OpenFile(path)
+    head = file.read(0, min(file.nbytes, first_bytes.HEAD_BYTES))
+    contents = first_bytes.identify(head, size=file.nbytes)
+    if isinstance(contents, first_bytes.Foreign):
+        raise InvalidInputError(f"{path} is {contents.what}. {contents.way_out}.")
+    if contents is not None:
+        return _BY_CONTENTS[contents]
+    if path.suffix.lower() not in _BY_SUFFIX:
+        raise InvalidInputError(
+            f"{path} is of an unknown format: neither its first bytes nor its suffix show one. "
+            f"State it, if it is one of {', '.join(FORMATS)}."
+        )
     name = _of_suffix(path)
     if name in _FOLDERS:
         raise InvalidInputError(f"{path} is {_kind(path)}; a {path.suffix.lower()} is a folder.")
-    if not path.is_file():
-        raise InvalidInputError(f"{path} is not a regular file.")
     return name
 
 

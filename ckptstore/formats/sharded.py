@@ -2,7 +2,7 @@
 
 The index names the file of each tensor. Older models are divided into .bin files of torch.save with
 an index of the same form; these are only read. Other files in the folder (config.json, a tokenizer,
-the state of an optimizer) are ignored.
+the state of an optimizer) are left out, and their names returned.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
 _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the tensors of all files by name, nested where the names are paths, and metadata."""
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Return the tensors of all files by name, nested where the names are paths, and metadata.
+
+    The third value are the names of what else is in the folder.
+    """
     names = sorted(os.listdir(path))
     has_safetensors = any(name.endswith((_SUFFIX, _SUFFIX + _INDEX)) for name in names)
     suffix = _SUFFIX if has_safetensors else _TORCH_SUFFIX
@@ -79,7 +82,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path / indices[0]} states that {shown(name)} is in {shown(places[name])}, and it "
             "is not. Is the file another one?"
         )
-    return nested(tensors), {"safetensors": metadata} if metadata else {}
+    left_out = [name for name in names if name not in {*files, *indices}]
+    return nested(tensors), {"safetensors": metadata} if metadata else {}, left_out
 
 
 def _read_index(path: Path, suffix: str) -> dict[str, str]:

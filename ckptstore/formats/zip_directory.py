@@ -18,7 +18,7 @@ MAGIC = b"PK\x03\x04"  # of a record's header
 _END = struct.Struct("<4s8xLLH")  # the directory's size and position, the length of the comment
 _END64 = struct.Struct("<4s36xQQ")
 _LOCATOR = struct.Struct("<4s4xQ4x")  # where the end record of a large archive begins
-_ENTRY = struct.Struct("<4s4xHH8xLLHHH8xL")
+_ENTRY = struct.Struct("<4s4xHH4xLLLHHH8xL")
 _HEADER = struct.Struct("<4s22xHH")  # of a record: the lengths of its name and extra fields
 _ELSEWHERE = (1 << 32) - 1  # in place of a number that needs 64 bits
 _LARGE = 1  # the kind of extra field that has them
@@ -29,11 +29,12 @@ HEADER_BYTES = _HEADER.size
 
 
 class Record(NamedTuple):
-    """A record: where its header begins, its unpacked size, and whether it is stored plainly."""
+    """A record: where its header begins, its unpacked size and CRC, and if it is stored plainly."""
 
     header: int
     size: int
     is_plain: bool
+    crc: int
 
 
 class TooManyRecordsError(ValueError):
@@ -105,7 +106,7 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, Record]]:
     while at < len(data):
         if at + _ENTRY.size > len(data):
             raise ValueError("its directory is cut off")
-        magic, flags, method, packed, size, name, extra, comment, start = unpack(data, at)
+        magic, flags, method, crc, packed, size, name, extra, comment, start = unpack(data, at)
         if magic != b"PK\x01\x02":
             raise ValueError("its directory lists something else than records")
         is_plain = method == _STORED and not flags & _ENCRYPTED
@@ -116,7 +117,7 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, Record]]:
             packed, size, start = _large(data[behind : behind + extra], [size, packed, start])
         if is_plain and packed != size:
             raise ValueError("a record unpacks to another length than it has")
-        yield data[at + _ENTRY.size : behind], Record(start, size, is_plain)
+        yield data[at + _ENTRY.size : behind], Record(start, size, is_plain, crc)
         at = behind + extra + comment
 
 

@@ -242,12 +242,14 @@ def digest_of(key: str) -> Digest | None:
 
 def missing(key: str) -> CorruptError:
     """Return the error for an object that a document refers to and that is not there."""
-    return CorruptError(f"{key} is missing. Run verify to see which checkpoints are affected.")
+    return CorruptError(
+        f"{key} is missing. Run verify, which names the checkpoints affected and the way to heal it."
+    )
 
 
 def damaged(key: str) -> CorruptError:
     """Return the error for an object whose content does not match its digest."""
     return CorruptError(
         f"{key} is damaged: its content does not match its digest. "
-        "Run verify to see which checkpoints are affected."
+        "Run verify, which names the checkpoints affected and the way to heal it."
     )

@@ -40,7 +40,7 @@ def test_a_file_of_torch_may_have_other_suffixes(ckpt, repo, file, suffix):
     ckpt("checkout", "main", "-o", f"out.{suffix}")
     assert torch.load(f"out.{suffix}", weights_only=True)["epoch"] == 3
     (ckpt.folder / f"none.{suffix}").write_bytes(b"GGUF")
-    assert "not a file that torch.save wrote" in ckpt.error("commit", f"none.{suffix}")
+    assert "is a GGUF file" in ckpt.error("commit", f"none.{suffix}")
 
 
 def test_a_safetensors_comes_back_with_its_metadata_as_meta(ckpt, repo, tensors):

@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 
     from ckptstore.formats.dcp.metadata import Index, Metadata
 
+METADATA = ".metadata"
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state in a folder, with arrays that read its files, and no metadata."""
-    metadata = read_metadata(_opened(path, ".metadata"))
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Return the state in a folder, with arrays that read its files, no metadata, and other names.
+
+    These are of files that the state needs nothing of.
+    """
+    metadata = read_metadata(_opened(path, METADATA))
     files = _Files(path)
     values = {name: _value(name, entry, files) for name, entry in metadata.entries.items()}
-    return _nested(path, metadata, values), {}
+    left_out = [name for name in os.listdir(path) if name != METADATA and name not in files.opened]
+    return _nested(path, metadata, values), {}, left_out
 
 
 class _Files:
@@ -37,7 +43,7 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[str, OpenFile] = {}
+        self.opened: dict[str, OpenFile] = {}
 
     def load(self, place: Place) -> Any:
         """Return what torch.save wrote to a place."""
@@ -47,9 +53,9 @@ class _Files:
                 f"{self.folder} refers to the file {shown(name)}; only names of files in the "
                 "folder itself are expected."
             )
-        if name not in self._open:
-            self._open[name] = _opened(self.folder, name)
-        file = self._open[name]
+        if name not in self.opened:
+            self.opened[name] = _opened(self.folder, name)
+        file = self.opened[name]
         if not 0 <= place.offset <= place.offset + place.size <= file.nbytes or place.size < 0:
             raise InvalidInputError(
                 f"{file.path} has {file.nbytes} bytes, and should hold {place.size} from "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.formats.torch.checked import CheckedRecords
 from ckptstore.formats.torch.text import PickleStream
 from ckptstore.formats.torch.unpickle import Loader
 from ckptstore.formats.torch.zip import Archive
@@ -47,15 +48,19 @@ def load(file: ByteSource, *, start: int = 0, size: int | None = None) -> Any:
 
 
 def _load_zip(window: Window) -> Any:
-    archive, loader = Archive(window), Loader(window.file)
+    archive, file = Archive(window), CheckedRecords(window.file)
+    loader = Loader(file)
     order = archive.read("byteorder") if "byteorder" in archive else b"little"
     if order not in (b"little", b"big"):
         raise archive.invalid(f"it has the byte order {shown(order)}.")
     start, size = archive.place("data.pkl")
-    state = loader.unpickle(PickleStream(Window(window.file, start=start, size=size)))
+    file.add("data.pkl", start=start, size=size, crc=archive.crc("data.pkl"))
+    state = loader.unpickle(PickleStream(Window(file, start=start, size=size)))
     places = {}
     for key, storage in loader.roots.items():
-        places[key], size = archive.place(f"data/{key}")
+        record = f"data/{key}"
+        places[key], size = archive.place(record)
+        file.add(record, start=places[key], size=size, crc=archive.crc(record))
         if storage.root_nbytes > size:
             raise loader.invalid(
                 f"its storage {shown(key)} should have {storage.root_nbytes} bytes, and has {size}."
@@ -67,7 +72,10 @@ def _load_old(window: Window) -> Any:
     window.seek(0)
     loader, stream = Loader(window.file), PickleStream(window)
     if not _is_number(loader.unpickle(stream), MAGIC_NUMBER):
-        raise loader.invalid("it does not begin as one.")
+        raise loader.invalid(
+            "it is a pickle of another program. If you trust it, load it yourself, and commit a "
+            "dict of its arrays and values."
+        )
     if not _is_number(loader.unpickle(stream), PROTOCOL_VERSION):
         raise loader.invalid("it has an unknown version.")
     system = loader.unpickle(stream)

@@ -25,6 +25,7 @@ from ckptstore.arrays.source import REPEATED_BYTES_MAX
 from ckptstore.arrays.strided import ChangedArray, FileArray
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, first_line, shown
+from ckptstore.formats.torch.locate import located
 from ckptstore.formats.torch.numpy import MoreThanNumbersError, allowed, is_allowable
 from ckptstore.formats.torch.replace import Replacer
 from ckptstore.formats.torch.text import LongTexts
@@ -87,11 +88,14 @@ class Loader:
         except CkptStoreError:
             raise
         except Exception as error:
-            raise self._refused(error, protocol=unpickler.proto) from error
+            refused = self._refused(error, stream, start, protocol=unpickler.proto)
+            raise refused from error
         finally:
             torch._utils._sparse_tensors_to_validate.clear()  # noqa: SLF001  as torch.load does
 
-    def _refused(self, error: Exception, *, protocol: int) -> InvalidInputError:
+    def _refused(
+        self, error: Exception, stream: PickleStream, start: int, *, protocol: int
+    ) -> InvalidInputError:
         """The error that a user gets for one of the unpickler. protocol: of the pickle."""
         reason = first_line(error).split(". ")[0] + "."
         if isinstance(error, EOFError):
@@ -99,7 +103,7 @@ class Loader:
         if isinstance(error, LookupError):  # of the unpickler's own stack and memo
             return self.invalid("it does not begin with a pickle.")
         if isinstance(error, pickle.UnpicklingError):
-            return self._more_than_plain(str(error), protocol)
+            return self._more_than_plain(str(error), stream, start, protocol)
         if isinstance(error, MoreThanNumbersError):
             return InvalidInputError(
                 f"{self.file.path} holds {error}, which no checkpoint can hold. Store it as "
@@ -113,14 +117,19 @@ class Loader:
             )
         return self.invalid(reason)
 
-    def _more_than_plain(self, said: str, protocol: int) -> InvalidInputError:
+    def _more_than_plain(
+        self, said: str, stream: PickleStream, start: int, protocol: int
+    ) -> InvalidInputError:
         """The error for a pickle that needs what the unpickler does not know."""
         if not said.startswith(_UNKNOWN_OPERATION):
             foreign = re.search(r"GLOBAL (\S{1,100})", said)
+            where, remedy = located(stream, start, foreign[1]) if foreign else ("", "")
+            way_out = f"put {remedy} in its place" if remedy else "leave that out"
             return InvalidInputError(
                 f"{self.file.path} holds more than tensors and plain values "
-                f"({foreign[1] if foreign else said[:100]}), so loading it could run code, and it "
-                "is not loaded. If you trust it, load it yourself and commit its state_dict."
+                f"({foreign[1] if foreign else said[:100]}{where}), so loading it could run code, "
+                "and it is not loaded. If you trust it, load it yourself (weights_only=False), "
+                f"{way_out}, and commit the state, or save it again."
             )
         if protocol <= DEFAULT_PROTOCOL:
             return self.invalid("its pickle has an operation that no such file needs.")

@@ -60,7 +60,7 @@ class Archive:
         """Return where a record's bytes begin in the file, and how many there are."""
         if name not in self:
             raise self.invalid(f"it has no record {shown(name)}.")
-        at, size, _ = self._records[os.fsencode(name)]
+        at, size, *_ = self._records[os.fsencode(name)]
         room = self._window.size - at - HEADER_BYTES
         if room < 0:
             raise self.invalid(f"its record {shown(name)} is outside of it.")
@@ -68,6 +68,10 @@ class Archive:
         if behind is None or behind - HEADER_BYTES + size > room:
             raise self.invalid(f"its record {shown(name)} is beyond its end, or has no header.")
         return self._window.start + at + behind, size
+
+    def crc(self, name: str) -> int:
+        """Return the CRC-32 that a record states; 0 where torch was told to compute none."""
+        return self._records[os.fsencode(name)].crc
 
     def read(self, name: str, *, bytes_max: int = PICKLE_BYTES_MAX) -> bytes:
         """Return the bytes of a small record."""

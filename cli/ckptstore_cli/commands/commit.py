@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckptstore.errors import CkptStoreError, UnsupportedValueError
+from ckptstore.formats import FORMATS
 from ckptstore_cli import changes, documents, output, text
 from ckptstore_cli.options import DEFAULT_BRANCH, Size, common, complete_refs, pairs, step_option
 from ckptstore_cli.repo import open_repository
@@ -16,6 +17,7 @@ from ckptstore_cli.repo import open_repository
 if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
 
+LEFT_OUT_MAX = 12  # names of a folder that are listed
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
 
@@ -28,8 +30,9 @@ def _metric(text: str) -> float:
 @click.argument(
     "file",
     type=click.Path(exists=True),
-    help="A .safetensors, .npz or .npy file, a file of torch.save (.pt, .pth, .ckpt or .bin), or a "
-    "folder: one of Hugging Face with .safetensors files or an index of .bin files, a .zarr, or "
+    help="A .safetensors, .npz or .npy file, a file of torch.save (.pt, .pth, .ckpt, .bin or any "
+    "name, as its first bytes show it), or a folder: one of Hugging Face with .safetensors files "
+    "or an index of .bin files, a .zarr, or "
     "one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded with "
     "weights_only=True.",
 )
@@ -58,6 +61,11 @@ def _metric(text: str) -> float:
     callback=pairs(str),
     metavar="NAME=VALUE",
     help="A string to store with the checkpoint. May be repeated.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    help="The format of a file of which neither the first bytes nor the suffix show it.",
 )
 @click.option(
     "--unpack-max",
@@ -91,6 +99,7 @@ def commit(
     metrics: dict[str, float],
     message: str,
     meta: dict[str, str],
+    format: str | None,
     bytes_max: int | None,
     retry: bool,
     records_run: bool,
@@ -115,7 +124,7 @@ def commit(
 
     repo = open_repository(ctx)
     run = run_meta(".") if records_run else {}
-    contents = formats.read_file(file, bytes_max=bytes_max)
+    contents = formats.read_file(file, format=format, bytes_max=bytes_max)
     try:
         checkpoint = repo.commit(
             contents.state,
@@ -129,9 +138,26 @@ def commit(
     except UnsupportedValueError as error:
         raise UnsupportedValueError(f"{file}: {error}") from error
     if as_json:
-        output.document({"branch": branch, **documents.checkpoint(checkpoint)})
+        output.document(
+            {
+                "branch": branch,
+                **documents.checkpoint(checkpoint),
+                "left_out": list(contents.left_out),
+            }
+        )
     else:
         output.line(f"Committed {checkpoint.id.short} to {branch}: {_changes(repo, checkpoint)}.")
+        if contents.left_out:
+            output.note(_left_out(contents.left_out))
+
+
+def _left_out(names: tuple[str, ...]) -> str:
+    """A sentence about the files of a folder that are not committed."""
+    some, more = ", ".join(names[:LEFT_OUT_MAX]), len(names) - LEFT_OUT_MAX
+    return (
+        f"Not committed, as the weights do not need it: {some}"
+        f"{f' and {more} more' if more > 0 else ''}. To commit a file, pass its own name."
+    )
 
 
 def _changes(repo: Repository, checkpoint: Checkpoint) -> str:
