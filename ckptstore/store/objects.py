@@ -240,16 +240,14 @@ def digest_of(key: str) -> Digest | None:
     return Digest(match[1] + match[2]) if match else None
 
 
+_HEAL = "Run verify, which names the checkpoints affected and the way to heal it."
+
+
 def missing(key: str) -> CorruptError:
     """Return the error for an object that a document refers to and that is not there."""
-    return CorruptError(
-        f"{key} is missing. Run verify, which names the checkpoints affected and the way to heal it."
-    )
+    return CorruptError(f"{key} is missing. {_HEAL}")
 
 
 def damaged(key: str) -> CorruptError:
     """Return the error for an object whose content does not match its digest."""
-    return CorruptError(
-        f"{key} is damaged: its content does not match its digest. "
-        "Run verify, which names the checkpoints affected and the way to heal it."
-    )
+    return CorruptError(f"{key} is damaged: its content does not match its digest. {_HEAL}")

@@ -158,7 +158,7 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_is(tmp_path: Path, name: st
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "x.zarr").write_text("")
+    (tmp_path / "x.zarr").write_bytes(b"\1\2\3\4")
     with pytest.raises(InvalidInputError, match=r"x\.zarr is a file; a \.zarr is a folder"):
         read_file(tmp_path / "x.zarr")
 
@@ -301,7 +301,7 @@ def test_a_package_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_formats_are_those_that_the_message_names(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as error:
-        read_file(__file__)
+        write_file(STATE, tmp_path / "x.txt")
     for suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".npy", ".zarr"):
         assert suffix in str(error.value)
         assert formats.has_format(f"x{suffix.upper()}")
