@@ -9,6 +9,7 @@ import click
 
 from ckptstore_cli import output, text
 from ckptstore_cli.options import Size, common, revision_argument, selection_options
+from ckptstore_cli.parts import part_option
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     "array",
     metavar="PATH",
     help="Write only this array, for example to a .npy; `ckptstore ls` lists the paths.",
+)
+@part_option(
+    "Write what is under this key of the state, such as model, without the key: torch.load then "
+    "returns that dict, and the names in a .safetensors are those of the model. --include and "
+    "--exclude match whole paths, as of `ckptstore ls`."
 )
 @selection_options
 @click.option(
@@ -63,6 +69,7 @@ def checkout(
     rev: str,
     file: Path | None,
     array: str | None,
+    part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     shard_bytes: int | None,
@@ -80,15 +87,15 @@ def checkout(
     \b
     Examples:
       ckptstore checkout best:val_loss -o best.pt
-      ckptstore checkout main --include model -o model.safetensors
-      ckptstore checkout main --include model --shard-size 5GB -o exported
+      ckptstore checkout main --part model -o model.safetensors
+      ckptstore checkout main --part model --shard-size 5GB -o exported
       ckptstore checkout main --tensor model/head.weight -o head.npy
     """
     from ckptstore import formats
 
-    if array is not None and (include or exclude):
+    if array is not None and (include or exclude or part is not None):
         raise click.UsageError(
-            "--tensor names one array; --include and --exclude choose many.", ctx
+            "--tensor names one array; --part, --include and --exclude choose many.", ctx
         )
     repo = open_repository(ctx)
     checkpoint = repo.resolve(rev)
@@ -96,7 +103,7 @@ def checkout(
         checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
     )
     formats.check_free(path, overwrite=force, shard_bytes=shard_bytes)
-    state = _state(repo, checkpoint, path, array, include, exclude, bytes_max)
+    state = _state(repo, checkpoint, path, array, part, include, exclude, bytes_max)
     formats.write_file(
         state, path, overwrite=force, drop_values=drop_values, shard_bytes=shard_bytes
     )
@@ -105,7 +112,8 @@ def checkout(
         step = checkpoint.step
         output.document({"id": checkpoint.id, "step": step, "file": str(path), "bytes": size})
     else:
-        what = "checkpoint" if array is None else f"{array} of checkpoint"
+        chosen = array if part is None else part
+        what = "checkpoint" if chosen is None else f"{chosen} of checkpoint"
         output.line(f"Wrote {path}: {what} {checkpoint.id.short}, {text.size(size)}.")
 
 
@@ -120,6 +128,7 @@ def _state(
     checkpoint: Checkpoint,
     path: Path,
     array: str | None,
+    part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     bytes_max: int | None,
@@ -129,7 +138,7 @@ def _state(
 
     if array is not None:
         return formats.named({array: checkpoint.array(array, bytes_max=bytes_max)})
-    if path.suffix.lower() == ".zarr" and not (include or exclude):
+    if path.suffix.lower() == ".zarr" and not (include or exclude or part is not None):
         values = checkpoint.zarr_values()
         if values is not None:
             return values
@@ -137,6 +146,7 @@ def _state(
         checkpoint.id,
         include=include or None,
         exclude=exclude or None,
+        part=part,
         lazy=True,
         bytes_max=bytes_max,
     )

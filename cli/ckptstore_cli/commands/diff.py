@@ -11,6 +11,7 @@ import click
 from ckptstore_cli import documents, fields, output, text
 from ckptstore_cli.options import common, complete_refs, selection_options
 from ckptstore_cli.output import PATH_WIDTH_MIN, Column
+from ckptstore_cli.parts import check_part, glob_of, part_option
 from ckptstore_cli.repo import open_repository, opened
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ _PATHS_SHOWN = 5
     is_flag=True,
     help="Read the arrays that changed, and report how much they changed.",
 )
+@part_option(
+    "Compare only what is under this key of the state, such as model. The arrays of a file belong "
+    "there, too."
+)
 @selection_options
 @click.option(
     "--sort",
@@ -83,6 +88,7 @@ def diff(
     a: str,
     b: str,
     numeric: bool,
+    part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     sort: str,
@@ -100,21 +106,26 @@ def diff(
     \b
     Examples:
       ckptstore diff main~1 main --numeric --sort l2
-      ckptstore diff main tuned.safetensors --under model
+      ckptstore diff main tuned.safetensors --part model
       ckptstore diff main main --other ../copy
     """
     repo = open_repository(ctx)
     is_file = _names_file(b) and other is None
     if under is not None and not is_file:
         raise click.UsageError("--under is for a file: B names none.", ctx)
+    if part is not None and include:
+        raise click.UsageError("Choose by --part or by --include, not by both.", ctx)
+    under = part if under is None else under
     difference = repo.diff(
         a,
         _state(b, under) if is_file else b,
         numeric=numeric or sort != "path",
-        include=include or None,
+        include=include or None if part is None else glob_of(part),
         exclude=exclude,
         other=None if other is None else opened(other),
     )
+    if part is not None:
+        check_part(part, (array.path for array in repo.resolve(a).arrays))
     changes = sorted(difference.arrays, key=_KEYS[sort])
     if as_json:
         output.document(documents.diff(difference, changes))

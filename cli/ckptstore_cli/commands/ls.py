@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,7 @@ import click
 from ckptstore_cli import documents, fields, output, text
 from ckptstore_cli.options import common, revision_argument, selection_options
 from ckptstore_cli.output import PATH_WIDTH_MIN, Column
+from ckptstore_cli.parts import below, check_part, part_option
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ _VALUE_COLUMNS = (Column("path", gives_way=2, shortens=True), Column("value", gi
 
 @click.command()
 @revision_argument("The checkpoint.")
+@part_option(
+    "List what is under this key of the state, such as model, by its path below it. --include and "
+    "--exclude match whole paths."
+)
 @selection_options
 @click.option(
     "--values",
@@ -39,6 +45,7 @@ _VALUE_COLUMNS = (Column("path", gives_way=2, shortens=True), Column("value", gi
 def ls(
     ctx: click.Context,
     rev: str,
+    part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     of_values: bool,
@@ -52,12 +59,21 @@ def ls(
 
     selects = Selection.of(include or None, exclude)
     checkpoint = open_repository(ctx).resolve(rev)
+    check_part(part, (*(array.path for array in checkpoint.arrays), *checkpoint.values))
     globs = [*(f"--include {glob}" for glob in include), *(f"--exclude {g}" for g in exclude)]
     if of_values:
-        values = {path: value for path, value in checkpoint.values.items() if selects(path)}
+        values = {
+            inner: value
+            for path, value in checkpoint.values.items()
+            if selects(path) and (inner := below(path, part)) is not None
+        }
         _print_values(values, globs, as_json=as_json)
     else:
-        arrays = [array for array in checkpoint.arrays if selects(array.path)]
+        arrays = [
+            replace(array, path=inner)
+            for array in checkpoint.arrays
+            if selects(array.path) and (inner := below(array.path, part)) is not None
+        ]
         _print_arrays(arrays, globs, as_json=as_json)
 
 
