@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     Patterns = str | Sequence[str] | None
 
 DEFAULT_BRANCH = "main"
+SAMPLE_PLACES = 1 << 32  # where the sample of a verify may begin
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
 
 
@@ -844,14 +845,29 @@ class Repository:
         policies, grace = self._asked(policy, branches, grace)
         return expire(stores, policies, grace=grace)
 
-    def verify(self, *, progress: Callable[[int, int], object] | None = None) -> VerifyReport:
+    def verify(
+        self,
+        revs: str | Sequence[str] | None = None,
+        *,
+        sample: float = 1.0,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> VerifyReport:
         """Check every byte and every reference, and go on past what is wrong.
 
         Args:
+            revs: Revisions: only these checkpoints and what they refer to are checked. Everything
+                when None.
+            sample: The share of all objects that is read, above 0 and at most 1; each call chooses
+                others. Manifests, operations, pages and references are checked in any case.
             progress: Called with the bytes checked so far, and the bytes in all.
 
         Returns:
             The problems found, with the checkpoints that each affects; `ok` when there are none.
+
+        Raises:
+            NotFoundError: A revision names nothing.
+            ExpiredError: It names a checkpoint whose arrays were deleted by a gc.
+            InvalidInputError: An argument is invalid.
 
         Example:
             >>> import ckptstore
@@ -862,9 +878,19 @@ class Repository:
         """
         if progress is not None and not callable(progress):
             raise InvalidInputError(f"progress is {shown(progress)}; a function is expected.")
+        if isinstance(sample, bool) or not isinstance(sample, int | float) or not 0 < sample <= 1:
+            raise InvalidInputError(
+                f"sample is {shown(sample)}; a share above 0 and at most 1 is expected."
+            )
         from ckptstore.verify import verify
 
-        return verify(self._storage, progress=progress, repair=self._set_aside)
+        return verify(
+            self._storage,
+            only=None if revs is None else [*map(self._stored, check_strings(revs, what="revs"))],
+            window=(secrets.randbelow(SAMPLE_PLACES) / SAMPLE_PLACES, sample),
+            progress=progress,
+            repair=self._set_aside,
+        )
 
     def usage(self) -> Usage:
         """Return the contents of the repository and their size on disk."""
@@ -967,6 +993,13 @@ class Repository:
 
         with self._storage.lock():
             finish_gc(self._stores())
+
+    def _stored(self, rev: str) -> Digest:
+        """The id that a revision names, of a checkpoint that has not expired."""
+        id = resolve(rev, self._catalog.names(self._oplog.newest()))
+        with self._naming(rev):
+            self._catalog.refuse_expired(id)
+        return id
 
     def _durable(self, rev: str) -> Digest:
         """The id that a revision names, flushed: its writer may have died before its own flush."""

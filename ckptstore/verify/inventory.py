@@ -36,10 +36,13 @@ class Inventory:
     Attributes:
         count: How many were listed.
         bytes: The bytes of these.
+        checked_count: How many of them were read.
+        checked_bytes: The bytes of these.
     """
 
     def __init__(self, objects: ObjectStore, findings: Findings) -> None:
         self.count = self.bytes = 0
+        self.checked_count = self.checked_bytes = 0
         self._objects, self._findings = objects, findings
         self._numbers = DigestMap()  # size and flags
 
@@ -50,12 +53,19 @@ class Inventory:
             self.count += 1
             self.bytes += item.size
 
-    def check(self, progress: Callable[[int, int], object]) -> None:
-        """Compare every object with its name.
+    def check(
+        self,
+        progress: Callable[[int, int], object],
+        *,
+        chosen: Callable[[Digest], bool] = lambda digest: True,
+    ) -> None:
+        """Compare objects with their names.
 
-        progress: called with the bytes checked so far and the bytes in all.
+        progress: called with the bytes checked so far and the bytes in all. chosen: which objects.
         """
         done = 0
+        sizes = [number >> _FLAG_BITS for digest, number in self._numbers.items() if chosen(digest)]
+        self.checked_count, self.checked_bytes = len(sizes), sum(sizes)
 
         def check(job: list[tuple[Digest, int]]) -> None:
             nonlocal done
@@ -66,9 +76,9 @@ class Inventory:
                     check = partial(self.check_bytes, digest)
                     self.note(digest, error, check=check, heal=heal.DAMAGED, is_alone=True)
                 done += size
-                progress(done, self.bytes)
+                progress(done, self.checked_bytes)
 
-        gather((partial(check, job) for job in self._jobs()), threads=VERIFY_THREADS)
+        gather((partial(check, job) for job in self._jobs(chosen)), threads=VERIFY_THREADS)
 
     def attempt(
         self, digest: Digest, check: Callable[[], object], *, heal: str = heal.DAMAGED
@@ -135,11 +145,13 @@ class Inventory:
                 size += number >> _FLAG_BITS
         return count, size
 
-    def _jobs(self) -> Iterator[list[tuple[Digest, int]]]:
-        """Yield the objects and their sizes, in one job as many as are worth a thread's turn."""
+    def _jobs(self, chosen: Callable[[Digest], bool]) -> Iterator[list[tuple[Digest, int]]]:
+        """Yield chosen objects and their sizes, in one job as many as are worth a thread's turn."""
         job: list[tuple[Digest, int]] = []
         total = 0
         for digest, number in self._numbers.items():
+            if not chosen(digest):
+                continue
             size = number >> _FLAG_BITS
             job.append((digest, size))
             total += size

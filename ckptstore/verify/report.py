@@ -50,9 +50,11 @@ class VerifyReport:
 
     Attributes:
         problems: Everything that is wrong, sorted by key.
-        checkpoints: How many live checkpoints there are.
+        checkpoints: How many live checkpoints were checked.
         objects: How many objects were read.
         bytes: The bytes of these.
+        stored_objects: How many objects are stored.
+        stored_bytes: The bytes of these.
         unreachable: Contents that no branch and no tag reaches, which is no problem.
         foreign: Files of other programs in the folders of the repository, which is no problem.
         damaged: The objects that `repair` moves aside.
@@ -64,6 +66,8 @@ class VerifyReport:
     checkpoints: int
     objects: int
     bytes: int
+    stored_objects: int
+    stored_bytes: int
     unreachable: Unreachable = Unreachable()
     foreign: tuple[str, ...] = ()
     damaged: tuple[Digest, ...] = ()

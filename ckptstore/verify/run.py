@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ckptstore.digest import DigestMap
 from ckptstore.documents.marker import MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.operation import Operation
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
@@ -14,6 +15,7 @@ from ckptstore.store.catalog import EXPIRED, EXPIRIES, LIVE, Catalog
 from ckptstore.store.lost import lost
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog, first_kept
+from ckptstore.store.reach import searched, walk
 from ckptstore.verify import heal
 from ckptstore.verify.findings import Findings
 from ckptstore.verify.history import History
@@ -35,28 +37,42 @@ if TYPE_CHECKING:
     Repair = Callable[[Sequence[Digest]], tuple[Digest, ...]]
 
 CACHED_PAGES = 4
+PLACE_DIGITS = 12  # of a digest, which tell its place among all
 LOOKS_MAX = 10  # between each two of which 1,000 operations would have to be appended
 
 
 def verify(
     storage: Storage,
     *,
+    only: Collection[Digest] | None = None,
+    window: tuple[float, float] = (0, 1),
     progress: Callable[[int, int], object] | None = None,
     repair: Repair = lambda damaged: (),
 ) -> VerifyReport:
-    """Check a whole repository.
+    """Check a whole repository, or only some checkpoints.
 
+    only: the ids of the only checkpoints to check, with what they refer to. window: the begin and
+    the length of the part of all digests, from 0 to 1 and round again, whose objects are read.
     progress: called with the bytes checked so far and the bytes in all. repair: moves damaged
     objects aside.
     """
-    return _Verify(storage, repair).report(progress or (lambda done, total: None))
+    run = _Verify(storage, repair, only=only, window=window)
+    return run.report(progress or (lambda done, total: None))
 
 
 class _Verify:
     """One run over one repository."""
 
-    def __init__(self, storage: Storage, repair: Repair) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        repair: Repair,
+        *,
+        only: Collection[Digest] | None,
+        window: tuple[float, float],
+    ) -> None:
         self.storage, self.repair = storage, repair
+        self.only, self.window = only, window
         self.objects = ObjectStore(storage)
         self.catalog = Catalog(storage, self.objects, cached_pages=CACHED_PAGES)
         self.oplog = Oplog(storage)
@@ -70,7 +86,10 @@ class _Verify:
         self.findings.attempt(MARKER_KEY, self.check_marker, heal=heal.MARKER)
         (folder,) = self.objects.FOLDERS
         self.inventory.add(self.listed(folder, self.objects.list))
-        self.inventory.check(progress)
+        self.inventory.check(progress, chosen=self.chosen())
+        if self.only is not None:
+            self.check_only(self.only)
+            return self.report_of(self.confirmed(), len(self.only))
         missing_operations = self.check_operations()
         checkpoints, reached, orphans = self.check_checkpoints()
         problems = self.confirmed()
@@ -78,6 +97,25 @@ class _Verify:
         if unnamed:
             problems.append(self.problem_of(unnamed))
         objects, size = self.inventory.unreached()
+        unreachable = Unreachable(checkpoints=_newest_first(orphans), objects=objects, bytes=size)
+        return self.report_of(
+            problems,
+            checkpoints,
+            unreachable=unreachable,
+            foreign=tuple(sorted(self.foreign)),
+            missing_operations=missing_operations,
+        )
+
+    def report_of(
+        self,
+        problems: Iterable[Problem],
+        checkpoints: int,
+        *,
+        unreachable: Unreachable = Unreachable(),  # noqa: B008 - frozen
+        foreign: tuple[str, ...] = (),
+        missing_operations: int = 0,
+    ) -> VerifyReport:
+        """Return the report of what was checked."""
         damaged = tuple(
             finding.object
             for finding in self.findings.by_key.values()
@@ -86,16 +124,52 @@ class _Verify:
         return VerifyReport(
             problems=tuple(sorted(problems, key=lambda problem: problem.key)),
             checkpoints=checkpoints,
-            objects=self.inventory.count,
-            bytes=self.inventory.bytes,
-            unreachable=Unreachable(
-                checkpoints=_newest_first(orphans), objects=objects, bytes=size
-            ),
-            foreign=tuple(sorted(self.foreign)),
+            objects=self.inventory.checked_count,
+            bytes=self.inventory.checked_bytes,
+            stored_objects=self.inventory.count,
+            stored_bytes=self.inventory.bytes,
+            unreachable=unreachable,
+            foreign=foreign,
             missing_operations=missing_operations,
             damaged=damaged,
             _repair=partial(self.repair, damaged),
         )
+
+    def chosen(self) -> Callable[[Digest], bool]:
+        """Return which objects are read: of the window, and of the only checkpoints if any."""
+        begin, length = self.window
+        wanted = None if self.only is None else self.reached_by(self.only)
+
+        def is_chosen(digest: Digest) -> bool:
+            place = int(digest[:PLACE_DIGITS], 16) / 16**PLACE_DIGITS
+            return (place - begin) % 1 < length and (wanted is None or digest in wanted)
+
+        return is_chosen
+
+    def reached_by(self, ids: Iterable[Digest]) -> DigestMap:
+        """Return what some checkpoints refer to; a page that cannot be read refers to nothing."""
+        reached = DigestMap()
+        for manifest in filter(None, map(self.readable, ids)):
+            pages = walk(
+                manifest,
+                searched(self.catalog),
+                wanted=lambda page: page not in reached,
+                failed=lambda page, error: None,
+            )
+            for page, listed in pages:
+                for digest in (page, *listed):
+                    reached[digest] = 1
+            for digest in manifest.documents():
+                reached[digest] = 1
+        return reached
+
+    def check_only(self, ids: Iterable[Digest]) -> None:
+        """Check some checkpoints and what they refer to."""
+        for id in ids:
+            check = partial(self.catalog.manifest, id)
+            key = self.catalog.key(id)
+            if self.findings.attempt(key, check, heal=heal.MANIFEST, checkpoint=id):
+                self.references.check(id, self.catalog.manifest(id))
 
     def check_marker(self) -> None:
         """Read the marker."""
@@ -308,12 +382,15 @@ class _Verify:
 
         for id, manifest in history:
             add(id, manifest)
+        for id in set(self.only or ()) - history.reached:
+            if found := self.readable(id):
+                add(id, found)
         if history.is_cut:
             for id in (live | self.ids(EXPIRED)) - history.reached:
                 if found := self.readable(id):
                     history.add(id, found)
                     add(id, found)
-        return by_object, history.reached | history.named.keys()
+        return by_object, history.reached | history.named.keys() | set(self.only or ())
 
     def readable(self, id: Digest) -> Manifest | None:
         """Return a manifest, or None when it is damaged or missing."""

@@ -22,6 +22,7 @@ Value = TypeVar("Value")
 DEFAULT_BRANCH = "main"
 STEP_BITS_MAX = 63
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
+_SHARE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(%?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 _json_option = click.option(
@@ -48,6 +49,24 @@ class Size(click.ParamType[int]):
         if not size:
             self.fail(f"{value!r} is less than a byte.", param, ctx)
         return size
+
+
+class Share(click.ParamType[float]):
+    """A share of the whole, as in 5% or 0.05."""
+
+    name = "share"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse a percentage or a number, above 0 and at most all."""
+        if isinstance(value, float):
+            return value
+        match = _SHARE.fullmatch(value)
+        share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+        if not 0 < share <= 1:
+            self.fail(f"{value!r} is not a share such as 5% or 0.05.", param, ctx)
+        return share
 
 
 def pairs(
@@ -113,6 +132,13 @@ def complete_refs(*, branches: bool = True, tags: bool = True) -> Completer:
 def revision_argument(help: str) -> Callable[[Command], Command]:
     """The required argument REV, passed on as `rev`."""
     return click.argument("rev", metavar="REV", shell_complete=complete_refs(), help=help)
+
+
+def revisions_argument(help: str) -> Callable[[Command], Command]:
+    """The arguments REV..., of which there may be none, passed on as `revs`."""
+    return click.argument(
+        "revs", metavar="[REV]...", nargs=-1, shell_complete=complete_refs(), help=help
+    )
 
 
 def optional_revision_argument(

@@ -10,7 +10,7 @@ import click
 
 from ckptstore.errors import CkptStoreError
 from ckptstore_cli import documents, output, text
-from ckptstore_cli.options import common
+from ckptstore_cli.options import Share, common, revisions_argument
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -24,21 +24,44 @@ LISTED_MAX = 8  # checkpoints and foreign files; --json lists all
 
 
 @click.command()
+@revisions_argument(
+    "Check only these checkpoints and what they refer to.  [default: the whole repository]"
+)
+@click.option(
+    "--sample",
+    type=Share(),
+    default="100%",
+    metavar="SHARE",
+    help="Read only a part of all objects, such as 5%; each time another one. References are all "
+    "checked.",
+)
 @click.option("--repair", is_flag=True, help="Move damaged objects to damaged/.")
 @common
 @click.pass_context
-def verify(ctx: click.Context, repair: bool, as_json: bool) -> None:
-    """Check every byte and every reference.
+def verify(
+    ctx: click.Context, revs: tuple[str, ...], sample: float, repair: bool, as_json: bool
+) -> None:
+    """Check every byte and every reference, of all checkpoints or of some.
 
     Each problem is listed with the checkpoints that it affects and what to do, and the exit code is
     1 if there are any. Nothing is changed without --repair.
 
     A commit relies on objects that are there, damaged ones too. Once these are moved aside, a
     commit of the same state stores them again, and rsync copies them again from another copy.
+
+    \b
+    Examples:
+      ckptstore verify
+      ckptstore verify best:val_loss v1.0
+      ckptstore verify --sample 5%
     """
     repo = open_repository(ctx)
     with output.Progress() as progress:
-        report = repo.verify(progress=lambda done, total: progress.show(_progress(done, total)))
+        report = repo.verify(
+            revs or None,
+            sample=sample,
+            progress=lambda done, total: progress.show(_progress(done, total)),
+        )
     refs = documents.refs_by_id(repo) if report.problems else {}
     if as_json:
         moved = report.repair() if repair else ()
@@ -68,8 +91,17 @@ def _print(report: VerifyReport, refs: Mapping[str, Refs], steps: Mapping[str, i
         output.line(f"To heal {keys[0]}{others}: {heal}")
     output.line(
         f"Verified {text.count(report.checkpoints, 'checkpoint')} "
-        f"({text.count(report.objects, 'object')}, {text.size(report.bytes)}): {_verdict(report)}"
+        f"({_objects(report)}): {_verdict(report)}"
     )
+
+
+def _objects(report: VerifyReport) -> str:
+    """How much was read, and of how much where that is only a part."""
+    count = text.count(report.stored_objects, "object")
+    if report.objects == report.stored_objects:
+        return f"{count}, {text.size(report.bytes)}"
+    size, whole = text.size(report.bytes), text.size(report.stored_bytes)
+    return f"{report.objects:,} of {count}, {size} of {whole}"
 
 
 def _by_heal(report: VerifyReport) -> dict[str, list[str]]:
@@ -142,6 +174,8 @@ def _document(report: VerifyReport, refs: Mapping[str, Refs]) -> dict[str, Any]:
         "checkpoints": report.checkpoints,
         "objects": report.objects,
         "bytes": report.bytes,
+        "stored_objects": report.stored_objects,
+        "stored_bytes": report.stored_bytes,
         "problems": [_problem(problem, refs) for problem in report.problems],
         "unreachable": asdict(report.unreachable),
         "foreign": list(report.foreign),
