@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ckptstore.repository import Undone as Undone
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
+    from ckptstore.store.usage import Growth as Growth
+    from ckptstore.store.usage import Share as Share
     from ckptstore.store.usage import Usage as Usage
     from ckptstore.this_run import run_meta as run_meta
     from ckptstore.verify import Problem as Problem
@@ -75,7 +77,7 @@ else:
             "follow.follower": ("Follower", "Update"),
             "gc": ("GcPlan", "GcReport"),
             "repository": ("Repository", "Undone", "init", "open"),
-            "store.usage": ("Usage",),
+            "store.usage": ("Growth", "Share", "Usage"),
             "this_run": ("run_meta",),
             "verify": ("Problem", "Unreachable", "VerifyReport"),
             "weights": ("load_weights",),

@@ -884,19 +884,25 @@ class Repository:
             )
         from ckptstore.verify import verify
 
+        names = None if revs is None else check_strings(revs, what="revs")
         return verify(
             self._storage,
-            only=None if revs is None else [*map(self._stored, check_strings(revs, what="revs"))],
+            only=None if names is None else {self._stored(name) for name in names},
             window=(secrets.randbelow(SAMPLE_PLACES) / SAMPLE_PLACES, sample),
             progress=progress,
             repair=self._set_aside,
         )
 
-    def usage(self) -> Usage:
-        """Return the contents of the repository and their size on disk."""
+    def usage(self, *, by_checkpoint: bool = False) -> Usage:
+        """Return the contents of the repository and their size on disk, by branch.
+
+        Args:
+            by_checkpoint: Whether to return the share of each checkpoint too, which takes a look at
+                all that each lists.
+        """
         from ckptstore.store.usage import usage
 
-        return usage(self._storage, self._catalog, self._oplog)
+        return usage(self._storage, self._catalog, self._oplog, with_checkpoints=by_checkpoint)
 
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""

@@ -350,6 +350,14 @@ class LocalStorage:
                     finally:
                         os.close(fd)
 
+    def reserve_bytes(self) -> int:
+        """Return the bytes of the files of the reserve."""
+        try:
+            with self._folder((TEMPORARY,)) as fd:
+                return sum(_size(name, within=fd) or 0 for name in RESERVE)
+        except OSError:
+            return 0
+
     def release_reserve(self) -> bool:
         """Remove the files of the reserve."""
         is_released = False

@@ -153,6 +153,10 @@ class MemoryStorage:
     def hold_reserve(self) -> None:
         """Do nothing: memory is not set aside."""
 
+    def reserve_bytes(self) -> int:
+        """As in the protocol: memory has no reserve."""
+        return 0
+
     def release_reserve(self) -> bool:
         """Do nothing: nothing was set aside."""
         return False

@@ -250,6 +250,10 @@ class Storage(Protocol):
         """
         ...
 
+    def reserve_bytes(self) -> int:
+        """Return the bytes of the room that is set aside now."""
+        ...
+
     def release_reserve(self) -> bool:
         """Give up the room that was set aside, so that the next writes may use it.
 

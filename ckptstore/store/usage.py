@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.marker import MARKER_KEY
@@ -12,7 +13,7 @@ from ckptstore.store.lost import lost_among
 from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Iterable, Mapping
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
@@ -22,6 +23,48 @@ if TYPE_CHECKING:
     from ckptstore.store.oplog import Oplog
 
 MARK_DIGITS = 16  # of each digest 64 bits are kept, which is enough for a sum
+FORECAST_CHECKPOINTS = 20
+SECONDS_PER_DAY = 86400
+_SHARED = -1  # by checkpoints of several branches; below it: by several of one branch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The objects of one checkpoint, or of those that were committed on one branch.
+
+    Attributes:
+        name: The id of the checkpoint, or the branch; "" where no branch was recorded.
+        checkpoints: The number of live checkpoints.
+        own_bytes: Bytes of the objects that no other checkpoint, or other branch, reaches.
+        shared_bytes: Bytes of those that others reach too.
+    """
+
+    name: str
+    checkpoints: int
+    own_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What the newest checkpoints added, from which growth may be expected to go on.
+
+    Attributes:
+        checkpoints: How many they are, over all branches, expired ones included.
+        seconds: The time from the first to the last of them.
+        new_bytes: Bytes that all but the first had to store.
+        kept_bytes: Bytes of this that checkpoints stored which have not expired.
+    """
+
+    checkpoints: int
+    seconds: float
+    new_bytes: int
+    kept_bytes: int
+
+    @property
+    def bytes_per_day(self) -> float:
+        """The bytes that a day adds and retention does not take away."""
+        return self.kept_bytes / self.seconds * SECONDS_PER_DAY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +89,12 @@ class Usage:
         temporary_files: Number of files that are being written, or were left half written.
         temporary_bytes: Bytes of these.
         left_bytes: Bytes of those among them whose process is known to be dead. `gc` deletes them.
+        reserve_bytes: Bytes that are kept so that a gc can work on a full disk.
+        by_branch: The objects of each branch that has live checkpoints, by name. Their own bytes,
+            `shared_bytes` and `unreached_bytes` add up to `stored_bytes`.
+        by_checkpoint: The same of each checkpoint, newest first, if asked for.
+        shared_bytes: Bytes of the objects that checkpoints of several branches reach.
+        growth: What the newest checkpoints added; None where there are too few to tell.
     """
 
     checkpoints: int
@@ -62,9 +111,21 @@ class Usage:
     temporary_files: int
     temporary_bytes: int
     left_bytes: int
+    reserve_bytes: int
+    by_branch: tuple[Share, ...]
+    by_checkpoint: tuple[Share, ...]
+    shared_bytes: int
+    growth: Growth | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return self.stored_bytes + self.metadata_bytes + self.temporary_bytes + self.reserve_bytes
 
 
-def usage(storage: Storage, catalog: Catalog, oplog: Oplog) -> Usage:
+def usage(
+    storage: Storage, catalog: Catalog, oplog: Oplog, *, with_checkpoints: bool = False
+) -> Usage:
     """Look at all files. What a damaged page lists counts as not reached."""
     documents = [item for folder in catalog.FOLDERS for item in catalog.list(folder)]
     ids = {id for id, item in documents if id and item.key == catalog.key(id)}
@@ -84,7 +145,8 @@ def usage(storage: Storage, catalog: Catalog, oplog: Oplog) -> Usage:
     lost = lost_among(
         ids - reached.keys(), reached=reached, newest=newest, oplog=oplog, catalog=catalog
     )
-    stored, unreached = _objects(catalog, _reached(catalog, live.values()))
+    owners = _Owners(catalog, live)
+    stored, unreached = _objects(catalog, owners)
     temporaries = storage.temporaries()
     operations = (*oplog.list(), *oplog.list_pages())
     metadata = [item.size for name, item in (*documents, *operations) if name]
@@ -103,38 +165,144 @@ def usage(storage: Storage, catalog: Catalog, oplog: Oplog) -> Usage:
         temporary_files=len(temporaries),
         temporary_bytes=sum(item.size for item in temporaries),
         left_bytes=sum(item.size for item in temporaries if item.is_left),
+        reserve_bytes=storage.reserve_bytes(),
+        by_branch=owners.by_branch(),
+        by_checkpoint=owners.by_checkpoint() if with_checkpoints else (),
+        shared_bytes=owners.shared_bytes,
+        growth=_growth(reached, live),
     )
 
 
-def _objects(catalog: Catalog, reached: Container[int]) -> tuple[list[int], list[int]]:
-    """Return the sizes of all objects, and of those whose marks are not reached."""
+def _objects(catalog: Catalog, owners: _Owners) -> tuple[list[int], list[int]]:
+    """Return the sizes of all objects, and of those that no checkpoint reaches."""
     stored: list[int] = []
     unreached: list[int] = []
     for digest, item in catalog.objects.list():
         if digest is None:  # a file of another program
             continue
         stored.append(item.size)
-        if _mark(digest) not in reached:
+        if not owners.take(_mark(digest), item.size):
             unreached.append(item.size)
     return stored, unreached
 
 
-def _reached(catalog: Catalog, manifests: Iterable[Manifest]) -> set[int]:
-    """Return the marks of what checkpoints reach. A page is read once, however many share it."""
-    reached: set[int] = set()
-    read: set[Digest] = set()
+class _Owners:
+    """Which checkpoints reach each object. A page is read once, however many share it.
 
-    def skip(page: Digest, error: CkptStoreError) -> None:  # noqa: ARG001
-        if not isinstance(error, CorruptError):
-            raise error
+    The owner of an object is the number of the only checkpoint that reaches it, _SHARED, or
+    _SHARED - 1 - B where only checkpoints of branch number B do.
 
-    for manifest in manifests:
-        reached.update(map(_mark, manifest.documents()))
-        pages = walk(manifest, searched(catalog), wanted=lambda page: page not in read, failed=skip)
-        for page, listed in pages:
-            read.add(page)
-            reached.update(map(_mark, listed))
-    return reached
+    Attributes:
+        shared_bytes: Bytes of the objects taken that checkpoints of several branches reach.
+    """
+
+    def __init__(self, catalog: Catalog, live: Mapping[Digest, Manifest]) -> None:
+        self._ids = list(live)
+        self._names = sorted({manifest.branch or "" for manifest in live.values()})
+        numbers = {name: number for number, name in enumerate(self._names)}
+        self._branches = [numbers[manifest.branch or ""] for manifest in live.values()]
+        self._documents = [manifest.documents() for manifest in live.values()]
+        self._owners: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._listed: dict[int, set[int]] = {}  # by the mark of a page
+        for number, documents in enumerate(self._documents):
+            for document in documents:
+                self._add(_mark(document), number)
+        self._read(catalog, live.values())
+        self._own = [0] * len(self._ids)
+        self._branch_own = [0] * len(self._names)
+        self.shared_bytes = 0
+
+    def take(self, mark: int, size: int) -> bool:
+        """Count an object for its owner; return False for one without."""
+        owner = self._owners.get(mark)
+        if owner is None:
+            return False
+        self._sizes[mark] = size
+        if owner >= 0:
+            self._own[owner] += size
+        if owner == _SHARED:
+            self.shared_bytes += size
+        else:
+            self._branch_own[self._branch_of(owner)] += size
+        return True
+
+    def by_branch(self) -> tuple[Share, ...]:
+        """Return the shares of the branches. All objects were taken."""
+        reached: list[set[int]] = [set() for _ in self._names]
+        for documents, branch in zip(self._documents, self._branches, strict=True):
+            reached[branch].update(map(_mark, documents))
+        return tuple(
+            Share(
+                name=name,
+                checkpoints=self._branches.count(number),
+                own_bytes=self._branch_own[number],
+                shared_bytes=self._bytes_of(reached[number]) - self._branch_own[number],
+            )
+            for number, name in enumerate(self._names)
+        )
+
+    def by_checkpoint(self) -> tuple[Share, ...]:
+        """Return the shares of the checkpoints. All objects were taken."""
+        return tuple(
+            Share(
+                name=id,
+                checkpoints=1,
+                own_bytes=own,
+                shared_bytes=self._bytes_of(set(map(_mark, documents))) - own,
+            )
+            for id, own, documents in zip(self._ids, self._own, self._documents, strict=True)
+        )
+
+    def _bytes_of(self, documents: set[int]) -> int:
+        """Return the bytes of documents and of all that those of them that are pages list."""
+        marks = documents.union(*(self._listed.get(mark, ()) for mark in documents))
+        return sum(self._sizes.get(mark, 0) for mark in marks)
+
+    def _read(self, catalog: Catalog, manifests: Iterable[Manifest]) -> None:
+        def skip(page: Digest, error: CkptStoreError) -> None:  # noqa: ARG001
+            if not isinstance(error, CorruptError):
+                raise error
+
+        for manifest in manifests:
+            pages = walk(
+                manifest,
+                searched(catalog),
+                wanted=lambda page: _mark(page) not in self._listed,
+                failed=skip,
+            )
+            for page, listed in pages:
+                marks = set(map(_mark, listed))
+                self._listed[_mark(page)] = marks
+                for mark in marks:
+                    self._add(mark, self._owners[_mark(page)])
+
+    def _add(self, mark: int, owner: int) -> None:
+        """Note that what an owner stands for reaches an object."""
+        known = self._owners.get(mark, owner)
+        if known != owner:
+            branches = {self._branch_of(known), self._branch_of(owner)}
+            known = _SHARED if len(branches) > 1 else _SHARED - 1 - branches.pop()
+        self._owners[mark] = known
+
+    def _branch_of(self, owner: int) -> int:
+        """Return the branch of an owner; -1 for several."""
+        return self._branches[owner] if owner >= 0 else _SHARED - 1 - owner
+
+
+def _growth(reached: Mapping[Digest, Manifest], live: Mapping[Digest, Manifest]) -> Growth | None:
+    """Return what the newest checkpoints added; None where they take no time."""
+    newest = nlargest(FORECAST_CHECKPOINTS, reached, key=lambda id: reached[id].created)
+    seconds = (reached[newest[0]].created - reached[newest[-1]].created) / 1e6 if newest else 0
+    if seconds <= 0:
+        return None
+    added = newest[:-1]
+    return Growth(
+        checkpoints=len(newest),
+        seconds=seconds,
+        new_bytes=sum(reached[id].new_bytes for id in added),
+        kept_bytes=sum(reached[id].new_bytes for id in added if id in live),
+    )
 
 
 def _mark(digest: str) -> int:

@@ -259,3 +259,12 @@ def test_bars_grow_with_their_values():
 )
 def test_a_share_is_never_rounded_to_none_or_all(value, said):
     assert text.share(value) == said
+
+
+@pytest.mark.parametrize("options", [[], ["--numeric"], ["--json"]])
+def test_the_exit_code_tells_a_difference_when_asked(ckpt, history, options):
+    history.commit(history.checkout("main"))
+    ckpt("diff", "main~1", "main~2", *options)
+    ckpt("diff", "main~1", "main~2", "--exit-code", *options, code=1)
+    ckpt("diff", "main", "main~1", "--exit-code", *options)
+    ckpt("diff", "main~1", "main~2", "--exit-code", "--include", "model/bias", *options)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy
 
+import ckptstore
+
 
 def test_it_tells_what_is_held_and_what_that_takes(ckpt, history):
     used = ckpt.json("usage")
@@ -73,3 +75,39 @@ def test_what_interrupted_work_left_is_shown_and_not_before(ckpt, history):
     assert "and 200 B that killed processes left." in ckpt.out("gc", "--grace", 0)
     used = ckpt.json("usage")
     assert (used["unreached_objects"], used["temporary_bytes"]) == (0, 500)
+
+
+def test_shares_add_up_to_the_whole(ckpt, history):
+    history.commit({"x": numpy.zeros(50_000)}, branch="gone")
+    history.delete_branch("gone")
+    used = ckpt.json("usage", "--checkpoints")
+    assert {share["name"] for share in used["by_branch"]} == {"main", "tuned"}
+    assert [share["name"] for share in used["by_checkpoint"]] == [c.id for c in history.log()]
+    shown = ckpt.out("usage")
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["main", "2"] in [row[:2] for row in rows]
+    (left,) = (row[6] for row in rows if row[:2] == ["(on", "no"])
+    assert left.startswith("400.")
+    last = shown.splitlines()[-1].split()
+    assert last == ["together", f"{used['bytes'] / 1000:.1f}", "kB"]
+    assert ckpt.out("usage", "--checkpoints").splitlines()[-1].split() == last
+
+
+def test_the_shares_of_some_checkpoints(ckpt, history):
+    rows = ckpt.out("usage", "v1", "tuned", "v1").splitlines()[1:]
+    assert [row.split()[:3] for row in rows] == [
+        [history.resolve("tuned").id.short, "tuned", "250"],
+        [history.resolve("v1").id.short, "main", "100"],
+    ]
+    assert "'nope'" in ckpt.error("usage", "nope")
+
+
+def test_the_forecast_says_what_a_day_adds(ckpt, repo):
+    assert "\nforecast" not in ckpt.out("usage")
+    for day in range(2):
+        later = ckptstore.open(repo.url, clock=lambda day=day: 86400.0 * day)
+        later.commit({"x": numpy.full(100_000, float(day))})
+    shown = ckpt.out("usage")
+    assert "forecast     the newest checkpoint stored 800." in shown
+    assert " a day, with " in shown
+    assert " free" in shown

@@ -130,3 +130,15 @@ def test_a_missing_operation_is_told_with_what_it_means(ckpt, history):
     assert ckpt.out("verify").endswith(
         "1 operation is missing, so undo goes back only to the one after.\n"
     )
+
+
+def test_some_checkpoints_or_a_sample_are_checked(ckpt, history):
+    assert ckpt.out("verify", "v1", "v1").startswith("Verified 1 checkpoint (")
+    report = ckpt.json("verify", "v1", "tuned")
+    assert (report["ok"], report["checkpoints"]) == (True, 2)
+    assert report["objects"] < report["stored_objects"] == ckpt.json("usage")["objects"]
+    assert " objects, " in ckpt.out("verify", "--sample", "100%")
+    assert ckpt.json("verify", "--sample", "0.000001 %")["checkpoints"] == 3
+    for wrong in ("0", "101%", "x", "-5%", "5%%", "1.5"):
+        assert "is not a share" in ckpt.error("verify", "--sample", wrong, code=2)
+    assert "'nope'" in ckpt.error("verify", "nope")

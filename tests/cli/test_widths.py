@@ -6,8 +6,10 @@ UPDATE_SNAPSHOTS=1 in the environment writes them anew.
 import math
 import os
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +81,7 @@ def shown(url, monkeypatch, args, *, columns):
     """What a terminal of this width shows; a pipe, without one."""
     monkeypatch.setattr(output, "_is_terminal", lambda _: columns is not None)
     monkeypatch.setattr(output, "now", lambda: NOW)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
     env = {"NO_COLOR": "1", "COLUMNS": str(columns), "TZ": "UTC"}
     result = CliRunner().invoke(cli, ["-r", url, *args], env=env)
     assert result.exit_code == 0, result.output

@@ -90,7 +90,7 @@ def test_a_checkpoint_that_no_ref_reaches_can_be_checked_too(repo):
 def test_a_sample_reads_its_share_and_finds_damage_in_time():
     storage = CountingStorage()
     repo = repository(storage)
-    repo.commit({str(number): np.full(9000, float(number)) for number in range(100)})
+    repo.commit({str(number): np.full(8192, float(number)) for number in range(100)})
     checkpoint = repo.resolve("main")
     whole = repo.verify()
     assert whole.objects == whole.stored_objects > 100

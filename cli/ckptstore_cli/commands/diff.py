@@ -42,6 +42,7 @@ _VALUE_COLUMNS = (
     Column("after", folds=True, gives_way=2),
 )
 _KINDS = ("changed", "retyped", "moved", "added", "removed", "undecided")
+EXIT_DIFFERENT = 1
 _SORTS = ("path", "l2", "max")
 _PATHS_SHOWN = 5
 
@@ -81,6 +82,12 @@ _PATHS_SHOWN = 5
 @click.option(
     "--under", metavar="PATH", help="Where in A the arrays of a file belong, such as model."
 )
+@click.option(
+    "--exit-code",
+    "has_exit_code",
+    is_flag=True,
+    help="Exit with 1 if anything differs, as git does.",
+)
 @common
 @click.pass_context
 def diff(
@@ -94,6 +101,7 @@ def diff(
     sort: str,
     other: str | None,
     under: str | None,
+    has_exit_code: bool,
     as_json: bool,
 ) -> None:
     """Compare two checkpoints: arrays, plain values, and how much they share.
@@ -136,6 +144,8 @@ def diff(
                 "No array of the file has a path of A. Name the part of A where they belong, if "
                 "any: --under model"
             )
+    if has_exit_code and not difference.is_empty:
+        ctx.exit(EXIT_DIFFERENT)
 
 
 def _names_file(text: str) -> bool:

@@ -200,7 +200,7 @@ def _print_verdicts(plan: GcPlan) -> None:
             *metrics.cells(position, verdict.manifest),
             "kept" if verdict.kept else "expires",
             "" if verdict.kept else text.size(plan.frees[verdict.id]),
-            "; ".join(verdict.reasons),
+            "; ".join(verdict.reasons).replace(f" on {verdict.manifest.branch}", ""),
         )
         for position, verdict in enumerate(plan.verdicts)
     ]

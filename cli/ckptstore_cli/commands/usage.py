@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from ckptstore_cli import output, text
-from ckptstore_cli.options import common
+from ckptstore_cli.options import common, revisions_argument
+from ckptstore_cli.output import Column
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
-    from ckptstore import Usage
+    from collections.abc import Sequence
 
+    from ckptstore import Repository, Share, Usage
+
+SECONDS_PER_DAY = 86400
+SECONDS_MAX = 1000 * SECONDS_PER_DAY  # further ahead no forecast means anything
 
 _INTERRUPTED = (
     "of interrupted commits or deleted branches, which gc deletes once they are an hour old"
@@ -24,17 +31,84 @@ _TORN = (
 )
 
 
+_COLUMNS = (
+    Column("checkpoints", right=True),
+    Column("own", right=True),
+    Column("shared", right=True),
+)
+
+
 @click.command()
+@revisions_argument("List the shares of these checkpoints.")
+@click.option("--checkpoints", "of_each", is_flag=True, help="List the share of each checkpoint.")
 @common
 @click.pass_context
-def usage(ctx: click.Context, as_json: bool) -> None:
-    """Show what the repository contains, and the space it takes."""
+def usage(ctx: click.Context, revs: tuple[str, ...], of_each: bool, as_json: bool) -> None:
+    """Show what the repository contains, and the space it takes: by branch, or by checkpoint.
+
+    "own" are the bytes that no other branch or checkpoint reaches, so that they become free when it
+    goes. "shared" are those that others reach too. The column "own" adds up to all that the
+    repository takes.
+    """
     repo = open_repository(ctx)
-    total = repo.usage()
+    ids = {repo.resolve(rev).id for rev in revs}
+    total = repo.usage(by_checkpoint=of_each or bool(revs))
     if as_json:
-        output.document({"url": repo.url, **asdict(total)})
-    else:
-        output.fields({"repository": repo.url, **_fields(total)})
+        output.document({"url": repo.url, **asdict(total), "bytes": total.bytes})
+        return
+    if ids:
+        shares = [share for share in total.by_checkpoint if share.name in ids]
+        output.table((*_NAMES, *_COLUMNS[1:]), _rows_of_checkpoints(repo, shares))
+        return
+    output.fields({"repository": repo.url, **_fields(total), **_growth(repo, total)})
+    if of_each and total.by_checkpoint:
+        rows = _rows_of_checkpoints(repo, total.by_checkpoint)
+        rest = _rest(total, sum(share.own_bytes for share in total.by_checkpoint), "checkpoints")
+        output.line()
+        output.table(
+            (*_NAMES, *_COLUMNS[1:]), [*rows, *((name, "", "", *row) for name, *row in rest)]
+        )
+    elif total.by_branch:
+        rows = [
+            (share.name or "(none recorded)", f"{share.checkpoints:,}", *_sizes(share))
+            for share in total.by_branch
+        ]
+        rest = _rest(total, sum(share.own_bytes for share in total.by_branch), "branches")
+        output.line()
+        output.table(
+            (Column("branch", gives_way=1, shortens=True, width_min=26), *_COLUMNS),
+            [*rows, *((name, "", *row) for name, *row in rest)],
+        )
+
+
+_NAMES = (
+    Column("checkpoint", style="yellow", width_min=26),
+    Column("branch", gives_way=1, shortens=True),
+    Column("step", right=True),
+)
+
+
+def _rows_of_checkpoints(repo: Repository, shares: Sequence[Share]) -> list[tuple[str, ...]]:
+    """A row for each checkpoint."""
+    found = [(share, repo.resolve(share.name)) for share in shares]
+    return [(c.id.short, c.branch or "", text.step(c.step), *_sizes(share)) for share, c in found]
+
+
+def _sizes(share: Share) -> tuple[str, str]:
+    return text.size(share.own_bytes), text.size(share.shared_bytes)
+
+
+def _rest(total: Usage, own: int, several: str) -> list[tuple[str, str, str]]:
+    """Rows of all that is no branch's or checkpoint's own, and the sum."""
+    parts = {
+        f"(shared by several {several})": total.stored_bytes - total.unreached_bytes - own,
+        "(on no branch and no tag)": total.unreached_bytes,
+        "(manifests, operations)": total.metadata_bytes,
+        "(being written)": total.temporary_bytes,
+        "(reserve for a full disk)": total.reserve_bytes,
+    }
+    rows = [(name, text.size(size), "") for name, size in parts.items() if size]
+    return [*rows, ("together", text.size(total.bytes), "")]
 
 
 def _fields(total: Usage) -> dict[str, str]:
@@ -47,6 +121,27 @@ def _fields(total: Usage) -> dict[str, str]:
         f"{_saving(total)}",
         "metadata": text.size(total.metadata_bytes),
     } | _leftovers(total)
+
+
+def _growth(repo: Repository, total: Usage) -> dict[str, str]:
+    """What to expect if it goes on like this."""
+    growth = total.growth
+    if growth is None:
+        return {}
+    added = growth.checkpoints - 1
+    newest = "checkpoint" if added == 1 else f"{added} checkpoints"
+    said = (
+        f"the newest {newest} stored {text.size(growth.new_bytes)} in "
+        f"{text.duration(growth.seconds)}, of which {text.size(growth.kept_bytes)} are kept: about "
+        f"{text.size(round(growth.bytes_per_day))} a day"
+    )
+    with suppress(OSError):
+        free = shutil.disk_usage(repo.url).free
+        said += f", with {text.size(free)} free"
+        if growth.kept_bytes:
+            seconds = free / growth.bytes_per_day * SECONDS_PER_DAY
+            said += f" for {text.duration(seconds)}" if seconds < SECONDS_MAX else ""
+    return {"forecast": said}
 
 
 def _leftovers(total: Usage) -> dict[str, str]:
