@@ -76,6 +76,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BRANCH = "main"
 SAMPLE_PLACES = 1 << 32  # where the sample of a verify may begin
+GRACE = "grace_seconds"  # the setting of the grace time
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
 
 
@@ -763,12 +764,38 @@ class Repository:
             done=f"saved{f' for {branch}' if branch else ''}: {policy or 'no retention'}",
         )
 
+    def grace(self) -> float:
+        """Return the seconds for which a gc leaves alone what an operation let go.
+
+        A day, unless `set_grace` saved another time.
+        """
+        seconds: Any = self._oplog.newest().settings.get(GRACE)
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        return float(seconds) if is_number and seconds >= 0 else GRACE_SECONDS
+
+    def set_grace(self, seconds: float | None) -> None:
+        """Save the grace time of every gc that is not given another.
+
+        Args:
+            seconds: The time; None for a day.
+
+        Raises:
+            InvalidInputError: It is not a number of seconds of 0 or more.
+        """
+        saved = None if seconds is None else _checked_grace(seconds)
+
+        def change(settings: Mapping[str, Any]) -> dict[str, Any]:
+            others = {key: value for key, value in settings.items() if key != GRACE}
+            return others if saved is None else {**others, GRACE: saved}
+
+        self._refs.change_settings(change, done=f"saved a grace time of {saved or 'a day'}")
+
     def plan_gc(
         self,
         policy: Policy | None = None,
         *,
         branches: Sequence[str] | None = None,
-        grace: float = GRACE_SECONDS,
+        grace: float | None = None,
     ) -> GcPlan:
         """Plan a gc: which checkpoints stay and why, which expire, and how much space that frees.
 
@@ -778,8 +805,10 @@ class Repository:
             policy: Decides which checkpoints of each branch stay. When None, the saved policy of
                 each branch decides, else that of all branches; without one, the branch keeps all.
             branches: The branches to judge. Others keep all that is their own. All when None.
-            grace: Seconds for which objects and manifests that no branch or tag reaches are left
-                alone, by the storage's clock: another process may be committing them.
+            grace: Seconds for which what lost its branch or tag is left alone, from the operation
+                that let it go; the saved time, or a day, when None. Objects and manifests that no
+                operation named are left alone for as long, but for an hour at most: another process
+                may be committing them.
 
         Raises:
             NotFoundError: There is no branch of that name.
@@ -805,7 +834,7 @@ class Repository:
         policy: Policy | None = None,
         *,
         branches: Sequence[str] | None = None,
-        grace: float = GRACE_SECONDS,
+        grace: float | None = None,
         leftovers: bool = True,
     ) -> GcReport:
         """Expire the checkpoints that a policy does not keep, and delete unreachable objects.
@@ -954,7 +983,7 @@ class Repository:
         )
 
     def _asked(
-        self, policy: Policy | None, branches: Sequence[str] | None, grace: float
+        self, policy: Policy | None, branches: Sequence[str] | None, grace: float | None
     ) -> tuple[Policies, float]:
         """The checked arguments of a gc, with the saved policies if none is given."""
         from ckptstore.retention import Policies
@@ -963,15 +992,11 @@ class Repository:
         names = None if branches is None else check_strings(branches, what="branches")
         for name in names or ():
             check_known(name, newest.heads, kind="branch")
-        if not isinstance(grace, int | float) or not grace >= 0:
-            raise InvalidInputError(
-                f"grace is {shown(grace)}; a number of seconds of 0 or more is expected."
-            )
         if policy is None:
             policies = Policies.of(newest.settings, only=names)
         else:
             policies = Policies.given(policy, only=names)
-        return policies, min(grace, sys.float_info.max)
+        return policies, self.grace() if grace is None else _checked_grace(grace)
 
     def _stores(self) -> Stores:
         from ckptstore.gc import Stores
@@ -1091,6 +1116,14 @@ class Repository:
                 "year 9999. Divide milliseconds by 1,000."
             )
         return microseconds
+
+
+def _checked_grace(seconds: object) -> float:
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+        raise InvalidInputError(
+            f"grace is {shown(seconds)}; a number of seconds of 0 or more is expected."
+        )
+    return float(min(seconds, sys.float_info.max))
 
 
 def _decoded(name: str, value: object) -> object:

@@ -6,12 +6,14 @@ condemned (docs/reference/format.md, section 8).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents import sealed
 from ckptstore.documents.canonical import Fields
 from ckptstore.documents.expiry import WHY_LENGTH_MAX
+from ckptstore.documents.let_go import LET_GO_MAX, LetGo, let_go, limited
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.ref_page import check_page_name, decode_refs
 from ckptstore.errors import CorruptError
@@ -88,6 +90,7 @@ class Operation:
         settings: Plain JSON by name, such as the saved retention policy.
         condemned: What a running gc may delete; None when no gc runs.
         done: One line for people saying what this operation did.
+        let_go: What lost its name by this and earlier operations, for the grace time of a gc.
         undoes: The number of the operation that an undo took back.
         head_pages: The names of the pages that hold the branches; empty when the operation does.
         tag_pages: The same of the tags.
@@ -102,6 +105,7 @@ class Operation:
     condemned: Condemned | None = None
     done: str = ""
     undoes: int | None = None
+    let_go: tuple[LetGo, ...] = ()
     head_pages: tuple[str, ...] = ()
     tag_pages: tuple[str, ...] = ()
 
@@ -114,6 +118,29 @@ class Operation:
     def state(self) -> tuple[object, ...]:
         """The part of the state that an undo may restore."""
         return dict(self.heads), dict(self.tags), dict(self.settings)
+
+    def after(self, newest: Operation, *, time: int, moves_on: bool = False) -> Self:
+        """Return this state with a note of what lost its name since the one before it.
+
+        moves_on: True for a commit, whose old head is the parent of the new one.
+        """
+        entries = (
+            []
+            if moves_on
+            else [
+                *let_go(newest.heads, self.heads, kind="branch", time=time),
+                *let_go(newest.tags, self.tags, kind="tag", time=time),
+            ]
+        )
+        if not entries and not newest.let_go:
+            return replace(self, let_go=())
+        refs = self.refs
+        kept = [
+            entry
+            for entry in (*newest.let_go, *entries)
+            if entry.id is None or refs.get(entry.name) != entry.id
+        ]
+        return replace(self, let_go=limited(kept))
 
     def encode(self) -> bytes:
         """Encode to the bytes of ops/<seq>.json. What is in pages is not encoded."""
@@ -129,6 +156,8 @@ class Operation:
             "done": self.done,
             "undoes": self.undoes,
         }
+        if self.let_go:
+            document["let_go"] = self.let_go
         if self.head_pages or self.tag_pages:
             document |= {"head_pages": self.head_pages, "tag_pages": self.tag_pages}
         return sealed.seal("operation", document, bytes_max=OPERATION_BYTES_MAX)
@@ -156,6 +185,7 @@ class Operation:
             condemned=_condemned(fields, seq=seq),
             done=fields.text("done", length_max=DONE_LENGTH_MAX),
             undoes=fields.integer_or_none("undoes", low=1, high=seq - 1),
+            let_go=fields.optional("let_go", partial(_let_go, fields)) or (),
         )
 
 
@@ -164,6 +194,11 @@ def _condemned(fields: Fields, *, seq: int) -> Condemned | None:
     if document is None:
         return None
     return Condemned.from_json(document, name=f"{fields.name}, condemned", seq=seq)
+
+
+def _let_go(fields: Fields, key: str) -> tuple[LetGo, ...]:
+    name = f"{fields.name}, {key}"
+    return tuple(LetGo.from_json(item, name=name) for item in fields.array(key, high=LET_GO_MAX))
 
 
 def _pages(fields: Fields, key: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ckptstore.gc.remaining import REPEATED, find_remaining
 from ckptstore.store.live import READS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Container, Sequence
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
@@ -75,7 +75,7 @@ def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
     record(stores, unrecorded)
     if left.expired or left.objects:
         done = f"gc: {len(left.expired)} checkpoints expired, {left.objects} objects deleted"
-        end(stores, done)
+        end(stores, done, gone=set(left.expired))
     if left.has_little_room:
         stores.storage.hold_reserve()
     return GcReport(
@@ -178,9 +178,14 @@ def record(stores: Stores, unrecorded: dict[Digest, Expiry]) -> None:
         unrecorded.clear()
 
 
-def end(stores: Stores, done: str) -> None:
-    """Append an operation that condemns nothing."""
-    with_room(stores, lambda: stores.append(lambda newest: newest, done))
+def end(stores: Stores, done: str, *, gone: Container[Digest] = ()) -> None:
+    """Append an operation that condemns nothing, without the entries of what is gone."""
+
+    def choose(newest: Operation) -> Operation:
+        left = tuple(entry for entry in newest.let_go if entry.id not in gone)
+        return replace(newest, let_go=left)
+
+    with_room(stores, lambda: stores.append(choose, done))
 
 
 def with_room(stores: Stores, write: Callable[[], object]) -> None:

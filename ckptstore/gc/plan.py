@@ -16,6 +16,7 @@ from ckptstore.gc.marks import marks_of
 from ckptstore.gc.remaining import REPEATED, UNOWNED, UNREACHED, remaining_of
 from ckptstore.history import first_parents
 from ckptstore.retention import Verdict, decide
+from ckptstore.store.condemned import COMMIT_SECONDS
 from ckptstore.store.lost import lost
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.let_go import LetGo
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.gc.execute import GcReport
@@ -48,8 +50,8 @@ class GcPlan:
             the newest.
         leftover_objects: How many objects interrupted commits left behind.
         leftover_bytes: The bytes of these.
-        young_checkpoints: How many checkpoints that no branch and no tag reaches are younger than
-            the grace time. They stay, as a commit may be about to use them.
+        young_checkpoints: How many checkpoints stay only for the grace time: an operation let them
+            go, or no branch and no tag reaches them and a commit may be about to use them.
         young_objects: How many objects stay because only these reach them, or because nothing does
             and they are younger than the grace time themselves.
         young_bytes: The bytes of these.
@@ -149,8 +151,8 @@ def _plan(
         verdicts, is_torn = judged.verdicts, judged.is_torn
         expiring = [verdict.id for verdict in verdicts if not verdict.kept]
         exclusive = stores.marks.exclusive(expiring)
-        waiting = {verdict.id: stored[verdict.id] for verdict in verdicts if NEW in verdict.reasons}
-        young_seconds = max(waiting.values(), default=0.0) + grace - stores.storage.now()
+        waiting = judged.waiting
+        young_seconds = max(waiting.values(), default=0.0)
         with_waiting = stores.marks.exclusive([*expiring, *waiting])
         frees = np.zeros(len(expiring) + 1, np.int64)  # the last one is of objects without owner
         leftover_objects = leftover_bytes = young_objects = young_bytes = 0
@@ -211,12 +213,14 @@ class Judged:
 
     Attributes:
         verdicts: One for each.
+        waiting: Those that stay for the grace time alone, with the seconds until it ends.
         notes: Sentences about what could not be judged.
         is_torn: True where manifests or operations are missing: what they refer to is unknown, and
             no object may be deleted but those of checkpoints that expire.
     """
 
     verdicts: tuple[Verdict, ...]
+    waiting: Mapping[Digest, float]
     notes: tuple[str, ...]
     is_torn: bool
 
@@ -237,6 +241,9 @@ def judge(
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
+    grace: the seconds for which something stays since an operation let it go. What no operation
+    named stays for as long since it was stored, but for an hour at most.
+
     stored: when each was stored; listed here when it is needed and not given.
     """
     stores.check_refs(newest)
@@ -255,6 +262,22 @@ def judge(
     live.look_behind(reached)
     if live.missing:
         owned = tuple(map(_kept, owned))
+    waiting: dict[Digest, float] = {}
+
+    def seconds_left(entry: LetGo) -> float:
+        return (entry.time - stores.now()) / 1e6 + grace if grace else 0.0
+
+    named = {entry.id: entry for entry in newest.let_go}
+    for verdict in owned:
+        entry = None if verdict.kept else named.get(verdict.id)
+        if entry and (left := seconds_left(entry)) > 0:
+            waiting[verdict.id] = left
+    owned = tuple(
+        replace(verdict, kept=True, reasons=(str(named[verdict.id]),))
+        if verdict.id in waiting
+        else verdict
+        for verdict in owned
+    )
     orphans = {id: live.manifests[id] for id in live.manifests.keys() - reached}
     unnamed = lost(
         orphans, reached=reached, newest=newest, oplog=stores.oplog, catalog=stores.catalog
@@ -262,26 +285,32 @@ def judge(
     let_go: list[Verdict] = []
     if orphans or decision.unowned:
         stored = stores.catalog.live() if stored is None else stored
-        latest = stores.storage.now() - grace
-        let_go = [
-            _let_go(
+        latest = stores.storage.now() - min(grace, COMMIT_SECONDS)
+        entries = live.let_go(newest.let_go)
+        rest = named.get(None)  # what there was no room for
+        for id, manifest in {**orphans, **decision.unowned}.items():
+            entry = entries.get(id, rest)
+            left = seconds_left(entry) if entry else stored.get(id, latest) - latest
+            verdict = _let_go(
                 id,
                 manifest,
+                entry,
                 is_cut=bool(live.missing),
                 is_lost=id in unnamed,
-                is_old=stored.get(id, latest) <= latest,
+                is_old=left <= 0,
                 is_repeated=id in orphans
                 and partial(_is_repeated, stores, newest, live.manifests[id]),
             )
-            for id, manifest in {**orphans, **decision.unowned}.items()
-        ]
+            let_go.append(verdict)
+            if left > 0 and not (live.missing or id in unnamed):
+                waiting[id] = left
         let_go.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
     verdicts = (*owned, *let_go)
     is_torn = bool(live.missing or unnamed)
     for verdict in verdicts:
         if verdict.kept and (is_torn or verdict.id in reached):
             stores.marks.require(verdict.manifest)
-    return Judged(verdicts=verdicts, notes=decision.notes, is_torn=is_torn)
+    return Judged(verdicts=verdicts, waiting=waiting, notes=decision.notes, is_torn=is_torn)
 
 
 def _kept(verdict: Verdict) -> Verdict:
@@ -292,17 +321,23 @@ def _kept(verdict: Verdict) -> Verdict:
 def _let_go(
     id: Digest,
     manifest: Manifest,
+    entry: LetGo | None,
     *,
     is_cut: bool,
     is_lost: bool,
     is_old: bool,
     is_repeated: Literal[False] | Callable[[], bool],
 ) -> Verdict:
-    """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race."""
+    """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race.
+
+    entry: what let it go, if an operation did.
+    """
     if is_cut:
         reason = INCOMPLETE
     elif is_lost:
         reason = "the operations that named it are missing: make a branch at it, or delete that"
+    elif entry and entry.id:
+        reason = str(entry)
     elif not is_old:
         reason = NEW
     elif is_repeated and is_repeated():
@@ -313,7 +348,13 @@ def _let_go(
         reason = UNOWNED
     kept = is_cut or is_lost or not is_old
     return Verdict(
-        id=id, manifest=manifest, branches=(), kept=kept, reasons=(reason,), is_let_go=True
+        id=id,
+        manifest=manifest,
+        branches=(),
+        kept=kept,
+        reasons=(reason,),
+        is_let_go=True,
+        is_reached=is_repeated is False,
     )
 
 

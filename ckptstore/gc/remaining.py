@@ -44,9 +44,10 @@ class Remaining:
     """The checkpoints and objects that are left to delete, and those that were taken to be.
 
     expiring: why each checkpoint expires, by its id. garbage: objects with their sizes, as they are
-    found. unowned: those that expire as their branch is gone, though others reach them.
-    part: those found that will be condemned next. spared: objects that are reached again, or were
-    condemned out of turn. seen: the number of the newest operation that was looked at.
+    found. unreached: those that nothing reached. unowned: those that expire as their branch is
+    gone, though others reach them. part: those found that will be condemned next. spared: objects
+    that are reached again, or were condemned out of turn. seen: the number of the newest operation
+    that was looked at.
     has_little_room: whether the disk was full. least_objects: how many objects the next least part
     condemns.
     """
@@ -57,6 +58,7 @@ class Remaining:
     expiring: dict[Digest, str]
     garbage: Iterator[tuple[Digest, int]]
     seen: int
+    unreached: frozenset[Digest] = frozenset()
     unowned: frozenset[Digest] = frozenset()
     part: dict[Digest, int] = field(default_factory=dict)
     spared: set[str] = field(default_factory=set)
@@ -81,7 +83,7 @@ class Remaining:
             waiting += (
                 parent
                 for parent in manifest.parents
-                if self.expiring.get(parent, UNREACHABLE) in (UNREACHABLE, REPEATED)
+                if parent not in self.expiring or parent in self.unreached
             )
 
     def spare_own(self, heads: Mapping[str, Digest]) -> None:
@@ -192,7 +194,7 @@ def find_remaining(
         named = set(newest.refs.values())
         reached = {id for id, _ in stores.live.reached(named)}
         stores.live.look_behind(reached)
-        unowned = unowned_of(plan.expired)
+        unreached, unowned = unreached_of(plan.expired), unowned_of(plan.expired)
         owned = _owned(stores, newest) if unowned else set()
         reasons = {
             id: reason
@@ -200,7 +202,7 @@ def find_remaining(
             if id in stores.live.manifests
             and id not in named
             and not (id in unowned and id in owned)
-            and not (reason in (UNREACHABLE, REPEATED) and id in reached)
+            and not (id in unreached and id in reached)
         }
         if stores.live.missing:
             is_torn = True
@@ -218,6 +220,7 @@ def find_remaining(
         expiring=reasons,
         garbage=_listed_garbage(stores, exclusive, grace=grace, is_torn=is_torn),
         seen=newest.seq,
+        unreached=unreached,
         unowned=unowned,
     )
 
@@ -235,6 +238,7 @@ def remaining_of(
         expiring=reasons_of(stores, policies, verdicts),
         garbage=_exclusive_garbage(stores, exclusive, manifests),
         seen=seen,
+        unreached=unreached_of(verdicts),
         unowned=unowned_of(verdicts),
     )
 
@@ -245,7 +249,7 @@ def reasons_of(
     """Return why each checkpoint expires, as its expiry will record it."""
     recorded = {UNREACHED: UNREACHABLE, UNOWNED: GONE, REPEATED: REPEATED}
     reasons = {
-        verdict.id: recorded[verdict.reasons[0]]
+        verdict.id: recorded.get(verdict.reasons[0]) or _sentence(verdict.reasons[0])
         if verdict.is_let_go
         else shortened(str(policies.of_branch(verdict.branches[0])), WHY_LENGTH_MAX)
         for verdict in verdicts
@@ -257,9 +261,18 @@ def reasons_of(
     return reasons
 
 
+def _sentence(reason: str) -> str:
+    return f"{reason[0].upper()}{reason[1:]}."
+
+
+def unreached_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
+    """Return those that no branch and no tag reached."""
+    return frozenset(verdict.id for verdict in verdicts if not verdict.is_reached)
+
+
 def unowned_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
     """Return those that expire as their branch is gone, though others reach them."""
-    return frozenset(verdict.id for verdict in verdicts if UNOWNED in verdict.reasons)
+    return frozenset(verdict.id for verdict in verdicts if verdict.is_let_go and verdict.is_reached)
 
 
 def _owned(stores: Stores, newest: Operation) -> set[Digest]:

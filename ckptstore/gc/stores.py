@@ -11,6 +11,7 @@ from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
 from ckptstore.gc.sizes import Sizes
+from ckptstore.store.condemned import COMMIT_SECONDS
 from ckptstore.store.lost import is_missing, missing_ancestors, missing_head
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
 
-LISTING_MICROSECONDS = 3_600_000_000  # the grace time, before which leftovers stay anyway
+LISTING_MICROSECONDS = int(COMMIT_SECONDS * 1e6)  # before which leftovers stay anyway
 STOCK_PART = 1 << 14  # objects that are looked at together
 
 
@@ -87,8 +88,8 @@ class Stores:
         return self.sizes.freed([self.live.manifests[id] for id in ids])
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
-        """List the objects in parts; grace: the grace time in seconds."""
-        latest = self.storage.now() - grace
+        """List the objects in parts; grace: the grace time in seconds, here of an hour at most."""
+        latest = self.storage.now() - min(grace, COMMIT_SECONDS)
         listed = (
             Stocked(digest, item.size, max(item.modified - latest, 0.0))
             for digest, item in self.objects.list()

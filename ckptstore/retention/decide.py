@@ -42,6 +42,7 @@ class Verdict:
         kept: True when it stays.
         reasons: Why it stays, or why not.
         is_let_go: True where it belongs to no branch: it expires after the grace time.
+        is_reached: False where it is not even in the history of a branch or a tag.
     """
 
     id: Digest
@@ -50,6 +51,7 @@ class Verdict:
     kept: bool
     reasons: tuple[str, ...]
     is_let_go: bool = False
+    is_reached: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

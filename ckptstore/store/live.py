@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.let_go import LetGo
     from ckptstore.documents.manifest import Manifest, PageRef
     from ckptstore.documents.operation import Operation
     from ckptstore.history import OwnChain
@@ -107,6 +108,23 @@ class LiveCheckpoints:
             return self.parents(id) if left else ()
 
         return own_chain(head, (branch, None), self.manifests.get, parents)
+
+    def let_go(self, entries: Iterable[LetGo]) -> dict[Digest, LetGo]:
+        """Return the live checkpoints that each entry let go, with the newest entry of each.
+
+        A manifest that is missing there does not matter.
+        """
+        found: dict[Digest, LetGo] = {}
+        for entry in sorted(entries, key=lambda entry: -entry.time):
+            waiting = list(self.before([entry.id]) or ()) if entry.id else []
+            while waiting:
+                id = waiting.pop()
+                if id not in found:
+                    found[id] = entry
+                    waiting += (
+                        self._nearest.get(id) or self.before(self.manifests[id].parents) or ()
+                    )
+        return found
 
     def look_behind(self, ids: Iterable[Digest]) -> None:
         """Look for missing manifests behind live checkpoints, as far as a few reads reach."""

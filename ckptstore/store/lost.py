@@ -62,7 +62,8 @@ def lost(
             explained.add(id)
             return _readable(id, catalog)
 
-        for _ in ancestors(operation.refs.values(), lookup):
+        let_go = (entry.id for entry in operation.let_go if entry.id)
+        for _ in ancestors((*operation.refs.values(), *let_go), lookup):
             pass
         return children.keys() <= explained
 

@@ -290,7 +290,10 @@ class Oplog:
                 ) from error
             done = f"undid operation {undone.seq}: {undone.done}"
             return replace(
-                restored, undoes=undone.seq, done=shortened(done, DONE_LENGTH_MAX), time=now()
+                restored.after(newest, time=now()),
+                undoes=undone.seq,
+                done=shortened(done, DONE_LENGTH_MAX),
+                time=now(),
             )
 
         self.append(decide)

@@ -115,7 +115,7 @@ class Refs:
             assert id is not None
             return f"committed {id.short} to {branch}"
 
-        self._append_made(decide, done)
+        self._append_made(decide, done, is_commit=True)
         assert id is not None
         return id, manifest
 
@@ -239,11 +239,15 @@ class Refs:
         return f"no branch or tag reaches {names}{more}: make a branch at each one to keep"
 
     def _append_made(
-        self, decide: Callable[[Operation], Operation], done: str | Callable[[], str]
+        self,
+        decide: Callable[[Operation], Operation],
+        done: str | Callable[[], str],
+        *,
+        is_commit: bool = False,
     ) -> None:
         """Append an operation that refers to a checkpoint that was stored a moment ago."""
         try:
-            self._append(decide, done)
+            self._append(decide, done, is_commit=is_commit)
         except ExpiredError as error:  # a gc came after `decide` had seen none
             raise CondemnedError from error
 
@@ -253,19 +257,21 @@ class Refs:
         done: str | Callable[[], str],
         *,
         frees: bool = False,
+        is_commit: bool = False,
     ) -> None:
         """Append an operation with its time and description; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
+        is_commit: whether a branch moves on to a checkpoint made from its head.
         """
 
         def complete(newest: Operation) -> Operation:
             decided = decide(newest)
             self._check_live(newest, decided)
             text = done if isinstance(done, str) else done()
-            return replace(
-                decided, time=self._now(), done=shortened(text, DONE_LENGTH_MAX), undoes=None
-            )
+            time = self._now()
+            decided = decided.after(newest, time=time, moves_on=is_commit)
+            return replace(decided, time=time, done=shortened(text, DONE_LENGTH_MAX), undoes=None)
 
         (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)
 

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import logging
 import math
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -155,6 +156,7 @@ class CheckpointManager:
         self._background = Background()
         self._newest: Checkpoint | None = None
         self._warning = ""  # of the last gc
+        self._failures: set[type[CkptStoreError]] = set()  # the kinds of errors of its gcs
         # The facts and progress of the last call of `save`, if it was skipped.
         self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
@@ -434,6 +436,24 @@ class CheckpointManager:
     def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
         """Commit a state, then expire what the policy of the branch does not keep."""
         self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
+        try:
+            self._expire()
+        except CkptStoreError as error:
+            self._warn_of(error)
+
+    def _warn_of(self, error: CkptStoreError) -> None:
+        """Log that a gc failed, once for each kind of error. The checkpoint is saved anyway."""
+        if type(error) not in self._failures:
+            self._failures.add(type(error))
+            _log.warning(
+                "The checkpoint is saved, but the gc after it failed: %s What no policy keeps "
+                "stays until a gc succeeds. To try by hand: ckptstore -r %s gc",
+                error,
+                shlex.quote(self.repository.url),
+            )
+
+    def _expire(self) -> None:
+        """Save the policy of this manager, and expire what the policy of the branch gives up."""
         policy = self._policy
         if policy is not None and not self._is_saved:
             self._is_saved = self._save_policy(policy)

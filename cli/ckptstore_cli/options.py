@@ -25,6 +25,9 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
 _SHARE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(%?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
+_TIME = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(s|min|h|d|w)?")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
@@ -67,6 +70,29 @@ class Share(click.ParamType[float]):
         if not 0 < share <= 1:
             self.fail(f"{value!r} is not a share such as 5% or 0.05.", param, ctx)
         return share
+
+
+class Duration(click.ParamType[float]):
+    """A time with its unit, such as 30min, 24h, 7d or 2w, in seconds; 0 needs no unit.
+
+    allows_numbers: a number without a unit is one of seconds, instead of being rejected.
+    """
+
+    name = "time"
+
+    def __init__(self, *, allows_numbers: bool = False) -> None:
+        self._allows_numbers = allows_numbers
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse a number and its unit."""
+        if not isinstance(value, str):
+            return float(value)
+        match = _TIME.fullmatch(value)
+        if not match or not (match[2] or self._allows_numbers or not float(match[1])):
+            self.fail(f"{value!r} is not a time such as 30min, 24h, 7d or 2w.", param, ctx)
+        return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
 def pairs(

@@ -198,6 +198,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def is_interactive() -> bool:
+    """Return True when a person can be asked: input and messages are those of a terminal."""
+    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+
+
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore.errors import InvalidInputError
+from ckptstore_cli.options import Duration, Size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
         "keep_every_n_hours": retention.KeepEveryNHours,
         "keep_every_n_steps": retention.KeepEveryNSteps,
         "keep_within": _within,
-        "max_bytes": _max_bytes,
+        "max_bytes": retention.MaxBytes,
     }
     parts: list[Policy] = []
     for name, make in made.items():
@@ -66,31 +67,11 @@ def _best(text: str) -> Policy:
     return best
 
 
-def _within(text: str) -> Policy:
+def _within(seconds: float) -> Policy:
     from ckptstore import retention
 
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(min|h|d|w)", text)
-    if not match:
-        raise InvalidInputError(f"{text!r} is not a time such as 30min, 24h, 7d or 2w.")
-    return retention.KeepWithin(float(match[1]) * HOURS[match[2]])
+    return retention.KeepWithin(seconds / 3600)
 
-
-def _max_bytes(text: str) -> Policy:
-    from ckptstore import retention
-
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMGT]i?)?B?", text)
-    if not match:
-        raise InvalidInputError(f"{text!r} is not a size such as 500MB, 200GB or 1.5TB.")
-    return retention.MaxBytes(round(float(match[1]) * BYTES[match[2] or ""]))
-
-
-HOURS = {"min": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
-BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
-    "ki": 1 << 10,
-    "Mi": 1 << 20,
-    "Gi": 1 << 30,
-    "Ti": 1 << 40,
-}
 
 _OPTIONS = (
     click.option("--max-to-keep", type=int, metavar="N", help="Keep the newest N of each branch."),
@@ -115,12 +96,14 @@ _OPTIONS = (
     ),
     click.option(
         "--keep-within",
+        type=Duration(),
         metavar="TIME",
         help="Keep what is younger than the newest checkpoint of the branch by at most TIME, such "
         "as 24h or 7d.",
     ),
     click.option(
         "--max-bytes",
+        type=Size(),
         metavar="SIZE",
         help="Keep at most SIZE of each branch, such as 200GB: of what the other options keep, or "
         "of everything. The newest and the best checkpoint stay in any case.",

@@ -52,16 +52,50 @@ def test_what_expires_is_told_and_freed_and_stays_in_the_log(ckpt, history):
 
 def test_what_is_kept_because_it_is_new_is_told(ckpt, history):
     history.commit({"w": numpy.arange(50_000.0)}, branch="mistake")
-    assert "because new" not in ckpt("gc").stderr
+    assert "become free" not in ckpt("gc").stderr
     ckpt("branch", "-d", "mistake")
     said = ckpt("gc").stderr
-    assert "Kept because new: 1 checkpoint and 3 objects (400." in said
-    assert "in 60 min, or with --grace 0 now" in said
+    assert "1 checkpoint on no branch, 400." in said
+    assert "kB, become free in 24 h; --grace 0 frees them now." in said
     plan = ckpt.json("gc", "--dry-run")
     assert (plan["young_checkpoints"], plan["young_objects"]) == (1, 3)
-    assert 3000 < plan["young_seconds"] <= 3600
+    assert 86_000 < plan["young_seconds"] <= 86_400
     assert ckpt.json("gc", "--grace", 0)["bytes"] == plan["young_bytes"] > 400_000
-    assert "because new" not in ckpt("gc").stderr
+    assert "become free" not in ckpt("gc").stderr
+
+
+def test_the_grace_time_is_saved_or_given_with_a_unit(ckpt, history):
+    history.commit({"w": numpy.arange(50_000.0)}, branch="mistake")
+    ckpt("branch", "-d", "mistake")
+    assert ckpt.out("config", "grace") == "24 h\n"
+    assert ckpt.json("config", "grace", "7d") == {"grace_seconds": 604_800.0}
+    assert "become free in 7 days" in ckpt("gc", "--dry-run").stderr
+    assert "become free in 5 h" in ckpt("gc", "--dry-run", "--grace", "5h").stderr
+    ckpt("config", "grace", "--unset")
+    assert history.grace() == 86_400
+    for wrong in ("5", "-1h", "1 year"):
+        assert "is not a time such as 30min" in ckpt.error("config", "grace", "--", wrong, code=2)
+    ckpt.error("config", "grace", "7d", "--max-to-keep", 1, code=2)
+    ckpt.error("config", "grace", "7d", "--unset", code=2)
+    ckpt.error("config", "retention", "7d", code=2)
+
+
+def test_policies_by_time_and_size(ckpt, history):
+    said = ckpt.out("config", "retention", "--keep-within", "36h", "--max-bytes", "2.5GB")
+    assert said == "Keep the last 36 hours and at most 2.5 GB of each branch.\n"
+    assert "is not a time" in ckpt.error("gc", "--keep-within", "36", code=2)
+    assert "is not a size" in ckpt.error("gc", "--max-bytes", "200", code=2)
+
+
+def test_a_branch_has_a_policy_of_its_own(ckpt, history):
+    ckpt("config", "retention", "--branch", "tuned", "--keep-all")
+    ckpt("config", "retention", "--max-to-keep", 1)
+    assert ckpt.json("config", "retention", "-b", "tuned")["retention"] == {"kind": "keep_all"}
+    said = ckpt("gc", "--dry-run").stderr
+    assert "Keep the newest of each branch." in said
+    assert "tuned: Keep every checkpoint of every branch." in said
+    assert ckpt.json("config", "retention", "-b", "tuned", "--unset")["retention"] is None
+    assert "That of all branches applies" in ckpt("config", "retention", "-b", "tuned").stderr
 
 
 def test_one_branch_can_be_collected_alone(ckpt, history):
@@ -140,11 +174,11 @@ def test_a_policy_that_is_saved_or_removed_is_confirmed(ckpt, history):
     assert "Removed" not in ckpt("config", "retention", "--unset").stderr
 
 
-def test_the_only_setting_is_named(ckpt, repo):
+def test_the_settings_are_named(ckpt, repo):
     missing = ckpt.error("config", code=2)
-    assert missing.endswith("error: Missing argument 'retention'.\n")
+    assert missing.endswith("error: Missing argument '{retention|grace}'.\n")
     wrong = ckpt.error("config", "retentoin", code=2)
-    assert "There is no setting 'retentoin'; the only one is 'retention'." in wrong
+    assert "There is no setting 'retentoin'; there are 'retention' and 'grace'." in wrong
 
 
 def test_saving_and_forgetting_at_once_is_wrong_usage(ckpt, history):

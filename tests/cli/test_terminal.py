@@ -12,9 +12,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def terminal(ckpt):
-    def terminal(*args, columns=80, code=0, **env):
+    def terminal(*args, columns=80, code=0, answer="", **env):
         """Run in a process of its own on a terminal; what it showed."""
         outer, inner = pty.openpty()
+        os.write(outer, answer.encode())
         env = {"TERM": "xterm-256color", "COLUMNS": str(columns), **env}
         done = ckpt.process(*args, stdin=inner, stdout=inner, stderr=inner, env=env)
         os.close(inner)
@@ -191,3 +192,19 @@ def test_errors_and_notes_are_wrapped_between_words(terminal, ckpt, repo):
 def test_a_command_to_copy_stays_on_one_line(terminal, ckpt):
     shown = terminal("init", "long" * 30)
     assert f"    export CKPTSTORE_REPO={ckpt.folder / ('long' * 30)}\n" in shown
+
+
+def test_gc_shows_what_it_will_delete_and_asks(terminal, ckpt, repo):
+    for step in range(3):
+        repo.commit({"w": np.full(20_000, step)}, step=step)
+    refused = terminal("gc", "--max-to-keep", "1", answer="n\n", code=1)
+    assert "cannot come back" in refused
+    assert "Delete this? [y/N]" in refused
+    assert "Nothing was deleted." in refused
+    assert [c.expired for c in repo.log()] == [False] * 3
+    assert "2 checkpoints expired" in terminal("gc", "--max-to-keep", "1", answer="y\n")
+    assert [c.expired for c in repo.log()] == [False, True, True]
+    assert "Delete this?" not in terminal("gc", "--max-to-keep", "1")  # there is nothing
+    repo.commit({"w": np.full(20_000, 9)})
+    assert "Delete this?" not in terminal("gc", "--max-to-keep", "1", "--yes")
+    assert [c.expired for c in repo.log()] == [False, True, True, True]

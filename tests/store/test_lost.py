@@ -11,6 +11,7 @@ import torch
 
 import ckptstore
 from ckptstore import CorruptError, Repository
+from ckptstore.documents.operation import Operation
 from ckptstore.retention import MaxToKeep
 from ckptstore.store import oplog
 from ckptstore.store.objects import key_of as object_key
@@ -375,8 +376,11 @@ def test_a_branch_deleted_before_the_operations_that_are_kept_is_not_lost(
     assert set(made) <= set(again.gc(MaxToKeep(9), grace=0).expired)
 
 
-def test_a_log_that_begins_too_late_explains_no_more_than_it_names(repo: Repository) -> None:
+def test_a_log_that_begins_too_late_explains_no_more_than_it_names(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first operations were not copied, among them those that name a deleted branch."""
+    monkeypatch.setattr(Operation, "after", lambda self, newest, **options: self)
     made = add(repo, range(10, 14), branch="side")
     repo.delete_branch("side")
     repo.tag("v1")
@@ -389,6 +393,19 @@ def test_a_log_that_begins_too_late_explains_no_more_than_it_names(repo: Reposit
     assert [problem.key for problem in report.problems] == ["ops/"]
     assert {checkpoint.id for checkpoint in again.lost()} == set(made)
     assert not set(made) & set(again.gc(MaxToKeep(9), grace=0).expired)
+
+
+def test_an_operation_that_says_what_was_let_go_accounts_for_it(repo: Repository) -> None:
+    """Though it is the only one that is left."""
+    made = add(repo, range(10, 14), branch="side")
+    repo.delete_branch("side")
+    repo.tag("v1")
+    for seq in range(1, repo._oplog.newest().seq):
+        (_root(repo) / f"ops/{seq:012}.json").unlink()
+    again = ckptstore.open(repo.url, clock=Clock())
+    assert (again.verify().problems, again.lost()) == ((), [])
+    assert not set(made) & set(again.gc(MaxToKeep(9)).expired)
+    assert set(made) <= set(again.gc(MaxToKeep(9), grace=0).expired)
 
 
 def test_a_branch_at_an_expired_checkpoint_is_a_problem(repo: Repository) -> None:

@@ -17,7 +17,14 @@ import torch
 from torch import nn
 
 import ckptstore
-from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValueError
+from ckptstore import (
+    CheckoutMismatchError,
+    CorruptError,
+    InvalidInputError,
+    Repository,
+    StorageError,
+    UnsupportedValueError,
+)
 from ckptstore.retention import KeepAll, KeepBest, KeepIf, KeepSteps, MaxToKeep
 from ckptstore.storage import MemoryStorage
 from ckptstore.training import CheckpointManager
@@ -252,6 +259,34 @@ def test_the_policy_of_a_manager_is_saved_for_its_branch_and_obeyed_by_any_gc() 
     assert repo.retention("run") is None
     repo.undo()
     assert repo.retention("run") == MaxToKeep(2) | KeepBest("loss", "min")
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_gc_that_fails_fails_no_save_and_is_told_once_for_each_kind(
+    saving: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = manager(max_to_keep=1, async_save=saving)
+    found.save(1)
+    found.wait()
+    errors = iter([StorageError("As if full."), CorruptError("As if bad."), StorageError("Full.")])
+
+    def fail(*_: object, **__: object) -> None:
+        raise next(errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "gc", fail)
+        for step in (2, 3, 4):
+            found.save(step)
+            found.wait()
+    assert steps(found) == [1, 2, 3, 4]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    for message, error in zip(said, ["As if full.", "As if bad."], strict=True):
+        assert f"the gc after it failed: {error}" in message
+        assert message.endswith(f"ckptstore -r {found.repository.url} gc")
+    found.save(5)
+    found.wait()
+    assert steps(found) == [5]
 
 
 def test_a_policy_with_a_function_is_applied_and_not_saved() -> None:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptstore_cli import output
-from ckptstore_cli.options import common, complete_refs
+from ckptstore_cli import output, text
+from ckptstore_cli.options import Duration, common, complete_refs
 from ckptstore_cli.policies import policy_of, policy_options
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
+    from ckptstore import Repository
     from ckptstore.retention import Policy
 
 
@@ -24,11 +25,23 @@ class _Setting(click.Choice[str]):
 
     def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:
         """Name the settings that there are."""
-        return f"There is no setting {value!r}; the only one is 'retention'."
+        return f"There is no setting {value!r}; there are 'retention' and 'grace'."
 
 
 @click.command()
-@click.argument("setting", type=_Setting(["retention"]), metavar="retention", help="The setting.")
+@click.argument(
+    "setting",
+    type=_Setting(["retention", "grace"]),
+    metavar="{retention|grace}",
+    help="The setting.",
+)
+@click.argument(
+    "time",
+    type=Duration(),
+    required=False,
+    metavar="[TIME]",
+    help="Of grace: the time, such as 12h or 7d.",
+)
 @policy_options
 @click.option(
     "-b",
@@ -37,13 +50,14 @@ class _Setting(click.Choice[str]):
     shell_complete=complete_refs(tags=False),
     help="The policy of this branch alone, in place of that of all branches.",
 )
-@click.option("--unset", is_flag=True, help="Remove the saved policy.")
+@click.option("--unset", is_flag=True, help="Remove the saved value.")
 @common
 @click.pass_context
 def config(
     ctx: click.Context,
     /,
     setting: str,
+    time: float | None,
     branch: str | None,
     unset: bool,
     as_json: bool,
@@ -55,17 +69,28 @@ def config(
     Saving a policy deletes nothing; undo reverts it. A branch may have a policy of its own; a
     CheckpointManager saves its policy for its branch.
 
+    grace is the time for which gc leaves alone what lost its branch or tag, from the operation that
+    let it go; a day if it is not set.
+
     \b
     Examples:
       ckptstore config retention --max-to-keep 5 --keep-best val_loss
       ckptstore config retention --branch run-7 --keep-all
       ckptstore config retention
       ckptstore config retention --unset
+      ckptstore config grace 7d
     """
     policy = policy_of(options)
-    if unset and policy is not None:
-        raise click.UsageError("Give a policy to save, or --unset, not both.", ctx)
+    if unset and (policy is not None or time is not None):
+        raise click.UsageError("Give a value to save, or --unset, not both.", ctx)
     repo = open_repository(ctx)
+    if setting == "grace":
+        if policy is not None or branch is not None:
+            raise click.UsageError("A grace time is one for the repository, and no policy.", ctx)
+        _grace(repo, time, unset=unset, as_json=as_json)
+        return
+    if time is not None:
+        raise click.UsageError("A time is no policy. See --keep-within.", ctx)
     saved = repo.retention(branch)
     if unset and saved is not None and not as_json:
         output.note(f"Removed the policy: {saved}")
@@ -75,6 +100,15 @@ def config(
     _print(saved, branch, as_json=as_json)
     if policy is not None and not as_json:
         output.note("Saved. gc applies it when it runs without a policy of its own.")
+
+
+def _grace(repo: Repository, seconds: float | None, *, unset: bool, as_json: bool) -> None:
+    if unset or seconds is not None:
+        repo.set_grace(seconds)
+    if as_json:
+        output.document({"grace_seconds": repo.grace()})
+    else:
+        output.line(text.duration(repo.grace()) if repo.grace() else "0")
 
 
 def _print(policy: Policy | None, branch: str | None, *, as_json: bool) -> None:

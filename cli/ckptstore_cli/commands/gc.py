@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore_cli import listing, output, text
-from ckptstore_cli.options import common, complete_refs
+from ckptstore_cli.options import Duration, common, complete_refs
 from ckptstore_cli.output import Column
 from ckptstore_cli.policies import policy_of, policy_options
 from ckptstore_cli.repo import open_repository
@@ -38,11 +38,13 @@ WHY_WIDTH_MIN = 30
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="Keep unreachable objects that are younger than this, as a commit may be in progress.  "
-    "[default: 3600]",
+    type=Duration(allows_numbers=True),
+    metavar="TIME",
+    help="Keep what lost its branch or tag less than this ago, such as 12h or 7d; 0 frees it at "
+    "once. What a commit in progress may need is kept for an hour at most.  [default: 1d, or the "
+    "saved one]",
 )
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, on a terminal neither.")
 @common
 @click.pass_context
 def gc(
@@ -51,6 +53,7 @@ def gc(
     branches: tuple[str, ...],
     dry_run: bool,
     grace: float | None,
+    yes: bool,
     as_json: bool,
     **policy: Any,
 ) -> None:
@@ -80,12 +83,24 @@ def gc(
             "as --max-to-keep 5, or save one with 'ckptstore config retention'."
         )
     if dry_run:
-        _print_plan(plan, as_json=as_json)
-    else:
-        _print_report(plan, plan.execute(), as_json=as_json)
+        _print_plan(plan, as_json=as_json, end=" Nothing was changed.")
+        return
+    asks = not (yes or as_json) and output.is_interactive()
+    if asks and (plan.bytes or plan.expired) and not _agrees(plan):
+        output.note("Nothing was deleted.")
+        ctx.exit(1)
+    _print_report(plan, plan.execute(), as_json=as_json)
 
 
-def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
+def _agrees(plan: GcPlan) -> bool:
+    """Show on a terminal what will be deleted, and ask."""
+    _print_plan(plan, as_json=False)
+    if plan.expired:
+        output.note("The arrays of expired checkpoints cannot come back, not even with undo.")
+    return click.confirm("Delete this?", err=True)
+
+
+def _print_plan(plan: GcPlan, *, as_json: bool, end: str = "") -> None:
     if as_json:
         output.document(
             {
@@ -122,7 +137,7 @@ def _print_plan(plan: GcPlan, *, as_json: bool) -> None:
         )
     output.note(
         f"{text.count(len(plan.expired), 'checkpoint')} of {len(plan.verdicts)} would expire, "
-        f"which frees {text.size(plan.bytes)}. Nothing was changed."
+        f"which frees {text.size(plan.bytes)}.{end}"
     )
 
 
@@ -155,13 +170,12 @@ def _note_young(plan: GcPlan) -> None:
     """Say what is only kept because it is new."""
     if not (plan.young_checkpoints or plan.young_objects):
         return
-    young = f"{text.count(plan.young_objects, 'object')} ({text.size(plan.young_bytes)})"
+    what = f"{text.count(plan.young_objects, 'object')} that a commit in progress may need"
     if plan.young_checkpoints:
-        young = f"{text.count(plan.young_checkpoints, 'checkpoint')} and {young}"
+        what = f"{text.count(plan.young_checkpoints, 'checkpoint')} on no branch"
     output.note(
-        f"Kept because new: {young} that no branch and no tag reaches, as a commit in progress may "
-        f"need them. gc can delete them in {text.duration(plan.young_seconds)}, or with --grace 0 "
-        "now."
+        f"{what}, {text.size(plan.young_bytes)}, become free in "
+        f"{text.duration(plan.young_seconds)}; --grace 0 frees them now."
     )
 
 
@@ -200,12 +214,18 @@ def _print_verdicts(plan: GcPlan) -> None:
             *metrics.cells(position, verdict.manifest),
             "kept" if verdict.kept else "expires",
             "" if verdict.kept else text.size(plan.frees[verdict.id]),
-            "; ".join(verdict.reasons).replace(f" on {verdict.manifest.branch}", ""),
+            "; ".join(_beside_branch(verdict)),
         )
         for position, verdict in enumerate(plan.verdicts)
     ]
     expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
     output.table(columns, rows, dimmed=expired)
+
+
+def _beside_branch(verdict: Verdict) -> list[str]:
+    """Return the reasons without the branch, which has a column of its own."""
+    own = f" on {verdict.manifest.branch}"
+    return [reason.removesuffix(own) for reason in verdict.reasons]
 
 
 def _document(verdict: Verdict, plan: GcPlan) -> dict[str, Any]:
