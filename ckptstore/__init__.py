@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from ckptstore.follow.follower import Update as Update
     from ckptstore.gc import GcPlan as GcPlan
     from ckptstore.gc import GcReport as GcReport
+    from ckptstore.imports import Import as Import
+    from ckptstore.imports import ImportPlan as ImportPlan
+    from ckptstore.imports import plan_import as plan_import
     from ckptstore.repository import Repository as Repository
     from ckptstore.repository import Undone as Undone
     from ckptstore.repository import init as init
@@ -76,6 +79,7 @@ else:
             ),
             "follow.follower": ("Follower", "Update"),
             "gc": ("GcPlan", "GcReport"),
+            "imports": ("Import", "ImportPlan", "plan_import"),
             "repository": ("Repository", "Undone", "init", "open"),
             "store.usage": ("Growth", "Share", "Usage"),
             "this_run": ("run_meta",),

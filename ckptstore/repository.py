@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ckptstore.checkpoint import Checkpoint
 from ckptstore.documents.canonical import readable
-from ckptstore.documents.facts import Facts
+from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_ref_name, check_strings
@@ -53,6 +53,7 @@ from ckptstore.store.refs import Refs, check_known
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from datetime import datetime
     from pathlib import Path
     from typing import SupportsIndex
 
@@ -219,6 +220,7 @@ class Repository:
         metrics: Mapping[str, object] | None = None,
         message: str = "",
         meta: Mapping[str, Any] | None = None,
+        created: datetime | None = None,
         retry: bool = False,
     ) -> Checkpoint:
         """Store a state as a new checkpoint at the head of a branch.
@@ -236,6 +238,8 @@ class Repository:
             metrics: Numbers by name. Scalars of numpy and torch are taken as plain numbers.
             message: Text for people, of at most 65,536 characters.
             meta: Plain JSON values that are kept with the checkpoint.
+            created: The time of the checkpoint, with its time zone, such as that of a file it comes
+                from; now when None.
             retry: Whether to make the new head the parent when the branch moved meanwhile, instead
                 of raising ConflictError.
 
@@ -260,8 +264,9 @@ class Repository:
         """
         check_ref_name(branch, kind="branch")
         facts = Facts.of(step=step, metrics=metrics, message=message, meta=meta)
+        at = None if created is None else check_created(created)
         return self._checkpoint(
-            *self._committer().commit(state, branch=branch, facts=facts, retry=retry)
+            *self._committer().commit(state, branch=branch, facts=facts, created=at, retry=retry)
         )
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:

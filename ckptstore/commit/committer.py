@@ -53,15 +53,29 @@ class Committer:
     chunk_bytes: int
     now: Callable[[], int]
 
-    def commit(self, value: object, *, branch: str, facts: Facts, retry: bool) -> Made:
-        """Commit a state, or a Zarr hierarchy in files, to a branch."""
+    def commit(
+        self,
+        value: object,
+        *,
+        branch: str,
+        facts: Facts,
+        retry: bool,
+        created: int | None = None,
+    ) -> Made:
+        """Commit a state, or a Zarr hierarchy in files, to a branch. created: now when None."""
 
         def make() -> Made:
             newest = self.oplog.newest()
             head = head_of(branch, newest, self.oplog, self.catalog)
             written = self._write(value, head)
             return self._publish(
-                written, facts, branch=branch, retry=retry, parent=head, since=newest
+                written,
+                facts,
+                branch=branch,
+                retry=retry,
+                parent=head,
+                since=newest,
+                created=created,
             )
 
         return self.refs.beside_gc(make)
@@ -141,9 +155,10 @@ class Committer:
         retry: bool,
         parent: Digest | None,
         since: Operation,
+        created: int | None = None,
     ) -> Made:
         """Make what was written the head of a branch. since: the newest operation before that."""
-        now = self.now()
+        now = self.now() if created is None else created
         manifest = Manifest(
             pages=written.pages,
             structure=written.structure,

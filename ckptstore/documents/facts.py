@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.names import check_metric_name
@@ -25,6 +26,7 @@ METRICS_MAX = 100_000
 META_DEPTH_MAX = 50
 META_VALUES_MAX = 250_000
 STEP_MAX = 2**63 - 1
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,20 @@ def check_step(step: SupportsIndex | None) -> int | None:
             f"The step is {shown(step)}; an int of at most 63 bits, or None, is expected."
         )
     return number
+
+
+def check_created(created: object) -> int:
+    """Return a time in microseconds since 1970.
+
+    Raises:
+        InvalidInputError: It is not a datetime with a time zone, or before 1970.
+    """
+    if not isinstance(created, datetime) or created.tzinfo is None or created < EPOCH:
+        raise InvalidInputError(
+            f"created is {shown(created)}; a datetime with a time zone, of 1970 or later, is "
+            "expected."
+        )
+    return (created - EPOCH) // timedelta(microseconds=1)
 
 
 def check_metrics(metrics: Mapping[str, object] | None) -> dict[str, int | float]:

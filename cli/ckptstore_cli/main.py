@@ -22,6 +22,7 @@ from ckptstore_cli.signals import ended_by_signals
 COMMANDS = (
     "init",
     "commit",
+    "import",
     "log",
     "best",
     "show",
@@ -36,6 +37,7 @@ COMMANDS = (
     "verify",
     "usage",
 )
+_MODULES = {"import": "import_"}  # which is a word of Python
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
@@ -52,8 +54,8 @@ class Program(click.Group):
         """Import the command of this name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"ckptstore_cli.commands.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        module = import_module(f"ckptstore_cli.commands.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, _MODULES.get(cmd_name, cmd_name))
         return command
 
     def resolve_command(

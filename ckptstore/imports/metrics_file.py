@@ -1,0 +1,154 @@
+"""Metrics in a file of their own: CSV, JSON lines, or the trainer_state.json of Hugging Face.
+
+A row belongs to a file by its name, to a step, or to an epoch, whichever the file has. Rows of one
+step are joined, as loggers write the numbers of training and validation apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError, StorageError
+from ckptstore.imports.template import EPOCHS, STEPS, number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+FILE_BYTES_MAX = 256 << 20
+_FILES = ("file", "path", "checkpoint", "filename")
+_TIMES = frozenset({"time", "timestamp", "created", "wall_time"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The metrics of a file by what they belong to.
+
+    Attributes:
+        by_file: By the name of a checkpoint file.
+        by_step: By the step.
+        by_epoch: By the epoch.
+        ignored: The names of columns that hold other things than numbers.
+    """
+
+    by_file: dict[str, dict[str, int | float]] = field(default_factory=dict)
+    by_step: dict[int, dict[str, int | float]] = field(default_factory=dict)
+    by_epoch: dict[int, dict[str, int | float]] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
+
+    def of(self, name: str, step: int | None, epoch: int | None) -> dict[str, int | float]:
+        """Return the metrics of a checkpoint; none where no row belongs to it."""
+        if name in self.by_file:
+            return self.by_file[name]
+        if step is not None and step in self.by_step:
+            return self.by_step[step]
+        # Only by the epoch where the steps of the rows are others, as they are counted from 0.
+        return self.by_epoch.get(epoch, {}) if epoch is not None else {}
+
+    def add(self, row: Mapping[str, object], *, epochs: bool = True) -> None:
+        """Join a row to what is known of its file, step and epoch."""
+        step, epoch = first_integer(row, STEPS), first_integer(row, EPOCHS) if epochs else None
+        file = next((str(row[name]) for name in _FILES if row.get(name)), None)
+        metrics: dict[str, int | float] = {}
+        for name, value in row.items():
+            if name in (*STEPS, *EPOCHS, *_FILES) or name in _TIMES or value in ("", None):
+                continue
+            as_number = number_of(value)
+            if as_number is None:
+                self.ignored.add(name)
+            else:
+                metrics[name] = as_number
+        if file is not None:
+            self.by_file.setdefault(file.rpartition("/")[2], {}).update(metrics)
+        if step is not None:
+            self.by_step.setdefault(step, {}).update(metrics)
+        if epoch is not None:
+            self.by_epoch.setdefault(epoch, {}).update(metrics)
+
+
+def read_rows(path: Path) -> Rows:
+    """Read a file of metrics.
+
+    Args:
+        path: A .csv or .tsv, or JSON: lines, a list of objects, or an object with `log_history`.
+
+    Raises:
+        InvalidInputError: It is none of them, or no row names a file, a step or an epoch.
+        StorageError: It cannot be read.
+    """
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise InvalidInputError(f"{path} has more than {FILE_BYTES_MAX} bytes.")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not a text file of metrics.") from error
+    rows = Rows()
+    try:
+        for row in _rows(text):
+            rows.add(row)
+    except (ValueError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        raise InvalidInputError(
+            f"{path} is neither CSV with a header nor JSON lines of objects ({error})."
+        ) from error
+    if not (rows.by_file or rows.by_step or rows.by_epoch):
+        raise InvalidInputError(
+            f"{path} says of no row what it belongs to. A column is expected that is called step, "
+            "epoch or file."
+        )
+    return rows
+
+
+def trainer_metrics(path: Path) -> tuple[int | None, float | None, dict[str, int | float]]:
+    """Return the step, the epoch and the metrics in a trainer_state.json; nothing without one."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        rows = Rows()
+        for row in state.get("log_history", ()):
+            rows.add(row, epochs=False)
+        step, epoch = first_integer(state, STEPS), number_of(state.get("epoch"))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None, None, {}
+    return step, epoch, {} if step is None else rows.by_step.get(step, {})
+
+
+def first_integer(values: Mapping[Any, object], names: Iterable[str]) -> int | None:
+    """Return the first of some values that is an integer, also as a float or a text."""
+    for name in names:
+        value = number_of(values.get(name))
+        if value is not None and math.isfinite(value) and int(value) == value:
+            return int(value)
+    return None
+
+
+def number_of(value: object) -> int | float | None:
+    """Return a plain number, also of a text; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value
+    try:
+        return number(value.strip()) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _rows(text: str) -> Iterable[Mapping[str, object]]:
+    begin = text.lstrip()[:1]
+    if begin == "[":
+        return list(json.loads(text))
+    if begin == "{":
+        try:
+            document = json.loads(text)
+        except ValueError:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return list(document.get("log_history", [document]))
+    header = text.partition("\n")[0]
+    delimiter = max(",\t;", key=header.count)
+    return list(csv.DictReader(io.StringIO(text), delimiter=delimiter))

@@ -1,0 +1,414 @@
+"""Plan: which files of a folder become checkpoints, in which order and with which facts.
+
+Facts come from the names of files, from inside them, and from a file of metrics, the later ones
+winning for metrics. A checkpoint that was imported records the file it is from, so that an import
+that was interrupted, or that is run again, goes on with what is not there yet.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptstore import formats
+from ckptstore.commit.flatten import flatten
+from ckptstore.commit.staging import Staged
+from ckptstore.errors import (
+    CkptStoreError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    shown,
+)
+from ckptstore.imports.metrics_file import (
+    Rows,
+    first_integer,
+    number_of,
+    read_rows,
+    trainer_metrics,
+)
+from ckptstore.imports.template import COUNTS, EPOCHS, STEPS, Template, is_plain, proposed
+from ckptstore.metric_names import mode_of
+from ckptstore.state.rename import Rename, move
+from ckptstore.state.tree import arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from ckptstore.checkpoint import Checkpoint
+    from ckptstore.repository import Repository
+
+    Numbers = dict[str, int | float]
+    Found = tuple[Path, str, Numbers]
+
+META = "imported"
+FILES_MAX = 100_000
+OTHERS_SHOWN = 12
+_METRIC_DICTS = ("metrics", "logs")
+_TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One file or folder that an import found.
+
+    Attributes:
+        path: The file or folder.
+        name: Its path from the name of the template's folder on; the checkpoint records it.
+        step: The step that the checkpoint gets.
+        epoch: The epoch, if one is known.
+        metrics: The metrics that it gets.
+        created: The time of the file, which becomes that of the checkpoint.
+        bytes: The size on disk.
+        left_out: Other files of a folder, which are not imported.
+        checkpoint: The checkpoint that was imported from it before; None if it is to be imported.
+        problem: Why it cannot be imported; empty if it can.
+    """
+
+    path: Path
+    name: str
+    step: int | None
+    epoch: int | None
+    metrics: Mapping[str, int | float]
+    created: datetime
+    bytes: int
+    left_out: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = None
+    problem: str = ""
+
+    @property
+    def is_due(self) -> bool:
+        """True if executing the plan imports it."""
+        return self.checkpoint is None and not self.problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportPlan:
+    """A plan of an import; nothing is done before `execute`.
+
+    Attributes:
+        branch: The branch to import to.
+        imports: What was found, in the order in which it becomes the history.
+        others: Names beside them that the template does not match.
+        notes: What people should know: columns that hold no numbers, checkpoints without a row.
+    """
+
+    branch: str
+    imports: tuple[Import, ...]
+    others: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    _repository: Repository = field(repr=False, compare=False)
+    _rename: Rename = field(repr=False, compare=False)
+
+    @property
+    def due(self) -> tuple[Import, ...]:
+        """What is not imported yet and can be."""
+        return tuple(item for item in self.imports if item.is_due)
+
+    @property
+    def refused(self) -> tuple[Import, ...]:
+        """What cannot be imported."""
+        return tuple(item for item in self.imports if item.problem)
+
+    def execute(
+        self, *, done: Callable[[Import, Checkpoint], object] | None = None
+    ) -> tuple[Checkpoint, ...]:
+        """Import what is due, one checkpoint after the other.
+
+        Each is durable before the next is begun, so that an interrupted import goes on where it
+        stopped when it is run again.
+
+        Args:
+            done: Called with each import and its checkpoint.
+
+        Returns:
+            The new checkpoints.
+
+        Raises:
+            CkptStoreError: A file cannot be read any more, or the commit failed.
+        """
+        made: list[Checkpoint] = []
+        for item in self.due:
+            file = formats.read_file(item.path)
+            epoch = {} if item.epoch is None else {"epoch": item.epoch}
+            checkpoint = self._repository.commit(
+                _renamed(file.state, self._rename),
+                branch=self.branch,
+                step=item.step,
+                metrics=item.metrics,
+                message=f"imported from {item.name}",
+                meta={**file.meta, **epoch, META: _origin(item)},
+                created=item.created,
+            )
+            made.append(checkpoint)
+            if done is not None:
+                done(item, checkpoint)
+        return tuple(made)
+
+
+def plan_import(
+    repository: Repository,
+    template: str | Path,
+    *,
+    branch: str = "main",
+    metrics: str | Path | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> ImportPlan:
+    """Plan to import a folder of checkpoint files as the history of a branch.
+
+    Args:
+        repository: The repository to import to.
+        template: A path in which `{step}`, `{epoch}` or the name of a metric in braces stands for a
+            number, and `*` and `?` for text, such as "old/ckpt_{step}.pt",
+            "logs/epoch={epoch}-val_loss={val_loss}.ckpt" or "out/checkpoint-{step}".
+        branch: The branch to import to.
+        metrics: A file with the metrics of each step, epoch or file: CSV or JSON lines.
+        rename: New paths of arrays by regular expression, as for `Repository.branch`.
+
+    Returns:
+        The plan. Files that cannot be read are in it, with the reason.
+
+    Raises:
+        InvalidInputError: The template is none, or names a folder; then the message proposes some.
+        NotFoundError: Nothing matches the template.
+        StorageError: A folder cannot be read.
+
+    Example:
+        >>> import ckptstore, numpy
+        >>> for step in (1, 10, 2):
+        ...     numpy.savez(f"run-{step}.npz", w=numpy.full(2, step))
+        >>> repo = ckptstore.init("memory://")
+        >>> plan = ckptstore.plan_import(repo, "run-{step}.npz")
+        >>> [checkpoint.step for checkpoint in plan.execute()]
+        [1, 2, 10]
+        >>> ckptstore.plan_import(repo, "run-{step}.npz").due
+        ()
+    """
+    renames = Rename.of(rename)
+    found, others = _found(str(template))
+    rows = None if metrics is None else read_rows(Path(metrics))
+    known = _imported(repository, branch)
+    items = sorted((_item(one, rows, known) for one in found), key=_order)
+    return ImportPlan(
+        branch=branch,
+        imports=tuple(items),
+        others=tuple(others),
+        notes=tuple(_notes(items, rows, metrics)),
+        _repository=repository,
+        _rename=renames,
+    )
+
+
+def _found(template: str) -> tuple[list[Found], list[str]]:
+    """Return what matches a template with the numbers in its name, and other names beside it."""
+    parts = [part for part in template.rstrip("/").split("/") if part not in ("", ".")]
+    folder = Path("/" if template.startswith("/") else ".")
+    while parts and is_plain(parts[0]):
+        folder = folder / parts.pop(0)
+    if not parts:
+        raise _no_template(folder)
+    own_name = folder.resolve().name  # wherever the folder is, and is moved to
+    found: list[Found] = [(folder, f"{own_name}/" if own_name else "", {})]
+    others: list[str] = []
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        found = list(_step(found, part, others if is_last else None))
+    if not found:
+        raise NotFoundError(f"Nothing matches {shown(template)}.{_proposal(folder, parts)}")
+    if len(found) > FILES_MAX:
+        raise InvalidInputError(f"{shown(template)} matches more than {FILES_MAX} files.")
+    return found, sorted(others)
+
+
+def _step(found: Iterable[Found], part: str, others: list[str] | None) -> Iterator[Found]:
+    """Go one component deeper. others: gets the names that do not match, where they are asked."""
+    template = Template.parse(part)
+    for folder, prefix, numbers in found:
+        if not folder.is_dir():
+            continue
+        for name in sorted(_names(folder)):
+            values = template.match(name)
+            if values is not None and all(
+                numbers.get(field, value) == value for field, value in values.items()
+            ):
+                yield folder / name, f"{prefix}{name}/", {**numbers, **values}
+            elif others is not None:
+                others.append(f"{prefix}{name}")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise StorageError(f"{folder} could not be read: {error.strerror}.") from error
+
+
+def _no_template(path: Path) -> InvalidInputError | NotFoundError:
+    """Return the error for a path without a field: the templates that the names in it suggest."""
+    if not path.exists():
+        return NotFoundError(f"{path} does not exist.")
+    if not path.is_dir():
+        return InvalidInputError(
+            f"{path} is one file: commit it. An import takes a template of names, such as "
+            f"'{path.parent / 'ckpt_{step}.pt'}'."
+        )
+    return InvalidInputError(
+        f"{path} is a folder: state how its files are called, as in '{path}/ckpt_{{step}}.pt'."
+        f"{_proposal(path, [''])}"
+    )
+
+
+def _proposal(folder: Path, parts: list[str]) -> str:
+    """Return a sentence with the templates that the names in a folder suggest."""
+    if len(parts) > 1 or not folder.is_dir():
+        return ""
+    templates = proposed(_names(folder))[:3]
+    some = ", ".join(
+        f"'{folder / text}' ({count} name{'s' if count > 1 else ''})" for text, count in templates
+    )
+    return f" By the names in it: {some}." if some else f" No name in {folder} has a number."
+
+
+def _imported(repository: Repository, branch: str) -> dict[str, Checkpoint]:
+    """Return what was imported to a branch before, by the name that it records."""
+    heads, _ = repository.ref_names()
+    if branch not in heads:
+        return {}
+    listed = [(checkpoint.meta.get(META), checkpoint) for checkpoint in repository.log(branch)]
+    return {
+        str(origin.get("file")): checkpoint
+        for origin, checkpoint in reversed(listed)
+        if isinstance(origin, dict)
+    }
+
+
+def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> Import:
+    """Return what becomes of a file, by its name, its contents and the metrics of others."""
+    path, name, numbers = found[0], found[1].rstrip("/"), found[2]
+    size, modified = _size_and_time(path)
+    problem = ""
+    inside: Numbers = {}
+    left_out: tuple[str, ...] = ()
+    try:
+        file = formats.read_file(path)
+        inside, left_out = _inside(file.state), file.left_out
+    except CkptStoreError as error:
+        problem = str(error)
+    trainer_step, trainer_epoch, trainer = trainer_metrics(path / _TRAINER_STATE)
+    step = _first(first_integer(numbers, STEPS), trainer_step, first_integer(inside, STEPS))
+    epoch = _first(
+        first_integer(numbers, EPOCHS),
+        None if trainer_epoch is None else int(trainer_epoch),
+        first_integer(inside, EPOCHS),
+    )
+    item = Import(
+        path=path,
+        name=name,
+        step=epoch if step is None else step,
+        epoch=epoch,
+        metrics={
+            **{name: value for name, value in numbers.items() if name not in COUNTS},
+            **{name: value for name, value in inside.items() if _is_metric(name)},
+            **trainer,
+            **(rows.of(path.name, step, epoch) if rows else {}),
+        },
+        created=datetime.fromtimestamp(modified, UTC),
+        bytes=size,
+        left_out=left_out,
+        problem=problem,
+    )
+    before = known.get(name)
+    if before is None:
+        return item
+    if before.meta[META] == _origin(item):
+        return replace(item, checkpoint=before, problem="")
+    return replace(
+        item,
+        problem=f"{path} changed since it was imported as {before.id.short}. Commit it by its name "
+        "if that is meant.",
+    )
+
+
+def _origin(item: Import) -> dict[str, Any]:
+    """Return what a checkpoint records of the file it is from."""
+    modified = item.created.isoformat()
+    return {"file": item.name, "bytes": item.bytes, "modified": modified}
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    """Return the bytes and the time of the last change, of a folder those of all its files."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    try:
+        stats = [file.stat() for file in files] or [path.stat()]
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error.strerror}.") from error
+    newest = max(stat.st_mtime_ns for stat in stats) // 1000
+    return sum(stat.st_size for stat in stats if files), newest / 1e6
+
+
+def _inside(state: object) -> Numbers:
+    """Return the plain numbers that a state has at its top, or in a dict of metrics there."""
+    if not isinstance(state, dict):
+        return {}
+    nested = [state[key] for key in _METRIC_DICTS if isinstance(state.get(key), dict)]
+    return {
+        name: value
+        for part in (state, *nested)
+        for name, value in part.items()
+        if isinstance(name, str) and not isinstance(value, str) and number_of(value) is not None
+    }
+
+
+def _is_metric(name: str) -> bool:
+    """Whether a number is a metric by its name; the best one so far is none of this step."""
+    if name in (*STEPS, *EPOCHS) or name.lower().startswith(("best", "lowest", "highest")):
+        return False
+    try:
+        mode_of(name)
+    except InvalidInputError:
+        return False
+    return True
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _order(item: Import) -> tuple[Any, ...]:
+    """Return what imports are sorted by: the step, then the time and the name."""
+    return (item.step is not None, item.step or 0, item.created, item.name)
+
+
+def _notes(items: Iterable[Import], rows: Rows | None, metrics: str | Path | None) -> Iterator[str]:
+    if rows is None:
+        return
+    if rows.ignored:
+        yield f"Columns of {metrics} that hold no numbers are ignored: {_some(rows.ignored)}."
+    missing = [item.name for item in items if not rows.of(item.path.name, item.step, item.epoch)]
+    if missing:
+        yield f"{metrics} has no row for {_some(missing)}."
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    more = len(listed) - OTHERS_SHOWN
+    return f"{', '.join(listed[:OTHERS_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+
+
+def _renamed(state: Any, rename: Rename) -> Any:
+    """Return a state to commit, with its arrays under their new paths."""
+    if not rename.patterns:
+        return state
+    flat = flatten(state)
+    names = rename.names(node.path for node in arrays(flat.root))
+    return Staged(
+        replace(
+            flat,
+            root=move(flat.root, names, source=flat.root),
+            arrays={names.get(path, path): array for path, array in flat.arrays.items()},
+            tied={names.get(path, path): names.get(to, to) for path, to in flat.tied.items()},
+        )
+    )

@@ -1,0 +1,55 @@
+"""`ckptstore import`: the plan, what is imported, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def old(ckpt, repo):
+    folder = ckpt.folder / "old"
+    folder.mkdir()
+    for step in (100, 20):
+        torch.save({"w": torch.ones(3) * step, "val_loss": 1 / step}, folder / f"ckpt_{step}.pt")
+    return folder
+
+
+def test_a_dry_run_shows_the_plan_and_imports_nothing(ckpt, repo, old):
+    (old / "last.ckpt").write_text("")
+    result = ckpt("import", "old/ckpt_{step}.pt", "--dry-run")
+    assert [line.split()[:3] for line in result.stdout.splitlines()[1:]] == [
+        ["old/ckpt_20.pt", "20", "val_loss=0.05"],
+        ["old/ckpt_100.pt", "100", "val_loss=0.01"],
+    ]
+    assert "Not matched by the template: old/last.ckpt." in result.stderr
+    assert "2 checkpoints of 2 would be imported to main. Nothing was changed." in result.stderr
+    assert repo.branches() == {}
+
+
+def test_it_is_safe_to_run_again(ckpt, repo, old):
+    assert "Imported 2 checkpoints to runs/a" in ckpt.out(
+        "import", "old/ckpt_{step}.pt", "-b", "runs/a"
+    )
+    again = ckpt.json("import", "old/ckpt_{step}.pt", "-b", "runs/a")
+    assert again["made"] == []
+    assert all(item["checkpoint"] for item in again["imports"])
+    assert [checkpoint.step for checkpoint in repo.log("runs/a")] == [100, 20]
+
+
+def test_what_cannot_be_imported_is_named_and_the_exit_code_is_1(ckpt, repo, old):
+    (old / "ckpt_7.pt").write_text("")
+    result = ckpt("import", "old/ckpt_{step}.pt", code=1)
+    assert "Not imported: old/ckpt_7.pt. old/ckpt_7.pt is empty" in result.stderr
+    assert len(repo.log()) == 2
+
+
+def test_a_folder_gets_a_template_proposed(ckpt, repo, old):
+    assert "'old/ckpt_{step}.pt' (2 names)" in ckpt.error("import", "old")
+
+
+def test_metrics_and_names_are_given(ckpt, repo, old):
+    (ckpt.folder / "m.csv").write_text("step,val_acc\n20,.5\n100,.75\n")
+    ckpt("import", "old/ckpt_{step}.pt", "--metrics", "m.csv", "--rename", "w=net/w")
+    assert repo.resolve("best:val_acc").metrics == {"val_loss": 0.01, "val_acc": 0.75}
+    assert repo.checkout("main")["net"]["w"].tolist() == [100.0] * 3

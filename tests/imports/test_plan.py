@@ -1,0 +1,170 @@
+"""A folder of checkpoint files becomes a history, once, however often it is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+import ckptstore
+from ckptstore import ImportPlan, InvalidInputError, NotFoundError, plan_import
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIME = 1_700_000_000
+
+
+@pytest.fixture
+def repo() -> ckptstore.Repository:
+    return ckptstore.init("memory://")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder in which the order of names and times is not that of the steps."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for number, step in enumerate((100, 20, 3)):
+        state = {"model": {"w": torch.full((4,), float(step))}, "val_loss": 1 / step, "best_acc": 1}
+        torch.save({**state, "epoch": step // 10}, folder / f"ckpt_{step}.pt")
+        os.utime(folder / f"ckpt_{step}.pt", (TIME + number, TIME + number))
+    return folder
+
+
+def planned(repo: ckptstore.Repository, folder: Path, name: str, **options: Any) -> ImportPlan:
+    return plan_import(repo, f"{folder}/{name}", **options)
+
+
+def test_the_order_is_that_of_the_steps_and_the_times_are_those_of_the_files(
+    repo: ckptstore.Repository, old: Path
+) -> None:
+    made = planned(repo, old, "ckpt_{step}.pt").execute()
+    assert [checkpoint.step for checkpoint in made] == [3, 20, 100]
+    assert made[2].created == datetime.fromtimestamp(TIME, UTC)
+    assert made[2].parents == (made[1].id,)
+    assert made[2].metrics == {"val_loss": 0.01}
+    assert made[2].meta["epoch"] == 10
+    assert repo.checkout("main@step=20")["model"]["w"].tolist() == [20.0] * 4
+
+
+def test_steps_are_found_inside_where_names_have_none(
+    repo: ckptstore.Repository, tmp_path: Path
+) -> None:
+    for name, step in (("a.pt", 7), ("b.pt", 2)):
+        torch.save(
+            {"w": torch.ones(1), "global_step": step, "metrics": {"acc": 0.5}}, tmp_path / name
+        )
+    plan = planned(repo, tmp_path, "*.pt")
+    assert [(item.step, dict(item.metrics)) for item in plan.due] == [
+        (2, {"acc": 0.5}),
+        (7, {"acc": 0.5}),
+    ]
+
+
+def test_metrics_of_a_name_of_the_inside_and_of_a_file_the_last_wins(
+    repo: ckptstore.Repository, tmp_path: Path
+) -> None:
+    for epoch, loss in ((0, 0.5), (1, 0.25)):
+        state = {"state_dict": {"w": torch.ones(1)}, "epoch": epoch, "global_step": 10 * epoch + 10}
+        torch.save(state, tmp_path / f"epoch={epoch}-val_loss={loss}-depth={epoch}.ckpt")
+    (tmp_path / "m.csv").write_text("epoch,val_loss,val_acc\n0,0.501,0.9\n")
+    plan = planned(
+        repo,
+        tmp_path,
+        "epoch={epoch}-val_loss={val_loss}-depth={depth}.ckpt",
+        metrics=tmp_path / "m.csv",
+    )
+    assert [(item.step, item.epoch, dict(item.metrics)) for item in plan.imports] == [
+        (10, 0, {"val_loss": 0.501, "depth": 0, "val_acc": 0.9}),
+        (20, 1, {"val_loss": 0.25, "depth": 1}),
+    ]
+    assert plan.notes == (
+        f"{tmp_path / 'm.csv'} has no row for {tmp_path.name}/epoch=1-val_loss=0.25-depth=1.ckpt.",
+    )
+    assert plan.others == (f"{tmp_path.name}/m.csv",)
+
+
+def test_the_folders_of_a_trainer(repo: ckptstore.Repository, tmp_path: Path) -> None:
+    for step in (1000, 500):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        arrays = {"w": np.full(3, step, np.float32)}
+        (folder / "model.safetensors").write_bytes(safetensors.numpy.save(arrays))
+        history = [{"step": 500, "eval_loss": 0.4}, {"step": 1000, "eval_loss": 0.2, "epoch": 2.0}]
+        trainer = {"global_step": step, "epoch": step / 500, "log_history": history}
+        (folder / "trainer_state.json").write_text(json.dumps(trainer))
+    plan = planned(repo, tmp_path, "checkpoint-{step}")
+    assert [item.left_out for item in plan.due] == [("trainer_state.json",)] * 2
+    made = plan.execute()
+    assert [checkpoint.metrics for checkpoint in made] == [{"eval_loss": 0.4}, {"eval_loss": 0.2}]
+    assert repo.resolve("best:eval_loss").step == 1000
+
+
+def test_an_interrupted_import_goes_on_and_a_whole_one_does_nothing(
+    repo: ckptstore.Repository, old: Path
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def stop(item: object, checkpoint: object) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        planned(repo, old, "ckpt_{step}.pt").execute(done=stop)
+    assert [c.step for c in repo.log()] == [3]
+    again = planned(repo, old, "ckpt_{step}.pt")
+    assert [item.step for item in again.due] == [20, 100]
+    again.execute()
+    assert planned(repo, old, "ckpt_{step}.pt").execute() == ()
+    assert len(repo.log()) == 3
+
+
+def test_a_file_that_changed_since_and_one_that_cannot_be_read_are_named(
+    repo: ckptstore.Repository, old: Path
+) -> None:
+    planned(repo, old, "ckpt_{step}.pt").execute()
+    torch.save({"w": torch.zeros(9)}, old / "ckpt_20.pt")
+    (old / "ckpt_5.pt").write_bytes(b"")
+    plan = planned(repo, old, "ckpt_{step}.pt")
+    assert plan.due == ()
+    problems = [item.problem for item in plan.refused]
+    assert "is empty" in problems[0]
+    assert "changed since it was imported as" in problems[1]
+    assert plan.execute() == ()
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_one(
+    repo: ckptstore.Repository, old: Path
+) -> None:
+    planned(repo, old, "ckpt_{step}.pt").execute()
+    new = old.rename(old.parent / "new")
+    assert len(planned(repo, new, "ckpt_{step}.pt").due) == 3
+    assert len(planned(repo, new, "ckpt_{step}.pt", branch="other").due) == 3
+
+
+def test_arrays_are_renamed(repo: ckptstore.Repository, old: Path) -> None:
+    planned(repo, old, "ckpt_{step}.pt", rename={"model/(.*)": r"net/body.\1"}).execute()
+    assert repo.checkout("main")["net"]["body.w"].tolist() == [100.0] * 4
+
+
+def test_several_folders_are_matched(repo: ckptstore.Repository, old: Path) -> None:
+    plan = plan_import(repo, f"{old.parent}/*/ckpt_{{step}}.pt")
+    assert [item.name for item in plan.due][:1] == [f"{old.parent.name}/old/ckpt_3.pt"]
+
+
+def test_a_template_is_proposed_by_the_names(repo: ckptstore.Repository, old: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"ckpt_\{step\}\.pt' \(3 names\)"):
+        plan_import(repo, old)
+    with pytest.raises(NotFoundError, match=r"Nothing matches .*ckpt_\{step\}\.pt' \(3 names\)"):
+        planned(repo, old, "model_{step}.pt")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        plan_import(repo, old / "none")
+    with pytest.raises(InvalidInputError, match="is one file: commit it"):
+        plan_import(repo, old / "ckpt_3.pt")
