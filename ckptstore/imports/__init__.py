@@ -1,5 +1,5 @@
 """Import: a folder of checkpoint files, as people have it, becomes the history of a branch."""
 
-from ckptstore.imports.plan import Import, ImportPlan, plan_import
-
-__all__ = ["Import", "ImportPlan", "plan_import"]
+from ckptstore.imports.plan import Import as Import
+from ckptstore.imports.plan import ImportPlan as ImportPlan
+from ckptstore.imports.plan import plan_import as plan_import

@@ -22,8 +22,8 @@ def complete(ckpt):
 def test_commands_are_completed(complete):
     assert complete("ch") == ["plain,checkout"]
     assert complete("") == [f"plain,{name}" for name in (
-        "init", "commit", "log", "best", "show", "ls", "checkout", "diff", "branch", "tag", "undo",
-        "gc", "config", "verify", "usage",
+        "init", "commit", "import", "log", "best", "show", "ls", "checkout", "diff", "branch",
+        "tag", "undo", "gc", "config", "verify", "usage",
     )]  # fmt: skip
 
 
