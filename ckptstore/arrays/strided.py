@@ -204,6 +204,15 @@ class ChangedArray(ElementsArray):
             self.change(buffer)
 
 
+def byteswap(part_bytes: int) -> Callable[[memoryview], None]:
+    """Return a change that reverses the bytes of each number; a complex one is two numbers."""
+
+    def swap(buffer: memoryview) -> None:
+        np.frombuffer(buffer, dtype=f"u{part_bytes}").byteswap(inplace=True)
+
+    return swap
+
+
 def c_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
     """The strides, in bytes, of an array in C order."""
     strides = []

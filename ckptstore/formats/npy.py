@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ckptstore.arrays.file import OpenFile
-from ckptstore.arrays.strided import FileArray, FortranArray
+from ckptstore.arrays.strided import ChangedArray, FileArray, FortranArray, byteswap
 from ckptstore.documents.dtypes import ITEM_BYTES, NUMPY_DTYPES, TextDtype
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.formats import safetensors
@@ -63,7 +63,7 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
     """
     head = io.BytesIO(file.read(start, min(size, HEAD_BYTES_MAX)))
     shape, is_fortran, text = _read_header(head, name)
-    dtype = _known(text, name)
+    dtype, is_swapped = _known(text, name)
     nbytes, left = math.prod(shape) * ITEM_BYTES[dtype], size - head.tell()
     if nbytes != left:
         raise InvalidInputError(
@@ -72,7 +72,11 @@ def array_in(file: ByteSource, start: int, size: int, *, name: str) -> LazyArray
         )
     offset = start + head.tell()
     form = FortranArray if is_fortran and nbytes and len(shape) > 1 else FileArray
-    return form(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
+    array = form(file, kind=KIND, dtype=dtype, shape=shape, offset=offset)
+    if not is_swapped:
+        return array
+    part_bytes = ITEM_BYTES[dtype] // (2 if dtype.startswith("complex") else 1)
+    return ChangedArray(array, byteswap(part_bytes), identity=None)
 
 
 def _read_header(head: io.BytesIO, name: str) -> tuple[tuple[int, ...], bool, str]:
@@ -107,8 +111,8 @@ def _not_read(name: str, reason: str) -> InvalidInputError:
     return InvalidInputError(f"{name} is not an array of numbers as numpy writes them: {reason}.")
 
 
-def _known(text: str, name: str) -> str:
-    """The name in `ITEM_BYTES` of the dtype that numpy calls `text`."""
+def _known(text: str, name: str) -> tuple[str, bool]:
+    """The name in `ITEM_BYTES` of the dtype that numpy calls `text`, and whether it is swapped."""
     dtype = TextDtype.parse(text)
     if dtype is not None and dtype.kind == "O":
         raise InvalidInputError(
@@ -120,12 +124,7 @@ def _known(text: str, name: str) -> str:
             f"{name} has the dtype {shown(text)}, which no checkpoint can hold. Store it as "
             "numbers, or leave it out."
         )
-    if dtype.is_big_endian:
-        raise InvalidInputError(
-            f"{name} has the byte order of another machine ({text}). Save "
-            "array.astype(array.dtype.newbyteorder('<'))."
-        )
-    return dtype.name
+    return dtype.name, dtype.is_big_endian
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:

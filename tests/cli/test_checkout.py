@@ -191,3 +191,14 @@ def test_damage_is_told_and_nothing_is_written(ckpt, repo, trained):
         path.write_bytes(b"\0" * path.stat().st_size)
     assert ckpt.error("checkout", "main", "-o", "out.pt").startswith("error: ")
     assert os.listdir() == [".ckptstore"]
+
+
+def test_numpy_arrays_that_a_plain_torch_load_refuses_are_named(ckpt, repo):
+    state = {"model": {"w": torch.ones(2)}, "rng": [{"keys": np.arange(3)}]}
+    repo.commit(state)
+    said = ckpt("checkout", "main", "-o", "all.pt").stderr
+    assert "1 numpy array in it, such as rng/0/keys" in said
+    assert torch.load("all.pt", weights_only=False)["rng"][0]["keys"].tolist() == [0, 1, 2]
+    assert "numpy" not in ckpt("checkout", "main", "--part", "model", "-o", "model.pt").stderr
+    assert torch.load("model.pt")["w"].tolist() == [1, 1]
+    assert "numpy" not in ckpt("checkout", "main", "--drop-values", "-o", "all.npz").stderr

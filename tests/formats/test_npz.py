@@ -133,7 +133,6 @@ def ragged() -> Any:
         (np.zeros(2, [("x", "f4"), ("y", "i4")]), "'x'"),
         (np.zeros(2, [("ü→", "f4")]), "not an array of numbers"),
         (np.zeros(2, [("x", "O")]), "not an array of numbers"),
-        (np.zeros(2, ">f4"), "byte order of another machine"),
         (np.zeros(2, np.longdouble), "<f1[26]"),
         (np.zeros(2, "V4"), "V4"),
         (np.zeros(2, "V2"), "V2"),
@@ -147,7 +146,6 @@ def ragged() -> Any:
         "fields",
         "other fields",
         "fields of objects",
-        "big-endian",
         "long double",
         "void",
         "half of void",
@@ -374,3 +372,25 @@ def test_nothing_is_stored_of_a_bad_archive(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         repo.commit(read_file(tmp_path / "x.npz").state)
     assert repo.log() == []
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">c8", ">c16", ">i2", ">u8", ">f2", "|u1"])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_numbers_of_a_big_endian_machine_are_converted(
+    tmp_path: Path, dtype: str, suffix: str
+) -> None:
+    flat = np.arange(24).astype(dtype)
+    arrays = [flat, flat.reshape(2, 3, 4), np.asfortranarray(flat.reshape(4, 6)), flat[:0], flat[5]]
+    for number, array in enumerate(arrays):
+        path = tmp_path / f"{number}.{suffix}"
+        if suffix == "npy":
+            np.save(path, array)
+        else:
+            np.savez_compressed(path, array)
+        state = read_file(path).state
+        repo = ckptstore.init("memory://")
+        found = repo.checkout(repo.commit({"x": state} if suffix == "npy" else state).id)
+        (read,) = found.values()
+        assert read.dtype == array.dtype.newbyteorder("<")
+        assert read.tolist() == array.tolist()
+        assert read.shape == array.shape

@@ -15,14 +15,13 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch._weights_only_unpickler import Unpickler
 from torch.serialization import DEFAULT_PROTOCOL
 
 from ckptstore.arrays.frameworks import copy_out
 from ckptstore.arrays.source import REPEATED_BYTES_MAX
-from ckptstore.arrays.strided import ChangedArray, FileArray
+from ckptstore.arrays.strided import ChangedArray, FileArray, byteswap
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CkptStoreError, InvalidInputError, first_line, shown
 from ckptstore.formats.torch.locate import located
@@ -293,11 +292,7 @@ def _changes(tensor: torch.Tensor, *, is_swapped: bool) -> Iterator[Callable[[me
     dtype, is_conj, is_neg = tensor.dtype, tensor.is_conj(), tensor.is_neg()
     part = dtype.itemsize // (2 if dtype.is_complex else 1)
     if is_swapped and part > 1:
-
-        def swap(buffer: memoryview) -> None:
-            np.frombuffer(buffer, dtype=f"u{part}").byteswap(inplace=True)
-
-        yield swap
+        yield byteswap(part)
     if is_conj or is_neg:
 
         def resolve(buffer: memoryview) -> None:

@@ -13,7 +13,11 @@ from ckptstore_cli.parts import part_option
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ckptstore import Checkpoint, Repository
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 @click.command()
@@ -115,6 +119,31 @@ def checkout(
         chosen = array if part is None else part
         what = "checkpoint" if chosen is None else f"{chosen} of checkpoint"
         output.line(f"Wrote {path}: {what} {checkpoint.id.short}, {text.size(size)}.")
+        if path.suffix.lower() in _TORCH_SUFFIXES and (numpy := list(_numpy_arrays(state, ()))):
+            output.note(_pickled(numpy))
+
+
+def _numpy_arrays(state: object, keys: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
+    """The keys that lead to each numpy array of a state."""
+    if isinstance(state, dict):
+        items: Iterable[tuple[object, object]] = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    else:
+        if getattr(state, "kind", "") == "ndarray":
+            yield keys
+        return
+    for key, value in items:
+        yield from _numpy_arrays(value, (*keys, key))
+
+
+def _pickled(numpy: list[tuple[object, ...]]) -> str:
+    """A sentence about a .pt that torch.load reads only when it is told to."""
+    first = "/".join(map(str, numpy[0])) or "the state"
+    return (
+        f"{text.count(len(numpy), 'numpy array')} in it, such as {first}: torch.load reads the "
+        "file with weights_only=False only. --part model or --include choose what has none."
+    )
 
 
 def default_file(checkpoint: Checkpoint, *, suffix: str = ".pt") -> Path:
