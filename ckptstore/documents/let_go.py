@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 LET_GO_MAX = 500  # entries of 150 bytes each, as every operation carries them along
 NAME_LENGTH_MAX = 4096
-WAYS = ("branch deleted", "branch moved", "tag deleted", "tag moved", "")
+MISSING = "missing"
+WAYS = ("branch deleted", "branch moved", "tag deleted", "tag moved", MISSING, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,9 @@ class LetGo:
 
     Attributes:
         id: The checkpoint; None in the one entry that stands for all that there was no room for.
-        name: The branch or tag.
-        way: One of `WAYS`.
+        name: The branch or tag; "" for a checkpoint that is missing.
+        way: One of `WAYS`. `MISSING` is for a checkpoint of the history whose manifest a gc found
+            to be missing or damaged.
         time: When, in microseconds since 1970, UTC.
     """
 

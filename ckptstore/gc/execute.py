@@ -59,6 +59,7 @@ def execute_plan(
         report = delete_remaining(
             stores, find_remaining(stores, plan, policies, grace=grace, is_torn=is_torn)
         )
+        stores.note_missing(stores.oplog.newest())
         stores.listed_at = listed_at
         stores.storage.hold_reserve()
     return replace(report, temporary_bytes=swept, warning=stores.warning(notes))

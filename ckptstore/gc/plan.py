@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ckptstore.documents.let_go import MISSING
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
@@ -17,7 +18,7 @@ from ckptstore.gc.remaining import REPEATED, UNOWNED, UNREACHED, remaining_of
 from ckptstore.history import first_parents
 from ckptstore.retention import Verdict, decide
 from ckptstore.store.condemned import COMMIT_SECONDS
-from ckptstore.store.lost import lost
+from ckptstore.store.lost import lost, refuse_without_operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -201,6 +202,7 @@ def expire(stores: Stores, policies: Policies, *, grace: float) -> GcReport:
         with stores.live.lock:
             stores.live.update(newest)
             judged = judge(stores, newest, policies, grace=grace)
+        stores.note_missing(newest)
         expiring = [verdict for verdict in judged.verdicts if not verdict.kept]
         left = remaining_of(stores, policies, expiring, seen=newest.seq)
         report = delete_remaining(stores, left)
@@ -236,8 +238,8 @@ def judge(
     """Judge all live checkpoints, and mark what they reach.
 
     Where the history is torn, a checkpoint that no ref reaches may be a part of it, so its pages
-    have to be there too. Where a manifest is missing nothing expires, as the missing checkpoint may
-    need any object.
+    have to be there too. Where a manifest is missing nothing expires for a day, as the missing
+    checkpoint may need any object, and what no ref reaches stays: it may be behind that one.
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
@@ -246,6 +248,7 @@ def judge(
 
     stored: when each was stored; listed here when it is needed and not given.
     """
+    refuse_without_operations(newest, stores.oplog, stores.catalog)
     stores.check_refs(newest)
     live = stores.live
     stores.marks.follow(live.manifests)
@@ -260,14 +263,15 @@ def judge(
     owned = decision.verdicts
     reached = {verdict.id for verdict in owned} | decision.unowned.keys()
     live.look_behind(reached)
-    if live.missing:
+    blocking = stores.blocking(newest)
+    if blocking:
         owned = tuple(map(_kept, owned))
     waiting: dict[Digest, float] = {}
 
     def seconds_left(entry: LetGo) -> float:
         return (entry.time - stores.now()) / 1e6 + grace if grace else 0.0
 
-    named = {entry.id: entry for entry in newest.let_go}
+    named = {entry.id: entry for entry in newest.let_go if entry.way != MISSING}
     for verdict in owned:
         entry = None if verdict.kept else named.get(verdict.id)
         if entry and (left := seconds_left(entry)) > 0:
@@ -306,7 +310,7 @@ def judge(
                 waiting[id] = left
         let_go.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
     verdicts = (*owned, *let_go)
-    is_torn = bool(live.missing or unnamed)
+    is_torn = bool(blocking or unnamed)
     for verdict in verdicts:
         if verdict.kept and (is_torn or verdict.id in reached):
             stores.marks.require(verdict.manifest)

@@ -204,7 +204,7 @@ def find_remaining(
             and not (id in unowned and id in owned)
             and not (id in unreached and id in reached)
         }
-        if stores.live.missing:
+        if stores.blocking(newest):
             is_torn = True
             reasons.clear()
         staying = stores.live.manifests.keys() - reasons.keys()

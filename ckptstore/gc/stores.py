@@ -7,11 +7,12 @@ from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
 
+from ckptstore.documents.let_go import MISSING, LetGo, limited
 from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
 from ckptstore.gc.sizes import Sizes
-from ckptstore.store.condemned import COMMIT_SECONDS
+from ckptstore.store.condemned import COMMIT_SECONDS, GRACE_SECONDS
 from ckptstore.store.lost import is_missing, missing_ancestors, missing_head
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ckptstore.store.oplog import Oplog
 
 LISTING_MICROSECONDS = int(COMMIT_SECONDS * 1e6)  # before which leftovers stay anyway
+MISSING_MICROSECONDS = int(GRACE_SECONDS * 1e6)  # for which gc waits for a missing checkpoint
+NOTED_MAX = 50
 STOCK_PART = 1 << 14  # objects that are looked at together
 
 
@@ -74,6 +77,12 @@ class Stores:
             if id not in self.live.manifests:
                 if is_missing(id, self.catalog):
                     raise missing_head(name, id, self.catalog)
+                try:
+                    self.catalog.manifest(id)
+                except CorruptError as error:
+                    raise CorruptError(
+                        f"The checkpoint that {name!r} names is damaged. {error}"
+                    ) from error
                 raise CorruptError(
                     f"Checkpoint {id.short}, which {name!r} names, has expired, as where older "
                     "operations were put over newer ones. Gc has done nothing. Run verify."
@@ -81,7 +90,28 @@ class Stores:
 
     def warning(self, notes: Sequence[str] = ()) -> str:
         """Return why nothing can be deleted, as far as `live` knows, and some notes."""
-        return " ".join(filter(None, (missing_ancestors(self.live.missing, self.catalog), *notes)))
+        blocking = self.blocking(self.oplog.newest()) if self.live.missing else ()
+        return " ".join(filter(None, (missing_ancestors(blocking, self.catalog), *notes)))
+
+    def blocking(self, newest: Operation) -> set[Digest]:
+        """Return the missing checkpoints of the history for which nothing may be deleted yet."""
+        noted = {entry.id: entry.time for entry in newest.let_go if entry.way == MISSING}
+        latest = self.now() - MISSING_MICROSECONDS
+        return {id for id in self.live.missing if noted.get(id, latest + 1) > latest}
+
+    def note_missing(self, newest: Operation) -> None:
+        """Record since when checkpoints of the history are known to be missing."""
+        noted = {entry.id for entry in newest.let_go if entry.way == MISSING}
+        time = self.now()
+        entries = [
+            LetGo(id=id, name="", way=MISSING, time=time)
+            for id in sorted(self.live.missing - noted)[:NOTED_MAX]
+        ]
+        if entries and len(noted) < NOTED_MAX:
+            self.append(
+                lambda newest: replace(newest, let_go=limited([*newest.let_go, *entries])),
+                f"gc noted that checkpoint {entries[0].id and entries[0].id.short} is missing",
+            )
 
     def freed(self, ids: Sequence[Digest]) -> list[int]:
         """Return for some live checkpoints the bytes that each frees once those before are gone."""

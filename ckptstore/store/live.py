@@ -13,7 +13,8 @@ from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import NotFoundError
+from ckptstore.documents.let_go import MISSING
+from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.forks import renewed
 from ckptstore.history import ancestors, own_chain
 
@@ -38,7 +39,7 @@ class LiveCheckpoints:
     Attributes:
         manifests: Their manifests by id; those of commits in progress may be among them.
         seq: The number of that operation; None before the first update.
-        missing: The checkpoints of the history whose manifests were found to be missing.
+        missing: The checkpoints of the history whose manifests were found to be missing or damaged.
         lock: Held by a user of the above, as another thread may update them.
     """
 
@@ -77,8 +78,9 @@ class LiveCheckpoints:
         condemned = set(newest.condemned.checkpoints if newest.condemned else ())
         shared: dict[PageRef, PageRef] = {}  # equal pages of several manifests are in memory once
         added = {
-            id: self._catalog.manifest(id).sharing(shared)
+            id: manifest.sharing(shared)
             for id in sorted(set(listed) - self.manifests.keys() - condemned)
+            if (manifest := self._readable(id))
         }
         self._remove((self.manifests.keys() - listed) | condemned)
         self._insert(added)
@@ -115,7 +117,8 @@ class LiveCheckpoints:
         A manifest that is missing there does not matter.
         """
         found: dict[Digest, LetGo] = {}
-        for entry in sorted(entries, key=lambda entry: -entry.time):
+        starts = [entry for entry in entries if entry.way != MISSING]
+        for entry in sorted(starts, key=lambda entry: -entry.time):
             waiting = list(self.before([entry.id]) or ()) if entry.id else []
             while waiting:
                 id = waiting.pop()
@@ -193,12 +196,19 @@ class LiveCheckpoints:
         expiry = self._catalog.expiry(id)
         if expiry is not None and expiry.ancestors is not None:
             behind = expiry.ancestors
-        elif manifest := self._catalog.lookup(id):
+        elif manifest := self._readable(id):
             behind = manifest.parents
         else:
             return None
         self._behind[id] = behind
         return behind
+
+    def _readable(self, id: Digest) -> Manifest | None:
+        """Return a manifest; None for one that is missing or damaged, which is the same here."""
+        try:
+            return self._catalog.lookup(id)
+        except CorruptError:
+            return None
 
     def _add(self, ids: Iterable[Digest]) -> None:
         """Add checkpoints that refs name, and those of their ancestors that are new."""
@@ -214,6 +224,7 @@ class LiveCheckpoints:
                     if parent not in self.manifests
                     and parent not in self._behind
                     and self._catalog.is_live(parent)
+                    and self._readable(parent)
                 )
         self._insert(added)
 

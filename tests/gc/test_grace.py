@@ -261,3 +261,51 @@ def test_the_limit_holds_however_many_there_are() -> None:
     assert len(kept) == let_go.LET_GO_MAX
     assert [entry.time for entry in kept[:2]] == [1200 - let_go.LET_GO_MAX, 1200 - 499]
     assert limited([*kept]) == kept
+
+
+def cut(world: World, id: str, *, damaged: bool) -> None:
+    """Lose the manifest of a checkpoint."""
+    storage, key = world.repo._storage, world.repo._catalog.key(id)
+    if damaged:
+        storage.put(key, b"x" * (storage.size(key) or 0))
+    else:
+        storage.delete([key])
+
+
+@pytest.mark.parametrize("leftovers", [False, True])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_parent_that_is_lost_stops_a_gc_for_a_day_and_no_longer(
+    damaged: bool, leftovers: bool
+) -> None:
+    world = World()
+    made = [world.commit().id for _ in range(6)]
+    cut(world, made[2], damaged=damaged)
+    repo = ckptstore.open(world.repo.url, clock=lambda: world.time)
+    repo._stores().listed_at = None if leftovers else repo._now()
+    for _ in range(3):
+        report = repo.gc(MaxToKeep(1), grace=0, leftovers=leftovers)
+        assert report.expired == ()
+        assert f"Checkpoint {made[2][:8]} is missing from the history" in report.warning
+        assert "a day after" in report.warning
+        world.time += 8 * HOUR - 1
+    world.time += 4
+    again = ckptstore.open(world.repo.url, clock=lambda: world.time)
+    report = again.gc(MaxToKeep(1), grace=0, leftovers=leftovers)
+    assert report.warning == ""
+    assert set(report.expired) == {made[3], made[4]}  # what is behind the gap stays
+    assert not any(again.resolve(id).expired for id in made[:2])
+    assert np.array_equal(again.checkout(made[0])["w"], np.arange(20_000) + 1)
+    assert np.array_equal(again.checkout("main")["w"], np.arange(20_000) + 6)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_head_that_is_lost_refuses_a_gc_and_is_named(damaged: bool) -> None:
+    world = World()
+    world.commit()
+    world.commit("run-7")
+    cut(world, world.commit("run-7").id, damaged=damaged)
+    again = ckptstore.open(world.repo.url, clock=lambda: world.time)
+    for _ in range(2):
+        with pytest.raises(ckptstore.CorruptError, match="'run-7' names"):
+            again.gc(KeepAll(), grace=0)
+        world.time += 2 * DAY
