@@ -108,6 +108,8 @@ def read_rows(path: Path) -> Rows:
 def trainer_metrics(path: Path) -> tuple[int | None, float | None, dict[str, int | float]]:
     """Return the step, the epoch and the metrics in a trainer_state.json; nothing without one."""
     try:
+        if not path.is_file() or path.stat().st_size > FILE_BYTES_MAX:
+            return None, None, {}
         state = json.loads(path.read_text(encoding="utf-8"))
         rows = Rows()
         for row in state.get("log_history", ()):

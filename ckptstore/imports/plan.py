@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import formats
 from ckptstore.commit.flatten import flatten
 from ckptstore.commit.staging import Staged
+from ckptstore.documents.facts import Facts
 from ckptstore.errors import (
     CkptStoreError,
     InvalidInputError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 META = "imported"
 FILES_MAX = 100_000
 OTHERS_SHOWN = 12
+TIME_MAX = 253_402_214_400.0  # seconds, of the last day that a datetime can have
 _METRIC_DICTS = ("metrics", "logs")
 _TRAINER_STATE = "trainer_state.json"
 
@@ -114,7 +116,10 @@ class ImportPlan:
         return tuple(item for item in self.imports if item.problem)
 
     def execute(
-        self, *, done: Callable[[Import, Checkpoint], object] | None = None
+        self,
+        *,
+        done: Callable[[Import, Checkpoint], object] | None = None,
+        failed: Callable[[Import, CkptStoreError], object] | None = None,
     ) -> tuple[Checkpoint, ...]:
         """Import what is due, one checkpoint after the other.
 
@@ -123,6 +128,8 @@ class ImportPlan:
 
         Args:
             done: Called with each import and its checkpoint.
+            failed: Called with a file that no checkpoint can hold and the reason; the others are
+                imported. Without it the first one raises.
 
         Returns:
             The new checkpoints.
@@ -132,21 +139,30 @@ class ImportPlan:
         """
         made: list[Checkpoint] = []
         for item in self.due:
-            file = formats.read_file(item.path)
-            epoch = {} if item.epoch is None else {"epoch": item.epoch}
-            checkpoint = self._repository.commit(
-                _renamed(file.state, self._rename),
-                branch=self.branch,
-                step=item.step,
-                metrics=item.metrics,
-                message=f"imported from {item.name}",
-                meta={**file.meta, **epoch, META: _origin(item)},
-                created=item.created,
-            )
+            try:
+                checkpoint = self._commit(item)
+            except InvalidInputError as error:
+                if failed is None:
+                    raise
+                failed(item, error)
+                continue
             made.append(checkpoint)
             if done is not None:
                 done(item, checkpoint)
         return tuple(made)
+
+    def _commit(self, item: Import) -> Checkpoint:
+        file = formats.read_file(item.path)
+        epoch = {} if item.epoch is None else {"epoch": item.epoch}
+        return self._repository.commit(
+            _renamed(file.state, self._rename),
+            branch=self.branch,
+            step=item.step,
+            metrics=item.metrics,
+            message=f"imported from {item.name}",
+            meta={**file.meta, **epoch, META: _origin(item)},
+            created=item.created,
+        )
 
 
 def plan_import(
@@ -320,6 +336,10 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
         left_out=left_out,
         problem=problem,
     )
+    try:
+        Facts.of(step=item.step, metrics=item.metrics)
+    except InvalidInputError as error:
+        item = replace(item, problem=str(error))
     before = known.get(name)
     if before is None:
         return item
@@ -345,8 +365,8 @@ def _size_and_time(path: Path) -> tuple[int, float]:
         stats = [file.stat() for file in files] or [path.stat()]
     except OSError as error:
         raise StorageError(f"{path} could not be read: {error.strerror}.") from error
-    newest = max(stat.st_mtime_ns for stat in stats) // 1000
-    return sum(stat.st_size for stat in stats if files), newest / 1e6
+    newest = max(stat.st_mtime_ns for stat in stats) // 1000 / 1e6
+    return sum(stat.st_size for stat in stats if files), min(max(newest, 0.0), TIME_MAX)
 
 
 def _inside(state: object) -> Numbers:

@@ -53,3 +53,14 @@ def test_metrics_and_names_are_given(ckpt, repo, old):
     ckpt("import", "old/ckpt_{step}.pt", "--metrics", "m.csv", "--rename", "w=net/w")
     assert repo.resolve("best:val_acc").metrics == {"val_loss": 0.01, "val_acc": 0.75}
     assert repo.checkout("main")["net"]["w"].tolist() == [100.0] * 3
+
+
+def test_a_template_that_the_shell_expanded_is_named(ckpt, repo, old):
+    assert "Quote the template" in ckpt.error("import", "old/a.pt", "old/b.pt", code=2)
+
+
+def test_a_file_that_no_checkpoint_holds_leaves_the_others(ckpt, repo, old):
+    torch.save({"w": torch.eye(3).to_sparse()}, old / "ckpt_50.pt")
+    result = ckpt("import", "old/ckpt_{step}.pt", code=1)
+    assert "Not imported: old/ckpt_50.pt." in result.stderr
+    assert [checkpoint.step for checkpoint in repo.log()] == [100, 20]

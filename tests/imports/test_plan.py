@@ -168,3 +168,27 @@ def test_a_template_is_proposed_by_the_names(repo: ckptstore.Repository, old: Pa
         plan_import(repo, old / "none")
     with pytest.raises(InvalidInputError, match="is one file: commit it"):
         plan_import(repo, old / "ckpt_3.pt")
+
+
+def test_a_file_that_no_checkpoint_holds_leaves_the_others(
+    repo: ckptstore.Repository, old: Path
+) -> None:
+    torch.save({"w": torch.eye(3).to_sparse()}, old / "ckpt_50.pt")
+    torch.save({"w": torch.ones(1), "step": 10**30}, old / "ckpt_x.pt")
+    torch.save({"w": torch.ones(1), "acc": 10**400}, old / "ckpt_60.pt")
+    failed: list[Any] = []
+    plan = planned(repo, old, "ckpt_*.pt")
+    made = plan.execute(failed=lambda item, error: failed.append(item.name))
+    assert len(made) + len(failed) + len(plan.refused) == 6
+    assert len(made) == 3
+    with pytest.raises(ckptstore.CkptStoreError):
+        planned(repo, old, "ckpt_50.pt".replace("50", "5?")).execute()
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 0.0, 1e12])
+def test_a_file_of_any_time_is_imported(
+    repo: ckptstore.Repository, old: Path, seconds: float
+) -> None:
+    os.utime(old / "ckpt_3.pt", (seconds, seconds))
+    assert len(planned(repo, old, "ckpt_{step}.pt").execute()) == 3
+    assert planned(repo, old, "ckpt_{step}.pt").due == ()

@@ -27,7 +27,13 @@ _COLUMNS = (
 
 
 @click.command("import")
-@click.argument("template", metavar="TEMPLATE", help="The files, as in 'old/ckpt_{step}.pt'.")
+@click.argument(
+    "templates",
+    nargs=-1,
+    required=True,
+    metavar="TEMPLATE",
+    help="The files, as in 'old/ckpt_{step}.pt'.",
+)
 @click.option(
     "-b",
     "--branch",
@@ -57,7 +63,7 @@ _COLUMNS = (
 @click.pass_context
 def import_(
     ctx: click.Context,
-    template: str,
+    templates: tuple[str, ...],
     branch: str,
     metrics: str | None,
     rename: dict[str, str],
@@ -81,17 +87,31 @@ def import_(
     """
     from ckptstore import plan_import
 
+    if len(templates) > 1:
+        raise click.UsageError(
+            "Quote the template, so that the shell does not put names in its place: 'old/*.pt'", ctx
+        )
     repo = open_repository(ctx)
-    plan = plan_import(repo, template, branch=branch, metrics=metrics, rename=rename or None)
+    plan = plan_import(repo, templates[0], branch=branch, metrics=metrics, rename=rename or None)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         return
-    made = plan.execute(done=None if as_json else _print_one)
+    failed: dict[str, str] = {}
+    made = plan.execute(
+        done=None if as_json else _print_one,
+        failed=lambda item, error: failed.setdefault(item.name, str(error)),
+    )
     if as_json:
         output.document(
-            {**_document(plan), "made": [documents.checkpoint(checkpoint) for checkpoint in made]}
+            {
+                **_document(plan),
+                "made": [documents.checkpoint(checkpoint) for checkpoint in made],
+                "failed": failed,
+            }
         )
     else:
+        for name, why in failed.items():
+            output.note(f"Not imported: {name}. {why}")
         _print_notes(plan)
         new = text.size(sum(checkpoint.new_bytes for checkpoint in made))
         skipped = sum(item.checkpoint is not None for item in plan.imports)
@@ -99,7 +119,7 @@ def import_(
         output.line(
             f"Imported {text.count(len(made), 'checkpoint')} to {branch}, {new} new{there}."
         )
-    if plan.refused:
+    if plan.refused or failed:
         ctx.exit(EXIT_REFUSED)
 
 
