@@ -45,9 +45,12 @@ if TYPE_CHECKING:
     from ckptstore.imports import ImportPlan as ImportPlan
     from ckptstore.imports import plan_import as plan_import
     from ckptstore.repository import Repository as Repository
-    from ckptstore.repository import Undone as Undone
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
+    from ckptstore.store.undo import Move as Move
+    from ckptstore.store.undo import OperationInfo as OperationInfo
+    from ckptstore.store.undo import Undone as Undone
+    from ckptstore.store.undo import UndoPlan as UndoPlan
     from ckptstore.store.usage import Growth as Growth
     from ckptstore.store.usage import Share as Share
     from ckptstore.store.usage import Usage as Usage
@@ -80,7 +83,8 @@ else:
             "follow.follower": ("Follower", "Update"),
             "gc": ("GcPlan", "GcReport"),
             "imports": ("Import", "ImportPlan", "plan_import"),
-            "repository": ("Repository", "Undone", "init", "open"),
+            "repository": ("Repository", "init", "open"),
+            "store.undo": ("Move", "OperationInfo", "Undone", "UndoPlan"),
             "store.usage": ("Growth", "Share", "Usage"),
             "this_run": ("run_meta",),
             "verify": ("Problem", "Unreachable", "VerifyReport"),

@@ -10,9 +10,9 @@ import secrets
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import starmap
+from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ckptstore.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import resolve
 from ckptstore.state.selection import Selection
 from ckptstore.storage import open_storage
+from ckptstore.store.author import author
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.condemned import GRACE_SECONDS
 from ckptstore.store.live import LiveCheckpoints
@@ -49,6 +50,7 @@ from ckptstore.store.lost import (
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
+from ckptstore.store.undo import operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from ckptstore.gc import GcPlan, GcReport, Stores
     from ckptstore.retention import Policies, Policy
     from ckptstore.storage import Storage
+    from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
     from ckptstore.store.usage import Usage
     from ckptstore.verify import VerifyReport
     from ckptstore.zarr.session import Session
@@ -79,19 +82,6 @@ DEFAULT_BRANCH = "main"
 SAMPLE_PLACES = 1 << 32  # where the sample of a verify may begin
 GRACE = "grace_seconds"  # the setting of the grace time
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undone:
-    """The operation that an undo took back.
-
-    Attributes:
-        operation: Its number.
-        description: What it had done, in one line.
-    """
-
-    operation: int
-    description: str
 
 
 def init(
@@ -128,7 +118,11 @@ def init(
 
 
 def open(
-    url: str | Path, *, create: bool = False, clock: Callable[[], float] = time.time
+    url: str | Path,
+    *,
+    create: bool = False,
+    clock: Callable[[], float] = time.time,
+    by_hand: bool = False,
 ) -> Repository:
     """Open a repository.
 
@@ -136,6 +130,8 @@ def open(
         url: Its folder, or "memory://NAME".
         create: Whether to create a missing repository.
         clock: Returns the time in seconds since 1970.
+        by_hand: Whether a person gives each command, as to the program `ckptstore`. `undo` in any
+            process then takes back the commits of this handle too (ADR 0041).
 
     Raises:
         NotFoundError: There is no repository, and `create` is not set.
@@ -154,17 +150,16 @@ def open(
     except NotFoundError as error:
         if not create:
             raise _no_repository(storage) from error
-        try:
-            return init(storage.url, clock=clock)
-        except ConflictError:  # another process created it just now
-            return open(url, clock=clock)
+        with suppress(ConflictError):  # another process created it just now
+            init(storage.url, clock=clock)
+        return open(storage.url, clock=clock, by_hand=by_hand)
     except CorruptError as error:
         raise CorruptError(
             f"{storage.url} cannot be opened: {first_line(error)}. Copy {MARKER_KEY} from another "
             "copy of the repository. Without one, delete that file; to make it anew and keep the "
             "checkpoints, use ckptstore.init."
         ) from error
-    return Repository(storage, marker, clock=clock)
+    return Repository(storage, marker, clock=clock, by_hand=by_hand)
 
 
 def _no_repository(storage: Storage) -> NotFoundError:
@@ -189,7 +184,12 @@ class Repository:
     """
 
     def __init__(
-        self, storage: Storage, marker: Marker, *, clock: Callable[[], float] = time.time
+        self,
+        storage: Storage,
+        marker: Marker,
+        *,
+        clock: Callable[[], float] = time.time,
+        by_hand: bool = False,
     ) -> None:
         self._storage = storage
         if not callable(clock):
@@ -201,7 +201,14 @@ class Repository:
         self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
         self._live = LiveCheckpoints(self._oplog, self._catalog)
         self._gc_stores: Stores | None = None
-        self._refs = Refs(self._oplog, self._catalog, now=self._now, finish_gc=self._finish_gc)
+        self._author = partial(author, by_hand=by_hand)
+        self._refs = Refs(
+            self._oplog,
+            self._catalog,
+            now=self._now,
+            finish_gc=self._finish_gc,
+            author=self._author,
+        )
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"
@@ -650,12 +657,14 @@ class Repository:
         newest = self._oplog.newest()
         return self._at(newest.heads, newest)
 
-    def delete_branch(self, name: str) -> None:
+    def delete_branch(self, name: str) -> Digest:
         """Delete a branch and its own policy. Its checkpoints stay until a gc finds no other use.
 
         Args:
             name: An existing branch.
 
+        Returns:
+            The id of its head; `branch(name, at=id)` makes the branch again.
 
         Raises:
             NotFoundError: There is no such branch.
@@ -663,7 +672,7 @@ class Repository:
         from ckptstore.retention import with_policy
 
         without = partial(with_policy, branch=name, policy=None)
-        self._refs.delete_branch(name, settings=without)
+        return self._refs.delete_branch(name, settings=without)
 
     def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
         """Give a checkpoint a name that does not move. Gc keeps what a tag names.
@@ -691,17 +700,19 @@ class Repository:
         newest = self._oplog.newest()
         return self._at(newest.tags, newest)
 
-    def delete_tag(self, name: str) -> None:
+    def delete_tag(self, name: str) -> Digest:
         """Delete a tag.
 
         Args:
             name: An existing tag.
 
+        Returns:
+            The id of its checkpoint; `tag(name, at=id)` makes the tag again.
 
         Raises:
             NotFoundError: There is no such tag.
         """
-        self._refs.delete_tag(name)
+        return self._refs.delete_tag(name)
 
     def ref_names(self) -> tuple[dict[str, Digest], dict[str, Digest]]:
         """Return the ids of branches and of tags, by name, sorted. No checkpoint is read."""
@@ -709,31 +720,90 @@ class Repository:
         refuse_without_operations(newest, self._oplog, self._catalog)
         return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
-    def undo(self) -> Undone:
-        """Take back the newest operation that was not taken back yet.
+    def operations(self, limit: int | None = None) -> list[OperationInfo]:
+        """Return what was done to this repository, newest first: who, when, what, what it moved.
 
-        Branches, tags and settings are as before it; calling this again goes one step further back
-        (docs/reference/format.md, section 8).
+        Commits, branches, tags, settings, undos and gcs are operations. At least the newest 1,000
+        are kept.
 
-        Returns:
-            The operation that was taken back.
+        Args:
+            limit: The most operations to return.
 
         Raises:
-            NotFoundError: There is nothing to take back.
+            InvalidInputError: The limit is not a number of operations.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> made = repo.commit({"lr": 0.1})
+            >>> _ = repo.tag("v1")
+            >>> [operation.description for operation in repo.operations()] == [
+            ...     f"made tag v1 at {made.id.short}",
+            ...     f"committed {made.id.short} to main",
+            ... ]
+            True
+        """
+        found = operations(self._oplog, self._oplog.newest())
+        return list(islice(found, _length(limit)))
+
+    def plan_undo(self, operation: int | None = None) -> UndoPlan:
+        """Plan an undo: which operation it takes back, and which newer ones it leaves alone.
+
+        Args:
+            operation: As for `undo`.
+
+        Returns:
+            The plan. Nothing is changed before `UndoPlan.execute` is called.
+
+        Raises:
+            NotFoundError: As `undo`.
+            ConflictError: As `undo`.
+            ExpiredError: As `undo`.
+            InvalidInputError: As `undo`.
+        """
+        if operation is not None and type(operation) is not int:
+            raise InvalidInputError(
+                f"operation is {shown(operation)}; the number of an operation is expected."
+            )
+        return self._refs.plan_undo(operation)
+
+    def undo(self, operation: int | None = None) -> Undone:
+        """Take back one operation: put back the branches, tags and settings that it moved.
+
+        Everything else stays as it is, so operations of other processes that came later are kept.
+        Unless a number is given, it is the newest operation of this user's hand that was not taken
+        back: what was done with the command line or a handle opened with `by_hand`, what a program
+        did to names and settings, and commits of this process. Commits of other programs, and all
+        that a CheckpointManager does, are left alone (ADR 0041).
+
+        Args:
+            operation: The number of any operation, as `operations` lists them. Undoing an undo
+                does the operation again.
+
+        Returns:
+            The operation that was taken back, and the number that undoes this undo.
+
+        Raises:
+            NotFoundError: There is nothing to take back, or no operation of this number.
+            ConflictError: Something that it moved was moved since. The error says by what.
             ExpiredError: A branch or tag would name a checkpoint whose arrays were
-                deleted.
+                deleted. The error names what can be undone instead.
+            InvalidInputError: The operation moved nothing, such as a gc.
 
         Example:
             >>> import ckptstore
             >>> repo = ckptstore.init("memory://")
             >>> _ = repo.commit({"lr": 0.1})
             >>> _ = repo.branch("task")
-            >>> repo.delete_branch("task")
-            >>> repo.undo().description, sorted(repo.branches())
+            >>> _ = repo.delete_branch("task")
+            >>> undone = repo.undo()
+            >>> undone.description, sorted(repo.branches())
             ('deleted branch task', ['main', 'task'])
+            >>> _ = repo.undo(undone.redo)
+            >>> sorted(repo.branches())
+            ['main']
         """
-        last = self._refs.undo()
-        return Undone(operation=last.seq, description=last.done)
+        return self.plan_undo(operation).execute()
 
     def retention(self, branch: str | None = None) -> Policy | None:
         """Return the policy that is saved in the repository and applied by `gc`.
@@ -1014,6 +1084,7 @@ class Repository:
                 catalog=self._catalog,
                 live=self._live,
                 now=self._now,
+                author=self._author,
             )
         return self._gc_stores
 
@@ -1129,6 +1200,13 @@ def _checked_grace(seconds: object) -> float:
             f"grace is {shown(seconds)}; a number of seconds of 0 or more is expected."
         )
     return float(min(seconds, sys.float_info.max))
+
+
+def _length(limit: int | None) -> int:
+    """The most items that a list may have."""
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise InvalidInputError(f"The limit is {shown(limit)}; a number of 0 or more is expected.")
+    return sys.maxsize if limit is None else min(limit, sys.maxsize)
 
 
 def _decoded(name: str, value: object) -> object:

@@ -28,6 +28,59 @@ PAGED_FORMAT = 2  # of operations with pages of refs, which earlier versions ref
 SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
 DONE_LENGTH_MAX = 1 << 16
 OWNER_LENGTH_MAX = 64
+AUTHOR_LENGTH_MAX = 256  # of each of its texts
+PID_MAX = 2**63 - 1
+
+# The roles of authors (ADR 0041). Later versions may have others.
+HAND = "hand"  # a person, by a command of the program or a handle that was opened for one
+CALL = "call"  # a program that names a checkpoint, deletes a name or changes a setting
+SAVE = "save"  # a program that commits
+TRAINING = "training"  # a CheckpointManager, whatever it does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Author:
+    """The process that appended an operation, and the user it belongs to.
+
+    Attributes:
+        role: Why it did: `HAND`, `CALL`, `SAVE`, `TRAINING`, or a text of a later version.
+        user: The name of the user; "" where there is none.
+        host: The name of the machine; "" where it has none.
+        program: The name of the program, such as "train.py".
+        pid: The number of the process.
+    """
+
+    role: str
+    user: str = ""
+    host: str = ""
+    program: str = ""
+    pid: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form inside an operation."""
+        return {
+            "role": self.role,
+            "user": self.user,
+            "host": self.host,
+            "program": self.program,
+            "pid": self.pid,
+        }
+
+    @classmethod
+    def from_json(cls, document: object, *, name: str) -> Self:
+        """Check every field."""
+        fields = Fields(document, name=name)
+        role, user, host, program = (
+            fields.text(key, length_max=AUTHOR_LENGTH_MAX)
+            for key in ("role", "user", "host", "program")
+        )
+        return cls(
+            role=role,
+            user=user,
+            host=host,
+            program=program,
+            pid=fields.integer("pid", high=PID_MAX),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +144,10 @@ class Operation:
         condemned: What a running gc may delete; None when no gc runs.
         done: One line for people saying what this operation did.
         let_go: What lost its name by this and earlier operations, for the grace time of a gc.
-        undoes: The number of the operation that an undo took back.
+        undoes: The number of an operation that this one took back by restoring the whole state
+            before it, as earlier versions always do.
+        reverts: The number of the operation that this one took back.
+        by: The process that appended it; None in operations of versions that recorded none.
         head_pages: The names of the pages that hold the branches; empty when the operation does.
         tag_pages: The same of the tags.
     """
@@ -106,6 +162,8 @@ class Operation:
     done: str = ""
     undoes: int | None = None
     let_go: tuple[LetGo, ...] = ()
+    reverts: int | None = None
+    by: Author | None = None
     head_pages: tuple[str, ...] = ()
     tag_pages: tuple[str, ...] = ()
 
@@ -142,6 +200,23 @@ class Operation:
         ]
         return replace(self, let_go=limited(kept))
 
+    @property
+    def took_back(self) -> int | None:
+        """The number of the operation that this one took back, of whichever version it is."""
+        return self.undoes if self.reverts is None else self.reverts
+
+    def stamped(
+        self,
+        *,
+        time: int,
+        done: str,
+        by: Author | None,
+        undoes: int | None = None,
+        reverts: int | None = None,
+    ) -> Self:
+        """Return this state with the facts of one operation in place of those of another."""
+        return replace(self, time=time, done=done, by=by, undoes=undoes, reverts=reverts)
+
     def encode(self) -> bytes:
         """Encode to the bytes of ops/<seq>.json. What is in pages is not encoded."""
         document: dict[str, Any] = {
@@ -158,6 +233,10 @@ class Operation:
         }
         if self.let_go:
             document["let_go"] = self.let_go
+        if self.by is not None:
+            document["by"] = self.by
+        if self.reverts is not None:
+            document["reverts"] = self.reverts
         if self.head_pages or self.tag_pages:
             document |= {"head_pages": self.head_pages, "tag_pages": self.tag_pages}
         return sealed.seal("operation", document, bytes_max=OPERATION_BYTES_MAX)
@@ -186,6 +265,12 @@ class Operation:
             done=fields.text("done", length_max=DONE_LENGTH_MAX),
             undoes=fields.integer_or_none("undoes", low=1, high=seq - 1),
             let_go=fields.optional("let_go", partial(_let_go, fields)) or (),
+            reverts=fields.optional(
+                "reverts", lambda key: fields.integer(key, low=1, high=seq - 1)
+            ),
+            by=fields.optional(
+                "by", lambda key: Author.from_json(fields.get(key), name=f"{fields.name}, {key}")
+            ),
         )
 
 

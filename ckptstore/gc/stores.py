@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ckptstore.digest import Digest
-    from ckptstore.documents.operation import Operation
+    from ckptstore.documents.operation import Author, Operation
     from ckptstore.storage import Storage
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.live import LiveCheckpoints
@@ -48,7 +48,8 @@ class Stores:
     """The parts of one repository.
 
     live: the checkpoints that have not expired. marks: what they reached at the last gc. sizes: of
-    what a policy with a limit asked for. now: returns UTC in microseconds since 1970. listed_at:
+    what a policy with a limit asked for. now: returns UTC in microseconds since 1970. author:
+    returns the author of operations. listed_at:
     when a gc last listed all objects. lock: held while `marks` are used, and taken before the
     storage's.
     """
@@ -59,6 +60,7 @@ class Stores:
     catalog: Catalog
     live: LiveCheckpoints
     now: Callable[[], int]
+    author: Callable[[], Author]
     marks: Marks = field(init=False)
     sizes: Sizes = field(init=False)
     lock: RLock = field(init=False, default_factory=lambda: free_in_child(RLock()))
@@ -133,6 +135,6 @@ class Stores:
 
         def complete(newest: Operation) -> Operation:
             chosen = choose(replace(newest, condemned=None))
-            return replace(chosen, done=done, undoes=None, time=self.now())
+            return chosen.stamped(time=self.now(), done=done, by=self.author())
 
         self.oplog.append(complete)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ckptstore.documents import ref_page
 from ckptstore.documents.canonical import readable
 from ckptstore.documents.marker import MARKER_BYTES_MAX, MARKER_KEY, Marker
-from ckptstore.documents.operation import DONE_LENGTH_MAX, OPERATION_BYTES_MAX, SEQ_MAX, Operation
+from ckptstore.documents.operation import OPERATION_BYTES_MAX, SEQ_MAX, Operation
 from ckptstore.documents.ref_page import (
     REF_PAGE_BYTES_MAX,
     is_page_name,
@@ -33,16 +33,15 @@ from ckptstore.documents.ref_page import (
 from ckptstore.errors import (
     ConflictError,
     CorruptError,
-    ExpiredError,
     NotFoundError,
     StorageError,
     first_line,
-    shortened,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ckptstore.documents.operation import Author
     from ckptstore.documents.ref_page import Refs
     from ckptstore.storage import Listed, Storage
 
@@ -262,48 +261,12 @@ class Oplog:
         finally:
             self._storage.hold_reserve()
 
-    def undo(
-        self,
-        *,
-        now: Callable[[], int],
-        check: Callable[[Operation, Operation], object] = lambda newest, restored: None,
-    ) -> Operation:
-        """Append the state before the newest change that was not undone yet, and return that one.
-
-        now: returns UTC in microseconds. check: called with the newest operation and the state to
-        restore; an error it raises ends the attempt. NotFoundError when nothing is left to undo;
-        ExpiredError when `check` raises one.
-        """
-        undone = Operation()
-
-        def decide(newest: Operation) -> Operation:
-            nonlocal undone
-            undone, before = self._last_change(newest)
-            restored = replace(before, condemned=newest.condemned)
-            try:
-                check(newest, restored)
-            except ExpiredError as error:
-                raise ExpiredError(
-                    f"Operation {undone.seq} ({undone.done}) and those before it cannot be undone. "
-                    f"{error} To move a branch or tag back, delete it and make it again at a "
-                    "checkpoint that is stored."
-                ) from error
-            done = f"undid operation {undone.seq}: {undone.done}"
-            return replace(
-                restored.after(newest, time=now()),
-                undoes=undone.seq,
-                done=shortened(done, DONE_LENGTH_MAX),
-                time=now(),
-            )
-
-        self.append(decide)
-        return undone
-
     def step_over(
         self,
         *,
         now: Callable[[], int],
         check: Callable[[Operation], object] = lambda restored: None,
+        by: Author | None = None,
     ) -> tuple[int, Operation]:
         """Append the state of the newest operation that can be read, behind damaged ones.
 
@@ -313,6 +276,7 @@ class Oplog:
         Args:
             now: Returns UTC in microseconds.
             check: Called with the state to restore; an error it raises ends the attempt.
+            by: The author of the operation to append.
 
         Returns:
             The number of the newest damaged operation, and the operation that was appended.
@@ -335,7 +299,7 @@ class Oplog:
             state = Operation() if state is None else state
             check(state)
             done = f"went back to operation {state.seq}, as {key_of(last)} is damaged"
-            restored = replace(state, undoes=state.seq + 1, done=done, time=now())
+            restored = state.stamped(time=now(), done=done, by=by, undoes=state.seq + 1)
             # With pages of its own, as those of one operation are pruned by what the next one has.
             restored = self._paged(_numbered(restored, last + 1), Operation())
             if state.seq == last or not self._create(restored):
@@ -403,21 +367,24 @@ class Oplog:
             self._pages = pages
         return operation
 
-    def _last_change(self, newest: Operation) -> tuple[Operation, Operation]:
-        """Return the newest change that was not undone, and the state before it."""
-        operation = newest
-        while True:
-            while operation.undoes is not None:
-                operation = self._before(operation.undoes, newest)
-            if operation.seq == 0:
-                raise NotFoundError("There is nothing to undo.")
-            before = self._before(operation.seq, newest)
-            if before.state != operation.state:
-                return operation, before
-            operation = before  # gc changes neither
+    def changes(self, newest: Operation) -> Iterator[tuple[Operation, Operation | None]]:
+        """Yield the operations that can be read, newest first, each with the one before it.
 
-    def _before(self, seq: int, newest: Operation) -> Operation:
-        """Return the operation before a number."""
+        The latter is None where it was pruned, is missing or is damaged.
+        """
+        later: Operation | None = newest if newest.seq else None
+        for seq in range(newest.seq - 1, -1, -1):
+            before = None
+            with suppress(NotFoundError, CorruptError):
+                before = self.read(seq) if seq else Operation()
+            if later is not None:
+                yield later, before
+            if before is None and seq < first_kept(newest.seq):
+                return
+            later = before
+
+    def before(self, seq: int, newest: Operation) -> Operation:
+        """Return the operation before a number; an error says why it cannot be read."""
         try:
             return self.read(seq - 1) if seq > 1 else Operation()
         except NotFoundError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
 from ckptstore.errors import (
+    CkptStoreError,
     ConflictError,
     CorruptError,
     ExpiredError,
@@ -21,18 +22,29 @@ from ckptstore.errors import (
     shortened,
     shown,
 )
-from ckptstore.history import ancestors
+from ckptstore.history import ancestors, first_parents
 from ckptstore.metric_names import known_names
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
 from ckptstore.store.lost import refuse_without_operations
+from ckptstore.store.oplog import KEPT_OPERATIONS
+from ckptstore.store.undo import (
+    OperationInfo,
+    Undone,
+    UndoPlan,
+    next_of_hand,
+    nothing_to_undo,
+    operations,
+    without,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from typing import Any
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Author
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.oplog import Oplog
 
@@ -47,7 +59,7 @@ class Refs:
     """Changes the branches, tags and settings of one repository.
 
     now: returns UTC in microseconds since 1970. finish_gc: waits for a running gc, and finishes one
-    that died.
+    that died. author: returns the author of an operation.
     """
 
     def __init__(
@@ -57,7 +69,9 @@ class Refs:
         *,
         now: Callable[[], int],
         finish_gc: Callable[[], object],
+        author: Callable[..., Author],
     ) -> None:
+        self._author = author
         self._oplog = oplog
         self._catalog = catalog
         self._now = now
@@ -163,18 +177,24 @@ class Refs:
 
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
 
-    def delete_branch(self, name: str, *, settings: Change) -> None:
-        """Delete a branch and what the settings say of it; NotFoundError when there is none.
+    def delete_branch(self, name: str, *, settings: Change) -> Digest:
+        """Delete a branch and what the settings say of it, and return its head.
 
-        settings: returns settings without what they say of the branch.
+        settings: returns settings without what they say of the branch. NotFoundError when there is
+        none.
         """
+        head: Digest | None = None
 
         def decide(newest: Operation) -> Operation:
-            heads = _without(newest.heads, name, kind="branch")
-            return replace(newest, heads=heads, settings=settings(newest.settings))
+            nonlocal head
+            left = _without(newest.heads, name, kind="branch")
+            head = newest.heads[name]
+            return replace(newest, heads=left, settings=settings(newest.settings))
 
         # A function, as it is called only once the name is known to be legal.
         self._append(decide, lambda: f"deleted branch {name}", frees=True)
+        assert head is not None
+        return head
 
     def make_tag(self, name: str, id: Digest) -> None:
         """Make a tag at a checkpoint whose manifest is durable."""
@@ -190,36 +210,112 @@ class Refs:
 
         self.beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
 
-    def delete_tag(self, name: str) -> None:
-        """Delete a tag; NotFoundError when there is none."""
+    def delete_tag(self, name: str) -> Digest:
+        """Delete a tag, and return its checkpoint; NotFoundError when there is none."""
+        id: Digest | None = None
 
         def decide(newest: Operation) -> Operation:
-            return replace(newest, tags=_without(newest.tags, name, kind="tag"))
+            nonlocal id
+            left = _without(newest.tags, name, kind="tag")
+            id = newest.tags[name]
+            return replace(newest, tags=left)
 
         self._append(decide, lambda: f"deleted tag {name}", frees=True)
+        assert id is not None
+        return id
 
     def change_settings(self, change: Change, *, done: str) -> None:
         """Replace the settings by what `change` makes of them."""
         self._append(lambda newest: replace(newest, settings=change(newest.settings)), done)
 
-    def undo(self) -> Operation:
-        """Undo the newest operation that was not undone yet, and return it.
+    def plan_undo(self, number: int | None = None) -> UndoPlan:
+        """Plan to take an operation back: by its number, else the newest of this user's hand.
 
-        Of a newest one that is damaged, the number and a description of what no ref reaches now.
+        If the newest operation is damaged and no number is given, the plan goes back to the newest
+        that can be read, and its result describes what no ref reaches then.
         """
         try:
             newest = self._oplog.newest()
         except CorruptError:
-            return self._step_over()
+            if number is not None:
+                raise
+            damaged = OperationInfo(description="the newest operation, which is damaged")
+            return UndoPlan(operation=damaged, _execute=self._step_over)
         refuse_without_operations(newest, self._oplog, self._catalog)
-        return self.beside_gc(lambda: self._oplog.undo(now=self._now, check=self._check_live))
+        found = operations(self._oplog, newest)
+        others: list[OperationInfo] = []
+        if number is None:
+            target = next_of_hand(found, self._author(), others=others)
+            if target is None:
+                raise nothing_to_undo(others)
+        else:
+            target = next((info for info in found if info.number == number), None)
+            if target is None:
+                raise NotFoundError(
+                    f"There is no operation {shown(number)}. The newest is {newest.seq}, and the "
+                    f"newest {KEPT_OPERATIONS} are kept."
+                )
+        try:
+            self._undone_state(target, newest)
+        except CondemnedError:  # a gc is running, and execute waits for it
+            pass
+        except CkptStoreError as error:
+            instead = self._instead(found, newest) if number is None else ""
+            raise type(error)(f"{error}{instead}") from error
+        return UndoPlan(
+            operation=target, others=tuple(others), _execute=partial(self._undo, target)
+        )
 
-    def _step_over(self) -> Operation:
+    def _undo(self, target: OperationInfo) -> Undone:
+        """Append the newest state without what an operation moved."""
+        appended = self.beside_gc(
+            lambda: self._append(
+                partial(self._undone_state, target),
+                f"undid operation {target.number}: {target.description}",
+                reverts=target.number,
+            )
+        )
+        return Undone(operation=target.number, description=target.description, redo=appended.seq)
+
+    def _undone_state(self, target: OperationInfo, newest: Operation) -> Operation:
+        """Return the state after an undo; an error says why there is none."""
+        state = without(target, newest, self._oplog)
+        try:
+            self._check_live(newest, state)
+        except ExpiredError as error:
+            raise ExpiredError(
+                f"Operation {target.number} ({target.description}) cannot be undone. {error}"
+                f"{self._stored(target)}"
+            ) from error
+        return state
+
+    def _stored(self, target: OperationInfo) -> str:
+        """Name the nearest stored checkpoint before each one that an undo would need."""
+        told = ""
+        for move in target.moves or ():
+            if move.kind == "setting" or move.before is None:
+                continue
+            history = first_parents(move.before, self._catalog.lookup)
+            nearest = next((id for id, _ in history if self._catalog.is_live(id)), None)
+            if nearest is not None and nearest != move.before:
+                told += f" The nearest one before it that is stored is {nearest.short}."
+        return told
+
+    def _instead(self, found: Iterator[OperationInfo], newest: Operation) -> str:
+        """Name the next operation of this hand that can be taken back."""
+        while info := next_of_hand(found, self._author(), others=[]):
+            with suppress(CkptStoreError, CondemnedError):
+                self._undone_state(info, newest)
+                return f" What can be undone is {info}, with undo({info.number})."
+        return ""
+
+    def _step_over(self) -> Undone:
         """Go back to the newest operation that can be read, and describe what was lost."""
         seq, restored = self._oplog.step_over(
-            now=self._now, check=partial(self._check_live, Operation())
+            now=self._now, check=partial(self._check_live, Operation()), by=self._author()
         )
-        return Operation(seq=seq, done=f"operation {seq}, which is damaged; {self._left(restored)}")
+        description = f"operation {seq}, which is damaged; {self._left(restored)}"
+        return Undone(operation=seq, description=description, redo=restored.seq)
 
     def _left(self, restored: Operation) -> str:
         """Describe the live checkpoints that no ref reaches, the last stored first."""
@@ -258,11 +354,13 @@ class Refs:
         *,
         frees: bool = False,
         is_commit: bool = False,
-    ) -> None:
-        """Append an operation with its time and description; what it newly names must be live.
+        reverts: int | None = None,
+    ) -> Operation:
+        """Append an operation with its facts, and return it; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
-        is_commit: whether a branch moves on to a checkpoint made from its head.
+        is_commit: whether a branch moves on to a checkpoint made from its head. reverts: the number
+        of the operation that it takes back.
         """
 
         def complete(newest: Operation) -> Operation:
@@ -270,10 +368,23 @@ class Refs:
             self._check_live(newest, decided)
             text = done if isinstance(done, str) else done()
             time = self._now()
-            decided = decided.after(newest, time=time, moves_on=is_commit)
-            return replace(decided, time=time, done=shortened(text, DONE_LENGTH_MAX), undoes=None)
+            return decided.after(newest, time=time, moves_on=is_commit).stamped(
+                time=time,
+                done=shortened(text, DONE_LENGTH_MAX),
+                by=self._author(is_commit=is_commit),
+                undoes=self._restored_by(decided, reverts),
+                reverts=reverts,
+            )
 
-        (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)
+        return (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)
+
+    def _restored_by(self, decided: Operation, reverts: int | None) -> int | None:
+        """Return the number of an operation to undo if the state is the whole one before it."""
+        if reverts is not None:
+            with suppress(NotFoundError, CorruptError):
+                before = self._oplog.read(reverts - 1) if reverts > 1 else Operation()
+                return reverts if before.state == decided.state else None
+        return None
 
     def _check_live(self, newest: Operation, decided: Operation) -> None:
         """Raise ExpiredError when a branch or tag would name a checkpoint without arrays."""

@@ -25,6 +25,7 @@ from ckptstore.forks import renewed
 from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy, Union
+from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
 from ckptstore.training.preemption import EXIT_CODE, Preemption
@@ -434,7 +435,14 @@ class CheckpointManager:
             self.wait()
 
     def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
-        """Commit a state, then expire what the policy of the branch does not keep."""
+        """Commit a state, then expire what the policy of the branch does not keep.
+
+        Undo leaves both alone.
+        """
+        with as_training():
+            self._commit_and_collect(state, facts)
+
+    def _commit_and_collect(self, state: object, facts: Mapping[str, Any]) -> None:
         self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
         try:
             self._expire()

@@ -16,6 +16,7 @@ _OPTIONS = {
     "Open it instead.": "Use it with -r, or choose another folder.",
     "register_codec for its type": "commit it from Python with a codec for its type",
 }
+_UNDO = re.compile(r"\bundo\(([0-9]+)\)")
 _EXISTS = re.compile(r"^(Branch|Tag) ('?)([^']+)\2 already exists, .*or delete it first")
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 
@@ -24,6 +25,7 @@ def with_options(message: str) -> str:
     """The message of the library with options in place of keyword arguments."""
     for argument, option in _OPTIONS.items():
         message = message.replace(argument, option)
+    message = _UNDO.sub(r"'ckptstore undo \1'", message)
     message = _EXISTS.sub(_deleting, message)
     return _NOTHING_MATCHES.sub(r"\g<0> List paths with: ckptstore ls \1", message)
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "diff",
     "branch",
     "tag",
+    "ops",
     "undo",
     "gc",
     "config",

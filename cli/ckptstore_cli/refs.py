@@ -14,7 +14,7 @@ from ckptstore_cli.output import Column
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptstore import Checkpoint
+    from ckptstore import Checkpoint, Digest
     from ckptstore_cli.options import Command
 
 
@@ -83,9 +83,10 @@ def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool
         output.line(f"Created {kind} {name} at checkpoint {checkpoint.id.short}{step}.")
 
 
-def print_deleted(kind: str, name: str, *, as_json: bool) -> None:
-    """Report a deleted ref."""
+def print_deleted(kind: str, name: str, id: Digest, *, as_json: bool) -> None:
+    """Report a deleted ref, and the command that brings it back, whatever is done meanwhile."""
     if as_json:
-        output.document({"deleted": name})
+        output.document({"deleted": name, "id": id})
     else:
-        output.line(f"Deleted {kind} {name}. To restore it: ckptstore undo")
+        output.line(f"Deleted {kind} {name}. To bring it back:")
+        output.line(f"  ckptstore {kind} {name} {id.short}")

@@ -30,12 +30,12 @@ def opened(url: str) -> Repository:
     import ckptstore
 
     try:
-        return ckptstore.open(url)
+        return ckptstore.open(url, by_hand=True)
     except NotFoundError:
         inside = os.path.join(url, FOLDER)
         if not os.path.isdir(inside):
             raise
-        return ckptstore.open(inside)
+        return ckptstore.open(inside, by_hand=True)
 
 
 def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:

@@ -34,15 +34,19 @@ def test_it_makes_a_branch_at_a_revision(ckpt, history, rev, step):
 def test_json_tells_of_the_branch_made_and_deleted(ckpt, history):
     made = ckpt.json("branch", "new", "v1")
     assert (made["name"], made["id"]) == ("new", history.resolve("v1").id)
-    assert ckpt.json("branch", "-d", "new") == {"deleted": "new"}
+    assert ckpt.json("branch", "-d", "new") == {"deleted": "new", "id": made["id"]}
 
 
-def test_it_deletes_a_branch_which_undo_brings_back(ckpt, history):
-    before = history.branches()["tuned"].id
-    assert "ckptstore undo" in ckpt.out("branch", "-d", "tuned")
-    assert list(history.branches()) == ["main"]
-    ckpt("undo")
-    assert history.branches()["tuned"].id == before
+@pytest.mark.parametrize(("kind", "name"), [("branch", "tuned"), ("tag", "v1")])
+def test_it_deletes_a_ref_and_prints_the_command_that_brings_it_back(ckpt, history, kind, name):
+    refs = history.ref_names()
+    first, command = ckpt.out(kind, "-d", name).splitlines()
+    assert first == f"Deleted {kind} {name}. To bring it back:"
+    assert history.ref_names() != refs
+    history.commit({"n": 1}, branch="other")  # what others do meanwhile changes nothing
+    ckpt(*command.split()[1:])
+    ckpt("branch", "-d", "other")
+    assert history.ref_names() == refs
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ EVERY_COMMAND = {
     "diff": ("diff", "main~1", "main"),
     "branch": ("branch",),
     "tag": ("tag",),
+    "ops": ("ops",),
     "undo": ("undo",),
     "gc": ("gc", "--dry-run", "--max-to-keep", "1"),
     "config": ("config", "retention"),

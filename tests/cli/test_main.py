@@ -9,7 +9,7 @@ import ckptstore
 SIGNAL_WHEN_OPENED = """
 import ckptstore, os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
-ckptstore.open = lambda url: os.kill(os.getpid(), signal.SIGINT)
+ckptstore.open = lambda url, **_: os.kill(os.getpid(), signal.SIGINT)
 from ckptstore_cli.main import main
 main()
 """

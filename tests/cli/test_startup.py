@@ -70,6 +70,7 @@ def test_opening_a_repository_imports_nothing_heavy(history):
         ["tag"],
         ["tag", "new"],
         ["tag", "-d", "v1"],
+        ["ops"],
         ["undo"],
         ["usage"],
         ["verify"],

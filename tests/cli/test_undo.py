@@ -1,16 +1,48 @@
+"""Undo and ops: what was done and by whom, and the way back."""
+
+import os
+import re
+import sys
+
+import pytest
+
+
+def test_it_names_what_it_takes_back_first_and_says_how_to_do_it_again(ckpt, history):
+    tuned = history.resolve("tuned").id
+    done = ckpt("undo")
+    assert re.match(
+        rf"Taking back operation 5, 1 h ago, by .*\[{os.getpid()}\] .*: committed {tuned.short} "
+        rf"to tuned \(branch tuned: \w+ to {tuned.short}\)\.\n$",
+        done.stderr,
+    )
+    first, again = done.stdout.splitlines()
+    assert first == f"Undone: committed {tuned.short} to tuned"
+    assert again == "To do it again: ckptstore undo 6"
+    assert history.resolve("tuned").step == 100
+    ckpt("undo", "6")
+    assert history.resolve("tuned").id == tuned
+
+
 def test_it_takes_back_one_operation_after_the_other(ckpt, history):
     tuned, main = history.resolve("tuned").id, history.resolve("main").id
-    assert ckpt.out("undo") == f"Undone: committed {tuned.short} to tuned\n"
-    assert ckpt.out("undo") == f"Undone: committed {main.short} to main\n"
-    assert ckpt.out("undo").startswith("Undone: made tag v1 at ")
+    said = [ckpt.out("undo").splitlines()[0] for _ in range(3)]
+    assert said[:2] == [
+        f"Undone: committed {tuned.short} to tuned",
+        f"Undone: committed {main.short} to main",
+    ]
+    assert said[2].startswith("Undone: made tag v1 at ")
     assert {name: c.step for name, c in history.branches().items()} == {"main": 100, "tuned": 100}
     assert ckpt.json("show", main[:6])["step"] == 200
 
 
-def test_json_says_which_operation(ckpt, history):
+def test_json_says_which_operation_and_what_it_moved(ckpt, history):
+    tuned = history.resolve("tuned")
     undone = ckpt.json("undo")
-    assert undone["operation"] == 5
+    assert (undone["operation"], undone["redo"], undone["left_alone"]) == (5, 6, [])
     assert "tuned" in undone["description"]
+    assert undone["moves"] == [
+        {"kind": "branch", "name": "tuned", "before": tuned.parents[0], "after": tuned.id}
+    ]
 
 
 def test_there_may_be_nothing_to_undo(ckpt, repo):
@@ -18,3 +50,48 @@ def test_there_may_be_nothing_to_undo(ckpt, repo):
     repo.commit({"epoch": 1})
     ckpt("undo")
     assert ckpt.error("undo").startswith("error: ")
+
+
+def test_the_commits_of_a_training_in_another_process_are_left_alone(ckpt, history):
+    ckpt("branch", "-d", "tuned")
+    code = "import ckptstore; ckptstore.open('.ckptstore').commit({'n': 1}, retry=True)"
+    for _ in range(2):
+        assert ckpt.python([sys.executable, "-c", code]).returncode == 0
+    done = ckpt("undo")
+    assert "Undone: deleted branch tuned" in done.stdout
+    assert "Left alone: 2 newer operations of other programs or users, the newest" in done.stderr
+    assert "To take that back: ckptstore undo 8" in done.stderr
+    assert "tuned" in history.branches()
+    assert ckpt.out("undo", "8").startswith("Undone: committed")
+
+
+def test_what_cannot_be_undone_names_the_command_that_can(ckpt, history):
+    ckpt("branch", "other")
+    history.commit({"n": 1}, branch="other")
+    told = ckpt.error("undo", "6")
+    assert "branch 'other' was moved since, by operation 7" in told
+    assert "To take that back first, use 'ckptstore undo 7'." in told
+    assert "no operation 99" in ckpt.error("undo", "99")
+    assert "not both" in ckpt.error("undo", "1", "--list", code=2)
+
+
+@pytest.mark.parametrize("command", [("ops",), ("undo", "--list")], ids=" ".join)
+def test_operations_are_listed_newest_first(ckpt, history, command):
+    ckpt("undo")
+    listed = ckpt.json(*command)
+    assert [item["operation"] for item in listed] == [6, 5, 4, 3, 2, 1]
+    assert (listed[0]["undoes"], listed[1]["undone_by"]) == (5, 6)
+    assert {item["pid"] for item in listed} == {os.getpid()}
+    assert [item["role"] for item in listed] == ["hand", "save", "save", "call", "call", "save"]
+    lines = ckpt.out(*command).splitlines()
+    assert lines[0].split() == ["op", "age", "what", "moved", "by"]
+    assert "(undone by 6)" in lines[2]
+
+
+def test_only_the_newest_are_listed(ckpt, history):
+    assert [item["operation"] for item in ckpt.json("ops", "-n", 2)] == [5, 4]
+
+
+def test_an_empty_repository_has_no_operations(ckpt, repo):
+    assert ckpt("ops").stderr == "Nothing has been done to this repository yet.\n"
+    assert ckpt.json("ops") == []

@@ -19,6 +19,8 @@ from tests.compat.plain_reader import ITEM_BYTES, SMALL_BYTES, Array, chunk_bloc
 if TYPE_CHECKING:
     from pathlib import Path
 
+AUTHOR = {"role": "save", "user": "ada", "host": "desk", "program": "train.py", "pid": 1}
+
 
 def chunk_shape(shape: list[int], item_bytes: int, chunk_size: int) -> list[int]:
     run_bytes = item_bytes
@@ -107,6 +109,7 @@ class PlainWriter:
             "condemned": None,
             "done": f"committed {id[:8]} to main",
             "undoes": None,
+            "by": AUTHOR,
         }
         self.write("ops/000000000001.json", seal("operation", operation), create=True)
         return id

@@ -252,11 +252,13 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "epoch": (None, 1),
     "batch": (None, 1),
     "force": (False, True),
+    "operation": (None, 1),
+    "by_hand": (False, True),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full"),
-    *("async_save", "save_on_signal", "rng", "force"),
+    *("async_save", "save_on_signal", "rng", "force", "by_hand"),
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(

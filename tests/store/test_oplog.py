@@ -1,4 +1,4 @@
-"""The log of operations: of many writers each counts once, and undo goes back step by step."""
+"""The log of operations: of many writers each counts once, and it is read in both directions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
 from ckptstore.documents import ref_page
 from ckptstore.documents.canonical import Fields
-from ckptstore.documents.operation import SEQ_MAX, Condemned, Operation
+from ckptstore.documents.operation import SEQ_MAX, Operation
 from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
 from ckptstore.store import oplog as oplog_module
@@ -34,10 +32,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def count_up(log: Oplog) -> None:
     log.append(lambda newest: replace(newest, settings={"n": newest.settings.get("n", 0) + 1}))
-
-
-def now() -> int:
-    return 7
 
 
 def test_of_many_writers_at_once_each_counts_once(storage: Storage) -> None:
@@ -69,60 +63,10 @@ def test_the_number_and_the_nonce_are_the_logs_own() -> None:
     assert log.newest() == made
 
 
-def test_before_the_first_operation_there_is_nothing_and_nothing_to_undo() -> None:
+def test_before_the_first_operation_there_is_nothing() -> None:
     log = Oplog(MemoryStorage())
     assert log.newest() == Operation()
-    with pytest.raises(NotFoundError, match="nothing to undo"):
-        log.undo(now=now)
-
-
-@given(st.lists(st.integers(0, 3), max_size=25))
-def test_undo_goes_back_through_a_stack_of_states(moves: list[int]) -> None:
-    """Three in four moves are operations; the others undo."""
-    log = Oplog(MemoryStorage())
-    stack: list[dict[str, Digest]] = [{}]
-    for number, move in enumerate(moves):
-        if move:
-            heads = {**stack[-1], f"b{number}": ID}
-            log.append(lambda newest, heads=heads: replace(newest, heads=heads, undoes=None))
-            stack.append(heads)
-        elif len(stack) > 1:
-            undone = log.undo(now=now)
-            assert undone.heads == stack.pop()
-        else:
-            with pytest.raises(NotFoundError):
-                log.undo(now=now)
-        assert log.newest().heads == stack[-1]
-
-
-def test_an_undo_says_what_it_took_back_and_leaves_what_gc_condemned() -> None:
-    log = Oplog(MemoryStorage())
-    log.append(lambda newest: replace(newest, tags={"v": ID}, done="made tag v"))
-    log.append(lambda newest: replace(newest, tags={}, done="deleted tag v"))
-    condemned = Condemned(digests=(ID,), why="x")
-    log.append(lambda newest: replace(newest, condemned=condemned, done="gc"))
-    assert log.undo(now=now).done == "deleted tag v"
-    newest = log.newest()
-    assert (newest.condemned, newest.undoes, newest.time) == (condemned, 2, 7)
-    assert newest.done == "undid operation 2: deleted tag v"
-    assert newest.tags == {"v": ID}
-    log.append(lambda newest: replace(newest, condemned=None, done="gc", undoes=None))
-    assert log.undo(now=now).done == "made tag v"
-    with pytest.raises(NotFoundError):
-        log.undo(now=now)
-
-
-def test_an_undo_that_is_refused_changes_nothing() -> None:
-    log = Oplog(MemoryStorage())
-    log.append(lambda newest: replace(newest, tags={"v": ID}, done="made tag v"))
-
-    def refuse(newest: Operation, restored: Operation) -> None:
-        assert (newest.tags, restored.tags) == ({"v": ID}, {})
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        log.undo(now=now, check=refuse)
-    assert log.newest().seq == 1
+    assert list(log.changes(log.newest())) == []
 
 
 def test_the_operations_from_one_to_the_newest_are_read_or_their_loss_is_told() -> None:
@@ -138,7 +82,19 @@ def test_the_operations_from_one_to_the_newest_are_read_or_their_loss_is_told() 
         list(log.between(2, log.newest()))
 
 
-def test_an_undo_behind_what_was_pruned_or_is_missing_says_so(
+def test_the_operations_are_read_backwards_past_what_is_missing_or_damaged() -> None:
+    storage = MemoryStorage()
+    log = Oplog(storage)
+    for _ in range(6):
+        count_up(log)
+    storage.delete([key_of(2)])
+    storage.delete([key_of(4)])
+    storage.put(key_of(4), b"{}")
+    found = [(one.seq, before and before.seq) for one, before in log.changes(log.newest())]
+    assert found == [(6, 5), (5, None), (3, None), (1, 0)]
+
+
+def test_the_operation_before_one_that_was_pruned_or_is_missing_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = MemoryStorage()
@@ -147,11 +103,10 @@ def test_an_undo_behind_what_was_pruned_or_is_missing_says_so(
         count_up(log)
     storage.delete([key_of(2)])
     with pytest.raises(CorruptError, match=r"ops/000000000002\.json is missing, so operation 3"):
-        log.undo(now=now)
+        log.before(3, log.newest())
     monkeypatch.setattr(oplog_module, "KEPT_OPERATIONS", 1)
     with pytest.raises(NotFoundError, match="too old to go back to: only the newest 1 are"):
-        log.undo(now=now)
-    assert log.newest().settings == {"n": 3}
+        log.before(3, log.newest())
 
 
 def test_a_writer_that_slept_while_its_number_was_used_and_pruned_is_told() -> None:
@@ -258,15 +213,6 @@ def test_an_operation_with_pages_is_one_that_earlier_versions_refuse(many: Count
         Fields(document, name="ops/1").version()
 
 
-def test_undo_restores_many_tags_with_pages_of_its_own(many: CountingStorage) -> None:
-    log = Oplog(many)
-    log.append(lambda newest: replace(newest, tags={}))
-    log.undo(now=now)
-    assert Oplog(many).newest().tags == MANY
-    names = log.newest().tag_pages
-    assert {ref_page.seq_of(name) for name in names} == {3}
-
-
 def test_pages_are_pruned_with_the_operations_that_have_them(
     many: CountingStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,8 +224,9 @@ def test_pages_are_pruned_with_the_operations_that_have_them(
     many.put(page_key_of(ref_page.page_name(3, lost)), lost)
     for number in range(60):
         if number % 20 == 10:
-            log.append(lambda newest: replace(newest, tags={}, undoes=None))
-            log.undo(now=now)
+            before = log.newest().tags
+            log.append(lambda newest: replace(newest, tags={}))
+            log.append(lambda newest, before=before: replace(newest, tags=before))
         tag(log, f"another-{number}")
         operations = [Oplog(many).read(seq) for seq in sorted(log.seqs())]
     named = {name for operation in operations for name in operation.tag_pages}

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CorruptError
+from ckptstore.store.author import as_training
 from ckptstore.training.callback_states import CALLBACKS
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.saver import Saver, manager_of
@@ -124,7 +125,8 @@ class BackupAndRestore(Saver):
         if not (self.delete_checkpoint and is_own) or self.training.is_terminated:
             return
         if self.manager.latest is not None:
-            self.manager.repository.delete_branch(self.manager.branch)
+            with as_training():
+                self.manager.repository.delete_branch(self.manager.branch)
 
     def state_dict(self) -> dict[str, Any]:
         """The batches since the last backup."""

@@ -41,7 +41,7 @@ def branch(
     """List branches, create one, or delete one.
 
     Creating a branch copies nothing. Deleting one leaves its checkpoints in the repository, and
-    undo restores it.
+    prints the command that brings it back.
 
     With --include, --exclude or --rename, the new branch starts with a derived checkpoint of its
     own: it contains the selected arrays under their new paths, and its parent is the checkpoint at
@@ -58,8 +58,7 @@ def branch(
         raise click.UsageError("These options need the NAME of a branch to create.", ctx)
     repo = open_repository(ctx)
     if delete is not None:
-        repo.delete_branch(delete)
-        refs.print_deleted("branch", delete, as_json=as_json)
+        refs.print_deleted("branch", delete, repo.delete_branch(delete), as_json=as_json)
     elif name is not None:
         kept = {"step": keep_step, "metrics": keep_metrics}
         checkpoint = repo.branch(

@@ -17,7 +17,7 @@ def tag(ctx: click.Context, name: str | None, rev: str, delete: str | None, as_j
     """List tags, create one, or delete one.
 
     A tag is a name that does not move. Deleting one leaves its checkpoint in the repository, and
-    undo restores it.
+    prints the command that brings it back.
 
     \b
     Examples:
@@ -27,8 +27,7 @@ def tag(ctx: click.Context, name: str | None, rev: str, delete: str | None, as_j
     refs.check_one_ref(ctx, name=name, delete=delete)
     repo = open_repository(ctx)
     if delete is not None:
-        repo.delete_tag(delete)
-        refs.print_deleted("tag", delete, as_json=as_json)
+        refs.print_deleted("tag", delete, repo.delete_tag(delete), as_json=as_json)
     elif name is not None:
         refs.print_created("tag", name, repo.tag(name, rev), as_json=as_json)
     else:

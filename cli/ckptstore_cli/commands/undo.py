@@ -1,26 +1,82 @@
-"""`ckptstore undo`: revert the newest operation."""
+"""`ckptstore undo`: take back an operation."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from ckptstore_cli import output
+from ckptstore_cli import output, text
+from ckptstore_cli.operations import document, print_operations, sentence
 from ckptstore_cli.options import common
 from ckptstore_cli.repo import open_repository
 
+if TYPE_CHECKING:
+    from ckptstore import UndoPlan
+
+LISTED = 20
+
 
 @click.command()
+@click.argument(
+    "operation",
+    required=False,
+    type=click.IntRange(min=1),
+    metavar="[OPERATION]",
+    help="The number of the operation, as ops lists it.  [default: the newest by hand]",
+)
+@click.option("--list", "is_list", is_flag=True, help="List the newest operations instead.")
 @common
 @click.pass_context
-def undo(ctx: click.Context, as_json: bool) -> None:
-    """Revert the newest operation.
+def undo(ctx: click.Context, operation: int | None, is_list: bool, as_json: bool) -> None:
+    """Take back one operation: put back the branches, tags and settings that it moved.
 
-    Operations are commits, the creation and deletion of branches and tags, and changes of settings.
-    A gc is not undone. Repeat the command to go back further. No array is deleted: a checkpoint
-    that no branch refers to any more can still be found by its id.
+    Without a number it is the newest one by hand that was not taken back yet: any command of yours,
+    and what a program of yours did to names and settings. The commits of a training are left alone,
+    unless you give their number. Everything done since stays, and what was moved again since is
+    refused.
+
+    To do an operation again, undo the undo. No array is deleted: a checkpoint that no branch refers
+    to any more can still be found by its id. What a gc deleted cannot come back.
+
+    \b
+    Examples:
+      ckptstore undo
+      ckptstore undo --list
+      ckptstore undo 41
     """
-    undone = open_repository(ctx).undo()
+    repo = open_repository(ctx)
+    if is_list:
+        if operation is not None:
+            raise click.UsageError("Give an OPERATION or --list, not both.", ctx)
+        print_operations(repo.operations(limit=LISTED), as_json=as_json)
+        return
+    plan = repo.plan_undo(operation)
+    if not as_json and plan.operation.number:  # a damaged one has none
+        output.note(f"Taking back {sentence(plan.operation)}.")
+        _note_others(plan)
+    undone = plan.execute()
     if as_json:
-        output.document({"operation": undone.operation, "description": undone.description})
+        output.document(
+            {
+                "operation": undone.operation,
+                "description": undone.description,
+                "redo": undone.redo,
+                "moves": document(plan.operation)["moves"],
+                "left_alone": [other.number for other in plan.others],
+            }
+        )
     else:
         output.line(f"Undone: {undone.description}")
+        output.line(f"To do it again: ckptstore undo {undone.redo}")
+
+
+def _note_others(plan: UndoPlan) -> None:
+    """Report the newer operations that stay."""
+    if plan.others:
+        newest = plan.others[0]
+        count = text.count(len(plan.others), "newer operation")
+        output.note(
+            f"Left alone: {count} of other programs or users, the newest {sentence(newest)}. "
+            f"To take that back: ckptstore undo {newest.number}"
+        )

@@ -7,6 +7,7 @@ from typing import Any
 from tests.helpers.hostile.cases import Case, repository
 from tests.helpers.hostile.forge import MISSING, Forge, dumps
 
+_AUTHOR = {"role": "save", "user": "", "host": "", "program": "", "pid": 1}
 REFS = ("refs", "checkout", "into", "verify")
 
 
@@ -97,6 +98,14 @@ CASES = (
     _fields("with a million characters of what was done", done="x" * 10**6),
     _fields("that undoes a negative number", undoes=-1),
     _fields("that undoes text", undoes="all"),
+    _fields("that reverts itself", reverts=1),
+    _fields("that reverts null", reverts=None),
+    _fields("by nobody in particular", by=None),
+    _fields("by a list", by=[]),
+    _fields("by a process without a number", by={**_AUTHOR, "pid": "1"}),
+    _fields("by a program of 10,000 characters", by={**_AUTHOR, "program": "x" * 10_000}),
+    _fields("by a user who is a number", by={**_AUTHOR, "user": 0}),
+    _fields("by a program in no role", by={"user": "", "host": "", "program": "", "pid": 1}),
     _fields("whose settings are a list", settings=[]),
     _branch("named ..", ".."),
     _branch("named ../../etc/passwd", "../../etc/passwd"),

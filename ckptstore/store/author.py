@@ -1,0 +1,83 @@
+"""Author: which process appends operations, and on whose behalf (docs/adr/0041).
+
+Undo takes back operations of this user's hand. So an operation records its user and its process,
+and whether a person gave the command, a program called the library, or a training saved.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ckptstore.documents.operation import (
+    AUTHOR_LENGTH_MAX,
+    CALL,
+    HAND,
+    SAVE,
+    TRAINING,
+    Author,
+)
+from ckptstore.errors import printable, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_is_training: ContextVar[bool] = ContextVar("is_training", default=False)
+
+
+@contextmanager
+def as_training() -> Iterator[None]:
+    """Attribute the operations of this block to a training, whichever handle appends them."""
+    token = _is_training.set(True)
+    try:
+        yield
+    finally:
+        _is_training.reset(token)
+
+
+def author(*, by_hand: bool, is_commit: bool = False) -> Author:
+    """Return this process as the author of an operation.
+
+    by_hand: whether a person gives each command to the handle.
+    """
+    role = SAVE if is_commit else CALL
+    if by_hand:
+        role = HAND
+    if _is_training.get():
+        role = TRAINING
+    return replace(_process(), role=role)
+
+
+def _process() -> Author:
+    """This process, in no role yet."""
+    return Author(
+        role="",
+        user=_text(_user()),
+        host=_text(os.uname().nodename),
+        program=_text(_program()),
+        pid=os.getpid(),
+    )
+
+
+def _user() -> str:
+    with suppress(KeyError):  # a container may have users without names
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return str(os.geteuid())
+
+
+def _program() -> str:
+    """The name of the running script, or of the package that `python -m` runs."""
+    folder, name = os.path.split(sys.argv[0] if sys.argv else "")
+    if name == "__main__.py":
+        name = os.path.basename(folder)
+    return "python" if name in ("", "-", "-c") else name
+
+
+def _text(text: str) -> str:
+    """A name as a document can hold it: file names may be no text."""
+    return shortened(printable(text), AUTHOR_LENGTH_MAX)

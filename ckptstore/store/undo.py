@@ -1,0 +1,274 @@
+"""Undo: what each operation moved, whose hand made it, and the state without it (docs/adr/0041).
+
+To take an operation back is to put back the branches, tags and settings that it moved, and only
+these. So operations of other processes that came later stay, and one whose branch was moved again
+is refused. An undo is an operation too, and taking it back does the undone one again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from ckptstore.documents.operation import CALL, HAND, SAVE
+from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from ckptstore.documents.operation import Author, Operation
+    from ckptstore.store.oplog import Oplog
+
+COMMITTED = "committed "  # with which versions that recorded no author describe a commit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A branch, tag or setting that an operation moved.
+
+    Attributes:
+        kind: What it is.
+        name: Its name.
+        before: The id of its checkpoint, or its value, before the operation; None if it was made.
+        after: The same after the operation; None if it was deleted.
+    """
+
+    kind: Literal["branch", "tag", "setting"]
+    name: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before, after = (
+            "" if self.kind == "setting" or value is None else f" {value.short}"
+            for value in (self.before, self.after)
+        )
+        if self.before is None:
+            return f"{self.kind} {self.name}: made{after and f' at{after}'}"
+        if self.after is None:
+            return f"{self.kind} {self.name}: deleted{before and f' at{before}'}"
+        if self.kind == "setting":
+            return f"setting {self.name}: changed"
+        return f"{self.kind} {self.name}:{before} to{after}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationInfo:
+    """An operation of the log: who did it, when, what, and what it moved.
+
+    Attributes:
+        number: Its number; 0 where the newest one is damaged.
+        time: When it was done, by the clock of its process, in UTC; None if it is damaged.
+        description: What it did, in one line.
+        user: The user it belongs to; "" if none is recorded.
+        host: The machine; "" if none is recorded.
+        program: The program; "" if none is recorded.
+        pid: The number of the process; 0 if none is recorded.
+        role: "hand" for a person's command, "call" for a program that changed a name or a setting,
+            "save" for a program that committed, "training" for a CheckpointManager; "" if none is
+            recorded.
+        moves: The branches, tags and settings that it moved; None where this is not known, as the
+            operation before it is gone.
+        undoes: The number of the operation that it took back, if any.
+        undone_by: The number of the operation that took it back, if any.
+    """
+
+    number: int = 0
+    time: datetime | None = None
+    description: str
+    user: str = ""
+    host: str = ""
+    program: str = ""
+    pid: int = 0
+    role: str = ""
+    moves: tuple[Move, ...] | None = None
+    undoes: int | None = None
+    undone_by: int | None = None
+
+    def __str__(self) -> str:
+        return f"operation {self.number} ({self.description})"
+
+    @property
+    def who(self) -> str:
+        """The program, its process, user and machine, as one text; "" if none is recorded."""
+        if not self.program:
+            return ""
+        place = "@".join(part for part in (self.user, self.host) if part)
+        return f"{self.program}[{self.pid}] {place}".rstrip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undone:
+    """The result of an undo.
+
+    Attributes:
+        operation: The number of the operation that was taken back.
+        description: What it had done, in one line.
+        redo: The number of the undo itself. To undo that does the operation again.
+    """
+
+    operation: int
+    description: str
+    redo: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoPlan:
+    """A plan of an undo; nothing is done before `execute`.
+
+    Attributes:
+        operation: The operation to take back.
+        others: Newer ones that are left alone, the newest first: other processes committed them, or
+            other users did them.
+    """
+
+    operation: OperationInfo
+    others: tuple[OperationInfo, ...] = ()
+    _execute: Callable[[], Undone] = field(repr=False, compare=False)
+
+    def execute(self) -> Undone:
+        """Take the operation back.
+
+        Raises:
+            ConflictError: Something that it moved was moved again meanwhile.
+            ExpiredError: A branch or tag would name a checkpoint whose arrays were deleted.
+        """
+        return self._execute()
+
+
+def operations(oplog: Oplog, newest: Operation) -> Iterator[OperationInfo]:
+    """Yield the operations that can be read, newest first."""
+    undone_by: dict[int, int] = {}
+    for operation, before in oplog.changes(newest):
+        took_back = operation.took_back
+        if took_back is not None and operation.seq not in undone_by:
+            undone_by.setdefault(took_back, operation.seq)
+        by = operation.by
+        yield OperationInfo(
+            number=operation.seq,
+            time=datetime.fromtimestamp(operation.time / 1e6, tz=UTC),
+            description=operation.done,
+            user=by.user if by else "",
+            host=by.host if by else "",
+            program=by.program if by else "",
+            pid=by.pid if by else 0,
+            role=by.role if by else "",
+            moves=None if before is None else moves(before, operation),
+            undoes=took_back,
+            undone_by=undone_by.get(operation.seq),
+        )
+
+
+def moves(before: Operation, after: Operation) -> tuple[Move, ...]:
+    """Return the branches, tags and settings that differ between two states."""
+    kinds: tuple[tuple[Literal["branch", "tag", "setting"], Any, Any], ...] = (
+        ("branch", before.heads, after.heads),
+        ("tag", before.tags, after.tags),
+        ("setting", before.settings, after.settings),
+    )
+    return tuple(
+        Move(kind=kind, name=name, before=old.get(name), after=new.get(name))
+        for kind, old, new in kinds
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
+def next_of_hand(
+    found: Iterator[OperationInfo], author: Author, *, others: list[OperationInfo]
+) -> OperationInfo | None:
+    """Return the next operation that undo may take back unasked; None if there is none.
+
+    Undos, what was undone, and what moved nothing are passed over. others: receives the rest that
+    is passed over.
+    """
+    for info in found:
+        if info.undoes is not None or info.undone_by is not None or info.moves == ():
+            continue
+        if _is_of_hand(info, author):
+            return info
+        others.append(info)
+    return None
+
+
+def _is_of_hand(info: OperationInfo, author: Author) -> bool:
+    """Return True for an operation that undo takes back unasked when called by `author`.
+
+    Those are what the same user did by hand, or had a program do to names and settings; and commits
+    of this process, unless a training made them. Of operations without an author, all but the
+    commits are.
+    """
+    if not info.role:
+        return not info.description.startswith(COMMITTED)
+    if info.user and author.user and info.user != author.user:
+        return False
+    if info.role == SAVE:
+        mine = (author.host, author.program, author.pid)
+        return (info.host, info.program, info.pid) == mine
+    return info.role in (HAND, CALL)
+
+
+def nothing_to_undo(others: Sequence[OperationInfo]) -> NotFoundError:
+    """Return the error for a log without an operation of this hand."""
+    if not others:
+        return NotFoundError("There is nothing to undo.")
+    newest = others[0]
+    return NotFoundError(
+        f"There is nothing of yours to undo. The newest operation of others is {newest.number}"
+        f"{_by(newest)}: {newest.description}. To take that back, use undo({newest.number})."
+    )
+
+
+def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation:
+    """Return the newest state with what an operation moved where it was before.
+
+    Raises:
+        ConflictError: Something was moved since.
+        InvalidInputError: The operation moved nothing.
+    """
+    if target.moves is None:
+        oplog.before(target.number, newest)  # which raises the reason
+        raise ConflictError(f"What {target} moved is not known. Look at the log again.")
+    if not target.moves:
+        raise InvalidInputError(
+            f"Operation {target.number} ({target.description}) moved no branch, tag or setting, so "
+            "there is nothing to put back. What a gc deleted cannot come back."
+        )
+    states = {"branch": newest.heads, "tag": newest.tags, "setting": newest.settings}
+    for move in target.moves:
+        if states[move.kind].get(move.name) != move.after:
+            raise _moved_since(target, move, newest, oplog)
+    heads, tags, settings = (
+        _put_back(state, [move for move in target.moves if move.kind == kind])
+        for kind, state in states.items()
+    )
+    return replace(newest, heads=heads, tags=tags, settings=settings)
+
+
+def _put_back(state: Mapping[str, Any], moved: Iterable[Move]) -> dict[str, Any]:
+    result = {**state, **{move.name: move.before for move in moved}}
+    return {name: value for name, value in result.items() if value is not None}
+
+
+def _moved_since(
+    target: OperationInfo, move: Move, newest: Operation, oplog: Oplog
+) -> ConflictError:
+    """Return the error that names the newest operation that moved the same."""
+    movers = (
+        info
+        for info in operations(oplog, newest)
+        if any((found.kind, found.name) == (move.kind, move.name) for found in info.moves or ())
+    )
+    told = "."
+    for mover in movers:
+        told = f", by {mover}{_by(mover)}. To take that back first, use undo({mover.number})."
+        break
+    return ConflictError(
+        f"Operation {target.number} ({target.description}) cannot be undone: {move.kind} "
+        f"{move.name!r} was moved since{told}"
+    )
+
+
+def _by(info: OperationInfo) -> str:
+    return f", by {info.who}" if info.who else ""
