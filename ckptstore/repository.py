@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -21,6 +22,7 @@ from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_ref_name, check_strings
+from ckptstore.documents.settings import ttl_seconds
 from ckptstore.errors import (
     CkptStoreError,
     ConflictError,
@@ -131,7 +133,7 @@ def open(
         create: Whether to create a missing repository.
         clock: Returns the time in seconds since 1970.
         by_hand: Whether a person gives each command, as to the program `ckptstore`. `undo` in any
-            process then takes back the commits of this handle too (ADR 0041).
+            process then takes back the commits of this handle too (ADR 0043).
 
     Raises:
         NotFoundError: There is no repository, and `create` is not set.
@@ -197,7 +199,7 @@ class Repository:
         self._chunk_bytes = marker.chunk_bytes
         self._clock = clock
         self._objects = ObjectStore(storage)
-        self._oplog = Oplog(storage, store=marker.store)
+        self._oplog = Oplog(storage, store=marker.store, now=self._now)
         self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
         self._live = LiveCheckpoints(self._oplog, self._catalog)
         self._gc_stores: Stores | None = None
@@ -674,12 +676,102 @@ class Repository:
         without = partial(with_policy, branch=name, policy=None)
         return self._refs.delete_branch(name, settings=without)
 
-    def tag(self, name: str, at: str = DEFAULT_BRANCH) -> Checkpoint:
+    def rename_branch(self, old: str, new: str) -> Digest:
+        """Rename a branch. Its checkpoints and its own policy stay with it.
+
+        Args:
+            old: An existing branch.
+            new: Its new name.
+
+        Returns:
+            The id of its head.
+
+        Raises:
+            NotFoundError: There is no such branch.
+            ConflictError: The new name is that of a branch or a tag.
+            InvalidInputError: The new name is not legal.
+        """
+        return self._refs.rename_branch(old, check_ref_name(new, kind="branch"))
+
+    def reset_branch(self, name: str, to: str) -> Digest:
+        """Move a branch to any checkpoint. What only it reached stays until gc finds no other use.
+
+        Args:
+            name: An existing branch.
+            to: The revision to move it to.
+
+        Returns:
+            The id of its old head; `reset_branch(name, id)` moves it back.
+
+        Raises:
+            NotFoundError: There is no such branch or revision.
+            ExpiredError: The arrays of the checkpoint were deleted by a gc.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> made = [repo.commit({"epoch": step}, step=step) for step in range(3)]
+            >>> repo.reset_branch("main", "main@step=1") == made[2].id
+            True
+            >>> repo.resolve("main").step
+            1
+        """
+        id = self._durable(to)
+        with self._naming(to):
+            return self._refs.reset_branch(name, id)
+
+    @contextmanager
+    def lease(self, rev: str, ttl: float | str = "6h") -> Iterator[Checkpoint]:
+        """Keep a checkpoint while a block runs, or until a time if its process dies.
+
+        It is a tag named `lease/` and random digits, which the end of the block deletes.
+
+        Args:
+            rev: The revision to keep.
+            ttl: For how long at most, as for `tag`.
+
+        Yields:
+            The checkpoint.
+
+        Raises:
+            ExpiredError: As `tag`.
+            InvalidInputError: As `tag`.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"epoch": 1})
+            >>> with repo.lease("main", ttl="10min") as checkpoint:
+            ...     state = repo.checkout(checkpoint.id)
+            >>> repo.tags()
+            {}
+        """
+        name = f"lease/{secrets.token_hex(6)}"
+        checkpoint = self.tag(name, rev, ttl=ttl)
+        try:
+            yield checkpoint
+        finally:
+            with suppress(NotFoundError):  # it has ended
+                self.delete_tag(name)
+
+    def leases(self) -> dict[str, datetime]:
+        """Return the tags that keep their checkpoint until a time, with that time in UTC."""
+        leases = self._oplog.newest().leases
+        return {
+            name: datetime.fromtimestamp(until / 1e6, tz=UTC)
+            for name, until in sorted(leases.items())
+        }
+
+    def tag(
+        self, name: str, at: str = DEFAULT_BRANCH, *, ttl: float | str | None = None
+    ) -> Checkpoint:
         """Give a checkpoint a name that does not move. Gc keeps what a tag names.
 
         Args:
             name: The new tag.
             at: The revision to name.
+            ttl: Seconds, or a text such as "90min", "6h" or "2d", after which the tag is gone, by
+                the clock of whoever looks. None: it stays until it is deleted.
 
         Returns:
             The checkpoint.
@@ -687,12 +779,15 @@ class Repository:
         Raises:
             ConflictError: The name is that of a tag or a branch.
             ExpiredError: The arrays of the checkpoint were deleted by a gc.
-            InvalidInputError: The name is not legal.
+            InvalidInputError: The name is not legal, or `ttl` is no time.
         """
         check_ref_name(name, kind="tag")
+        until = None
+        if ttl is not None:
+            until = min(self._now() + int(ttl_seconds(ttl) * 1e6), CREATED_MAX)
         id = self._durable(at)
         with self._naming(at):
-            self._refs.make_tag(name, id)
+            self._refs.make_tag(name, id, until=until)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:
@@ -774,7 +869,7 @@ class Repository:
         Unless a number is given, it is the newest operation of this user's hand that was not taken
         back: what was done with the command line or a handle opened with `by_hand`, what a program
         did to names and settings, and commits of this process. Commits of other programs, and all
-        that a CheckpointManager does, are left alone (ADR 0041).
+        that a CheckpointManager does, are left alone (ADR 0043).
 
         Args:
             operation: The number of any operation, as `operations` lists them. Undoing an undo

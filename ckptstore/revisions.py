@@ -48,7 +48,8 @@ class Names:
     """The names that revisions may use: refs as of one operation, and checkpoints by id.
 
     lookup: returns the manifest of an id, or None. ids: returns the ids that begin with the given
-    digits. may_be_best: returns False for a checkpoint that no best: names.
+    digits. may_be_best: returns False for a checkpoint that no best: names. former: returns the
+    names that a branch had before.
     """
 
     heads: Mapping[str, Digest]
@@ -57,6 +58,7 @@ class Names:
     ids: Callable[[str], Iterable[Digest]]
     default_branch: str = "main"
     may_be_best: Callable[[Digest], bool] = lambda id: True
+    former: Callable[[str], Iterable[str]] = lambda branch: ()
 
 
 def resolve(revision: str, names: Names) -> Digest:
@@ -225,7 +227,8 @@ def _best(
     if branch not in names.heads:
         manifest = names.lookup(start)
         branch = manifest.branch if manifest else None
-    chain = own_chain(start, (branch, None), names.lookup)
+    former = () if branch is None else names.former(branch)
+    chain = own_chain(start, (branch, None, *former), names.lookup)
     valued = [item for item in chain.checkpoints if metric in item[1].metrics]
     winners = ranked(valued, metric, mode) if valued else []
     winner = next((id for id, _ in winners if names.may_be_best(id)), None)

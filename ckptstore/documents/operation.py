@@ -16,10 +16,11 @@ from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.let_go import LET_GO_MAX, LetGo, let_go, limited
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.ref_page import check_page_name, decode_refs
+from ckptstore.documents.settings import LEASES, by_name, with_part
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ckptstore.digest import Digest
 
@@ -31,7 +32,7 @@ OWNER_LENGTH_MAX = 64
 AUTHOR_LENGTH_MAX = 256  # of each of its texts
 PID_MAX = 2**63 - 1
 
-# The roles of authors (ADR 0041). Later versions may have others.
+# The roles of authors (ADR 0043). Later versions may have others.
 HAND = "hand"  # a person, by a command of the program or a handle that was opened for one
 CALL = "call"  # a program that names a checkpoint, deletes a name or changes a setting
 SAVE = "save"  # a program that commits
@@ -204,6 +205,31 @@ class Operation:
     def took_back(self) -> int | None:
         """The number of the operation that this one took back, of whichever version it is."""
         return self.undoes if self.reverts is None else self.reverts
+
+    @property
+    def leases(self) -> dict[str, int]:
+        """The tags that are leases, each with its end in microseconds since 1970."""
+        return {
+            name: entry["until"]
+            for name, entry in by_name(self.settings, LEASES).items()
+            if name in self.tags
+            and isinstance(entry, dict)
+            and entry.get("id") == self.tags[name]
+            and type(entry.get("until")) is int
+        }
+
+    def at(self, now: Callable[[], int]) -> Self:
+        """Return this without the leases that have ended. now: asked only if there are any."""
+        leases = self.leases
+        if not leases:
+            return self
+        time = now()
+        ended = {name for name, until in leases.items() if until <= time}
+        settings = self.settings
+        for name in ended:
+            settings = with_part(settings, f"{LEASES}/{name}", None)
+        tags = {name: id for name, id in self.tags.items() if name not in ended}
+        return replace(self, tags=tags, settings=settings) if ended else self
 
     def stamped(
         self,

@@ -1,4 +1,4 @@
-"""Author: which process appends operations, and on whose behalf (docs/adr/0041).
+"""Author: which process appends operations, and on whose behalf (docs/adr/0043).
 
 Undo takes back operations of this user's hand. So an operation records its user and its process,
 and whether a person gave the command, a program called the library, or a training saved.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ckptstore.documents.operation import (
     Author,
 )
 from ckptstore.errors import printable, shortened
+from ckptstore.this_run import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def _process() -> Author:
         role="",
         user=_text(_user()),
         host=_text(os.uname().nodename),
-        program=_text(_program()),
+        program=_text(program()),
         pid=os.getpid(),
     )
 
@@ -68,14 +68,6 @@ def _user() -> str:
     with suppress(KeyError):  # a container may have users without names
         return pwd.getpwuid(os.geteuid()).pw_name
     return str(os.geteuid())
-
-
-def _program() -> str:
-    """The name of the running script, or of the package that `python -m` runs."""
-    folder, name = os.path.split(sys.argv[0] if sys.argv else "")
-    if name == "__main__.py":
-        name = os.path.basename(folder)
-    return "python" if name in ("", "-", "-c") else name
 
 
 def _text(text: str) -> str:

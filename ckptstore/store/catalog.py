@@ -24,6 +24,7 @@ from ckptstore.documents.canonical import readable
 from ckptstore.documents.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
+from ckptstore.documents.settings import former_names
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
 from ckptstore.documents.zarr_page import NodePage
 from ckptstore.errors import (
@@ -155,7 +156,13 @@ class Catalog:
 
     def names(self, newest: Operation) -> Names:
         """Return what revisions can name as of an operation."""
-        return Names(heads=newest.heads, tags=newest.tags, lookup=self.lookup, ids=self.ids)
+        return Names(
+            heads=newest.heads,
+            tags=newest.tags,
+            lookup=self.lookup,
+            ids=self.ids,
+            former=partial(former_names, newest.settings),
+        )
 
     def lookup(self, id: Digest) -> Manifest | None:
         """Return the manifest of a checkpoint, or None when there is none."""

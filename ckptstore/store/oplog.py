@@ -72,7 +72,9 @@ def first_kept(newest: int) -> int:
 class Oplog:
     """The operations of one repository.
 
-    store: the id in its marker; "" leaves the marker alone.
+    store: the id in its marker; "" leaves the marker alone. now: returns UTC in microseconds since
+    1970, by which leases end. A lease that has ended is in no operation that is returned, and so in
+    none that is appended.
     """
 
     FOLDERS: ClassVar = (PREFIX,)
@@ -80,8 +82,10 @@ class Oplog:
     key = staticmethod(key_of)
     page_key = staticmethod(page_key_of)
 
-    def __init__(self, storage: Storage, *, store: str = "") -> None:
-        self._storage, self._store = storage, store
+    def __init__(
+        self, storage: Storage, *, store: str = "", now: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._storage, self._store, self._now = storage, store, now
         self._known: tuple[int, str] | None = None  # the newest operation, as of the last look
         self._durable = 0  # the number of the newest operation that is known to be durable
         # The pages of the operation that was read last, as the next one shares most of them.
@@ -176,15 +180,16 @@ class Oplog:
         """Return one operation by its number; NotFoundError when it was pruned."""
         operation = self.read_without_pages(seq)
         if not operation.head_pages and not operation.tag_pages:
-            return operation
+            return operation.at(self._now)
         heads = self._read_pages(operation.head_pages, kind="branch", seq=seq)
         tags = self._read_pages(operation.tag_pages, kind="tag", seq=seq)
         self._pages = {**heads, **tags}
-        return replace(
+        operation = replace(
             operation,
             heads=joined(heads.values(), name=key_of(seq)) if heads else operation.heads,
             tags=joined(tags.values(), name=key_of(seq)) if tags else operation.tags,
         )
+        return operation.at(self._now)
 
     def read_without_pages(self, seq: int) -> Operation:
         """Return one operation with the names of its pages of refs, but without these refs."""
@@ -341,6 +346,8 @@ class Oplog:
 
         def put(kind: str, refs: Refs, before: Refs, names: tuple[str, ...]) -> tuple[str, ...]:
             known = self._read_pages(names, kind=kind, seq=newest.seq)
+            if known:  # with leases that have ended meanwhile
+                before = joined(known.values(), name=key_of(newest.seq))
             parts = repage(
                 refs, before=before, pages=[(name, page) for (_, name), page in known.items()]
             )

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
+from ckptstore.documents.settings import LEASES, renamed, with_part
 from ckptstore.errors import (
     CkptStoreError,
     ConflictError,
@@ -196,8 +197,42 @@ class Refs:
         assert head is not None
         return head
 
-    def make_tag(self, name: str, id: Digest) -> None:
-        """Make a tag at a checkpoint whose manifest is durable."""
+    def rename_branch(self, old: str, new: str) -> Digest:
+        """Rename a branch with its settings, and return its head."""
+        head: Digest | None = None
+
+        def decide(newest: Operation) -> Operation:
+            nonlocal head
+            left = _without(newest.heads, old, kind="branch")
+            check_new_branch(new, newest)
+            head = newest.heads[old]
+            settings = renamed(newest.settings, old, new)
+            return replace(newest, heads={**left, new: head}, settings=settings)
+
+        self._append(decide, lambda: f"renamed branch {old} to {new}")
+        assert head is not None
+        return head
+
+    def reset_branch(self, name: str, id: Digest) -> Digest:
+        """Move a branch to a checkpoint whose manifest is durable, and return its old head."""
+        old: Digest | None = None
+
+        def decide(newest: Operation) -> Operation:
+            nonlocal old
+            check_known(name, newest.heads, kind="branch")
+            old = newest.heads[name]
+            return replace(newest, heads={**newest.heads, name: id})
+
+        def done() -> str:
+            return f"reset branch {name} from {old.short if old else ''} to {id.short}"
+
+        self.beside_gc(lambda: self._append(decide, done, frees=True))
+        assert old is not None
+        return old
+
+    def make_tag(self, name: str, id: Digest, *, until: int | None = None) -> None:
+        """Make a tag at a checkpoint whose manifest is durable; a lease if it has an end."""
+        lease = None if until is None else {"id": id, "until": until}
 
         def decide(newest: Operation) -> Operation:
             if name in newest.tags:
@@ -206,9 +241,11 @@ class Refs:
                     "name, or delete it first."
                 )
             _check_unused(name, newest.heads, kind="branch")
-            return replace(newest, tags={**newest.tags, name: id})
+            settings = with_part(newest.settings, f"{LEASES}/{name}", lease)
+            return replace(newest, tags={**newest.tags, name: id}, settings=settings)
 
-        self.beside_gc(lambda: self._append(decide, f"made tag {name} at {id.short}"))
+        kind = "tag" if lease is None else "lease"
+        self.beside_gc(lambda: self._append(decide, f"made {kind} {name} at {id.short}"))
 
     def delete_tag(self, name: str) -> Digest:
         """Delete a tag, and return its checkpoint; NotFoundError when there is none."""
@@ -218,7 +255,8 @@ class Refs:
             nonlocal id
             left = _without(newest.tags, name, kind="tag")
             id = newest.tags[name]
-            return replace(newest, tags=left)
+            settings = with_part(newest.settings, f"{LEASES}/{name}", None)
+            return replace(newest, tags=left, settings=settings)
 
         self._append(decide, lambda: f"deleted tag {name}", frees=True)
         assert id is not None

@@ -1,4 +1,4 @@
-"""Undo: what each operation moved, whose hand made it, and the state without it (docs/adr/0041).
+"""Undo: what each operation moved, whose hand made it, and the state without it (docs/adr/0043).
 
 To take an operation back is to put back the branches, tags and settings that it moved, and only
 these. So operations of other processes that came later stay, and one whose branch was moved again
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptstore.documents.operation import CALL, HAND, SAVE
+from ckptstore.documents.settings import parts, with_part
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def moves(before: Operation, after: Operation) -> tuple[Move, ...]:
     kinds: tuple[tuple[Literal["branch", "tag", "setting"], Any, Any], ...] = (
         ("branch", before.heads, after.heads),
         ("tag", before.tags, after.tags),
-        ("setting", before.settings, after.settings),
+        ("setting", parts(before.settings), parts(after.settings)),
     )
     return tuple(
         Move(kind=kind, name=name, before=old.get(name), after=new.get(name))
@@ -235,20 +236,25 @@ def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation
             f"Operation {target.number} ({target.description}) moved no branch, tag or setting, so "
             "there is nothing to put back. What a gc deleted cannot come back."
         )
-    states = {"branch": newest.heads, "tag": newest.tags, "setting": newest.settings}
+    states = {"branch": newest.heads, "tag": newest.tags, "setting": parts(newest.settings)}
     for move in target.moves:
         if states[move.kind].get(move.name) != move.after:
             raise _moved_since(target, move, newest, oplog)
-    heads, tags, settings = (
-        _put_back(state, [move for move in target.moves if move.kind == kind])
-        for kind, state in states.items()
+    settings = newest.settings
+    for move in target.moves:
+        if move.kind == "setting":
+            settings = with_part(settings, move.name, move.before)
+    return replace(
+        newest,
+        heads=_put_back(newest.heads, target.moves, kind="branch"),
+        tags=_put_back(newest.tags, target.moves, kind="tag"),
+        settings=settings,
     )
-    return replace(newest, heads=heads, tags=tags, settings=settings)
 
 
-def _put_back(state: Mapping[str, Any], moved: Iterable[Move]) -> dict[str, Any]:
-    result = {**state, **{move.name: move.before for move in moved}}
-    return {name: value for name, value in result.items() if value is not None}
+def _put_back(refs: Mapping[str, Any], moved: Iterable[Move], *, kind: str) -> dict[str, Any]:
+    before = {move.name: move.before for move in moved if move.kind == kind}
+    return {name: id for name, id in {**refs, **before}.items() if id is not None}
 
 
 def _moved_since(

@@ -13,6 +13,7 @@ from ckptstore_cli.output import Column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from ckptstore import Checkpoint, Digest
     from ckptstore_cli.options import Command
@@ -43,10 +44,26 @@ def check_one_ref(ctx: click.Context, *, name: str | None, delete: str | None) -
         raise click.UsageError("Give a NAME to create, or -d NAME to delete, not both.", ctx)
 
 
-def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> None:
-    """List all refs of a kind with their checkpoints."""
+def print_refs(
+    kind: str,
+    refs: Mapping[str, Checkpoint],
+    *,
+    until: Mapping[str, datetime] | None = None,
+    as_json: bool,
+) -> None:
+    """List all refs of a kind with their checkpoints. until: when those that end do."""
+    ends = until or {}
     if as_json:
-        output.document([{"name": name, **documents.checkpoint(c)} for name, c in refs.items()])
+        output.document(
+            [
+                {
+                    "name": name,
+                    **({"until": ends[name].isoformat()} if name in ends else {}),
+                    **documents.checkpoint(c),
+                }
+                for name, c in refs.items()
+            ]
+        )
     elif not refs:
         output.note(f"There is no {kind} yet.")
     else:
@@ -58,6 +75,7 @@ def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> N
             Column("step", right=True),
             *metrics.columns(drops=5),
             Column("age", style="dim", drops=4),
+            *([Column("left")] if ends else []),
             Column("message", gives_way=1, drops=2),
         )
         rows = [
@@ -67,6 +85,7 @@ def print_refs(kind: str, refs: Mapping[str, Checkpoint], *, as_json: bool) -> N
                 text.step(c.step),
                 *metrics.cells(position, c),
                 text.age(c.created, output.now()).removesuffix(" ago"),
+                *([_left(ends.get(name))] if ends else []),
                 text.first_line(c.message),
             )
             for position, (name, c) in enumerate(refs.items())
@@ -90,3 +109,10 @@ def print_deleted(kind: str, name: str, id: Digest, *, as_json: bool) -> None:
     else:
         output.line(f"Deleted {kind} {name}. To bring it back:")
         output.line(f"  ckptstore {kind} {name} {id.short}")
+
+
+def _left(until: datetime | None) -> str:
+    """For how long a tag stays that ends."""
+    if until is None:
+        return ""
+    return text.duration((until - output.now()).total_seconds())

@@ -67,3 +67,41 @@ def test_what_cannot_be_done_is_an_error(ckpt, history, args, said):
 def test_making_and_deleting_at_once_is_wrong_usage(ckpt, history):
     assert "not both" in ckpt.error("branch", "new", "-d", "tuned", code=2)
     assert list(history.branches()) == ["main", "tuned"]
+
+
+def test_it_renames_a_branch(ckpt, history):
+    head = history.resolve("tuned").id
+    said = ckpt.out("branch", "-m", "tuned", "exp/new")
+    assert said == f"Renamed branch tuned to exp/new, at checkpoint {head.short}.\n"
+    assert list(history.branches()) == ["exp/new", "main"]
+    told = ckpt.json("branch", "--move", "exp/new", "tuned")
+    assert told == {"renamed": "exp/new", "name": "tuned", "id": head}
+
+
+def test_it_resets_a_branch_and_prints_the_command_that_moves_it_back(ckpt, history):
+    old, new = history.resolve("main").id, history.resolve("main~1").id
+    said = ckpt.out("branch", "--reset", "main", "main~1").splitlines()
+    assert said[0] == f"Reset branch main to checkpoint {new.short}, step 100."
+    assert said[1] == f"It was at {old.short}. To move it back:"
+    assert history.resolve("main").id == new
+    back = ckpt.json(*said[2].split()[1:])
+    assert (back["name"], back["was"], back["id"]) == ("main", new, old)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["-m", "tuned"],
+        ["-m", "tuned", "new", "main"],
+        ["-m", "tuned", "new", "-d", "tuned"],
+        ["-m", "tuned", "new", "--include", "model"],
+        ["--reset", "main"],
+        ["--reset", "main", "main~1", "tuned"],
+        ["-m", "tuned", "--reset", "main", "new"],
+    ],
+    ids=" ".join,
+)
+def test_a_rename_or_reset_takes_two_words_and_nothing_else(ckpt, history, args):
+    before = history.ref_names()
+    assert "and nothing else" in ckpt.error("branch", *args, code=2)
+    assert history.ref_names() == before

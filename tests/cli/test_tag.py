@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import pytest
 
 
@@ -43,3 +45,21 @@ def test_what_cannot_be_done_is_an_error(ckpt, history, args, said):
 
 def test_making_and_deleting_at_once_is_wrong_usage(ckpt, history):
     assert "not both" in ckpt.error("tag", "new", "-d", "v1", code=2)
+
+
+def test_a_tag_may_end_by_itself(ckpt, history):
+    ckpt("tag", "reading", "main", "--ttl", "6h")
+    listed = {tag["name"]: tag.get("until") for tag in ckpt.json("tag")}
+    until = datetime.fromisoformat(listed["reading"])
+    assert 5.9 < (until - datetime.now(UTC)).total_seconds() / 3600 < 6
+    assert listed["v1"] is None
+    heading, *rows = ckpt.out("tag").splitlines()
+    assert heading.split() == ["tag", "id", "step", "metrics", "age", "left", "message"]
+    assert "6 h" in rows[0]
+    ckpt("tag", "-d", "reading")
+    assert "left" not in ckpt.out("tag")
+
+
+def test_a_ttl_needs_a_name_and_has_to_be_a_time(ckpt, history):
+    assert "needs the NAME" in ckpt.error("tag", "--ttl", "6h", code=2)
+    assert "'6h'" in ckpt.error("tag", "new", "--ttl", "soon")

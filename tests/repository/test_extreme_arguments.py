@@ -33,7 +33,8 @@ from ckptstore.training import CheckpointManager
 from ckptstore.zarr.session import Session
 
 MESSAGE_LENGTH_MAX = 3000
-NEVER = {"KeepIf", "delete_branch", "delete_tag"}  # not saved; and there is no ref of that name
+# Not saved; and there is no ref of that name.
+NEVER = {"KeepIf", "delete_branch", "delete_tag", "reset_branch"}
 LONG = "x" * 70_000
 HUGE = 10**5000
 
@@ -253,6 +254,10 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "batch": (None, 1),
     "force": (False, True),
     "operation": (None, 1),
+    "old": ("side",),
+    "new": ("renamed",),
+    "to": ("main~1", "main"),
+    "ttl": ("6h", 1.0, None),
     "by_hand": (False, True),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
@@ -324,6 +329,12 @@ def by_clock(act: Callable[[Repository], object]) -> Callable[..., object]:
     return lambda repo, *, clock: act(ckptstore.open(repo.url, clock=clock))
 
 
+def leased(repo: Repository, **arguments: Any) -> None:
+    """Do something while a lease lasts."""
+    with repo.lease(**arguments):
+        repo.tag("while-it-lasts")
+
+
 def session_commit(repo: Repository, **arguments: Any) -> None:
     """Commit what a Zarr session has set."""
     import zarr
@@ -368,6 +379,7 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
         for name, member in vars(Repository).items()
         if not name.startswith("_") and name not in PROPERTIES
     },
+    "lease": (Repository.lease, leased),
     **{name: (getattr(retention, name), policy(name)) for name in POLICIES},
     "init": (ckptstore.init, lambda repo, **arguments: ckptstore.init(**arguments)),
     "open": (ckptstore.open, lambda repo, **arguments: ckptstore.open(**arguments)),

@@ -1,0 +1,125 @@
+"""Settings: what an operation carries along by name, taken apart as far as undo moves it. Pure.
+
+Most settings are moved as a whole. A setting with an entry for each branch or tag is moved entry by
+entry, so that taking one back leaves the others alone (docs/reference/format.md, section 8).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import InvalidInputError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LEASES = "leases"  # how long each tag that is a lease keeps its checkpoint
+RENAMED = "renamed"  # the earlier names of each branch that was renamed
+BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
+_BY_NAME = (LEASES, RENAMED)
+TTL_SECONDS_MAX = 100 * 366 * 86_400
+_TTL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d|w)")
+_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by name; of those with an entry for each ref, each entry by `NAME/REF`."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        entries = _entries(key, value)
+        result.update({key: value} if entries is None else entries)
+    return result
+
+
+def with_part(settings: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Return settings with another value of a part; None: without it."""
+    key, _, ref = name.partition("/")
+    others = {other: item for other, item in settings.items() if other != key}
+    if not ref:
+        return others if value is None else {**others, key: value}
+    changed: Any
+    if key == BRANCH_RETENTION:
+        changed = _regrouped(settings.get(key, []), ref, value)
+    else:
+        changed = {other: item for other, item in settings.get(key, {}).items() if other != ref}
+        if value is not None:
+            changed[ref] = value
+    return {**others, key: changed} if changed else others
+
+
+def by_name(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the entries of `LEASES` or `RENAMED` by the name of the ref."""
+    entries = settings.get(key)
+    return dict(entries) if isinstance(entries, dict) else {}
+
+
+def renamed(settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return settings after a branch was renamed: what is set for it, and its earlier names."""
+    names = [*former_names(settings, old), old]
+    earlier = [name for name in dict.fromkeys(names) if name != new]
+    result = with_part(settings, f"{RENAMED}/{old}", None)
+    result = with_part(result, f"{RENAMED}/{new}", earlier or None)
+    policy = parts(settings).get(f"{BRANCH_RETENTION}/{old}")
+    result = with_part(result, f"{BRANCH_RETENTION}/{old}", None)
+    return with_part(result, f"{BRANCH_RETENTION}/{new}", policy)
+
+
+def former_names(settings: Mapping[str, Any], branch: str) -> tuple[str, ...]:
+    """Return the names that a branch had before it was renamed, which its manifests record."""
+    names = by_name(settings, RENAMED).get(branch)
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def ttl_seconds(ttl: object) -> float:
+    """Return for how long a lease lasts: a number of seconds, or a text such as "90min" or "6h".
+
+    Raises:
+        InvalidInputError: It is neither, or out of range.
+    """
+    match = _TTL.fullmatch(ttl) if isinstance(ttl, str) else None
+    seconds = float(match[1]) * _UNIT_SECONDS[match[2]] if match else ttl
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 < seconds <= TTL_SECONDS_MAX
+    ):
+        raise InvalidInputError(
+            f"The ttl is {shown(ttl)}; seconds, or a text such as '90min', '6h' or '2d', are "
+            "expected, up to 100 years."
+        )
+    return float(seconds)
+
+
+def _entries(key: str, value: Any) -> dict[str, Any] | None:
+    """Return the parts of a setting; None for one that is moved as a whole."""
+    if key in _BY_NAME and isinstance(value, dict):
+        return {f"{key}/{ref}": item for ref, item in value.items()}
+    if key == BRANCH_RETENTION and _are_groups(value):
+        return {f"{key}/{ref}": item["policy"] for item in value for ref in item["branches"]}
+    return None
+
+
+def _are_groups(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict)
+        and item.keys() == {"branches", "policy"}
+        and isinstance(item["branches"], list)
+        and all(isinstance(ref, str) for ref in item["branches"])
+        for item in value
+    )
+
+
+def _regrouped(groups: Any, ref: str, policy: Any) -> list[dict[str, Any]]:
+    """Return groups in which a branch has another policy, or none."""
+    result: list[dict[str, Any]] = []
+    for group in groups:
+        refs = {*group["branches"]} - {ref}
+        if group["policy"] == policy:
+            refs.add(ref)
+            policy = None
+        if refs:
+            result.append({"branches": sorted(refs), "policy": group["policy"]})
+    if policy is not None:
+        result.append({"branches": [ref], "policy": policy})
+    return result
