@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ckptstore.arrays.codecs import register_codec as register_codec
+    from ckptstore.checkpoint import Annotation as Annotation
     from ckptstore.checkpoint import ArrayInfo as ArrayInfo
     from ckptstore.checkpoint import Checkpoint as Checkpoint
     from ckptstore.diff.changes import ArrayChange as ArrayChange
@@ -64,7 +65,7 @@ else:
         __name__,
         {
             "arrays.codecs": ("register_codec",),
-            "checkpoint": ("ArrayInfo", "Checkpoint"),
+            "checkpoint": ("Annotation", "ArrayInfo", "Checkpoint"),
             "diff.changes": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
             "digest": ("Digest",),
             "documents.entry": ("StoredArray",),

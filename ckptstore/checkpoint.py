@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
+from ckptstore.documents.note import overlaid
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.nodes import Node
+    from ckptstore.documents.note import Note
     from ckptstore.documents.page import ArrayEntry
     from ckptstore.documents.zarr_page import EncodedEntry
     from ckptstore.store.catalog import Catalog
@@ -82,6 +85,39 @@ class ArrayInfo:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """Metrics and words that were noted about a checkpoint after its commit.
+
+    Attributes:
+        metrics: Numbers by name.
+        message: The words.
+        time: When it was noted, in UTC.
+        user: The user who noted it; "" if there is no name.
+        host: The machine.
+        program: The program.
+    """
+
+    metrics: Mapping[str, int | float]
+    message: str
+    time: datetime
+    user: str
+    host: str
+    program: str
+
+    @classmethod
+    def of(cls, note: Note) -> Self:
+        """The annotation of a note."""
+        return cls(
+            metrics=dict(note.metrics),
+            message=note.message,
+            time=_EPOCH + timedelta(microseconds=note.time),
+            user=note.by.user,
+            host=note.by.host,
+            program=note.by.program,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Checkpoint:
     """One checkpoint. Returned by `Repository.commit`, `resolve` and `log`.
@@ -89,12 +125,13 @@ class Checkpoint:
     Attributes:
         id: The digest of the manifest.
         step: The training step, if one was given.
-        metrics: Numbers by name.
+        metrics: Numbers by name, those of notes included. Of several values the newest counts.
         parents: The ids of the checkpoints before it; usually one, none for the first of a branch.
         branch: The branch that it was committed on; None if it was not recorded.
         message: The message.
         created: The time of the commit, in UTC.
         meta: Further JSON values by name.
+        notes: What `Repository.annotate` noted about it, oldest first.
         expired: True if a policy has expired it: its arrays are no longer stored.
         new_bytes: Bytes of the objects that the commit had to store: chunks of arrays and the pages
             that list them, but not its manifest.
@@ -121,6 +158,7 @@ class Checkpoint:
     message: str
     created: datetime
     meta: Mapping[str, Any]
+    notes: tuple[Annotation, ...]
     expired: bool
     new_bytes: int
     array_count: int
@@ -135,17 +173,20 @@ class Checkpoint:
         return ", ".join([*facts, *(["expired=True"] if self.expired else [])]) + ")"
 
     @classmethod
-    def of(cls, id: Digest, manifest: Manifest, catalog: Catalog) -> Checkpoint:
-        """The checkpoint of a manifest."""
+    def of(
+        cls, id: Digest, manifest: Manifest, catalog: Catalog, notes: tuple[Note, ...] = ()
+    ) -> Checkpoint:
+        """The checkpoint of a manifest and the notes on it."""
         return cls(
             id=id,
             step=manifest.step,
-            metrics=dict(manifest.metrics),
+            metrics=overlaid(manifest.metrics, notes),
             parents=manifest.parents,
             branch=manifest.branch,
             message=manifest.message,
             created=_EPOCH + timedelta(microseconds=manifest.created),
             meta=deepcopy(dict(manifest.meta)),  # the catalog shares its manifests
+            notes=tuple(map(Annotation.of, notes)),
             expired=catalog.is_expired(id),
             new_bytes=manifest.new_bytes,
             array_count=sum(ref.arrays for ref in manifest.refs),

@@ -21,7 +21,7 @@ from ckptstore.documents.canonical import readable
 from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
-from ckptstore.documents.names import check_ref_name, check_strings
+from ckptstore.documents.names import check_metric_name, check_ref_name, check_strings
 from ckptstore.documents.settings import ttl_seconds
 from ckptstore.errors import (
     CkptStoreError,
@@ -49,6 +49,7 @@ from ckptstore.store.lost import (
     missing_head,
     refuse_without_operations,
 )
+from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, Stores
     from ckptstore.retention import Policies, Policy
+    from ckptstore.revisions import Names
     from ckptstore.storage import Storage
     from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
     from ckptstore.store.usage import Usage
@@ -111,7 +113,10 @@ def init(
     """
     marker = Marker(store=secrets.token_hex(16), chunk_bytes=chunk_size)
     storage = open_storage(url)
-    folders = (*ObjectStore.FOLDERS, *Catalog.FOLDERS, *Oplog.FOLDERS, *Oplog.PAGE_FOLDERS)
+    folders = (
+        *(*ObjectStore.FOLDERS, *Catalog.FOLDERS, *Notes.FOLDERS),
+        *(*Oplog.FOLDERS, *Oplog.PAGE_FOLDERS),
+    )
     storage.prepare({MARKER_KEY, *folders})
     if not storage.create(MARKER_KEY, readable(marker, name=MARKER_KEY)):
         raise ConflictError(f"{storage.url} is already a repository. Open it instead.")
@@ -201,12 +206,14 @@ class Repository:
         self._objects = ObjectStore(storage)
         self._oplog = Oplog(storage, store=marker.store, now=self._now)
         self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
-        self._live = LiveCheckpoints(self._oplog, self._catalog)
+        self._notes = Notes(storage, self._oplog.between)
+        self._live = LiveCheckpoints(self._oplog, self._catalog, self._notes)
         self._gc_stores: Stores | None = None
         self._author = partial(author, by_hand=by_hand)
         self._refs = Refs(
             self._oplog,
             self._catalog,
+            self._notes,
             now=self._now,
             finish_gc=self._finish_gc,
             author=self._author,
@@ -475,6 +482,47 @@ class Repository:
             live_starts = self._live.before(starts) or ()
             return query.select(starmap(self._checkpoint, self._live.reached(live_starts)))
 
+    def annotate(
+        self, rev: str, *, metrics: Mapping[str, object] | None = None, message: str = ""
+    ) -> Checkpoint:
+        """Note metrics or words about a checkpoint that come after its commit.
+
+        The checkpoint itself does not change. Of several values of a metric the newest counts:
+        in `best:`, in policies, in the log and in `Checkpoint.metrics`. `undo` takes a note back.
+        An expired checkpoint can be annotated too (ADR 0044).
+
+        Args:
+            rev: The revision to annotate.
+            metrics: Numbers by name, as for `commit`.
+            message: Text for people.
+
+        Returns:
+            The checkpoint, with the note.
+
+        Raises:
+            NotFoundError: The revision names nothing.
+            InvalidInputError: There is neither a metric nor a message, or one is not legal.
+            StorageError: The storage failed. The note counts if it became durable before that.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(3):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> for step, accuracy in enumerate([0.7, 0.9, 0.8]):
+            ...     _ = repo.annotate(f"main@step={step}", metrics={"val_acc": accuracy})
+            >>> repo.resolve("best:val_acc").step
+            1
+        """
+        facts = Facts.of(metrics=metrics, message=message)
+        if not facts.metrics and not facts.message:
+            raise InvalidInputError("There is nothing to note. Pass metrics, a message, or both.")
+        id, manifest = self._resolved(rev)
+        told = ", ".join(f"{name}={value:g}" for name, value in facts.metrics.items())
+        done = f"annotated {id.short}: {told or facts.message.strip().split(chr(10))[0]}"
+        self._refs.annotate(id, facts.metrics, facts.message, done=done)
+        return self._checkpoint(id, manifest)
+
     def lost(self) -> list[Checkpoint]:
         """Return the checkpoints whose operations are missing, newest first.
 
@@ -630,27 +678,40 @@ class Repository:
                 openers=(opener, other_opener),
             )
 
-    def follow(self, branch: str = DEFAULT_BRANCH, *, poll_seconds: float = 1.0) -> Follower:
+    def follow(
+        self,
+        branch: str = DEFAULT_BRANCH,
+        *,
+        unevaluated: str | None = None,
+        poll_seconds: float = 1.0,
+    ) -> Follower:
         """Follow a branch: wait for new checkpoints, and keep a model at the newest one.
 
         Args:
             branch: The branch that another process commits to. It need not exist yet.
+            unevaluated: A metric. The follower then yields the checkpoints that lack it: first
+                those that are there and have not expired, the oldest first, then new ones. An
+                evaluator gives it to them with `annotate`.
             poll_seconds: Seconds between two looks at the repository.
 
         Returns:
             A follower. `Follower.update` reads only what changed since the last update (ADR 0015).
 
         Raises:
-            InvalidInputError: `poll_seconds` is not above 0, or the name is not that of a branch.
+            InvalidInputError: `poll_seconds` is not above 0, or a name is not legal.
         """
         from ckptstore.follow.follower import Follower
 
         check_ref_name(branch, kind="branch")
+        if unevaluated is not None:
+            check_metric_name(unevaluated)
         return Follower(
             branch,
             oplog=self._oplog,
             catalog=self._catalog,
+            notes=self._notes,
             checkpoint=self._checkpoint,
+            unevaluated=unevaluated,
             poll_seconds=poll_seconds,
         )
 
@@ -1101,7 +1162,13 @@ class Repository:
         """
         from ckptstore.store.usage import usage
 
-        return usage(self._storage, self._catalog, self._oplog, with_checkpoints=by_checkpoint)
+        return usage(
+            self._storage,
+            self._catalog,
+            self._oplog,
+            self._notes,
+            with_checkpoints=by_checkpoint,
+        )
 
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""
@@ -1226,9 +1293,19 @@ class Repository:
                 f"{shown(rev)} cannot be used. {error}{self._instead(rev)}"
             ) from error
 
+    def _names(self, newest: Operation) -> Names:
+        """What revisions can name as of an operation, with the metrics of notes."""
+        self._notes.update(newest)
+
+        def lookup(id: Digest) -> Manifest | None:
+            manifest = self._catalog.lookup(id)
+            return manifest and self._notes.annotated(id, manifest)
+
+        return replace(self._catalog.names(newest), lookup=lookup)
+
     def _instead(self, rev: str) -> str:
         """Return a sentence about the best checkpoint that is stored, where a best one expired."""
-        names = self._catalog.names(self._oplog.newest())
+        names = self._names(self._oplog.newest())
         with suppress(CkptStoreError):
             id = resolve(rev, replace(names, may_be_best=self._catalog.is_live))
             if self._catalog.is_live(id):
@@ -1239,7 +1316,7 @@ class Repository:
         """The checkpoint that a revision names; CorruptError where a part of a copy is missing."""
         newest = self._oplog.newest()
         try:
-            id = resolve(rev, self._catalog.names(newest))
+            id = resolve(rev, self._names(newest))
             return id, self._catalog.manifest(id)
         except NotFoundError:
             refuse_without_operations(newest, self._oplog, self._catalog)
@@ -1257,6 +1334,7 @@ class Repository:
         newest = self._oplog.newest()
         refuse_without_operations(newest, self._oplog, self._catalog)
         self._refuse_missing(newest.refs)
+        self._notes.update(newest)
         return [*newest.heads.values(), *newest.tags.values()]
 
     def _refuse_missing(self, refs: Mapping[str, Digest]) -> None:
@@ -1266,11 +1344,12 @@ class Repository:
                 raise missing_head(name, id, self._catalog)
 
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
-        return Checkpoint.of(id, manifest, self._catalog)
+        return Checkpoint.of(id, manifest, self._catalog, self._notes.of(id))
 
     def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
         refuse_without_operations(newest, self._oplog, self._catalog)
         self._refuse_missing(refs)
+        self._notes.update(newest)
         made = {id: self._checkpoint(id, self._catalog.manifest(id)) for id in {*refs.values()}}
         return {name: made[id] for name, id in sorted(refs.items())}
 

@@ -151,7 +151,7 @@ class Manifest:
             "structure": self.structure,
             "parents": self.parents,
             "step": self.step,
-            "metrics": {name: _metric_to_json(value) for name, value in self.metrics.items()},
+            "metrics": {name: metric_to_json(value) for name, value in self.metrics.items()},
             "message": self.message,
             "created": self.created,
             "new_bytes": self.new_bytes,
@@ -188,7 +188,7 @@ class Manifest:
                 lambda key: legal(check_ref_name, fields.get(key), kind="branch", name=name),
             ),
             step=fields.integer_or_none("step", low=-STEP_MAX, high=STEP_MAX),
-            metrics=_metrics_from_json(fields.object("metrics"), name=name),
+            metrics=metrics_from_json(fields.object("metrics"), name=name),
             message=fields.text("message", length_max=MESSAGE_LENGTH_MAX),
             created=fields.integer("created", high=CREATED_MAX),
             elapsed=fields.optional("elapsed", lambda key: fields.integer(key, high=STEP_MAX)),
@@ -198,13 +198,15 @@ class Manifest:
         )
 
 
-def _metric_to_json(value: int | float) -> int | float | str:
+def metric_to_json(value: int | float) -> int | float | str:
+    """Return a metric as JSON, which has no NaN and no infinity."""
     if isinstance(value, int) or math.isfinite(value):
         return value
     return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
 
 
-def _metrics_from_json(document: dict[str, Any], *, name: str) -> dict[str, int | float]:
+def metrics_from_json(document: dict[str, Any], *, name: str) -> dict[str, int | float]:
+    """Check names and values of metrics, and return the values as numbers."""
     if len(document) > METRICS_MAX:
         raise CorruptError(f"{name} has more than {METRICS_MAX} metrics.")
     items = document.items()

@@ -29,6 +29,7 @@ PAGED_FORMAT = 2  # of operations with pages of refs, which earlier versions ref
 SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
 DONE_LENGTH_MAX = 1 << 16
 OWNER_LENGTH_MAX = 64
+NOTE_NAME_LENGTH_MAX = 256
 AUTHOR_LENGTH_MAX = 256  # of each of its texts
 PID_MAX = 2**63 - 1
 
@@ -149,6 +150,7 @@ class Operation:
             before it, as earlier versions always do.
         reverts: The number of the operation that this one took back.
         by: The process that appended it; None in operations of versions that recorded none.
+        note: The name of the note that it published.
         head_pages: The names of the pages that hold the branches; empty when the operation does.
         tag_pages: The same of the tags.
     """
@@ -165,6 +167,7 @@ class Operation:
     let_go: tuple[LetGo, ...] = ()
     reverts: int | None = None
     by: Author | None = None
+    note: str | None = None
     head_pages: tuple[str, ...] = ()
     tag_pages: tuple[str, ...] = ()
 
@@ -239,9 +242,10 @@ class Operation:
         by: Author | None,
         undoes: int | None = None,
         reverts: int | None = None,
+        note: str | None = None,
     ) -> Self:
         """Return this state with the facts of one operation in place of those of another."""
-        return replace(self, time=time, done=done, by=by, undoes=undoes, reverts=reverts)
+        return replace(self, time=time, done=done, by=by, undoes=undoes, reverts=reverts, note=note)
 
     def encode(self) -> bytes:
         """Encode to the bytes of ops/<seq>.json. What is in pages is not encoded."""
@@ -263,6 +267,8 @@ class Operation:
             document["by"] = self.by
         if self.reverts is not None:
             document["reverts"] = self.reverts
+        if self.note is not None:
+            document["note"] = self.note
         if self.head_pages or self.tag_pages:
             document |= {"head_pages": self.head_pages, "tag_pages": self.tag_pages}
         return sealed.seal("operation", document, bytes_max=OPERATION_BYTES_MAX)
@@ -284,6 +290,7 @@ class Operation:
             time=fields.integer("time", high=CREATED_MAX),
             heads=decode_refs(fields.object("heads"), kind="branch", name=name),
             tags=decode_refs(fields.object("tags"), kind="tag", name=name),
+            note=fields.optional("note", partial(fields.text, length_max=NOTE_NAME_LENGTH_MAX)),
             head_pages=_pages(fields, "head_pages") if is_paged else (),
             tag_pages=_pages(fields, "tag_pages") if is_paged else (),
             settings=fields.object("settings"),

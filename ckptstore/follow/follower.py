@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.stored_state import StoredState
+from ckptstore.documents.settings import former_names
 from ckptstore.errors import (
     CorruptError,
     ExpiredError,
@@ -28,7 +29,7 @@ from ckptstore.follow.known import Known
 from ckptstore.follow.refill import CountedObjects, Refill
 from ckptstore.follow.rwlock import RWLock
 from ckptstore.forks import free_in_child, renewed
-from ckptstore.history import ancestors, first_parents
+from ckptstore.history import ancestors, first_parents, own_chain
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.selection import Selection
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
     from ckptstore.store.catalog import Catalog
+    from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog
 
     Patterns = str | Sequence[str] | None
@@ -87,7 +89,9 @@ class Follower:
         *,
         oplog: Oplog,
         catalog: Catalog,
+        notes: Notes,
         checkpoint: Callable[[Digest, Manifest], Checkpoint],
+        unevaluated: str | None,
         poll_seconds: float,
     ) -> None:
         is_number = isinstance(poll_seconds, int | float)
@@ -96,7 +100,8 @@ class Follower:
                 f"poll_seconds is {shown(poll_seconds)}; a number of seconds above 0 is expected."
             )
         self.branch = branch
-        self._oplog, self._catalog = oplog, catalog
+        self._oplog, self._catalog, self._notes = oplog, catalog, notes
+        self._unevaluated = unevaluated
         self._checkpoint, self._poll_seconds = checkpoint, poll_seconds
         self._closed = free_in_child(threading.Event())
         self._seen: Digest | None = None
@@ -123,15 +128,18 @@ class Follower:
         """Return the next checkpoint that was not returned yet, or None; never wait.
 
         The first is the newest one of the branch, or the first that is committed to a branch that
-        does not exist yet. Checkpoints that expired meanwhile are skipped; of a branch that was
-        moved elsewhere only the head is new.
+        does not exist yet. Of a follower of what is not evaluated it is the oldest one of the
+        branch. Checkpoints that expired or were evaluated meanwhile are skipped; of a branch that
+        was moved elsewhere only the head is new.
         """
         with self._looking:
             self._look()
             while self._waiting:
                 id = self._waiting.popleft()
                 if not self._catalog.is_expired(id):
-                    return self._checkpoint(id, self._catalog.manifest(id))
+                    checkpoint = self._checkpoint(id, self._catalog.manifest(id))
+                    if self._unevaluated not in checkpoint.metrics:
+                        return checkpoint
         return None
 
     def wait(self, timeout: float | None = None) -> Checkpoint | None:
@@ -255,6 +263,7 @@ class Follower:
     def _look(self) -> None:
         """Find what is new on the branch."""
         newest = self._oplog.newest()
+        self._notes.update(newest)
         head = newest.heads.get(self.branch)
         if head is None:
             self._others = tuple(newest.refs.values())  # what they do not reach is new
@@ -264,6 +273,10 @@ class Follower:
             known = {self._seen}
         elif self._others is not None:
             known = {id for id, _ in ancestors(self._others, self._catalog.lookup)}
+        elif self._unevaluated is not None:
+            names = (self.branch, None, *former_names(newest.settings, self.branch))
+            own = own_chain(head, names, self._catalog.lookup)
+            known = {own.seed} if own.seed else set()
         else:
             known = set(self._catalog.manifest(head).parents[:1])
         new: list[Digest] = []

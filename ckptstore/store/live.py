@@ -9,6 +9,7 @@ asked for, and from its expiry if that names its live ancestors (docs/adr/0028).
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from itertools import islice
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.history import OwnChain
     from ckptstore.store.catalog import Catalog
+    from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog
 
 READS_MAX = 64  # documents that are read for the sake of one expiry, which can do without
@@ -37,14 +39,15 @@ class LiveCheckpoints:
     """The live checkpoints as of one operation.
 
     Attributes:
-        manifests: Their manifests by id; those of commits in progress may be among them.
+        manifests: Their manifests by id, with the metrics of notes; those of commits in progress
+            may be among them.
         seq: The number of that operation; None before the first update.
         missing: The checkpoints of the history whose manifests were found to be missing or damaged.
         lock: Held by a user of the above, as another thread may update them.
     """
 
-    def __init__(self, oplog: Oplog, catalog: Catalog) -> None:
-        self._oplog, self._catalog = oplog, catalog
+    def __init__(self, oplog: Oplog, catalog: Catalog, notes: Notes) -> None:
+        self._oplog, self._catalog, self._notes = oplog, catalog, notes
         self._begin()
         renewed(self, LiveCheckpoints._begin)  # another thread may have been in the middle
 
@@ -56,6 +59,7 @@ class LiveCheckpoints:
         # Nearest live ancestors of live checkpoints, and a step back from each expired one.
         self._nearest: dict[Digest, tuple[Digest, ...]] = {}
         self._behind: dict[Digest, tuple[Digest, ...]] = {}
+        self._noted: dict[Digest, int] = {}  # how many notes on each checkpoint are known
 
     def update(self, newest: Operation) -> None:
         """Bring this up to date with the newest operation."""
@@ -69,9 +73,12 @@ class LiveCheckpoints:
                 self._add(operation.refs.values())
                 if operation.condemned:
                     self._remove(operation.condemned.checkpoints)
+                self._notes.learn(operation)
                 self.seq = operation.seq
         except NotFoundError:  # some were pruned
             self.reconcile(newest, self._catalog.live())
+        else:
+            self._annotate(newest)
 
     def reconcile(self, newest: Operation, listed: Collection[Digest]) -> None:
         """Bring this up to date with a listing made after the newest operation was read."""
@@ -88,6 +95,19 @@ class LiveCheckpoints:
             self._nearest.clear()
             self.missing.clear()
         self.seq = newest.seq
+        self._annotate(newest)
+
+    def _annotate(self, newest: Operation) -> None:
+        """Give the manifests the metrics of notes that are new."""
+        self._notes.update(newest)
+        self._noted = {id: count for id, count in self._noted.items() if id in self.manifests}
+        for id, manifest in self.manifests.items():
+            count = self._notes.count(id)
+            if count != self._noted.get(id, 0):
+                original = self._catalog.manifest(id)
+                metrics = self._notes.annotated(id, original).metrics
+                self.manifests[id] = replace(manifest, metrics=metrics)
+                self._noted[id] = count
 
     def reached(self, starts: Iterable[Digest]) -> Iterator[tuple[Digest, Manifest]]:
         """Yield the live checkpoints that are reachable from the starts, newest first.

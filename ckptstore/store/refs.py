@@ -10,8 +10,10 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from ckptstore.documents.note import Note, NoteName
 from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
 from ckptstore.documents.settings import LEASES, renamed, with_part
 from ckptstore.errors import (
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Author
     from ckptstore.store.catalog import Catalog
+    from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog
 
     Change = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # of the settings
@@ -67,6 +70,7 @@ class Refs:
         self,
         oplog: Oplog,
         catalog: Catalog,
+        notes: Notes,
         *,
         now: Callable[[], int],
         finish_gc: Callable[[], object],
@@ -75,6 +79,7 @@ class Refs:
         self._author = author
         self._oplog = oplog
         self._catalog = catalog
+        self._notes = notes
         self._now = now
         self._finish_gc = finish_gc
 
@@ -266,6 +271,30 @@ class Refs:
         """Replace the settings by what `change` makes of them."""
         self._append(lambda newest: replace(newest, settings=change(newest.settings)), done)
 
+    def annotate(
+        self, id: Digest, metrics: Mapping[str, int | float], message: str, *, done: str
+    ) -> None:
+        """Publish a note on a checkpoint."""
+        note = partial(self._note, id, metrics=metrics, message=message)
+        self._append(lambda newest: newest, done, note=note)
+
+    def _note(
+        self,
+        id: Digest,
+        *,
+        metrics: Mapping[str, int | float] = MappingProxyType({}),
+        message: str = "",
+        withdraws: Digest | None = None,
+    ) -> Note:
+        return Note(
+            checkpoint=id,
+            metrics=metrics,
+            message=message,
+            time=self._now(),
+            by=self._author(),
+            withdraws=withdraws,
+        )
+
     def plan_undo(self, number: int | None = None) -> UndoPlan:
         """Plan to take an operation back: by its number, else the newest of this user's hand.
 
@@ -305,12 +334,14 @@ class Refs:
         )
 
     def _undo(self, target: OperationInfo) -> Undone:
-        """Append the newest state without what an operation moved."""
+        """Append the newest state without what an operation moved, and withdraw its note."""
+        name = NoteName.parse(target.note)
         appended = self.beside_gc(
             lambda: self._append(
                 partial(self._undone_state, target),
                 f"undid operation {target.number}: {target.description}",
                 reverts=target.number,
+                note=name and partial(self._note, name.checkpoint, withdraws=name.digest),
             )
         )
         return Undone(operation=target.number, description=target.description, redo=appended.seq)
@@ -331,7 +362,7 @@ class Refs:
         """Name the nearest stored checkpoint before each one that an undo would need."""
         told = ""
         for move in target.moves or ():
-            if move.kind == "setting" or move.before is None:
+            if move.kind not in ("branch", "tag") or move.before is None:
                 continue
             history = first_parents(move.before, self._catalog.lookup)
             nearest = next((id for id, _ in history if self._catalog.is_live(id)), None)
@@ -393,17 +424,23 @@ class Refs:
         frees: bool = False,
         is_commit: bool = False,
         reverts: int | None = None,
+        note: Callable[[], Note] | None = None,
     ) -> Operation:
         """Append an operation with its facts, and return it; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
         is_commit: whether a branch moves on to a checkpoint made from its head. reverts: the number
-        of the operation that it takes back.
+        of the operation that it takes back. note: makes a note, which is durable before the
+        operation names it.
         """
+        stored: NoteName | None = None
 
         def complete(newest: Operation) -> Operation:
+            nonlocal stored
             decided = decide(newest)
             self._check_live(newest, decided)
+            if note is not None and stored is None:
+                stored = self._notes.store(note(), seq=newest.seq + 1)
             text = done if isinstance(done, str) else done()
             time = self._now()
             return decided.after(newest, time=time, moves_on=is_commit).stamped(
@@ -412,6 +449,7 @@ class Refs:
                 by=self._author(is_commit=is_commit),
                 undoes=self._restored_by(decided, reverts),
                 reverts=reverts,
+                note=None if stored is None else str(stored),
             )
 
         return (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckptstore.digest import Digest
+from ckptstore.documents.note import NoteName
 from ckptstore.documents.operation import CALL, HAND, SAVE
 from ckptstore.documents.settings import parts, with_part
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError
@@ -26,21 +28,23 @@ COMMITTED = "committed "  # with which versions that recorded no author describe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """A branch, tag or setting that an operation moved.
+    """A branch, tag or setting that an operation moved, or a note that it published.
 
     Attributes:
         kind: What it is.
-        name: Its name.
+        name: Its name; of a note, the id of its checkpoint.
         before: The id of its checkpoint, or its value, before the operation; None if it was made.
-        after: The same after the operation; None if it was deleted.
+        after: The same after the operation; None if it was deleted. Of a note, its name.
     """
 
-    kind: Literal["branch", "tag", "setting"]
+    kind: Literal["branch", "tag", "setting", "note"]
     name: str
     before: Any
     after: Any
 
     def __str__(self) -> str:
+        if self.kind == "note":
+            return f"note on {Digest(self.name).short}"
         before, after = (
             "" if self.kind == "setting" or value is None else f" {value.short}"
             for value in (self.before, self.after)
@@ -89,6 +93,11 @@ class OperationInfo:
 
     def __str__(self) -> str:
         return f"operation {self.number} ({self.description})"
+
+    @property
+    def note(self) -> str | None:
+        """The name of the note that it published; None if it published none."""
+        return next((move.after for move in self.moves or () if move.kind == "note"), None)
 
     @property
     def who(self) -> str:
@@ -162,17 +171,24 @@ def operations(oplog: Oplog, newest: Operation) -> Iterator[OperationInfo]:
 
 
 def moves(before: Operation, after: Operation) -> tuple[Move, ...]:
-    """Return the branches, tags and settings that differ between two states."""
+    """Return what differs between two states, and the note that the later one published."""
+    note = NoteName.parse(after.note)
+    notes: tuple[Move, ...] = ()
+    if note is not None:
+        notes = (Move(kind="note", name=note.checkpoint, before=None, after=str(note)),)
     kinds: tuple[tuple[Literal["branch", "tag", "setting"], Any, Any], ...] = (
         ("branch", before.heads, after.heads),
         ("tag", before.tags, after.tags),
         ("setting", parts(before.settings), parts(after.settings)),
     )
-    return tuple(
-        Move(kind=kind, name=name, before=old.get(name), after=new.get(name))
-        for kind, old, new in kinds
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+    return (
+        tuple(
+            Move(kind=kind, name=name, before=old.get(name), after=new.get(name))
+            for kind, old, new in kinds
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        )
+        + notes
     )
 
 
@@ -231,6 +247,11 @@ def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation
     if target.moves is None:
         oplog.before(target.number, newest)  # which raises the reason
         raise ConflictError(f"What {target} moved is not known. Look at the log again.")
+    if target.undone_by is not None and target.note is not None:
+        raise ConflictError(
+            f"Operation {target.number} ({target.description}) was taken back by operation "
+            f"{target.undone_by}. To do it again, use undo({target.undone_by})."
+        )
     if not target.moves:
         raise InvalidInputError(
             f"Operation {target.number} ({target.description}) moved no branch, tag or setting, so "
@@ -238,7 +259,7 @@ def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation
         )
     states = {"branch": newest.heads, "tag": newest.tags, "setting": parts(newest.settings)}
     for move in target.moves:
-        if states[move.kind].get(move.name) != move.after:
+        if move.kind != "note" and states[move.kind].get(move.name) != move.after:
             raise _moved_since(target, move, newest, oplog)
     settings = newest.settings
     for move in target.moves:

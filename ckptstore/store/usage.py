@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptstore.errors import CkptStoreError
     from ckptstore.storage import Storage
     from ckptstore.store.catalog import Catalog
+    from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog
 
 MARK_DIGITS = 16  # of each digest 64 bits are kept, which is enough for a sum
@@ -124,7 +125,12 @@ class Usage:
 
 
 def usage(
-    storage: Storage, catalog: Catalog, oplog: Oplog, *, with_checkpoints: bool = False
+    storage: Storage,
+    catalog: Catalog,
+    oplog: Oplog,
+    notes: Notes,
+    *,
+    with_checkpoints: bool = False,
 ) -> Usage:
     """Look at all files. What a damaged page lists counts as not reached."""
     documents = [item for folder in catalog.FOLDERS for item in catalog.list(folder)]
@@ -148,8 +154,8 @@ def usage(
     owners = _Owners(catalog, live)
     stored, unreached = _objects(catalog, owners)
     temporaries = storage.temporaries()
-    operations = (*oplog.list(), *oplog.list_pages())
-    metadata = [item.size for name, item in (*documents, *operations) if name]
+    others = (*oplog.list(), *oplog.list_pages(), *notes.list())
+    metadata = [item.size for name, item in (*documents, *others) if name]
     return Usage(
         checkpoints=len(live),
         unreachable=len(ids - live.keys()),

@@ -35,6 +35,10 @@ EXPIRY = (
     "Copy the file from another copy of the repository, or delete it: it only states when and why "
     "a checkpoint expired."
 )
+NOTE = (
+    "Copy the file from another copy of the repository, or delete it and annotate the checkpoint "
+    "again: until then nothing is said of the checkpoint, as its metrics may be others."
+)
 MARKER = "Copy the file from another copy of this repository."
 FOLDER = "Put back the folder itself in place of a link or a file."
 OPERATIONS = (

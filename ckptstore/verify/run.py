@@ -13,6 +13,7 @@ from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.history import ancestors
 from ckptstore.store.catalog import EXPIRED, EXPIRIES, LIVE, Catalog
 from ckptstore.store.lost import lost
+from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog, first_kept
 from ckptstore.store.reach import searched, walk
@@ -76,6 +77,7 @@ class _Verify:
         self.objects = ObjectStore(storage)
         self.catalog = Catalog(storage, self.objects, cached_pages=CACHED_PAGES)
         self.oplog = Oplog(storage)
+        self.notes = Notes(storage, self.oplog.between)
         self.findings = Findings()
         self.inventory = Inventory(self.objects, self.findings)
         self.references = References(self.catalog, self.inventory, self.findings)
@@ -90,6 +92,7 @@ class _Verify:
         if self.only is not None:
             self.check_only(self.only)
             return self.report_of(self.confirmed(), len(self.only))
+        self.check_notes()
         missing_operations = self.check_operations()
         checkpoints, reached, orphans = self.check_checkpoints()
         problems = self.confirmed()
@@ -195,6 +198,13 @@ class _Verify:
     def ids(self, folder: str) -> set[Digest]:
         """Return the ids of the manifests or expiries in a folder."""
         return {id for id, _ in self.listed(folder, partial(self.catalog.list, folder))}
+
+    def check_notes(self) -> None:
+        """Read every note."""
+        (folder,) = self.notes.FOLDERS
+        for name, _ in self.listed(folder, self.notes.list):
+            check = partial(self.notes.read, name)
+            self.findings.attempt(self.notes.key(name), check, heal=heal.NOTE)
 
     def check_operations(self) -> int:
         """Read every operation, and return how many of those that are kept are missing."""

@@ -67,6 +67,17 @@ def checkpoint(value: Checkpoint, refs: Refs | None = None) -> Document:
         "new_bytes": value.new_bytes,
         "expired": value.expired,
         "meta": dict(value.meta),
+        "notes": [
+            {
+                "metrics": dict(note.metrics),
+                "message": note.message,
+                "time": note.time.isoformat(),
+                "user": note.user,
+                "host": note.host,
+                "program": note.program,
+            }
+            for note in value.notes
+        ],
     }
 
 

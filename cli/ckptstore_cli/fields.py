@@ -10,7 +10,7 @@ from ckptstore_cli import output, text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ckptstore import Checkpoint
+    from ckptstore import Annotation, Checkpoint
     from ckptstore_cli.documents import Refs
 
     Fields = dict[str, str | list[str]]
@@ -32,6 +32,7 @@ def of_checkpoint(
         "created": f"{created:%Y-%m-%d %H:%M:%S %z} ({text.age(created, output.now())})",
         "message": checkpoint.message.strip().splitlines(),
         "metrics": [f"{name} = {value}" for name, value in checkpoint.metrics.items()],
+        "notes": [_note(note) for note in checkpoint.notes],
         "parents": list(checkpoint.parents),
         "arrays": f"{checkpoint.array_count:,}, {text.size(checkpoint.array_bytes)}",
         "values": _values(checkpoint, values or {}),
@@ -46,6 +47,14 @@ def plain(value: object) -> str:
     """A plain value in Python's notation, cut where it is long."""
     shown = text.number(value) if isinstance(value, float) else repr(value)
     return shown if len(shown) <= VALUE_LENGTH_MAX else f"{shown[:VALUE_LENGTH_MAX]}…"
+
+
+def _note(note: Annotation) -> str:
+    """A note as one line: what, when, and by whom."""
+    by = "@".join(part for part in (note.user, note.host) if part)
+    parts = (text.metrics(note.metrics), text.first_line(note.message))
+    what = ", ".join(part for part in parts if part)
+    return f"{what} ({text.age(note.time, output.now())}, {note.program} {by})"
 
 
 def _values(checkpoint: Checkpoint, values: Mapping[str, object]) -> list[str]:

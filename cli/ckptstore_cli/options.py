@@ -21,6 +21,7 @@ Value = TypeVar("Value")
 
 DEFAULT_BRANCH = "main"
 STEP_BITS_MAX = 63
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
 _SHARE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(%?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -124,6 +125,24 @@ def pairs(
         return values
 
     return by_name
+
+
+def metric(text: str) -> float:
+    """A number; whole numbers are ints."""
+    return int(text) if _WHOLE.fullmatch(text) else float(text)
+
+
+def metric_option(function: Command) -> Command:
+    """The option --metric, passed on as `metrics`: numbers by name."""
+    return click.option(
+        "-M",
+        "--metric",
+        "metrics",
+        multiple=True,
+        callback=pairs(metric, at_last=True),
+        metavar="NAME=NUMBER",
+        help="A metric, as in val_loss=0.31. May be repeated.",
+    )(function)
 
 
 def step_option(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:

@@ -22,8 +22,8 @@ def complete(ckpt):
 def test_commands_are_completed(complete):
     assert complete("ch") == ["plain,checkout"]
     assert complete("") == [f"plain,{name}" for name in (
-        "init", "commit", "import", "log", "best", "show", "ls", "checkout", "diff", "branch",
-        "tag", "ops", "undo", "gc", "config", "verify", "usage",
+        "init", "commit", "import", "annotate", "log", "best", "show", "ls", "checkout", "diff",
+        "branch", "tag", "follow", "ops", "undo", "gc", "config", "verify", "usage",
     )]  # fmt: skip
 
 

@@ -37,6 +37,8 @@ USUAL: dict[str, tuple[str, ...]] = {
     "diff": ("main", "main~1"),
     "gc": ("--max-to-keep", "1", "--grace", "0"),
     "config": ("retention", "--max-to-keep", "3"),
+    "annotate": ("main", "-m", "words"),
+    "follow": ("main", "--no-wait"),
     "ops": (),
     "undo": (),
     "verify": (),

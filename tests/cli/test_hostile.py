@@ -76,6 +76,8 @@ EVERY_COMMAND = {
     "diff": ("diff", "main~1", "main"),
     "branch": ("branch",),
     "tag": ("tag",),
+    "annotate": ("annotate", "main", "-m", "".join(HOSTILE)),
+    "follow": ("follow", "--no-wait"),
     "ops": ("ops",),
     "undo": ("undo",),
     "gc": ("gc", "--dry-run", "--max-to-keep", "1"),

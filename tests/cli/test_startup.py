@@ -70,6 +70,8 @@ def test_opening_a_repository_imports_nothing_heavy(history):
         ["tag"],
         ["tag", "new"],
         ["tag", "-d", "v1"],
+        ["annotate", "main", "-M", "val_acc=0.9"],
+        ["follow", "--no-wait"],
         ["ops"],
         ["undo"],
         ["usage"],

@@ -83,6 +83,21 @@ def test_transfer_stores_the_backbone_once(tmp_path, forks):
     assert repo.verify().ok
 
 
+def test_what_one_process_trains_another_evaluates_and_a_third_serves_the_best(tmp_path, forks):
+    said = run(forks, "evaluate.py", "--store", tmp_path / "store")
+    repo = ckptstore.open(tmp_path / "store")
+    evaluated = {c.step: c.metrics["val_acc"] for c in repo.log("main") if c.notes}
+    best = repo.resolve("main@best:val_acc:max")
+    assert best.metrics["val_acc"] == max(evaluated.values())
+    assert not best.expired
+    assert 100 in evaluated
+    assert f"{len(evaluated)} of 10 checkpoints were evaluated" in said
+    assert said.count("   step") >= 1
+    assert f"The best is that of step {best.step}, evaluated by evaluate.py." in said
+    assert repo.tags() == {}, "no lease is left"
+    assert repo.verify().ok
+
+
 def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path, forks):
     said = run(forks, "serve.py", "--store", tmp_path / "store")
     first, *others = (int(found) for found in re.findall(r"\((\d+)%\)", said))

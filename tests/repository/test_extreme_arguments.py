@@ -254,6 +254,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "batch": (None, 1),
     "force": (False, True),
     "operation": (None, 1),
+    "unevaluated": (None, "loss"),
     "old": ("side",),
     "new": ("renamed",),
     "to": ("main~1", "main"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,19 +10,21 @@ import click
 from ckptstore.errors import CkptStoreError, UnsupportedValueError
 from ckptstore.formats import FORMATS
 from ckptstore_cli import changes, documents, output, text
-from ckptstore_cli.options import DEFAULT_BRANCH, Size, common, complete_refs, pairs, step_option
+from ckptstore_cli.options import (
+    DEFAULT_BRANCH,
+    Size,
+    common,
+    complete_refs,
+    metric_option,
+    pairs,
+    step_option,
+)
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
 
 LEFT_OUT_MAX = 12  # names of a folder that are listed
-_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
-
-
-def _metric(text: str) -> float:
-    """A number; whole numbers are ints."""
-    return int(text) if _WHOLE.fullmatch(text) else float(text)
 
 
 @click.command()
@@ -46,14 +47,7 @@ def _metric(text: str) -> float:
     help="The branch to commit to. It is created if it does not exist.",
 )
 @click.option("--step", type=int, callback=step_option, metavar="N", help="The training step.")
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    callback=pairs(_metric, at_last=True),
-    metavar="NAME=NUMBER",
-    help="A metric, as in val_loss=0.31. May be repeated.",
-)
+@metric_option
 @click.option("-m", "--message", default="", metavar="TEXT", help="Description of the checkpoint.")
 @click.option(
     "--meta",

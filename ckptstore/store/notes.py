@@ -1,0 +1,133 @@
+"""Notes: what was noted about checkpoints after their commits, by checkpoint.
+
+`notes/` is listed once, and its names are kept; later notes are learned from the operations that
+published them. A note is read when its checkpoint is looked at. So the cost of a commit does not
+depend on notes, and that of a gc only on those about live checkpoints (docs/adr/0044).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from threading import RLock
+from typing import TYPE_CHECKING, ClassVar
+
+from ckptstore.digest import Digest
+from ckptstore.documents.canonical import readable
+from ckptstore.documents.note import NOTE_BYTES_MAX, Note, NoteName, in_effect, overlaid
+from ckptstore.errors import NotFoundError
+from ckptstore.forks import renewed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Operation
+    from ckptstore.storage import Listed, Storage
+
+FOLDER = "notes/"
+FOLLOWED_MAX = 16  # operations that are read to learn of new notes, before all are listed again
+
+
+def key_of(name: NoteName) -> str:
+    """Return the storage key of a note."""
+    return f"{FOLDER}{name}.json"
+
+
+class Notes:
+    """The notes of one repository.
+
+    between: returns the operations from a number to the newest.
+    """
+
+    FOLDERS: ClassVar = (FOLDER,)
+    key = staticmethod(key_of)
+
+    def __init__(
+        self, storage: Storage, between: Callable[[int, Operation], Iterator[Operation]]
+    ) -> None:
+        self._storage, self._between = storage, between
+        self._begin()
+        renewed(self, Notes._begin)
+
+    def _begin(self) -> None:
+        self._lock = RLock()
+        self._seq: int | None = None  # of the operation that this is up to date with
+        self._names: dict[Digest, dict[NoteName, Note | None]] = {}
+
+    def update(self, newest: Operation) -> None:
+        """Learn of the notes that were published up to the newest operation."""
+        with self._lock:
+            if self._seq is not None and self._seq >= newest.seq:
+                return
+            if self._seq is None or newest.seq - self._seq > FOLLOWED_MAX:
+                self._list()
+            else:
+                try:
+                    for operation in self._between(self._seq + 1, newest):
+                        self._learn(operation)
+                except NotFoundError:  # some were pruned
+                    self._list()
+            self._seq = newest.seq
+
+    def learn(self, operation: Operation) -> None:
+        """Learn of the note that an operation published, unless one before it is not known yet."""
+        with self._lock:
+            if self._seq == operation.seq - 1:
+                self._learn(operation)
+                self._seq = operation.seq
+
+    def count(self, id: Digest) -> int:
+        """Return how many notes a checkpoint has, those that were withdrawn included."""
+        return len(self._names.get(id, ()))
+
+    def of(self, id: Digest) -> tuple[Note, ...]:
+        """Return the notes on a checkpoint that count, oldest first."""
+        with self._lock:
+            names = self._names.get(id)
+            if not names:
+                return ()
+            for name, note in names.items():
+                if note is None:
+                    names[name] = self.read(name)
+            return in_effect((name, note) for name, note in names.items() if note is not None)
+
+    def annotated(self, id: Digest, manifest: Manifest) -> Manifest:
+        """Return a manifest with the metrics that notes give its checkpoint."""
+        notes = self.of(id)
+        if not notes:
+            return manifest
+        return replace(manifest, metrics=overlaid(manifest.metrics, notes))
+
+    def store(self, note: Note, *, seq: int) -> NoteName:
+        """Store a note, durably, before operation `seq` publishes it."""
+        data = readable(note, name="The note")
+        name = NoteName(note.checkpoint, seq, Digest.of(data))
+        self._storage.put(key_of(name), data)
+        self._storage.flush([key_of(name)])
+        with self._lock:
+            self._add(name)
+        return name
+
+    def read(self, name: NoteName) -> Note:
+        """Read a note and compare it with its name."""
+        key = key_of(name)
+        data = self._storage.get(key, bytes_max=NOTE_BYTES_MAX)
+        return Note.decode(data, name=key, named=name)
+
+    def list(self) -> Iterator[tuple[NoteName | None, Listed]]:
+        """List the notes; the name is None for any other key."""
+        for item in self._storage.list(FOLDER):
+            name = NoteName.parse(item.key.removeprefix(FOLDER).removesuffix(".json"))
+            yield name if name and key_of(name) == item.key else None, item
+
+    def _learn(self, operation: Operation) -> None:
+        if (name := NoteName.parse(operation.note)) is not None:
+            self._add(name)
+
+    def _list(self) -> None:
+        for name, _ in self.list():
+            if name is not None:
+                self._add(name)
+
+    def _add(self, name: NoteName) -> None:
+        self._names.setdefault(name.checkpoint, {}).setdefault(name, None)

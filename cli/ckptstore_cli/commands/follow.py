@@ -1,0 +1,112 @@
+"""`ckptstore follow`: wait for the checkpoints of a branch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptstore_cli import documents, output, text
+from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs
+from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from ckptstore import Checkpoint
+
+
+@click.command()
+@click.argument(
+    "branch",
+    metavar="[BRANCH]",
+    required=False,
+    default=DEFAULT_BRANCH,
+    shell_complete=complete_refs(tags=False),
+    help=f"The branch. It need not exist yet.  [default: {DEFAULT_BRANCH}]",
+)
+@click.option(
+    "--unevaluated",
+    metavar="METRIC",
+    help="Only checkpoints that lack this metric, those that are there first, the oldest first.",
+)
+@click.option(
+    "--exec",
+    "command",
+    metavar="COMMAND",
+    help="Run this in a shell for each checkpoint; {id} and {step} stand for its own.",
+)
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N checkpoints."
+)
+@click.option("--no-wait", is_flag=True, help="Stop when there is none left, instead of waiting.")
+@click.option(
+    "--poll",
+    "poll_seconds",
+    type=click.FloatRange(min=0.01, max=86_400),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="The time between two looks at the repository.",
+)
+@common
+@click.pass_context
+def follow(
+    ctx: click.Context,
+    branch: str,
+    unevaluated: str | None,
+    command: str | None,
+    limit: int | None,
+    no_wait: bool,
+    poll_seconds: float,
+    as_json: bool,
+) -> None:
+    """Print the checkpoints of a branch as they come, beginning with its newest.
+
+    A checkpoint is one line; with --json, one document on a line of its own. A command that fails
+    is reported, and the exit code is 1 in the end.
+
+    \b
+    Examples:
+      ckptstore follow main --exec 'reload.sh {id}'
+      ckptstore follow main --unevaluated val_acc --exec 'python evaluate.py {id}'
+    """
+    repo = open_repository(ctx)
+    failed = count = 0
+    with repo.follow(branch, unevaluated=unevaluated, poll_seconds=poll_seconds) as follower:
+        look = follower.poll if no_wait else follower.wait
+        while (checkpoint := look()) is not None:
+            _print(checkpoint, as_json=as_json)
+            if command is not None:
+                failed += not _ran(command, checkpoint)
+            count += 1
+            if count == limit:
+                break
+    if failed:
+        ctx.exit(1)
+
+
+def _print(checkpoint: Checkpoint, *, as_json: bool) -> None:
+    """Print a checkpoint at once, as another program may read it from a pipe."""
+    if as_json:
+        output.line(json.dumps(output.finite(documents.checkpoint(checkpoint)), allow_nan=False))
+    else:
+        step = "" if checkpoint.step is None else f"step {checkpoint.step}"
+        parts = (
+            checkpoint.id.short,
+            step,
+            text.metrics(checkpoint.metrics),
+            text.first_line(checkpoint.message),
+        )
+        output.line("  ".join(part for part in parts if part))
+    output.flush()
+
+
+def _ran(command: str, checkpoint: Checkpoint) -> bool:
+    """Run a command for a checkpoint, and return whether it succeeded."""
+    step = "" if checkpoint.step is None else str(checkpoint.step)
+    whole = command.replace("{id}", checkpoint.id).replace("{step}", step)
+    code = subprocess.run(whole, shell=True, check=False).returncode  # noqa: S602 - as asked for
+    if code:
+        output.note(f"The command for {checkpoint.id.short} failed with exit code {code}: {whole}")
+    return not code
