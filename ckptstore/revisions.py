@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ckptstore.history import Lookup, OwnChain
 
 PREFIX_DIGITS_MIN = 6
+HINT_DIGITS_MIN = 3  # from which on an error names the ids that begin so
+IDS_SHOWN = 5
 REVISION_LENGTH_MAX = 1000
 
 _MODE = "(?::(min|max|auto))?"
@@ -144,14 +146,26 @@ def _base(text: str, names: Names) -> Digest:
         return _by_prefix(text, names)
     if text == "best:":
         raise InvalidInputError("'best:' is not a revision. Name a metric, as in best:val_loss.")
-    digits = (
-        f" An id needs at least {PREFIX_DIGITS_MIN} digits."
-        if re.fullmatch(r"[0-9a-f]+", text) and len(text) < PREFIX_DIGITS_MIN
-        else ""
-    )
     raise NotFoundError(
-        f"{text[:80]!r} is not a branch, tag or checkpoint.{digits} {_offer(text, names)}"
+        f"{text[:80]!r} is not a branch, tag or checkpoint.{_hint(text, names)} "
+        f"{_offer(text, names)}"
     )
+
+
+def _hint(text: str, names: Names) -> str:
+    """Return what may have been meant by text that names nothing; usually an empty text."""
+    if text.upper() == "HEAD":
+        return " A branch names its own newest checkpoint; 'latest' is the newest over all."
+    if carets := re.fullmatch(r"([^^]+)(\^+)", text):
+        return f" Use {carets[1][:80]}~{len(carets[2])} for that many steps back."
+    if not re.fullmatch(r"[0-9a-fA-F]+", text):
+        return ""
+    digits = text.lower()
+    alike = [] if len(digits) < HINT_DIGITS_MIN else sorted(set(names.ids(digits)))[:IDS_SHOWN]
+    begin = f" Ids that begin so: {', '.join(id.short for id in alike)}." if alike else ""
+    if len(digits) < PREFIX_DIGITS_MIN:
+        return f" An id needs at least {PREFIX_DIGITS_MIN} digits.{begin}"
+    return f" The digits of ids are lowercase.{begin}" if begin else ""
 
 
 def _default(names: Names, *, whole: str) -> Digest:
@@ -199,7 +213,12 @@ def _follow(
                 return found
             history[found] = manifest
         _refuse_gaps(history, whole=whole)
-        raise NotFoundError(f"{shown(whole)}: no checkpoint in that history has step {step}.")
+        steps = {manifest.step for manifest in history.values() if manifest.step is not None}
+        nearest = sorted(steps, key=lambda other: (abs(other - step), other))[:2]
+        there = f" The nearest: {', '.join(map(str, sorted(nearest)))}." if nearest else ""
+        raise NotFoundError(
+            f"{shown(whole)}: no checkpoint in that history has step {step}.{there}"
+        )
     back = int(suffix["back"] or 1)
     distance, oldest = 0, {}
     for distance, (found, manifest) in enumerate(first_parents(id, names.lookup)):

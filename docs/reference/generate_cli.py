@@ -27,7 +27,7 @@ _INTRODUCTION = """\
 ckptstore [-r REPO] COMMAND [OPTIONS] [ARGUMENTS]
 ```
 
-`python -m ckptstore_cli` is the same program.
+`python -m ckptstore` is the same program.
 
 ## Which repository
 

@@ -126,3 +126,8 @@ def test_a_wrong_usage_is_an_error_in_the_same_form(ckpt, args):
 
 def test_without_arguments_it_prints_the_help(ckpt):
     assert "error:" not in ckpt.process().stderr
+
+
+def test_the_library_run_as_a_module_is_the_program(ckpt, history):
+    done = ckpt.python([sys.executable, "-m", "ckptstore", "show", "main", "--id"])
+    assert (done.returncode, done.stdout.strip()) == (0, history.resolve("main").id)

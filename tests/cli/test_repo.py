@@ -165,3 +165,10 @@ def make_file(ckpt):
     path = ckpt.folder / "small.safetensors"
     save_file({"x": numpy.arange(3)}, path)
     return path
+
+
+def test_a_project_may_stand_for_the_repository_inside_it(ckpt, history):
+    id = history.resolve("main").id
+    project = ckpt.folder
+    assert ckpt.out("-r", project, "show", "main", "--id").strip() == id
+    assert ckpt("show", "main", "--id", CKPTSTORE_REPO=str(project)).stdout.strip() == id
