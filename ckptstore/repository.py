@@ -138,7 +138,7 @@ def open(
         create: Whether to create a missing repository.
         clock: Returns the time in seconds since 1970.
         by_hand: Whether a person gives each command, as to the program `ckptstore`. `undo` in any
-            process then takes back the commits of this handle too (ADR 0043).
+            process then takes back the commits of this handle too (ADR 0044).
 
     Raises:
         NotFoundError: There is no repository, and `create` is not set.
@@ -489,7 +489,7 @@ class Repository:
 
         The checkpoint itself does not change. Of several values of a metric the newest counts:
         in `best:`, in policies, in the log and in `Checkpoint.metrics`. `undo` takes a note back.
-        An expired checkpoint can be annotated too (ADR 0044).
+        An expired checkpoint can be annotated too (ADR 0045).
 
         Args:
             rev: The revision to annotate.
@@ -930,7 +930,7 @@ class Repository:
         Unless a number is given, it is the newest operation of this user's hand that was not taken
         back: what was done with the command line or a handle opened with `by_hand`, what a program
         did to names and settings, and commits of this process. Commits of other programs, and all
-        that a CheckpointManager does, are left alone (ADR 0043).
+        that a CheckpointManager does, are left alone (ADR 0044).
 
         Args:
             operation: The number of any operation, as `operations` lists them. Undoing an undo

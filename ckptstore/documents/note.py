@@ -2,7 +2,7 @@
 
 A note is an immutable document beside the manifest, which never changes. Of several notes the
 newest value of a metric counts, and a note may withdraw another one (docs/reference/format.md,
-section 9.1; docs/adr/0044).
+section 9.1; docs/adr/0045).
 """
 
 from __future__ import annotations

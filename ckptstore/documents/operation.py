@@ -16,7 +16,7 @@ from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.let_go import LET_GO_MAX, LetGo, let_go, limited
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.ref_page import check_page_name, decode_refs
-from ckptstore.documents.settings import LEASES, by_name, with_part
+from ckptstore.documents.settings import LEASES, by_name, former_names, with_part
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ NOTE_NAME_LENGTH_MAX = 256
 AUTHOR_LENGTH_MAX = 256  # of each of its texts
 PID_MAX = 2**63 - 1
 
-# The roles of authors (ADR 0043). Later versions may have others.
+# The roles of authors (ADR 0044). Later versions may have others.
 HAND = "hand"  # a person, by a command of the program or a handle that was opened for one
 CALL = "call"  # a program that names a checkpoint, deletes a name or changes a setting
 SAVE = "save"  # a program that commits
@@ -208,6 +208,10 @@ class Operation:
     def took_back(self) -> int | None:
         """The number of the operation that this one took back, of whichever version it is."""
         return self.undoes if self.reverts is None else self.reverts
+
+    def names_of(self, branch: str) -> tuple[str | None, ...]:
+        """Return what the manifests of a branch's own checkpoints record: its names, or none."""
+        return (branch, None, *former_names(self.settings, branch))
 
     @property
     def leases(self) -> dict[str, int]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.stored_state import StoredState
-from ckptstore.documents.settings import former_names
 from ckptstore.errors import (
     CorruptError,
     ExpiredError,
@@ -274,9 +273,8 @@ class Follower:
         elif self._others is not None:
             known = {id for id, _ in ancestors(self._others, self._catalog.lookup)}
         elif self._unevaluated is not None:
-            names = (self.branch, None, *former_names(newest.settings, self.branch))
-            own = own_chain(head, names, self._catalog.lookup)
-            known = {own.seed} if own.seed else set()
+            own = own_chain(head, newest.names_of(self.branch), self._catalog.lookup)
+            known = {own.before} if own.before else set()
         else:
             known = set(self._catalog.manifest(head).parents[:1])
         new: list[Digest] = []

@@ -222,11 +222,11 @@ def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:
     try:
         for operation in stores.oplog.between(left.seen, newest):
             left.spare(operation.refs.values())
-            left.spare_own(operation.heads)
+            left.spare_own(operation)
     except NotFoundError:  # it was pruned after many others
         left.spare({*stores.catalog.live(), *newest.refs.values()} - left.expiring.keys())
         left.spare(newest.refs.values())
-        left.spare_own(newest.heads)
+        left.spare_own(newest)
     left.seen = newest.seq
 
 

@@ -257,7 +257,8 @@ def judge(
         heads=newest.heads,
         tags=newest.tags,
         reached=live.reached,
-        own=live.own,
+        own=lambda name, head: live.own(head, newest.names_of(name)),
+        leases=newest.leases,
         freed=stores.freed,
     )
     owned = decision.verdicts

@@ -86,11 +86,11 @@ class Remaining:
                 if parent not in self.expiring or parent in self.unreached
             )
 
-    def spare_own(self, heads: Mapping[str, Digest]) -> None:
+    def spare_own(self, operation: Operation) -> None:
         """Keep what belongs to a branch again that was gone."""
         lookup = self.stores.catalog.lookup
-        for name, head in heads.items() if self.unowned else ():
-            chain = own_chain(head, (name, None), lookup)
+        for name, head in operation.heads.items() if self.unowned else ():
+            chain = own_chain(head, operation.names_of(name), lookup)
             self.spare(id for id, _ in chain.checkpoints if id in self.unowned)
 
     def _spare_objects(self, manifest: Manifest) -> None:
@@ -277,7 +277,7 @@ def unowned_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
 
 def _owned(stores: Stores, newest: Operation) -> set[Digest]:
     """Return the checkpoints that belong to a branch now."""
-    chains = [stores.live.own(name, head) for name, head in newest.heads.items()]
+    chains = [stores.live.own(head, newest.names_of(name)) for name, head in newest.heads.items()]
     return {id for chain in chains for id, _ in chain.checkpoints}
 
 

@@ -8,6 +8,8 @@ branch, which is the checkpoint that the branch was started from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
@@ -77,6 +79,7 @@ def decide(
     reached: Reached,
     own: Callable[[str, Digest], OwnChain],
     freed: Freed | None = None,
+    leases: Mapping[str, int] = MappingProxyType({}),
 ) -> Decision:
     """Judge all live checkpoints that a branch or a tag reaches, newest first.
 
@@ -88,13 +91,14 @@ def decide(
         own: Returns the live checkpoints of a branch, given its name and head.
         freed: Returns for some checkpoints the bytes that each frees once those before it are gone;
             needed for MaxBytes alone.
+        leases: The tags that end, each with its end in microseconds since 1970.
 
     Raises:
         InvalidInputError: A policy that was passed decides by a metric that no checkpoint has.
     """
     live = dict(reached([*heads.values(), *tags.values()]))
     chains = {name: own(name, head) for name, head in sorted(heads.items())}
-    reasons = _for_names(live, heads, tags, chains)
+    reasons = _for_names(live, heads, tags, chains, leases)
     owners: dict[Digest, list[str]] = {}
     dropped: dict[Digest, str] = {}
     notes: list[str] = []
@@ -161,6 +165,7 @@ def _for_names(
     heads: Mapping[str, Digest],
     tags: Mapping[str, Digest],
     chains: Mapping[str, OwnChain],
+    leases: Mapping[str, int],
 ) -> dict[Digest, list[str]]:
     """Return why each checkpoint stays whatever the policy: a name, or a branch started from it."""
     reasons: dict[Digest, list[str]] = {id: [] for id in live}
@@ -168,8 +173,15 @@ def _for_names(
     for kind, names in (("head of", heads), ("tag", tags), ("seed of", seeds)):
         for name, id in sorted(names.items()):
             if id in reasons:
-                reasons[id].append(f"{kind} {name}")
+                is_lease = kind == "tag" and name in leases
+                text = _lease(name, leases[name]) if is_lease else f"{kind} {name}"
+                reasons[id].append(text)
     return reasons
+
+
+def _lease(name: str, until: int) -> str:
+    end = datetime.fromtimestamp(until / 1e6, tz=UTC)
+    return f"lease {name} until {end:%Y-%m-%d %H:%M} UTC"
 
 
 def _in_histories(

@@ -1,4 +1,4 @@
-"""Author: which process appends operations, and on whose behalf (docs/adr/0043).
+"""Author: which process appends operations, and on whose behalf (docs/adr/0044).
 
 Undo takes back operations of this user's hand. So an operation records its user and its process,
 and whether a person gave the command, a program called the library, or a training saved.

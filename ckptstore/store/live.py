@@ -117,8 +117,8 @@ class LiveCheckpoints:
         walk = ancestors(starts, self.manifests.get, lambda id, _: self.parents(id))
         return islice(walk, len(self.manifests))
 
-    def own(self, branch: str, head: Digest) -> OwnChain:
-        """Return the live checkpoints that were committed on a branch, given its head.
+    def own(self, head: Digest, names: Collection[str | None]) -> OwnChain:
+        """Return the live checkpoints that were committed on a branch, given its head and names.
 
         Nothing is looked up behind the last live one.
         """
@@ -129,7 +129,7 @@ class LiveCheckpoints:
             left -= 1
             return self.parents(id) if left else ()
 
-        return own_chain(head, (branch, None), self.manifests.get, parents)
+        return own_chain(head, names, self.manifests.get, parents)
 
     def let_go(self, entries: Iterable[LetGo]) -> dict[Digest, LetGo]:
         """Return the live checkpoints that each entry let go, with the newest entry of each.

@@ -2,7 +2,7 @@
 
 `notes/` is listed once, and its names are kept; later notes are learned from the operations that
 published them. A note is read when its checkpoint is looked at. So the cost of a commit does not
-depend on notes, and that of a gc only on those about live checkpoints (docs/adr/0044).
+depend on notes, and that of a gc only on those about live checkpoints (docs/adr/0045).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Undo: what each operation moved, whose hand made it, and the state without it (docs/adr/0043).
+"""Undo: what each operation moved, whose hand made it, and the state without it (docs/adr/0044).
 
 To take an operation back is to put back the branches, tags and settings that it moved, and only
 these. So operations of other processes that came later stay, and one whose branch was moved again

@@ -151,3 +151,10 @@ def test_a_ttl_that_is_no_time_is_refused_before_anything_is_done(repo: Reposito
     with pytest.raises(InvalidInputError, match="6h"):
         repo.tag("v", ttl="soon")
     assert repo.tags() == {}
+
+
+def test_the_reason_of_a_lease_names_its_end(repo: Repository, clock: Clock) -> None:
+    repo.tag("reading", "main~2", ttl="2h")
+    repo.tag("v1", "main~2")
+    (verdict,) = [item for item in repo.plan_gc(MaxToKeep(1)).kept if item.manifest.step == 0]
+    assert verdict.reasons == ("lease reading until 2026-01-01 02:00 UTC", "tag v1")

@@ -17,6 +17,7 @@ from ckptstore.history import ancestors
 from ckptstore.storage import MemoryStorage
 from ckptstore.store.catalog import Catalog, key_of
 from ckptstore.store.live import LiveCheckpoints
+from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 
@@ -33,7 +34,8 @@ class Graph:
         self.ids: list[Digest] = []
 
     def live(self) -> LiveCheckpoints:
-        live = LiveCheckpoints(self.oplog, self.catalog)
+        notes = Notes(self.storage, self.oplog.between)
+        live = LiveCheckpoints(self.oplog, self.catalog, notes)
         live.update(self.oplog.newest())
         return live
 
