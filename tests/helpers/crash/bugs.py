@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from ckptstore.digest import Digest
+from ckptstore.documents.note import NoteName
 from ckptstore.storage import LocalStorage
 from ckptstore.store.catalog import Catalog
+from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.note import Note
     from ckptstore.documents.operation import Operation
 
 _fsync, _link = os.fsync, os.link
@@ -129,6 +132,16 @@ def found_objects_not_flushed() -> Iterator[None]:
         yield
 
 
+def notes_not_flushed() -> AbstractContextManager[object]:
+    def store(notes: Notes, note: Note, *, seq: int) -> NoteName:
+        data = note.encode()
+        name = NoteName(note.checkpoint, seq, Digest.of(data))
+        notes._storage.put(Notes.key(name), data)
+        return name
+
+    return patch.object(Notes, "store", store)
+
+
 def deletes_not_flushed() -> AbstractContextManager[object]:
     fsync = LocalStorage._fsync
 
@@ -166,6 +179,7 @@ BUGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
         operation_before_manifest,
         temporary_name_by_pid_only,
         found_objects_not_flushed,
+        notes_not_flushed,
         deletes_not_flushed,
         create_overwrites,
     )

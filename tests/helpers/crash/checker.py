@@ -9,6 +9,7 @@ import numpy as np
 
 import ckptstore
 from ckptstore import NotFoundError
+from ckptstore.documents.note import NoteName
 from tests.helpers.crash.victim import CHUNK_BYTES, state
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """The output of victims before the crash: acknowledged commits and failed ones."""
+    """The output of victims before the crash: acknowledged commits, notes and failed ones."""
 
     initialised: bool
     acks: tuple[tuple[int, str], ...]
     failed: tuple[int, ...]
+    noted: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def parse(cls, output: bytes) -> Self:
@@ -33,6 +35,7 @@ class Told:
             initialised=bool(acks),
             acks=tuple(ack for ack in acks if ack[0] > 0),
             failed=tuple(int(n) for word, n, _ in lines if word == "FAILED"),
+            noted=tuple((int(n), id) for word, n, id in lines if word == "NOTED"),
         )
 
 
@@ -75,6 +78,7 @@ def _complaints(
         yield f"verify found {problems}"
     history = repo.log("main") if repo.branches() else []
     yield from _complaints_of_history(history, told, writers)
+    yield from _complaints_of_notes(repo, told)
     for place, found in enumerate(history):
         may_have_expired = keep is not None and place >= keep
         if found.expired and may_have_expired:
@@ -87,6 +91,16 @@ def _complaints(
         yield "the next commit has another parent than the head"
     if not equal(repo.checkout(), state(n)):
         yield "the next commit does not read back"
+
+
+def _complaints_of_notes(repo: ckptstore.Repository, told: Told) -> Iterator[str]:
+    """Each acknowledged note counts, and none that an operation published is missing."""
+    for n, id in told.noted:
+        if repo.resolve(id).metrics.get("noted") != n:
+            yield f"the note on commit {n} is lost"
+    for operation in repo.operations():
+        if (name := NoteName.parse(operation.note)) is not None:
+            repo._notes.read(name)
 
 
 def _complaints_of_history(

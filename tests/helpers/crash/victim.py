@@ -1,8 +1,9 @@
 """A process that commits and reports it, to be killed: `python victim.py URL FIRST LAST`.
 
 It commits state(FIRST) to state(LAST) to the branch main and prints "ACK n id" when a commit has
-returned, and "FAILED n reason" when one raised. A failed commit is retried once; if that fails too,
-the exit status is 3. It imports as little as possible: `spawner.py` forks it a thousand times.
+returned, "NOTED n id" when a note on it has, and "FAILED n reason" when one raised. A failed commit
+is retried once; if that fails too, the exit status is 3. It imports as little as possible:
+`spawner.py` forks it a thousand times.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -110,7 +112,9 @@ def say(line: str) -> None:
     os.writev(1, [f"{line}\n".encode()])
 
 
-def commit_all(url: str, numbers: range, *, retry: bool, through_zarr: bool) -> None:
+def commit_all(
+    url: str, numbers: range, *, retry: bool, through_zarr: bool, notes: bool = False
+) -> None:
     repo = attempt(0, lambda: open_or_init(url))
 
     def commit(n: int) -> ckptstore.Checkpoint:
@@ -121,6 +125,9 @@ def commit_all(url: str, numbers: range, *, retry: bool, through_zarr: bool) -> 
     for n in numbers:
         made = attempt(n, lambda n=n: commit(n))
         say(f"ACK {n} {made.id}")
+        if notes:
+            attempt(n, partial(repo.annotate, made.id, metrics={"noted": n}))
+            say(f"NOTED {n} {made.id}")
 
 
 def collect(url: str, keep: int) -> None:
@@ -140,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rival", type=int, help="fork, and let the child commit from here on")
     parser.add_argument("--keep", type=int, help="in the end gc, and keep so many checkpoints")
+    parser.add_argument("--notes", action="store_true", help="annotate each commit")
     parser.add_argument("--zarr", action="store_true", help="commit sessions instead of states")
     parser.add_argument("--bug", help="a mistake to make, from bugs.py")
     options = parser.parse_args(arguments)
@@ -152,7 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         numbers = range(options.rival, options.rival + len(numbers))
     with seeded(options.bug):
         retry = options.rival is not None
-        commit_all(options.url, numbers, retry=retry, through_zarr=options.zarr)
+        commit_all(
+            options.url,
+            numbers,
+            retry=retry,
+            through_zarr=options.zarr,
+            notes=options.notes,
+        )
         if options.keep:
             collect(options.url, options.keep)
     if child:

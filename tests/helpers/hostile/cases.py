@@ -116,6 +116,8 @@ VERBS: dict[str, Callable[[World], object]] = {
     "optimizer": _into_optimizer,
     "verify": _verify,
     "branch": lambda world: world.repo.branch("mine"),
+    "annotate": lambda world: world.repo.annotate("main", metrics={"noted": 1}),
+    "operations": lambda world: world.repo.operations(),
     "commit": lambda world: world.repo.commit({"w": torch.zeros(2)}, branch="work"),
     "undo": lambda world: world.repo.undo(),
 }

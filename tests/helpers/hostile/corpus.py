@@ -7,6 +7,7 @@ from tests.helpers.hostile.repositories import (
     entries,
     manifests,
     markers,
+    notes,
     operations,
     pages,
     planted,
@@ -19,6 +20,7 @@ from tests.helpers.hostile.repositories import (
 CASES = (
     *markers.CASES,
     *operations.CASES,
+    *notes.CASES,
     *manifests.CASES,
     *pages.CASES,
     *entries.CASES,
