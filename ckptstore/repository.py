@@ -1105,6 +1105,41 @@ class Repository:
         policies, grace = self._asked(policy, branches, grace)
         return expire(stores, policies, grace=grace)
 
+    def expire(self, revs: str | Sequence[str]) -> GcPlan:
+        """Plan that chosen checkpoints expire, whatever the policies, and nothing else does.
+
+        Nothing is changed before `GcPlan.execute` is called. Then their arrays are deleted, as far
+        as no other checkpoint shares them, and no undo brings them back. Step and metrics remain.
+
+        Args:
+            revs: One revision, or several.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ConflictError: One of them is the head of a branch, has a tag or a lease, or is the
+                checkpoint that a branch was started from.
+            ExpiredError: One of them has expired already.
+            NotFoundError: A revision names nothing.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(3):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> plan = repo.expire("main@step=1")
+            >>> len(plan.execute().expired)
+            1
+            >>> [checkpoint.step for checkpoint in repo.log(expired=False)]
+            [2, 0]
+        """
+        from ckptstore.gc import plan_expiry
+
+        names = check_strings(revs, what="revisions")
+        ids = {self._readable(rev)[0] for rev in names}
+        return plan_expiry(self._stores(), ids)
+
     def verify(
         self,
         revs: str | Sequence[str] | None = None,

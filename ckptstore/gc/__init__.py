@@ -23,5 +23,6 @@ from ckptstore.gc.execute import GcReport as GcReport
 from ckptstore.gc.execute import finish_gc as finish_gc
 from ckptstore.gc.plan import GcPlan as GcPlan
 from ckptstore.gc.plan import expire as expire
+from ckptstore.gc.plan import plan_expiry as plan_expiry
 from ckptstore.gc.plan import plan_gc as plan_gc
 from ckptstore.gc.stores import Stores as Stores

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckptstore.documents.let_go import MISSING
-from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.errors import ConflictError, CorruptError, NotFoundError
 from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
-from ckptstore.gc.remaining import REPEATED, UNOWNED, UNREACHED, remaining_of
+from ckptstore.gc.remaining import BY_HAND, REPEATED, UNOWNED, UNREACHED, remaining_of
 from ckptstore.history import first_parents
-from ckptstore.retention import Verdict, decide
+from ckptstore.retention import Policies, Verdict, decide
 from ckptstore.store.condemned import COMMIT_SECONDS
 from ckptstore.store.lost import lost, refuse_without_operations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractContextManager
     from typing import Literal
 
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.stores import Stores
-    from ckptstore.retention import Policies
 
 REPEATED_READS_MAX = 1000
 UNLOCKED_ATTEMPTS = 3
+CHOSEN = "Expire what was chosen, and keep everything else."
+NOT_CHOSEN = "it was not chosen"
 NEW = "it is new, and a commit may be about to use it"
 INCOMPLETE = "a part of the history is missing, and may need it"
 
@@ -119,7 +120,20 @@ def plan_gc(stores: Stores, policies: Policies, *, grace: float) -> GcPlan:
     grace: seconds for which unreachable objects and checkpoints are left alone, as a commit may be
     making them.
     """
-    attempt = partial(_plan, stores, policies, grace=grace)
+    return _beside_gc(stores, partial(_plan, stores, policies, grace=grace))
+
+
+def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
+    """Plan that some live checkpoints expire, and nothing else.
+
+    Raises:
+        ConflictError: A branch, tag or lease names one of them, or a branch was started from it.
+    """
+    return _beside_gc(stores, partial(_plan, stores, Policies(), grace=0.0, chosen=ids))
+
+
+def _beside_gc(stores: Stores, attempt: Callable[..., GcPlan]) -> GcPlan:
+    """Plan without the lock, and again with it if other gcs come in between."""
     for _ in range(UNLOCKED_ATTEMPTS):
         since = stores.oplog.newest().seq
         try:
@@ -141,14 +155,24 @@ def _is_beside_gc(stores: Stores, since: int) -> bool:
 
 
 def _plan(
-    stores: Stores, policies: Policies, *, grace: float, lock: AbstractContextManager[None]
+    stores: Stores,
+    policies: Policies,
+    *,
+    grace: float,
+    lock: AbstractContextManager[None],
+    chosen: Collection[Digest] | None = None,
 ) -> GcPlan:
-    """Decide what stays. lock: held while the repository is read."""
+    """Decide what stays.
+
+    lock: held while the repository is read. chosen: the only ones that expire, whatever the policy.
+    """
     with stores.lock, lock, stores.live.lock:
         newest = stores.oplog.newest()
         stored = stores.catalog.live()
         stores.live.reconcile(newest, stored)
         judged = judge(stores, newest, policies, grace=grace, stored=stored)
+        if chosen is not None:
+            judged = _only(judged, chosen, is_cut=bool(stores.live.missing))
         verdicts, is_torn = judged.verdicts, judged.is_torn
         expiring = [verdict.id for verdict in verdicts if not verdict.kept]
         exclusive = stores.marks.exclusive(expiring)
@@ -174,7 +198,7 @@ def _plan(
             young_bytes += int(sizes[is_new].sum())
         temporaries = stores.storage.temporaries()
     return GcPlan(
-        sentences=tuple(policies.sentences(newest.heads)),
+        sentences=tuple(policies.sentences(newest.heads)) if chosen is None else (CHOSEN,),
         verdicts=verdicts,
         frees=dict(zip(expiring, frees[:-1].tolist(), strict=True)),
         leftover_objects=leftover_objects,
@@ -316,6 +340,24 @@ def judge(
         if verdict.kept and (is_torn or verdict.id in reached):
             stores.marks.require(verdict.manifest)
     return Judged(verdicts=verdicts, waiting=waiting, notes=decision.notes, is_torn=is_torn)
+
+
+def _only(judged: Judged, chosen: Collection[Digest], *, is_cut: bool) -> Judged:
+    """Return the verdicts if only some checkpoints expire; nothing does in a torn history."""
+
+    def decided(verdict: Verdict) -> Verdict:
+        if verdict.id in chosen and verdict.names:
+            raise ConflictError(
+                f"Checkpoint {verdict.id.short} cannot expire: it is {', '.join(verdict.names)}. "
+                "Delete the tag, or reset or delete the branch, and retry."
+            )
+        if verdict.id in chosen and not is_cut:
+            return replace(verdict, kept=False, reasons=(BY_HAND,), is_let_go=False)
+        reason = INCOMPLETE if is_cut else NOT_CHOSEN
+        return replace(verdict, kept=True, reasons=verdict.names or (reason,), is_let_go=False)
+
+    # Objects that nothing explains are left to a gc.
+    return replace(judged, verdicts=tuple(map(decided, judged.verdicts)), is_torn=True)
 
 
 def _kept(verdict: Verdict) -> Verdict:

@@ -36,6 +36,7 @@ UNREACHED = "no branch and no tag reaches it"  # in a plan
 UNREACHABLE = "No branch and no tag reached it."  # in an expiry
 UNOWNED = "its branch is gone"
 GONE = "Its branch was gone."  # in an expiry
+BY_HAND = "expired by hand"
 REPEATED = "its commit lost a race, and its branch has the same again"
 
 
@@ -253,7 +254,9 @@ def reasons_of(
         if verdict.is_let_go
         else shortened(str(policies.of_branch(verdict.branches[0])), WHY_LENGTH_MAX)
         for verdict in verdicts
+        if BY_HAND not in verdict.reasons
     }
+    reasons |= {verdict.id: BY_HAND for verdict in verdicts if BY_HAND in verdict.reasons}
     for manifest in stores.live.manifests.values() if REPEATED in reasons.values() else ():
         for parent in manifest.parents:
             if reasons.get(parent) == REPEATED:  # one that has a child is a part of the history

@@ -45,6 +45,7 @@ class Verdict:
         reasons: Why it stays, or why not.
         is_let_go: True where it belongs to no branch: it expires after the grace time.
         is_reached: False where it is not even in the history of a branch or a tag.
+        names: Those of the reasons that hold whatever the policy: heads, tags, leases and seeds.
     """
 
     id: Digest
@@ -54,6 +55,7 @@ class Verdict:
     reasons: tuple[str, ...]
     is_let_go: bool = False
     is_reached: bool = True
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,7 @@ def decide(
     live = dict(reached([*heads.values(), *tags.values()]))
     chains = {name: own(name, head) for name, head in sorted(heads.items())}
     reasons = _for_names(live, heads, tags, chains, leases)
+    named = {id: tuple(texts) for id, texts in reasons.items()}
     owners: dict[Digest, list[str]] = {}
     dropped: dict[Digest, str] = {}
     notes: list[str] = []
@@ -130,6 +133,7 @@ def decide(
                 branches=tuple(owners.get(id, ())),
                 kept=bool(reasons[id]),
                 reasons=tuple(dict.fromkeys(reasons[id])) or (dropped.get(id, NOTHING),),
+                names=named[id],
             )
             for id, manifest in live.items()
             if id not in unowned

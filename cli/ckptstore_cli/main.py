@@ -35,6 +35,7 @@ COMMANDS = (
     "follow",
     "ops",
     "undo",
+    "expire",
     "gc",
     "config",
     "verify",

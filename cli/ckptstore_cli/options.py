@@ -135,8 +135,8 @@ def metric(text: str) -> float:
 def metric_option(function: Command) -> Command:
     """The option --metric, passed on as `metrics`: numbers by name."""
     return click.option(
-        "-M",
         "--metric",
+        "-M",
         "metrics",
         multiple=True,
         callback=pairs(metric, at_last=True),

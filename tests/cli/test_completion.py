@@ -23,7 +23,7 @@ def test_commands_are_completed(complete):
     assert complete("ch") == ["plain,checkout"]
     assert complete("") == [f"plain,{name}" for name in (
         "init", "commit", "import", "annotate", "log", "best", "show", "ls", "checkout", "diff",
-        "branch", "tag", "follow", "ops", "undo", "gc", "config", "verify", "usage",
+        "branch", "tag", "follow", "ops", "undo", "expire", "gc", "config", "verify", "usage",
     )]  # fmt: skip
 
 

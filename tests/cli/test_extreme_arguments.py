@@ -39,6 +39,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "config": ("retention", "--max-to-keep", "3"),
     "annotate": ("main", "-m", "words"),
     "follow": ("main", "--no-wait"),
+    "expire": ("main~1",),
     "ops": (),
     "undo": (),
     "verify": (),

@@ -78,6 +78,7 @@ EVERY_COMMAND = {
     "tag": ("tag",),
     "annotate": ("annotate", "main", "-m", "".join(HOSTILE)),
     "follow": ("follow", "--no-wait"),
+    "expire": ("expire", "main~1"),
     "ops": ("ops",),
     "undo": ("undo",),
     "gc": ("gc", "--dry-run", "--max-to-keep", "1"),

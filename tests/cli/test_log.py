@@ -111,6 +111,7 @@ def test_json_holds_every_field(ckpt, history):
         "new_bytes": c.new_bytes,
         "expired": False,
         "meta": {},
+        "notes": [],
     }
     assert datetime.fromisoformat(newest["created"]).tzinfo == UTC
     assert ckpt.json("log", "tuned")[0]["metrics"] == {"val_loss": "nan"}

@@ -254,6 +254,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "batch": (None, 1),
     "force": (False, True),
     "operation": (None, 1),
+    "revs": ("main~2", ["main~2"]),
     "unevaluated": (None, "loss"),
     "old": ("side",),
     "new": ("renamed",),
