@@ -58,7 +58,6 @@ from ckptstore.store.undo import operations
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from datetime import datetime
     from pathlib import Path
     from typing import SupportsIndex
 

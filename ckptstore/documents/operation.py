@@ -184,14 +184,17 @@ class Operation:
     def after(self, newest: Operation, *, time: int, moves_on: bool = False) -> Self:
         """Return this state with a note of what lost its name since the one before it.
 
-        moves_on: True for a commit, whose old head is the parent of the new one.
+        A lease lets nothing go: it said itself for how long it keeps its checkpoint. moves_on: True
+        for a commit, whose old head is the parent of the new one.
         """
+        leases = newest.leases
+        tags = {name: id for name, id in newest.tags.items() if name not in leases}
         entries = (
             []
             if moves_on
             else [
                 *let_go(newest.heads, self.heads, kind="branch", time=time),
-                *let_go(newest.tags, self.tags, kind="tag", time=time),
+                *let_go(tags, self.tags, kind="tag", time=time),
             ]
         )
         if not entries and not newest.let_go:
