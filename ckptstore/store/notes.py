@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ckptstore.digest import Digest
 from ckptstore.documents.canonical import readable
 from ckptstore.documents.note import NOTE_BYTES_MAX, Note, NoteName, in_effect, overlaid
-from ckptstore.errors import NotFoundError
+from ckptstore.errors import CorruptError, NotFoundError, first_line
 from ckptstore.forks import renewed
 
 if TYPE_CHECKING:
@@ -86,9 +86,12 @@ class Notes:
             names = self._names.get(id)
             if not names:
                 return ()
-            for name, note in names.items():
+            for name, note in list(names.items()):
                 if note is None:
-                    names[name] = self.read(name)
+                    try:
+                        names[name] = self.read(name)
+                    except NotFoundError:  # it was damaged, and somebody deleted it
+                        del names[name]
             return in_effect((name, note) for name, note in names.items() if note is not None)
 
     def annotated(self, id: Digest, manifest: Manifest) -> Manifest:
@@ -112,7 +115,13 @@ class Notes:
         """Read a note and compare it with its name."""
         key = key_of(name)
         data = self._storage.get(key, bytes_max=NOTE_BYTES_MAX)
-        return Note.decode(data, name=key, named=name)
+        try:
+            return Note.decode(data, name=key, named=name)
+        except CorruptError as error:
+            raise CorruptError(
+                f"{first_line(error)}. Copy the file from another copy of the repository, or "
+                "delete it and annotate the checkpoint again."
+            ) from error
 
     def list(self) -> Iterator[tuple[NoteName | None, Listed]]:
         """List the notes; the name is None for any other key."""

@@ -367,7 +367,10 @@ class Refs:
             history = first_parents(move.before, self._catalog.lookup)
             nearest = next((id for id, _ in history if self._catalog.is_live(id)), None)
             if nearest is not None and nearest != move.before:
-                told += f" The nearest one before it that is stored is {nearest.short}."
+                told += f" The nearest one before it that is stored is {nearest.short}"
+                if move.kind == "branch" and move.after is not None:
+                    told += f", to which reset_branch moves {move.name!r}"
+                told += "."
         return told
 
     def _instead(self, found: Iterator[OperationInfo], newest: Operation) -> str:
