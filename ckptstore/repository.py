@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ckptstore.retention import Policies, Policy
     from ckptstore.revisions import Names
     from ckptstore.storage import Storage
+    from ckptstore.store.meter import Progress
     from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
     from ckptstore.store.usage import Usage
     from ckptstore.verify import VerifyReport
@@ -225,6 +226,29 @@ class Repository:
     def url(self) -> str:
         """The URL with which `ckptstore.open` reopens this repository."""
         return self._storage.url
+
+    def on_progress(self, listener: Callable[[Progress], object] | None) -> None:
+        """Report how far commit, checkout, diff, verify and gc of this handle are.
+
+        Args:
+            listener: Called often, by one thread at a time but not always the same, so it should
+                return quickly. None ends it.
+
+        Raises:
+            InvalidInputError: It is not a function.
+
+        Example:
+            >>> import ckptstore, numpy as np
+            >>> repo = ckptstore.init("memory://")
+            >>> seen = []
+            >>> repo.on_progress(seen.append)
+            >>> _ = repo.commit({"w": np.zeros(1_000_000)})
+            >>> seen[-1]
+            Progress(kind='stored', done=8000000, total=8000000)
+        """
+        if listener is not None and not callable(listener):
+            raise InvalidInputError(f"listener is {shown(listener)}; a function is expected.")
+        self._objects.meter.listener = listener
 
     def commit(
         self,
@@ -1153,7 +1177,8 @@ class Repository:
                 when None.
             sample: The share of all objects that is read, above 0 and at most 1; each call chooses
                 others. Manifests, operations, pages and references are checked in any case.
-            progress: Called with the bytes checked so far, and the bytes in all.
+            progress: Called with the bytes checked so far, and the bytes in all, instead of the
+                listener of `on_progress`.
 
         Returns:
             The problems found, with the checkpoints that each affects; `ok` when there are none.
@@ -1179,13 +1204,16 @@ class Repository:
         from ckptstore.verify import verify
 
         names = None if revs is None else check_strings(revs, what="revs")
-        return verify(
-            self._storage,
-            only=None if names is None else {self._stored(name) for name in names},
-            window=(secrets.randbelow(SAMPLE_PLACES) / SAMPLE_PLACES, sample),
-            progress=progress,
-            repair=self._set_aside,
-        )
+        only = None if names is None else {self._stored(name) for name in names}
+        meter = self._objects.meter
+        with meter.heard_by(_verified(progress)) if progress else nullcontext():
+            return verify(
+                self._storage,
+                only=only,
+                window=(secrets.randbelow(SAMPLE_PLACES) / SAMPLE_PLACES, sample),
+                meter=meter,
+                repair=self._set_aside,
+            )
 
     def usage(self, *, by_checkpoint: bool = False) -> Usage:
         """Return the contents of the repository and their size on disk, by branch.
@@ -1415,6 +1443,11 @@ def _length(limit: int | None) -> int:
     if limit is not None and (not isinstance(limit, int) or limit < 0):
         raise InvalidInputError(f"The limit is {shown(limit)}; a number of 0 or more is expected.")
     return sys.maxsize if limit is None else min(limit, sys.maxsize)
+
+
+def _verified(progress: Callable[[int, int], object]) -> Callable[[Progress], object]:
+    """Return a listener that tells how many bytes were checked, and of how many."""
+    return lambda told: progress(told.done, told.total) if told.kind == "verified" else None
 
 
 def _decoded(name: str, value: object) -> object:

@@ -70,12 +70,19 @@ class StoredState:
                 root, path = tree.part(root, part), tree.path_of(part)
             nodes = list(tree.arrays(root))
             paths = {path for node in nodes if not node.is_zarr for path in (node.path, node.first)}
+            pages = list(catalog.pages_of(manifest, paths))
+            catalog.objects.meter.begin(
+                "read",
+                sum(
+                    entry.nbytes for page in pages for entry in page.entries if entry.path in paths
+                ),
+            )
             return cls(
                 root=root,
                 path=path,
                 is_whole=selection.is_everything,
                 arrays=nodes,
-                pages=list(catalog.pages_of(manifest, paths)),
+                pages=pages,
                 opener=ArrayOpener(id, manifest, catalog, bytes_max=bytes_max),
                 objects=catalog.objects if objects is None else objects,
             )

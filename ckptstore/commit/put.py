@@ -146,6 +146,7 @@ class Putter:
 
     def _put_chunk(self, source: ArraySource, chunk: Chunk) -> Digest:
         data = source.chunk(chunk, self._buffers.of)
+        self._objects.meter.add("stored", len(data))
         is_shared = not source.is_private and source.has_run(chunk)
         if is_shared and self._new_in_a_row >= NEW_IN_A_ROW:
             return self._put_copy(data)
@@ -210,6 +211,7 @@ class Putter:
 
     def put_bundle(self, data: memoryview, parts: list[Part]) -> Future[Bundle]:
         """Have the small arrays of a page put, which lie in a buffer from `buffer`."""
+        self._objects.meter.add("stored", len(data))
         return self._have_written(partial(self._put_bundle, data, parts))
 
     def _put_bundle(self, data: memoryview, parts: list[Part]) -> Bundle:

@@ -39,6 +39,7 @@ def write(
     reached = reached_by(parent, catalog) if parent else Reached()
     with paused_collector():
         plan = plan_arrays(flat.arrays, chunk_bytes=chunk_bytes, tied=flat.tied)
+    catalog.objects.meter.begin("stored", sum(array.nbytes for array in flat.arrays.values()))
     threads = hash_threads(plan, flat.arrays.values())
     with putting(catalog.objects, reached, threads=threads) as putter:
         stored = put_arrays(plan, flat.arrays, putter)

@@ -55,6 +55,7 @@ def measure(
     """
     pairs: dict[Key, _Pair] = {}
     keys: dict[str, Key] = {}
+    read_bytes: dict[Key, int] = {}
     decoded: dict[str, Numbers] = {}
     for change in diff.arrays:
         if change.kind in ("changed", "undecided"):
@@ -65,6 +66,10 @@ def measure(
                 continue
             keys[change.path] = pair.key  # tied arrays are measured once
             pairs.setdefault(pair.key, pair)
+            both = pair.before.nbytes + pair.after.nbytes
+            read_bytes[pair.key] = both - change.shared_bytes  # which are read once
+    before.meter.begin("read", sum(read_bytes.values()))
+    after = after.counted_by(before.meter)
     totals = {key: Sums() for key in pairs}
     for key, sums in _computed(list(_jobs(pairs.values(), before, after))):
         totals[key].add(sums)

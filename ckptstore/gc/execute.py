@@ -164,6 +164,7 @@ def delete(stores: Stores, condemned: Condemned) -> dict[Digest, Expiry]:
         for id in condemned.checkpoints
     }
     with_room(stores, lambda: stores.catalog.expire(condemned.checkpoints))
+    stores.objects.meter.begin("deleted", len(condemned.digests))
     stores.objects.delete(condemned.digests)
     return expiries
 

@@ -17,6 +17,7 @@ from ckptstore.digest import Digest
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from ckptstore.storage.beside import BesideStorage
+from ckptstore.store.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,18 +57,25 @@ class ObjectStore:
 
     hash_threads: how many threads hash an object that is read whole. More than one suits a reader
     of single objects; a reader of several at once keeps the processors busy with one thread each,
-    which hashes every piece while it is in the core's cache.
+    which hashes every piece while it is in the core's cache. meter: counts what passes.
     """
 
     FOLDERS: ClassVar = (PREFIX,)
     key = staticmethod(key_of)
 
-    def __init__(self, storage: Storage, *, hash_threads: int = 1) -> None:
+    def __init__(
+        self, storage: Storage, *, hash_threads: int = 1, meter: Meter | None = None
+    ) -> None:
         self._storage, self._hash_threads = storage, hash_threads
+        self.meter = Meter() if meter is None else meter
 
     def alone(self) -> ObjectStore:
         """Return the same objects for a reader that wants one at a time."""
-        return ObjectStore(self._storage, hash_threads=ALONE_THREADS)
+        return ObjectStore(self._storage, hash_threads=ALONE_THREADS, meter=self.meter)
+
+    def counted_by(self, meter: Meter) -> ObjectStore:
+        """Return the same objects, counted by another meter."""
+        return ObjectStore(self._storage, hash_threads=self._hash_threads, meter=meter)
 
     def beside(self, digests: Iterable[Digest]) -> Storage:
         """Return a storage in memory that can read these objects, and no others, from here."""
@@ -108,7 +116,7 @@ class ObjectStore:
     def batch(self) -> Iterator[ObjectStore]:
         """Yield the same objects for the many calls of one writer, whose threads end before it."""
         with self._storage.batch() as storage:
-            yield ObjectStore(storage, hash_threads=self._hash_threads)
+            yield ObjectStore(storage, hash_threads=self._hash_threads, meter=self.meter)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """Return once these objects are durable, whichever process put them."""
@@ -123,6 +131,7 @@ class ObjectStore:
             raise missing(key) from error
         if Digest.of(data) != digest:
             raise damaged(key)
+        self.meter.add("read", len(data))
         return data
 
     def read_into(self, digest: Digest, buffer: memoryview) -> None:
@@ -143,6 +152,7 @@ class ObjectStore:
             raise missing(key) from error
         if hasher.hexdigest() != digest:
             raise damaged(key)
+        self.meter.add("read", len(buffer))
 
     def read_range(
         self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
@@ -155,6 +165,7 @@ class ObjectStore:
             raise missing(key) from error
         if Digest.of(buffer) != expected:
             raise damaged(key)
+        self.meter.add("read", len(buffer))
 
     def check(self, digest: Digest, *, size: int) -> None:
         """Read an object of any size in small steps; CorruptError when its digest is another."""
@@ -165,6 +176,7 @@ class ObjectStore:
             step = buffer[: min(CHECK_STEP_BYTES, size - start)]
             self._storage.read_into(key, step, start=start)
             hasher.update(step)
+            self.meter.add("verified", len(step))
         if hasher.hexdigest() != digest:
             raise CorruptError(f"{key} is damaged: its content does not match its digest.")
 
@@ -195,7 +207,11 @@ class ObjectStore:
 
     def delete(self, digests: Iterable[Digest]) -> None:
         """Delete objects, ignoring missing ones. Only gc may do this, by its own rules."""
-        self._storage.delete(map(key_of, digests))
+        self._storage.delete(map(self._counted_key, digests))
+
+    def _counted_key(self, digest: Digest) -> str:
+        self.meter.add("deleted", 1)
+        return key_of(digest)
 
     def list(self) -> Iterator[tuple[Digest | None, Listed]]:
         """List every object; the digest is None for a key that is no object's."""

@@ -53,30 +53,21 @@ class Inventory:
             self.count += 1
             self.bytes += item.size
 
-    def check(
-        self,
-        progress: Callable[[int, int], object],
-        *,
-        chosen: Callable[[Digest], bool] = lambda digest: True,
-    ) -> None:
-        """Compare objects with their names.
-
-        progress: called with the bytes checked so far and the bytes in all. chosen: which objects.
-        """
-        done = 0
-        sizes = [number >> _FLAG_BITS for digest, number in self._numbers.items() if chosen(digest)]
-        self.checked_count, self.checked_bytes = len(sizes), sum(sizes)
+    def check(self, *, chosen: Callable[[Digest], bool] = lambda digest: True) -> None:
+        """Compare objects with their names. chosen: which objects."""
+        for digest, number in self._numbers.items():
+            if chosen(digest):
+                self.checked_count += 1
+                self.checked_bytes += number >> _FLAG_BITS
+        self._objects.meter.begin("verified", self.checked_bytes)
 
         def check(job: list[tuple[Digest, int]]) -> None:
-            nonlocal done
             for digest, size in job:
                 try:
                     self._check_bytes(digest, size)
                 except CkptStoreError as error:
                     check = partial(self.check_bytes, digest)
                     self.note(digest, error, check=check, heal=heal.DAMAGED, is_alone=True)
-                done += size
-                progress(done, self.checked_bytes)
 
         gather((partial(check, job) for job in self._jobs(chosen)), threads=VERIFY_THREADS)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
     from ckptstore.storage import Listed, Storage
+    from ckptstore.store.meter import Meter
     from ckptstore.verify.findings import Finding
 
     Name = TypeVar("Name")
@@ -47,18 +48,16 @@ def verify(
     *,
     only: Collection[Digest] | None = None,
     window: tuple[float, float] = (0, 1),
-    progress: Callable[[int, int], object] | None = None,
+    meter: Meter | None = None,
     repair: Repair = lambda damaged: (),
 ) -> VerifyReport:
     """Check a whole repository, or only some checkpoints.
 
     only: the ids of the only checkpoints to check, with what they refer to. window: the begin and
     the length of the part of all digests, from 0 to 1 and round again, whose objects are read.
-    progress: called with the bytes checked so far and the bytes in all. repair: moves damaged
-    objects aside.
+    meter: counts the bytes checked. repair: moves damaged objects aside.
     """
-    run = _Verify(storage, repair, only=only, window=window)
-    return run.report(progress or (lambda done, total: None))
+    return _Verify(storage, repair, only=only, window=window, meter=meter).report()
 
 
 class _Verify:
@@ -71,10 +70,11 @@ class _Verify:
         *,
         only: Collection[Digest] | None,
         window: tuple[float, float],
+        meter: Meter | None,
     ) -> None:
         self.storage, self.repair = storage, repair
         self.only, self.window = only, window
-        self.objects = ObjectStore(storage)
+        self.objects = ObjectStore(storage, meter=meter)
         self.catalog = Catalog(storage, self.objects, cached_pages=CACHED_PAGES)
         self.oplog = Oplog(storage)
         self.notes = Notes(storage, self.oplog.between)
@@ -83,12 +83,12 @@ class _Verify:
         self.references = References(self.catalog, self.inventory, self.findings)
         self.foreign: set[str] = set()
 
-    def report(self, progress: Callable[[int, int], object]) -> VerifyReport:
+    def report(self) -> VerifyReport:
         """Check everything once, and then again what failed."""
         self.findings.attempt(MARKER_KEY, self.check_marker, heal=heal.MARKER)
         (folder,) = self.objects.FOLDERS
         self.inventory.add(self.listed(folder, self.objects.list))
-        self.inventory.check(progress, chosen=self.chosen())
+        self.inventory.check(chosen=self.chosen())
         if self.only is not None:
             self.check_only(self.only)
             return self.report_of(self.confirmed(), len(self.only))

@@ -18,15 +18,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ckptstore.errors import printable
-from ckptstore_cli.text import draw_bar, fit, folded, least_width, shorten, wrapped
+from ckptstore_cli.text import draw_bar, fit, folded, least_width, progress_of, shorten, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from rich.console import Console
     from rich.text import Text
 
+    from ckptstore import Progress
+
 _PROGRESS_SECONDS = 0.1
+_PROGRESS_AFTER_SECONDS = 1.0
 _BLOCKS = "▏▎▍▌▋▊▉█"
 _GAP = 2  # spaces between columns
 PATH_WIDTH_MIN = 30  # of arrays, before other columns are left out
@@ -68,11 +71,13 @@ def now() -> datetime:
 
 def document(value: object) -> None:
     """Print one JSON document. Numbers that JSON lacks are the strings "nan", "inf" and "-inf"."""
+    _progress_line.clear()
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def line(text: str = "") -> None:
     """Print one line; on a terminal, wrapped between words unless it is indented."""
+    _progress_line.clear()
     print(_wrapped(text, sys.stdout))
 
 
@@ -89,6 +94,7 @@ def table(
     Returns:
         The titles of the columns for which a terminal had no room.
     """
+    _progress_line.clear()
     columns = [replace(column, title=printable(column.title)) for column in columns]
     cells = [[printable(cell) for cell in row] for row in rows]
     if _is_terminal(sys.stdout):
@@ -113,6 +119,7 @@ def fields(values: Mapping[str, str | Sequence[str]]) -> None:
 
     On a terminal long lines are wrapped between words.
     """
+    _progress_line.clear()
     width = max(map(len, values), default=0)
     room = max(shutil.get_terminal_size().columns - width - _GAP, _WRAPPED_WIDTH_MIN)
     for name, value in values.items():
@@ -125,6 +132,7 @@ def fields(values: Mapping[str, str | Sequence[str]]) -> None:
 
 def graph(rows: Iterable[tuple[str, str]]) -> None:
     """Print rows of a drawing and the text beside it, each on one line."""
+    _progress_line.clear()
     lines = [f"{drawing} {printable(text)}".rstrip() for drawing, text in rows]
     if not _is_terminal(sys.stdout):
         print("\n".join(lines))
@@ -136,6 +144,7 @@ def graph(rows: Iterable[tuple[str, str]]) -> None:
 
 def note(text: str) -> None:
     """Print a remark to stderr, wrapped as `line` is."""
+    _progress_line.clear()
     print(_wrapped(text, sys.stderr), file=sys.stderr)
 
 
@@ -144,29 +153,44 @@ def error(text: str) -> None:
     note(f"error: {text}")
 
 
-class Progress:
-    """One line on stderr that is overwritten; nothing if stderr is not a terminal."""
+def progress() -> Callable[[Progress], None] | None:
+    """A listener that shows progress on stderr; None if stderr is not a terminal."""
+    return _progress_line.show if _is_terminal(sys.stderr) else None
+
+
+class _ProgressLine:
+    """One line on stderr while something takes longer than a second, gone before other output."""
 
     def __init__(self) -> None:
-        self._shown = _is_terminal(sys.stderr)
-        self._next_seconds = 0.0
+        self._last: tuple[str, int] = ("", 0)
+        self._began = self._next_seconds = 0.0
+        self._is_shown = False
 
-    def __enter__(self) -> Progress:
-        return self
+    def show(self, told: Progress) -> None:
+        """Show how far an operation is, at most once every _PROGRESS_SECONDS."""
+        seconds = time.monotonic()
+        kind, done = self._last
+        if told.kind != kind or told.done < done:  # another operation
+            self._began = seconds
+            self._next_seconds = max(self._next_seconds, seconds + _PROGRESS_AFTER_SECONDS)
+        self._last = told.kind, told.done
+        if seconds >= self._next_seconds:
+            self._next_seconds = seconds + _PROGRESS_SECONDS
+            shown = progress_of(told.kind, told.done, told.total, seconds=seconds - self._began)
+            self._write(shown[: shutil.get_terminal_size().columns - 1])
 
-    def __exit__(self, *_: object) -> None:
-        self._write("")
-
-    def show(self, text: str) -> None:
-        """Replace the line, at most once every _PROGRESS_SECONDS."""
-        if time.monotonic() >= self._next_seconds:
-            self._next_seconds = time.monotonic() + _PROGRESS_SECONDS
-            self._write(text)
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._is_shown:
+            self._write("")
 
     def _write(self, text: str) -> None:
-        if self._shown:
-            sys.stderr.write(f"\r\x1b[K{printable(text)}")
-            sys.stderr.flush()
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+        self._is_shown = bool(text)
+
+
+_progress_line = _ProgressLine()
 
 
 def prepare() -> None:
@@ -177,7 +201,8 @@ def prepare() -> None:
 
 
 def flush() -> None:
-    """Flush stdout now, so that a failure can still be reported."""
+    """Flush stdout now, so that a failure can still be reported; progress ends here."""
+    _progress_line.clear()
     if sys.stdout is not None:
         sys.stdout.flush()
 

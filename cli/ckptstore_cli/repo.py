@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore_cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +31,14 @@ def opened(url: str) -> Repository:
     import ckptstore
 
     try:
-        return ckptstore.open(url, by_hand=True)
+        repo = ckptstore.open(url, by_hand=True)
     except NotFoundError:
         inside = os.path.join(url, FOLDER)
         if not os.path.isdir(inside):
             raise
-        return ckptstore.open(inside, by_hand=True)
+        repo = ckptstore.open(inside, by_hand=True)
+    repo.on_progress(output.progress())
+    return repo
 
 
 def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:

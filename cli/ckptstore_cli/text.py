@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from typing import TYPE_CHECKING
@@ -51,6 +52,37 @@ def duration(seconds: float) -> str:
     unit, length = next((pair for pair in _AGE_UNITS if seconds > 2 * pair[1]), _AGE_UNITS[-1])
     number = max(-(-seconds // length), 1)
     return f"{number:.6g} {unit}{'s' if unit == 'day' and number > 1 else ''}"
+
+
+def progress_of(kind: str, done: int, total: int, *, seconds: float) -> str:
+    """How far an operation is: "Read 1.2 GB of 3.4 GB (35 %), 512.0 MB/s, 5 s left".
+
+    Args:
+        kind: What was done, as in "read"; "deleted" counts objects, others bytes.
+        done: How much so far.
+        total: How much in all; 0 where that is not known.
+        seconds: The time it took so far.
+    """
+    unit = (lambda number: f"{number:,}") if kind == "deleted" else size
+    shown = f"{kind.capitalize()} {unit(done)}"
+    if total:
+        shown += f" of {unit(total)} ({100 * done // total} %)"
+    if kind == "deleted":
+        shown += " objects"
+    if seconds <= 0 or not done:
+        return shown
+    rate = done / seconds
+    shown += f", {unit(round(rate))}/s"
+    return f"{shown}, {_clock((total - done) / rate)} left" if total > done else shown
+
+
+def _clock(seconds: float) -> str:
+    """A time to wait: "5 s", "2:05 min", "3:20 h"."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, left = divmod(minutes, 60)
+    return f"{hours}:{left:02} h" if hours else f"{minutes}:{rest:02} min"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

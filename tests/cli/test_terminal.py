@@ -2,10 +2,14 @@
 
 import os
 import pty
+import re
 import sys
 
 import numpy as np
 import pytest
+
+from ckptstore import Progress
+from ckptstore_cli import output
 
 pytestmark = pytest.mark.slow
 
@@ -100,11 +104,52 @@ def test_long_paths_lose_their_middle_and_no_row_breaks(terminal, ckpt, repo):
     assert path in ckpt.process("ls", "main").stdout
 
 
-def test_verify_shows_progress_on_a_terminal_and_clears_it(terminal, ckpt, history):
-    shown = terminal("verify")
-    assert "\r\x1b[KVerified " in shown
-    assert shown.split("\x1b[K")[-1].startswith("Verified 3 checkpoints")
-    assert ckpt.process("verify").stderr == ""
+def test_what_takes_less_than_a_second_shows_no_progress(terminal, ckpt, history):
+    for args in (["verify"], ["checkout", "main", "-o", "x.pt"]):
+        assert "\x1b[K" not in terminal(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "kind"),
+    [
+        (["commit", "x.npz"], "Stored"),
+        (["checkout", "main", "-o", "x.pt"], "Read"),
+        (["diff", "main~1", "main", "--numeric"], "Read"),
+        (["verify"], "Verified"),
+        (["gc", "--max-to-keep", "1", "--grace", "0", "--yes"], "Deleted"),
+    ],
+)
+def test_what_takes_longer_shows_progress_on_a_terminal_and_clears_it(
+    ckpt, history, monkeypatch, args, kind
+):
+    np.savez("x.npz", w=np.ones(100_000))
+    history.commit(history.checkout("main"))
+    monkeypatch.setattr(output, "_is_terminal", lambda stream: stream is sys.stderr)
+    monkeypatch.setattr(output, "_PROGRESS_AFTER_SECONDS", 0)
+    monkeypatch.setattr(output, "_progress_line", output._ProgressLine())
+    monkeypatch.setattr(output.time, "monotonic", iter(range(10**6)).__next__)
+    result = ckpt(*args)
+    assert f"\r\x1b[K{kind} " in result.stderr
+    assert " left" in result.stderr
+    assert re.search(r"\x1b\[K[^\x1b]*\r\x1b\[K\Z", result.stderr)  # gone in the end
+    monkeypatch.undo()
+    os.chdir(ckpt.folder)
+    assert "\x1b" not in ckpt.process("verify").stderr
+
+
+def test_progress_comes_after_a_second_and_not_too_often(monkeypatch, capsys):
+    seconds = 100.0
+    monkeypatch.setattr(output.time, "monotonic", lambda: seconds)
+    line = output._ProgressLine()
+    for step in range(1, 301):
+        seconds += 0.01
+        line.show(Progress(kind="read", done=step * 1000, total=300_000))
+        if step < 100:
+            assert capsys.readouterr().err == ""
+    assert 18 <= capsys.readouterr().err.count("\r") <= 21
+    line.clear()
+    line.clear()
+    assert capsys.readouterr().err == "\r\x1b[K"
 
 
 def test_progress_stays_out_of_piped_json(ckpt, history):

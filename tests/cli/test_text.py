@@ -185,3 +185,24 @@ def test_a_shortened_path_fits_and_one_that_fits_stays(path, width):
 )
 def test_a_metric_has_four_significant_digits(value, shown):
     assert text.metric(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (("read", 0, 0, 2), "Read 0 B"),
+        (("read", 5000, 0, 2), "Read 5.0 kB, 2.5 kB/s"),
+        (("stored", 10**9, 4 * 10**9, 2), "Stored 1.0 GB of 4.0 GB (25 %), 500.0 MB/s, 6 s left"),
+        (
+            ("verified", 10**6, 10**9, 1),
+            "Verified 1.0 MB of 1.0 GB (0 %), 1.0 MB/s, 16:39 min left",
+        ),
+        (("read", 10**6, 10**12, 1), "Read 1.0 MB of 1.0 TB (0 %), 1.0 MB/s, 277:46 h left"),
+        (("deleted", 1500, 3000, 1), "Deleted 1,500 of 3,000 (50 %) objects, 1,500/s, 1 s left"),
+        (("read", 7, 7, 1), "Read 7 B of 7 B (100 %), 7 B/s"),
+        (("read", 7, 9, 0), "Read 7 B of 9 B (77 %)"),
+    ],
+)
+def test_progress(progress, shown):
+    *counts, seconds = progress
+    assert text.progress_of(*counts, seconds=seconds) == shown

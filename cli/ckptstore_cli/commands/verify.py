@@ -56,12 +56,7 @@ def verify(
       ckptstore verify --sample 5%
     """
     repo = open_repository(ctx)
-    with output.Progress() as progress:
-        report = repo.verify(
-            revs or None,
-            sample=sample,
-            progress=lambda done, total: progress.show(_progress(done, total)),
-        )
+    report = repo.verify(revs or None, sample=sample)
     refs = documents.refs_by_id(repo) if report.problems else {}
     if as_json:
         moved = report.repair() if repair else ()
@@ -138,10 +133,6 @@ def _print_notes(report: VerifyReport, steps: Mapping[str, int]) -> None:
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - LISTED_MAX:,} more" if len(names) > LISTED_MAX else ""
     return ", ".join(names[:LISTED_MAX]) + more
-
-
-def _progress(done: int, total: int) -> str:
-    return f"Verified {text.size(done)} of {text.size(total)}"
 
 
 def _verdict(report: VerifyReport) -> str:
