@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ckptstore.store.oplog import Oplog
 
 MARK_DIGITS = 16  # of each digest 64 bits are kept, which is enough for a sum
-FORECAST_CHECKPOINTS = 20
+GROWTH_CHECKPOINTS = 20
+GROWTH_SECONDS_MIN = 60
 SECONDS_PER_DAY = 86400
 _SHARED = -1  # by checkpoints of several branches; below it: by several of one branch
 
@@ -297,10 +298,10 @@ class _Owners:
 
 
 def _growth(reached: Mapping[Digest, Manifest], live: Mapping[Digest, Manifest]) -> Growth | None:
-    """Return what the newest checkpoints added; None where they take no time."""
-    newest = nlargest(FORECAST_CHECKPOINTS, reached, key=lambda id: reached[id].created)
+    """Return what the newest checkpoints added; None where that took too little time to tell."""
+    newest = nlargest(GROWTH_CHECKPOINTS, reached, key=lambda id: reached[id].created)
     seconds = (reached[newest[0]].created - reached[newest[-1]].created) / 1e6 if newest else 0
-    if seconds <= 0:
+    if seconds < GROWTH_SECONDS_MIN:
         return None
     added = newest[:-1]
     return Growth(

@@ -66,8 +66,8 @@ def test_long_fields_are_wrapped_between_words(terminal, history):
     history.commit({"x": 1})
     history.commit({"x": np.zeros(9)}, branch="mistake")
     history.delete_branch("mistake")
-    shown = terminal("usage").splitlines()
-    assert all(len(line) <= 80 for line in shown if history.url not in line)
+    shown = terminal("usage", NO_COLOR="1").splitlines()
+    assert [line for line in shown if len(line) > 80 and history.url not in line] == []
     (place,) = (number for number, line in enumerate(shown) if line.startswith("leftovers"))
     assert shown[place + 1].startswith(" " * 13)
     assert not shown[place + 1].startswith(" " * 14)
@@ -105,8 +105,7 @@ def test_long_paths_lose_their_middle_and_no_row_breaks(terminal, ckpt, repo):
 
 
 def test_what_takes_less_than_a_second_shows_no_progress(terminal, ckpt, history):
-    for args in (["verify"], ["checkout", "main", "-o", "x.pt"]):
-        assert "\x1b[K" not in terminal(*args)
+    assert "\x1b[K" not in terminal("verify")
 
 
 @pytest.mark.parametrize(
@@ -123,29 +122,28 @@ def test_what_takes_longer_shows_progress_on_a_terminal_and_clears_it(
     ckpt, history, monkeypatch, args, kind
 ):
     np.savez("x.npz", w=np.ones(100_000))
-    history.commit(history.checkout("main"))
-    monkeypatch.setattr(output, "_is_terminal", lambda stream: stream is sys.stderr)
-    monkeypatch.setattr(output, "_PROGRESS_AFTER_SECONDS", 0)
-    monkeypatch.setattr(output, "_progress_line", output._ProgressLine())
-    monkeypatch.setattr(output.time, "monotonic", iter(range(10**6)).__next__)
-    result = ckpt(*args)
+    history.commit({"model": np.arange(50_000.0)})
+    history.commit({"model": np.ones(50_000)})
+    with monkeypatch.context() as patch:  # undone before fixtures end
+        patch.setattr(output, "_is_terminal", lambda stream: stream is sys.stderr)
+        patch.setattr(output, "_PROGRESS_AFTER_SECONDS", 0)
+        patch.setattr(output, "_progress_line", output._ProgressLine())
+        patch.setattr(output.time, "monotonic", iter(range(10**6)).__next__)
+        result = ckpt(*args)
     assert f"\r\x1b[K{kind} " in result.stderr
-    assert " left" in result.stderr
     assert re.search(r"\x1b\[K[^\x1b]*\r\x1b\[K\Z", result.stderr)  # gone in the end
-    monkeypatch.undo()
-    os.chdir(ckpt.folder)
-    assert "\x1b" not in ckpt.process("verify").stderr
 
 
 def test_progress_comes_after_a_second_and_not_too_often(monkeypatch, capsys):
     seconds = 100.0
-    monkeypatch.setattr(output.time, "monotonic", lambda: seconds)
     line = output._ProgressLine()
-    for step in range(1, 301):
-        seconds += 0.01
-        line.show(Progress(kind="read", done=step * 1000, total=300_000))
-        if step < 100:
-            assert capsys.readouterr().err == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(output.time, "monotonic", lambda: seconds)
+        for step in range(1, 301):
+            seconds += 0.01
+            line.show(Progress(kind="read", done=step * 1000, total=300_000))
+            if step < 100:
+                assert capsys.readouterr().err == ""
     assert 18 <= capsys.readouterr().err.count("\r") <= 21
     line.clear()
     line.clear()
@@ -209,7 +207,7 @@ def test_names_of_refs_are_never_cut(terminal, repo, command):
     shown = terminal(command, NO_COLOR="1")
     assert all(len(line) <= 80 for line in shown.splitlines())
     if command == "log":  # in one column, broken after slashes
-        shown = "".join(line[10:28].strip() for line in shown.splitlines())
+        shown = "".join(line[10:36].strip() for line in shown.splitlines())
     assert all(name in shown for name in names)
 
 
