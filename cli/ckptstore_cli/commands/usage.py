@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 SECONDS_PER_DAY = 86400
 SECONDS_MAX = 1000 * SECONDS_PER_DAY  # further ahead no forecast means anything
 
-_INTERRUPTED = (
-    "of interrupted commits or deleted branches, which gc deletes once they are an hour old"
-)
+_INTERRUPTED = "of interrupted commits or deleted branches, which gc deletes after the grace time"
 _TORN = (
     "that no checkpoint needs that is there. Some are missing, so gc deletes none of these: see "
     "ckptstore verify"
