@@ -112,7 +112,7 @@ def test_what_takes_less_than_a_second_shows_no_progress(terminal, ckpt, history
     ("args", "kind"),
     [
         (["commit", "x.npz"], "Stored"),
-        (["checkout", "main", "-o", "x.pt"], "Read"),
+        (["checkout", "main", "-o", "y.npz"], "Read"),
         (["diff", "main~1", "main", "--numeric"], "Read"),
         (["verify"], "Verified"),
         (["gc", "--max-to-keep", "1", "--grace", "0", "--yes"], "Deleted"),

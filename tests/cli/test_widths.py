@@ -86,7 +86,9 @@ def shown(url, monkeypatch, args, *, columns):
     result = CliRunner().invoke(cli, ["-r", url, *args], env=env)
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.output.splitlines()]
-    return re.sub(r"(?m)^(repository +).*$", r"\1PATH", "\n".join([*lines, ""]))
+    text = re.sub(r"(?m)^(repository +).*$", r"\1PATH", "\n".join([*lines, ""]))
+    varies = r"metadata|\(manifests, operations\)|together"  # with the names of host and user
+    return re.sub(rf"(?m)^({varies}) +[\d.]+ kB$", r"\1  # kB", text)
 
 
 @pytest.mark.parametrize("columns", [80, 120, 200])
