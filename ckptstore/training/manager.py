@@ -9,9 +9,11 @@ import difflib
 import inspect
 import logging
 import math
+import operator
 import shlex
 import sys
 import time
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
+    from typing import SupportsIndex
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.training.tracked import Stateful
@@ -156,6 +159,8 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
+        self._has_begun = False  # by a restore or a save
+        self._keeps_all = False  # as the checkpoints of another run would expire
         self._warning = ""  # of the last gc
         self._failures: set[type[CkptStoreError]] = set()  # the kinds of errors of its gcs
         # The facts and progress of the last call of `save`, if it was skipped.
@@ -318,6 +323,7 @@ class CheckpointManager:
         position = progress.state or {}
         self.epoch, self.batch = position.get("epoch"), position.get("batch")
         self._saved_step, self._saved_time = checkpoint.step or 0, self._seconds()
+        self._has_begun, self._keeps_all = True, False
         return checkpoint
 
     def should_save(self, step: int) -> bool:
@@ -388,6 +394,7 @@ class CheckpointManager:
     def _save(self, facts: dict[str, Any], progress: dict[str, Any]) -> None:
         """Save the tracked objects as they are."""
         self._background.wait()
+        self._check_beginning(facts["step"])
         state = capture(self.tracked, progress=progress, random=self._rng)
         if self._staging is None:
             self._commit(state, facts)
@@ -396,6 +403,28 @@ class CheckpointManager:
             self._background.start(lambda: self._commit(staged, facts))
         self._saved_step, self._saved_time = facts["step"], self._seconds()
         self._forget_skipped()
+
+    def _check_beginning(self, step: SupportsIndex) -> None:
+        """Warn at a first save that begins again before the end of an earlier run on the branch.
+
+        Nothing expires then in this run: it would be the checkpoints of the other one.
+        """
+        if self._has_begun:
+            return
+        self._has_begun = True
+        with suppress(CkptStoreError):  # which the commit will raise
+            latest = self.latest
+            if latest is None or latest.branch not in (self.branch, None):
+                return
+            self._keeps_all = latest.step is not None and latest.step > operator.index(step)
+            if self._keeps_all:
+                warnings.warn(
+                    f"Branch {self.branch!r} has a checkpoint of step {latest.step}, and this run "
+                    f"saves step {operator.index(step)} without having restored one. Call "
+                    "restore_or_initialize first to continue the branch, or use another branch. No "
+                    "checkpoint of it expires in this run.",
+                    stacklevel=4,
+                )
 
     def _forget_skipped(self) -> None:
         self._skipped = None
@@ -462,6 +491,8 @@ class CheckpointManager:
 
     def _expire(self) -> None:
         """Save the policy of this manager, and expire what the policy of the branch gives up."""
+        if self._keeps_all:
+            return
         policy = self._policy
         if policy is not None and not self._is_saved:
             self._is_saved = self._save_policy(policy)

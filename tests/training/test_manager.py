@@ -289,6 +289,45 @@ def test_a_gc_that_fails_fails_no_save_and_is_told_once_for_each_kind(
     assert steps(found) == [5]
 
 
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_run_that_begins_anew_on_a_branch_expires_nothing_of_the_one_before(
+    saving: bool,
+) -> None:
+    first = manager(max_to_keep=2, async_save=saving)
+    for step in (1000, 2000, 3000):
+        first.save(step)
+    first.wait()
+    again = manager(first.repository, max_to_keep=2, async_save=saving)
+    with pytest.warns(UserWarning, match=r"checkpoint of step 3000.*restore_or_initialize"):
+        again.save(1)
+    for step in (2, 3):  # without another warning
+        again.save(step)
+    again.wait()
+    assert steps(again) == [2000, 3000, 1, 2, 3]
+    again.restore_or_initialize("main@step=3000")
+    again.save(4000)
+    again.wait()
+    assert steps(again) == [3, 4000]
+
+
+@pytest.mark.parametrize("way", ["restored", "later", "another branch"])
+def test_a_run_that_goes_on_expires_as_ever(way: str) -> None:
+    first = manager(max_to_keep=1)
+    first.save(3000)
+    first.wait()
+    if way == "another branch":
+        first.repository.branch("fine-tuned")
+    branch = "fine-tuned" if way == "another branch" else "main"
+    again = manager(first.repository, branch=branch, max_to_keep=1)
+    if way == "restored":
+        again.restore_or_initialize()
+    for step in {"restored": (1, 2), "later": (3001, 3002), "another branch": (1, 2)}[way]:
+        again.save(step)
+    again.wait()
+    live = [found.step for found in again.checkpoints]
+    assert live == ([3000, 2] if way == "another branch" else live[-1:])
+
+
 def test_a_policy_with_a_function_is_applied_and_not_saved() -> None:
     found = manager(policy=KeepIf(lambda manifest: manifest.step == 1))
     for step in range(4):

@@ -53,7 +53,7 @@ def make_manager(
     if "model" not in training.tracked:
         raise InvalidInputError("There is no model to save. Pass model=… to CallbackList.")
     names = ("model",) if weights_only else tuple(training.tracked)
-    return CheckpointManager(
+    manager = CheckpointManager(
         store,
         branch=branch,
         max_to_keep=max_to_keep,
@@ -61,6 +61,8 @@ def make_manager(
         rng=not weights_only,
         **{name: training.tracked[name] for name in names},
     )
+    manager._has_begun = weights_only  # noqa: SLF001 - a new run replaces the weights of another
+    return manager
 
 
 def lend(manager: CheckpointManager, training: Training) -> None:
