@@ -27,6 +27,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 USUAL: dict[str, tuple[str, ...]] = {
     "init": ("other",),
     "commit": ("state.npz",),
+    "import": ("state*.npz",),
     "log": ("main",),
     "best": ("loss",),
     "show": ("main",),

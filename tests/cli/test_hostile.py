@@ -68,6 +68,7 @@ HOSTILE = (
 EVERY_COMMAND = {
     "init": ("init", "other"),
     "commit": ("commit", "w.npz", "-m", "".join(HOSTILE)),
+    "import": ("import", "*{step}.npz", "--dry-run"),
     "log": ("log",),
     "best": ("best", "[bold]b:max"),
     "show": ("show", "main"),
@@ -105,6 +106,9 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             meta={name: name for name in HOSTILE},
         )
     np.savez(tmp_path / "w.npz", w=np.zeros(2))
+    for name in HOSTILE[1:9]:
+        np.savez(tmp_path / f"{name}1.npz".replace("/", "_"), w=np.zeros(2))
+    (tmp_path / f"{HOSTILE[3]}{HOSTILE[6]}2.npz").write_bytes(b"")
     return tmp_path
 
 
