@@ -19,7 +19,7 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.errors import InvalidInputError, shortened, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Mode = Literal["min", "max"]
 COUNT_DIGITS_MAX = 18
 JOINED_MAX = 3  # words that may be listed as one, such as "negative log likelihood"
+NAME_LENGTH_MAX = 80  # of a name that a message repeats
 SIMILARITY_MIN = 0.75  # of a word to a known one that is proposed instead
 
 _MORE = """
@@ -195,10 +196,10 @@ def _listed(word: str) -> str | None:
 
 def _unsaid(metric: str, why: str, *, words: Sequence[str] = ()) -> InvalidInputError:
     """Return the error for a name that does not say its direction."""
-    name = quoted(metric)
+    name = quoted(shortened(metric, NAME_LENGTH_MAX))
     alike = next(
         (
-            f" Did you mean {metric.lower().replace(word, close[0])!r}?"
+            f" Did you mean {shown(metric.lower().replace(word, close[0]))}?"
             for word in words
             if len(word) > 2
             and not _PREFIX.fullmatch(word)
