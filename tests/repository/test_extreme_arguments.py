@@ -13,6 +13,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -261,6 +262,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "to": ("main~1", "main"),
     "ttl": ("6h", 1.0, None),
     "by_hand": (False, True),
+    "created": (None, datetime(2024, 1, 1, tzinfo=UTC)),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
 SWITCHES = (
