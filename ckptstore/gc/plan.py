@@ -16,7 +16,7 @@ from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
 from ckptstore.gc.marks import marks_of
 from ckptstore.gc.remaining import BY_HAND, REPEATED, UNOWNED, UNREACHED, remaining_of
 from ckptstore.history import first_parents
-from ckptstore.retention import Policies, Verdict, decide
+from ckptstore.retention import Policies, Verdict, decide, next_to_go
 from ckptstore.store.condemned import COMMIT_SECONDS
 from ckptstore.store.lost import lost, refuse_without_operations
 
@@ -58,6 +58,7 @@ class GcPlan:
             and they are younger than the grace time themselves.
         young_bytes: The bytes of these.
         young_seconds: The time after which a gc can delete the last of them, from now.
+        next_to_go: What stays now, and expires once the next checkpoint of its branch comes.
         temporary_bytes: The bytes of files that killed processes left half written.
         warning: Why nothing can be deleted, and the way out, where a checkpoint of the history is
             missing; and what a policy cannot judge, as by a metric that no checkpoint has. Usually
@@ -74,6 +75,7 @@ class GcPlan:
     young_bytes: int
     young_seconds: float
     temporary_bytes: int
+    next_to_go: tuple[Digest, ...] = ()
     warning: str = ""
     _execute: Callable[[GcPlan], GcReport] = field(repr=False, compare=False)
 
@@ -197,6 +199,11 @@ def _plan(
             young_objects += int(is_new.sum())
             young_bytes += int(sizes[is_new].sum())
         temporaries = stores.storage.temporaries()
+        chains = {
+            name: stores.live.own(head, newest.names_of(name))
+            for name, head in newest.heads.items()
+        }
+        to_go = next_to_go((v for v in verdicts if v.kept), policies, chains)
     return GcPlan(
         sentences=tuple(policies.sentences(newest.heads)) if chosen is None else (CHOSEN,),
         verdicts=verdicts,
@@ -207,6 +214,7 @@ def _plan(
         young_objects=young_objects,
         young_bytes=young_bytes,
         young_seconds=float(young_seconds) if waiting or young_objects else 0.0,
+        next_to_go=to_go,
         temporary_bytes=sum(item.size for item in temporaries if item.is_left),
         warning=stores.warning(judged.notes),
         _execute=lambda plan: execute_plan(

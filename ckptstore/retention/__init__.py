@@ -11,6 +11,7 @@ them in a repository.
 from ckptstore.retention.decide import Decision as Decision
 from ckptstore.retention.decide import Verdict as Verdict
 from ckptstore.retention.decide import decide as decide
+from ckptstore.retention.decide import next_to_go as next_to_go
 from ckptstore.retention.max_bytes import MaxBytes as MaxBytes
 from ckptstore.retention.periodic import KeepEveryNHours as KeepEveryNHours
 from ckptstore.retention.periodic import KeepEveryNSteps as KeepEveryNSteps

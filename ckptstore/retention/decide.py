@@ -7,11 +7,13 @@ branch, which is the checkpoint that the branch was started from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ckptstore.digest import Digest
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.metric_names import known_names
 from ckptstore.retention.max_bytes import MaxBytes, over_limit
@@ -20,7 +22,6 @@ from ckptstore.retention.policy import ALWAYS, ANY, KeepAll, Policy, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import OwnChain
     from ckptstore.retention.policy import Chain
@@ -141,6 +142,54 @@ def decide(
         unowned=unowned,
         notes=tuple(notes),
     )
+
+
+def next_to_go(
+    kept_now: Iterable[Verdict], policies: Policies, chains: Mapping[str, OwnChain]
+) -> tuple[Digest, ...]:
+    """Return what each branch keeps now, and not once its next checkpoint comes.
+
+    That one is taken to come as long after the newest as that came after the one before, and
+    without metrics. Limits of bytes are not considered.
+    """
+    reasons = {verdict.id: verdict.reasons for verdict in kept_now}
+    found: dict[Digest, None] = {}
+    for name, chain in chains.items():
+        policy = policies.of_branch(name)
+        if not policies.judges(name) or policy.keeps_all or not chain.checkpoints:
+            continue
+        with suppress(InvalidInputError):  # of a function that does not know what to do with it
+            kept = {reason.id for reason in policy.keep(_with_next(chain.checkpoints))}
+            for id, _ in chain.checkpoints:
+                if (
+                    id in reasons
+                    and id not in kept
+                    and all(
+                        text == f"head of {name}" or text.endswith(f" on {name}")
+                        for text in reasons[id]
+                    )
+                ):
+                    found[id] = None
+    return tuple(found)
+
+
+def _with_next(chain: Chain) -> Chain:
+    """Return a branch with the checkpoint that is expected next."""
+    id, newest = chain[0]
+    before = chain[1][1] if len(chain) > 1 else newest
+    created = newest.created + max(0, newest.created - before.created)
+    step = newest.step
+    if step is not None:
+        step += max(1, step - (before.step or 0))
+    expected = replace(
+        newest,
+        parents=(id,),
+        created=created,
+        elapsed=newest.elapsed_until(created),
+        step=step,
+        metrics={},
+    )
+    return ((Digest.of(b"the next one"), expected), *chain)
 
 
 def _judge(

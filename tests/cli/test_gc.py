@@ -87,6 +87,14 @@ def test_policies_by_time_and_size(ckpt, history):
     assert "is not a size" in ckpt.error("gc", "--max-bytes", "200", code=2)
 
 
+def test_what_goes_next_is_told(ckpt, history):
+    said = ckpt("gc", "--max-to-keep", 2, "--dry-run").stderr
+    step_200 = history.resolve("main@step=200").id
+    assert f"Next to go: {step_200.short}, when the next checkpoint comes." in said
+    assert ckpt.json("gc", "--max-to-keep", 2, "--dry-run")["next_to_go"] == [step_200]
+    assert "Next to go" not in ckpt("gc", "--dry-run").stderr
+
+
 def test_a_branch_has_a_policy_of_its_own(ckpt, history):
     ckpt("config", "retention", "--branch", "tuned", "--keep-all")
     ckpt("config", "retention", "--max-to-keep", 1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ckptstore.documents.operation import Operation
+    from ckptstore.retention import Policy
 
 CHUNK = 64 << 10
 
@@ -565,3 +566,30 @@ def test_what_only_a_tag_reaches_expires_by_the_policy() -> None:
     repo.delete_branch("gone")
     assert set(repo.gc(MaxToKeep(1), grace=0).expired) == set(ids[:2])
     assert repo.checkout("kept") == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("policy", "gone"),
+    [
+        (MaxToKeep(2), [2]),
+        (MaxToKeep(2) | KeepBest("loss"), [2]),
+        (MaxToKeep(2) | KeepBest("loss", "max"), [2]),
+        (KeepAll(), []),
+        (KeepIf(lambda manifest: manifest.metrics["loss"] < 2), []),
+    ],
+    ids=str,
+)
+def test_a_plan_tells_what_goes_next(policy: Policy, gone: list[int]) -> None:
+    line = Line()
+    plan = line.repo.plan_gc(policy, grace=0)
+    assert [line.ids.index(id) for id in plan.next_to_go] == gone
+    plan.execute()
+    line.ids.append(line.commit(4))
+    if gone:
+        assert [v.id for v in line.repo.plan_gc(policy, grace=0).expired] == list(plan.next_to_go)
+
+
+def test_what_a_name_keeps_is_not_the_next_to_go() -> None:
+    line = Line()
+    line.repo.tag("v1", line.ids[2])
+    assert line.repo.plan_gc(MaxToKeep(2), grace=0).next_to_go == ()

@@ -114,6 +114,7 @@ def _print_plan(plan: GcPlan, *, as_json: bool, end: str = "") -> None:
                 "young_seconds": plan.young_seconds,
                 "temporary_bytes": plan.temporary_bytes,
                 "bytes": plan.bytes,
+                "next_to_go": list(plan.next_to_go),
                 "warning": plan.warning,
             }
         )
@@ -135,6 +136,8 @@ def _print_plan(plan: GcPlan, *, as_json: bool, end: str = "") -> None:
             f"{text.size(plan.temporary_bytes)} that killed processes left half written would be "
             "deleted too."
         )
+    if plan.next_to_go:
+        output.note(f"Next to go: {_few(plan.next_to_go)}, when the next checkpoint comes.")
     output.note(
         f"{text.count(len(plan.expired), 'checkpoint')} of {len(plan.verdicts)} would expire, "
         f"which frees {text.size(plan.bytes)}.{end}"
@@ -186,10 +189,14 @@ def _swept(report: GcReport) -> str:
 
 
 def _ids(ids: Iterable[Any]) -> str:
+    few = _few(ids)
+    return f" ({few})" if few else ""
+
+
+def _few(ids: Iterable[Any]) -> str:
+    """The first few ids: "4f3a12c4, 56f8f174, …"."""
     shown = [id.short for id in ids]
-    if not shown:
-        return ""
-    return f" ({', '.join(shown[:5])}{', …' if len(shown) > 5 else ''})"
+    return f"{', '.join(shown[:5])}{', …' if len(shown) > 5 else ''}"
 
 
 def _print_verdicts(plan: GcPlan) -> None:
