@@ -1013,6 +1013,7 @@ class Repository:
 
         if branch is not None:
             check_ref_name(branch, kind="branch")
+        with_policy({}, branch, policy)  # raises for what is no policy, before it is named
         self._refs.change_settings(
             lambda settings: with_policy(settings, branch, policy),
             done=f"saved{f' for {branch}' if branch else ''}: {policy or 'no retention'}",

@@ -9,7 +9,6 @@ import difflib
 import inspect
 import logging
 import math
-import operator
 import shlex
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from ckptstore import repository
 from ckptstore.commit.staging import Staging
-from ckptstore.documents.facts import check_meta, check_metrics
+from ckptstore.documents.facts import check_meta, check_metrics, check_step
 from ckptstore.documents.manifest import SEED
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
@@ -416,11 +415,14 @@ class CheckpointManager:
             latest = self.latest
             if latest is None or latest.branch not in (self.branch, None):
                 return
-            self._keeps_all = latest.step is not None and latest.step > operator.index(step)
+            number = check_step(step)
+            if latest.step is None or number is None:
+                return
+            self._keeps_all = latest.step > number
             if self._keeps_all:
                 warnings.warn(
                     f"Branch {self.branch!r} has a checkpoint of step {latest.step}, and this run "
-                    f"saves step {operator.index(step)} without having restored one. Call "
+                    f"saves step {number} without having restored one. Call "
                     "restore_or_initialize first to continue the branch, or use another branch. No "
                     "checkpoint of it expires in this run.",
                     stacklevel=4,

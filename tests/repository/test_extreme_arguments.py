@@ -262,12 +262,22 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "to": ("main~1", "main"),
     "ttl": ("6h", 1.0, None),
     "by_hand": (False, True),
+    "where": (None, "loss < 1"),
+    "sort": (None, "loss"),
+    "seconds": (3600.0, None),
+    "sample": (1.0, 0.5),
+    "by_checkpoint": (False, True),
+    "pending": (2, 0),
+    "hours": (6.0, 0.5),
+    "record_run": (False,),
+    "listener": (None,),
     "created": (None, datetime(2024, 1, 1, tzinfo=UTC)),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full"),
-    *("async_save", "save_on_signal", "rng", "force", "by_hand"),
+    *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
+    "record_run",
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
@@ -500,6 +510,7 @@ def test_each_parameter_of_each_public_call_is_tried() -> None:
     assert {item for name in CALLS for item in parameters(name)} == USUAL.keys()
 
 
+@pytest.mark.filterwarnings("ignore:Branch 'main' has a checkpoint of step:UserWarning")
 @pytest.mark.parametrize("name", CALLS)
 def test_every_extreme_value_of_every_parameter(name: str) -> None:
     tried = Tried(name)
@@ -510,6 +521,7 @@ def test_every_extreme_value_of_every_parameter(name: str) -> None:
             tried({**usual, item: value})
 
 
+@pytest.mark.filterwarnings("ignore:Branch 'main' has a checkpoint of step:UserWarning")
 @given(st.data())
 def test_several_extreme_values_at_once(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CALLS)))
