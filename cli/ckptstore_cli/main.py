@@ -12,10 +12,12 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import add_completion_class
 
 from ckptstore import __version__
 from ckptstore.errors import CkptStoreError
 from ckptstore_cli import hints, output
+from ckptstore_cli.completion import WholeWords
 from ckptstore_cli.repo import repo_option
 from ckptstore_cli.signals import ended_by_signals
 
@@ -45,6 +47,8 @@ _MODULES = {"import": "import_"}  # which is a word of Python
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+add_completion_class(WholeWords)
 
 
 class Program(click.Group):

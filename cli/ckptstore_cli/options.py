@@ -7,18 +7,19 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-from ckptstore_cli.repo import open_repository, repo_option
+from ckptstore_cli import completion
+from ckptstore_cli.repo import repo_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
     Command = Callable[..., None]
 
 Value = TypeVar("Value")
 
+complete_refs, complete_metrics = completion.refs, completion.metrics
+complete_paths = completion.paths
 DEFAULT_BRANCH = "main"
 STEP_BITS_MAX = 63
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
@@ -141,6 +142,7 @@ def metric_option(function: Command) -> Command:
         multiple=True,
         callback=pairs(metric, at_last=True),
         metavar="NAME=NUMBER",
+        shell_complete=complete_metrics(end="="),
         help="A metric, as in val_loss=0.31. May be repeated.",
     )(function)
 
@@ -155,23 +157,6 @@ def step_option(ctx: click.Context, param: click.Parameter, value: int | None) -
 def common(function: Command) -> Command:
     """The options of every command: --json and --repo. The function takes `as_json`."""
     return repo_option(_json_option(function))
-
-
-def complete_refs(*, branches: bool = True, tags: bool = True) -> Completer:
-    """Completion of branch and tag names; without suggestions if the repository is unreadable."""
-
-    def complete(
-        ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[str]]:
-        try:
-            branch_names, tag_names = open_repository(ctx).ref_names()
-        except Exception:  # noqa: BLE001 - an error would print into the line being typed
-            return []
-        items = [CompletionItem(name, help="branch") for name in branch_names if branches]
-        items += [CompletionItem(name, help="tag") for name in tag_names if tags]
-        return [item for item in items if item.value.startswith(incomplete)]
-
-    return complete
 
 
 def revision_argument(help: str) -> Callable[[Command], Command]:
@@ -206,12 +191,14 @@ def selection_options(function: Command) -> Command:
         "--exclude",
         multiple=True,
         metavar="GLOB",
+        shell_complete=complete_paths,
         help="Leave out arrays whose path matches. May be repeated.",
     )
     include = click.option(
         "--include",
         multiple=True,
         metavar="GLOB",
+        shell_complete=complete_paths,
         help="Take only arrays whose path matches. May be repeated. * matches within one component "
         "of a path, ** across components; a name also matches everything below it.",
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore.errors import InvalidInputError
-from ckptstore_cli.options import Duration, Size
+from ckptstore_cli.options import Duration, Size, complete_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,6 +79,7 @@ _OPTIONS = (
         "--keep-best",
         multiple=True,
         metavar="METRIC[:MODE[:N]]",
+        shell_complete=complete_metrics(),
         help="Keep the N best (default 1) of each branch by a metric. MODE is min or max; without "
         "it the words of the metric's name decide, where they say it. May be repeated.",
     ),

@@ -9,7 +9,7 @@ import click
 
 from ckptstore.errors import NotFoundError
 from ckptstore_cli import documents, listing, output, text
-from ckptstore_cli.options import common, complete_refs
+from ckptstore_cli.options import common, complete_metrics, complete_refs
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument(
     "metric",
     metavar="METRIC[:MODE]",
+    shell_complete=complete_metrics(),
     help="The metric. MODE is min or max, where its name does not tell whether less or more is "
     "better.",
 )

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore_cli import output, text
-from ckptstore_cli.options import Size, common, revision_argument, selection_options
+from ckptstore_cli.options import (
+    Size,
+    common,
+    complete_paths,
+    revision_argument,
+    selection_options,
+)
 from ckptstore_cli.parts import part_option
 from ckptstore_cli.repo import open_repository
 
@@ -36,6 +42,7 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
     "--tensor",
     "array",
     metavar="PATH",
+    shell_complete=complete_paths,
     help="Write only this array, for example to a .npy; `ckptstore ls` lists the paths.",
 )
 @part_option(

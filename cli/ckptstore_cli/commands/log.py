@@ -8,7 +8,7 @@ import click
 
 from ckptstore.errors import CkptStoreError
 from ckptstore_cli import documents, fields, graph, listing, output, text
-from ckptstore_cli.options import common, optional_revision_argument
+from ckptstore_cli.options import common, complete_metrics, optional_revision_argument
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--where",
     metavar="CONDITION",
+    shell_complete=complete_metrics(),
     help="List only checkpoints of which this is true: comparisons (< <= > >= = !=) of step, "
     "branch, message, meta.KEY and metrics, joined by and, or and parentheses. The name of a "
     "metric may be quoted.",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sort",
     metavar="METRIC[:MODE]",
+    shell_complete=complete_metrics(),
     help="List the best first, or the highest step by `step`. MODE is min or max, for a metric "
     "whose name does not tell whether less or more is better.",
 )
