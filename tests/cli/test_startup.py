@@ -109,7 +109,7 @@ def test_completion_imports_nothing_heavy(ckpt, history):
     code = (
         "import os\n"
         "os.environ |= {'_CKPTSTORE_COMPLETE': 'bash_complete', "
-        "'COMP_WORDS': 'ckptstore show m', 'COMP_CWORD': '2'}"
+        "'COMP_LINE': 'ckptstore show main@best:v'}"
     )
     _, packages, _ = imported(code + RUN)
     assert not packages & HEAVY
