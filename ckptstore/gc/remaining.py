@@ -196,13 +196,11 @@ def find_remaining(
         reached = {id for id, _ in stores.live.reached(named)}
         stores.live.look_behind(reached)
         unreached, unowned = unreached_of(plan.expired), unowned_of(plan.expired)
-        owned = _owned(stores, newest) if unowned else set()
         reasons = {
             id: reason
             for id, reason in reasons_of(stores, policies, plan.expired).items()
             if id in stores.live.manifests
             and id not in named
-            and not (id in unowned and id in owned)
             and not (id in unreached and id in reached)
         }
         if stores.blocking(newest):
@@ -276,12 +274,6 @@ def unreached_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
 def unowned_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
     """Return those that expire as their branch is gone, though others reach them."""
     return frozenset(verdict.id for verdict in verdicts if verdict.is_let_go and verdict.is_reached)
-
-
-def _owned(stores: Stores, newest: Operation) -> set[Digest]:
-    """Return the checkpoints that belong to a branch now."""
-    chains = [stores.live.own(head, newest.names_of(name)) for name, head in newest.heads.items()]
-    return {id for chain in chains for id, _ in chain.checkpoints}
 
 
 def _listed_garbage(

@@ -27,7 +27,9 @@ from ckptstore.repository import Repository
 from ckptstore.retention import (
     KeepAll,
     KeepBest,
+    KeepEveryNHours,
     KeepEveryNSteps,
+    KeepWithin,
     MaxToKeep,
     Policies,
     Policy,
@@ -321,6 +323,28 @@ def test_expiries_of_earlier_versions_name_no_ancestors(policy: Policy) -> None:
         for run in (short, long):
             run.save(run.world.open())
     assert short.costs(short.save, fresh=True) == long.costs(long.save, fresh=True)
+
+
+def test_hours_over_expired_checkpoints_cost_no_look_at_them() -> None:
+    policy = MaxToKeep(3) | KeepEveryNHours(24) | KeepWithin(1e-6)
+    short, long = Run(12, policy=policy), Run(100, policy=policy)
+    for fresh in (False, True):
+        assert short.costs(short.save, fresh=fresh) == long.costs(long.save, fresh=fresh)
+
+
+def test_a_branch_in_its_grace_time_costs_a_save_the_same_however_long_the_run_is() -> None:
+    short, long = Run(12, siblings=5), Run(100, siblings=5)
+    for run in (short, long):
+        for number in range(4):
+            for _ in range(3):
+                run.world.commit(run.repo, f"sibling-{number}")
+            run.repo.delete_branch(f"sibling-{number}")
+        run.save(run.repo)
+    for fresh in (False, True):
+        costs = short.costs(short.save, fresh=fresh)
+        assert costs == long.costs(long.save, fresh=fresh)
+    assert not any(found.expired for found in long.repo.log("sibling-4"))
+    assert len(long.repo.plan_gc().verdicts) == 3 + 1 + 5 + 4 * 3
 
 
 def test_a_save_costs_the_same_however_many_branches_there_are() -> None:
