@@ -41,6 +41,7 @@ MINIMIZED = """
     false_negative_rate fpr FPR95 EER miss_rate latency_ms
 """
 REFUSED = """
+    reward_model_loss
     loss_accuracy loss_dice error_recall tpr@fpr tpr_at_fpr reward_minus_cost acc_std
     episode_reward_std 1-acc eval/1-ssim one_minus_acc neg_acc acc_gap acc_drop loss_scale
     episode_length anything val lr epoch entropy objective 損失 q q7 accurate lossy topology

@@ -160,7 +160,7 @@ class ImportPlan:
             step=item.step,
             metrics=item.metrics,
             message=f"imported from {item.name}",
-            meta={**file.meta, **epoch, META: _origin(item)},
+            meta={**file.meta, **epoch, META: _origin(item.name, item.bytes, item.created)},
             created=item.created,
         )
 
@@ -305,6 +305,19 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
     """Return what becomes of a file, by its name, its contents and the metrics of others."""
     path, name, numbers = found[0], found[1].rstrip("/"), found[2]
     size, modified = _size_and_time(path)
+    created = datetime.fromtimestamp(modified, UTC)
+    before = known.get(name)
+    if before is not None and before.meta[META] == _origin(name, size, created):
+        return Import(
+            path=path,
+            name=name,
+            step=before.step,
+            epoch=before.meta.get("epoch"),
+            metrics=before.metrics,
+            created=created,
+            bytes=size,
+            checkpoint=before,
+        )
     problem = ""
     inside: Numbers = {}
     left_out: tuple[str, ...] = ()
@@ -331,7 +344,7 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
             **trainer,
             **(rows.of(path.name, step, epoch) if rows else {}),
         },
-        created=datetime.fromtimestamp(modified, UTC),
+        created=created,
         bytes=size,
         left_out=left_out,
         problem=problem,
@@ -340,11 +353,8 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
         Facts.of(step=item.step, metrics=item.metrics)
     except InvalidInputError as error:
         item = replace(item, problem=str(error))
-    before = known.get(name)
     if before is None:
         return item
-    if before.meta[META] == _origin(item):
-        return replace(item, checkpoint=before, problem="")
     return replace(
         item,
         problem=f"{path} changed since it was imported as {before.id.short}. Commit it by its name "
@@ -352,10 +362,9 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
     )
 
 
-def _origin(item: Import) -> dict[str, Any]:
+def _origin(name: str, size: int, created: datetime) -> dict[str, Any]:
     """Return what a checkpoint records of the file it is from."""
-    modified = item.created.isoformat()
-    return {"file": item.name, "bytes": item.bytes, "modified": modified}
+    return {"file": name, "bytes": size, "modified": created.isoformat()}
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:

@@ -126,6 +126,21 @@ def test_an_interrupted_import_goes_on_and_a_whole_one_does_nothing(
     assert len(repo.log()) == 3
 
 
+def test_what_is_there_is_not_read_again(
+    repo: ckptstore.Repository, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(repo, old, "ckpt_{step}.pt").execute()
+    torch.save({"w": torch.ones(1)}, old / "ckpt_200.pt")
+    read: list[str] = []
+    read_file = ckptstore.formats.read_file
+    monkeypatch.setattr(
+        ckptstore.formats, "read_file", lambda path: (read.append(path.name), read_file(path))[1]
+    )
+    plan = planned(repo, old, "ckpt_{step}.pt")
+    assert read == ["ckpt_200.pt"]
+    assert [item.step for item in plan.imports if item.checkpoint] == [3, 20, 100]
+
+
 def test_a_file_that_changed_since_and_one_that_cannot_be_read_are_named(
     repo: ckptstore.Repository, old: Path
 ) -> None:
