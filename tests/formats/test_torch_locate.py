@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 import torch
 
 from ckptstore import InvalidInputError
+from ckptstore.arrays.file import OpenFile
 from ckptstore.formats import read_file
+from ckptstore.formats.torch.locate import CLASSES_MAX, READS_MAX, located
+from ckptstore.formats.torch.text import PickleStream
+from ckptstore.formats.window import Window
 
 
 class Planted:
@@ -64,3 +69,33 @@ def test_a_state_that_contains_itself_is_looked_through_once(refused: Any) -> No
     state: dict[str, Any] = {"args": argparse.Namespace()}
     state["again"] = [state]
     assert "at 'args')" in refused(state)
+
+
+def located_in(pickled: bytes, tmp_path: Path, name: str = "argparse.Namespace") -> str:
+    (tmp_path / "p").write_bytes(pickled)
+    stream = PickleStream(Window(OpenFile(tmp_path / "p")))
+    return located(stream, 0, name)[0]
+
+
+def test_a_pickle_cannot_change_classes_of_the_process(tmp_path: Path) -> None:
+    before = dict(vars(Counter)), dict(vars(OrderedDict))
+    change = b"N}X\x0b\0\0\0most_commonK\x05s\x86b0"  # BUILD with (None, {"most_common": 5})
+    names = [b"ccollections\nCounter\n", b"ccollections\nOrderedDict\n", b"cargparse\nNamespace\n"]
+    pickled = b"\x80\x02" + b"".join(name + change for name in names)
+    assert located_in(pickled + b"cargparse\nNamespace\n)\x81.", tmp_path) == " at the whole state"
+    assert (dict(vars(Counter)), dict(vars(OrderedDict))) == before
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02" + b"".join(b"cm\nn%d\n0" % number for number in range(CLASSES_MAX + 1)) + b"N.",
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little"),
+        b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little"),
+        b"\x80\x02" + b"N0" * READS_MAX + b"N.",
+        b"\x80\x02cargparse\nNamespace\n",
+    ],
+    ids=["classes", "a long array", "a long frame", "operations", "cut short"],
+)
+def test_what_takes_too_much_is_not_looked_through(pickled: bytes, tmp_path: Path) -> None:
+    assert located_in(pickled, tmp_path) == ""

@@ -7,7 +7,6 @@ no class or function of it is looked up, so none of its code runs, and the value
 from __future__ import annotations
 
 import pickle
-from collections import Counter, OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ READS_MAX = 2_000_000
 READ_BYTES_MAX = 64 << 20  # of all of them
 VALUES_MAX = 1_000_000  # looked through
 PLACES_MAX = 3
-_PLAIN: dict[str, type] = {"OrderedDict": OrderedDict, "Counter": Counter}
+CLASSES_MAX = 10_000  # a class takes a kilobyte
+_DICTS = ("OrderedDict", "Counter")
 _REMEDIES = {
     "argparse.Namespace": "vars(…) of it",
     "types.SimpleNamespace": "vars(…) of it",
@@ -51,6 +51,9 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 - the one in Python
     def __init__(self, stream: PickleStream) -> None:
         self._stream = stream
         self._reads, self._bytes = READS_MAX, READ_BYTES_MAX
+        # Made anew, as a pickle can set attributes of a class, which would be those of all.
+        self._dict = type("Dict", (dict,), {})
+        self._classes: dict[str, type] = {}
         super().__init__(self, encoding="utf-8")
 
     def read(self, size: int) -> bytes:
@@ -66,10 +69,15 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 - the one in Python
         return self._stream.readline()
 
     def find_class(self, module: str, name: str) -> type:
-        """Return a stand-in for a class or function."""
-        if module == "collections" and name in _PLAIN:
-            return _PLAIN[name]
-        return type("StandIn", (_StandIn,), {"name": f"{module}.{name}"})
+        """Return a stand-in for a class or function; ValueError beyond the limit."""
+        if module == "collections" and name in _DICTS:
+            return self._dict
+        whole = f"{module}.{name}"
+        if whole not in self._classes:
+            if len(self._classes) >= CLASSES_MAX:
+                raise ValueError("it names too many classes to look for more")
+            self._classes[whole] = type("StandIn", (_StandIn,), {"name": whole})
+        return self._classes[whole]
 
     def persistent_load(self, _: object) -> None:
         """Return nothing in place of a storage."""
