@@ -87,6 +87,11 @@ def resolve(revision: str, names: Names) -> Digest:
     return id
 
 
+def is_prefix(text: str) -> bool:
+    """Return True for text that may be an id, or a prefix of one that is long enough."""
+    return re.fullmatch(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{HEX_DIGITS}}}", text) is not None
+
+
 def ranked(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> list[tuple[Digest, Manifest]]:
@@ -142,7 +147,7 @@ def _base(text: str, names: Names) -> Digest:
         return newest[0]
     if text in names.heads or text in names.tags:
         return names.heads.get(text) or names.tags[text]
-    if re.fullmatch(rf"[0-9a-f]{{{PREFIX_DIGITS_MIN},{HEX_DIGITS}}}", text):
+    if is_prefix(text):
         return _by_prefix(text, names)
     if text == "best:":
         raise InvalidInputError("'best:' is not a revision. Name a metric, as in best:val_loss.")

@@ -27,6 +27,7 @@ from ckptstore.errors import (
 )
 from ckptstore.history import ancestors, first_parents
 from ckptstore.metric_names import known_names
+from ckptstore.revisions import is_prefix
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
 from ckptstore.store.lost import refuse_without_operations
 from ckptstore.store.oplog import KEPT_OPERATIONS
@@ -124,6 +125,8 @@ class Refs:
                 elapsed = self.elapsed(next(iter(parents), None), created=manifest.created)
                 manifest, id = replace(manifest, parents=parents, elapsed=elapsed), None
             _check_unused(branch, newest.tags, kind="tag")
+            if not parents:
+                self._refuse_id(branch)
             if id is None:
                 if parents:
                     self._oplog.make_durable(newest)
@@ -168,6 +171,7 @@ class Refs:
 
         def decide(newest: Operation) -> Operation:
             check_new_branch(branch, newest)
+            self._refuse_id(branch)
             check(newest, id)
             return replace(newest, heads={**newest.heads, branch: id})
 
@@ -179,6 +183,7 @@ class Refs:
 
         def decide(newest: Operation) -> Operation:
             check_new_branch(name, newest)
+            self._refuse_id(name)
             return replace(newest, heads={**newest.heads, name: id})
 
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
@@ -210,6 +215,7 @@ class Refs:
             nonlocal head
             left = _without(newest.heads, old, kind="branch")
             check_new_branch(new, newest)
+            self._refuse_id(new)
             head = newest.heads[old]
             settings = renamed(newest.settings, old, new)
             return replace(newest, heads={**left, new: head}, settings=settings)
@@ -246,6 +252,7 @@ class Refs:
                     "name, or delete it first."
                 )
             _check_unused(name, newest.heads, kind="branch")
+            self._refuse_id(name)
             settings = with_part(newest.settings, f"{LEASES}/{name}", lease)
             return replace(newest, tags={**newest.tags, name: id}, settings=settings)
 
@@ -405,6 +412,14 @@ class Refs:
         names = ", ".join(id.short for id in left[:LEFT_MAX])
         more = f" and {len(left) - LEFT_MAX} more" if len(left) > LEFT_MAX else ""
         return f"no branch or tag reaches {names}{more}: make a branch at each one to keep"
+
+    def _refuse_id(self, name: str) -> None:
+        """Raise ConflictError for a new name that is the beginning of a checkpoint's id."""
+        if is_prefix(name) and (id := next(self._catalog.ids(name), None)):
+            raise ConflictError(
+                f"{name!r} names checkpoint {id.short} already, whose id begins so. Choose another "
+                "name."
+            )
 
     def _append_made(
         self,

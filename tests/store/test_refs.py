@@ -294,3 +294,24 @@ def test_a_commit_that_began_before_the_damage_puts_again_what_a_gc_deleted(
     assert not lost.stat().st_size
     assert np.array_equal(repo.checkout(made.id)["w"], LARGE)
     assert [problem.key for problem in repo.verify().problems] == [f"ops/{lost.name}"]
+
+
+def test_no_new_name_is_the_beginning_of_an_id() -> None:
+    """It would hide the checkpoint that log shows by these digits."""
+    repo = ckptstore.init("memory://")
+    made = repo.commit({"w": 0})
+    repo.branch("other")
+    for digits in (6, 8, 64):
+        name = made.id[:digits]
+        for act in (
+            lambda name=name: repo.branch(name),
+            lambda name=name: repo.branch(name, exclude="nothing"),
+            lambda name=name: repo.tag(name),
+            lambda name=name: repo.rename_branch("other", name),
+            lambda name=name: repo.commit({"w": 1}, branch=name),
+        ):
+            with pytest.raises(ConflictError, match=f"names checkpoint {made.id.short}"):
+                act()
+    unused = next(name for name in ("abcdef", "fedcba") if not made.id.startswith(name))
+    assert repo.branch(unused).id == made.id
+    assert repo.tag(made.id[:5]).id == made.id
