@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ckptstore.documents.note import overlaid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import zarr
 
@@ -165,6 +165,7 @@ class Checkpoint:
     array_bytes: int
     _manifest: Manifest = field(compare=False)
     _catalog: Catalog = field(compare=False)
+    _judge: Callable[[Digest], tuple[str, ...]] = field(compare=False)
     # Created with the first array and kept, because it reads the structure.
     _openers: list[ArrayOpener] = field(default_factory=list, compare=False)
 
@@ -174,9 +175,15 @@ class Checkpoint:
 
     @classmethod
     def of(
-        cls, id: Digest, manifest: Manifest, catalog: Catalog, notes: tuple[Note, ...] = ()
+        cls,
+        id: Digest,
+        manifest: Manifest,
+        catalog: Catalog,
+        notes: tuple[Note, ...] = (),
+        *,
+        judge: Callable[[Digest], tuple[str, ...]] = lambda id: (),
     ) -> Checkpoint:
-        """The checkpoint of a manifest and the notes on it."""
+        """The checkpoint of a manifest and the notes on it. `judge`: returns why it is kept."""
         return cls(
             id=id,
             step=manifest.step,
@@ -193,7 +200,13 @@ class Checkpoint:
             array_bytes=manifest.array_bytes,
             _manifest=manifest,
             _catalog=catalog,
+            _judge=judge,
         )
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        """Why a gc by the saved policies keeps it, or why not. See `Repository.why`."""
+        return self._judge(self.id)
 
     @property
     def arrays(self) -> tuple[ArrayInfo, ...]:

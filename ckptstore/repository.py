@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, Stores
-    from ckptstore.retention import Policies, Policy
+    from ckptstore.retention import Policies, Policy, Verdict
     from ckptstore.revisions import Names
     from ckptstore.storage import Storage
     from ckptstore.store.meter import Progress
@@ -1084,6 +1084,34 @@ class Repository:
         policies, grace = self._asked(policy, branches, grace)
         return plan_gc(self._stores(), policies, grace=grace)
 
+    def why(self, rev: str) -> Verdict:
+        """Return whether a gc by the saved policies keeps a checkpoint, and every reason why.
+
+        Args:
+            rev: The revision.
+
+        Raises:
+            NotFoundError: It names nothing.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"lr": 0.1})
+            >>> _ = repo.tag("v1")
+            >>> repo.why("main").kept, repo.resolve("main").why[:2]
+            (True, ('head of main', 'tag v1'))
+        """
+        from ckptstore.gc import verdict_on
+        from ckptstore.retention import Verdict
+
+        id, manifest = self._resolved(rev)
+        if self._catalog.is_expired(id):
+            expiry = self._catalog.expiry(id)
+            reason = f"expired: {expiry.why}" if expiry else "expired"
+            return Verdict(id=id, manifest=manifest, branches=(), kept=False, reasons=(reason,))
+        policies, grace = self._asked(None, None, None)
+        return verdict_on(self._stores(), policies, id, grace=grace)
+
     def gc(
         self,
         policy: Policy | None = None,
@@ -1407,7 +1435,11 @@ class Repository:
                 raise missing_head(name, id, self._catalog)
 
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
-        return Checkpoint.of(id, manifest, self._catalog, self._notes.of(id))
+        return Checkpoint.of(id, manifest, self._catalog, self._notes.of(id), judge=self._reasons)
+
+    def _reasons(self, id: Digest) -> tuple[str, ...]:
+        """Why a checkpoint is kept, or why not."""
+        return self.why(id).reasons
 
     def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
         refuse_without_operations(newest, self._oplog, self._catalog)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.stores import Stores
+
+Result = TypeVar("Result")
 
 REPEATED_READS_MAX = 1000
 UNLOCKED_ATTEMPTS = 3
@@ -125,6 +127,23 @@ def plan_gc(stores: Stores, policies: Policies, *, grace: float) -> GcPlan:
     return _beside_gc(stores, partial(_plan, stores, policies, grace=grace))
 
 
+def verdict_on(stores: Stores, policies: Policies, id: Digest, *, grace: float) -> Verdict:
+    """Return what a gc would decide about one live checkpoint, without a look at what it frees."""
+
+    def attempt(lock: AbstractContextManager[None]) -> Verdict:
+        with stores.lock, lock, stores.live.lock:
+            newest = stores.oplog.newest()
+            stored = stores.catalog.live()
+            stores.live.reconcile(newest, stored)
+            judged = judge(stores, newest, policies, grace=grace, stored=stored)
+        for verdict in judged.verdicts:
+            if verdict.id == id:
+                return verdict
+        raise NotFoundError(f"Checkpoint {id.short} is not stored.")
+
+    return _beside_gc(stores, attempt)
+
+
 def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
     """Plan that some live checkpoints expire, and nothing else.
 
@@ -134,7 +153,7 @@ def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
     return _beside_gc(stores, partial(_plan, stores, Policies(), grace=0.0, chosen=ids))
 
 
-def _beside_gc(stores: Stores, attempt: Callable[..., GcPlan]) -> GcPlan:
+def _beside_gc(stores: Stores, attempt: Callable[..., Result]) -> Result:
     """Plan without the lock, and again with it if other gcs come in between."""
     for _ in range(UNLOCKED_ATTEMPTS):
         since = stores.oplog.newest().seq

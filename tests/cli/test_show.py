@@ -1,5 +1,7 @@
 from datetime import UTC, datetime
 
+from ckptstore.retention import KeepBest, MaxToKeep
+
 
 def test_it_shows_every_field(ckpt, history):
     c, parent = history.log("main")
@@ -46,3 +48,38 @@ def test_a_revision_must_be_given_and_be_there(ckpt, history):
     assert "main~9" in ckpt.error("show", "main~9")
     assert "error: " in ckpt.error("show", "")
     assert "is not a revision" in ckpt.error("show", "main~x")
+
+
+def test_why_names_every_reason(ckpt, history):
+    history.set_retention(MaxToKeep(1))
+    history.commit({"x": 1}, step=300)
+    kept = ckpt.json("show", "main", "--why")
+    assert kept["kept"] is True
+    assert kept["why"] == list(history.resolve("main").why)
+    assert kept["why"][0] == "head of main"
+    lines = ckpt.out("show", "main", "--why").splitlines()
+    assert lines[-len(kept["why"])].split() == ["kept", "head", "of", "main"]
+    gone = ckpt.json("show", "main~1", "--why")
+    assert gone["kept"] is False
+    assert f"not kept  {gone['why'][0]}" in ckpt.out("show", "main~1", "--why")
+    assert "tag v1" in ckpt.json("show", "v1", "--why")["why"]
+    assert "kept" not in ckpt.json("show", "main")
+
+
+def test_why_agrees_with_the_plan_and_changes_nothing(ckpt, history):
+    for step, loss in enumerate((0.1, 0.4, 0.3), start=301):
+        history.commit({"x": step}, step=step, metrics={"val_loss": loss})
+    history.set_retention(MaxToKeep(1) | KeepBest("val_loss"))
+    before = history.usage().bytes
+    for verdict in history.plan_gc().verdicts:
+        assert history.why(verdict.id).kept == verdict.kept
+        assert history.why(verdict.id).reasons == verdict.reasons
+    assert history.usage().bytes == before
+
+
+def test_why_of_an_expired_one_is_what_expired_it(ckpt, history):
+    history.commit({"x": 1}, step=300)
+    history.gc(MaxToKeep(1))
+    shown = ckpt.json("show", "main~1", "--why")
+    assert shown["kept"] is False
+    assert shown["why"][0].startswith("expired: Keep the newest")

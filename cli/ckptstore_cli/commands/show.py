@@ -12,9 +12,12 @@ from ckptstore_cli.repo import open_repository
 @click.command()
 @revision_argument("The checkpoint.")
 @click.option("--id", "only_id", is_flag=True, help="Print only its id, for a script.")
+@click.option(
+    "--why", "with_reasons", is_flag=True, help="Add why gc keeps it by the saved policies, or not."
+)
 @common
 @click.pass_context
-def show(ctx: click.Context, rev: str, only_id: bool, as_json: bool) -> None:
+def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_json: bool) -> None:
     """Show everything that is recorded about a checkpoint.
 
     Of its plain values (learning rate, epoch, arguments) the outermost are listed; `ckptstore ls
@@ -29,8 +32,13 @@ def show(ctx: click.Context, rev: str, only_id: bool, as_json: bool) -> None:
         return
     refs = documents.refs_by_id(repo).get(checkpoint.id, documents.NO_REFS)
     values = None if checkpoint.expired else checkpoint.values
+    verdict = repo.why(checkpoint.id) if with_reasons else None
     if as_json:
         count = None if values is None else len(values)
-        output.document({**documents.checkpoint(checkpoint, refs), "values": count})
+        judged = {"kept": verdict.kept, "why": list(verdict.reasons)} if verdict else {}
+        output.document({**documents.checkpoint(checkpoint, refs), "values": count, **judged})
     else:
-        output.fields(fields.of_checkpoint(checkpoint, refs, values))
+        shown = fields.of_checkpoint(checkpoint, refs, values)
+        if verdict:
+            shown["kept" if verdict.kept else "not kept"] = list(verdict.reasons)
+        output.fields(shown)
