@@ -83,6 +83,9 @@ _CONDITION = re.compile(r"@|(?<![a-z])at(?![a-z])", re.IGNORECASE)  # "tpr@fpr",
 _QUOTED = r'"(?:[^"\\]|\\["\\])+"'
 _PLAIN = r'[^":@~][^:@~]*'
 QUOTED_OR_PLAIN = rf"(?:{_QUOTED}|{_PLAIN})"  # in a revision
+_BEST_AT_END = re.compile(
+    rf"(?:^|@)best:(?P<metric>{QUOTED_OR_PLAIN})(?::(?P<mode>min|max|auto))?$"
+)
 _CHOICE = re.compile(
     rf'(?P<metric>{_QUOTED}|[^":][^:]*)'
     rf"(?::(?P<mode>[^:]*)(?::(?P<count>[0-9]{{1,{COUNT_DIGITS_MAX}}})?)?)?"
@@ -131,6 +134,23 @@ def quoted(metric: str) -> str:
 def unquoted(text: str) -> str:
     """Return the name that `quoted` wrote."""
     return re.sub(r'\\(["\\])', r"\1", text[1:-1]) if text.startswith('"') else text
+
+
+def best_in(revision: str) -> str:
+    """Return what a revision that ends by best: names, with the direction; empty for any other.
+
+    Args:
+        revision: A revision that was resolved, such as "main@best:val_acc".
+
+    Returns:
+        For example "best by val_acc (max)".
+    """
+    match = _BEST_AT_END.search(revision)
+    if match is None:
+        return ""
+    metric = unquoted(match["metric"])
+    mode = match["mode"] if match["mode"] in ("min", "max") else mode_of(metric)
+    return f"best by {metric} ({mode})"
 
 
 def parse_choice(text: str) -> tuple[str, str, int] | None:

@@ -12,6 +12,7 @@ from ckptstore.metric_names import (
     MORE,
     UNCLEAR,
     WEAK,
+    best_in,
     mode_of,
     parse_choice,
     quoted,
@@ -89,6 +90,24 @@ def test_a_word_that_reverses_is_refused_with_each_word() -> None:
 def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(metric: str, meant: str) -> None:
     with pytest.raises(InvalidInputError, match=f"Did you mean '{meant}'"):
         mode_of(metric)
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("best:val_loss", "best by val_loss (min)"),
+        ("main@best:val_acc:auto", "best by val_acc (max)"),
+        ("v1~2@best:depth:min", "best by depth (min)"),
+        ('run@best:"recall@10"', "best by recall@10 (max)"),
+        ("best:val_loss~1", ""),
+        ("main", ""),
+        ("best:", ""),
+    ],
+)
+def test_what_a_revision_calls_the_best_is_said_with_its_direction(
+    revision: str, said: str
+) -> None:
+    assert best_in(revision) == said
 
 
 @given(st.text(min_size=1), st.sampled_from(["", ":min", ":max"]), st.integers(1, 10**17))

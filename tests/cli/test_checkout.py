@@ -202,3 +202,8 @@ def test_numpy_arrays_that_a_plain_torch_load_refuses_are_named(ckpt, repo):
     assert "numpy" not in ckpt("checkout", "main", "--part", "model", "-o", "model.pt").stderr
     assert torch.load("model.pt")["w"].tolist() == [1, 1]
     assert "numpy" not in ckpt("checkout", "main", "--drop-values", "-o", "all.npz").stderr
+
+
+def test_the_best_is_said_with_its_direction(ckpt, history):
+    assert ", best by val_loss (min), " in ckpt.out("checkout", "best:val_loss", "-o", "a.pt")
+    assert "is the best by val_loss (max)." in ckpt("show", "best:val_loss:max").stderr

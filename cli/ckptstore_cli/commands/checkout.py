@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckptstore.metric_names import best_in
 from ckptstore_cli import output, text
 from ckptstore_cli.options import (
     Size,
@@ -125,7 +126,11 @@ def checkout(
     else:
         chosen = array if part is None else part
         what = "checkpoint" if chosen is None else f"{chosen} of checkpoint"
-        output.line(f"Wrote {path}: {what} {checkpoint.id.short}, {text.size(size)}.")
+        best = best_in(rev)
+        output.line(
+            f"Wrote {path}: {what} {checkpoint.id.short}{f', {best}' if best else ''}, "
+            f"{text.size(size)}."
+        )
         if path.suffix.lower() in _TORCH_SUFFIXES and (numpy := list(_numpy_arrays(state, ()))):
             output.note(_pickled(numpy))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ckptstore.metric_names import best_in
 from ckptstore_cli import documents, fields, output
 from ckptstore_cli.options import common, revision_argument
 from ckptstore_cli.repo import open_repository
@@ -42,3 +43,6 @@ def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_jso
         if verdict:
             shown["kept" if verdict.kept else "not kept"] = list(verdict.reasons)
         output.fields(shown)
+        best = best_in(rev)
+        if best:
+            output.note(f"{checkpoint.id.short} is the {best}.")
