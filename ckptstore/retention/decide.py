@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Freed = Callable[[Sequence[Digest]], Sequence[int]]
 
 NOTHING = "nothing keeps it"
+KEEPERS_MAX = 20  # branches that are asked one by one what is in their history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,15 +245,22 @@ def _in_histories(
     heads: Mapping[str, Digest],
     reached: Reached,
 ) -> dict[Digest, str]:
-    """Return those that are in the history of a branch that keeps everything, with that branch."""
+    """Return those in the history of a branch that keeps everything, with that branch.
+
+    Of many such branches, which one it is takes too long to find out.
+    """
+    keepers = [
+        name for name in chains if not policies.judges(name) or policies.of_branch(name).keeps_all
+    ]
+    groups = [[name] for name in keepers] if len(keepers) <= KEEPERS_MAX else [keepers]
     found: dict[Digest, str] = {}
-    for name in chains:
+    for names in groups:
         if len(found) == len(unowned):
             break
-        if not policies.judges(name) or policies.of_branch(name).keeps_all:
-            for id, _ in reached([heads[name]]):
-                if id in unowned:
-                    found.setdefault(id, name)
+        text = names[0] if len(names) == 1 else f"one of {len(names)} branches"
+        for id, _ in reached([heads[name] for name in names]):
+            if id in unowned:
+                found.setdefault(id, text)
     return found
 
 

@@ -50,8 +50,10 @@ class CheckpointManager:
     """Saves and restores everything that a training run needs to continue as if never interrupted.
 
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
-    `keep_every_n_steps` and `policy` keeps it, and gc runs after each save. With none of them the
-    policy saved in the repository applies to all branches; without one, everything is kept.
+    `keep_every_n_steps` and `policy` keeps it, and gc runs after each save, for this branch alone.
+    The policy is saved in the repository for the branch, so that any other gc obeys it. With none
+    of these the policy saved there applies; without one, everything is kept. A gc that fails is
+    logged and never fails a save. Nothing expires for want of a metric that may still come.
 
     The manager is a context manager; leaving it calls `close`.
 

@@ -209,6 +209,17 @@ def test_what_a_deleted_branch_had_belongs_to_nothing() -> None:
     assert graph.kept(MaxToKeep(2)) == [1, 3, 4]
 
 
+def test_of_many_branches_that_continue_from_a_deleted_one_none_is_named() -> None:
+    graph = line(*[{}] * 3)
+    head = graph.heads.pop("main")
+    for number in range(30):
+        graph.heads[f"side-{number}"] = head
+        graph.add(f"side-{number}")
+    reasons = [verdict.reasons for verdict in graph.verdicts(KeepAll())[-2:]]
+    assert reasons == [("in the history of one of 30 branches",)] * 2
+    assert graph.kept(MaxToKeep(1)) == list(range(2, 33))
+
+
 def test_what_only_a_tag_reaches_needs_a_tag_of_its_own() -> None:
     graph = line(*[{}] * 3)
     graph.tags["v1"] = graph.heads.pop("main")
