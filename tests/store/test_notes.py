@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,17 @@ def calls(history: int) -> tuple[dict[str, int], ...]:
 def test_a_commit_and_a_gc_cost_the_same_however_many_notes_there_are() -> None:
     few, many = calls(4), calls(24)
     assert many == few
+
+
+@pytest.mark.concurrency
+def test_of_many_annotators_at_once_each_counts(repo: Repository) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        done = pool.map(
+            lambda n: again(repo).annotate("main", metrics={f"of-{n}": n, "all": n}), range(12)
+        )
+        list(done)
+    for handle in (repo, again(repo)):
+        found = handle.resolve("main").metrics
+        assert {f"of-{n}": n for n in range(12)}.items() <= found.items()
+        assert len(handle.resolve("main").notes) == 12
+    assert repo.resolve("main").metrics["all"] == again(repo).resolve("main").metrics["all"]
