@@ -35,7 +35,7 @@ from ckptstore.errors import (
 )
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
-from ckptstore.revisions import resolve
+from ckptstore.revisions import own_of, resolve
 from ckptstore.state.selection import Selection
 from ckptstore.storage import open_storage
 from ckptstore.store.author import author
@@ -463,6 +463,7 @@ class Repository:
         *,
         limit: int | None = None,
         expired: bool = True,
+        own: bool = False,
         where: str | None = None,
         sort: str | None = None,
     ) -> list[Checkpoint]:
@@ -473,6 +474,8 @@ class Repository:
             limit: The most checkpoints to return.
             expired: Whether to include expired checkpoints. Without them no time is spent on them,
                 however many there are.
+            own: Whether to return only what was committed on the branch of the revision, as `best:`
+                and policies see it, and not what it was started from.
             where: A condition on step, branch, message, `meta.KEY` and metrics, such as "val_loss <
                 0.2 and step > 1000"; it may use `or`, parentheses, and quoted names of metrics.
             sort: "step" for the highest first, or a metric for the best first, such as "val_loss"
@@ -496,6 +499,8 @@ class Repository:
         from ckptstore.query import Query
 
         query = Query.of(where=where, sort=sort, limit=limit)
+        if own:
+            return query.select(self._own(rev, expired=expired))
         starts = [self._resolved(rev)[0]] if rev is not None else self._named()
         if expired:
             history = ancestors(starts, self._catalog.lookup)
@@ -504,6 +509,16 @@ class Repository:
             self._live.update(self._oplog.newest())
             live_starts = self._live.before(starts) or ()
             return query.select(starmap(self._checkpoint, self._live.reached(live_starts)))
+
+    def _own(self, rev: str | None, *, expired: bool) -> Iterator[Checkpoint]:
+        """Yield the checkpoints of the branch of a revision, newest first."""
+        if rev is None:
+            raise InvalidInputError("Pass the revision whose own checkpoints are meant.")
+        id, _ = self._resolved(rev)
+        _, chain = own_of(id, rev, self._catalog.names(self._oplog.newest()))
+        for found in starmap(self._checkpoint, chain.checkpoints):
+            if expired or not found.expired:
+                yield found
 
     def annotate(
         self, rev: str, *, metrics: Mapping[str, object] | None = None, message: str = ""

@@ -240,6 +240,18 @@ def _follow(
     )
 
 
+def own_of(start: Digest, branch: str | None, names: Names) -> tuple[str | None, OwnChain]:
+    """Return the branch of a checkpoint, and what was committed on it, up to the checkpoint.
+
+    branch: the one that `start` was reached by; the one that it was committed on if None or a tag.
+    """
+    if branch not in names.heads:
+        manifest = names.lookup(start)
+        branch = manifest.branch if manifest else None
+    former = () if branch is None else names.former(branch)
+    return branch, own_chain(start, (branch, None, *former), names.lookup)
+
+
 def _best(
     start: Digest, branch: str | None, best: re.Match[str], names: Names, *, whole: str
 ) -> Digest:
@@ -248,11 +260,7 @@ def _best(
     branch: the one that `start` was reached by; the one that it was committed on if None or a tag.
     """
     metric, mode = unquoted(best[1]), best[2] or "auto"
-    if branch not in names.heads:
-        manifest = names.lookup(start)
-        branch = manifest.branch if manifest else None
-    former = () if branch is None else names.former(branch)
-    chain = own_chain(start, (branch, None, *former), names.lookup)
+    branch, chain = own_of(start, branch, names)
     valued = [item for item in chain.checkpoints if metric in item[1].metrics]
     winners = ranked(valued, metric, mode) if valued else []
     winner = next((id for id, _ in winners if names.may_be_best(id)), None)

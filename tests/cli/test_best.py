@@ -43,3 +43,19 @@ def test_without_a_number_there_is_an_error(ckpt, runs):
     runs.commit({"x": 1}, branch="c", metrics={"val_acc": float("nan")})
     assert "has a finite val_acc" in ckpt.error("best", "val_acc", "c")
     assert "Did you mean val_loss?" in ckpt.error("best", "val_los:min")
+
+
+def test_a_branch_keeps_its_best_under_a_new_name(ckpt, runs):
+    ckpt("branch", "-m", "b", "c")
+    runs.commit({"x": 1}, branch="c", step=20, metrics={"val_loss": 0.3})
+    assert [c["step"] for c in ckpt.json("best", "val_loss", "c", "-k", 9)] == [12, 11, 20, 10]
+    assert ckpt.json("best", "val_loss", "c")[0]["id"] == runs.resolve("c@best:val_loss").id
+
+
+def test_notes_count(ckpt, runs):
+    runs.annotate("main@step=1", metrics={"val_loss": 0.01})
+    assert [c["step"] for c in ckpt.json("best", "val_loss")] == [1]
+    assert [c["step"] for c in ckpt.json("log", "--where", "val_loss < 0.05 and val_loss > 0")] == [
+        1
+    ]
+    assert " 0.01" in ckpt.out("best", "val_loss")

@@ -211,6 +211,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "limit": (None, 1),
     "bytes_max": (None, 1 << 30),
     "expired": (True, False),
+    "own": (True, False),
     "leftovers": (True, False),
     "name": ("new", "v1", "seed"),
     "at": ("main", "main~1"),
@@ -275,7 +276,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
 SWITCHES = (
-    *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full"),
+    *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
     "record_run",
 )

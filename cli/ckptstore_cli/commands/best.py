@@ -73,9 +73,5 @@ def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: 
 
 def _ranked(repo: Repository, metric: str, rev: str | None, name: str) -> list[Checkpoint]:
     """The checkpoints with a finite number, the best first."""
-    branch = None if rev is None else repo.resolve(rev).branch
-    return [
-        c
-        for c in repo.log(rev, sort=metric)
-        if math.isfinite(c.metrics.get(name, math.nan)) and branch in (None, c.branch)
-    ]
+    found = repo.log(rev, own=rev is not None, sort=metric)
+    return [c for c in found if math.isfinite(c.metrics.get(name, math.nan))]
