@@ -2,7 +2,7 @@
 
 Objects are read, stored, checked and deleted in a few places, by any thread. Each of them adds to
 the meter of its `ObjectStore`, and an operation says how much it expects. Without a listener this
-costs one comparison.
+costs one comparison (docs/adr/0047).
 """
 
 from __future__ import annotations

@@ -182,7 +182,9 @@ class StorageSuite:
         assert _sizes(storage) == {}
         assert storage.sweep() == 0
         assert list(storage.temporaries()) == []
-        storage.release_reserve()
+        held = storage.reserve_bytes()
+        assert storage.release_reserve() == bool(held)
+        assert storage.reserve_bytes() == 0
         assert not storage.release_reserve()
 
     def test_flush_takes_keys_that_others_put(self, storage: Storage) -> None:
