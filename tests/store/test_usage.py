@@ -24,6 +24,7 @@ OTHERS = st.one_of(
     st.tuples(st.just("branch"), st.sampled_from(BRANCHES), st.sampled_from(BRANCHES)),
     st.tuples(st.just("delete"), st.sampled_from(BRANCHES), st.none()),
     st.tuples(st.just("tag"), st.sampled_from(BRANCHES), st.integers()),
+    st.tuples(st.just("note"), st.sampled_from(BRANCHES), st.none()),
     st.tuples(st.just("gc"), st.integers(1, 3), st.none()),
     st.tuples(st.just("stray"), st.integers(1, 5000), st.none()),
 )
@@ -40,6 +41,8 @@ def play(repo: ckptstore.Repository, steps: list[tuple[str, Any, Any]]) -> None:
         elif a in repo.branches():
             if what == "delete":
                 repo.delete_branch(a)
+            elif what == "note":
+                repo.annotate(a, metrics={"val_loss": number})
             elif what == "tag":
                 repo.tag(f"tag-{number}", a)
             elif b not in repo.branches():
