@@ -36,8 +36,10 @@ def sentence(checkpoint: Checkpoint, difference: Diff, paths: Collection[str]) -
         parts.append(f"{', '.join(groups)} unchanged")
     if difference.values:
         parts.append(f"{text.count(len(difference.values), 'plain value')} changed")
-    new, whole = text.size(checkpoint.new_bytes), text.size(checkpoint.array_bytes)
-    return "; ".join([*parts, f"+{new} of {whole}"])
+    added = f"+{text.size(checkpoint.new_bytes)}"
+    if checkpoint.new_bytes < checkpoint.array_bytes:  # else pages and bundles came on top
+        added += f" of {text.size(checkpoint.array_bytes)}"
+    return "; ".join([*parts, added])
 
 
 def unchanged_groups(paths: Collection[str], changed: Collection[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from ckptstore_cli import output, text
@@ -38,7 +39,7 @@ def of_checkpoint(
         "values": _values(checkpoint, values or {}),
         "new": f"{text.size(checkpoint.new_bytes)} stored by this commit",
         "expired": "yes, its arrays are no longer stored" if checkpoint.expired else "",
-        "meta": [f"{name} = {_json(value)}" for name, value in checkpoint.meta.items()],
+        "meta": [f"{name} = {_meta(name, value)}" for name, value in checkpoint.meta.items()],
     }
     return {name: value for name, value in fields.items() if value}
 
@@ -67,5 +68,10 @@ def _values(checkpoint: Checkpoint, values: Mapping[str, object]) -> list[str]:
     return lines
 
 
-def _json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _meta(name: str, value: Any) -> str:
+    """A value of meta as JSON; a text as it is, and arguments as a shell takes them."""
+    if isinstance(value, str):
+        return value
+    if name == "argv" and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return shlex.join(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -83,3 +83,10 @@ def test_why_of_an_expired_one_is_what_expired_it(ckpt, history):
     shown = ckpt.json("show", "main~1", "--why")
     assert shown["kept"] is False
     assert shown["why"][0].startswith("expired: Keep the newest")
+
+
+def test_arguments_are_shown_as_a_shell_takes_them(ckpt, repo):
+    repo.commit({"x": 1}, meta={"argv": ["--name", "two words", "--lr=0.1"], "list": ["a b"]})
+    shown = ckpt.out("show", "main")
+    assert "argv = --name 'two words' --lr=0.1\n" in shown
+    assert 'list = ["a b"]\n' in shown
