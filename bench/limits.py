@@ -7,7 +7,6 @@ the calls of the storage, and the peak of extra memory.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +21,13 @@ from bench import memory
 from bench.scale import slope
 from ckptstore.digest import Digest
 from ckptstore.documents.expiry import Expiry
-from ckptstore.documents.manifest import Manifest, PageRef
 from ckptstore.documents.marker import MARKER_BYTES_MAX, MARKER_KEY, Marker
+from ckptstore.documents.page import ArrayEntry, Page
 from ckptstore.repository import Repository
 from ckptstore.retention import MaxToKeep
 from ckptstore.storage import LocalStorage
 from ckptstore.store import catalog, objects
+from ckptstore.store.reach import page_ref
 
 LIVE = 3
 NAME = "curves"
@@ -184,7 +184,7 @@ def _arrays(repository: Repository, count: int) -> None:
 def _objects(repository: Repository, count: int) -> None:
     """Checkpoints that share nothing, with this many objects of a few bytes in all."""
     root = Path(repository.url)
-    made = repository.commit({})._manifest  # noqa: SLF001
+    made = repository.commit({str(page): np.zeros(0, np.uint64) for page in range(OBJECT_PAGES)})
     for prefix in range(256):
         (root / f"objects/{prefix:02x}").mkdir(exist_ok=True)
 
@@ -194,15 +194,23 @@ def _objects(repository: Repository, count: int) -> None:
         return digest
 
     parents: tuple[Digest, ...] = ()
+    chunks = count // CHECKPOINTS // OBJECT_PAGES
     for number in range(CHECKPOINTS):
         refs = []
-        for page in range(OBJECT_PAGES):
-            here = range(count // CHECKPOINTS // OBJECT_PAGES)
-            digests = [put(b"%d-%d-%d" % (number, page, item)) for item in here]
-            data = json.dumps({"arrays": [{"path": f"{page}", "digests": digests}]}).encode()
-            refs.append(PageRef(first=f"{page}", digest=put(data), arrays=1, bytes=1))
-        manifest = Manifest(
-            pages=tuple(refs), structure=made.structure, parents=parents, created=number
+        for path in map(str, range(OBJECT_PAGES)):
+            values = np.arange(chunks, dtype=np.uint64) + len(refs) * chunks
+            values += np.uint64(number * OBJECT_PAGES * chunks)
+            digests = tuple(put(value.tobytes()) for value in values)
+            entry = ArrayEntry(
+                path=path, dtype="uint64", shape=(chunks,), chunk_shape=(1,), digests=digests
+            )
+            page = Page(entries=(entry,))
+            refs.append(page_ref(page, put(page.encode())))
+        manifest = replace(
+            made._manifest,  # noqa: SLF001
+            pages=tuple(refs),
+            parents=parents,
+            created=number,
         )
         encoded = manifest.encode()
         parents = (Digest.of(encoded),)
@@ -210,6 +218,10 @@ def _objects(repository: Repository, count: int) -> None:
     repository._oplog.append(  # noqa: SLF001
         lambda newest: replace(newest, heads={"main": parents[0]})
     )
+
+
+def _sound(repository: Repository) -> None:
+    assert repository.verify().ok
 
 
 def _renamed(repository: Repository) -> None:
@@ -254,6 +266,7 @@ THINGS = (
         (10_000, 100_000, 1_000_000),
         _objects,
         {
+            "verify": _sound,
             "plan of a gc": lambda repository: repository.plan_gc(MaxToKeep(50), grace=0),
             "gc of half of them": lambda repository: repository.gc(MaxToKeep(50), grace=0),
         },
