@@ -1,7 +1,7 @@
 """This run: the host, program, arguments and git revision of this process, as meta of a commit.
 
 Arguments are recorded as given, but for what looks like a secret: the values of names such as
-`--hf-token`, `api_key=` or `"password":`, credentials in URLs, and the forms of well-known tokens.
+`hf_token`, `api_key=` or `"password":`, credentials in URLs, and the forms of well-known tokens.
 That is a safety net and no promise (docs/adr/0042).
 """
 

@@ -10,6 +10,7 @@ import gc
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.helpers.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.helpers.forks import Forks
 
 MEMORY = "/dev/shm"
+PAUSE_SECONDS = 30  # of the collector, on a machine with much else to do
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is imported
 
@@ -54,9 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Codecs that a test registered are gone after it, and Python's collector runs."""
+    """Codecs that a test registered are gone after it, and Python's collector runs.
+
+    A save in the background, which nothing waits for, may pause the collector for a moment.
+    """
     monkeypatch.setattr(codecs, "_registered", codecs._registered.copy())
     yield
+    until = time.monotonic() + PAUSE_SECONDS
+    while not gc.isenabled() and time.monotonic() < until:
+        time.sleep(0.01)
     assert gc.isenabled()
 
 

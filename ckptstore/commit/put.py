@@ -33,7 +33,7 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.threads import Buffers, Workers, results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from ckptstore.arrays.source import ArraySource
@@ -53,6 +53,7 @@ PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the 
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 NEW_IN_A_ROW = 2  # chunks, after which the next is expected to be new and is written right away
 WRITING_MAX = 2  # bundles and documents that wait to be written, or are
+PART_PAGES = 64  # pages that are prepared at once: to pause the collector costs something too
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
@@ -307,28 +308,35 @@ def put_arrays(
         corners: For each array of which `sources` has a shard, where that begins in the array.
 
     Yields:
-        What was put of each page, by the page's number: first of the pages of small arrays alone,
-        while chunks are still being hashed, then of the others.
+        What was put of each page, by the page's number, in parts: first of the pages of small
+        arrays alone, while chunks are still being hashed, then of the others.
     """
     with paused_collector():
         hashing = [
             (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
-        bundled = [_put_bundle(arrays, sources, putter) for arrays in plan.pages]
-    small: dict[int, PageDigests] = {}
-    others: dict[int, PageDigests] = {}
     chunks: dict[Place, Digest] = {}
-    for number, (parts, written) in enumerate(bundled):
-        bundle = written.result() if written else None
-        if all(array.chunk_shape is None for array in plan.pages[number]):
-            small[number] = PageDigests(small=parts, bundle=bundle)
-        else:
-            others[number] = PageDigests(small=parts, bundle=bundle, chunks=chunks)
-    yield small
+    waiting: dict[int, PageDigests] = {}
+    for pages in _parts_of(range(len(plan.pages))):
+        with paused_collector():
+            bundled = [_put_bundle(plan.pages[number], sources, putter) for number in pages]
+        ready: dict[int, PageDigests] = {}
+        for number, (small, written) in zip(pages, bundled, strict=True):
+            is_ready = all(array.chunk_shape is None for array in plan.pages[number])
+            (ready if is_ready else waiting)[number] = PageDigests(
+                small=small, bundle=written.result() if written else None, chunks=chunks
+            )
+        yield ready
     for places, future in hashing:
         chunks.update(zip(places, future.result(), strict=True))
-    yield others
+    for pages in _parts_of(list(waiting)):
+        yield {number: waiting[number] for number in pages}
+
+
+def _parts_of(pages: Sequence[int]) -> Iterator[Sequence[int]]:
+    """As many pages as may be prepared during one pause of the collector."""
+    return (pages[start : start + PART_PAGES] for start in range(0, len(pages), PART_PAGES))
 
 
 def _jobs(
