@@ -130,7 +130,7 @@ def _bad_suffix(revision: str, end: int) -> InvalidInputError:
     hint = ""
     if name:
         mode = f":{name[2]}" if name[2] else ""
-        hint = f" A name that contains ':', '@' or '~' is quoted: best:{quoted(name[1])}{mode}"
+        hint = f" A name that contains ':', '@' or '~' is quoted: best:{quoted(name[1])}{mode}."
     return InvalidInputError(f"{shown(revision)} is not a revision. {expected}.{hint}")
 
 
