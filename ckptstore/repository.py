@@ -475,7 +475,8 @@ class Repository:
             expired: Whether to include expired checkpoints. Without them no time is spent on them,
                 however many there are.
             own: Whether to return only what was committed on the branch of the revision, as `best:`
-                and policies see it, and not what it was started from.
+                and policies see it, and not what it was started from. With `sort`, this tells the
+                best of a branch from the best of its whole history.
             where: A condition on step, branch, message, `meta.KEY` and metrics, such as "val_loss <
                 0.2 and step > 1000"; it may use `or`, parentheses, and quoted names of metrics.
             sort: "step" for the highest first, or a metric for the best first, such as "val_loss"

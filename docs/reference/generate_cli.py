@@ -50,7 +50,7 @@ have put one there.
 | `3f9a12c4` | the one whose id is, or starts with, these digits (6 or more) |
 | `main~2` | two before the head of `main` |
 | `main@step=1000` | the newest one with this step in the history of `main` |
-| `main@best:val_loss` | the best one by this metric in the history of `main` |
+| `main@best:val_loss` | the best one by this metric that was committed on `main` |
 | `best:val_loss` | the same on the branch `main` |
 | `best:quality:max` | the same where more is better (`:min`: less) |
 | `best:"recall@10"` | a metric whose name contains `:`, `@` or `~` is quoted |

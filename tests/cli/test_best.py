@@ -20,12 +20,16 @@ def runs(repo):
         (["val_loss"], [0]),
         (["val_loss", "-k", 3], [0, 12, 11]),
         (["val_loss", "b"], [12]),
+        (["val_loss", "b", "--ancestry", "-k", 3], [0, 12, 11]),
+        (["val_loss", "b~4", "--ancestry", "-k", 3], [0, 10]),
+        (["val_loss:max", "main", "--ancestry", "-k", 2], [1, 2]),
+        (["val_loss", "--ancestry"], [0]),
         (["val_loss", "b~1", "-k", 99], [12, 11, 10]),
         (["val_loss:max", "main", "-k", 2], [1, 2]),
         (["odd:max"], [14]),
     ],
 )
-def test_the_best_come_first_over_all_branches_or_the_own_of_one(ckpt, runs, args, steps):
+def test_the_best_come_first_over_all_branches_or_one_or_its_history(ckpt, runs, args, steps):
     assert [c["step"] for c in ckpt.json("best", *args)] == steps
     rows = ckpt.out("best", *args).splitlines()[1:]
     assert [row.split()[0] for row in rows] == [c["id"][:8] for c in ckpt.json("best", *args)]

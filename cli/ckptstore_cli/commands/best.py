@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +10,6 @@ from ckptstore.errors import NotFoundError
 from ckptstore_cli import documents, listing, output, text
 from ckptstore_cli.options import common, complete_metrics, complete_refs
 from ckptstore_cli.repo import open_repository
-
-if TYPE_CHECKING:
-    from ckptstore import Checkpoint, Repository
 
 
 @click.command()
@@ -41,9 +37,16 @@ if TYPE_CHECKING:
     metavar="N",
     help="List the N best.",
 )
+@click.option(
+    "--ancestry",
+    is_flag=True,
+    help="Compare the whole history of REV, with the checkpoints that its branch was started from.",
+)
 @common
 @click.pass_context
-def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: bool) -> None:
+def best(
+    ctx: click.Context, metric: str, rev: str | None, count: int, ancestry: bool, as_json: bool
+) -> None:
     """List the best checkpoints by a metric, the best first.
 
     Only checkpoints that are stored are listed; a better one that has expired is mentioned. NaN
@@ -53,10 +56,12 @@ def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: 
     Examples:
       ckptstore best val_loss
       ckptstore best quality:max tuned -k 5
+      ckptstore best val_loss tuned --ancestry
     """
     repo = open_repository(ctx)
     name = next(iter(listing.direction(metric)), metric)
-    ranked = _ranked(repo, metric, rev, name)
+    found = repo.log(rev, own=rev is not None and not ancestry, sort=metric)
+    ranked = [c for c in found if math.isfinite(c.metrics.get(name, math.nan))]
     stored = [c for c in ranked if not c.expired][:count]
     if not stored:
         raise NotFoundError(f"No checkpoint that is stored has a finite {name}.")
@@ -69,9 +74,3 @@ def best(ctx: click.Context, metric: str, rev: str | None, count: int, as_json: 
         output.document([documents.checkpoint(c, refs.get(c.id)) for c in stored])
     else:
         listing.print_checkpoints(stored, refs, first=listing.direction(metric), are_marked=False)
-
-
-def _ranked(repo: Repository, metric: str, rev: str | None, name: str) -> list[Checkpoint]:
-    """The checkpoints with a finite number, the best first."""
-    found = repo.log(rev, own=rev is not None, sort=metric)
-    return [c for c in found if math.isfinite(c.metrics.get(name, math.nan))]
