@@ -21,7 +21,14 @@ from ckptstore.commit.staging import Staging
 from ckptstore.documents.facts import check_meta, check_metrics, check_step
 from ckptstore.documents.manifest import SEED
 from ckptstore.documents.names import check_ref_name
-from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
+from ckptstore.errors import (
+    CkptStoreError,
+    ConflictError,
+    ExpiredError,
+    InvalidInputError,
+    NotFoundError,
+    shown,
+)
 from ckptstore.forks import renewed
 from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
@@ -160,6 +167,7 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
+        self._start: Checkpoint | None = None  # of the branch, as the next save makes it
         self._has_begun = False  # by a restore or a save
         self._keeps_all = False  # as the checkpoints of another run would expire
         self._warning = ""  # of the last gc
@@ -284,6 +292,9 @@ class CheckpointManager:
     ) -> Checkpoint:
         """Restore everything tracked from a checkpoint, by default the newest of the branch.
 
+        If the branch does not exist yet, the next save makes it at this checkpoint, which stays
+        while the branch does, as its seed.
+
         On a derived checkpoint, paths that it did not take from its source stay as they are.
 
         Args:
@@ -325,6 +336,8 @@ class CheckpointManager:
         self.epoch, self.batch = position.get("epoch"), position.get("batch")
         self._saved_step, self._saved_time = checkpoint.step or 0, self._seconds()
         self._has_begun, self._keeps_all = True, False
+        heads, _ = self.repository.ref_names()
+        self._start = None if self.branch in heads else checkpoint
         return checkpoint
 
     def should_save(self, step: int) -> bool:
@@ -476,6 +489,11 @@ class CheckpointManager:
             self._commit_and_collect(state, facts)
 
     def _commit_and_collect(self, state: object, facts: Mapping[str, Any]) -> None:
+        if self._start is not None:
+            # It may have expired since it was restored, or another process made the branch.
+            with suppress(ExpiredError, ConflictError):
+                self.repository.branch(self.branch, self._start.id)
+            self._start = None
         self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
         try:
             self._expire()

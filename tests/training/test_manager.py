@@ -239,6 +239,74 @@ def test_a_branch_has_a_best_of_its_own_and_keeps_its_seed() -> None:
     assert reasons[1][0] == "seed of task-b"
 
 
+@pytest.fixture
+def resumed(saving: bool) -> tuple[CheckpointManager, CheckpointManager]:
+    """A run on main that saved step 1 and keeps the newest, and one on b that restored it."""
+    first = manager(max_to_keep=1, async_save=saving)
+    first.save(1)
+    first.wait()
+    second = manager(first.repository, branch="b", max_to_keep=1, async_save=saving)
+    assert second.restore("main").step == 1
+    assert list(first.repository.branches()) == ["main"]  # a restore only reads
+    return first, second
+
+
+def save(found: CheckpointManager, *steps: int) -> None:
+    for step in steps:
+        found.save(step)
+        found.wait()
+
+
+def live(repo: Repository) -> dict[int | None, tuple[str, ...]]:
+    """The steps of what did not expire, each with the reasons."""
+    return {v.manifest.step: v.reasons for v in repo.plan_gc().verdicts}
+
+
+def test_what_a_run_on_a_new_branch_was_resumed_from_stays_as_its_seed(resumed: Any) -> None:
+    first, second = resumed
+    repo = first.repository
+    save(second, 2, 3)
+    save(first, 4, 5)
+    assert live(repo).keys() == {1, 3, 5}
+    assert live(repo)[1] == ("seed of b",)
+    assert [c.step for c in repo.log("b")] == [3, 2, 1]
+    repo.delete_branch("b")
+    save(first, 6)
+    assert live(repo).keys() == {3, 6}  # that of b stays for the grace time
+
+
+def test_a_branch_that_was_deleted_since_begins_without_what_it_had(resumed: Any) -> None:
+    _, second = resumed
+    save(second, 2)
+    second.restore()
+    second.repository.delete_branch("b")
+    save(second, 3)
+    assert [c.step for c in second.repository.log("b")] == [3]
+
+
+def test_a_run_goes_on_where_what_it_restored_has_expired(resumed: Any) -> None:
+    first, second = resumed
+    save(first, 2)
+    save(second, 3, 4)
+    assert live(first.repository).keys() == {2, 4}
+    assert [c.step for c in first.repository.log("b")] == [4, 3]
+
+
+def test_what_a_branch_with_checkpoints_was_resumed_from_is_superseded_by_the_next(
+    resumed: Any,
+) -> None:
+    first, second = resumed
+    save(manager(first.repository, branch="b", max_to_keep=1), 7)
+    save(second, 8)
+    save(first, 2)
+    assert live(first.repository).keys() == {2, 8}
+    for step in (9, 10):  # each restart of a run
+        again = manager(first.repository, branch="b", max_to_keep=1)
+        again.restore_or_initialize()
+        save(again, step)
+    assert live(first.repository).keys() == {2, 10}
+
+
 def test_the_policy_of_a_manager_is_saved_for_its_branch_and_obeyed_by_any_gc() -> None:
     found = manager(branch="run", max_to_keep=2, keep_best="loss:min")
     repo = found.repository
