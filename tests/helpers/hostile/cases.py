@@ -1,8 +1,8 @@
 """Hostile cases: a story, a setting to build, and calls that must stay within bounds.
 
 Every call may return or raise a CkptStoreError, within the bounds of `work.py`; those listed in
-`refused` must raise. Nothing else may happen: no other error, no code run, no file touched outside
-of the repository.
+`refused` must raise, and those in `accepted` return. Nothing else may happen: no other error, no
+code run, no file touched outside of the repository.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Case:
     """One hostile thing.
 
     given: builds it, without bounds. calls: the calls to make, by name. refused: the calls that
-    must raise `error`. says: text that the error of each refused call must contain.
+    must raise `error`. says: text that the error of each refused call must contain. accepted: the
+    calls that must not raise.
     """
 
     story: str
@@ -63,6 +64,7 @@ class Case:
     refused: Collection[str]
     error: type[CkptStoreError] = CkptStoreError
     says: str = ""
+    accepted: Collection[str] = ()
 
 
 def _open(world: World) -> object:

@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ckptstore
@@ -94,7 +95,16 @@ def _ramble() -> None:
     raise ckptstore.InvalidInputError("x" * 100_000 + ".")
 
 
-SEEDED: tuple[Case, ...] = tuple(
-    call(f"a call that {story}", action) for story, (action, _) in COMPLAINTS.items()
+_REFUSING = replace(
+    call("a call that refuses what is right", lambda world: world.repo.resolve("nothing")),
+    refused=(),
+    accepted=("call",),
 )
-WRONGDOERS = {f"a call that {story}": text for story, (_, text) in COMPLAINTS.items()}
+SEEDED: tuple[Case, ...] = (
+    *(call(f"a call that {story}", action) for story, (action, _) in COMPLAINTS.items()),
+    _REFUSING,
+)
+WRONGDOERS = {
+    **{f"a call that {story}": text for story, (_, text) in COMPLAINTS.items()},
+    _REFUSING.story: "was not accepted",
+}

@@ -1,4 +1,4 @@
-"""Files that read_file must refuse, and of which nothing may run."""
+"""Files of which nothing may run. read_file refuses them, but for those that are only misnamed."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ def _file(
 
 def _bytes(story: str, name: str, data: bytes | Callable[[], bytes]) -> Case:
     return _file(story, name, lambda path: path.write_bytes(data() if callable(data) else data))
+
+
+def _accepted(story: str, name: str, data: bytes | Callable[[], bytes]) -> Case:
+    """Its first bytes say what it is, whatever its name is: VALUES must be read from it."""
+    return replace(
+        _bytes(story, name, data), calls={"call": _read_values}, refused=(), accepted=("call",)
+    )
+
+
+def _read_values(world: World) -> None:
+    checkpoint = world.repo.commit(read_file(world.given).state)
+    state = world.repo.checkout(checkpoint.id)
+    assert (state["w"] if isinstance(state, dict) else state).tolist() == VALUES
 
 
 def _safetensors(header: object, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -288,7 +301,8 @@ def _unpacking(case: Case) -> Case:
     return replace(case, given=given)
 
 
-GOOD = _safetensors({"w": _tensor(0, 8)}, bytes(8))
+VALUES = [1.0, 2.0]
+GOOD = _safetensors({"w": _tensor(0, 8)}, struct.pack("<2f", *VALUES))
 
 # numpy.dtype ends the process at some, evaluates others as Python, and believes the rest.
 DTYPES = {
@@ -530,7 +544,9 @@ CASES = (
     _bytes("a .npy of fields", "x.npy", _npy(descr="[('a', '<f4')]")),
     _bytes("a .npy of 1,000 fields in one another", "x.npy", _npy(descr="[('a'," * 1000)),
     _bytes("a .npy of text", "x.npy", _npy(descr="'<U1'")),
-    _bytes("a .npy of another machine", "x.npy", _npy(descr="'>f4'")),
+    _accepted(
+        "a .npy of another machine", "x.npy", _npy(data=struct.pack(">2f", *VALUES), descr="'>f4'")
+    ),
     _bytes("a .npy whose header calls", "x.npy", _npy(f"__import__('os').system({COMMAND!r})")),
     _bytes("a .npy whose header is 9,000 brackets", "x.npy", _npy("(" * 9000)),
     _bytes("a .npy whose header is 9,000 signs", "x.npy", _npy("-" * 9000 + "1")),
@@ -542,7 +558,7 @@ CASES = (
     _bytes("a .npz cut in half", "x.npz", _npz()[:2000]),
     _bytes("a .npz without its end", "x.npz", _npz()[:-1]),
     _bytes("a pickle called .npz", "x.npz", pickle.dumps(_Runs(os.system, COMMAND))),
-    _bytes("a .pt called .npz", "x.npz", lambda: _saved({"w": torch.zeros(2)})),
+    _accepted("a .pt called .npz", "x.npz", lambda: _saved({"w": torch.tensor(VALUES)})),
     _bytes(
         "a .npz of objects",
         "x.npz",
@@ -591,7 +607,7 @@ CASES = (
     _bytes("a .pt of zeros", "x.pt", bytes(1000)),
     _bytes("a .pt cut in half", "x.pt", lambda: _saved({"w": torch.zeros(1000)})[:2500]),
     _bytes("a zip called .pt", "x.pt", lambda: _repacked(_saved({}), lambda name, old: b"")),
-    _bytes("a .safetensors called .pt", "x.pt", GOOD),
+    _accepted("a .safetensors called .pt", "x.pt", GOOD),
     _bytes("a .pt that runs os.system", "x.pt", lambda: _saved(_Runs(os.system, COMMAND))),
     _bytes(
         "a .pth that runs os.system",
@@ -650,8 +666,8 @@ CASES = (
     _bytes("a .pt of 2^50 elements in 4 bytes", "x.pt", _expanded),
     _bytes("a .pt of old whose storage has 2^40 elements", "x.pt", _huge_legacy_storage),
     _bytes("a .pt of a set", "x.pt", lambda: _saved({"x": {1, 2}})),
-    _bytes("a .bin of safetensors", "x.bin", GOOD),
-    _bytes("without a suffix", "x", GOOD),
+    _accepted("a .bin of safetensors", "x.bin", GOOD),
+    _accepted("without a suffix", "x", GOOD),
     _file("a folder", "x.pt", lambda path: path.mkdir()),
     _file("a FIFO", "x.safetensors", os.mkfifo),
     _file("a link to nowhere", "x.pt", lambda path: path.symlink_to("nowhere.pt")),
