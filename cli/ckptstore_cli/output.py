@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+import click
+
 from ckptstore.errors import printable
 from ckptstore_cli.text import draw_bar, fit, folded, least_width, progress_of, shorten, wrapped
 
@@ -224,9 +226,21 @@ def finite(value: Any) -> Any:
     return value
 
 
-def is_interactive() -> bool:
-    """Return True when a person can be asked: input and messages are those of a terminal."""
-    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+def ask_before_deleting(
+    question: str, *, is_answered: bool, show: Callable[[], None] | None = None
+) -> None:
+    """Ask a person on a terminal, and end with exit code 1 if the answer is not yes.
+
+    is_answered: do not ask. show: prints what would be deleted, before the question.
+    """
+    if is_answered or not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
+        return
+    if show is not None:
+        show()
+    _progress_line.clear()
+    if not click.confirm(question, err=True):
+        note("Nothing was deleted.")
+        raise click.exceptions.Exit(1)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -251,3 +251,16 @@ def test_gc_shows_what_it_will_delete_and_asks(terminal, ckpt, repo):
     repo.commit({"w": np.full(20_000, 9)})
     assert "Delete this?" not in terminal("gc", "--max-to-keep", "1", "--yes")
     assert [c.expired for c in repo.log()] == [False, True, True, True]
+
+
+def test_expire_asks_after_its_plan(terminal, repo):
+    for step in range(4):
+        repo.commit({"w": np.full(20_000, step)}, step=step)
+    question = "Delete their arrays for good? [y/N]"
+    refused = terminal("expire", "main~1", answer="n\n", code=1)
+    assert refused.index("1 checkpoint would expire") < refused.index(question)
+    assert "Nothing was deleted." in refused
+    assert not any(c.expired for c in repo.log())
+    assert "1 checkpoint expired" in terminal("expire", "main~1", answer="y\n")
+    assert question not in terminal("expire", "main~2", "--yes")
+    assert [c.expired for c in repo.log()] == [False, True, True, False]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -59,10 +58,7 @@ def expire(
         else:
             output.note("Nothing was changed.")
         return
-    is_asked = not yes and not as_json and sys.stdin.isatty() and sys.stderr.isatty()
-    if is_asked and not click.confirm("Delete their arrays for good?", err=True):
-        output.note("Nothing was changed.")
-        ctx.exit(1)
+    output.ask_before_deleting("Delete their arrays for good?", is_answered=yes or as_json)
     report = plan.execute()
     if as_json:
         output.document(_document(plan, report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,19 +86,17 @@ def gc(
     if dry_run:
         _print_plan(plan, as_json=as_json, end=" Nothing was changed.")
         return
-    asks = not (yes or as_json) and output.is_interactive()
-    if asks and (plan.bytes or plan.expired) and not _agrees(plan):
-        output.note("Nothing was deleted.")
-        ctx.exit(1)
+    if plan.bytes or plan.expired:
+        output.ask_before_deleting(
+            "Delete this?", is_answered=yes or as_json, show=partial(_show_deleted, plan)
+        )
     _print_report(plan, plan.execute(), as_json=as_json)
 
 
-def _agrees(plan: GcPlan) -> bool:
-    """Show on a terminal what will be deleted, and ask."""
+def _show_deleted(plan: GcPlan) -> None:
     _print_plan(plan, as_json=False)
     if plan.expired:
         output.note("The arrays of expired checkpoints cannot come back, not even with undo.")
-    return click.confirm("Delete this?", err=True)
 
 
 def _print_plan(plan: GcPlan, *, as_json: bool, end: str = "") -> None:
