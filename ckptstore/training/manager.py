@@ -168,7 +168,8 @@ class CheckpointManager:
         self._background = Background()
         self._newest: Checkpoint | None = None
         self._start: Checkpoint | None = None  # of the branch, as the next save makes it
-        self._has_begun = False  # by a restore or a save
+        self._has_begun = False  # by a save, since the last restore
+        self._restored: Checkpoint | None = None
         self._keeps_all = False  # as the checkpoints of another run would expire
         self._warning = ""  # of the last gc
         self._failures: set[type[CkptStoreError]] = set()  # the kinds of errors of its gcs
@@ -335,7 +336,8 @@ class CheckpointManager:
         position = progress.state or {}
         self.epoch, self.batch = position.get("epoch"), position.get("batch")
         self._saved_step, self._saved_time = checkpoint.step or 0, self._seconds()
-        self._has_begun, self._keeps_all = True, False
+        self._has_begun, self._keeps_all = False, False
+        self._restored = checkpoint
         heads, _ = self.repository.ref_names()
         self._start = None if self.branch in heads else checkpoint
         return checkpoint
@@ -419,9 +421,9 @@ class CheckpointManager:
         self._forget_skipped()
 
     def _check_beginning(self, step: SupportsIndex) -> None:
-        """Warn at a first save that begins again before the end of an earlier run on the branch.
+        """Warn at a first save, or the first after a restore, before the newest step of the branch.
 
-        Nothing expires then in this run: it would be the checkpoints of the other one.
+        Nothing expires then in this run: it would be what came after the place where it began.
         """
         if self._has_begun:
             return
@@ -430,16 +432,23 @@ class CheckpointManager:
             latest = self.latest
             if latest is None or latest.branch not in (self.branch, None):
                 return
+            restored = self._restored
+            if restored is not None and restored.id == latest.id:
+                return
             number = check_step(step)
             if latest.step is None or number is None:
                 return
             self._keeps_all = latest.step > number
             if self._keeps_all:
+                if restored is None:
+                    began = "without having restored one. Call restore_or_initialize first to"
+                    began += " continue the branch, or use another branch"
+                else:
+                    began = f"after restoring {restored.id.short}. To leave what came after,"
+                    began += " reset the branch to that first, or use another branch"
                 warnings.warn(
                     f"Branch {self.branch!r} has a checkpoint of step {latest.step}, and this run "
-                    f"saves step {number} without having restored one. Call "
-                    "restore_or_initialize first to continue the branch, or use another branch. No "
-                    "checkpoint of it expires in this run.",
+                    f"saves step {number} {began}. No checkpoint of it expires in this run.",
                     stacklevel=4,
                 )
 

@@ -378,6 +378,26 @@ def test_a_run_that_begins_anew_on_a_branch_expires_nothing_of_the_one_before(
     assert steps(again) == [3, 4000]
 
 
+def test_a_run_that_goes_back_expires_nothing_of_what_came_after() -> None:
+    run = manager(max_to_keep=2)
+    for step in (500, 600, 700):
+        run.save(step)
+    run.wait()
+    back = run.restore("main~1")
+    with pytest.warns(UserWarning, match=rf"step 700.*after restoring {back.id.short}.*reset"):
+        run.save(650)
+    run.save(660)
+    run.wait()
+    assert steps(run) == [600, 700, 650, 660]
+    run.repository.reset_branch("main", back.id)
+    run.restore_or_initialize()
+    run.save(650)
+    run.save(660)
+    run.wait()
+    assert [found.step for found in run.checkpoints][-2:] == [650, 660]
+    assert run.repository.resolve("main~2").id == back.id
+
+
 @pytest.mark.parametrize("way", ["restored", "later", "another branch"])
 def test_a_run_that_goes_on_expires_as_ever(way: str) -> None:
     first = manager(max_to_keep=1)
