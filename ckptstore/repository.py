@@ -1067,6 +1067,7 @@ class Repository:
         *,
         branches: Sequence[str] | None = None,
         grace: float | None = None,
+        keep_seeds: bool = True,
     ) -> GcPlan:
         """Plan a gc: which checkpoints stay and why, which expire, and how much space that frees.
 
@@ -1080,6 +1081,8 @@ class Repository:
                 that let it go; the saved time, or a day, when None. Objects and manifests that no
                 operation named are left alone for as long, but for an hour at most: another process
                 may be committing them.
+            keep_seeds: Whether a checkpoint stays because a branch was started from it. If False,
+                the policy of its own branch decides.
 
         Raises:
             NotFoundError: There is no branch of that name.
@@ -1097,7 +1100,7 @@ class Repository:
         """
         from ckptstore.gc import plan_gc
 
-        policies, grace = self._asked(policy, branches, grace)
+        policies, grace = self._asked(policy, branches, grace, keep_seeds=keep_seeds)
         return plan_gc(self._stores(), policies, grace=grace)
 
     def why(self, rev: str) -> Verdict:
@@ -1134,6 +1137,7 @@ class Repository:
         *,
         branches: Sequence[str] | None = None,
         grace: float | None = None,
+        keep_seeds: bool = True,
         leftovers: bool = True,
     ) -> GcReport:
         """Expire the checkpoints that a policy does not keep, and delete unreachable objects.
@@ -1145,6 +1149,7 @@ class Repository:
             policy: As for `plan_gc`.
             branches: As for `plan_gc`.
             grace: As for `plan_gc`.
+            keep_seeds: As for `plan_gc`.
             leftovers: Whether to look for objects that interrupted commits left, which lists all
                 objects. If False, that is done at the first gc of this handle and then once an
                 hour, and otherwise the cost follows what changed since the last gc.
@@ -1169,8 +1174,9 @@ class Repository:
 
         stores = self._stores()
         if leftovers or stores.is_listing_due():
-            return self.plan_gc(policy, branches=branches, grace=grace).execute()
-        policies, grace = self._asked(policy, branches, grace)
+            plan = self.plan_gc(policy, branches=branches, grace=grace, keep_seeds=keep_seeds)
+            return plan.execute()
+        policies, grace = self._asked(policy, branches, grace, keep_seeds=keep_seeds)
         return expire(stores, policies, grace=grace)
 
     def expire(self, revs: str | Sequence[str]) -> GcPlan:
@@ -1327,7 +1333,12 @@ class Repository:
         )
 
     def _asked(
-        self, policy: Policy | None, branches: Sequence[str] | None, grace: float | None
+        self,
+        policy: Policy | None,
+        branches: Sequence[str] | None,
+        grace: float | None,
+        *,
+        keep_seeds: bool = True,
     ) -> tuple[Policies, float]:
         """The checked arguments of a gc, with the saved policies if none is given."""
         from ckptstore.retention import Policies
@@ -1340,6 +1351,7 @@ class Repository:
             policies = Policies.of(newest.settings, only=names)
         else:
             policies = Policies.given(policy, only=names)
+        policies = replace(policies, keep_seeds=keep_seeds)
         return policies, self.grace() if grace is None else _checked_grace(grace)
 
     def _stores(self) -> Stores:

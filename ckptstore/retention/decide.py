@@ -1,8 +1,8 @@
 """Decide: which of the live checkpoints stay, each with every reason.
 
 Each branch is judged by its own chain, the checkpoints that were committed on it, and by its own
-policy. What names a checkpoint keeps it in any case: the head of a branch, a tag, and the seed of a
-branch, which is the checkpoint that the branch was started from.
+policy. What names a checkpoint keeps it in any case: the head of a branch, a tag, and, unless that
+is turned off, the seed of a branch, which is the checkpoint that the branch was started from.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def decide(
     """
     live = dict(reached([*heads.values(), *tags.values()]))
     chains = {name: own(name, head) for name, head in sorted(heads.items())}
-    reasons = _for_names(live, heads, tags, chains, leases)
+    seeds = {name: chain.seed for name, chain in chains.items() if chain.seed}
+    reasons = _for_names(live, heads, tags, seeds if policies.keep_seeds else {}, leases)
     named = {id: tuple(texts) for id, texts in reasons.items()}
     owners: dict[Digest, list[str]] = {}
     dropped: dict[Digest, str] = {}
@@ -218,12 +219,11 @@ def _for_names(
     live: Mapping[Digest, Manifest],
     heads: Mapping[str, Digest],
     tags: Mapping[str, Digest],
-    chains: Mapping[str, OwnChain],
+    seeds: Mapping[str, Digest],
     leases: Mapping[str, int],
 ) -> dict[Digest, list[str]]:
     """Return why each checkpoint stays whatever the policy: a name, or a branch started from it."""
     reasons: dict[Digest, list[str]] = {id: [] for id in live}
-    seeds = {name: chain.seed for name, chain in chains.items() if chain.seed}
     for kind, names in (("head of", heads), ("tag", tags), ("seed of", seeds)):
         for name, id in sorted(names.items()):
             if id in reasons:

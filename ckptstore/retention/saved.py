@@ -79,12 +79,14 @@ class Policies:
         by_branch: The policies of single branches.
         only: The branches that a gc is about; None: all. The others are left alone.
         is_given: Whether the policy was passed, rather than saved in the repository.
+        keep_seeds: Whether what a branch was started from stays, whatever the policy.
     """
 
     default: Policy | None = None
     by_branch: Mapping[str, Policy] = field(default_factory=dict)
     only: Collection[str] | None = None
     is_given: bool = False
+    keep_seeds: bool = True
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], *, only: Collection[str] | None) -> Policies:

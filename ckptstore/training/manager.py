@@ -74,6 +74,8 @@ class CheckpointManager:
         keep_every_n_hours: Keep one checkpoint every N hours.
         keep_every_n_steps: Keep one checkpoint every N steps.
         policy: Any policy of `ckptstore.retention`.
+        keep_seeds: Whether a checkpoint of this branch stays because another branch was started
+            from it. If False, the gc after each save leaves it to the policy.
         save_interval_steps: `save` saves when a multiple of N steps was passed.
         save_interval_minutes: `save` saves when N minutes have elapsed since the last save.
             Without either interval, it saves at every call.
@@ -126,6 +128,7 @@ class CheckpointManager:
         keep_every_n_hours: float | None = None,
         keep_every_n_steps: int | None = None,
         policy: Policy | None = None,
+        keep_seeds: bool = True,
         save_interval_steps: int | None = None,
         save_interval_minutes: float | None = None,
         async_save: bool = True,
@@ -154,6 +157,7 @@ class CheckpointManager:
         parts = [part for part in policies if part is not None]
         self._policy = Union(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
         self._is_saved = False  # the policy, in the repository
+        self._keep_seeds = keep_seeds
         self._best = best or _first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
@@ -548,7 +552,9 @@ class CheckpointManager:
 
     def _gc(self, policy: Policy | None) -> None:
         """Expire what a policy, or the saved one, does not keep, and log once what it cannot do."""
-        report = self.repository.gc(policy, branches=[self.branch], leftovers=False)
+        report = self.repository.gc(
+            policy, branches=[self.branch], keep_seeds=self._keep_seeds, leftovers=False
+        )
         if report.warning and report.warning != self._warning:
             _log.warning("%s", report.warning)
         self._warning = report.warning

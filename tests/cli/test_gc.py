@@ -35,6 +35,22 @@ def test_a_dry_run_tells_every_verdict_and_does_nothing(ckpt, history):
     assert "expires" in said.stdout
 
 
+def test_seeds_are_kept_unless_turned_off(ckpt, repo):
+    for step in (1, 2, 3):
+        repo.commit({"x": step}, step=step)
+    repo.branch("b", "main@step=2")
+    repo.commit({"x": 4}, branch="b", step=4)
+    plans = [
+        ckpt.json("gc", "--max-to-keep", 1, "--dry-run", *options)
+        for options in ([], ["--no-keep-seeds"])
+    ]
+    kept = [{c["step"] for c in plan["checkpoints"] if c["kept"]} for plan in plans]
+    assert kept == [{4, 3, 2}, {4, 3}]
+    ckpt.out("gc", "--max-to-keep", 1, "--no-keep-seeds")
+    assert [c.step for c in repo.log(expired=False)] == [4, 3]
+    assert ckpt.json("gc", "--max-to-keep", 1)["expired"] == []
+
+
 def test_what_expires_is_told_and_freed_and_stays_in_the_log(ckpt, history):
     plan = ckpt.json("gc", "--max-to-keep", 1, "--dry-run", "--grace", 0)
     expiring = {c["id"] for c in plan["checkpoints"] if not c["kept"]}

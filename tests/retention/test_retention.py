@@ -192,6 +192,20 @@ def test_a_derived_checkpoint_is_the_seed_of_its_branch_and_its_source_is_not() 
     assert graph.kept(MaxToKeep(1)) == [2, 3, 5]
 
 
+def test_seeds_are_left_to_the_policy_of_their_own_branch_on_demand() -> None:
+    graph = line(*[{}] * 4)
+    for name, start, meta in (("side", 1, {}), ("derived", 3, {"seed": {"include": ["**"]}})):
+        graph.heads[name] = list(graph.manifests)[start]
+        graph.add(name, meta=meta)
+        graph.add(name)
+    assert graph.kept(Policies(default=MaxToKeep(1))) == [1, 3, 5, 6, 7]
+    without = Policies(default=MaxToKeep(1), keep_seeds=False)
+    assert graph.kept(without) == [3, 5, 7]
+    assert graph.kept(Policies(default=MaxToKeep(3), keep_seeds=False)) == [1, 2, 3, 4, 5, 6, 7]
+    graph.tags["v1"] = list(graph.manifests)[1]
+    assert graph.kept(without) == [1, 3, 5, 7]
+
+
 def test_what_a_deleted_branch_had_belongs_to_nothing() -> None:
     """Unless a branch that keeps everything was started from it."""
     graph = line(*[{}] * 3)

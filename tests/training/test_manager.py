@@ -275,6 +275,19 @@ def test_what_a_run_on_a_new_branch_was_resumed_from_stays_as_its_seed(resumed: 
     assert live(repo).keys() == {3, 6}  # that of b stays for the grace time
 
 
+def test_a_manager_may_leave_seeds_to_its_policy(resumed: Any) -> None:
+    first, second = resumed
+    repo = first.repository
+    save(second, 2, 3)
+    save(first, 4)
+    assert live(repo).keys() == {1, 3, 4}
+    save(manager(repo, branch="b", keep_seeds=False), 5)  # the seed is not on its branch
+    assert live(repo).keys() == {1, 4, 5}
+    save(manager(repo, keep_seeds=False), 6)
+    assert live(repo).keys() == {5, 6}
+    second.restore()
+
+
 def test_a_branch_that_was_deleted_since_begins_without_what_it_had(resumed: Any) -> None:
     _, second = resumed
     save(second, 2)

@@ -45,6 +45,12 @@ WHY_WIDTH_MIN = 30
     "once. What a commit in progress may need is kept for an hour at most.  [default: 1d, or the "
     "saved one]",
 )
+@click.option(
+    "--no-keep-seeds",
+    is_flag=True,
+    help="Do not keep a checkpoint because a branch was started from it: the policy of its own "
+    "branch decides.",
+)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, on a terminal neither.")
 @common
 @click.pass_context
@@ -54,17 +60,18 @@ def gc(
     branches: tuple[str, ...],
     dry_run: bool,
     grace: float | None,
+    no_keep_seeds: bool,
     yes: bool,
     as_json: bool,
     **policy: Any,
 ) -> None:
     """Expire the checkpoints that no policy keeps, and free their space.
 
-    A checkpoint is kept if any of the options keeps it. The head of every branch and every tagged
-    checkpoint are always kept. Without options, the policy saved with "config retention" applies;
-    without that either, every checkpoint of a branch stays. A tag keeps its own checkpoint, not
-    those before it. The step and metrics of an expired checkpoint remain, and log --all
-    lists them. gc can run while other processes commit and read.
+    A checkpoint is kept if any of the options keeps it. Heads of branches, tagged checkpoints and
+    those that a branch was started from are always kept. Without options, the policy saved with
+    "config retention" applies; without that either, every checkpoint of a branch stays. A tag keeps
+    its own checkpoint, not those before it. The step and metrics of an expired checkpoint remain,
+    and log --all lists them. gc can run while other processes commit and read.
 
     \b
     Examples:
@@ -75,9 +82,8 @@ def gc(
     from ckptstore.retention import KeepAll
 
     repo = open_repository(ctx)
-    options = {} if grace is None else {"grace": grace}
     given = policy_of(policy)
-    plan = repo.plan_gc(given, branches=branches or None, **options)
+    plan = repo.plan_gc(given, branches=branches or None, grace=grace, keep_seeds=not no_keep_seeds)
     if given is None and plan.sentences == (str(KeepAll()),):
         output.note(
             "No policy is given or saved, so the checkpoints of all branches stay. Pass one, such "
