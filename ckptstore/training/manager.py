@@ -57,7 +57,8 @@ class CheckpointManager:
     """Saves and restores everything that a training run needs to continue as if never interrupted.
 
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
-    `keep_every_n_steps` and `policy` keeps it, and gc runs after each save, for this branch alone.
+    `keep_every_n_steps` and `policy` keeps it, and gc runs after each save, or after every
+    `gc_every`-th, for this branch alone.
     The policy is saved in the repository for the branch, so that any other gc obeys it. With none
     of these the policy saved there applies; without one, everything is kept. A gc that fails is
     logged and never fails a save. Nothing expires for want of a metric that may still come.
@@ -75,7 +76,9 @@ class CheckpointManager:
         keep_every_n_steps: Keep one checkpoint every N steps.
         policy: Any policy of `ckptstore.retention`.
         keep_seeds: Whether a checkpoint of this branch stays because another branch was started
-            from it. If False, the gc after each save leaves it to the policy.
+            from it. If False, the gc after a save leaves it to the policy.
+        gc_every: Run gc after the first save and then after every N-th. Until then up to N - 1
+            checkpoints more than the policy keeps take space.
         save_interval_steps: `save` saves when a multiple of N steps was passed.
         save_interval_minutes: `save` saves when N minutes have elapsed since the last save.
             Without either interval, it saves at every call.
@@ -129,6 +132,7 @@ class CheckpointManager:
         keep_every_n_steps: int | None = None,
         policy: Policy | None = None,
         keep_seeds: bool = True,
+        gc_every: int = 1,
         save_interval_steps: int | None = None,
         save_interval_minutes: float | None = None,
         async_save: bool = True,
@@ -146,6 +150,10 @@ class CheckpointManager:
             raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
         if not isinstance(when_busy, str) or when_busy not in WHEN_BUSY:
             raise InvalidInputError(f"when_busy is {shown(when_busy)}; wait or skip is expected.")
+        if type(gc_every) is not int or gc_every < 1:
+            raise InvalidInputError(
+                f"gc_every is {shown(gc_every)}; a number of saves of 1 or more is expected."
+            )
         best = _best(keep_best)
         policies = (
             policy,
@@ -157,7 +165,8 @@ class CheckpointManager:
         parts = [part for part in policies if part is not None]
         self._policy = Union(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
         self._is_saved = False  # the policy, in the repository
-        self._keep_seeds = keep_seeds
+        self._keep_seeds, self._gc_every = keep_seeds, gc_every
+        self._commits = 0
         self._best = best or _first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
@@ -508,6 +517,9 @@ class CheckpointManager:
                 self.repository.branch(self.branch, self._start.id)
             self._start = None
         self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
+        self._commits += 1
+        if (self._commits - 1) % self._gc_every:
+            return
         try:
             self._expire()
         except CkptStoreError as error:

@@ -275,6 +275,20 @@ def test_what_a_run_on_a_new_branch_was_resumed_from_stays_as_its_seed(resumed: 
     assert live(repo).keys() == {3, 6}  # that of b stays for the grace time
 
 
+def test_gc_runs_after_the_first_save_and_every_nth(saving: bool) -> None:
+    found = manager(max_to_keep=2, gc_every=3, async_save=saving)
+    listed = []
+    for step in range(8):
+        save(found, step)
+        listed.append(steps(found))
+    assert listed[:4] == [[0], [0, 1], [0, 1, 2], [2, 3]]
+    assert listed[4:] == [[2, 3, 4], [2, 3, 4, 5], [5, 6], [5, 6, 7]]
+    again = manager(found.repository, max_to_keep=2, gc_every=3, async_save=saving)
+    again.restore_or_initialize()
+    save(again, 8)
+    assert steps(again) == [7, 8]  # in a run that is killed before its third save too
+
+
 def test_a_manager_may_leave_seeds_to_its_policy(resumed: Any) -> None:
     first, second = resumed
     repo = first.repository
@@ -994,7 +1008,15 @@ def test_a_long_list_of_names_is_told_in_short() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"policy": True}, {"policy": "max_to_keep"}, {"clock": None}, {"when_busy": ["wait"]}],
+    [
+        {"gc_every": 0},
+        {"gc_every": True},
+        {"gc_every": 2.0},
+        {"policy": True},
+        {"policy": "max_to_keep"},
+        {"clock": None},
+        {"when_busy": ["wait"]},
+    ],
 )
 def test_an_option_of_another_type_is_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(options))):
