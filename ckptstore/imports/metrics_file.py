@@ -17,15 +17,18 @@ from ckptstore.errors import InvalidInputError, StorageError
 from ckptstore.imports.template import EPOCHS, STEPS, number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
+
+    Metrics = dict[str, int | float]
+    Key = tuple[str, int | str]  # "file", "step" or "epoch", and its value
 
 FILE_BYTES_MAX = 256 << 20
 _FILES = ("file", "path", "checkpoint", "filename")
 _TIMES = frozenset({"time", "timestamp", "created", "wall_time"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """The metrics of a file by what they belong to.
 
@@ -34,41 +37,79 @@ class Rows:
         by_step: By the step.
         by_epoch: By the epoch.
         ignored: The names of columns that hold other things than numbers.
+        times: The names of columns of times, which are no metrics.
+        keys: What each row with metrics belongs to, in the order of the rows.
+        lost: The number of rows with metrics that belong to nothing.
     """
 
-    by_file: dict[str, dict[str, int | float]] = field(default_factory=dict)
-    by_step: dict[int, dict[str, int | float]] = field(default_factory=dict)
-    by_epoch: dict[int, dict[str, int | float]] = field(default_factory=dict)
+    by_file: dict[str, Metrics] = field(default_factory=dict)
+    by_step: dict[int, Metrics] = field(default_factory=dict)
+    by_epoch: dict[int, Metrics] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
+    times: set[str] = field(default_factory=set)
+    keys: dict[tuple[Key, ...], None] = field(default_factory=dict)
+    lost: int = 0
 
-    def of(self, name: str, step: int | None, epoch: int | None) -> dict[str, int | float]:
-        """Return the metrics of a checkpoint; none where no row belongs to it."""
-        if name in self.by_file:
-            return self.by_file[name]
-        if step is not None and step in self.by_step:
-            return self.by_step[step]
+    def key_of(self, name: str, step: int | None, epoch: int | None) -> Key | None:
+        """Return what the rows of a checkpoint belong to; None where there is no row for it."""
+        if self.by_file.get(name):
+            return "file", name
+        if step is not None and self.by_step.get(step):
+            return "step", step
         # Only by the epoch where the steps of the rows are others, as they are counted from 0.
-        return self.by_epoch.get(epoch, {}) if epoch is not None else {}
+        return ("epoch", epoch) if epoch is not None and self.by_epoch.get(epoch) else None
+
+    def at(self, key: Key | None) -> Metrics:
+        """Return the metrics that belong to a file, a step or an epoch; none for None."""
+        if key is None:
+            return {}
+        kind, value = key
+        by_kind: Mapping[str, Mapping[Any, Metrics]] = {
+            "file": self.by_file,
+            "step": self.by_step,
+            "epoch": self.by_epoch,
+        }
+        return by_kind[kind].get(value, {})
+
+    def of(self, name: str, step: int | None, epoch: int | None) -> Metrics:
+        """Return the metrics of a checkpoint; none where no row belongs to it."""
+        return self.at(self.key_of(name, step, epoch))
+
+    def without(self, used: Collection[Key | None]) -> list[str]:
+        """Return what the other rows belong to, as in "step 100", without those of some keys."""
+        unused = (keys[0] for keys in self.keys if not any(key in used for key in keys))
+        return list(dict.fromkeys(f"{kind} {value}" for kind, value in unused))
 
     def add(self, row: Mapping[str, object], *, epochs: bool = True) -> None:
         """Join a row to what is known of its file, step and epoch."""
         step, epoch = first_integer(row, STEPS), first_integer(row, EPOCHS) if epochs else None
         file = next((str(row[name]) for name in _FILES if row.get(name)), None)
-        metrics: dict[str, int | float] = {}
+        metrics: Metrics = {}
         for name, value in row.items():
-            if name in (*STEPS, *EPOCHS, *_FILES) or name in _TIMES or value in ("", None):
+            if name in (*STEPS, *EPOCHS, *_FILES) or value in ("", None):
                 continue
             as_number = number_of(value)
-            if as_number is None:
+            if name in _TIMES:
+                self.times.add(name)
+            elif as_number is None:
                 self.ignored.add(name)
             else:
                 metrics[name] = as_number
+        keys: list[Key] = []
         if file is not None:
-            self.by_file.setdefault(file.rpartition("/")[2], {}).update(metrics)
+            file = file.rpartition("/")[2]
+            keys.append(("file", file))
+            self.by_file.setdefault(file, {}).update(metrics)
         if step is not None:
+            keys.append(("step", step))
             self.by_step.setdefault(step, {}).update(metrics)
         if epoch is not None:
+            keys.append(("epoch", epoch))
             self.by_epoch.setdefault(epoch, {}).update(metrics)
+        if metrics and keys:
+            self.keys[tuple(keys)] = None
+        elif metrics:
+            self.lost += 1
 
 
 def read_rows(path: Path) -> Rows:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +33,15 @@ from ckptstore.imports.metrics_file import (
     trainer_metrics,
 )
 from ckptstore.imports.template import COUNTS, EPOCHS, STEPS, Template, is_plain, proposed
-from ckptstore.metric_names import mode_of
+from ckptstore.metric_names import SIMILARITY_MIN, mode_of
 from ckptstore.state.rename import Rename, move
 from ckptstore.state.tree import arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.checkpoint import Checkpoint
+    from ckptstore.imports.metrics_file import Key
     from ckptstore.repository import Repository
 
     Numbers = dict[str, int | float]
@@ -95,7 +97,8 @@ class ImportPlan:
         branch: The branch to import to.
         imports: What was found, in the order in which it becomes the history.
         others: Names beside them that the template does not match.
-        notes: What people should know: columns that hold no numbers, checkpoints without a row.
+        notes: What people should know: columns and rows that are not used, checkpoints without a
+            row, fields of the template that may be mistyped.
     """
 
     branch: str
@@ -207,12 +210,13 @@ def plan_import(
     found, others = _found(str(template))
     rows = None if metrics is None else read_rows(Path(metrics))
     known = _imported(repository, branch)
-    items = sorted((_item(one, rows, known) for one in found), key=_order)
+    keyed = sorted((_item(one, rows, known) for one in found), key=lambda pair: _order(pair[0]))
+    items = [item for item, _ in keyed]
     return ImportPlan(
         branch=branch,
         imports=tuple(items),
         others=tuple(others),
-        notes=tuple(_notes(items, rows, metrics)),
+        notes=(*_field_notes(str(template)), *_notes(keyed, rows, metrics)),
         _repository=repository,
         _rename=renames,
     )
@@ -301,14 +305,16 @@ def _imported(repository: Repository, branch: str) -> dict[str, Checkpoint]:
     }
 
 
-def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> Import:
-    """Return what becomes of a file, by its name, its contents and the metrics of others."""
+def _item(
+    found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]
+) -> tuple[Import, Key | None]:
+    """Return what becomes of a file, by its name, its contents and the rows that belong to it."""
     path, name, numbers = found[0], found[1].rstrip("/"), found[2]
     size, modified = _size_and_time(path)
     created = datetime.fromtimestamp(modified, UTC)
     before = known.get(name)
     if before is not None and before.meta[META] == _origin(name, size, created):
-        return Import(
+        item = Import(
             path=path,
             name=name,
             step=before.step,
@@ -318,6 +324,8 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
             bytes=size,
             checkpoint=before,
         )
+        own = before.step if before.step != item.epoch else first_integer(numbers, STEPS)
+        return item, rows.key_of(path.name, own, item.epoch) if rows else None
     problem = ""
     inside: Numbers = {}
     left_out: tuple[str, ...] = ()
@@ -333,6 +341,7 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
         None if trainer_epoch is None else int(trainer_epoch),
         first_integer(inside, EPOCHS),
     )
+    key = rows.key_of(path.name, step, epoch) if rows else None
     item = Import(
         path=path,
         name=name,
@@ -342,7 +351,7 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
             **{name: value for name, value in numbers.items() if name not in COUNTS},
             **{name: value for name, value in inside.items() if _is_metric(name)},
             **trainer,
-            **(rows.of(path.name, step, epoch) if rows else {}),
+            **(rows.at(key) if rows else {}),
         },
         created=created,
         bytes=size,
@@ -354,12 +363,12 @@ def _item(found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]) -> I
     except InvalidInputError as error:
         item = replace(item, problem=str(error))
     if before is None:
-        return item
-    return replace(
-        item,
-        problem=f"{path} changed since it was imported as {before.id.short}. Commit it by its name "
-        "if that is meant.",
+        return item, key
+    problem = (
+        f"{path} changed since it was imported as {before.id.short}. Commit it by its name if that "
+        "is meant."
     )
+    return replace(item, problem=problem), key
 
 
 def _origin(name: str, size: int, created: datetime) -> dict[str, Any]:
@@ -411,18 +420,64 @@ def _order(item: Import) -> tuple[Any, ...]:
     return (item.step is not None, item.step or 0, item.created, item.name)
 
 
-def _notes(items: Iterable[Import], rows: Rows | None, metrics: str | Path | None) -> Iterator[str]:
+def _field_notes(template: str) -> Iterator[str]:
+    """Yield what people should know about the fields of a template that are no step or epoch."""
+    parts = map(Template.parse, template.split("/"))
+    for name in dict.fromkeys(name for part in parts for name in part.fields):
+        if name in (*STEPS, *EPOCHS):
+            continue
+        if name in COUNTS:
+            yield f"{{{name}}} is neither a step, an epoch nor a metric, and is left out."
+        elif alike := get_close_matches(name, (*STEPS, *EPOCHS), 1, SIMILARITY_MIN):
+            yield f"{{{name}}} was read as a metric of that name. Did you mean {{{alike[0]}}}?"
+
+
+def _notes(
+    keyed: Iterable[tuple[Import, Key | None]], rows: Rows | None, metrics: str | Path | None
+) -> Iterator[str]:
+    """Yield what of a file of metrics is not used, and which files it lacks."""
     if rows is None:
         return
     if rows.ignored:
         yield f"Columns of {metrics} that hold no numbers are ignored: {_some(rows.ignored)}."
-    missing = [item.name for item in items if not rows.of(item.path.name, item.step, item.epoch)]
+    if rows.times:
+        yield f"Columns of {metrics} that hold times are ignored: {_some(rows.times)}."
+    keyed = list(keyed)
+    missing = [item for item, key in keyed if key is None]
     if missing:
-        yield f"{metrics} has no row for {_some(missing)}."
+        yield f"{metrics} has no row for {_some(item.name for item in missing)}."
+    if rows.by_step and not rows.by_epoch and any(_has_only_epoch(item) for item in missing):
+        yield (
+            f"The rows of {metrics} are those of steps, and of these files only the epoch is "
+            "known. If the numbers are epochs, call the column epoch."
+        )
+    if unused := rows.without({key for _, key in keyed}):
+        yield f"No file belongs to these rows of {metrics}: {_listed(unused)}."
+    if rows.lost:
+        count = f"{rows.lost} row{'s' if rows.lost > 1 else ''}"
+        yield f"{count} of {metrics} without a step, an epoch or a file: not used."
+    if before := [item for item, key in keyed if item.checkpoint and _adds(rows.at(key), item)]:
+        yield (
+            f"Imported before, so without new metrics of {metrics}: "
+            f"{_some(item.name for item in before)}. annotate adds metrics to a checkpoint."
+        )
+
+
+def _has_only_epoch(item: Import) -> bool:
+    """Whether the step of a checkpoint is its epoch, for want of another."""
+    return item.epoch is not None and item.step == item.epoch
+
+
+def _adds(metrics: Mapping[str, int | float], item: Import) -> bool:
+    """Whether some metrics are others than those of a checkpoint; NaN is the same as NaN."""
+    return any(repr(value) != repr(item.metrics.get(name)) for name, value in metrics.items())
 
 
 def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
+    return _listed(sorted(names))
+
+
+def _listed(listed: Sequence[str]) -> str:
     more = len(listed) - OTHERS_SHOWN
     return f"{', '.join(listed[:OTHERS_SHOWN])}{f' and {more} more' if more > 0 else ''}"
 

@@ -207,3 +207,74 @@ def test_a_file_of_any_time_is_imported(
     os.utime(old / "ckpt_3.pt", (seconds, seconds))
     assert len(planned(repo, old, "ckpt_{step}.pt").execute()) == 3
     assert planned(repo, old, "ckpt_{step}.pt").due == ()
+
+
+@pytest.fixture
+def epochs(tmp_path: Path) -> Path:
+    folder = tmp_path / "epochs"
+    folder.mkdir()
+    for epoch in (1, 2):
+        torch.save({"w": torch.full((2,), float(epoch))}, folder / f"e{epoch}.pt")
+    return folder
+
+
+def test_rows_of_steps_are_not_taken_for_epochs_and_that_is_said(
+    repo: ckptstore.Repository, epochs: Path
+) -> None:
+    file = epochs.parent / "m.csv"
+    file.write_text("step,val_loss\n1,.5\n2,.25\n30,.1\n")
+    plan = planned(repo, epochs, "e{epoch}.pt", metrics=file)
+    assert [dict(item.metrics) for item in plan.due] == [{}, {}]
+    assert plan.notes == (
+        f"{file} has no row for epochs/e1.pt, epochs/e2.pt.",
+        f"The rows of {file} are those of steps, and of these files only the epoch is known. If "
+        "the numbers are epochs, call the column epoch.",
+        f"No file belongs to these rows of {file}: step 1, step 2, step 30.",
+    )
+    file.write_text("epoch,val_loss\n1,.5\n2,.25\n")
+    plan = planned(repo, epochs, "e{epoch}.pt", metrics=file)
+    assert [dict(item.metrics) for item in plan.due] == [{"val_loss": 0.5}, {"val_loss": 0.25}]
+    assert plan.notes == ()
+
+
+def test_rows_and_columns_that_are_not_used_are_named(
+    repo: ckptstore.Repository, epochs: Path
+) -> None:
+    file = epochs.parent / "m.csv"
+    file.write_text("epoch,step,time,note,loss\n1,10,5,x,.5\n1,20,6,x,.4\n3,30,7,x,.3\n,,8,x,.2\n")
+    assert planned(repo, epochs, "e{epoch}.pt", metrics=file).notes == (
+        f"Columns of {file} that hold no numbers are ignored: note.",
+        f"Columns of {file} that hold times are ignored: time.",
+        f"{file} has no row for epochs/e2.pt.",
+        f"No file belongs to these rows of {file}: step 30.",
+        f"1 row of {file} without a step, an epoch or a file: not used.",
+    )
+
+
+def test_new_metrics_of_what_was_imported_before_are_not_dropped_in_silence(
+    repo: ckptstore.Repository, epochs: Path
+) -> None:
+    file = epochs.parent / "m.csv"
+    file.write_text("epoch,loss\n1,nan\n2,.5\n")
+    planned(repo, epochs, "e{epoch}.pt", metrics=file).execute()
+    assert planned(repo, epochs, "e{epoch}.pt", metrics=file).notes == ()
+    file.write_text("epoch,loss,acc\n1,nan,.1\n2,.5,\n")
+    assert planned(repo, epochs, "e{epoch}.pt", metrics=file).notes == (
+        f"Imported before, so without new metrics of {file}: epochs/e1.pt. annotate adds metrics "
+        "to a checkpoint.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("e{epoch}.pt", ()),
+        ("e{val_loss}.pt", ()),
+        ("e{epch}.pt", ("{epch} was read as a metric of that name. Did you mean {epoch}?",)),
+        ("e{batch}.pt", ("{batch} is neither a step, an epoch nor a metric, and is left out.",)),
+    ],
+)
+def test_a_field_that_may_be_mistyped_is_named(
+    repo: ckptstore.Repository, epochs: Path, name: str, notes: tuple[str, ...]
+) -> None:
+    assert planned(repo, epochs, name).notes == notes
