@@ -53,6 +53,10 @@ class Inventory:
             self.count += 1
             self.bytes += item.size
 
+    def __iter__(self) -> Iterator[Digest]:
+        """Yield the digests that were listed."""
+        return (digest for digest, _ in self._numbers.items())
+
     def check(self, *, chosen: Callable[[Digest], bool] = lambda digest: True) -> None:
         """Compare objects with their names. chosen: which objects."""
         for digest, number in self._numbers.items():

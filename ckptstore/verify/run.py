@@ -139,15 +139,24 @@ class _Verify:
         )
 
     def chosen(self) -> Callable[[Digest], bool]:
-        """Return which objects are read: of the window, and of the only checkpoints if any."""
+        """Return which objects are read: of the window, and of the only checkpoints if any.
+
+        Where none is in the window, the first one after its begin is read.
+        """
         begin, length = self.window
         wanted = None if self.only is None else self.reached_by(self.only)
 
-        def is_chosen(digest: Digest) -> bool:
-            place = int(digest[:PLACE_DIGITS], 16) / 16**PLACE_DIGITS
-            return (place - begin) % 1 < length and (wanted is None or digest in wanted)
+        def distance(digest: Digest) -> float:
+            place: float = int(digest[:PLACE_DIGITS], 16) / 16**PLACE_DIGITS
+            return (place - begin) % 1
 
-        return is_chosen
+        def is_wanted(digest: Digest) -> bool:
+            return wanted is None or digest in wanted
+
+        first = min(map(distance, filter(is_wanted, self.inventory)), default=0.0)
+        return lambda digest: (
+            is_wanted(digest) and (distance(digest) < length or distance(digest) == first)
+        )
 
     def reached_by(self, ids: Iterable[Digest]) -> DigestMap:
         """Return what some checkpoints refer to; a page that cannot be read refers to nothing."""

@@ -21,6 +21,10 @@ _UNDO = re.compile(r"\bundo\(([0-9]+)\)")
 _EXISTS = re.compile(r"^(Branch|Tag) ('?)([^']+)\2 already exists, .*or delete it first")
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 
+_BEST_EXPIRED = re.compile(
+    r"^'(?:([^'@~ ]+)@)?best:([^'@~ ]+)' cannot be used\. .* that is stored is \w+\.$"
+)
+
 
 def with_options(message: str) -> str:
     """The message of the library with options in place of keyword arguments."""
@@ -28,9 +32,16 @@ def with_options(message: str) -> str:
         message = message.replace(argument, option)
     message = _UNDO.sub(r"'ckptstore undo \1'", message)
     message = _EXISTS.sub(_deleting, message)
+    message = _BEST_EXPIRED.sub(_listing, message)
     return _NOTHING_MATCHES.sub(r"\g<0> List paths with: ckptstore ls \1", message)
 
 
 def _deleting(found: re.Match[str]) -> str:
     """The message of a name in use, with the command that deletes it."""
     return f"{found[0]}: ckptstore {found[1].lower()} -d {found[3]}"
+
+
+def _listing(found: re.Match[str]) -> str:
+    """The message of a best one that has expired, with the command that lists those stored."""
+    branch = f" {found[1]}" if found[1] else ""
+    return f"{found[0]} List more with: ckptstore best {found[2]}{branch}"

@@ -120,6 +120,7 @@ def print_checkpoints(
     """
     metrics = Metrics.of(checkpoints, first=first)
     metrics = metrics if are_marked else replace(metrics, best={})
+    expired = {position for position, c in enumerate(checkpoints) if c.expired}
     has_branches = len({c.branch for c in checkpoints}) > 1
     columns = (
         Column("id", style="yellow"),
@@ -128,7 +129,7 @@ def print_checkpoints(
         Column("step", right=True),
         *metrics.columns(drops=6),
         Column("age", style="dim", drops=5),
-        Column("new", right=True, drops=3),
+        Column("new", right=True, drops=0 if expired else 3),
         Column("message", gives_way=1, drops=4),
     )
     rows = [
@@ -144,7 +145,6 @@ def print_checkpoints(
         )
         for position, c in enumerate(checkpoints)
     ]
-    expired = {position for position, c in enumerate(checkpoints) if c.expired}
     metrics.explain(output.table(columns, rows, dimmed=expired))
     for name, mode in (first or {}).items():
         output.footer(f"Best first: {name} ({mode})")

@@ -31,11 +31,23 @@ def ref_arguments(*, kind: str, plural: str, rev: str) -> Callable[[Command], Co
     delete = click.option(
         "-d",
         "--delete",
+        multiple=True,
         metavar="NAME",
         shell_complete=complete_refs(branches=kind == "branch", tags=kind == "tag"),
+        callback=_one_name,
         help=f"Delete this {kind}.",
     )
     return lambda function: name(at(delete(function)))
+
+
+def _one_name(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> str | None:
+    """Refuse a second name: each one that is deleted is an operation, which undo takes back."""
+    if len(names) > 1:
+        commands = ", then ".join(f"{ctx.command_path} -d {name}" for name in names)
+        raise click.UsageError(
+            f"-d deletes one at a time, and nothing was deleted: {commands}.", ctx
+        )
+    return names[0] if names else None
 
 
 def check_one_ref(ctx: click.Context, *, name: str | None, delete: str | None) -> None:

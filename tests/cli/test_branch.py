@@ -105,3 +105,10 @@ def test_a_rename_or_reset_takes_two_words_and_nothing_else(ckpt, history, args)
     before = history.ref_names()
     assert "and nothing else" in ckpt.error("branch", *args, code=2)
     assert history.ref_names() == before
+
+
+def test_a_second_name_to_delete_is_refused_and_nothing_is_deleted(ckpt, history):
+    before = history.ref_names()
+    said = ckpt.error("branch", "-d", "main", "-d", "tuned", code=2)
+    assert "ckptstore branch -d main, then ckptstore branch -d tuned" in said
+    assert history.ref_names() == before

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from ckptstore import formats
+from ckptstore.retention import MaxToKeep
 from ckptstore_cli.options import Size
 
 
@@ -207,3 +208,18 @@ def test_numpy_arrays_that_a_plain_torch_load_refuses_are_named(ckpt, repo):
 def test_the_best_is_said_with_its_direction(ckpt, history):
     assert ", best by val_loss (min), " in ckpt.out("checkout", "best:val_loss", "-o", "a.pt")
     assert "is the best by val_loss (max)." in ckpt("show", "best:val_loss:max").stderr
+
+
+@pytest.mark.parametrize("rev", ["main@best:val_acc", "main@best:val_acc:max"])
+def test_a_best_that_expired_is_named_as_typed_with_the_best_that_is_stored(ckpt, repo, rev):
+    for step, accuracy in enumerate([0.9, 0.5, 0.7, 0.6]):
+        repo.commit({"x": step}, step=step, metrics={"val_acc": accuracy})
+    stored = repo.resolve("main@step=2").id
+    repo.gc(MaxToKeep(2), grace=0)
+    said = ckpt.error("checkout", rev)
+    assert said.startswith(f"error: '{rev}' cannot be used. Checkpoint ")
+    metric = rev.partition(":")[2]
+    assert said.endswith(
+        f"The best one that is stored is {stored.short}. List more with: ckptstore best {metric} "
+        "main\n"
+    )

@@ -197,3 +197,14 @@ def test_without_operations_there_is_an_error_and_not_an_empty_list(ckpt, histor
         path.unlink()
     assert "none of the operations" in ckpt.error("log")
     assert "none of the operations" in ckpt.error("checkout", "main", "-o", "x.pt")
+
+
+def test_expired_matches_are_mentioned(ckpt, history):
+    history.delete_tag("v1")
+    history.gc(MaxToKeep(1), grace=0, keep_seeds=False)
+    assert history.resolve("main~1").expired
+    said = ckpt("log", "--where", "step = 100").stderr
+    assert said == (
+        "No checkpoint matches.\nThose that expired are not listed; --all lists them too.\n"
+    )
+    assert ckpt("log", "--all", "--where", "step = 1").stderr == "No checkpoint matches.\n"

@@ -63,3 +63,10 @@ def test_a_tag_may_end_by_itself(ckpt, history):
 def test_a_ttl_needs_a_name_and_has_to_be_a_time(ckpt, history):
     assert "needs the NAME" in ckpt.error("tag", "--ttl", "6h", code=2)
     assert "'6h'" in ckpt.error("tag", "new", "--ttl", "soon")
+
+
+def test_a_second_name_to_delete_is_refused_and_nothing_is_deleted(ckpt, history):
+    before = history.ref_names()
+    said = ckpt.error("tag", "-d", "v1", "-d", "v2", code=2)
+    assert "ckptstore tag -d v1, then ckptstore tag -d v2" in said
+    assert history.ref_names() == before

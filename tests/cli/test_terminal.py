@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ckptstore import Progress
+from ckptstore.retention import MaxToKeep
 from ckptstore_cli import output
 
 pytestmark = pytest.mark.slow
@@ -266,3 +267,16 @@ def test_expire_asks_after_its_plan(terminal, repo):
     assert "1 checkpoint expired" in terminal("expire", "main~1", answer="y\n")
     assert question not in terminal("expire", "main~2", "--yes")
     assert [c.expired for c in repo.log()] == [False, True, True, False]
+
+
+def test_the_word_expired_stays_however_narrow_the_terminal(terminal, repo):
+    metrics = {f"val_loss_of_{name}": 0.123456 for name in "abcdef"}
+    for step in range(3):
+        repo.commit({"x": step}, step=step, metrics=metrics, message="words " * 9)
+    repo.gc(MaxToKeep(1), grace=0)
+    for columns in (40, 60, 80):
+        shown = terminal("log", "--all", columns=columns, NO_COLOR="1")
+        assert shown.count("expired") == 2
+        where = terminal("log", "--where", "step < 3", columns=80, NO_COLOR="1")
+        assert "--all lists them too." in where
+    assert "--all" not in terminal("log", "--where", "step = 2", NO_COLOR="1")

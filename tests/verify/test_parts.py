@@ -111,6 +111,20 @@ def test_a_sample_reads_its_share_and_finds_damage_in_time():
     assert 0 < sum(found) < 20
 
 
+def test_of_a_small_repository_a_sample_reads_at_least_one_object():
+    storage = CountingStorage()
+    repo = repository(storage)
+    assert repo.verify(sample=0.001).objects == 0
+    repo.commit({"w": np.ones(8192)})
+    other = repo.commit({"w": np.zeros(8192)})
+    for _ in range(20):
+        assert repo.verify(sample=0.001).objects == 1
+        assert repo.verify(other.id, sample=0.001).objects == 1
+    for key in array_objects(other):
+        storage.put(key, bytes([255]) * (storage.size(key) or 0))
+    assert any(repo.verify(sample=0.001).problems for _ in range(200))
+
+
 @pytest.mark.parametrize("sample", [0, -1, 1.5, float("nan"), True, "5%"])
 def test_a_sample_is_a_share(repo, sample):
     with pytest.raises(InvalidInputError, match="sample is"):

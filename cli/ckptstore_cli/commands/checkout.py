@@ -111,6 +111,8 @@ def checkout(
         )
     repo = open_repository(ctx)
     checkpoint = repo.resolve(rev)
+    if checkpoint.expired:
+        repo.checkout(rev, lazy=True)  # raises with the words of the user, not the id
     path = file or default_file(
         checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
     )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
     from ckptstore_cli.documents import Refs
 
+_EXPIRED = "Those that expired are not listed; --all lists them too."
+
 
 @click.command()
 @optional_revision_argument(
@@ -82,6 +84,8 @@ def log(
         )
     elif not checkpoints:
         output.note(_nothing(repo) if where is None else "No checkpoint matches.")
+        if where is not None and not expired and repo.log(rev, limit=1, expired=True, where=where):
+            output.note(_EXPIRED)
     elif as_graph:
         output.graph(_drawing(checkpoints, refs))
     elif is_long:
@@ -92,8 +96,17 @@ def log(
             output.fields(fields.of_checkpoint(checkpoint, known))
     else:
         listing.print_checkpoints(checkpoints, refs, first=listing.direction(sort))
-        if not expired and is_whole and _parents_not_among(checkpoints):
-            output.footer("Those that expired are not listed; --all lists them too.")
+        if not expired and limit is None and _hides(repo, rev, where, checkpoints):
+            output.footer(_EXPIRED)
+
+
+def _hides(
+    repo: Repository, rev: str | None, where: str | None, checkpoints: Sequence[Checkpoint]
+) -> bool:
+    """Whether expired checkpoints would be listed beside these."""
+    if where is None:
+        return bool(_parents_not_among(checkpoints))
+    return len(repo.log(rev, expired=True, where=where)) > len(checkpoints)
 
 
 def _note_missing(repo: Repository, checkpoints: Sequence[Checkpoint]) -> None:
