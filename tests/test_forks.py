@@ -50,6 +50,7 @@ MADE_HERE = {("forks.py", "RLock")}
 OF_AN_OWNER = {
     ("follow/rwlock.py", "Condition"),
     ("store/live.py", "RLock"),
+    ("store/notes.py", "RLock"),
     ("training/background.py", "ThreadPoolExecutor"),
     ("zarr/array.py", "BoundedSemaphore"),
 }

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
+from ckptstore.forks import free_in_child
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -41,7 +43,7 @@ class Meter:
         self.listener: Callable[[Progress], object] | None = None
         self._kind: Kind = "read"
         self._done = self._total = 0
-        self._lock = Lock()
+        self._lock = free_in_child(Lock())
 
     @contextmanager
     def heard_by(self, listener: Callable[[Progress], object]) -> Iterator[None]:
