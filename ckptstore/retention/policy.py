@@ -158,17 +158,8 @@ class MaxToKeep(Policy):
         return f"the newest {self.n} of each branch" if self.n > 1 else "the newest of each branch"
 
     def keep(self, chain: Chain) -> Reasons:
-        """Keep the first n, without those whose step was seen."""
-        steps: set[int] = set()
-        place = 0
-        for id, manifest in chain:
-            if manifest.step in steps:
-                continue
-            if manifest.step is not None:
-                steps.add(manifest.step)
-            place += 1
-            if place > self.n:
-                return
+        """Keep the first n steps, and of each the newest."""
+        for place, (id, _) in enumerate(islice(once_a_step(chain), self.n), 1):
             rank = ALWAYS if place == 1 else NEWEST
             yield Reason(id, f"newest {place} of {self.n}", rank)
 
@@ -177,8 +168,9 @@ class MaxToKeep(Policy):
 class KeepBest(Policy):
     """Keeps the n best checkpoints of each branch by a metric.
 
-    NaN and infinity never win, and of equal ones the newest does. A metric may come after the
-    checkpoint: while no checkpoint has it, all stay, and later the newest ones without it.
+    NaN and infinity never win, and of equal ones the newest does. Of several checkpoints of one
+    step only the best counts. A metric may come after the checkpoint: while no checkpoint has it,
+    all stay, and later the newest ones without it, one of each step.
 
     Attributes:
         metric: The name of the metric.
@@ -281,14 +273,15 @@ class KeepBest(Policy):
         newest = chain[len(waiting)][0]
         is_finite = False
         for mode in ("min", "max") if self.mode == "auto" else (self.mode,):
-            for place, (id, manifest) in enumerate(ranked(chain, self.metric, mode)[: self.n], 1):
+            best = islice(once_a_step(ranked(chain, self.metric, mode)), self.n)
+            for place, (id, manifest) in enumerate(best, 1):
                 is_finite = True
                 value = f"{manifest.metrics[self.metric]:.4g}"
                 text = f"best {place} of {self.n} by {self.metric} ({mode}) = {value}"
                 yield Reason(id, text, ALWAYS if place == 1 else BEST)
         if not is_finite:  # it shows later that the metric was there
             yield Reason(newest, f"the newest value of {self.metric}", BEST)
-        for id, _ in waiting[: self.pending]:
+        for id, _ in islice(once_a_step(waiting), self.pending):
             yield Reason(id, f"waiting for {self.metric}", BEST)
 
     def note(self, chain: Chain) -> str:
@@ -473,6 +466,17 @@ class Union(Policy):
     def to_json(self) -> dict[str, Any]:
         """Return the kind and the JSON of each member."""
         return {"kind": self.kind, "members": [member.to_json() for member in self.members]}
+
+
+def once_a_step(chain: Chain) -> Iterator[tuple[Digest, Manifest]]:
+    """Yield the first checkpoint of each step, and all those without a step."""
+    seen: set[int] = set()
+    for id, manifest in chain:
+        if manifest.step is None:
+            yield id, manifest
+        elif manifest.step not in seen:
+            seen.add(manifest.step)
+            yield id, manifest
 
 
 def not_a_policy(value: object) -> InvalidInputError:

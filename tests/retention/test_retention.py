@@ -276,6 +276,29 @@ def test_of_several_checkpoints_of_a_step_the_newest_counts() -> None:
     assert graph.kept(MaxToKeep(4)) == [2, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("saves", "policy", "kept"),
+    [
+        ([(1, 0.5), (2, 0.9), (2, 0.9), (3, 0.4)], KeepBest("acc", n=2), [0, 2, 3]),
+        ([(1, 0.5), (2, 0.9), (2, 0.7), (3, 0.4)], KeepBest("acc", n=2), [0, 1, 3]),
+        ([(1, 0.5), (2, 0.9), (2, None), (3, 0.4)], KeepBest("acc", n=2), [0, 1, 3]),
+        ([(1, 0.5), (None, 0.9), (None, 0.9), (3, 0.4)], KeepBest("acc", n=2), [1, 2, 3]),
+        ([(1, 0.5), (2, None), (3, None), (3, None), (4, None)], KeepBest("acc"), [0, 3, 4]),
+        ([(1, 0.5), (2, None), (3, None), (3, None)], KeepBest("acc"), [0, 1, 3]),
+    ],
+)
+def test_the_best_counts_a_step_that_was_saved_twice_once(
+    saves: list[tuple[int | None, float | None]], policy: Policy, kept: list[int]
+) -> None:
+    graph = line(
+        *(
+            {"step": step, "metrics": {} if value is None else {"acc": value}}
+            for step, value in saves
+        )
+    )
+    assert graph.kept(policy) == kept
+
+
 def test_a_limit_of_bytes_lets_the_least_important_go_first() -> None:
     graph = line(*({"metrics": {"loss": abs(4.0 - number)}} for number in range(9)))
     graph.sizes = dict.fromkeys(range(9), 10)
