@@ -15,6 +15,7 @@ from ckptstore.retention.periodic import KeepEveryNHours, KeepEveryNSteps, KeepW
 from ckptstore.retention.policy import (
     KeepAll,
     KeepBest,
+    KeepIf,
     KeepSteps,
     MaxToKeep,
     Policy,
@@ -43,6 +44,14 @@ def saved(policy: object) -> dict[str, Any]:
     document = canonical.decode(data, name="The policy")
     from_json(document)
     return document
+
+
+def savable(policy: Policy) -> Policy | None:
+    """Return a policy without the parts that hold a function; None if nothing else is in it."""
+    parts = tuple(part for part in policy.parts if not isinstance(part, KeepIf))
+    if len(parts) == len(policy.parts):
+        return policy
+    return Union(parts) if len(parts) > 1 else next(iter(parts), None)
 
 
 def from_json(document: object) -> Policy:

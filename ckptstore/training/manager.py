@@ -32,7 +32,15 @@ from ckptstore.errors import (
 from ckptstore.forks import renewed
 from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
-from ckptstore.retention import KeepBest, KeepEveryNHours, KeepEveryNSteps, MaxToKeep, Policy, Union
+from ckptstore.retention import (
+    KeepBest,
+    KeepEveryNHours,
+    KeepEveryNSteps,
+    MaxToKeep,
+    Policy,
+    Union,
+    savable,
+)
 from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
@@ -58,10 +66,10 @@ class CheckpointManager:
 
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
     `keep_every_n_steps` and `policy` keeps it, and gc runs after each save, or after every
-    `gc_every`-th, for this branch alone.
-    The policy is saved in the repository for the branch, so that any other gc obeys it. With none
-    of these the policy saved there applies; without one, everything is kept. A gc that fails is
-    logged and never fails a save. Nothing expires for want of a metric that may still come.
+    `gc_every`-th, for this branch alone. The policy is saved in the repository for the branch, so
+    that any other gc obeys it, but for KeepIf, of which a warning is logged. With none of these the
+    policy saved there applies; without one, everything is kept. A gc that fails is logged and never
+    fails a save. Nothing expires for want of a metric that may still come.
 
     The manager is a context manager; leaving it calls `close`.
 
@@ -164,7 +172,8 @@ class CheckpointManager:
         )
         parts = [part for part in policies if part is not None]
         self._policy = Union(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
-        self._is_saved = False  # the policy, in the repository
+        # Whether the policy is saved in the repository, and it was logged that a part cannot be.
+        self._is_saved = self._is_told = False
         self._keep_seeds, self._gc_every = keep_seeds, gc_every
         self._commits = 0
         self._best = best or _first_best(policy)
@@ -544,7 +553,8 @@ class CheckpointManager:
         if policy is not None and not self._is_saved:
             self._is_saved = self._save_policy(policy)
         if policy is not None or self._has_saved_policy():
-            self._gc(None if self._is_saved else policy)
+            is_whole = policy is None or savable(policy) == policy
+            self._gc(None if self._is_saved and is_whole else policy)
 
     def _has_saved_policy(self) -> bool:
         """Whether the repository has a policy for the branch."""
@@ -552,15 +562,34 @@ class CheckpointManager:
         return (repo.retention(self.branch) or repo.retention()) is not None
 
     def _save_policy(self, policy: Policy) -> bool:
-        """Save the policy in the repository, for every gc there; False if it holds a function."""
-        try:
-            document = policy.to_json()
-        except InvalidInputError:
-            return False
+        """Save the policy in the repository, for every gc there, without what holds a function.
+
+        Returns:
+            False if it holds one and no other policy would apply to the branch. Nothing is saved
+            then: without a policy a gc keeps everything, and so what the function accepts.
+        """
+        part = savable(policy)
+        if part != policy:
+            self._warn_of_function(part)
+            if not self._has_saved_policy():
+                return False
         saved = self.repository.retention(self.branch)
-        if saved is None or saved.to_json() != document:
-            self.repository.set_retention(policy, branch=self.branch)
+        if part is not None and (saved is None or saved.to_json() != part.to_json()):
+            self.repository.set_retention(part, branch=self.branch)
         return True
+
+    def _warn_of_function(self, part: Policy | None) -> None:
+        """Log once that other gcs do not know what the functions of the policy accept."""
+        if not self._is_told:
+            self._is_told = True
+            _log.warning(
+                "The policy for branch %s holds a function (KeepIf), which cannot be saved in the "
+                "repository. Only this manager applies it. A gc elsewhere obeys what is saved for "
+                "the branch, if anything%s, and may expire what only the function accepts. Tag "
+                "what has to stay.",
+                self.branch,
+                "" if part is None else f", in place of a policy of all branches: {part}",
+            )
 
     def _gc(self, policy: Policy | None) -> None:
         """Expire what a policy, or the saved one, does not keep, and log once what it cannot do."""
