@@ -77,6 +77,7 @@ class OperationInfo:
             operation before it is gone.
         undoes: The number of the operation that it took back, if any.
         undone_by: The number of the operation that took it back, if any.
+        is_gc: True where a gc deleted something, which no undo brings back.
     """
 
     number: int = 0
@@ -90,6 +91,7 @@ class OperationInfo:
     moves: tuple[Move, ...] | None = None
     undoes: int | None = None
     undone_by: int | None = None
+    is_gc: bool = False
 
     def __str__(self) -> str:
         return f"operation {self.number} ({self.description})"
@@ -167,6 +169,7 @@ def operations(oplog: Oplog, newest: Operation) -> Iterator[OperationInfo]:
             moves=None if before is None else moves(before, operation),
             undoes=took_back,
             undone_by=undone_by.get(operation.seq),
+            is_gc=before is not None and before.condemned != operation.condemned,
         )
 
 
@@ -197,11 +200,14 @@ def next_of_hand(
 ) -> OperationInfo | None:
     """Return the next operation that undo may take back unasked; None if there is none.
 
-    Undos, what was undone, and what moved nothing are passed over. others: receives the rest that
-    is passed over.
+    Undos, what was undone, and what moved nothing are passed over, but for a gc by hand: it cannot
+    be taken back, and what came before it is not the newest. others: receives the rest that is
+    passed over.
     """
     for info in found:
-        if info.undoes is not None or info.undone_by is not None or info.moves == ():
+        if info.undoes is not None or info.undone_by is not None:
+            continue
+        if info.moves == () and not (info.is_gc and _is_of_hand(info, author)):
             continue
         if _is_of_hand(info, author):
             return info
@@ -214,16 +220,16 @@ def _is_of_hand(info: OperationInfo, author: Author) -> bool:
 
     Those are what the same user did by hand, or had a program do to names and settings; and commits
     of this process, unless a training made them. Of operations without an author, all but the
-    commits are.
+    commits and gcs are.
     """
     if not info.role:
-        return not info.description.startswith(COMMITTED)
+        return not info.is_gc and not info.description.startswith(COMMITTED)
     if info.user and author.user and info.user != author.user:
         return False
     if info.role == SAVE:
         mine = (author.host, author.program, author.pid)
         return (info.host, info.program, info.pid) == mine
-    return info.role in (HAND, CALL)
+    return info.role == HAND or (info.role == CALL and not info.is_gc)
 
 
 def nothing_to_undo(others: Sequence[OperationInfo]) -> NotFoundError:
@@ -252,10 +258,15 @@ def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation
             f"Operation {target.number} ({target.description}) was taken back by operation "
             f"{target.undone_by}. To do it again, use undo({target.undone_by})."
         )
+    if target.is_gc and not target.moves:
+        raise InvalidInputError(
+            f"Operation {target.number} ({target.description}) cannot be undone: what a gc deleted "
+            "cannot come back."
+        )
     if not target.moves:
         raise InvalidInputError(
             f"Operation {target.number} ({target.description}) moved no branch, tag or setting, so "
-            "there is nothing to put back. What a gc deleted cannot come back."
+            "there is nothing to put back."
         )
     states = {"branch": newest.heads, "tag": newest.tags, "setting": parts(newest.settings)}
     for move in target.moves:

@@ -75,6 +75,17 @@ def test_what_cannot_be_undone_names_the_command_that_can(ckpt, history):
     assert "not both" in ckpt.error("undo", "1", "--list", code=2)
 
 
+def test_after_a_gc_undo_names_the_command_for_what_came_before(ckpt, history):
+    history.commit({"n": 1}, branch="tuned")
+    ckpt("tag", "v2")
+    ckpt("gc", "--max-to-keep", 1, "--yes")
+    told = ckpt.error("undo")
+    assert "what a gc deleted cannot come back" in told
+    assert "What can be undone is operation 7 (made tag v2" in told
+    assert told.endswith("with 'ckptstore undo 7'.\n")
+    assert "v2" in history.tags()
+
+
 @pytest.mark.parametrize("command", [("ops",), ("undo", "--list")], ids=" ".join)
 def test_operations_are_listed_newest_first(ckpt, history, command):
     ckpt("undo")

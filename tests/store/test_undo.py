@@ -32,7 +32,7 @@ def process(repo: Repository, *, pid: int, by_hand: bool = False, **place: str) 
         role = "hand" if by_hand else "save" if is_commit else "call"
         return Author(role=role, program=f"{pid}.py", pid=pid, **{**HERE, **place})
 
-    handle._refs._author = author
+    handle._refs._author = handle._author = author
     return handle
 
 
@@ -165,7 +165,7 @@ def test_what_gc_made_impossible_is_said_with_what_still_works(shell: Repository
     shell.commit({"n": 0}, branch="other")
     made = [shell.commit({"n": step}) for step in range(3)]
     shell.tag("v", made[0].id)
-    shell.gc(MaxToKeep(1), grace=0)
+    process(shell, pid=3).gc(MaxToKeep(1), grace=0)
     shell.undo(shell.operations()[-5].number)
     with pytest.raises(ExpiredError) as raised:
         shell.undo()
@@ -182,8 +182,44 @@ def test_a_gc_moved_nothing_so_there_is_nothing_to_put_back(shell: Repository) -
     shell.gc(MaxToKeep(1), grace=0)
     newest = shell.operations(limit=1)[0]
     assert newest.moves == ()
-    with pytest.raises(InvalidInputError, match="What a gc deleted cannot come back"):
+    with pytest.raises(InvalidInputError, match="what a gc deleted cannot come back"):
         shell.undo(newest.number)
+
+
+@pytest.mark.parametrize("act", ["gc", "expire"])
+def test_after_a_gc_by_hand_undo_names_it_and_takes_back_nothing_older(
+    shell: Repository, act: str
+) -> None:
+    made = [shell.commit({"n": step}) for step in range(3)]
+    shell.tag("v1")
+    if act == "gc":
+        shell.gc(MaxToKeep(1))
+    else:
+        shell.expire(made[0].id).execute()
+    newest = shell.operations(limit=1)[0]
+    assert newest.is_gc
+    later = process(shell, pid=3, by_hand=True)
+    with pytest.raises(InvalidInputError, match="what a gc deleted cannot come back") as raised:
+        later.undo()
+    told = str(raised.value)
+    assert f"Operation {newest.number} (gc: " in told
+    assert "What can be undone is operation 4 (made tag v1" in told
+    assert told.endswith("with undo(4).")
+    assert refs(shell) == {"main": made[2].id, "v1": made[2].id}
+    later.tag("v2")
+    assert later.undo().description.startswith("made tag v2")
+    later.undo(4)
+    assert refs(shell) == {"main": made[2].id}
+
+
+def test_a_gc_that_another_program_ran_is_passed_over(
+    trainer: Repository, shell: Repository
+) -> None:
+    for step in range(3):
+        shell.commit({"n": step})
+    shell.tag("v1")
+    trainer.gc(MaxToKeep(1))
+    assert shell.undo().description.startswith("made tag v1")
 
 
 def test_operations_say_who_when_what_and_what_it_moved(
