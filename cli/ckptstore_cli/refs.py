@@ -10,13 +10,17 @@ import click
 from ckptstore_cli import documents, listing, output, text
 from ckptstore_cli.options import DEFAULT_BRANCH, complete_refs, optional_revision_argument
 from ckptstore_cli.output import Column
+from ckptstore_cli.repo import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from ckptstore import Checkpoint, Digest
+    from ckptstore import Checkpoint, Digest, OperationInfo, Repository
     from ckptstore_cli.options import Command
+
+RECENT = 100  # operations that others may have done since a deletion
+_LOST = {"branch": "its own policy", "tag": "its end"}
 
 
 def ref_arguments(*, kind: str, plural: str, rev: str) -> Callable[[Command], Command]:
@@ -114,13 +118,35 @@ def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool
         output.line(f"Created {kind} {name} at checkpoint {checkpoint.id.short}{step}.")
 
 
-def print_deleted(kind: str, name: str, id: Digest, *, as_json: bool) -> None:
-    """Report a deleted ref, and the command that brings it back, whatever is done meanwhile."""
+def print_deleted(
+    ctx: click.Context, repo: Repository, kind: str, name: str, id: Digest, *, as_json: bool
+) -> None:
+    """Report a deleted ref, and the command that brings it back, whatever is done meanwhile.
+
+    What the ref had besides its checkpoint, an undo of the operation brings back.
+    """
     if as_json:
         output.document({"deleted": name, "id": id})
-    else:
+        return
+    again = command(ctx, kind, name, id.short)
+    lost = _LOST[kind]
+    deletion = _deletion(repo, kind, name)
+    if deletion is None or len(deletion.moves or ()) == 1:
         output.line(f"Deleted {kind} {name}. To bring it back:")
-        output.line(f"  ckptstore {kind} {name} {id.short}")
+        output.line(f"  {again}")
+    else:
+        output.line(f"Deleted {kind} {name} and {lost}. To bring both back:")
+        output.line(f"  {command(ctx, 'undo', str(deletion.number))}")
+        output.line(f"To bring the {kind} back without {lost}:")
+        output.line(f"  {again}")
+
+
+def _deletion(repo: Repository, kind: str, name: str) -> OperationInfo | None:
+    """Find the operation that has just deleted a ref."""
+    for info in repo.operations(limit=RECENT):
+        if any((m.kind, m.name, m.after) == (kind, name, None) for m in info.moves or ()):
+            return info
+    return None
 
 
 def _left(until: datetime | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,12 @@ def opened(url: str) -> Repository:
 def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:
     """The repository given by the command line, else by the environment."""
     return ctx.meta.get(_META_KEY) or environment.get(VARIABLE)
+
+
+def command(ctx: click.Context, *words: str) -> str:
+    """A command line about the same repository: with -r where this one was given it."""
+    url = ctx.meta.get(_META_KEY)
+    return shlex.join(["ckptstore", *(("-r", url) if url else ()), *words])
 
 
 def nearest(folder: Path) -> str | None:

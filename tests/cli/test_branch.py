@@ -1,4 +1,9 @@
+import os
+import shlex
+
 import pytest
+
+from ckptstore.retention import KeepBest, MaxToKeep
 
 
 def test_it_lists_heads_with_step_and_metrics(ckpt, history):
@@ -47,6 +52,55 @@ def test_it_deletes_a_ref_and_prints_the_command_that_brings_it_back(ckpt, histo
     ckpt(*command.split()[1:])
     ckpt("branch", "-d", "other")
     assert history.ref_names() == refs
+
+
+def test_what_was_deleted_with_a_policy_of_its_own_comes_back_with_it(ckpt, history):
+    history.set_retention(MaxToKeep(1))
+    history.set_retention(KeepBest("val_loss"), branch="tuned")
+    head = history.resolve("tuned").id
+    first, undo, second, again = ckpt.out("branch", "-d", "tuned").splitlines()
+    assert first == "Deleted branch tuned and its own policy. To bring both back:"
+    assert second == "To bring the branch back without its own policy:"
+    assert again == f"  ckptstore branch tuned {head.short}"
+    history.commit({"n": 1}, branch="other")
+    ckpt(*undo.split()[1:])
+    assert history.retention("tuned") == KeepBest("val_loss")
+    assert history.resolve("tuned").id == head
+    ckpt("branch", "-d", "tuned")
+    ckpt(*again.split()[1:])
+    assert history.retention("tuned") is None
+
+
+def test_a_lease_that_was_deleted_comes_back_with_its_end(ckpt, history):
+    ckpt("tag", "reading", "main", "--ttl", "6h")
+    leases = history.leases()
+    first, undo, *_ = ckpt.out("tag", "-d", "reading").splitlines()
+    assert first == "Deleted tag reading and its end. To bring both back:"
+    ckpt(*undo.split()[1:])
+    assert history.leases() == leases
+
+
+def test_the_printed_commands_name_the_repository_as_it_was_given(ckpt, history, monkeypatch):
+    history.set_retention(MaxToKeep(1), branch="main")
+    os.rename(".ckptstore", "a store")
+    before = ckpt.json("-r", "a store", "ops")[0]["operation"]
+    printed = [
+        ckpt.out("-r", "a store", *words)
+        for words in (
+            ["branch", "--reset", "tuned", "main"],
+            ["branch", "-d", "main"],
+            ["tag", "-d", "v1"],
+            ["undo"],
+        )
+    ]
+    lines = [line for text in printed for line in text.splitlines() if "ckptstore" in line]
+    assert len(lines) == 5
+    assert all("ckptstore -r 'a store' " in line for line in lines)
+    ckpt(*shlex.split(lines[1])[1:])
+    assert "main" in [branch["name"] for branch in ckpt.json("-r", "a store", "branch")]
+    assert ckpt.json("-r", "a store", "ops")[0]["operation"] == before + 5
+    monkeypatch.setenv("CKPTSTORE_REPO", "a store")
+    assert "  ckptstore branch --reset tuned" in ckpt.out("branch", "--reset", "tuned", "main")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from ckptstore_cli import documents, output, refs
 from ckptstore_cli.options import common, complete_refs, pairs, selection_options
-from ckptstore_cli.repo import open_repository
+from ckptstore_cli.repo import command, open_repository
 
 if TYPE_CHECKING:
     from ckptstore import Checkpoint, Digest
@@ -84,14 +84,15 @@ def branch(
             _print_renamed(move, other, repo.rename_branch(move, other), as_json=as_json)
         elif reset is not None:
             old = repo.reset_branch(reset, other)
-            _print_reset(reset, old, repo.resolve(reset), as_json=as_json)
+            _print_reset(ctx, reset, old, repo.resolve(reset), as_json=as_json)
         return
     refs.check_one_ref(ctx, name=name, delete=delete)
     if name is None and is_derived:
         raise click.UsageError("These options need the NAME of a branch to create.", ctx)
     repo = open_repository(ctx)
     if delete is not None:
-        refs.print_deleted("branch", delete, repo.delete_branch(delete), as_json=as_json)
+        id = repo.delete_branch(delete)
+        refs.print_deleted(ctx, repo, "branch", delete, id, as_json=as_json)
     elif name is not None:
         kept = {"step": keep_step, "metrics": keep_metrics}
         checkpoint = repo.branch(
@@ -130,7 +131,9 @@ def _print_renamed(old: str, new: str, id: Digest, *, as_json: bool) -> None:
         output.line(f"Renamed branch {old} to {new}, at checkpoint {id.short}.")
 
 
-def _print_reset(name: str, old: Digest, checkpoint: Checkpoint, *, as_json: bool) -> None:
+def _print_reset(
+    ctx: click.Context, name: str, old: Digest, checkpoint: Checkpoint, *, as_json: bool
+) -> None:
     """Report a branch that moved, and the command that moves it back."""
     if as_json:
         output.document({"name": name, "was": old, **documents.checkpoint(checkpoint)})
@@ -138,4 +141,4 @@ def _print_reset(name: str, old: Digest, checkpoint: Checkpoint, *, as_json: boo
     step = "" if checkpoint.step is None else f", step {checkpoint.step}"
     output.line(f"Reset branch {name} to checkpoint {checkpoint.id.short}{step}.")
     output.line(f"It was at {old.short}. To move it back:")
-    output.line(f"  ckptstore branch --reset {name} {old.short}")
+    output.line(f"  {command(ctx, 'branch', '--reset', name, old.short)}")

@@ -42,7 +42,7 @@ def tag(
         raise click.UsageError("--ttl needs the NAME of a tag to create.", ctx)
     repo = open_repository(ctx)
     if delete is not None:
-        refs.print_deleted("tag", delete, repo.delete_tag(delete), as_json=as_json)
+        refs.print_deleted(ctx, repo, "tag", delete, repo.delete_tag(delete), as_json=as_json)
     elif name is not None:
         refs.print_created("tag", name, repo.tag(name, rev, ttl=ttl), as_json=as_json)
     else:

@@ -9,7 +9,7 @@ import click
 from ckptstore_cli import output, text
 from ckptstore_cli.operations import document, print_operations, sentence
 from ckptstore_cli.options import common
-from ckptstore_cli.repo import open_repository
+from ckptstore_cli.repo import command, open_repository
 
 if TYPE_CHECKING:
     from ckptstore import UndoPlan
@@ -54,7 +54,7 @@ def undo(ctx: click.Context, operation: int | None, is_list: bool, as_json: bool
     plan = repo.plan_undo(operation)
     if not as_json and plan.operation.number:  # a damaged one has none
         output.note(f"Taking back {sentence(plan.operation)}.")
-        _note_others(plan)
+        _note_others(ctx, plan)
     undone = plan.execute()
     if as_json:
         output.document(
@@ -68,15 +68,15 @@ def undo(ctx: click.Context, operation: int | None, is_list: bool, as_json: bool
         )
     else:
         output.line(f"Undone: {undone.description}")
-        output.line(f"To do it again: ckptstore undo {undone.redo}")
+        output.line(f"To do it again: {command(ctx, 'undo', str(undone.redo))}")
 
 
-def _note_others(plan: UndoPlan) -> None:
+def _note_others(ctx: click.Context, plan: UndoPlan) -> None:
     """Report the newer operations that stay."""
     if plan.others:
         newest = plan.others[0]
         count = text.count(len(plan.others), "newer operation")
         output.note(
             f"Left alone: {count} of other programs or users, the newest {sentence(newest)}. "
-            f"To take that back: ckptstore undo {newest.number}"
+            f"To take that back: {command(ctx, 'undo', str(newest.number))}"
         )
