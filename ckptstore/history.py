@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.settings import Claim
 
     Lookup = Callable[[Digest], Manifest | None]
     Parents = Callable[[Digest, Manifest], Iterable[Digest]]
@@ -25,40 +26,47 @@ class OwnChain:
 
     Attributes:
         checkpoints: These with their manifests, newest first.
-        before: The first checkpoint of another branch behind them; None if there is none.
+        others: The checkpoints of other branches that were met on the way, newest first.
+        start: The first checkpoint behind the oldest one of the branch; None if there is none.
     """
 
     checkpoints: tuple[tuple[Digest, Manifest], ...]
-    before: Digest | None
+    others: tuple[Digest, ...]
+    start: Digest | None
 
     @property
-    def seed(self) -> Digest | None:
-        """The checkpoint that the branch was started from: its first one if that is derived."""
-        if self.before and self.checkpoints:
-            id, manifest = self.checkpoints[-1]
-            if manifest.is_derived:
-                return id
-        return self.before
+    def seeds(self) -> tuple[Digest, ...]:
+        """The checkpoint that the branch was started from, and the one it was last moved to.
+
+        Of a branch that began with a derived checkpoint, that one in place of its source.
+        """
+        moved_to, start = next(iter(self.others), None), self.start
+        if start and self.checkpoints and self.checkpoints[-1][1].is_derived:
+            start = self.checkpoints[-1][0]
+            moved_to = None if moved_to == self.start else moved_to
+        return tuple(dict.fromkeys(id for id in (start, moved_to) if id))
 
 
 def own_chain(
-    head: Digest,
-    names: Container[str | None],
-    lookup: Lookup,
-    parents: Parents | None = None,
+    head: Digest, claim: Claim, lookup: Lookup, parents: Parents | None = None
 ) -> OwnChain:
     """Return the checkpoints of a branch without those of the branch that it was started from.
 
-    These are the first parents of the head, up to the first one that records another branch.
-    Manifests of earlier versions record none, and belong to every branch that reaches them so.
+    These are the first parents of the head that record the branch, up to the first one that records
+    another. Where the branch was moved to checkpoints of another, it goes on behind these. A
+    derived checkpoint is the first one of its branch. Manifests of earlier versions record none,
+    and belong where the checkpoint does that was made from them.
 
     Args:
         head: The newest checkpoint of the branch, or any other of its own.
-        names: The names that its checkpoints record: its own, and None.
+        claim: The names that its checkpoints record, and where they begin.
         lookup: Returns the manifest of an id, or None where the history ends.
         parents: From which checkpoints one was made, the first parent first.
     """
     found: list[tuple[Digest, Manifest]] = []
+    others: list[Digest] = []
+    start: Digest | None = None
+    is_own, is_last = True, False
     seen: set[Digest] = set()
     id: Digest | None = head
     while id is not None and id not in seen:
@@ -66,12 +74,21 @@ def own_chain(
         manifest = lookup(id)
         if manifest is None:
             break
-        if manifest.branch not in names:
-            return OwnChain(checkpoints=tuple(found), before=id)
-        found.append((id, manifest))
+        is_last = is_last or id in (claim.begun or ())
+        if manifest.branch is not None or is_last:
+            is_own = manifest.branch in claim.names and not is_last
+        if is_own:
+            found.append((id, manifest))
+            start = None
+            is_last = manifest.is_derived and manifest.branch is not None
+        else:
+            others.append(id)
+            start = start or id
+            if is_last or claim.begun is None:
+                break
         made_from = manifest.parents if parents is None else parents(id, manifest)
         id = next(iter(made_from), None)
-    return OwnChain(checkpoints=tuple(found), before=None)
+    return OwnChain(checkpoints=tuple(found), others=tuple(others), start=start)
 
 
 def recorded_parents(_: Digest, manifest: Manifest) -> Iterable[Digest]:

@@ -22,12 +22,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import HEX_DIGITS, Digest
+from ckptstore.documents.settings import Claim
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, shown
 from ckptstore.history import ancestors, first_parents, own_chain
 from ckptstore.metric_names import QUOTED_OR_PLAIN, known_names, mode_of, quoted, unquoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import Lookup, OwnChain
@@ -50,8 +51,8 @@ class Names:
     """The names that revisions may use: refs as of one operation, and checkpoints by id.
 
     lookup: returns the manifest of an id, or None. ids: returns the ids that begin with the given
-    digits. may_be_best: returns False for a checkpoint that no best: names. former: returns the
-    names that a branch had before.
+    digits. may_be_best: returns False for a checkpoint that no best: names. claim: returns which
+    checkpoints in the history of a branch are its own.
     """
 
     heads: Mapping[str, Digest]
@@ -60,7 +61,7 @@ class Names:
     ids: Callable[[str], Iterable[Digest]]
     default_branch: str = "main"
     may_be_best: Callable[[Digest], bool] = lambda id: True
-    former: Callable[[str], Iterable[str]] = lambda branch: ()
+    claim: Callable[[str], Claim] = lambda branch: Claim(names=(branch,))
 
 
 def resolve(revision: str, names: Names) -> Digest:
@@ -248,8 +249,8 @@ def own_of(start: Digest, branch: str | None, names: Names) -> tuple[str | None,
     if branch not in names.heads:
         manifest = names.lookup(start)
         branch = manifest.branch if manifest else None
-    former = () if branch is None else names.former(branch)
-    return branch, own_chain(start, (branch, None, *former), names.lookup)
+    claim = Claim(names=()) if branch is None else names.claim(branch)
+    return branch, own_chain(start, claim, names.lookup)
 
 
 def _best(
@@ -266,7 +267,7 @@ def _best(
     winner = next((id for id, _ in winners if names.may_be_best(id)), None)
     if winner is None:
         own = {id: replace(item, parents=item.parents[:1]) for id, item in chain.checkpoints}
-        _refuse_gaps(own, whole=whole, known=chain.before)
+        _refuse_gaps(own, whole=whole, known=chain.others)
         known = {quoted(name) for _, manifest in chain.checkpoints for name in manifest.metrics}
         others = "" if valued else f" {known_names(metric, sorted(known), what='metrics')}"
         raise NotFoundError(
@@ -282,25 +283,25 @@ def _named(branch: str | None) -> str:
 
 def _seeded(chain: OwnChain, names: Names) -> str:
     """Return a sentence about the branch that another one was started from."""
-    before = names.lookup(chain.before) if chain.before else None
-    if before is None or chain.before is None:
+    before = names.lookup(chain.start) if chain.start else None
+    if before is None or chain.start is None:
         return ""
     return (
         f" Those before belong to {_named(before.branch)}, from which it was started: "
-        f"{chain.before.short}@best:METRIC."
+        f"{chain.start.short}@best:METRIC."
     )
 
 
 def _refuse_gaps(
-    history: Mapping[Digest, Manifest], *, whole: str, known: Digest | None = None
+    history: Mapping[Digest, Manifest], *, whole: str, known: Collection[Digest] = ()
 ) -> None:
     """Raise CorruptError when a checkpoint is missing from a history that was searched to its end.
 
-    The search may have been for the missing one, or for one before it. known: one that is there.
+    The search may have been for the missing one, or for one before it. known: some that are there.
     """
     for id, manifest in history.items():
         for parent in manifest.parents:
-            if parent not in history and parent != known:
+            if parent not in history and parent not in known:
                 raise CorruptError(
                     f"{shown(whole)}: checkpoint {parent.short}, from which {id.short} was made, "
                     "is missing, as in a copy that was cut short. Copy its file from another copy; "

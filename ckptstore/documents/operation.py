@@ -16,13 +16,14 @@ from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.let_go import LET_GO_MAX, LetGo, let_go, limited
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.ref_page import check_page_name, decode_refs
-from ckptstore.documents.settings import LEASES, by_name, former_names, with_part
+from ckptstore.documents.settings import LEASES, RENAMED, by_name, claim_of, former_names, with_part
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.settings import Claim
 
 OPERATION_BYTES_MAX = 4 << 20  # names of 50,000 pages of refs; operations are read whole
 PAGED_FORMAT = 2  # of operations with pages of refs, which earlier versions refuse
@@ -185,7 +186,7 @@ class Operation:
         """Return this state with a note of what lost its name since the one before it.
 
         A lease lets nothing go: it said itself for how long it keeps its checkpoint. moves_on: True
-        for a commit, whose old head is the parent of the new one.
+        for a commit, whose old head is the parent of the new one, and a rename.
         """
         leases = newest.leases
         tags = {name: id for name, id in newest.tags.items() if name not in leases}
@@ -212,9 +213,17 @@ class Operation:
         """The number of the operation that this one took back, of whichever version it is."""
         return self.undoes if self.reverts is None else self.reverts
 
-    def names_of(self, branch: str) -> tuple[str | None, ...]:
-        """Return what the manifests of a branch's own checkpoints record: its names, or none."""
-        return (branch, None, *former_names(self.settings, branch))
+    def claim_of(self, branch: str) -> Claim:
+        """Return which checkpoints in the history of a branch are its own."""
+        return claim_of(self.settings, branch)
+
+    def was_name(self, name: str) -> bool:
+        """Whether a branch had this name before it was renamed."""
+        return any(
+            name in former_names(self.settings, branch)
+            for branch in by_name(self.settings, RENAMED)
+            if branch in self.heads and branch != name
+        )
 
     @property
     def leases(self) -> dict[str, int]:

@@ -7,20 +7,38 @@ entry, so that taking one back leaves the others alone (docs/reference/format.md
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.digest import Digest
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 LEASES = "leases"  # how long each tag that is a lease keeps its checkpoint
 RENAMED = "renamed"  # the earlier names of each branch that was renamed
+BEGUN = "begun"  # behind which checkpoints nothing is a branch's own, where its names do not tell
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
-_BY_NAME = (LEASES, RENAMED)
+_BY_NAME = (LEASES, RENAMED, BEGUN)
 TTL_SECONDS_MAX = 100 * 366 * 86_400
 _TTL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d|w)")
 _UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Which checkpoints in the history of a branch are its own.
+
+    Attributes:
+        names: The name of the branch, and those that it had before it was renamed.
+        begun: Checkpoints that are not its own, nor is what is behind them. None: this is the first
+            checkpoint that records no such name. Otherwise its own may be behind that.
+    """
+
+    names: tuple[str, ...]
+    begun: tuple[Digest, ...] | None = None
 
 
 def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +67,7 @@ def with_part(settings: Mapping[str, Any], name: str, value: Any) -> dict[str, A
 
 
 def by_name(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the entries of `LEASES` or `RENAMED` by the name of the ref."""
+    """Return the entries of `LEASES`, `RENAMED` or `BEGUN` by the name of the ref."""
     entries = settings.get(key)
     return dict(entries) if isinstance(entries, dict) else {}
 
@@ -60,15 +78,30 @@ def renamed(settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
     earlier = [name for name in dict.fromkeys(names) if name != new]
     result = with_part(settings, f"{RENAMED}/{old}", None)
     result = with_part(result, f"{RENAMED}/{new}", earlier or None)
-    policy = parts(settings).get(f"{BRANCH_RETENTION}/{old}")
-    result = with_part(result, f"{BRANCH_RETENTION}/{old}", None)
-    return with_part(result, f"{BRANCH_RETENTION}/{new}", policy)
+    known = parts(settings)
+    for key in (BEGUN, BRANCH_RETENTION):
+        result = with_part(result, f"{key}/{old}", None)
+        result = with_part(result, f"{key}/{new}", known.get(f"{key}/{old}"))
+    return result
 
 
 def former_names(settings: Mapping[str, Any], branch: str) -> tuple[str, ...]:
     """Return the names that a branch had before it was renamed, which its manifests record."""
     names = by_name(settings, RENAMED).get(branch)
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def claim_of(settings: Mapping[str, Any], branch: str) -> Claim:
+    """Return which checkpoints in the history of a branch are its own."""
+    ids = by_name(settings, BEGUN).get(branch)
+    names = (branch, *former_names(settings, branch))
+    return Claim(names=names, begun=tuple(_digests(ids)) if isinstance(ids, list) else None)
+
+
+def _digests(items: list[Any]) -> Iterator[Digest]:
+    for item in items:
+        with suppress(InvalidInputError):
+            yield Digest.parse(item)
 
 
 def ttl_seconds(ttl: object) -> float:

@@ -273,8 +273,8 @@ class Follower:
         elif self._others is not None:
             known = {id for id, _ in ancestors(self._others, self._catalog.lookup)}
         elif self._unevaluated is not None:
-            own = own_chain(head, newest.names_of(self.branch), self._catalog.lookup)
-            known = {own.before} if own.before else set()
+            own = own_chain(head, newest.claim_of(self.branch), self._catalog.lookup)
+            known = set(own.others)
         else:
             known = set(self._catalog.manifest(head).parents[:1])
         new: list[Digest] = []

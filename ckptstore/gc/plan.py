@@ -219,7 +219,7 @@ def _plan(
             young_bytes += int(sizes[is_new].sum())
         temporaries = stores.storage.temporaries()
         chains = {
-            name: stores.live.own(head, newest.names_of(name))
+            name: stores.live.own(head, newest.claim_of(name))
             for name, head in newest.heads.items()
         }
         to_go = next_to_go((v for v in verdicts if v.kept), policies, chains)
@@ -308,7 +308,7 @@ def judge(
         heads=newest.heads,
         tags=newest.tags,
         reached=live.reached,
-        own=lambda name, head: live.own(head, newest.names_of(name)),
+        own=lambda name, head: live.own(head, newest.claim_of(name)),
         leases=newest.leases,
         freed=stores.freed,
     )

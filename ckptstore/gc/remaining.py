@@ -91,7 +91,7 @@ class Remaining:
         """Keep what belongs to a branch again that was gone."""
         lookup = self.stores.catalog.lookup
         for name, head in operation.heads.items() if self.unowned else ():
-            chain = own_chain(head, operation.names_of(name), lookup)
+            chain = own_chain(head, operation.claim_of(name), lookup)
             self.spare(id for id, _ in chain.checkpoints if id in self.unowned)
 
     def _spare_objects(self, manifest: Manifest) -> None:

@@ -102,8 +102,8 @@ def decide(
     """
     live = dict(reached([*heads.values(), *tags.values()]))
     chains = {name: own(name, head) for name, head in sorted(heads.items())}
-    seeds = {name: chain.seed for name, chain in chains.items() if chain.seed}
-    reasons = _for_names(live, heads, tags, seeds if policies.keep_seeds else {}, leases)
+    seeds = [(name, id) for name, chain in chains.items() for id in chain.seeds]
+    reasons = _for_names(live, heads, tags, seeds if policies.keep_seeds else (), leases)
     named = {id: tuple(texts) for id, texts in reasons.items()}
     owners: dict[Digest, list[str]] = {}
     dropped: dict[Digest, str] = {}
@@ -219,13 +219,13 @@ def _for_names(
     live: Mapping[Digest, Manifest],
     heads: Mapping[str, Digest],
     tags: Mapping[str, Digest],
-    seeds: Mapping[str, Digest],
+    seeds: Iterable[tuple[str, Digest]],
     leases: Mapping[str, int],
 ) -> dict[Digest, list[str]]:
     """Return why each checkpoint stays whatever the policy: a name, or a branch started from it."""
     reasons: dict[Digest, list[str]] = {id: [] for id in live}
-    for kind, names in (("head of", heads), ("tag", tags), ("seed of", seeds)):
-        for name, id in sorted(names.items()):
+    for kind, names in (("head of", heads.items()), ("tag", tags.items()), ("seed of", seeds)):
+        for name, id in sorted(names):
             if id in reasons:
                 is_lease = kind == "tag" and name in leases
                 text = _lease(name, leases[name]) if is_lease else f"{kind} {name}"

@@ -24,7 +24,7 @@ from ckptstore.documents.canonical import readable
 from ckptstore.documents.expiry import EXPIRY_BYTES_MAX, Expiry
 from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
-from ckptstore.documents.settings import former_names
+from ckptstore.documents.settings import claim_of
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
 from ckptstore.documents.zarr_page import NodePage
 from ckptstore.errors import (
@@ -161,7 +161,7 @@ class Catalog:
             tags=newest.tags,
             lookup=self.lookup,
             ids=self.ids,
-            former=partial(former_names, newest.settings),
+            claim=partial(claim_of, newest.settings),
         )
 
     def lookup(self, id: Digest) -> Manifest | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.let_go import LetGo
     from ckptstore.documents.manifest import Manifest, PageRef
     from ckptstore.documents.operation import Operation
+    from ckptstore.documents.settings import Claim
     from ckptstore.history import OwnChain
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.notes import Notes
@@ -117,19 +118,22 @@ class LiveCheckpoints:
         walk = ancestors(starts, self.manifests.get, lambda id, _: self.parents(id))
         return islice(walk, len(self.manifests))
 
-    def own(self, head: Digest, names: Collection[str | None]) -> OwnChain:
-        """Return the live checkpoints that were committed on a branch, given its head and names.
+    def own(self, head: Digest, claim: Claim) -> OwnChain:
+        """Return the live checkpoints that were committed on a branch, given its head and claim.
 
         Nothing is looked up behind the last live one.
         """
         left = len(self.manifests)
+        if claim.begun:  # the nearest live ancestor takes the place of one that expired
+            begun = (id for start in claim.begun for id in (self.before([start]) or ())[:1])
+            claim = replace(claim, begun=tuple(begun))
 
         def parents(id: Digest, _: Manifest) -> tuple[Digest, ...]:
             nonlocal left
             left -= 1
             return self.parents(id) if left else ()
 
-        return own_chain(head, names, self.manifests.get, parents)
+        return own_chain(head, claim, self.manifests.get, parents)
 
     def let_go(self, entries: Iterable[LetGo]) -> dict[Digest, LetGo]:
         """Return the live checkpoints that each entry let go, with the newest entry of each.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.documents.note import Note, NoteName
 from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
-from ckptstore.documents.settings import LEASES, renamed, with_part
+from ckptstore.documents.settings import BEGUN, LEASES, claim_of, renamed, with_part
 from ckptstore.errors import (
     CkptStoreError,
     ConflictError,
@@ -25,7 +25,7 @@ from ckptstore.errors import (
     shortened,
     shown,
 )
-from ckptstore.history import ancestors, first_parents
+from ckptstore.history import ancestors, first_parents, own_chain
 from ckptstore.metric_names import known_names
 from ckptstore.revisions import is_prefix
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
@@ -184,7 +184,8 @@ class Refs:
         def decide(newest: Operation) -> Operation:
             check_new_branch(name, newest)
             self._refuse_id(name)
-            return replace(newest, heads={**newest.heads, name: id})
+            settings = self._placed(newest, name, id)
+            return replace(newest, heads={**newest.heads, name: id}, settings=settings)
 
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
 
@@ -217,10 +218,10 @@ class Refs:
             check_new_branch(new, newest)
             self._refuse_id(new)
             head = newest.heads[old]
-            settings = renamed(newest.settings, old, new)
+            settings = self._renamed(newest, old, new)
             return replace(newest, heads={**left, new: head}, settings=settings)
 
-        self._append(decide, lambda: f"renamed branch {old} to {new}")
+        self._append(decide, lambda: f"renamed branch {old} to {new}", keeps_all=True)
         assert head is not None
         return head
 
@@ -232,7 +233,8 @@ class Refs:
             nonlocal old
             check_known(name, newest.heads, kind="branch")
             old = newest.heads[name]
-            return replace(newest, heads={**newest.heads, name: id})
+            settings = self._placed(newest, name, id)
+            return replace(newest, heads={**newest.heads, name: id}, settings=settings)
 
         def done() -> str:
             return f"reset branch {name} from {old.short if old else ''} to {id.short}"
@@ -240,6 +242,50 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, done, frees=True))
         assert old is not None
         return old
+
+    def _placed(self, newest: Operation, name: str, id: Digest) -> Mapping[str, Any]:
+        """Return the settings once a branch is made at a checkpoint or moved to it.
+
+        They say where its own checkpoints begin if the manifests do not tell: another branch may
+        have had its name, and its own may be behind those of another.
+        """
+        begun = newest.claim_of(name).begun
+        was_name = newest.was_name(name)
+        if begun is None and name in newest.heads:
+            if self._is_own(newest, name, id):
+                return newest.settings
+            begun = ()
+        elif begun is None:
+            if not was_name:
+                return newest.settings
+            begun = (id,)
+        elif was_name:
+            history = first_parents(id, self._readable)
+            if not any(found in begun for found, _ in history):
+                begun = (*begun, id)
+        return with_part(newest.settings, f"{BEGUN}/{name}", list(begun))
+
+    def _is_own(self, newest: Operation, name: str, id: Digest) -> bool:
+        manifest = self._readable(id)
+        return manifest is None or manifest.branch in (None, *newest.claim_of(name).names)
+
+    def _renamed(self, newest: Operation, old: str, new: str) -> Mapping[str, Any]:
+        """Return the settings once a branch has another name, which others may have had before."""
+        start = own_chain(newest.heads[old], newest.claim_of(old), self._readable).start
+        settings = renamed(newest.settings, old, new)
+        begun = claim_of(settings, new).begun
+        if start is None or start in (begun or ()):
+            return settings
+        before = self._readable(start)
+        if begun is None and (before is None or before.branch != new):
+            return settings
+        return with_part(settings, f"{BEGUN}/{new}", [*(begun or ()), start])
+
+    def _readable(self, id: Digest) -> Manifest | None:
+        """Return a manifest; None for one that is missing or damaged, which is the same here."""
+        with suppress(CorruptError):
+            return self._catalog.lookup(id)
+        return None
 
     def make_tag(self, name: str, id: Digest, *, until: int | None = None) -> None:
         """Make a tag at a checkpoint whose manifest is durable; a lease if it has an end."""
@@ -398,14 +444,8 @@ class Refs:
 
     def _left(self, restored: Operation) -> str:
         """Describe the live checkpoints that no ref reaches, the last stored first."""
-
-        def lookup(id: Digest) -> Manifest | None:
-            with suppress(CorruptError):
-                return self._catalog.lookup(id)
-            return None
-
         live = self._catalog.live()
-        reached = {id for id, _ in ancestors(restored.refs.values(), lookup)}
+        reached = {id for id, _ in ancestors(restored.refs.values(), self._readable)}
         left = sorted(live.keys() - reached, key=lambda id: (-live[id], id))
         if not left:
             return "every checkpoint is reached"
@@ -441,15 +481,16 @@ class Refs:
         *,
         frees: bool = False,
         is_commit: bool = False,
+        keeps_all: bool = False,
         reverts: int | None = None,
         note: Callable[[], Note] | None = None,
     ) -> Operation:
         """Append an operation with its facts, and return it; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
-        is_commit: whether a branch moves on to a checkpoint made from its head. reverts: the number
-        of the operation that it takes back. note: makes a note, which is durable before the
-        operation names it.
+        is_commit: whether a branch moves on to a checkpoint made from its head. keeps_all: whether
+        it lets nothing go, though a name is gone. reverts: the number of the operation that it
+        takes back. note: makes a note, which is durable before the operation names it.
         """
         stored: NoteName | None = None
 
@@ -461,7 +502,7 @@ class Refs:
                 stored = self._notes.store(note(), seq=newest.seq + 1)
             text = done if isinstance(done, str) else done()
             time = self._now()
-            return decided.after(newest, time=time, moves_on=is_commit).stamped(
+            return decided.after(newest, time=time, moves_on=is_commit or keeps_all).stamped(
                 time=time,
                 done=shortened(text, DONE_LENGTH_MAX),
                 by=self._author(is_commit=is_commit),

@@ -550,8 +550,8 @@ class CheckpointManager:
         if self._keeps_all:
             return
         policy = self._policy
-        if policy is not None and not self._is_saved:
-            self._is_saved = self._save_policy(policy)
+        if policy is not None and not (self._is_saved and self.repository.retention(self.branch)):
+            self._is_saved = self._save_policy(policy)  # again where a rename took it along
         if policy is not None or self._has_saved_policy():
             is_whole = policy is None or savable(policy) == policy
             self._gc(None if self._is_saved and is_whole else policy)

@@ -132,7 +132,10 @@ class World:
 
         def own(name: str, head: Any) -> OwnChain:
             return own_chain(
-                head, (name, None), catalog.lookup, lambda _, item: first_live(item.parents)
+                head,
+                newest.claim_of(name),
+                catalog.lookup,
+                lambda _, item: first_live(item.parents),
             )
 
         def first_live(parents: Any) -> Any:

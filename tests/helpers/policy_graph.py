@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.digest import Digest
 from ckptstore.documents.manifest import Manifest
+from ckptstore.documents.settings import Claim
 from ckptstore.history import ancestors, own_chain
 from ckptstore.retention import (
     KeepAll,
@@ -73,7 +74,10 @@ class Graph:
             tags=self.tags,
             reached=self.reached,
             own=lambda name, head: own_chain(
-                head, (name, None), self.manifests.get, lambda _, item: self.live(item.parents)
+                head,
+                Claim(names=(name,)),
+                self.manifests.get,
+                lambda _, item: self.live(item.parents),
             ),
             freed=lambda ids: [self.sizes[self.numbers[id]] for id in ids],
         )

@@ -6,7 +6,7 @@ import pytest
 
 import ckptstore
 from ckptstore import ConflictError, ExpiredError, InvalidInputError, NotFoundError
-from ckptstore.retention import MaxToKeep
+from ckptstore.retention import KeepBest, MaxToKeep
 
 
 @pytest.fixture
@@ -98,3 +98,94 @@ def test_gc_leaves_the_checkpoints_of_a_renamed_branch_alone() -> None:
     assert {item.manifest.step for item in repo.plan_gc(grace=0).kept} == {4, 5}
     repo.set_retention(None, branch="renamed")
     assert repo.gc(grace=0).expired == ()
+
+
+def best_of(repo: ckptstore.Repository, branch: str) -> float:
+    return repo.resolve(f"{branch}@best:val_acc").metrics["val_acc"]
+
+
+def commit_each(repo: ckptstore.Repository, branch: str, values: list[float]) -> None:
+    for value in values:
+        repo.commit({"value": value}, branch=branch, metrics={"val_acc": value})
+
+
+KEPT = KeepBest("val_acc") | MaxToKeep(1)
+
+
+@pytest.fixture
+def reused() -> ckptstore.Repository:
+    """Branch b, which was a, and a new a that was started from it."""
+    made = ckptstore.init("memory://")
+    commit_each(made, "a", [0.5, 0.99, 0.6])
+    made.rename_branch("a", "b")
+    made.branch("a", "b")
+    commit_each(made, "a", [0.62, 0.71, 0.65])
+    return made
+
+
+def test_a_new_branch_does_not_own_what_one_committed_that_had_its_name(
+    reused: ckptstore.Repository,
+) -> None:
+    assert (best_of(reused, "a"), best_of(reused, "b")) == (0.71, 0.99)
+    reused.gc(KEPT, grace=0)
+    values = [found.metrics["val_acc"] for found in reused.log("a", expired=False)]
+    assert values == [0.65, 0.71, 0.6, 0.99]
+
+
+@pytest.mark.parametrize("expires", [False, True], ids=["all live", "after a gc"])
+def test_a_branch_with_a_reused_name_owns_its_checkpoints_wherever_it_is_put(
+    reused: ckptstore.Repository, expires: bool
+) -> None:
+    head, first = reused.resolve("a").id, reused.resolve("a~2").id
+    if expires:
+        reused.gc(KEPT, grace=0)
+    else:
+        reused.reset_branch("a", first)
+        assert best_of(reused, "a") == 0.62
+        reused.reset_branch("a", "b~1")
+        commit_each(reused, "a", [0.3])
+        assert best_of(reused, "a") == 0.3
+        reused.reset_branch("a", head)
+    assert best_of(reused, "a") == 0.71
+    reused.delete_branch("a")
+    reused.branch("a", at=head)
+    assert best_of(reused, "a") == 0.71
+    verdicts = [v for v in reused.plan_gc(KEPT).verdicts if not v.is_let_go]
+    assert {v.branches for v in verdicts} == {("a",), ("b",)}
+    reused.rename_branch("a", "c")
+    assert best_of(reused, "c") == 0.71
+    reused.undo()
+    assert best_of(reused, "a") == 0.71
+
+
+def test_a_branch_that_is_renamed_to_an_earlier_name_of_its_source_owns_nothing_of_that() -> None:
+    repo = ckptstore.init("memory://")
+    commit_each(repo, "a", [0.5, 0.99])
+    repo.branch("c", "a")
+    commit_each(repo, "c", [0.7])
+    repo.rename_branch("a", "b")
+    repo.rename_branch("c", "a")
+    assert (best_of(repo, "a"), best_of(repo, "b")) == (0.7, 0.99)
+
+
+def test_a_branch_that_was_moved_on_to_another_owns_what_it_had_before() -> None:
+    repo = ckptstore.init("memory://")
+    commit_each(repo, "main", [0.5, 0.99, 0.6])
+    repo.branch("b", "main")
+    commit_each(repo, "b", [0.7])
+    repo.reset_branch("main", "b")
+    assert best_of(repo, "main") == 0.99
+    commit_each(repo, "main", [0.8])
+    assert (best_of(repo, "main"), best_of(repo, "b")) == (0.99, 0.7)
+    repo.gc(KEPT, grace=0)
+    values = [found.metrics["val_acc"] for found in repo.log("main", expired=False)]
+    assert values == [0.8, 0.7, 0.6, 0.99]
+    repo.rename_branch("main", "other")
+    assert best_of(repo, "other") == 0.99
+
+
+def test_a_rename_lets_nothing_go(repo: ckptstore.Repository) -> None:
+    repo.rename_branch("main", "pretraining")
+    assert repo._oplog.newest().let_go == ()
+    repo.gc(MaxToKeep(1))
+    assert len(repo.log("pretraining", expired=False)) == 2  # the head and a seed

@@ -334,6 +334,20 @@ def test_what_a_branch_with_checkpoints_was_resumed_from_is_superseded_by_the_ne
     assert live(first.repository).keys() == {2, 10}
 
 
+def test_a_manager_whose_branch_was_renamed_saves_its_policy_again() -> None:
+    found = manager(branch="run", max_to_keep=2)
+    found.save(0)
+    found.wait()
+    repo = found.repository
+    repo.set_retention(MaxToKeep(1))
+    repo.rename_branch("run", "old")
+    for step in range(1, 5):
+        found.save(step)
+        found.wait()
+    assert repo.retention("run") == repo.retention("old") == MaxToKeep(2)
+    assert steps(found) == [3, 4]
+
+
 def test_the_policy_of_a_manager_is_saved_for_its_branch_and_obeyed_by_any_gc() -> None:
     found = manager(branch="run", max_to_keep=2, keep_best="loss:min")
     repo = found.repository
