@@ -143,14 +143,15 @@ def best_in(revision: str) -> str:
         revision: A revision that was resolved, such as "main@best:val_acc".
 
     Returns:
-        For example "best by val_acc (max)".
+        For example "best by val_acc (max) of main"; without "of main" for "best:val_acc".
     """
     match = _BEST_AT_END.search(revision)
     if match is None:
         return ""
     metric = unquoted(match["metric"])
     mode = match["mode"] if match["mode"] in ("min", "max") else mode_of(metric)
-    return f"best by {metric} ({mode})"
+    base = f" of {revision[: match.start()]}" if match.start() else ""
+    return f"best by {metric} ({mode}){base}"
 
 
 def parse_choice(text: str) -> tuple[str, str, int] | None:

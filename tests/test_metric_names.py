@@ -96,9 +96,9 @@ def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(metric: str, mea
     ("revision", "said"),
     [
         ("best:val_loss", "best by val_loss (min)"),
-        ("main@best:val_acc:auto", "best by val_acc (max)"),
-        ("v1~2@best:depth:min", "best by depth (min)"),
-        ('run@best:"recall@10"', "best by recall@10 (max)"),
+        ("main@best:val_acc:auto", "best by val_acc (max) of main"),
+        ("v1~2@best:depth:min", "best by depth (min) of v1~2"),
+        ('run@best:"recall@10"', "best by recall@10 (max) of run"),
         ("best:val_loss~1", ""),
         ("main", ""),
         ("best:", ""),

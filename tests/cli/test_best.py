@@ -63,3 +63,24 @@ def test_notes_count(ckpt, runs):
         1
     ]
     assert " 0.01" in ckpt.out("best", "val_loss")
+
+
+def test_a_metric_that_no_checkpoint_has_is_named_before_its_direction(ckpt, runs):
+    said = ckpt.error("best", "nope")
+    assert "No checkpoint has the metric 'nope'. Known metrics: odd, val_loss." in said
+    assert "direction" not in said
+    assert "odd:max or odd:min" in ckpt.error("best", "odd")
+
+
+def test_a_policy_for_a_branch_or_metric_that_is_not_there_is_saved_with_a_note(ckpt, runs):
+    said = ckpt("config", "retention", "--branch", "mian", "--keep-best", "val_los:min").stderr
+    assert "There is no branch 'mian' yet. Known branches: b, main. Did you mean main?" in said
+    assert "No checkpoint has the metric 'val_los' yet. " in said
+    assert "Did you mean val_loss?" in said
+    said = ckpt("config", "retention", "--branch", "main", "--keep-best", "val_loss").stderr
+    assert said == "Saved. gc applies it when it runs without a policy of its own.\n"
+
+
+def test_follow_names_a_branch_that_is_not_there_where_it_does_not_wait(ckpt, runs):
+    said = ckpt.error("follow", "mian", "--no-wait")
+    assert "There is no branch 'mian'. Known branches: b, main. Did you mean main?" in said

@@ -208,6 +208,7 @@ def test_numpy_arrays_that_a_plain_torch_load_refuses_are_named(ckpt, repo):
 def test_the_best_is_said_with_its_direction(ckpt, history):
     assert ", best by val_loss (min), " in ckpt.out("checkout", "best:val_loss", "-o", "a.pt")
     assert "is the best by val_loss (max)." in ckpt("show", "best:val_loss:max").stderr
+    assert "is the best by val_loss (max) of main." in ckpt("show", "main@best:val_loss:max").stderr
 
 
 @pytest.mark.parametrize("rev", ["main@best:val_acc", "main@best:val_acc:max"])
@@ -223,3 +224,9 @@ def test_a_best_that_expired_is_named_as_typed_with_the_best_that_is_stored(ckpt
         f"The best one that is stored is {stored.short}. List more with: ckptstore best {metric} "
         "main\n"
     )
+
+
+def test_an_array_is_no_part(ckpt, history):
+    said = ckpt.error("checkout", "main", "--part", "model/bias", code=2)
+    assert "model/bias is an array: --tensor model/bias writes it." in said
+    assert "has no part 'model/nope'" in ckpt.error("checkout", "main", "--part", "model/nope")

@@ -6,7 +6,8 @@ import math
 
 import click
 
-from ckptstore.errors import NotFoundError
+from ckptstore.errors import InvalidInputError, NotFoundError, shown
+from ckptstore.metric_names import known_names
 from ckptstore_cli import documents, listing, output, text
 from ckptstore_cli.options import common, complete_metrics, complete_refs
 from ckptstore_cli.repo import open_repository
@@ -60,7 +61,15 @@ def best(
     """
     repo = open_repository(ctx)
     name = next(iter(listing.direction(metric)), metric)
-    found = repo.log(rev, own=rev is not None and not ancestry, sort=metric)
+    is_own = rev is not None and not ancestry
+    try:
+        found = repo.log(rev, own=is_own, sort=metric)
+    except InvalidInputError:  # of no direction, for one
+        known = {known for checkpoint in repo.log(rev, own=is_own) for known in checkpoint.metrics}
+        if ":" in name or not known or name in known:
+            raise
+        listed = known_names(name, sorted(known), what="metrics")
+        raise NotFoundError(f"No checkpoint has the metric {shown(name)}. {listed}") from None
     ranked = [c for c in found if math.isfinite(c.metrics.get(name, math.nan))]
     stored = [c for c in ranked if not c.expired][:count]
     if not stored:

@@ -113,6 +113,8 @@ def checkout(
     checkpoint = repo.resolve(rev)
     if checkpoint.expired:
         repo.checkout(rev, lazy=True)  # raises with the words of the user, not the id
+    if part is not None and "/" in part and any(part == a.path for a in checkpoint.arrays):
+        raise click.UsageError(f"{part} is an array: --tensor {part} writes it.", ctx)
     path = file or default_file(
         checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
     )

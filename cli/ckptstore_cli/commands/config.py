@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ckptstore.errors import shown
+from ckptstore.metric_names import known_names
 from ckptstore_cli import output, text
 from ckptstore_cli.options import Duration, common, complete_refs
 from ckptstore_cli.policies import policy_of, policy_options
@@ -100,6 +102,22 @@ def config(
     _print(saved, branch, as_json=as_json)
     if policy is not None and not as_json:
         output.note("Saved. gc applies it when it runs without a policy of its own.")
+        _note_unknown(repo, policy, branch)
+
+
+def _note_unknown(repo: Repository, policy: Policy, branch: str | None) -> None:
+    """Report a branch and metrics that are not there yet, and may be mistyped."""
+    branches = sorted(repo.ref_names()[0])
+    if not branches:
+        return
+    if branch is not None and branch not in branches:
+        known = known_names(branch, branches, what="branches")
+        output.note(f"There is no branch {shown(branch)} yet. {known}")
+    if policy.metrics:
+        listed = sorted({name for checkpoint in repo.log() for name in checkpoint.metrics})
+        for metric in sorted(policy.metrics.difference(listed)):
+            known = known_names(metric, listed, what="metrics")
+            output.note(f"No checkpoint has the metric {shown(metric)} yet. {known}")
 
 
 def _grace(repo: Repository, seconds: float | None, *, unset: bool, as_json: bool) -> None:
