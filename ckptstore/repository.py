@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
-    from ckptstore.gc import GcPlan, GcReport, Stores
-    from ckptstore.retention import Policies, Policy, Verdict
+    from ckptstore.gc import GcPlan, GcReport, RulesAt, Stores
+    from ckptstore.retention import Policy, Verdict
     from ckptstore.revisions import Names
     from ckptstore.storage import Storage
     from ckptstore.store.meter import Progress
@@ -1040,9 +1040,7 @@ class Repository:
 
         A day, unless `set_grace` saved another time.
         """
-        seconds: Any = self._oplog.newest().settings.get(GRACE)
-        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        return float(seconds) if is_number and seconds >= 0 else GRACE_SECONDS
+        return _saved_grace(self._oplog.newest())
 
     def set_grace(self, seconds: float | None) -> None:
         """Save the grace time of every gc that is not given another.
@@ -1100,8 +1098,8 @@ class Repository:
         """
         from ckptstore.gc import plan_gc
 
-        policies, grace = self._asked(policy, branches, grace, keep_seeds=keep_seeds)
-        return plan_gc(self._stores(), policies, grace=grace)
+        rules_at = self._asked(policy, branches, grace, keep_seeds=keep_seeds)
+        return plan_gc(self._stores(), rules_at)
 
     def why(self, rev: str) -> Verdict:
         """Return whether a gc by the saved policies keeps a checkpoint, and every reason why.
@@ -1128,8 +1126,7 @@ class Repository:
             expiry = self._catalog.expiry(id)
             reason = f"expired: {expiry.why}" if expiry else "expired"
             return Verdict(id=id, manifest=manifest, branches=(), kept=False, reasons=(reason,))
-        policies, grace = self._asked(None, None, None)
-        return verdict_on(self._stores(), policies, id, grace=grace)
+        return verdict_on(self._stores(), self._asked(None, None, None), id)
 
     def gc(
         self,
@@ -1176,8 +1173,7 @@ class Repository:
         if leftovers or stores.is_listing_due():
             plan = self.plan_gc(policy, branches=branches, grace=grace, keep_seeds=keep_seeds)
             return plan.execute()
-        policies, grace = self._asked(policy, branches, grace, keep_seeds=keep_seeds)
-        return expire(stores, policies, grace=grace)
+        return expire(stores, self._asked(policy, branches, grace, keep_seeds=keep_seeds))
 
     def expire(self, revs: str | Sequence[str]) -> GcPlan:
         """Plan that chosen checkpoints expire, whatever the policies, and nothing else does.
@@ -1339,20 +1335,26 @@ class Repository:
         grace: float | None,
         *,
         keep_seeds: bool = True,
-    ) -> tuple[Policies, float]:
-        """The checked arguments of a gc, with the saved policies if none is given."""
+    ) -> RulesAt:
+        """The checked arguments of a gc; what is not given is as saved at an operation."""
+        from ckptstore.gc import Rules
         from ckptstore.retention import Policies
 
         newest = self._oplog.newest()
         names = None if branches is None else check_strings(branches, what="branches")
         for name in names or ():
             check_known(name, newest.heads, kind="branch")
-        if policy is None:
-            policies = Policies.of(newest.settings, only=names)
-        else:
-            policies = Policies.given(policy, only=names)
-        policies = replace(policies, keep_seeds=keep_seeds)
-        return policies, self.grace() if grace is None else _checked_grace(grace)
+        given = None if policy is None else Policies.given(policy, only=names)
+        seconds = None if grace is None else _checked_grace(grace)
+
+        def rules_at(operation: Operation) -> Rules:
+            policies = given or Policies.of(operation.settings, only=names)
+            return Rules(
+                policies=replace(policies, keep_seeds=keep_seeds),
+                grace=_saved_grace(operation) if seconds is None else seconds,
+            )
+
+        return rules_at
 
     def _stores(self) -> Stores:
         from ckptstore.gc import Stores
@@ -1489,6 +1491,12 @@ class Repository:
                 "year 9999. Divide milliseconds by 1,000."
             )
         return microseconds
+
+
+def _saved_grace(newest: Operation) -> float:
+    seconds: Any = newest.settings.get(GRACE)
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return float(seconds) if is_number and seconds >= 0 else GRACE_SECONDS
 
 
 def _checked_grace(seconds: object) -> float:

@@ -5,8 +5,8 @@ It runs concurrently with any number of writers, readers and gc runs. The order 
 
 1. Holding the storage's lock, which only one gc has at a time, finish a gc that died.
 2. Mark what the checkpoints that stay reach; all other objects are garbage.
-3. Append an operation that condemns some of it. If other writers appended first, look at what they
-   refer to now: that stays.
+3. Append an operation that condemns some of it. If other writers appended first, judge again: what
+   they refer to stays, and so does what anything keeps now.
 4. Move the manifests of condemned checkpoints to history, durably, then delete the condemned
    objects, then record when and why the checkpoints expired.
 5. Repeat from 3 until nothing is left, then append an operation that condemns nothing.
@@ -14,13 +14,15 @@ It runs concurrently with any number of writers, readers and gc runs. The order 
 All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
 relied on, whatever any clock shows, and space is free at once.
 
-`plan` decides (2), `remaining` holds what is left to do, `execute` does it (1, 3, 4 and 5). What a
-gc has marked is kept for the next one of the same handle (`stores`, `marks`; ADR 0028).
+`judge` and `plan` decide (2), `remaining` holds what is left to do, `execute` does it (1, 3, 4 and
+5). What a gc has marked is kept for the next one of the same handle (`stores`, `marks`; ADR 0028).
 """
 
 from ckptstore.gc.aside import set_aside as set_aside
 from ckptstore.gc.execute import GcReport as GcReport
 from ckptstore.gc.execute import finish_gc as finish_gc
+from ckptstore.gc.judge import Rules as Rules
+from ckptstore.gc.judge import RulesAt as RulesAt
 from ckptstore.gc.plan import GcPlan as GcPlan
 from ckptstore.gc.plan import expire as expire
 from ckptstore.gc.plan import plan_expiry as plan_expiry

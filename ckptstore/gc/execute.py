@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from ckptstore.documents.expiry import EXPIRY_ANCESTORS_MAX, Expiry
 from ckptstore.errors import NotFoundError, StorageError
-from ckptstore.gc.remaining import REPEATED, find_remaining
+from ckptstore.gc.judge import REPEATED
+from ckptstore.gc.remaining import find_remaining
 from ckptstore.store.live import READS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Sequence
+    from collections.abc import Callable, Collection, Container
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
+    from ckptstore.gc.judge import RulesAt
     from ckptstore.gc.plan import GcPlan
     from ckptstore.gc.remaining import Remaining
     from ckptstore.gc.stores import Stores
-    from ckptstore.retention import Policies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +43,18 @@ class GcReport:
     warning: str = ""
 
 
-def execute_plan(
-    stores: Stores,
-    plan: GcPlan,
-    policies: Policies,
-    *,
-    grace: float,
-    is_torn: bool,
-    notes: Sequence[str],
-) -> GcReport:
-    """Execute a plan: its checkpoints expire, unless something refers to them now."""
+def execute_plan(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> GcReport:
+    """Execute a plan: its checkpoints expire, unless anything keeps them now."""
     with stores.lock, stores.storage.lock():
         swept = stores.storage.sweep()
         finish_gc(stores)
         listed_at = stores.now()
-        report = delete_remaining(
-            stores, find_remaining(stores, plan, policies, grace=grace, is_torn=is_torn)
-        )
+        left = find_remaining(stores, plan, rules_at)
+        report = delete_remaining(stores, left)
         stores.note_missing(stores.oplog.newest())
         stores.listed_at = listed_at
         stores.storage.hold_reserve()
-    return replace(report, temporary_bytes=swept, warning=stores.warning(notes))
+    return replace(report, temporary_bytes=swept, warning=stores.warning(left.notes))
 
 
 def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
@@ -83,7 +75,7 @@ def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
         expired=tuple(left.expired),
         objects=left.objects,
         bytes=left.bytes,
-        warning=stores.warning(),
+        warning=stores.warning(left.notes),
     )
 
 
@@ -219,16 +211,24 @@ def _ancestors(
 
 
 def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:
-    """Keep what any operation since the sweep began refers to: an undo may bring it back."""
+    """Keep what is kept now, and what any operation since the sweep began refers to.
+
+    An undo may bring the latter back.
+    """
+    is_changed, before = False, left.seen
     try:
-        for operation in stores.oplog.between(left.seen, newest):
+        for operation in stores.oplog.between(left.seen.seq, newest):
             left.spare(operation.refs.values())
-            left.spare_own(operation)
+            is_new = operation.seq > before.seq
+            is_changed |= is_new and (bool(operation.note) or operation.state != before.state)
+            before = operation
     except NotFoundError:  # it was pruned after many others
         left.spare({*stores.catalog.live(), *newest.refs.values()} - left.expiring.keys())
         left.spare(newest.refs.values())
-        left.spare_own(newest)
-    left.seen = newest.seq
+        is_changed = True
+    if is_changed:
+        left.judge_again(newest)
+    left.seen = newest
 
 
 class NothingLeftError(Exception):

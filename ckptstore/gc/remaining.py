@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,25 @@ from ckptstore.digest import Digest
 from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.operation import Condemned
 from ckptstore.errors import CorruptError, shortened
+from ckptstore.gc.judge import (
+    BY_HAND,
+    REPEATED,
+    UNOWNED,
+    UNREACHED,
+    judge_again,
+    mark,
+    stays,
+)
 from ckptstore.gc.marks import marks_of
-from ckptstore.history import own_chain
 from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.errors import CkptStoreError
+    from ckptstore.gc.judge import Judged, RulesAt
     from ckptstore.gc.marks import Exclusive
     from ckptstore.gc.plan import GcPlan
     from ckptstore.gc.stores import Stores
@@ -32,35 +42,31 @@ BATCH_CHECKPOINTS = 256
 LEAST_OBJECTS = 64  # condemned on a full disk, where each of them frees a block and an inode
 LEAST_GROWTH = 8
 LEAST_CHECKPOINTS = (1, 2, 4, 8, 16, 32, 64)
-UNREACHED = "no branch and no tag reaches it"  # in a plan
 UNREACHABLE = "No branch and no tag reached it."  # in an expiry
-UNOWNED = "its branch is gone"
 GONE = "Its branch was gone."  # in an expiry
-BY_HAND = "expired by hand"
-REPEATED = "its commit lost a race, and its branch has the same again"
 
 
 @dataclass(slots=True, kw_only=True)
 class Remaining:
     """The checkpoints and objects that are left to delete, and those that were taken to be.
 
-    expiring: why each checkpoint expires, by its id. garbage: objects with their sizes, as they are
-    found. unreached: those that nothing reached. unowned: those that expire as their branch is
-    gone, though others reach them. part: those found that will be condemned next. spared: objects
-    that are reached again, or were condemned out of turn. seen: the number of the newest operation
-    that was looked at.
+    rules_at: by which they were judged. expiring: why each checkpoint expires, by its id. given_up:
+    the verdicts by which they do. garbage: objects with their sizes, as they are found. part: those
+    found that will be condemned next. spared: objects that are reached again, or were condemned
+    out of turn. seen: the newest operation that was looked at. notes: what could not be judged.
     has_little_room: whether the disk was full. least_objects: how many objects the next least part
     condemns.
     """
 
     stores: Stores
+    rules_at: RulesAt
     exclusive: Exclusive
     staying: set[Digest]
     expiring: dict[Digest, str]
     garbage: Iterator[tuple[Digest, int]]
-    seen: int
-    unreached: frozenset[Digest] = frozenset()
-    unowned: frozenset[Digest] = frozenset()
+    seen: Operation
+    given_up: Mapping[Digest, Verdict]
+    notes: tuple[str, ...]
     part: dict[Digest, int] = field(default_factory=dict)
     spared: set[str] = field(default_factory=set)
     expired: list[Digest] = field(default_factory=list)
@@ -84,15 +90,20 @@ class Remaining:
             waiting += (
                 parent
                 for parent in manifest.parents
-                if parent not in self.expiring or parent in self.unreached
+                if parent not in self.expiring or not self.given_up[parent].is_reached
             )
 
-    def spare_own(self, operation: Operation) -> None:
-        """Keep what belongs to a branch again that was gone."""
-        lookup = self.stores.catalog.lookup
-        for name, head in operation.heads.items() if self.unowned else ():
-            chain = own_chain(head, operation.claim_of(name), lookup)
-            self.spare(id for id, _ in chain.checkpoints if id in self.unowned)
+    def judge_again(self, newest: Operation) -> None:
+        """Keep what anything keeps as of the newest operation."""
+        live = self.stores.live
+        with live.lock:
+            live.update(newest)
+            judged = judge_again(self.stores, newest, self.rules_at)
+        self.spare(
+            now.id
+            for now in judged.verdicts
+            if now.id in self.expiring and stays(now, self.given_up[now.id])
+        )
 
     def _spare_objects(self, manifest: Manifest) -> None:
         """Keep the objects of a checkpoint. Pages that others share list nothing that would go."""
@@ -181,64 +192,63 @@ class Remaining:
             self.spared.update(condemned.digests)
 
 
-def find_remaining(
-    stores: Stores, plan: GcPlan, policies: Policies, *, grace: float, is_torn: bool
-) -> Remaining:
+def find_remaining(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> Remaining:
     """Find what is garbage now, by listing all objects.
 
-    is_torn: manifests or operations are missing, so only objects of what expires are garbage.
+    All is judged again, and of the checkpoints that the plan gives up those expire that do not stay
+    now.
     """
     newest = stores.oplog.newest()
     with stores.live.lock:
-        stores.live.reconcile(newest, stores.catalog.live())
-        stores.check_refs(newest)
-        named = set(newest.refs.values())
-        reached = {id for id, _ in stores.live.reached(named)}
-        stores.live.look_behind(reached)
-        unreached, unowned = unreached_of(plan.expired), unowned_of(plan.expired)
-        reasons = {
-            id: reason
-            for id, reason in reasons_of(stores, policies, plan.expired).items()
-            if id in stores.live.manifests
-            and id not in named
-            and not (id in unreached and id in reached)
-        }
-        if stores.blocking(newest):
-            is_torn = True
-            reasons.clear()
-        staying = stores.live.manifests.keys() - reasons.keys()
-        stores.marks.follow(stores.live.manifests)
-        if stores.marks.unread:
-            for id in reached & staying:
-                stores.marks.require(stores.live.manifests[id])
-    exclusive = stores.marks.exclusive(list(reasons))
-    return Remaining(
-        stores=stores,
-        exclusive=exclusive,
-        staying=staying,
-        expiring=reasons,
-        garbage=_listed_garbage(stores, exclusive, grace=grace, is_torn=is_torn),
-        seen=newest.seq,
-        unreached=unreached,
-        unowned=unowned,
-    )
+        stored = stores.catalog.live()
+        stores.live.reconcile(newest, stored)
+        judged = judge_again(stores, newest, rules_at, stored=stored)
+        judged = _shrunk(judged, plan)
+        mark(stores, judged)
+    garbage = partial(_listed_garbage, stores, grace=rules_at(newest).grace, is_torn=judged.is_torn)
+    return _remaining(stores, rules_at, judged, seen=newest, garbage_of=garbage)
+
+
+def _shrunk(judged: Judged, plan: GcPlan) -> Judged:
+    """Return the verdicts of now, of which those expire that the plan gives up too."""
+    given_up = {verdict.id: verdict for verdict in plan.expired}
+
+    def decided(now: Verdict) -> Verdict:
+        before = given_up.get(now.id)
+        return replace(now, kept=True) if before is None or stays(now, before) else now
+
+    return replace(judged, verdicts=tuple(map(decided, judged.verdicts)))
 
 
 def remaining_of(
-    stores: Stores, policies: Policies, verdicts: Sequence[Verdict], *, seen: int
+    stores: Stores, rules_at: RulesAt, judged: Judged, *, seen: Operation
 ) -> Remaining:
     """Return what expires by these verdicts, with its objects; no listing is needed for these."""
-    manifests = {verdict.id: verdict.manifest for verdict in verdicts}
-    exclusive = stores.marks.exclusive(list(manifests))
+    manifests = {verdict.id: verdict.manifest for verdict in judged.expired}
+    garbage = partial(_exclusive_garbage, stores, manifests=manifests)
+    return _remaining(stores, rules_at, judged, seen=seen, garbage_of=garbage)
+
+
+def _remaining(
+    stores: Stores,
+    rules_at: RulesAt,
+    judged: Judged,
+    *,
+    seen: Operation,
+    garbage_of: Callable[[Exclusive], Iterator[tuple[Digest, int]]],
+) -> Remaining:
+    expiring = judged.expired
+    exclusive = stores.marks.exclusive([verdict.id for verdict in expiring])
     return Remaining(
         stores=stores,
+        rules_at=rules_at,
         exclusive=exclusive,
-        staying=stores.marks.manifests.keys() - manifests.keys(),
-        expiring=reasons_of(stores, policies, verdicts),
-        garbage=_exclusive_garbage(stores, exclusive, manifests),
+        staying=stores.marks.manifests.keys() - {verdict.id for verdict in expiring},
+        expiring=reasons_of(stores, rules_at(seen).policies, expiring),
+        garbage=garbage_of(exclusive),
         seen=seen,
-        unreached=unreached_of(verdicts),
-        unowned=unowned_of(verdicts),
+        given_up={verdict.id: verdict for verdict in expiring},
+        notes=judged.notes,
     )
 
 
@@ -264,16 +274,6 @@ def reasons_of(
 
 def _sentence(reason: str) -> str:
     return f"{reason[0].upper()}{reason[1:]}."
-
-
-def unreached_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
-    """Return those that no branch and no tag reached."""
-    return frozenset(verdict.id for verdict in verdicts if not verdict.is_reached)
-
-
-def unowned_of(verdicts: Iterable[Verdict]) -> frozenset[Digest]:
-    """Return those that expire as their branch is gone, though others reach them."""
-    return frozenset(verdict.id for verdict in verdicts if verdict.is_let_go and verdict.is_reached)
 
 
 def _listed_garbage(

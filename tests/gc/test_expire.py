@@ -105,3 +105,12 @@ def test_a_tag_made_after_the_plan_keeps_its_checkpoint(repo: Repository) -> Non
     plan.execute()
     assert live(repo) == [4, 3, 1, 0]
     assert repo.verify().ok
+
+
+def test_a_branch_started_after_the_plan_keeps_its_seed(repo: Repository) -> None:
+    plan = repo.expire(["main~1", "main~2"])
+    repo.branch("b", "main~2")
+    repo.commit({"w": np.zeros(3)}, branch="b", step=9)
+    plan.execute()
+    assert live(repo) == [9, 4, 2, 1, 0]
+    assert repo.verify().ok

@@ -432,8 +432,8 @@ def test_a_gc_that_takes_everything_without_an_operation_for_garbage_is_caught(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A seeded bug: nothing is ever lost."""
-    from ckptstore.gc import plan
+    from ckptstore.gc import judge
 
-    monkeypatch.setattr(plan, "lost", lambda orphans, **options: set())
+    monkeypatch.setattr(judge, "lost", lambda orphans, **options: set())
     with pytest.raises(AssertionError):
         test_newer_checkpoints_than_the_operations_are_kept_and_named(repo)
