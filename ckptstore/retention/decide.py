@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     Freed = Callable[[Sequence[Digest]], Sequence[int]]
 
 NOTHING = "nothing keeps it"
+UNMET = (
+    "What stays in any case takes more than the limit of {}: heads, tags, seeds, the newest and "
+    "the best one. Raise the limit, or delete tags."
+)
 KEEPERS_MAX = 20  # branches that are asked one by one what is in their history
 
 
@@ -67,7 +71,7 @@ class Decision:
     Attributes:
         verdicts: Those on checkpoints that belong to a branch, or that something else keeps.
         unowned: The checkpoints that are only in the history of others, and belong to no branch.
-        notes: Sentences about what could not be judged.
+        notes: Sentences about what could not be judged, and limits that cannot be met.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -116,12 +120,13 @@ def decide(
                 reasons[id].append(f"on {name}, which is left alone")
             continue
         policy = policies.of_branch(name)
-        kept, gone = _judge(policy, chain.checkpoints, named=reasons, freed=freed)
+        kept, gone, over = _judge(policy, chain.checkpoints, named=reasons, freed=freed)
         for reason in kept:
             reasons[reason.id].append(f"{reason.text} on {name}")
         dropped.update(gone)
-        if note := policy.note(chain.checkpoints):
-            notes.append(f"Branch {name}: {note}")
+        notes += [
+            f"Branch {name}: {note}" for note in (policy.note(chain.checkpoints), over) if note
+        ]
     if policies.is_given:
         _check_metrics(policies, chains)
     unowned = {id: item for id, item in live.items() if id not in owners and not reasons[id]}
@@ -196,12 +201,15 @@ def _with_next(chain: Chain) -> Chain:
 
 def _judge(
     policy: Policy, chain: Chain, *, named: Mapping[Digest, Sequence[str]], freed: Freed | None
-) -> tuple[list[Reason], dict[Digest, str]]:
-    """Return what a policy keeps of a branch, and what it only gives up for its limit of bytes."""
+) -> tuple[list[Reason], dict[Digest, str], str]:
+    """Return what a policy keeps of a branch, and what it only gives up for its limit of bytes.
+
+    And a sentence where that limit cannot be met.
+    """
     kept = list(policy.keep(chain))
     limits = [part for part in policy.parts if isinstance(part, MaxBytes)]
     if not limits:
-        return kept, {}
+        return kept, {}, ""
     assert freed is not None
     if len(limits) == len(policy.parts):
         kept = list(KeepAll().keep(chain))
@@ -210,9 +218,10 @@ def _judge(
     for reason in kept:
         ranks[reason.id] = max(reason.rank, ranks.get(reason.id, ANY))
     ranks.update({id: ALWAYS for id, _ in chain if named[id]})
-    gone = over_limit(limit.n, chain, ranks, freed)
+    gone, is_met = over_limit(limit.n, chain, ranks, freed)
     text = f"over the limit of {limit.size}"
-    return [reason for reason in kept if reason.id not in gone], dict.fromkeys(gone, text)
+    note = "" if is_met else UNMET.format(limit.size)
+    return [reason for reason in kept if reason.id not in gone], dict.fromkeys(gone, text), note
 
 
 def _for_names(

@@ -56,8 +56,10 @@ def over_limit(
     chain: Chain,
     ranks: Mapping[Digest, int],
     freed: Callable[[Sequence[Digest]], Sequence[int]],
-) -> list[Digest]:
+) -> tuple[list[Digest], bool]:
     """Return the checkpoints that have to expire so that the others take at most `limit` bytes.
+
+    And whether that suffices: some stay in any case.
 
     Args:
         limit: Bytes.
@@ -76,4 +78,4 @@ def over_limit(
             break
         gone.append(id)
         total -= size
-    return gone
+    return gone, total <= limit

@@ -194,7 +194,7 @@ class CheckpointManager:
         self._restored: Checkpoint | None = None
         self._keeps_all = False  # as the checkpoints of another run would expire
         self._warning = ""  # of the last gc
-        self._failures: set[type[CkptStoreError]] = set()  # the kinds of errors of its gcs
+        self._failures: set[type[Exception]] = set()  # the kinds of errors of its gcs
         # The facts and progress of the last call of `save`, if it was skipped.
         self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
@@ -531,18 +531,20 @@ class CheckpointManager:
             return
         try:
             self._expire()
-        except CkptStoreError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the checkpoint is saved
             self._warn_of(error)
 
-    def _warn_of(self, error: CkptStoreError) -> None:
+    def _warn_of(self, error: Exception) -> None:
         """Log that a gc failed, once for each kind of error. The checkpoint is saved anyway."""
         if type(error) not in self._failures:
             self._failures.add(type(error))
+            is_foreseen = isinstance(error, CkptStoreError)
             _log.warning(
                 "The checkpoint is saved, but the gc after it failed: %s What no policy keeps "
                 "stays until a gc succeeds. To try by hand: ckptstore -r %s gc",
-                error,
+                error if is_foreseen else f"{type(error).__name__}: {error}.",
                 shlex.quote(self.repository.url),
+                exc_info=None if is_foreseen else error,
             )
 
     def _expire(self) -> None:

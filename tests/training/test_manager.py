@@ -377,25 +377,35 @@ def test_a_gc_that_fails_fails_no_save_and_is_told_once_for_each_kind(
     found = manager(max_to_keep=1, async_save=saving)
     found.save(1)
     found.wait()
-    errors = iter([StorageError("As if full."), CorruptError("As if bad."), StorageError("Full.")])
+    errors = iter(
+        [
+            StorageError("As if full."),
+            CorruptError("As if bad."),
+            StorageError("Full."),
+            MemoryError("As if out of it"),
+        ]
+    )
 
     def fail(*_: object, **__: object) -> None:
         raise next(errors)
 
     with monkeypatch.context() as patch:
         patch.setattr(Repository, "gc", fail)
-        for step in (2, 3, 4):
+        for step in (2, 3, 4, 5):
             found.save(step)
             found.wait()
-    assert steps(found) == [1, 2, 3, 4]
+    assert steps(found) == [1, 2, 3, 4, 5]
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    for message, error in zip(said, ["As if full.", "As if bad."], strict=True):
+    assert len(said) == 3
+    for message, error in zip(
+        said, ["As if full.", "As if bad.", "MemoryError: As if out of it."], strict=True
+    ):
         assert f"the gc after it failed: {error}" in message
         assert message.endswith(f"ckptstore -r {found.repository.url} gc")
-    found.save(5)
+    assert [record.exc_info is not None for record in caplog.records] == [False, False, True]
+    found.save(6)
     found.wait()
-    assert steps(found) == [5]
+    assert steps(found) == [6]
 
 
 @pytest.mark.parametrize("saving", [False, True])
