@@ -16,12 +16,17 @@ pytestmark = pytest.mark.slow
 FOLDER = ROOT / "docs" / "examples"
 
 
-def run(forks, name, *options, code=0):
-    """Run an example: what it printed, or what it said of its failure."""
+def run(forks, name, *options, code=0, warned=""):
+    """Run an example: what it printed, or what it said of its failure.
+
+    warned: a pattern of the lines that it may print to stderr, as the times of processes have it.
+    """
     done = forks.run(FOLDER / name, *options)
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
-        assert done.stderr == ""
+        assert [
+            line for line in done.stderr.splitlines() if not re.search(warned or "^$", line)
+        ] == []
         assert max(map(len, done.stdout.splitlines())) <= 80
     return done.stderr if code else done.stdout
 
@@ -84,7 +89,8 @@ def test_transfer_stores_the_backbone_once(tmp_path, forks):
 
 
 def test_what_one_process_trains_another_evaluates_and_a_third_serves_the_best(tmp_path, forks):
-    said = run(forks, "evaluate.py", "--store", tmp_path / "store")
+    warned = "No checkpoint has the metric 'val_acc' yet"  # the training may be ahead
+    said = run(forks, "evaluate.py", "--store", tmp_path / "store", warned=warned)
     repo = ckptstore.open(tmp_path / "store")
     evaluated = {c.step: c.metrics["val_acc"] for c in repo.log("main") if c.notes}
     best = repo.resolve("main@best:val_acc:max")
