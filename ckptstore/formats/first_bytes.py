@@ -102,6 +102,8 @@ def identify(head: bytes, *, size: int) -> str | Foreign | None:
     """
     if not size:
         return _EMPTY
+    if _is_safetensors(head, size):  # first, as the length of its header may look like a magic
+        return SAFETENSORS
     if head.startswith(_ZIP):
         return _of_zip(head)
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):  # a pickle
@@ -110,8 +112,6 @@ def identify(head: bytes, *, size: int) -> str | Foreign | None:
         return TORCH if head.startswith(_TORCH_TAR) else Foreign("a tar archive", _UNPACK)
     if head.startswith(b"\x93NUMPY"):
         return NPY
-    if _is_safetensors(head, size):
-        return SAFETENSORS
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return kind

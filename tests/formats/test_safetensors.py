@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
+import ckptstore
 from ckptstore.commit.flatten import flatten
 from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.formats import named, read_file, write_file
@@ -125,18 +126,30 @@ def test_a_file_that_is_cut_is_refused(folder: Path, data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"PK\3\4" + bytes(2000)],
+    ("data", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+        (b"PK\3\4" + bytes(2000), "not a safetensors file: it has 2004 bytes"),
+    ],
     ids=["a pointer", "an archive"],
 )
 def test_what_is_no_such_file_is_not_said_to_have_a_long_header(
-    tmp_path: Path, data: bytes
+    tmp_path: Path, data: bytes, said: str
 ) -> None:
     (tmp_path / "x.safetensors").write_bytes(data)
-    with pytest.raises(
-        InvalidInputError, match=f"not a safetensors file: it has {len(data)} bytes"
-    ):
+    with pytest.raises(InvalidInputError, match=said):
         read_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x8B1F])
+def test_a_length_of_the_header_that_looks_like_another_kind(tmp_path: Path, length: int) -> None:
+    """As the first bytes of a pickle, and of gzip."""
+    data = save({"w": torch.ones(2)})
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")].ljust(length)
+    (tmp_path / "x.safetensors").write_bytes(length.to_bytes(8, "little") + header + data[-8:])
+    repo = ckptstore.init(tmp_path / "store")
+    repo.commit(read_file(tmp_path / "x.safetensors").state)
+    assert torch.equal(repo.checkout()["w"], torch.ones(2))
 
 
 def test_parts_of_tensors_are_refused(tmp_path: Path) -> None:

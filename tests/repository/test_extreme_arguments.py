@@ -271,6 +271,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "pending": (2, 0),
     "hours": (6.0, 0.5),
     "record_run": (False,),
+    "keep_seeds": (True, False),
+    "gc_every": (1, 3),
     "listener": (None,),
     "created": (None, datetime(2024, 1, 1, tzinfo=UTC)),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
@@ -278,7 +280,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
-    "record_run",
+    *("record_run", "keep_seeds"),
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
