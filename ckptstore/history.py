@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     Parents = Callable[[Digest, Manifest], Iterable[Digest]]
 
 
+def recorded_parents(_: Digest, manifest: Manifest) -> Iterable[Digest]:
+    """Return the parents that a manifest names."""
+    return manifest.parents
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnChain:
     """The checkpoints that were committed on one branch.
@@ -48,7 +53,7 @@ class OwnChain:
 
 
 def own_chain(
-    head: Digest, claim: Claim, lookup: Lookup, parents: Parents | None = None
+    head: Digest, claim: Claim, lookup: Lookup, parents: Parents = recorded_parents
 ) -> OwnChain:
     """Return the checkpoints of a branch without those of the branch that it was started from.
 
@@ -67,13 +72,7 @@ def own_chain(
     others: list[Digest] = []
     start: Digest | None = None
     is_own, is_last = True, False
-    seen: set[Digest] = set()
-    id: Digest | None = head
-    while id is not None and id not in seen:
-        seen.add(id)
-        manifest = lookup(id)
-        if manifest is None:
-            break
+    for id, manifest in first_parents(head, lookup, parents):
         is_last = is_last or id in (claim.begun or ())
         if manifest.branch is not None or is_last:
             is_own = manifest.branch in claim.names and not is_last
@@ -86,14 +85,7 @@ def own_chain(
             start = start or id
             if is_last or claim.begun is None:
                 break
-        made_from = manifest.parents if parents is None else parents(id, manifest)
-        id = next(iter(made_from), None)
     return OwnChain(checkpoints=tuple(found), others=tuple(others), start=start)
-
-
-def recorded_parents(_: Digest, manifest: Manifest) -> Iterable[Digest]:
-    """Return the parents that a manifest names."""
-    return manifest.parents
 
 
 def ancestors(
@@ -126,8 +118,13 @@ def ancestors(
             add(parent, count)
 
 
-def first_parents(start: Digest, lookup: Lookup) -> Iterator[tuple[Digest, Manifest]]:
-    """Yield a checkpoint, its first parent, the first parent of that, and so on."""
+def first_parents(
+    start: Digest, lookup: Lookup, parents: Parents = recorded_parents
+) -> Iterator[tuple[Digest, Manifest]]:
+    """Yield a checkpoint, its first parent, the first parent of that, and so on.
+
+    parents: from which checkpoints one was made, the first parent first.
+    """
     seen: set[Digest] = set()
     id: Digest | None = start
     while id is not None and id not in seen:
@@ -136,4 +133,4 @@ def first_parents(start: Digest, lookup: Lookup) -> Iterator[tuple[Digest, Manif
         if manifest is None:
             return
         yield id, manifest
-        id = manifest.parents[0] if manifest.parents else None
+        id = next(iter(parents(id, manifest)), None)
