@@ -22,12 +22,11 @@ from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_metric_name, check_ref_name, check_strings
-from ckptstore.documents.settings import ttl_seconds
+from ckptstore.documents.settings import GRACE, checked_grace, grace_of, ttl_seconds, with_part
 from ckptstore.errors import (
     CkptStoreError,
     ConflictError,
     CorruptError,
-    ExpiredError,
     InvalidInputError,
     NotFoundError,
     first_line,
@@ -35,24 +34,22 @@ from ckptstore.errors import (
 )
 from ckptstore.history import ancestors
 from ckptstore.python_gc import paused_collector
-from ckptstore.revisions import own_of, resolve
+from ckptstore.revisions import own_of
 from ckptstore.state.selection import Selection
 from ckptstore.storage import open_storage
 from ckptstore.store.author import author
 from ckptstore.store.catalog import Catalog
-from ckptstore.store.condemned import GRACE_SECONDS
 from ckptstore.store.live import LiveCheckpoints
 from ckptstore.store.lost import (
     head_of,
-    is_missing,
     lost_among,
-    missing_head,
     refuse_without_operations,
 )
 from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
+from ckptstore.store.resolver import Resolver
 from ckptstore.store.undo import operations
 
 if TYPE_CHECKING:
@@ -71,7 +68,6 @@ if TYPE_CHECKING:
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, RulesAt, Stores
     from ckptstore.retention import Policy, Verdict
-    from ckptstore.revisions import Names
     from ckptstore.storage import Storage
     from ckptstore.store.meter import Progress
     from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
@@ -84,7 +80,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BRANCH = "main"
 SAMPLE_PLACES = 1 << 32  # where the sample of a verify may begin
-GRACE = "grace_seconds"  # the setting of the grace time
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
 
 
@@ -207,6 +202,7 @@ class Repository:
         self._oplog = Oplog(storage, store=marker.store, now=self._now)
         self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
         self._notes = Notes(storage, self._oplog.between)
+        self._resolver = Resolver(self._oplog, self._catalog, self._notes)
         self._live = LiveCheckpoints(self._oplog, self._catalog, self._notes)
         self._gc_stores: Stores | None = None
         self._author = partial(author, by_hand=by_hand)
@@ -420,7 +416,7 @@ class Repository:
         from ckptstore.checkout.stored_state import StoredState
 
         selection = Selection.of(include, exclude)
-        id, manifest = self._readable(rev)
+        id, manifest = self._resolver.readable(rev)
         with self._catalog.reading(id):
             stored = StoredState.load(
                 id,
@@ -455,7 +451,7 @@ class Repository:
             >>> repo.resolve("main~1").step, repo.resolve("best:val_loss").step
             (1, 1)
         """
-        return self._checkpoint(*self._resolved(rev))
+        return self._checkpoint(*self._resolver.resolved(rev))
 
     def log(
         self,
@@ -502,7 +498,7 @@ class Repository:
         query = Query.of(where=where, sort=sort, limit=limit)
         if own:
             return query.select(self._own(rev, expired=expired))
-        starts = [self._resolved(rev)[0]] if rev is not None else self._named()
+        starts = [self._resolver.resolved(rev)[0]] if rev is not None else self._resolver.named()
         if expired:
             history = ancestors(starts, self._catalog.lookup)
             return query.select(starmap(self._checkpoint, history))
@@ -515,7 +511,7 @@ class Repository:
         """Yield the checkpoints of the branch of a revision, newest first."""
         if rev is None:
             raise InvalidInputError("Pass the revision whose own checkpoints are meant.")
-        id, _ = self._resolved(rev)
+        id, _ = self._resolver.resolved(rev)
         _, chain = own_of(id, rev, self._catalog.names(self._oplog.newest()))
         for found in starmap(self._checkpoint, chain.checkpoints):
             if expired or not found.expired:
@@ -556,7 +552,7 @@ class Repository:
         facts = Facts.of(metrics=metrics, message=message)
         if not facts.metrics and not facts.message:
             raise InvalidInputError("There is nothing to note. Pass metrics, a message, or both.")
-        id, manifest = self._resolved(rev)
+        id, manifest = self._resolver.resolved(rev)
         told = ", ".join(f"{name}={value:g}" for name, value in facts.metrics.items())
         done = f"annotated {id.short}: {told or facts.message.strip().split(chr(10))[0]}"
         self._refs.annotate(id, facts.metrics, facts.message, done=done)
@@ -645,9 +641,9 @@ class Repository:
         derivation = Derivation.of(include, exclude, rename, reset)
         if derivation.is_everything:
             return self._branch_at(name, at)
-        with self._naming(at):
+        with self._resolver.naming(at):
             made = self._committer().derive(
-                derivation, branch=name, source=partial(self._durable, at)
+                derivation, branch=name, source=partial(self._resolver.durable, at)
             )
         return self._checkpoint(*made)
 
@@ -816,8 +812,8 @@ class Repository:
             >>> repo.resolve("main").step
             1
         """
-        id = self._durable(to)
-        with self._naming(to):
+        id = self._resolver.durable(to)
+        with self._resolver.naming(to):
             return self._refs.reset_branch(name, id)
 
     @contextmanager
@@ -885,8 +881,8 @@ class Repository:
         until = None
         if ttl is not None:
             until = min(self._now() + int(ttl_seconds(ttl) * 1e6), CREATED_MAX)
-        id = self._durable(at)
-        with self._naming(at):
+        id = self._resolver.durable(at)
+        with self._resolver.naming(at):
             self._refs.make_tag(name, id, until=until)
         return self._checkpoint(id, self._catalog.manifest(id))
 
@@ -1040,7 +1036,7 @@ class Repository:
 
         A day, unless `set_grace` saved another time.
         """
-        return _saved_grace(self._oplog.newest())
+        return grace_of(self._oplog.newest().settings)
 
     def set_grace(self, seconds: float | None) -> None:
         """Save the grace time of every gc that is not given another.
@@ -1051,13 +1047,11 @@ class Repository:
         Raises:
             InvalidInputError: It is not a number of seconds of 0 or more.
         """
-        saved = None if seconds is None else _checked_grace(seconds)
-
-        def change(settings: Mapping[str, Any]) -> dict[str, Any]:
-            others = {key: value for key, value in settings.items() if key != GRACE}
-            return others if saved is None else {**others, GRACE: saved}
-
-        self._refs.change_settings(change, done=f"saved a grace time of {saved or 'a day'}")
+        saved = None if seconds is None else checked_grace(seconds)
+        text = "a day" if saved is None else f"{saved:g} s"
+        self._refs.change_settings(
+            lambda settings: with_part(settings, GRACE, saved), done=f"saved a grace time of {text}"
+        )
 
     def plan_gc(
         self,
@@ -1121,7 +1115,7 @@ class Repository:
         from ckptstore.gc import verdict_on
         from ckptstore.retention import Verdict
 
-        id, manifest = self._resolved(rev)
+        id, manifest = self._resolver.resolved(rev)
         if self._catalog.is_expired(id):
             expiry = self._catalog.expiry(id)
             reason = f"expired: {expiry.why}" if expiry else "expired"
@@ -1207,7 +1201,7 @@ class Repository:
         from ckptstore.gc import plan_expiry
 
         names = check_strings(revs, what="revisions")
-        ids = {self._readable(rev)[0] for rev in names}
+        ids = {self._resolver.readable(rev)[0] for rev in names}
         return plan_expiry(self._stores(), ids)
 
     def verify(
@@ -1251,7 +1245,7 @@ class Repository:
         from ckptstore.verify import verify
 
         names = None if revs is None else check_strings(revs, what="revs")
-        only = None if names is None else {self._stored(name) for name in names}
+        only = None if names is None else {self._resolver.stored(name) for name in names}
         meter = self._objects.meter
         with meter.heard_by(_verified(progress)) if progress else nullcontext():
             return verify(
@@ -1284,7 +1278,7 @@ class Repository:
         from ckptstore.checkout.opener import ArrayOpener
         from ckptstore.diff.compare import Source
 
-        id, manifest = self._readable(rev)
+        id, manifest = self._resolver.readable(rev)
         opener = ArrayOpener(id, manifest, self._catalog)
         source = Source(
             manifest=manifest,
@@ -1301,7 +1295,7 @@ class Repository:
         """
         from ckptstore.store.reach import reached_by
 
-        id, _ = self._readable(beside)
+        id, _ = self._resolver.readable(beside)
         storage = self._objects.beside(reached_by(id, self._catalog).digests)
         marker = Marker(store=secrets.token_hex(16), chunk_bytes=self._chunk_bytes)
         storage.create(MARKER_KEY, marker.encode())
@@ -1312,8 +1306,8 @@ class Repository:
 
     def _branch_at(self, name: str, at: str) -> Checkpoint:
         """Make a branch that begins at the checkpoint itself."""
-        id = self._durable(at)
-        with self._naming(at):
+        id = self._resolver.durable(at)
+        with self._resolver.naming(at):
             self._refs.make_branch(name, id)
         return self._checkpoint(id, self._catalog.manifest(id))
 
@@ -1345,13 +1339,13 @@ class Repository:
         for name in names or ():
             check_known(name, newest.heads, kind="branch")
         given = None if policy is None else Policies.given(policy, only=names)
-        seconds = None if grace is None else _checked_grace(grace)
+        seconds = None if grace is None else checked_grace(grace)
 
         def rules_at(operation: Operation) -> Rules:
             policies = given or Policies.of(operation.settings, only=names)
             return Rules(
                 policies=replace(policies, keep_seeds=keep_seeds),
-                grace=_saved_grace(operation) if seconds is None else seconds,
+                grace=grace_of(operation.settings) if seconds is None else seconds,
             )
 
         return rules_at
@@ -1384,86 +1378,6 @@ class Repository:
         with self._storage.lock():
             finish_gc(self._stores())
 
-    def _stored(self, rev: str) -> Digest:
-        """The id that a revision names, of a checkpoint that has not expired."""
-        id = resolve(rev, self._catalog.names(self._oplog.newest()))
-        with self._naming(rev):
-            self._catalog.refuse_expired(id)
-        return id
-
-    def _durable(self, rev: str) -> Digest:
-        """The id that a revision names, flushed: its writer may have died before its own flush."""
-        id, _ = self._resolved(rev)
-        self._catalog.flush(id)
-        return id
-
-    def _readable(self, rev: str) -> tuple[Digest, Manifest]:
-        """The manifest of a checkpoint whose arrays are there."""
-        id, manifest = self._resolved(rev)
-        with self._naming(rev):
-            self._catalog.refuse_expired(id)
-        return id, manifest
-
-    @contextmanager
-    def _naming(self, rev: str) -> Iterator[None]:
-        """Name the revision where what it names has expired, and the best one that is stored."""
-        try:
-            yield
-        except ExpiredError as error:
-            raise ExpiredError(
-                f"{shown(rev)} cannot be used. {error}{self._instead(rev)}"
-            ) from error
-
-    def _names(self, newest: Operation) -> Names:
-        """What revisions can name as of an operation, with the metrics of notes."""
-        self._notes.update(newest)
-
-        def lookup(id: Digest) -> Manifest | None:
-            manifest = self._catalog.lookup(id)
-            return manifest and self._notes.annotated(id, manifest)
-
-        return replace(self._catalog.names(newest), lookup=lookup)
-
-    def _instead(self, rev: str) -> str:
-        """Return a sentence about the best checkpoint that is stored, where a best one expired."""
-        names = self._names(self._oplog.newest())
-        with suppress(CkptStoreError):
-            id = resolve(rev, replace(names, may_be_best=self._catalog.is_live))
-            if self._catalog.is_live(id):
-                return f" The best one that is stored is {id.short}."
-        return ""
-
-    def _resolved(self, rev: str) -> tuple[Digest, Manifest]:
-        """The checkpoint that a revision names; CorruptError where a part of a copy is missing."""
-        newest = self._oplog.newest()
-        try:
-            id = resolve(rev, self._names(newest))
-            return id, self._catalog.manifest(id)
-        except NotFoundError:
-            refuse_without_operations(newest, self._oplog, self._catalog)
-            self._refuse_missing(
-                {
-                    name: id
-                    for name, id in newest.refs.items()
-                    if rev.startswith((name, "latest", "best:")) or id.startswith(rev)
-                }
-            )
-            raise
-
-    def _named(self) -> list[Digest]:
-        """The checkpoints that branches and tags name; CorruptError where one is missing."""
-        newest = self._oplog.newest()
-        refuse_without_operations(newest, self._oplog, self._catalog)
-        self._refuse_missing(newest.refs)
-        self._notes.update(newest)
-        return [*newest.heads.values(), *newest.tags.values()]
-
-    def _refuse_missing(self, refs: Mapping[str, Digest]) -> None:
-        """Raise CorruptError when the checkpoint of a branch or tag is missing."""
-        for id, name in {id: name for name, id in refs.items()}.items():
-            if is_missing(id, self._catalog):
-                raise missing_head(name, id, self._catalog)
-
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
         return Checkpoint.of(id, manifest, self._catalog, self._notes.of(id), judge=self._reasons)
 
@@ -1472,9 +1386,7 @@ class Repository:
         return self.why(id).reasons
 
     def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
-        refuse_without_operations(newest, self._oplog, self._catalog)
-        self._refuse_missing(refs)
-        self._notes.update(newest)
+        self._resolver.check(refs, newest)
         made = {id: self._checkpoint(id, self._catalog.manifest(id)) for id in {*refs.values()}}
         return {name: made[id] for name, id in sorted(refs.items())}
 
@@ -1491,20 +1403,6 @@ class Repository:
                 "year 9999. Divide milliseconds by 1,000."
             )
         return microseconds
-
-
-def _saved_grace(newest: Operation) -> float:
-    seconds: Any = newest.settings.get(GRACE)
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return float(seconds) if is_number and seconds >= 0 else GRACE_SECONDS
-
-
-def _checked_grace(seconds: object) -> float:
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
-        raise InvalidInputError(
-            f"grace is {shown(seconds)}; a number of seconds of 0 or more is expected."
-        )
-    return float(min(seconds, sys.float_info.max))
 
 
 def _length(limit: int | None) -> int:

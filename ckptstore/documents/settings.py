@@ -7,6 +7,7 @@ entry, so that taking one back leaves the others alone (docs/reference/format.md
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,13 @@ from ckptstore.errors import InvalidInputError, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+GRACE = "grace_seconds"  # the grace time of every gc that is not given another
 LEASES = "leases"  # how long each tag that is a lease keeps its checkpoint
 RENAMED = "renamed"  # the earlier names of each branch that was renamed
 BEGUN = "begun"  # behind which checkpoints nothing is a branch's own, where its names do not tell
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
 _BY_NAME = (LEASES, RENAMED, BEGUN)
+GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
 TTL_SECONDS_MAX = 100 * 366 * 86_400
 _TTL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d|w)")
 _UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -102,6 +105,27 @@ def _digests(items: list[Any]) -> Iterator[Digest]:
     for item in items:
         with suppress(InvalidInputError):
             yield Digest.parse(item)
+
+
+def grace_of(settings: Mapping[str, Any]) -> float:
+    """Return the saved grace time in seconds; a day if there is none, or it is no such number."""
+    try:
+        return checked_grace(settings.get(GRACE))
+    except InvalidInputError:
+        return GRACE_SECONDS
+
+
+def checked_grace(seconds: object) -> float:
+    """Return a grace time in seconds, which JSON can hold.
+
+    Raises:
+        InvalidInputError: It is not a number of 0 or more.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+        raise InvalidInputError(
+            f"grace is {shown(seconds)}; a number of seconds of 0 or more is expected."
+        )
+    return float(min(seconds, sys.float_info.max))
 
 
 def ttl_seconds(ttl: object) -> float:

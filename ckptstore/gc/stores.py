@@ -8,11 +8,12 @@ from threading import RLock
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.documents.let_go import MISSING, LetGo, limited
+from ckptstore.documents.settings import GRACE_SECONDS
 from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
 from ckptstore.gc.sizes import Sizes
-from ckptstore.store.condemned import COMMIT_SECONDS, GRACE_SECONDS
+from ckptstore.store.condemned import COMMIT_SECONDS
 from ckptstore.store.lost import is_missing, missing_ancestors, missing_head
 
 if TYPE_CHECKING:

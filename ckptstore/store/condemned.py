@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.store.oplog import Oplog
 
-GRACE_SECONDS = 86_400.0  # for which what was let go can be brought back, unless set otherwise
 COMMIT_SECONDS = 3600.0  # for which unreachable objects stay at most: a commit may be making them
 
 
