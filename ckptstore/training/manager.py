@@ -578,6 +578,13 @@ class CheckpointManager:
         saved = self.repository.retention(self.branch)
         if part is not None and (saved is None or saved.to_json() != part.to_json()):
             self.repository.set_retention(part, branch=self.branch)
+            if saved is not None:
+                _log.warning(
+                    "The policy of branch %s was: %s This run has replaced it: %s",
+                    self.branch,
+                    saved,
+                    part,
+                )
         return True
 
     def _warn_of_function(self, part: Policy | None) -> None:

@@ -89,7 +89,9 @@ def test_the_grace_time_is_a_setting_of_the_repository() -> None:
     assert world.gc() == []
     assert world.gc(grace=7 * DAY) == []
     assert world.repo.grace() == 7 * DAY
-    world.repo.set_grace(None)
+    for seconds, text in ((0, "0 s"), (None, "a day")):
+        world.repo.set_grace(seconds)
+        assert world.repo.operations(1)[0].description == f"saved a grace time of {text}"
     assert world.repo.grace() == DAY
     for wrong in (-1, float("nan"), True, "1d"):
         with pytest.raises(InvalidInputError, match="grace"):

@@ -467,6 +467,23 @@ def test_a_run_that_goes_on_expires_as_ever(way: str) -> None:
     assert live == ([3000, 2] if way == "another branch" else live[-1:])
 
 
+def test_a_saved_policy_is_not_replaced_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    repo = ckptstore.init("memory://")
+    repo.commit({"n": 0})
+    repo.set_retention(KeepAll(), branch="main")
+    run = manager(repo, max_to_keep=1)
+    for step in (1, 2):
+        run.save(step)
+        run.wait()
+    (told,) = caplog.messages
+    assert told == (
+        "The policy of branch main was: Keep every checkpoint of every branch. "
+        "This run has replaced it: Keep the newest of each branch."
+    )
+    manager(repo, max_to_keep=1).save(3)
+    assert len(caplog.messages) == 1
+
+
 def test_a_policy_with_a_function_is_applied_and_not_saved(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
