@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.note import overlaid
+from ckptstore.documents.times import utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     import zarr
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ckptstore.zarr.contents import ZarrValues
 
 _path = attrgetter("path")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Annotation:
         return cls(
             metrics=dict(note.metrics),
             message=note.message,
-            time=_EPOCH + timedelta(microseconds=note.time),
+            time=utc(note.time),
             user=note.by.user,
             host=note.by.host,
             program=note.by.program,
@@ -191,7 +191,7 @@ class Checkpoint:
             parents=manifest.parents,
             branch=manifest.branch,
             message=manifest.message,
-            created=_EPOCH + timedelta(microseconds=manifest.created),
+            created=utc(manifest.created),
             meta=deepcopy(dict(manifest.meta)),  # the catalog shares its manifests
             notes=tuple(map(Annotation.of, notes)),
             expired=catalog.is_expired(id),

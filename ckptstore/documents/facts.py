@@ -11,10 +11,11 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.names import check_metric_name
+from ckptstore.documents.times import EPOCH
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ METRICS_MAX = 100_000
 META_DEPTH_MAX = 50
 META_VALUES_MAX = 250_000
 STEP_MAX = 2**63 - 1
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

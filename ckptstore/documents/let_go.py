@@ -7,11 +7,11 @@ section 8; ADR 0045).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.canonical import Fields
 from ckptstore.documents.manifest import CREATED_MAX
+from ckptstore.documents.times import to_the_minute
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LetGo:
     time: int
 
     def __str__(self) -> str:
-        when = datetime.fromtimestamp(self.time / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+        when = to_the_minute(self.time)
         kind, _, how = self.way.partition(" ")
         return f"{kind} {self.name} was {how} on {when}" if kind else f"let go before {when}"
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import Digest
+from ckptstore.documents.times import to_the_minute
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.metric_names import known_names
 from ckptstore.retention.max_bytes import MaxBytes, over_limit
@@ -237,14 +237,9 @@ def _for_names(
         for name, id in sorted(names):
             if id in reasons:
                 is_lease = kind == "tag" and name in leases
-                text = _lease(name, leases[name]) if is_lease else f"{kind} {name}"
-                reasons[id].append(text)
+                lease = f"lease {name} until {to_the_minute(leases[name])}" if is_lease else ""
+                reasons[id].append(lease or f"{kind} {name}")
     return reasons
-
-
-def _lease(name: str, until: int) -> str:
-    end = datetime.fromtimestamp(until / 1e6, tz=UTC)
-    return f"lease {name} until {end:%Y-%m-%d %H:%M} UTC"
 
 
 def _in_histories(

@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from operator import attrgetter
@@ -26,6 +25,7 @@ from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.documents.settings import claim_of
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
+from ckptstore.documents.times import to_the_minute
 from ckptstore.documents.zarr_page import NodePage
 from ckptstore.errors import (
     CorruptError,
@@ -134,7 +134,7 @@ class Catalog:
         """Raise ExpiredError, saying when and why, for a checkpoint whose arrays are gone."""
         if self.is_expired(id):
             expiry = self.expiry(id)
-            when = f" on {_date(expiry.time)}" if expiry else ""
+            when = f" on {to_the_minute(expiry.time)}" if expiry else ""
             why = f" ({expiry.why.rstrip('.')})" if expiry else ""
             raise ExpiredError(
                 f"Checkpoint {id.short} expired{why}: its arrays were deleted{when}; its step and "
@@ -369,10 +369,6 @@ class _Cache(Generic[Key, Value]):
             while self._weight > self._weight_max and len(self._values) > 1:
                 _, evicted = self._values.popitem(last=False)
                 self._weight -= self._weigh(evicted)
-
-
-def _date(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _id_of(key: str, folder: str) -> Digest | None:

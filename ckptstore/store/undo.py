@@ -8,17 +8,18 @@ is refused. An undo is an operation too, and taking it back does the undone one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptstore.digest import Digest
 from ckptstore.documents.note import NoteName
 from ckptstore.documents.operation import CALL, HAND, SAVE
 from ckptstore.documents.settings import parts, with_part
+from ckptstore.documents.times import utc
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from ckptstore.documents.operation import Author, Operation
     from ckptstore.store.oplog import Oplog
@@ -159,7 +160,7 @@ def operations(oplog: Oplog, newest: Operation) -> Iterator[OperationInfo]:
         by = operation.by
         yield OperationInfo(
             number=operation.seq,
-            time=datetime.fromtimestamp(operation.time / 1e6, tz=UTC),
+            time=utc(operation.time),
             description=operation.done,
             user=by.user if by else "",
             host=by.host if by else "",

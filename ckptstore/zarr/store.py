@@ -10,7 +10,6 @@ import asyncio
 import math
 from abc import abstractmethod
 from bisect import bisect_left
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import zarr
@@ -19,6 +18,7 @@ from zarr.core.buffer import default_buffer_prototype
 
 from ckptstore.documents.marker import MARKER_KEY
 from ckptstore.documents.page import SMALL_BYTES
+from ckptstore.documents.times import utc
 from ckptstore.documents.zarr_document import METADATA
 from ckptstore.errors import (
     CkptStoreError,
@@ -350,7 +350,7 @@ def facts(id: Digest, manifest: Manifest) -> dict[str, Any]:
         "step": manifest.step,
         "metrics": {name: _metric(value) for name, value in manifest.metrics.items()},
         "message": manifest.message,
-        "created": datetime.fromtimestamp(manifest.created / 1e6, tz=UTC).isoformat(),
+        "created": utc(manifest.created).isoformat(),
     }
 
 
