@@ -25,6 +25,7 @@ BEGUN = "begun"  # behind which checkpoints nothing is a branch's own, where its
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
 _BY_NAME = (LEASES, RENAMED, BEGUN)
 GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
+_DIVIDED = (*_BY_NAME, BRANCH_RETENTION)
 TTL_SECONDS_MAX = 100 * 366 * 86_400
 _TTL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d|w)")
 _UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -54,19 +55,40 @@ def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_part(settings: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Return settings with another value of a part; None: without it."""
+    """Return settings with another value of a part; None: without it.
+
+    Raises:
+        InvalidInputError: The setting is in a form that only a later version knows.
+    """
     key, _, ref = name.partition("/")
+    if key not in _DIVIDED:
+        key, ref = name, ""
     others = {other: item for other, item in settings.items() if other != key}
     if not ref:
         return others if value is None else {**others, key: value}
     changed: Any
     if key == BRANCH_RETENTION:
-        changed = _regrouped(settings.get(key, []), ref, value)
+        changed = _regrouped(branch_groups(settings), ref, value)
     else:
-        changed = {other: item for other, item in settings.get(key, {}).items() if other != ref}
+        entries = settings.get(key, {})
+        if not isinstance(entries, dict):
+            raise _not_known(key, entries)
+        changed = {other: item for other, item in entries.items() if other != ref}
         if value is not None:
             changed[ref] = value
     return {**others, key: changed} if changed else others
+
+
+def branch_groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of branches that share a policy, each an object of these two.
+
+    Raises:
+        InvalidInputError: The setting is in a form that only a later version knows.
+    """
+    groups: list[dict[str, Any]] = settings.get(BRANCH_RETENTION, [])
+    if not _are_groups(groups):
+        raise _not_known(BRANCH_RETENTION, groups)
+    return groups
 
 
 def by_name(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -157,6 +179,12 @@ def _entries(key: str, value: Any) -> dict[str, Any] | None:
     return None
 
 
+def _not_known(key: str, value: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"The setting {key} is {shown(value)}, which this version does not know."
+    )
+
+
 def _are_groups(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(item, dict)
@@ -167,8 +195,12 @@ def _are_groups(value: Any) -> bool:
     )
 
 
-def _regrouped(groups: Any, ref: str, policy: Any) -> list[dict[str, Any]]:
-    """Return groups in which a branch has another policy, or none."""
+def _regrouped(groups: list[dict[str, Any]], ref: str, policy: Any) -> list[dict[str, Any]]:
+    """Return groups in which a branch has another policy, or none.
+
+    Equal policies are stored once with the names of their branches, as every operation carries the
+    settings along.
+    """
     result: list[dict[str, Any]] = []
     for group in groups:
         refs = {*group["branches"]} - {ref}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.documents import canonical
+from ckptstore.documents.settings import BRANCH_RETENTION, branch_groups, with_part
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.periodic import KeepEveryNHours, KeepEveryNSteps, KeepWithin
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 RETENTION = "retention"  # the setting of the policy for all branches
-BRANCH_RETENTION = "branch_retention"  # the one of policies for single branches
 SAVED_BYTES_MAX = 256 << 10  # of a policy that is saved, as every operation carries it along
 
 
@@ -145,27 +145,10 @@ def branch_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
     """Return the policies of single branches that the settings of a repository hold."""
     return {
         name: policy
-        for group in _groups(settings)
+        for group in branch_groups(settings)
         for policy in [from_json(group["policy"])]
         for name in group["branches"]
     }
-
-
-def _groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the groups of branches that share a policy, each an object of these two."""
-    groups: list[dict[str, Any]] = settings.get(BRANCH_RETENTION, [])
-    is_known = isinstance(groups, list) and all(
-        isinstance(group, dict)
-        and group.keys() == {"branches", "policy"}
-        and isinstance(group["branches"], list)
-        and all(isinstance(name, str) for name in group["branches"])
-        for group in groups
-    )
-    if not is_known:
-        raise InvalidInputError(
-            f"The setting {BRANCH_RETENTION} is {shown(groups)}, which this version does not know."
-        )
-    return groups
 
 
 def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | None:
@@ -179,27 +162,9 @@ def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | No
 def with_policy(
     settings: Mapping[str, Any], branch: str | None, policy: Policy | None
 ) -> dict[str, Any]:
-    """Return settings with another policy of a branch, or of all branches; None: with none.
-
-    Equal policies of branches are stored once with the names of the branches, as every operation
-    carries the settings along.
-    """
-    key = RETENTION if branch is None else BRANCH_RETENTION
-    changed = {name: value for name, value in settings.items() if name != key}
-    if branch is None:
-        return changed if policy is None else {**changed, RETENTION: saved(policy)}
-    document = None if policy is None else saved(policy)
-    groups: list[dict[str, Any]] = []
-    for group in _groups(settings):
-        names = {*group["branches"]} - {branch}
-        if group["policy"] == document:
-            names.add(branch)
-            document = None
-        if names:
-            groups.append({"branches": sorted(names), "policy": group["policy"]})
-    if document is not None:
-        groups.append({"branches": [branch], "policy": document})
-    return {**changed, BRANCH_RETENTION: groups} if groups else changed
+    """Return settings with another policy of a branch, or of all branches; None: with none."""
+    name = RETENTION if branch is None else f"{BRANCH_RETENTION}/{branch}"
+    return with_part(settings, name, None if policy is None else saved(policy))
 
 
 _KINDS: dict[str, Callable[..., Policy]] = {

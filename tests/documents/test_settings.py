@@ -34,6 +34,20 @@ def test_setting_every_part_gives_the_settings_again(
     assert settings or not wanted
 
 
+@pytest.mark.parametrize("value", [5, [5], "x"])
+@pytest.mark.parametrize("key", ["branch_retention", "leases", "renamed", "begun"])
+def test_a_setting_in_a_form_of_a_later_version_is_not_changed(key: str, value: object) -> None:
+    for change in (None, {"kind": "keep_all"}):
+        with pytest.raises(InvalidInputError, match=f"The setting {key} is .*does not know"):
+            with_part({key: value}, f"{key}/main", change)
+    assert with_part({key: value}, key, None) == {}
+
+
+def test_the_name_of_an_unknown_setting_may_have_a_slash() -> None:
+    settings = with_part({"other": 1}, "of/later", 5)
+    assert parts(settings) == settings == {"other": 1, "of/later": 5}
+
+
 @pytest.mark.parametrize("value", [None, 5, [], [5], {"a": 1}, [{"branches": "a", "policy": {}}]])
 @pytest.mark.parametrize("key", ["branch_retention", "other"])
 def test_what_is_in_no_known_form_is_one_part(key: str, value: object) -> None:
