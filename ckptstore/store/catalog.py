@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -170,6 +170,12 @@ class Catalog:
             return self.manifest(id)
         except NotFoundError:
             return None
+
+    def readable(self, id: Digest) -> Manifest | None:
+        """Return a manifest; None for one that is missing or damaged."""
+        with suppress(CorruptError):
+            return self.lookup(id)
+        return None
 
     def store(self, manifest: Manifest) -> Digest:
         """Store a manifest, durably, and return its id."""

@@ -15,7 +15,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.let_go import MISSING
-from ckptstore.errors import CorruptError, NotFoundError
+from ckptstore.errors import NotFoundError
 from ckptstore.forks import renewed
 from ckptstore.history import ancestors, own_chain
 
@@ -88,7 +88,7 @@ class LiveCheckpoints:
         added = {
             id: manifest.sharing(shared)
             for id in sorted(set(listed) - self.manifests.keys() - condemned)
-            if (manifest := self._readable(id))
+            if (manifest := self._catalog.readable(id))
         }
         self._remove((self.manifests.keys() - listed) | condemned)
         self._insert(added)
@@ -220,19 +220,12 @@ class LiveCheckpoints:
         expiry = self._catalog.expiry(id)
         if expiry is not None and expiry.ancestors is not None:
             behind = expiry.ancestors
-        elif manifest := self._readable(id):
+        elif manifest := self._catalog.readable(id):
             behind = manifest.parents
         else:
             return None
         self._behind[id] = behind
         return behind
-
-    def _readable(self, id: Digest) -> Manifest | None:
-        """Return a manifest; None for one that is missing or damaged, which is the same here."""
-        try:
-            return self._catalog.lookup(id)
-        except CorruptError:
-            return None
 
     def _add(self, ids: Iterable[Digest]) -> None:
         """Add checkpoints that refs name, and those of their ancestors that are new."""
@@ -248,7 +241,7 @@ class LiveCheckpoints:
                     if parent not in self.manifests
                     and parent not in self._behind
                     and self._catalog.is_live(parent)
-                    and self._readable(parent)
+                    and self._catalog.readable(parent)
                 )
         self._insert(added)
 

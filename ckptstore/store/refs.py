@@ -260,32 +260,26 @@ class Refs:
                 return newest.settings
             begun = (id,)
         elif was_name:
-            history = first_parents(id, self._readable)
+            history = first_parents(id, self._catalog.readable)
             if not any(found in begun for found, _ in history):
                 begun = (*begun, id)
         return with_part(newest.settings, f"{BEGUN}/{name}", list(begun))
 
     def _is_own(self, newest: Operation, name: str, id: Digest) -> bool:
-        manifest = self._readable(id)
+        manifest = self._catalog.readable(id)
         return manifest is None or manifest.branch in (None, *newest.claim_of(name).names)
 
     def _renamed(self, newest: Operation, old: str, new: str) -> Mapping[str, Any]:
         """Return the settings once a branch has another name, which others may have had before."""
-        start = own_chain(newest.heads[old], newest.claim_of(old), self._readable).start
+        start = own_chain(newest.heads[old], newest.claim_of(old), self._catalog.readable).start
         settings = renamed(newest.settings, old, new)
         begun = claim_of(settings, new).begun
         if start is None or start in (begun or ()):
             return settings
-        before = self._readable(start)
+        before = self._catalog.readable(start)
         if begun is None and (before is None or before.branch != new):
             return settings
         return with_part(settings, f"{BEGUN}/{new}", [*(begun or ()), start])
-
-    def _readable(self, id: Digest) -> Manifest | None:
-        """Return a manifest; None for one that is missing or damaged, which is the same here."""
-        with suppress(CorruptError):
-            return self._catalog.lookup(id)
-        return None
 
     def make_tag(self, name: str, id: Digest, *, until: int | None = None) -> None:
         """Make a tag at a checkpoint whose manifest is durable; a lease if it has an end."""
@@ -445,7 +439,7 @@ class Refs:
     def _left(self, restored: Operation) -> str:
         """Describe the live checkpoints that no ref reaches, the last stored first."""
         live = self._catalog.live()
-        reached = {id for id, _ in ancestors(restored.refs.values(), self._readable)}
+        reached = {id for id, _ in ancestors(restored.refs.values(), self._catalog.readable)}
         left = sorted(live.keys() - reached, key=lambda id: (-live[id], id))
         if not left:
             return "every checkpoint is reached"
@@ -517,7 +511,7 @@ class Refs:
         """Return the number of an operation to undo if the state is the whole one before it."""
         if reverts is not None:
             with suppress(NotFoundError, CorruptError):
-                before = self._oplog.read(reverts - 1) if reverts > 1 else Operation()
+                before = self._oplog.before(reverts, decided)
                 return reverts if before.state == decided.state else None
         return None
 
