@@ -6,13 +6,13 @@ entry, so that taking one back leaves the others alone (docs/reference/format.md
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.digest import Digest
+from ckptstore.documents.times import seconds_of
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ _BY_NAME = (LEASES, RENAMED, BEGUN)
 GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
 _DIVIDED = (*_BY_NAME, BRANCH_RETENTION)
 TTL_SECONDS_MAX = 100 * 366 * 86_400
-_TTL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?(s|min|m|h|d|w)")
-_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +154,7 @@ def ttl_seconds(ttl: object) -> float:
     Raises:
         InvalidInputError: It is neither, or out of range.
     """
-    match = _TTL.fullmatch(ttl) if isinstance(ttl, str) else None
-    seconds = float(match[1]) * _UNIT_SECONDS[match[2]] if match else ttl
+    seconds = seconds_of(ttl) if isinstance(ttl, str) else ttl
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, int | float)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from ckptstore.documents.times import seconds_of
 from ckptstore_cli import completion
 from ckptstore_cli.repo import repo_option
 
@@ -20,15 +21,12 @@ Value = TypeVar("Value")
 
 complete_refs, complete_metrics = completion.refs, completion.metrics
 complete_paths = completion.paths
-DEFAULT_BRANCH = "main"
+DEFAULT_BRANCH = completion.DEFAULT_BRANCH
 STEP_BITS_MAX = 63
 _WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([kKMGT]?)(i?)B")
 _SHARE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(%?)")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-_TIME = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(s|min|h|d|w)?")
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
@@ -91,10 +89,13 @@ class Duration(click.ParamType[float]):
         """Parse a number and its unit."""
         if not isinstance(value, str):
             return float(value)
-        match = _TIME.fullmatch(value)
-        if not match or not (match[2] or self._allows_numbers or not float(match[1])):
+        number = seconds_of(f"{value}s")
+        if number is not None and (self._allows_numbers or not number):
+            return number
+        seconds = None if value.endswith("m") else seconds_of(value)  # which may mean months
+        if seconds is None:
             self.fail(f"{value!r} is not a time such as 30min, 24h, 7d or 2w.", param, ctx)
-        return float(match[1]) * _SECONDS[match[2] or "s"]
+        return seconds
 
 
 def pairs(
@@ -182,6 +183,19 @@ def optional_revision_argument(
         default=default,
         shell_complete=complete_refs(),
         help=help,
+    )
+
+
+def branch_option(help: str) -> Callable[[Command], Command]:
+    """The option --branch of what commits, passed on as `branch`."""
+    return click.option(
+        "-b",
+        "--branch",
+        metavar="BRANCH",
+        default=DEFAULT_BRANCH,
+        show_default=True,
+        shell_complete=complete_refs(tags=False),
+        help=f"{help} It is created if it does not exist.",
     )
 
 

@@ -114,8 +114,8 @@ def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool
     if as_json:
         output.document({"name": name, **documents.checkpoint(checkpoint)})
     else:
-        step = "" if checkpoint.step is None else f", step {checkpoint.step}"
-        output.line(f"Created {kind} {name} at checkpoint {checkpoint.id.short}{step}.")
+        at = text.checkpoint(checkpoint.id, checkpoint.step)
+        output.line(f"Created {kind} {name} at checkpoint {at}.")
 
 
 def print_deleted(

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from ckptstore import Digest
+
 _SIZE_UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
 _AGE_UNITS = (("day", 86400), ("h", 3600), ("min", 60))
 _AGE_SECONDS_MAX = 30 * 86400  # beyond this a date is more useful
 _AHEAD_SECONDS_MAX = 60  # clocks differ; further in the future, the date is shown
+NAMES_SHOWN = 12
 CUT_WIDTH_MIN = 12
 FOLDED_WIDTH_MIN = 24  # longer names are broken
 _NAME = r"[^/ ]*/|[^/ ]+"  # in a path
@@ -115,6 +118,17 @@ def metrics(values: Mapping[str, float]) -> str:
 def step(value: int | None) -> str:
     """A step, or "-" for a checkpoint without one."""
     return "-" if value is None else str(value)
+
+
+def checkpoint(id: Digest, step: int | None) -> str:
+    """A checkpoint in a sentence: "4f3a12c4, step 100"."""
+    return id.short if step is None else f"{id.short}, step {step}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Names in a sentence, of many the first: "a.json, b.json and 3 more"."""
+    more = len(names) - NAMES_SHOWN
+    return f"{', '.join(names[:NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}"
 
 
 def shape(lengths: Sequence[int]) -> str:

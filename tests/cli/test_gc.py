@@ -89,7 +89,7 @@ def test_the_grace_time_is_saved_or_given_with_a_unit(ckpt, history):
     assert "become free in 5 h" in ckpt("gc", "--dry-run", "--grace", "5h").stderr
     ckpt("config", "grace", "--unset")
     assert history.grace() == 86_400
-    for wrong in ("5", "-1h", "1 year"):
+    for wrong in ("5", "6m", "-1h", "1 year"):
         assert "is not a time such as 30min" in ckpt.error("config", "grace", "--", wrong, code=2)
     ckpt.error("config", "grace", "7d", "--max-to-keep", 1, code=2)
     ckpt.error("config", "grace", "7d", "--unset", code=2)

@@ -9,7 +9,7 @@ import click
 from ckptstore.errors import InvalidInputError, NotFoundError, shown
 from ckptstore.metric_names import known_names
 from ckptstore_cli import documents, listing, output, text
-from ckptstore_cli.options import common, complete_metrics, complete_refs
+from ckptstore_cli.options import common, complete_metrics, optional_revision_argument
 from ckptstore_cli.repo import open_repository
 
 
@@ -21,13 +21,9 @@ from ckptstore_cli.repo import open_repository
     help="The metric. MODE is min or max, where its name does not tell whether less or more is "
     "better.",
 )
-@click.argument(
-    "rev",
-    metavar="[REV]",
-    required=False,
-    shell_complete=complete_refs(),
-    help="Compare only the checkpoints of this branch, not those it started from.  "
-    "[default: all branches and tags]",
+@optional_revision_argument(
+    "Compare only the checkpoints of this branch, not those it started from.  "
+    "[default: all branches and tags]"
 )
 @click.option(
     "-k",
@@ -75,9 +71,9 @@ def best(
     if not stored:
         raise NotFoundError(f"No checkpoint that is stored has a finite {name}.")
     if ranked[0].expired and not as_json:
-        step = "" if ranked[0].step is None else f", step {ranked[0].step}"
+        better = text.checkpoint(ranked[0].id, ranked[0].step)
         value = text.metric(ranked[0].metrics[name])
-        output.note(f"A better one has expired: {ranked[0].id.short}{step}, {name} = {value}.")
+        output.note(f"A better one has expired: {better}, {name} = {value}.")
     refs = documents.refs_by_id(repo)
     if as_json:
         output.document([documents.checkpoint(c, refs.get(c.id)) for c in stored])

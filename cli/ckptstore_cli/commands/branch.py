@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from ckptstore_cli import documents, output, refs
+from ckptstore_cli import documents, output, refs, text
 from ckptstore_cli.options import common, complete_refs, pairs, selection_options
 from ckptstore_cli.repo import command, open_repository
 
@@ -138,7 +138,7 @@ def _print_reset(
     if as_json:
         output.document({"name": name, "was": old, **documents.checkpoint(checkpoint)})
         return
-    step = "" if checkpoint.step is None else f", step {checkpoint.step}"
-    output.line(f"Reset branch {name} to checkpoint {checkpoint.id.short}{step}.")
+    at = text.checkpoint(checkpoint.id, checkpoint.step)
+    output.line(f"Reset branch {name} to checkpoint {at}.")
     output.line(f"It was at {old.short}. To move it back:")
     output.line(f"  {command(ctx, 'branch', '--reset', name, old.short)}")

@@ -11,10 +11,9 @@ from ckptstore.errors import CkptStoreError, UnsupportedValueError
 from ckptstore.formats import FORMATS
 from ckptstore_cli import changes, documents, output, text
 from ckptstore_cli.options import (
-    DEFAULT_BRANCH,
     Size,
+    branch_option,
     common,
-    complete_refs,
     metric_option,
     pairs,
     step_option,
@@ -23,8 +22,6 @@ from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
-
-LEFT_OUT_MAX = 12  # names of a folder that are listed
 
 
 @click.command()
@@ -37,15 +34,7 @@ LEFT_OUT_MAX = 12  # names of a folder that are listed
     "one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded with "
     "weights_only=True.",
 )
-@click.option(
-    "-b",
-    "--branch",
-    metavar="BRANCH",
-    default=DEFAULT_BRANCH,
-    show_default=True,
-    shell_complete=complete_refs(tags=False),
-    help="The branch to commit to. It is created if it does not exist.",
-)
+@branch_option("The branch to commit to.")
 @click.option("--step", type=int, callback=step_option, metavar="N", help="The training step.")
 @metric_option
 @click.option("-m", "--message", default="", metavar="TEXT", help="Description of the checkpoint.")
@@ -147,10 +136,9 @@ def commit(
 
 def _left_out(names: tuple[str, ...]) -> str:
     """A sentence about the files of a folder that are not committed."""
-    some, more = ", ".join(names[:LEFT_OUT_MAX]), len(names) - LEFT_OUT_MAX
     return (
-        f"Not committed, as the weights do not need it: {some}"
-        f"{f' and {more} more' if more > 0 else ''}. To commit a file, pass its own name."
+        f"Not committed, as the weights do not need it: {text.some(names)}. To commit a file, pass "
+        "its own name."
     )
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore_cli import documents, output, text
-from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs, pairs
+from ckptstore_cli.options import branch_option, common, pairs
 from ckptstore_cli.output import PATH_WIDTH_MIN, Column
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
     from ckptstore import Checkpoint, Import, ImportPlan
 
-SHOWN_MAX = 12  # names in a sentence
 EXIT_REFUSED = 1
 _COLUMNS = (
     Column("file", gives_way=2, shortens=True, width_min=PATH_WIDTH_MIN),
@@ -34,15 +33,7 @@ _COLUMNS = (
     metavar="TEMPLATE",
     help="The files, as in 'old/ckpt_{step}.pt'.",
 )
-@click.option(
-    "-b",
-    "--branch",
-    metavar="BRANCH",
-    default=DEFAULT_BRANCH,
-    show_default=True,
-    shell_complete=complete_refs(tags=False),
-    help="The branch to import to. It is created if it does not exist.",
-)
+@branch_option("The branch to import to.")
 @click.option(
     "--metrics",
     "metrics",
@@ -146,15 +137,10 @@ def _print_notes(plan: ImportPlan) -> None:
     for note in plan.notes:
         output.note(note)
     if plan.others:
-        output.note(f"Not matched by the template: {_some(plan.others)}.")
+        output.note(f"Not matched by the template: {text.some(plan.others)}.")
     for item in plan.due:
         if item.left_out:
-            output.note(f"Left out of {item.name}: {_some(item.left_out)}.")
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = len(names) - SHOWN_MAX
-    return f"{', '.join(names[:SHOWN_MAX])}{f' and {more} more' if more > 0 else ''}"
+            output.note(f"Left out of {item.name}: {text.some(item.left_out)}.")
 
 
 def _row(item: Import) -> tuple[str, ...]:

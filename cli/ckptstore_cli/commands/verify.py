@@ -78,9 +78,8 @@ def _print(report: VerifyReport, refs: Mapping[str, Refs], steps: Mapping[str, i
         is_named = problem.error.startswith(problem.key)
         output.line(problem.error if is_named else f"{problem.key}: {problem.error}")
         for id in problem.checkpoints:
-            step = f", step {steps[id]}" if id in steps else ""
             names = f" ({refs[id]})" if id in refs else ""
-            output.line(f"    affects checkpoint {id.short}{step}{names}")
+            output.line(f"    affects checkpoint {text.checkpoint(id, steps.get(id))}{names}")
     for heal, keys in _by_heal(report).items():
         others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         output.line(f"To heal {keys[0]}{others}: {heal}")
