@@ -281,6 +281,23 @@ def complaints(
         shutil.rmtree(folder)
 
 
+def check(
+    found: Iterable[tuple[Told, Tree]],
+    folder: Path,
+    *,
+    url: str,
+    writers: int = 1,
+    state: Callable[[int], dict[str, Any]] = state,
+    what: str = "",
+) -> int:
+    """Assert that no state has a complaint, and return how many states there were."""
+    checked = 0
+    for complained in complaints(found, folder, url=url, writers=writers, state=state):
+        assert complained is None, f"state {checked} {what}"
+        checked += 1
+    return checked
+
+
 def lay_out(tree: Mapping[str, bytes | None], base: Path) -> None:
     """Write a tree into an empty folder."""
     for path in sorted(tree):
