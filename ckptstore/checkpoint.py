@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.note import overlaid
-from ckptstore.documents.times import utc
+from ckptstore.times import utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.names import check_metric_name
-from ckptstore.documents.times import EPOCH
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.times import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.canonical import Fields
 from ckptstore.documents.manifest import CREATED_MAX
-from ckptstore.documents.times import to_the_minute
 from ckptstore.errors import CorruptError
+from ckptstore.times import to_the_minute
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.digest import Digest
-from ckptstore.documents.times import seconds_of
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.times import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

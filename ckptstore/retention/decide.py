@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import Digest
-from ckptstore.documents.times import to_the_minute
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.metric_names import known_names
 from ckptstore.retention.max_bytes import MaxBytes, over_limit
 from ckptstore.retention.policy import ALWAYS, ANY, KeepAll, Policy, Reason
+from ckptstore.times import to_the_minute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

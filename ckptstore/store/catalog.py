@@ -25,7 +25,6 @@ from ckptstore.documents.manifest import MANIFEST_BYTES_MAX, Manifest
 from ckptstore.documents.page import PAGE_BYTES_MAX, Page, reached
 from ckptstore.documents.settings import claim_of
 from ckptstore.documents.structure import STRUCTURE_BYTES_MAX
-from ckptstore.documents.times import to_the_minute
 from ckptstore.documents.zarr_page import NodePage
 from ckptstore.errors import (
     CorruptError,
@@ -38,6 +37,7 @@ from ckptstore.forks import free_in_child
 from ckptstore.revisions import Names
 from ckptstore.store.objects import damaged
 from ckptstore.threads import gather
+from ckptstore.times import to_the_minute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

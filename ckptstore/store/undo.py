@@ -14,8 +14,8 @@ from ckptstore.digest import Digest
 from ckptstore.documents.note import NoteName
 from ckptstore.documents.operation import CALL, HAND, SAVE
 from ckptstore.documents.settings import parts, with_part
-from ckptstore.documents.times import utc
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError
+from ckptstore.times import utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

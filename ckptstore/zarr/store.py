@@ -18,7 +18,6 @@ from zarr.core.buffer import default_buffer_prototype
 
 from ckptstore.documents.marker import MARKER_KEY
 from ckptstore.documents.page import SMALL_BYTES
-from ckptstore.documents.times import utc
 from ckptstore.documents.zarr_document import METADATA
 from ckptstore.errors import (
     CkptStoreError,
@@ -33,6 +32,7 @@ from ckptstore.storage import open_storage
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
+from ckptstore.times import utc
 from ckptstore.zarr import dtypes
 from ckptstore.zarr.checked_reads import CheckedReads
 from ckptstore.zarr.contents import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ckptstore.documents.times import seconds_of
+from ckptstore.times import seconds_of
 from ckptstore_cli import completion
 from ckptstore_cli.repo import repo_option
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.store.refs import check_known
+from ckptstore.errors import NotFoundError, shown
+from ckptstore.metric_names import known_names
 from ckptstore_cli import documents, output, text
 from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs
 from ckptstore_cli.repo import open_repository
@@ -73,8 +74,10 @@ def follow(
       ckptstore follow main --unevaluated val_acc --exec 'python evaluate.py {id}'
     """
     repo = open_repository(ctx)
-    if no_wait:
-        check_known(branch, repo.ref_names()[0], kind="branch")
+    branches = sorted(repo.ref_names()[0])
+    if no_wait and branch not in branches:
+        known = known_names(branch, branches, what="branches")
+        raise NotFoundError(f"There is no branch {shown(branch)}. {known}")
     failed = count = 0
     with repo.follow(branch, unevaluated=unevaluated, poll_seconds=poll_seconds) as follower:
         look = follower.poll if no_wait else follower.wait

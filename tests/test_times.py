@@ -8,7 +8,7 @@ from ckptstore.digest import Digest
 from ckptstore.documents.facts import check_created
 from ckptstore.documents.let_go import LetGo
 from ckptstore.documents.manifest import CREATED_MAX
-from ckptstore.documents.times import EPOCH, seconds_of, to_the_minute, utc
+from ckptstore.times import EPOCH, seconds_of, to_the_minute, utc
 
 
 def test_every_time_of_a_document_is_one_of_python() -> None:
