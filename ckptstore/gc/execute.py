@@ -51,10 +51,10 @@ def execute_plan(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> GcReport:
         listed_at = stores.now()
         left = find_remaining(stores, plan, rules_at)
         report = delete_remaining(stores, left)
-        stores.note_missing(stores.oplog.newest())
+        stores.note_missing(left.seen)
         stores.listed_at = listed_at
         stores.storage.hold_reserve()
-    return replace(report, temporary_bytes=swept, warning=stores.warning(left.notes))
+    return replace(report, temporary_bytes=swept)
 
 
 def delete_remaining(stores: Stores, left: Remaining) -> GcReport:

@@ -15,13 +15,13 @@ from ckptstore.store.lost import lost, refuse_without_operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-    from typing import Literal
 
     from ckptstore.digest import Digest
     from ckptstore.documents.let_go import LetGo
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.gc.stores import Stores
+    from ckptstore.history import OwnChain
     from ckptstore.retention import Policies
 
 REPEATED_READS_MAX = 1000
@@ -58,6 +58,8 @@ class Judged:
     """The verdicts on all live checkpoints, those that a ref reaches first.
 
     Attributes:
+        rules: Those by which they were judged.
+        chains: The checkpoints of each branch, by its name.
         verdicts: One for each.
         waiting: Those that stay for the grace time alone, with the seconds until it ends.
         notes: Sentences about what could not be judged.
@@ -65,6 +67,8 @@ class Judged:
             no object may be deleted but those of checkpoints that expire.
     """
 
+    rules: Rules
+    chains: Mapping[str, OwnChain]
     verdicts: tuple[Verdict, ...]
     waiting: Mapping[Digest, float]
     notes: tuple[str, ...]
@@ -110,16 +114,18 @@ def judge(
     blocking = stores.blocking(newest)
     if blocking:
         owned = tuple(map(_kept, owned))
-    waiting: dict[Digest, float] = {}
 
     def seconds_left(entry: LetGo) -> float:
         return (entry.time - stores.now()) / 1e6 + grace if grace else 0.0
 
     named = {entry.id: entry for entry in newest.let_go if entry.way != MISSING}
-    for verdict in owned:
-        entry = None if verdict.kept else named.get(verdict.id)
-        if entry and (left := seconds_left(entry)) > 0:
-            waiting[verdict.id] = left
+    waiting = {
+        verdict.id: left
+        for verdict in owned
+        if not verdict.kept
+        and (entry := named.get(verdict.id))
+        and (left := seconds_left(entry)) > 0
+    }
     owned = tuple(
         replace(verdict, kept=True, reasons=(str(named[verdict.id]),))
         if verdict.id in waiting
@@ -146,16 +152,17 @@ def judge(
                 is_cut=bool(live.missing),
                 is_lost=id in unnamed,
                 is_old=left <= 0,
-                is_repeated=id in orphans
-                and partial(_is_repeated, stores, newest, live.manifests[id]),
+                is_reached=id not in orphans,
+                is_repeated=partial(_is_repeated, stores, newest, manifest),
             )
             let_go.append(verdict)
             if left > 0 and not (live.missing or id in unnamed):
                 waiting[id] = left
         let_go.sort(key=lambda verdict: (-verdict.manifest.created, verdict.id))
-    verdicts = (*owned, *let_go)
     judged = Judged(
-        verdicts=verdicts,
+        rules=rules,
+        chains=decision.chains,
+        verdicts=(*owned, *let_go),
         waiting=waiting,
         notes=decision.notes,
         is_torn=bool(blocking or unnamed),
@@ -231,7 +238,8 @@ def _let_go(
     is_cut: bool,
     is_lost: bool,
     is_old: bool,
-    is_repeated: Literal[False] | Callable[[], bool],
+    is_reached: bool,
+    is_repeated: Callable[[], bool],
 ) -> Verdict:
     """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race.
 
@@ -245,12 +253,10 @@ def _let_go(
         reason = str(entry)
     elif not is_old:
         reason = NEW
-    elif is_repeated and is_repeated():
-        reason = REPEATED
-    elif is_repeated:
-        reason = UNREACHED
-    else:
+    elif is_reached:
         reason = UNOWNED
+    else:
+        reason = REPEATED if is_repeated() else UNREACHED
     kept = is_cut or is_lost or not is_old
     return Verdict(
         id=id,
@@ -259,7 +265,7 @@ def _let_go(
         kept=kept,
         reasons=(reason,),
         is_let_go=True,
-        is_reached=is_repeated is False,
+        is_reached=is_reached,
     )
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ckptstore.digest import Digest
-    from ckptstore.documents.operation import Operation
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.judge import Judged, RulesAt
     from ckptstore.gc.stores import Stores
@@ -40,6 +39,7 @@ class GcPlan:
     Attributes:
         sentences: What is kept: a sentence for the policy of all branches, and one for each branch
             with a policy of its own.
+        metrics: The metrics by which the policies decide.
         verdicts: Every live checkpoint, newest first, kept or not, with every reason.
         frees: The bytes that each checkpoint to expire frees; what several of them share counts for
             the newest.
@@ -59,6 +59,7 @@ class GcPlan:
     """
 
     sentences: tuple[str, ...]
+    metrics: frozenset[str]
     verdicts: tuple[Verdict, ...]
     frees: Mapping[Digest, int]
     leftover_objects: int
@@ -121,7 +122,7 @@ def verdict_on(stores: Stores, rules_at: RulesAt, id: Digest) -> Verdict:
 
     def attempt(lock: AbstractContextManager[None]) -> Verdict:
         with stores.lock, lock, stores.live.lock:
-            _, judged = _judge_newest(stores, rules_at)
+            judged = _judge_newest(stores, rules_at)
         for verdict in judged.verdicts:
             if verdict.id == id:
                 return verdict
@@ -169,19 +170,19 @@ def _is_beside_gc(stores: Stores, since: int) -> bool:
         return True
 
 
-def _judge_newest(stores: Stores, rules_at: RulesAt) -> tuple[Operation, Judged]:
+def _judge_newest(stores: Stores, rules_at: RulesAt) -> Judged:
     """Judge by the newest operation and a listing. The caller holds `live.lock`."""
     newest = stores.oplog.newest()
     stored = stores.catalog.live()
     stores.live.reconcile(newest, stored)
-    return newest, judge(stores, newest, rules_at(newest), stored=stored)
+    return judge(stores, newest, rules_at(newest), stored=stored)
 
 
 def _plan(stores: Stores, rules_at: RulesAt, *, lock: AbstractContextManager[None]) -> GcPlan:
     """Decide what stays. lock: held while the repository is read."""
     with stores.lock, lock, stores.live.lock:
-        newest, judged = _judge_newest(stores, rules_at)
-        rules = rules_at(newest)
+        judged = _judge_newest(stores, rules_at)
+        rules, chains = judged.rules, judged.chains
         mark(stores, judged)
         verdicts, is_torn = judged.verdicts, judged.is_torn
         expiring = [verdict.id for verdict in judged.expired]
@@ -207,15 +208,10 @@ def _plan(stores: Stores, rules_at: RulesAt, *, lock: AbstractContextManager[Non
             young_objects += int(is_new.sum())
             young_bytes += int(sizes[is_new].sum())
         temporaries = stores.storage.temporaries()
-        chains = {
-            name: stores.live.own(head, newest.claim_of(name))
-            for name, head in newest.heads.items()
-        }
         to_go = next_to_go((v for v in verdicts if v.kept), rules.policies, chains)
     return GcPlan(
-        sentences=(
-            tuple(rules.policies.sentences(newest.heads)) if rules.chosen is None else (CHOSEN,)
-        ),
+        sentences=(tuple(rules.policies.sentences(chains)) if rules.chosen is None else (CHOSEN,)),
+        metrics=rules.policies.metrics(chains),
         verdicts=verdicts,
         frees=dict(zip(expiring, frees[:-1].tolist(), strict=True)),
         leftover_objects=leftover_objects,

@@ -205,7 +205,7 @@ def find_remaining(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> Remaining
         judged = judge_again(stores, newest, rules_at, stored=stored)
         judged = _shrunk(judged, plan)
         mark(stores, judged)
-    garbage = partial(_listed_garbage, stores, grace=rules_at(newest).grace, is_torn=judged.is_torn)
+    garbage = partial(_listed_garbage, stores, grace=judged.rules.grace, is_torn=judged.is_torn)
     return _remaining(stores, rules_at, judged, seen=newest, garbage_of=garbage)
 
 
@@ -244,7 +244,7 @@ def _remaining(
         rules_at=rules_at,
         exclusive=exclusive,
         staying=stores.marks.manifests.keys() - {verdict.id for verdict in expiring},
-        expiring=reasons_of(stores, rules_at(seen).policies, expiring),
+        expiring=reasons_of(stores, judged.rules.policies, expiring),
         garbage=garbage_of(exclusive),
         seen=seen,
         given_up={verdict.id: verdict for verdict in expiring},

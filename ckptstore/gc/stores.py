@@ -50,9 +50,8 @@ class Stores:
 
     live: the checkpoints that have not expired. marks: what they reached at the last gc. sizes: of
     what a policy with a limit asked for. now: returns UTC in microseconds since 1970. author:
-    returns the author of operations. listed_at:
-    when a gc last listed all objects. lock: held while `marks` are used, and taken before the
-    storage's.
+    returns the author of operations. listed_at: when a gc last listed all objects. lock: held while
+    `marks` are used, and taken before the storage's.
     """
 
     storage: Storage

@@ -69,11 +69,13 @@ class Decision:
     """The verdicts on what branches and tags reach.
 
     Attributes:
+        chains: The checkpoints of each branch, by its name.
         verdicts: Those on checkpoints that belong to a branch, or that something else keeps.
         unowned: The checkpoints that are only in the history of others, and belong to no branch.
         notes: Sentences about what could not be judged, and limits that cannot be met.
     """
 
+    chains: Mapping[str, OwnChain]
     verdicts: tuple[Verdict, ...]
     unowned: Mapping[Digest, Manifest]
     notes: tuple[str, ...]
@@ -134,6 +136,7 @@ def decide(
         reasons[id].append(f"in the history of {name}")
         del unowned[id]
     return Decision(
+        chains=chains,
         verdicts=tuple(
             Verdict(
                 id=id,

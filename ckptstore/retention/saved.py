@@ -129,6 +129,15 @@ class Policies:
         """Return the policy of a branch; KeepAll without one."""
         return self.by_branch.get(branch) or self.default or KeepAll()
 
+    def metrics(self, branches: Collection[str]) -> frozenset[str]:
+        """Return the metrics by which these branches are judged.
+
+        Args:
+            branches: The branches there are.
+        """
+        judged = (self.of_branch(name) for name in branches if self.judges(name))
+        return frozenset().union(*(policy.metrics for policy in judged))
+
     def sentences(self, branches: Collection[str]) -> list[str]:
         """Return what is kept of these branches: a sentence for the policy of each.
 

@@ -593,3 +593,16 @@ def test_what_a_name_keeps_is_not_the_next_to_go() -> None:
     line = Line()
     line.repo.tag("v1", line.ids[2])
     assert line.repo.plan_gc(MaxToKeep(2), grace=0).next_to_go == ()
+
+
+def test_a_plan_names_the_metrics_by_which_it_decides() -> None:
+    """Those of the policies that apply, and not of the branches left alone."""
+    line = Line()
+    line.repo.branch("side")
+    assert line.repo.plan_gc(KeepBest("loss") | MaxToKeep(2)).metrics == {"loss"}
+    line.repo.set_retention(KeepBest('mAP@".5:.95"', "max"), branch="side")
+    assert line.repo.plan_gc().metrics == {'mAP@".5:.95"'}
+    assert line.repo.plan_gc(branches=["main"]).metrics == set()
+    line.repo.set_retention(MaxToKeep(1) | KeepBest("loss"))
+    assert line.repo.plan_gc().metrics == {"loss", 'mAP@".5:.95"'}
+    assert line.repo.expire("main~1").metrics == set()

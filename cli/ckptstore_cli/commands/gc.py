@@ -207,8 +207,7 @@ def _few(ids: Iterable[Any]) -> str:
 def _print_verdicts(plan: GcPlan) -> None:
     """Print a row for each checkpoint. The reasons tell more than the metrics, which give way."""
     manifests = [verdict.manifest for verdict in plan.verdicts]
-    words = {word.rstrip(".,;") for sentence in plan.sentences for word in sentence.split()}
-    judged = {name: "" for manifest in manifests for name in manifest.metrics if name in words}
+    judged = dict.fromkeys(plan.metrics, "")
     metrics = replace(listing.Metrics.of(manifests, first=judged), best={})
     numbers = metrics.columns(drops=1)
     turn = max(len(numbers), 1)
