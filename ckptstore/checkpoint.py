@@ -87,15 +87,15 @@ class ArrayInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """Metrics and words that were noted about a checkpoint after its commit.
+    """Metrics or a message that `annotate` added to a checkpoint after its commit.
 
     Attributes:
         metrics: Numbers by name.
-        message: The words.
-        time: When it was noted, in UTC.
-        user: The user who noted it; "" if there is no name.
-        host: The machine.
-        program: The program.
+        message: The message.
+        time: When it was added, in UTC.
+        user: The user who added it; "" if the user has no name.
+        host: The name of the machine.
+        program: The name of the program.
     """
 
     metrics: Mapping[str, int | float]
@@ -125,13 +125,13 @@ class Checkpoint:
     Attributes:
         id: The digest of the manifest.
         step: The training step, if one was given.
-        metrics: Numbers by name, those of notes included. Of several values the newest counts.
+        metrics: Numbers by name, including those of notes. The newest value of each metric counts.
         parents: The ids of the checkpoints before it; usually one, none for the first of a branch.
         branch: The branch that it was committed on; None if it was not recorded.
         message: The message.
         created: The time of the commit, in UTC.
         meta: Further JSON values by name.
-        notes: What `Repository.annotate` noted about it, oldest first.
+        notes: The notes that `Repository.annotate` added, oldest first.
         expired: True if a policy has expired it: its arrays are no longer stored.
         new_bytes: Bytes of the objects that the commit had to store: chunks of arrays and the pages
             that list them, but not its manifest.
@@ -205,7 +205,7 @@ class Checkpoint:
 
     @property
     def why(self) -> tuple[str, ...]:
-        """Why a gc by the saved policies keeps it, or why not. See `Repository.why`."""
+        """The reasons why a gc by the saved policies keeps it, or not. See `Repository.why`."""
         return self._judge(self.id)
 
     @property

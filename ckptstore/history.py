@@ -30,9 +30,9 @@ class OwnChain:
     """The checkpoints that were committed on one branch.
 
     Attributes:
-        checkpoints: These with their manifests, newest first.
-        others: The checkpoints of other branches that were met on the way, newest first.
-        start: The first checkpoint behind the oldest one of the branch; None if there is none.
+        checkpoints: The ids with their manifests, newest first.
+        others: The checkpoints of other branches in between, newest first.
+        start: The parent of the oldest one, where the branch was started; None without a parent.
     """
 
     checkpoints: tuple[tuple[Digest, Manifest], ...]
@@ -43,7 +43,7 @@ class OwnChain:
     def seeds(self) -> tuple[Digest, ...]:
         """The checkpoint that the branch was started from, and the one it was last moved to.
 
-        Of a branch that began with a derived checkpoint, that one in place of its source.
+        If the branch began with a derived checkpoint, this is the derived one, not its source.
         """
         moved_to, start = next(iter(self.others), None), self.start
         if start and self.checkpoints and self.checkpoints[-1][1].is_derived:
@@ -58,15 +58,15 @@ def own_chain(
     """Return the checkpoints of a branch without those of the branch that it was started from.
 
     These are the first parents of the head that record the branch, up to the first one that records
-    another. Where the branch was moved to checkpoints of another, it goes on behind these. A
-    derived checkpoint is the first one of its branch. Manifests of earlier versions record none,
-    and belong where the checkpoint does that was made from them.
+    another. If the branch was moved to checkpoints of another branch, the walk continues behind
+    them. A derived checkpoint is the first one of its branch. Manifests of earlier versions record
+    no branch; they belong to the same branch as the checkpoint made from them.
 
     Args:
         head: The newest checkpoint of the branch, or any other of its own.
         claim: The names that its checkpoints record, and where they begin.
         lookup: Returns the manifest of an id, or None where the history ends.
-        parents: From which checkpoints one was made, the first parent first.
+        parents: Returns the parents of a checkpoint, the first parent first.
     """
     found: list[tuple[Digest, Manifest]] = []
     others: list[Digest] = []

@@ -5,9 +5,9 @@ lists ends by its digits or its capitals ("acc1", "valLoss"). Words of `MORE` an
 neighbours also as one ("cross_entropy"). A name is refused, never guessed, when
 
 - no word of it is known;
-- a word such as "std", "gap" or "minus" makes it something else than the metric it mentions;
-- it has words of both lists, unless the last one directly follows another known one and is of
-  `LESS`: "dice_loss" and "top5_error" are losses and errors, but "loss_accuracy", "loss_dice" and
+- a word such as "std", "gap" or "minus" may reverse the direction of the metric it mentions;
+- it has words of both lists, unless the last word is of `LESS` and directly follows another known
+  one: "dice_loss" and "top5_error" are losses and errors, but "loss_accuracy", "loss_dice" and
   "tpr@fpr" may be either.
 
 "score" and the like decide only where no other word does: an "fid_score" is an FID.
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 Mode = Literal["min", "max"]
 COUNT_DIGITS_MAX = 18
-JOINED_MAX = 3  # words that may be listed as one, such as "negative log likelihood"
+JOINED_MAX = 3  # neighbouring words that are looked up as one, as in "negative log likelihood"
 NAME_LENGTH_MAX = 80  # of a name that a message repeats
-SIMILARITY_MIN = 0.75  # of a word to a known one that is proposed instead
+SIMILARITY_MIN = 0.75  # of a known word that is proposed in place of another
 
 _MORE = """
 acc accs accuracy accuracies auc aucs auroc rocauc roc auprc aupr prauc aucpr f1 f2 f1s fscore fbeta
@@ -72,7 +72,7 @@ num length len scale weight weights threshold thresh coef
 MORE = frozenset(_MORE.split())
 LESS = frozenset(_LESS.split())
 UNCLEAR = frozenset(_UNCLEAR.split())
-WEAK = frozenset({"score", "scores", "measure", "index"})  # more, where no other word decides
+WEAK = frozenset({"score", "scores", "measure", "index"})  # more, if no other word decides
 _PREFIX = re.compile(
     "(?:val|valid|validation|train|training|test|eval|dev|best|mean|avg|macro|micro|weighted)+"
 )
@@ -93,13 +93,13 @@ _CHOICE = re.compile(
 
 
 def mode_of(metric: str) -> Mode:
-    """Return whether less ("min") or more ("max") of a metric is better, by the words of its name.
+    """Return "min" if less of a metric is better, "max" if more is, by the words of its name.
 
     Args:
         metric: The name, such as "val_loss" or "recall@10".
 
     Raises:
-        InvalidInputError: The name does not say. The message tells how to give the direction.
+        InvalidInputError: The name does not say. The message explains how to give the direction.
     """
     words = [word for word in _words(metric) if not word.isdigit()]
     known = [(place, word) for place, word in enumerate(words) if _decides(word)]
@@ -124,7 +124,7 @@ def mode_of(metric: str) -> Mode:
 
 
 def quoted(metric: str) -> str:
-    """Return a metric's name as revisions and METRIC:MODE:N write it: quoted where it must be."""
+    """Return a metric's name as revisions and METRIC:MODE:N write it, quoted if needed."""
     if re.fullmatch(_PLAIN, metric):
         return metric
     escaped = re.sub(r'(["\\])', r"\\\1", metric)
@@ -137,10 +137,10 @@ def unquoted(text: str) -> str:
 
 
 def best_in(revision: str) -> str:
-    """Return what a revision that ends by best: names, with the direction; empty for any other.
+    """Describe a revision that ends with best:METRIC, with the direction; "" for any other.
 
     Args:
-        revision: A revision that was resolved, such as "main@best:val_acc".
+        revision: A resolved revision, such as "main@best:val_acc".
 
     Returns:
         For example "best by val_acc (max) of main"; without "of main" for "best:val_acc".
@@ -159,7 +159,7 @@ def parse_choice(text: str) -> tuple[str, str, int] | None:
 
     Args:
         text: For example "val_loss", "val_acc:max:2" or '"mAP@.5:.95":max'. A name that contains
-            ":" or begins with a quotation mark is quoted.
+            ":" or begins with a quotation mark must be quoted.
 
     Returns:
         The name, the mode ("auto" without one, not checked), and the number (1 without one); None
@@ -172,7 +172,7 @@ def parse_choice(text: str) -> tuple[str, str, int] | None:
 
 
 def known_names(name: str, known: Sequence[str], *, what: str) -> str:
-    """Return the known names for a message, and the one that may have been meant."""
+    """Return the known names for a message, and the one that was probably meant."""
     if not known:
         return f"There are no {what}."
     listed = f"Known {what}: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
@@ -181,7 +181,7 @@ def known_names(name: str, known: Sequence[str], *, what: str) -> str:
 
 
 def _words(metric: str) -> Iterator[str]:
-    """Yield the words of a name as the lists have them, those that no list has in lower case."""
+    """Yield the words of a name as in the lists; unknown words in lower case."""
     tokens = [word for token in _TOKEN.findall(metric) for word in _split(token)]
     while tokens:
         ends = range(JOINED_MAX, 1, -1)
@@ -195,7 +195,7 @@ def _decides(word: str) -> bool:
 
 
 def _split(token: str) -> Iterator[str]:
-    """Yield the words in letters and digits: one where a list has it, else its pieces."""
+    """Yield the words in letters and digits: the whole if a list has it, else its pieces."""
     whole = _listed(token.lower())
     if whole is not None:
         yield whole
@@ -206,7 +206,7 @@ def _split(token: str) -> Iterator[str]:
 
 
 def _listed(word: str) -> str | None:
-    """Return the word of a list that this is, without a number or a prefix such as "val"."""
+    """Return the word of a list that matches, without a number or a prefix such as "val"."""
     for form in (word, word.rstrip("@0123456789")):
         rest = _PREFIX.sub("", form, count=1) if _PREFIX.match(form) else form
         for candidate in (form, rest):

@@ -6,7 +6,7 @@ import os
 import resource
 
 SPARE = 16  # for what else the process opens meanwhile
-PLENTY = 1 << 16  # with a higher limit than this, open files are not counted
+PLENTY = 1 << 16  # above this limit, open files are not counted
 _OPEN = "/dev/fd"
 
 

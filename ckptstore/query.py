@@ -7,8 +7,8 @@ comparison   NAME < VALUE, with <, <=, >, >=, = (or ==) and !=
 NAME         step, branch, message, meta.KEY or a metric; a quoted name is always a metric
 VALUE        a number, also nan and inf; a word; quoted text
 
-A comparison with what a checkpoint does not have is false, and so is one with NaN, but that
-`= nan` finds NaN and `!= nan` everything else.
+A comparison is false if the checkpoint lacks the name, or if a value is NaN. Only `= nan` finds
+NaN, and `!= nan` everything else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EXAMPLE = "as in val_loss < 0.2 and step > 1000"
 
 
 class Described(Protocol):
-    """What a query looks at, as checkpoints have it."""
+    """The attributes of a checkpoint that a query uses."""
 
     @property
     def step(self) -> int | None:
@@ -76,12 +76,12 @@ class Name:
 
     @classmethod
     def of(cls, text: str, *, is_quoted: bool) -> Self:
-        """The name that a word means; a quoted one is that of a metric."""
+        """Parse a name; a quoted one is that of a metric."""
         is_fact = text in ("step", *TEXT_NAMES) or text.startswith(META)
         return cls(text=text, is_metric=is_quoted or not is_fact)
 
     def values(self, item: Described) -> Mapping[str, Any]:
-        """The values among which it is looked up, by their names in a query."""
+        """The values of a checkpoint of the same kind, by their names in a query."""
         if self.is_metric:
             return item.metrics
         if self.text.startswith(META):
@@ -89,7 +89,7 @@ class Name:
         return {name: getattr(item, name) for name in ("step", *TEXT_NAMES)}
 
     def of_item(self, item: Described) -> object:
-        """The value of a checkpoint; None without one."""
+        """The value of a checkpoint; None if it has none."""
         return self.values(item).get(self.text)
 
 
@@ -102,7 +102,7 @@ class Comparison:
     value: float | str
 
     def matches(self, item: Described) -> bool:
-        """Whether it is true of a checkpoint."""
+        """Return True if a checkpoint meets the comparison."""
         value = self.name.of_item(item)
         if isinstance(value, bool):
             value = str(value).lower()
@@ -116,7 +116,7 @@ class Comparison:
         return bool(_COMPARE[self.symbol](value, self.value))
 
     def names(self) -> Iterator[Name]:
-        """The name that it looks up."""
+        """The name in the comparison."""
         yield self.name
 
 
@@ -128,11 +128,11 @@ class Joined:
     decide: Callable[[Iterable[bool]], bool]
 
     def matches(self, item: Described) -> bool:
-        """Whether all of them are true of a checkpoint, or any."""
+        """Return True if a checkpoint meets all of them, or any for "or"."""
         return self.decide(part.matches(item) for part in self.parts)
 
     def names(self) -> Iterator[Name]:
-        """The names that they look up."""
+        """The names in the conditions."""
         for part in self.parts:
             yield from part.names()
 
@@ -142,7 +142,7 @@ Condition = Comparison | Joined
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """The best first by a metric, or by step; what has no finite number comes last."""
+    """An order by a metric, the best first, or by step. Without a finite number comes last."""
 
     name: Name
     mode: str
@@ -152,7 +152,7 @@ class Order:
         """Parse NAME or NAME:MODE. Steps are ordered with the highest first.
 
         Raises:
-            InvalidInputError: It is neither, or nothing tells the direction of this metric.
+            InvalidInputError: The text is neither, or the direction of the metric is unknown.
         """
         choice = parse_choice(text) if isinstance(text, str) else None
         if choice is None or choice[1:] not in [(mode, 1) for mode in ("auto", "min", "max")]:
@@ -167,7 +167,7 @@ class Order:
         return cls(name=name, mode=mode)
 
     def key(self, item: Described) -> tuple[bool, float]:
-        """The place of a checkpoint, for `sorted`; equal ones keep their order."""
+        """The sort key of a checkpoint; checkpoints with equal keys keep their order."""
         value = self.name.of_item(item)
         if not isinstance(value, int | float) or not math.isfinite(value):
             return True, 0.0
@@ -176,7 +176,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A condition, an order and the most checkpoints to list."""
+    """A condition, an order and a limit of checkpoints."""
 
     where: Condition | None
     order: Order | None
@@ -187,7 +187,7 @@ class Query:
         """Check what a user passed.
 
         Raises:
-            InvalidInputError: One of them is wrong. The message names it.
+            InvalidInputError: An argument is invalid. The message names it.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 0):
             raise InvalidInputError(
@@ -200,7 +200,7 @@ class Query:
         )
 
     def select(self, items: Iterable[Item]) -> list[Item]:
-        """Return the checkpoints that match: in this order, or else in that of `items`.
+        """Return the matching checkpoints in this order, or in that of `items` if there is none.
 
         Raises:
             InvalidInputError: None of the checkpoints has a name that the query uses.
@@ -228,13 +228,11 @@ class Query:
             listed = known_names(
                 name.text, sorted(known), what="metrics" if name.is_metric else "keys of meta"
             )
-            raise InvalidInputError(
-                f"None of these checkpoints has {shown(name.text)}, by which to choose. {listed}"
-            )
+            raise InvalidInputError(f"None of these checkpoints has {shown(name.text)}. {listed}")
         return found
 
     def _looked_up(self) -> set[Name]:
-        """The names that a checkpoint need not have."""
+        """Return the names that a checkpoint may lack."""
         names = {*(self.where.names() if self.where else ())}
         names |= {self.order.name} if self.order else set()
         return {name for name in names if name.text not in ("step", *TEXT_NAMES)}
@@ -244,7 +242,7 @@ def parse(text: object) -> Condition:
     """Parse a condition.
 
     Raises:
-        InvalidInputError: It is none. The message shows from where on it makes no sense.
+        InvalidInputError: The text is not a condition. The message shows where parsing failed.
     """
     if not isinstance(text, str) or len(text) > CONDITION_LENGTH_MAX:
         raise InvalidInputError(f"where is {shown(text)}; a condition is expected, {_EXAMPLE}.")
@@ -291,7 +289,7 @@ class _Parser:
         self._depth += 1
         if self._depth > CONDITION_DEPTH_MAX:
             raise InvalidInputError(
-                f"The condition has more than {CONDITION_DEPTH_MAX} parentheses in each other."
+                f"The condition has more than {CONDITION_DEPTH_MAX} nested parentheses."
             )
         self._advance()
         condition = self._any()
@@ -323,7 +321,7 @@ class _Parser:
     def _check(self, name: Name, symbol: str, value: float | str) -> None:
         is_text = isinstance(value, str)
         if is_text and symbol not in ("=", "!="):
-            raise InvalidInputError(f"{shown(value)} is text, to be compared by = or != only.")
+            raise InvalidInputError(f"{shown(value)} is text, which only = and != can compare.")
         if is_text and (name.is_metric or name.text == "step"):
             raise InvalidInputError(f"{name.text} is compared with {shown(value)}, not a number.")
 
@@ -331,7 +329,7 @@ class _Parser:
         return self._token is not None and self._token[kind] == text
 
     def _take(self, kind: str) -> str | None:
-        """The token, if it is of this kind, and go on."""
+        """Consume and return the next token if it is of this kind."""
         if self._token is None or self._token[kind] is None:
             return None
         text: str = self._token[kind]

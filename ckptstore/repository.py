@@ -224,14 +224,14 @@ class Repository:
         return self._storage.url
 
     def on_progress(self, listener: Callable[[Progress], object] | None) -> None:
-        """Report how far commit, checkout, diff, verify and gc of this handle are.
+        """Report the progress of commit, checkout, diff, verify and gc of this handle.
 
         Args:
-            listener: Called often, by one thread at a time but not always the same, so it should
-                return quickly. None ends it.
+            listener: Called often, from different threads but by one at a time. It should return
+                quickly. None ends the reports.
 
         Raises:
-            InvalidInputError: It is not a function.
+            InvalidInputError: The listener is not a function.
 
         Example:
             >>> import ckptstore, numpy as np
@@ -273,8 +273,8 @@ class Repository:
             metrics: Numbers by name. Scalars of numpy and torch are taken as plain numbers.
             message: Text for people, of at most 65,536 characters.
             meta: Plain JSON values that are kept with the checkpoint.
-            created: The time of the checkpoint, with its time zone, such as that of a file it comes
-                from; now when None.
+            created: The time of the checkpoint, with a time zone, for example the time of an
+                imported file. Now when None.
             retry: Whether to make the new head the parent when the branch moved meanwhile, instead
                 of raising ConflictError.
 
@@ -470,9 +470,9 @@ class Repository:
             limit: The most checkpoints to return.
             expired: Whether to include expired checkpoints. Without them no time is spent on them,
                 however many there are.
-            own: Whether to return only what was committed on the branch of the revision, as `best:`
-                and policies see it, and not what it was started from. With `sort`, this tells the
-                best of a branch from the best of its whole history.
+            own: Whether to return only the checkpoints committed on the branch of the revision,
+                as `best:` and policies do, without those that the branch was started from. With
+                `sort`, this gives the best of the branch rather than of its whole history.
             where: A condition on step, branch, message, `meta.KEY` and metrics, such as "val_loss <
                 0.2 and step > 1000"; it may use `or`, parentheses, and quoted names of metrics.
             sort: "step" for the highest first, or a metric for the best first, such as "val_loss"
@@ -481,7 +481,7 @@ class Repository:
         Raises:
             NotFoundError: The revision names nothing.
             InvalidInputError: The limit is not a number of checkpoints, the condition cannot be
-                parsed, or no checkpoint has a metric that it or `sort` names.
+                parsed, or no checkpoint has a metric named in the condition or in `sort`.
 
         Example:
             >>> import ckptstore
@@ -510,7 +510,7 @@ class Repository:
     def _own(self, rev: str | None, *, expired: bool) -> Iterator[Checkpoint]:
         """Yield the checkpoints of the branch of a revision, newest first."""
         if rev is None:
-            raise InvalidInputError("Pass the revision whose own checkpoints are meant.")
+            raise InvalidInputError("own=True needs a revision, whose branch it lists.")
         id, _ = self._resolver.resolved(rev)
         _, chain = own_of(id, rev, self._catalog.names(self._oplog.newest()))
         for found in starmap(self._checkpoint, chain.checkpoints):
@@ -520,11 +520,11 @@ class Repository:
     def annotate(
         self, rev: str, *, metrics: Mapping[str, object] | None = None, message: str = ""
     ) -> Checkpoint:
-        """Note metrics or words about a checkpoint that come after its commit.
+        """Add metrics or a message to a checkpoint after its commit.
 
-        The checkpoint itself does not change. Of several values of a metric the newest counts:
-        in `best:`, in policies, in the log and in `Checkpoint.metrics`. `undo` takes a note back.
-        An expired checkpoint can be annotated too (ADR 0045).
+        They are stored in a note; the checkpoint itself does not change. The newest value of a
+        metric counts: in `best:`, in policies, in the log and in `Checkpoint.metrics`. `undo` takes
+        a note back. An expired checkpoint can be annotated too (ADR 0045).
 
         Args:
             rev: The revision to annotate.
@@ -536,7 +536,7 @@ class Repository:
 
         Raises:
             NotFoundError: The revision names nothing.
-            InvalidInputError: There is neither a metric nor a message, or one is not legal.
+            InvalidInputError: Neither a metric nor a message was passed, or one is not legal.
             StorageError: The storage failed. The note counts if it became durable before that.
 
         Example:
@@ -724,9 +724,9 @@ class Repository:
 
         Args:
             branch: The branch that another process commits to. It need not exist yet.
-            unevaluated: A metric. The follower then yields the checkpoints that lack it: first
-                those that are there and have not expired, the oldest first, then new ones. An
-                evaluator gives it to them with `annotate`.
+            unevaluated: A metric. The follower then yields the checkpoints without it: first the
+                existing live ones, oldest first, then new ones. An evaluator adds the metric with
+                `annotate`.
             poll_seconds: Seconds between two looks at the repository.
 
         Returns:
@@ -756,7 +756,10 @@ class Repository:
         return self._at(newest.heads, newest)
 
     def delete_branch(self, name: str) -> Digest:
-        """Delete a branch and its own policy. Its checkpoints stay until a gc finds no other use.
+        """Delete a branch and its own policy.
+
+        Its checkpoints stay for the grace time. After that, a gc deletes those that no branch or
+        tag reaches.
 
         Args:
             name: An existing branch.
@@ -784,13 +787,15 @@ class Repository:
 
         Raises:
             NotFoundError: There is no such branch.
-            ConflictError: The new name is that of a branch or a tag.
+            ConflictError: A branch or a tag has the new name.
             InvalidInputError: The new name is not legal.
         """
         return self._refs.rename_branch(old, check_ref_name(new, kind="branch"))
 
     def reset_branch(self, name: str, to: str) -> Digest:
-        """Move a branch to any checkpoint. What only it reached stays until gc finds no other use.
+        """Move a branch to any checkpoint.
+
+        Checkpoints that only the branch reached stay for the grace time.
 
         Args:
             name: An existing branch.
@@ -818,13 +823,13 @@ class Repository:
 
     @contextmanager
     def lease(self, rev: str, ttl: float | str = "6h") -> Iterator[Checkpoint]:
-        """Keep a checkpoint while a block runs, or until a time if its process dies.
+        """Keep a checkpoint while a block runs, or for a limited time if the process dies.
 
-        It is a tag named `lease/` and random digits, which the end of the block deletes.
+        The lease is a tag named `lease/` and random digits; the end of the block deletes it.
 
         Args:
             rev: The revision to keep.
-            ttl: For how long at most, as for `tag`.
+            ttl: The longest time, as for `tag`.
 
         Yields:
             The checkpoint.
@@ -847,11 +852,11 @@ class Repository:
         try:
             yield checkpoint
         finally:
-            with suppress(NotFoundError):  # it has ended
+            with suppress(NotFoundError):  # the lease has ended
                 self.delete_tag(name)
 
     def leases(self) -> dict[str, datetime]:
-        """Return the tags that keep their checkpoint until a time, with that time in UTC."""
+        """Return the tags with a limited life, each with its end in UTC."""
         leases = self._oplog.newest().leases
         return {
             name: datetime.fromtimestamp(until / 1e6, tz=UTC)
@@ -866,8 +871,8 @@ class Repository:
         Args:
             name: The new tag.
             at: The revision to name.
-            ttl: Seconds, or a text such as "90min", "6h" or "2d", after which the tag is gone, by
-                the clock of whoever looks. None: it stays until it is deleted.
+            ttl: Seconds, or a text such as "90min", "6h" or "2d", after which the tag is gone. Each
+                process goes by its own clock. None: the tag stays until it is deleted.
 
         Returns:
             The checkpoint.
@@ -875,7 +880,7 @@ class Repository:
         Raises:
             ConflictError: The name is that of a tag or a branch.
             ExpiredError: The arrays of the checkpoint were deleted by a gc.
-            InvalidInputError: The name is not legal, or `ttl` is no time.
+            InvalidInputError: The name or `ttl` is not legal.
         """
         check_ref_name(name, kind="tag")
         until = None
@@ -912,10 +917,10 @@ class Repository:
         return dict(sorted(newest.heads.items())), dict(sorted(newest.tags.items()))
 
     def operations(self, limit: int | None = None) -> list[OperationInfo]:
-        """Return what was done to this repository, newest first: who, when, what, what it moved.
+        """Return the operations on this repository, newest first.
 
-        Commits, branches, tags, settings, undos and gcs are operations. At least the newest 1,000
-        are kept.
+        Commits, undos, gcs and all changes of branches, tags and settings are operations. Each
+        tells who did it, when, and which names it moved. At least the newest 1,000 are kept.
 
         Args:
             limit: The most operations to return.
@@ -961,11 +966,11 @@ class Repository:
     def undo(self, operation: int | None = None) -> Undone:
         """Take back one operation: put back the branches, tags and settings that it moved.
 
-        Everything else stays as it is, so operations of other processes that came later are kept.
-        Unless a number is given, it is the newest operation of this user's hand that was not taken
-        back: what was done with the command line or a handle opened with `by_hand`, what a program
-        did to names and settings, and commits of this process. Commits of other programs, and all
-        that a CheckpointManager does, are left alone (ADR 0044).
+        Everything else stays as it is, so later operations of other processes are kept. Without a
+        number, undo takes back this user's newest operation that was not taken back yet. These
+        operations count: commands, calls of a handle opened with `by_hand`, changes of names and
+        settings by a program, and commits of this process. Commits of other programs and all
+        operations of a CheckpointManager do not (ADR 0044).
 
         Args:
             operation: The number of any operation, as `operations` lists them. Undoing an undo
@@ -976,7 +981,8 @@ class Repository:
 
         Raises:
             NotFoundError: There is nothing to take back, or no operation of this number.
-            ConflictError: Something that it moved was moved since. The error says by what.
+            ConflictError: A name or setting that it moved was moved since. The error names the
+                operation that did it.
             ExpiredError: A branch or tag would name a checkpoint whose arrays were
                 deleted. The error names what can be undone instead.
             InvalidInputError: The operation moved nothing, such as a gc.
@@ -1000,11 +1006,11 @@ class Repository:
         """Return the policy that is saved in the repository and applied by `gc`.
 
         Args:
-            branch: The branch whose own policy is asked for; None for the policy of all branches
-                that have none of their own.
+            branch: The branch whose own policy to return; None for the policy of all branches
+                without one of their own.
 
         Returns:
-            The policy, or None if none is saved there.
+            The policy, or None if none is saved.
         """
         from ckptstore.retention import saved_policy
 
@@ -1013,39 +1019,43 @@ class Repository:
     def set_retention(self, policy: Policy | None, *, branch: str | None = None) -> None:
         """Save a policy in the repository.
 
+        Saving deletes nothing. The next gc without a policy applies it, and so may a running
+        CheckpointManager at its next save.
+
         Args:
-            policy: What `gc` applies when it is called without one; None removes the saved one.
+            policy: The policy that `gc` applies when it is called without one; None removes the
+                saved one.
             branch: The branch to which it applies, in place of the policy of all branches. None:
-                all that have none of their own.
+                all branches without a policy of their own.
 
         Raises:
-            InvalidInputError: It is not a policy, holds a function, or is too large.
+            InvalidInputError: The value is not a policy, holds a function, or is too large.
         """
         from ckptstore.retention import with_policy
 
         if branch is not None:
             check_ref_name(branch, kind="branch")
-        with_policy({}, branch, policy)  # raises for what is no policy, before it is named
+        with_policy({}, branch, policy)  # raises unless it is a policy, before a message names it
         self._refs.change_settings(
             lambda settings: with_policy(settings, branch, policy),
             done=f"saved{f' for {branch}' if branch else ''}: {policy or 'no retention'}",
         )
 
     def grace(self) -> float:
-        """Return the seconds for which a gc leaves alone what an operation let go.
+        """Return the seconds for which a gc keeps a checkpoint that lost its branch or tag.
 
         A day, unless `set_grace` saved another time.
         """
         return grace_of(self._oplog.newest().settings)
 
     def set_grace(self, seconds: float | None) -> None:
-        """Save the grace time of every gc that is not given another.
+        """Save the grace time, which every gc uses that is not given another.
 
         Args:
             seconds: The time; None for a day.
 
         Raises:
-            InvalidInputError: It is not a number of seconds of 0 or more.
+            InvalidInputError: The time is not a number of seconds of 0 or more.
         """
         saved = None if seconds is None else checked_grace(seconds)
         text = "a day" if saved is None else f"{saved:g} s"
@@ -1068,11 +1078,11 @@ class Repository:
         Args:
             policy: Decides which checkpoints of each branch stay. When None, the saved policy of
                 each branch decides, else that of all branches; without one, the branch keeps all.
-            branches: The branches to judge. Others keep all that is their own. All when None.
-            grace: Seconds for which what lost its branch or tag is left alone, from the operation
-                that let it go; the saved time, or a day, when None. Objects and manifests that no
-                operation named are left alone for as long, but for an hour at most: another process
-                may be committing them.
+            branches: The branches to judge. Others keep all their own checkpoints. All when None.
+            grace: Seconds for which a checkpoint that lost its branch or tag is left alone, counted
+                from that operation; the saved time, or a day, when None. Objects and manifests that
+                no operation named are left alone as long, but an hour at most: another process may
+                be committing them.
             keep_seeds: Whether a checkpoint stays because a branch was started from it. If False,
                 the policy of its own branch decides.
 
@@ -1102,7 +1112,7 @@ class Repository:
             rev: The revision.
 
         Raises:
-            NotFoundError: It names nothing.
+            NotFoundError: The revision names nothing.
 
         Example:
             >>> import ckptstore
@@ -1170,10 +1180,10 @@ class Repository:
         return expire(stores, self._asked(policy, branches, grace, keep_seeds=keep_seeds))
 
     def expire(self, revs: str | Sequence[str]) -> GcPlan:
-        """Plan that chosen checkpoints expire, whatever the policies, and nothing else does.
+        """Plan to expire the chosen checkpoints, whatever the policies, and no others.
 
-        Nothing is changed before `GcPlan.execute` is called. Then their arrays are deleted, as far
-        as no other checkpoint shares them, and no undo brings them back. Step and metrics remain.
+        Nothing is changed before `GcPlan.execute` is called, which deletes the arrays that no other
+        checkpoint shares. No undo brings them back. Step and metrics remain.
 
         Args:
             revs: One revision, or several.
@@ -1214,10 +1224,9 @@ class Repository:
         """Check every byte and every reference, and go on past what is wrong.
 
         Args:
-            revs: Revisions: only these checkpoints and what they refer to are checked. Everything
-                when None.
+            revs: The only checkpoints to check, with everything they refer to. All when None.
             sample: The share of all objects that is read, above 0 and at most 1; each call chooses
-                others. Manifests, operations, pages and references are checked in any case.
+                others. Manifests, operations, pages and references are always checked.
             progress: Called with the bytes checked so far, and the bytes in all, instead of the
                 listener of `on_progress`.
 
@@ -1260,8 +1269,8 @@ class Repository:
         """Return the contents of the repository and their size on disk, by branch.
 
         Args:
-            by_checkpoint: Whether to return the share of each checkpoint too, which takes a look at
-                all that each lists.
+            by_checkpoint: Whether to return the share of each checkpoint too, for which the pages
+                of each have to be searched.
         """
         from ckptstore.store.usage import usage
 
@@ -1330,7 +1339,7 @@ class Repository:
         *,
         keep_seeds: bool = True,
     ) -> RulesAt:
-        """The checked arguments of a gc; what is not given is as saved at an operation."""
+        """The checked arguments of a gc; those not given are taken from an operation's settings."""
         from ckptstore.gc import Rules
         from ckptstore.retention import Policies
 
@@ -1382,7 +1391,7 @@ class Repository:
         return Checkpoint.of(id, manifest, self._catalog, self._notes.of(id), judge=self._reasons)
 
     def _reasons(self, id: Digest) -> tuple[str, ...]:
-        """Why a checkpoint is kept, or why not."""
+        """The reasons why a checkpoint is kept, or not."""
         return self.why(id).reasons
 
     def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
@@ -1406,14 +1415,14 @@ class Repository:
 
 
 def _length(limit: int | None) -> int:
-    """The most items that a list may have."""
+    """A checked limit of a list."""
     if limit is not None and (not isinstance(limit, int) or limit < 0):
         raise InvalidInputError(f"The limit is {shown(limit)}; a number of 0 or more is expected.")
     return sys.maxsize if limit is None else min(limit, sys.maxsize)
 
 
 def _verified(progress: Callable[[int, int], object]) -> Callable[[Progress], object]:
-    """Return a listener that tells how many bytes were checked, and of how many."""
+    """Return a listener that passes on the bytes checked so far, and the bytes in all."""
     return lambda told: progress(told.done, told.total) if told.kind == "verified" else None
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ckptstore.history import Lookup, OwnChain
 
 PREFIX_DIGITS_MIN = 6
-HINT_DIGITS_MIN = 3  # from which on an error names the ids that begin so
+HINT_DIGITS_MIN = 3  # with so many digits an error names the ids that begin with them
 IDS_SHOWN = 5
 REVISION_LENGTH_MAX = 1000
 
@@ -51,8 +51,8 @@ class Names:
     """The names that revisions may use: refs as of one operation, and checkpoints by id.
 
     lookup: returns the manifest of an id, or None. ids: returns the ids that begin with the given
-    digits. may_be_best: returns False for a checkpoint that no best: names. claim: returns which
-    checkpoints in the history of a branch are its own.
+    digits. may_be_best: returns False for a checkpoint that best: skips. claim: returns the rule
+    that tells which checkpoints are a branch's own.
     """
 
     heads: Mapping[str, Digest]
@@ -96,10 +96,10 @@ def is_prefix(text: str) -> bool:
 def ranked(
     candidates: Iterable[tuple[Digest, Manifest]], metric: str, mode: str = "auto"
 ) -> list[tuple[Digest, Manifest]]:
-    """Return the checkpoints that have a finite value of a metric, the best first.
+    """Return the checkpoints with a finite value of a metric, the best first.
 
-    Equal ones stay in the order in which they were given. InvalidInputError for mode "auto" and a
-    name that does not say its direction.
+    Checkpoints with equal values keep their order. InvalidInputError for mode "auto" if the name
+    does not say its direction.
     """
     sign = -1 if (mode_of(metric) if mode == "auto" else mode) == "max" else 1
     known = [
@@ -159,7 +159,7 @@ def _base(text: str, names: Names) -> Digest:
 
 
 def _hint(text: str, names: Names) -> str:
-    """Return what may have been meant by text that names nothing; usually an empty text."""
+    """Return a hint for text that names nothing; usually empty."""
     if text.upper() == "HEAD":
         return " A branch names its own newest checkpoint; 'latest' is the newest over all."
     if carets := re.fullmatch(r"([^^]+)(\^+)", text):
@@ -242,9 +242,9 @@ def _follow(
 
 
 def own_of(start: Digest, branch: str | None, names: Names) -> tuple[str | None, OwnChain]:
-    """Return the branch of a checkpoint, and what was committed on it, up to the checkpoint.
+    """Return the branch of a checkpoint, and its own chain up to the checkpoint.
 
-    branch: the one that `start` was reached by; the one that it was committed on if None or a tag.
+    branch: the branch that led to `start`. If None or a tag, the branch of its commit.
     """
     if branch not in names.heads:
         manifest = names.lookup(start)
@@ -258,7 +258,7 @@ def _best(
 ) -> Digest:
     """Return the best checkpoint of a branch, up to one of its checkpoints.
 
-    branch: the one that `start` was reached by; the one that it was committed on if None or a tag.
+    branch: the branch that led to `start`. If None or a tag, the branch of its commit.
     """
     metric, mode = unquoted(best[1]), best[2] or "auto"
     branch, chain = own_of(start, branch, names)
@@ -287,7 +287,7 @@ def _seeded(chain: OwnChain, names: Names) -> str:
     if before is None or chain.start is None:
         return ""
     return (
-        f" Those before belong to {_named(before.branch)}, from which it was started: "
+        f" Earlier checkpoints belong to {_named(before.branch)}, from which it was started: "
         f"{chain.start.short}@best:METRIC."
     )
 
@@ -297,7 +297,7 @@ def _refuse_gaps(
 ) -> None:
     """Raise CorruptError when a checkpoint is missing from a history that was searched to its end.
 
-    The search may have been for the missing one, or for one before it. known: some that are there.
+    The search may have been for the missing one or its ancestors. known: some existing checkpoints.
     """
     for id, manifest in history.items():
         for parent in manifest.parents:

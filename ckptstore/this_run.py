@@ -1,8 +1,8 @@
 """This run: the host, program, arguments and git revision of this process, as meta of a commit.
 
-Arguments are recorded as given, but for what looks like a secret: the values of names such as
-`hf_token`, `api_key=` or `"password":`, credentials in URLs, and the forms of well-known tokens.
-That is a safety net and no promise (docs/adr/0042).
+Arguments are recorded as given, except for values that look like secrets: those of names such as
+`hf_token`, `api_key=` or `"password":`, credentials in URLs, and text in the form of well-known
+tokens. That is a safety net and no promise (docs/adr/0042).
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _REVISION = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 def run_meta(folder: str | Path | None = None) -> dict[str, Any]:
-    """Return what a run is, for `Repository.commit(meta=)`. Managers record it by themselves.
+    """Describe this run for `Repository.commit(meta=)`. Managers do this by themselves.
 
     Args:
         folder: Where to look for a git repository, here or above; the folder of the program when
             None.
 
     Returns:
-        "host", "program", "argv" (without what looks like a secret), and, in a git repository,
-        "git": the revision that is checked out. Changes that are not committed are not looked for.
+        "host", "program", "argv" (without values that look like secrets), and, in a git repository,
+        "git": the revision that is checked out. Uncommitted changes are not detected.
 
     Example:
         >>> import ckptstore
@@ -72,14 +72,14 @@ def program() -> str:
 
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Return arguments as text, with *** for what looks like a secret."""
+    """Return arguments as text, with *** in place of values that look like secrets."""
     return [*_hidden(arguments[:ARGUMENTS_MAX])]
 
 
 def git_revision(folder: Path) -> str | None:
-    """Return the revision that is checked out in a folder or above it; None outside of git.
+    """Return the git revision that is checked out in a folder or above it; None without git.
 
-    Git's files are read, as running git could take long or start a hook.
+    It is read from git's files, as running git could take long or start a hook.
     """
     try:
         git = next(place for place in _upward(folder) if place.exists())
@@ -110,7 +110,7 @@ def _assigned(name: str, sign: str, value: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a name ends in a word such as token, in any of the usual ways to write it."""
+    """Return True if a name ends in a word such as token, in any of its usual spellings."""
     words = [word.lower() for word in _WORD.findall(name)]
     return bool(words) and words[-1] in _SECRET_WORDS
 

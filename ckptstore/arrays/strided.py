@@ -205,7 +205,7 @@ class ChangedArray(ElementsArray):
 
 
 def byteswap(part_bytes: int) -> Callable[[memoryview], None]:
-    """Return a change that reverses the bytes of each number; a complex one is two numbers."""
+    """Return a change that reverses the bytes of each number; a complex number counts as two."""
 
     def swap(buffer: memoryview) -> None:
         np.frombuffer(buffer, dtype=f"u{part_bytes}").byteswap(inplace=True)

@@ -210,10 +210,10 @@ def _refuse(value: Any) -> None:
 
 @cache
 def _dtype_name(dtype: Any) -> str:
-    """The stored name of a dtype; UnsupportedValueError where it has none."""
+    """Return the stored name of a dtype; UnsupportedValueError if it has none."""
     name = str(dtype).removeprefix("torch.")
     if name not in ITEM_BYTES:
-        raise UnsupportedValueError(f"has the dtype {dtype}, which no checkpoint can hold")
+        raise UnsupportedValueError(f"has the dtype {dtype}, which a checkpoint cannot hold")
     return name
 
 

@@ -59,11 +59,12 @@ def merged(plan: Plan, stored: Sequence[Mapping[int, PageDigests]]) -> dict[int,
 def assembled(
     plan: Plan, stored: Iterable[Mapping[int, PageDigests]]
 ) -> Iterator[Mapping[int, Page]]:
-    """The pages of a plan, each part of them as soon as its digests are there. Pure.
+    """Assemble the pages of a plan, in parts, as soon as their digests are known. Pure.
 
     Args:
         plan: How the arrays are stored.
-        stored: What was put of each page, by the page's number, in any order and number of parts.
+        stored: The stored chunks and bundles of each page, by the number of the page, in parts of
+            any size and order.
 
     Raises:
         InvalidInputError: No process has put a chunk, or a small array.
@@ -86,7 +87,7 @@ def put_documents(
 
     Args:
         root: The structure.
-        pages: The pages in any number of parts, each with its number in path order.
+        pages: The pages with their numbers in path order, in any number of parts.
         putter: Where they go. It knows the objects that the pages refer to.
 
     Returns:

@@ -62,7 +62,7 @@ class Committer:
         retry: bool,
         created: int | None = None,
     ) -> Made:
-        """Commit a state, or a Zarr hierarchy in files, to a branch. created: now when None."""
+        """Commit a state, or a Zarr hierarchy in files, to a branch. created: None means now."""
 
         def make() -> Made:
             newest = self.oplog.newest()

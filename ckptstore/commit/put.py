@@ -51,9 +51,9 @@ Result = TypeVar("Result")
 HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
-NEW_IN_A_ROW = 2  # chunks, after which the next is expected to be new and is written right away
-WRITING_MAX = 2  # bundles and documents that wait to be written, or are
-PART_PAGES = 64  # pages that are prepared at once: to pause the collector costs something too
+NEW_IN_A_ROW = 2  # chunks; after so many the next is expected to be new and written right away
+WRITING_MAX = 2  # bundles and documents that are being written or wait for it
+PART_PAGES = 64  # pages that are prepared at once: pausing the collector has a cost too
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
@@ -109,7 +109,7 @@ class Putter:
         self._bundles = cycle([Buffers() for _ in range(WRITING_MAX + 1)])
         self._new_in_a_row = 0  # chunks
         self._writing: deque[Future[Any]] = deque()
-        self._later = 0  # objects that the writer staged, and no job puts yet
+        self._later = 0  # staged objects that no job puts yet
         self._lock = Lock()
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
@@ -117,9 +117,9 @@ class Putter:
         return self._hashers.submit(job)
 
     def put(self, data: bytes | memoryview) -> Digest:
-        """Have an object written ahead unless it is there; `finish` puts it.
+        """Write an object ahead on the writing thread unless it exists; `finish` puts it.
 
-        data: not written to before the putter has ended, unless it is from `buffer`.
+        data: must not change before the putter has ended, unless it is from `buffer`.
         """
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
@@ -127,14 +127,14 @@ class Putter:
         return digest
 
     def _write(self, digest: Digest, data: bytes | memoryview) -> None:
-        """Write an object ahead, on the thread that writes."""
+        """Write an object ahead, on the writing thread."""
         self._stage(digest, data)
         self._later += 1
         if self._later > self._staged_max // 2:
             self._put_later()
 
     def _have_written(self, job: Callable[[], Result]) -> Future[Result]:
-        """Have a job done by the thread that writes, once it has few others left."""
+        """Give a job to the writing thread, and wait while it has many others left."""
         if len(self._writing) >= WRITING_MAX:
             self._writing.popleft().result()
         future = self._writer.submit(job)
@@ -161,9 +161,9 @@ class Putter:
         return digest
 
     def _put_copy(self, data: memoryview) -> Digest:
-        """Write a chunk that is expected to be new, as those before it were."""
+        """Write a chunk that is expected to be new, like those before it."""
         staged = self._objects.stage_copy(data)
-        self._staged.add(staged)  # before anything can fail: `drop` removes it then
+        self._staged.add(staged)  # before anything can fail, so that `drop` removes it
         if self._is_needed(staged.digest, len(data)):
             self._keep(staged)
             self._jobs.append(self._hashers.submit(self._check_next))
@@ -178,7 +178,7 @@ class Putter:
         self._keep(self._objects.stage(digest, data, is_shared=is_shared))
 
     def _keep(self, staged: StagedObject) -> None:
-        """Keep a staged object for its put; the first one is put now if there are too many."""
+        """Queue a staged object to be put; put the first one now if there are too many."""
         self._staged.add(staged)
         self._unchecked.append(staged)
         if len(self._staged) > self._staged_max:
@@ -207,16 +207,16 @@ class Putter:
         self._staged.discard(staged)
 
     def buffer(self, size: int) -> memoryview:
-        """Return memory for the next bundle, while those before it are written."""
+        """Return memory for the next bundle, while earlier ones are being written."""
         return next(self._bundles).of(size)
 
     def put_bundle(self, data: memoryview, parts: list[Part]) -> Future[Bundle]:
-        """Have the small arrays of a page put, which lie in a buffer from `buffer`."""
+        """Put the small arrays of a page, whose bytes are in a buffer from `buffer`."""
         self._objects.meter.add("stored", len(data))
         return self._have_written(partial(self._put_bundle, data, parts))
 
     def _put_bundle(self, data: memoryview, parts: list[Part]) -> Bundle:
-        """Write a bundle ahead; one of the parent is not even hashed."""
+        """Write a bundle ahead. A bundle of the parent is not even hashed."""
         bundle = self._reached.bundles.get(tuple([digest for digest, _ in parts]))
         if bundle and self._objects.has(bundle.digest, size=bundle.size):
             with self._lock:
@@ -266,8 +266,8 @@ def putting(
 ) -> Iterator[Putter]:
     """A putter with its threads, which have ended afterwards, and left no temporary file.
 
-    threads: how many of them hash; by default as many as help. With one, the caller does that, and
-    writes too.
+    threads: the number of threads that hash; by default as many as help. With one, the caller
+    hashes and writes.
     """
     with objects.batch() as batch:
         putters = Workers(affordable(PUT_THREADS, files_each=FILES_PER_PUTTER))
@@ -297,8 +297,8 @@ def put_arrays(
 ) -> Iterator[Mapping[int, PageDigests]]:
     """Have every chunk and bundle put that this process holds.
 
-    Threads hash chunks from the start. Meanwhile this one copies and hashes small arrays: thousands
-    of short calls on several threads would only wait for each other.
+    Other threads hash chunks from the start. Meanwhile this one copies and hashes small arrays:
+    thousands of short calls on several threads would only wait for each other.
 
     Args:
         plan: How the arrays are stored.
@@ -308,8 +308,8 @@ def put_arrays(
         corners: For each array of which `sources` has a shard, where that begins in the array.
 
     Yields:
-        What was put of each page, by the page's number, in parts: first of the pages of small
-        arrays alone, while chunks are still being hashed, then of the others.
+        The stored chunks and bundles of each page, by the number of the page, in two parts: first
+        the pages with small arrays only, while chunks are still being hashed, then the others.
     """
     with paused_collector():
         hashing = [
@@ -335,7 +335,7 @@ def put_arrays(
 
 
 def _parts_of(pages: Sequence[int]) -> Iterator[Sequence[int]]:
-    """As many pages as may be prepared during one pause of the collector."""
+    """Split pages into groups that are prepared during one pause of the collector each."""
     return (pages[start : start + PART_PAGES] for start in range(0, len(pages), PART_PAGES))
 
 

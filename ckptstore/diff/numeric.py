@@ -67,7 +67,7 @@ def measure(
             keys[change.path] = pair.key  # tied arrays are measured once
             pairs.setdefault(pair.key, pair)
             both = pair.before.nbytes + pair.after.nbytes
-            read_bytes[pair.key] = both - change.shared_bytes  # which are read once
+            read_bytes[pair.key] = both - change.shared_bytes  # shared bytes are read once
     before.meter.begin("read", sum(read_bytes.values()))
     after = after.counted_by(before.meter)
     totals = {key: Sums() for key in pairs}

@@ -83,7 +83,7 @@ def check_created(created: object) -> int:
     """Return a time in microseconds since 1970.
 
     Raises:
-        InvalidInputError: It is not a datetime with a time zone, or before 1970.
+        InvalidInputError: The value is not a datetime with a time zone, or is before 1970.
     """
     if not isinstance(created, datetime) or created.tzinfo is None or created < EPOCH:
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""LetGo: what lost its name by an operation, so that a gc can count the grace time from then.
+"""LetGo: a checkpoint that lost its name, and when: a gc counts the grace time from then.
 
 Each operation carries these entries along until a gc has done with them (docs/reference/format.md,
 section 8; ADR 0045).
@@ -27,14 +27,14 @@ WAYS = ("branch deleted", "branch moved", "tag deleted", "tag moved", MISSING, "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetGo:
-    """A checkpoint that lost a name, with all that was reached only from there.
+    """A checkpoint that lost a name, and with it everything reachable only from there.
 
     Attributes:
-        id: The checkpoint; None in the one entry that stands for all that there was no room for.
+        id: The checkpoint; None in the one entry that stands for all that did not fit.
         name: The branch or tag; "" for a checkpoint that is missing.
         way: One of `WAYS`. `MISSING` is for a checkpoint of the history whose manifest a gc found
             to be missing or damaged.
-        time: When, in microseconds since 1970, UTC.
+        time: The time of the operation, in microseconds since 1970, UTC.
     """
 
     id: Digest | None
@@ -57,7 +57,7 @@ class LetGo:
         fields = Fields(document, name=name)
         way = fields.text("way", length_max=NAME_LENGTH_MAX)
         if way not in WAYS:
-            raise CorruptError(f"{name}: {way!r} is no way to let something go.")
+            raise CorruptError(f"{name}: the way {way!r} is unknown.")
         return cls(
             id=None if fields.get("id") is None else fields.digest("id"),
             name=fields.text("name", length_max=NAME_LENGTH_MAX),
@@ -69,7 +69,7 @@ class LetGo:
 def let_go(
     before: Mapping[str, Digest], after: Mapping[str, Digest], *, kind: str, time: int
 ) -> list[LetGo]:
-    """Return what refs of one kind ("branch", "tag") no longer name after an operation."""
+    """Return the checkpoints that refs of one kind ("branch", "tag") no longer name."""
     return [
         LetGo(id=id, name=name, way=f"{kind} {'moved' if name in after else 'deleted'}", time=time)
         for name, id in before.items()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MANIFEST_BYTES_MAX = 16 << 20
 PAGES_MAX = 1 << 14  # of at least 32 arrays each: more than a structure can name
 PARENTS_MAX = 16
-SEED = "seed"  # the key in the meta of a derived checkpoint, for what was chosen and renamed
+SEED = "seed"  # the key in the meta of a derived checkpoint, for the selection and the new names
 CREATED_MAX = 253_402_300_799_999_999  # the last microsecond of the year 9999
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -114,7 +114,7 @@ class Manifest:
 
     @property
     def known_elapsed(self) -> int | None:
-        """As `elapsed`, and 0 for a checkpoint without parents."""
+        """The same as `elapsed`, but 0 for a checkpoint without parents."""
         return self.elapsed if self.parents else self.elapsed or 0
 
     def elapsed_until(self, created: int) -> int:

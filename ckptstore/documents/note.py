@@ -1,8 +1,8 @@
-"""Note: metrics and words about a checkpoint that come after its commit. Pure.
+"""Note: metrics or a message added to a checkpoint after its commit. Pure.
 
-A note is an immutable document beside the manifest, which never changes. Of several notes the
-newest value of a metric counts, and a note may withdraw another one (docs/reference/format.md,
-section 9.1; docs/adr/0045).
+A note is an immutable document beside the manifest, which never changes. The newest value of a
+metric counts, and a note may withdraw another one (docs/reference/format.md, section 9.1;
+docs/adr/0045).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _NAME = re.compile(r"([0-9a-f]{64})-([0-9]{12})-([0-9a-f]{64})")
 
 
 class NoteName(NamedTuple):
-    """The name of a note: in ascending order, the notes of one checkpoint follow one another.
+    """The name of a note. Sorted names keep the notes of one checkpoint together.
 
     Attributes:
-        checkpoint: The checkpoint that it is about.
-        seq: The number of the operation that was due when it was written.
+        checkpoint: The checkpoint of the note.
+        seq: The number that the next operation had when the note was written.
         digest: The digest of its bytes.
     """
 
@@ -45,20 +45,20 @@ class NoteName(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Self | None:
-        """Return the parts of a name; None for text that is none."""
+        """Parse a name; None for any other text."""
         match = _NAME.fullmatch(text) if isinstance(text, str) else None
         return cls(Digest(match[1]), int(match[2]), Digest(match[3])) if match else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What was noted about a checkpoint.
+    """The content of a note.
 
     Attributes:
-        checkpoint: The checkpoint.
+        checkpoint: The checkpoint of the note.
         metrics: Numbers by name.
         message: Text for people.
-        time: UTC in microseconds since 1970.
+        time: When it was written, in UTC, in microseconds since 1970.
         by: The process that wrote it.
         withdraws: The digest of an earlier note that no longer counts.
     """
@@ -86,7 +86,7 @@ class Note:
 
     @classmethod
     def decode(cls, data: bytes, *, name: str, named: NoteName | None = None) -> Self:
-        """Decode a note with every field checked. named: what its name says."""
+        """Decode a note, and check every field. named: its name, which has to agree."""
         if named is not None and Digest.of(data) != named.digest:
             raise CorruptError(f"{name} is damaged: its content does not match its name.")
         fields = Fields(canonical.decode(data, name=name, bytes_max=NOTE_BYTES_MAX), name=name)
@@ -107,7 +107,7 @@ class Note:
 def in_effect(notes: Iterable[tuple[NoteName, Note]]) -> tuple[Note, ...]:
     """Return the notes of one checkpoint that count, oldest first.
 
-    A note that was withdrawn does not, unless what withdrew it was withdrawn itself.
+    A withdrawn note does not count, unless the withdrawal was withdrawn itself.
     """
     ordered = sorted(notes, key=lambda item: (item[0].seq, item[1].time, item[0].digest))
     withdrawn: set[Digest] = set()
@@ -123,7 +123,7 @@ def in_effect(notes: Iterable[tuple[NoteName, Note]]) -> tuple[Note, ...]:
 
 
 def overlaid(metrics: Mapping[str, int | float], notes: Iterable[Note]) -> dict[str, int | float]:
-    """Return metrics with those of notes, of which the newest value counts."""
+    """Return metrics updated by those of notes; the newest value counts."""
     result = dict(metrics)
     for note in notes:
         result.update(note.metrics)

@@ -31,14 +31,14 @@ SEQ_MAX = 10**12 - 1  # twelve digits in the file's name
 DONE_LENGTH_MAX = 1 << 16
 OWNER_LENGTH_MAX = 64
 NOTE_NAME_LENGTH_MAX = 256
-AUTHOR_LENGTH_MAX = 256  # of each of its texts
+AUTHOR_LENGTH_MAX = 256  # characters of each text of an author
 PID_MAX = 2**63 - 1
 
 # The roles of authors (ADR 0044). Later versions may have others.
-HAND = "hand"  # a person, by a command of the program or a handle that was opened for one
-CALL = "call"  # a program that names a checkpoint, deletes a name or changes a setting
+HAND = "hand"  # a person, by a command of the program or a handle opened with by_hand
+CALL = "call"  # a program that makes or deletes a name, or changes a setting
 SAVE = "save"  # a program that commits
-TRAINING = "training"  # a CheckpointManager, whatever it does
+TRAINING = "training"  # a CheckpointManager or callback, with any operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,11 @@ class Author:
     """The process that appended an operation, and the user it belongs to.
 
     Attributes:
-        role: Why it did: `HAND`, `CALL`, `SAVE`, `TRAINING`, or a text of a later version.
-        user: The name of the user; "" where there is none.
-        host: The name of the machine; "" where it has none.
+        role: `HAND`, `CALL`, `SAVE`, `TRAINING`, or a text of a later version.
+        user: The name of the user; "" if the user has no name.
+        host: The name of the machine; "" if it has no name.
         program: The name of the program, such as "train.py".
-        pid: The number of the process.
+        pid: The id of the process.
     """
 
     role: str
@@ -146,11 +146,12 @@ class Operation:
         settings: Plain JSON by name, such as the saved retention policy.
         condemned: What a running gc may delete; None when no gc runs.
         done: One line for people saying what this operation did.
-        let_go: What lost its name by this and earlier operations, for the grace time of a gc.
-        undoes: The number of an operation that this one took back by restoring the whole state
+        let_go: The checkpoints that lost a name by this and earlier operations. A gc counts the
+            grace time from then.
+        undoes: The number of the operation that this one took back by restoring the whole state
             before it, as earlier versions always do.
         reverts: The number of the operation that this one took back.
-        by: The process that appended it; None in operations of versions that recorded none.
+        by: The process that appended it; None in operations of versions that did not record it.
         note: The name of the note that it published.
         head_pages: The names of the pages that hold the branches; empty when the operation does.
         tag_pages: The same of the tags.
@@ -183,10 +184,10 @@ class Operation:
         return dict(self.heads), dict(self.tags), dict(self.settings)
 
     def after(self, newest: Operation, *, time: int, moves_on: bool = False) -> Self:
-        """Return this state with a note of what lost its name since the one before it.
+        """Return this state with entries for the checkpoints that lost a name since `before`.
 
-        A lease lets nothing go: it said itself for how long it keeps its checkpoint. moves_on: True
-        for a commit, whose old head is the parent of the new one, and a rename.
+        The end of a lease adds no entry: the lease itself said how long it keeps its checkpoint.
+        moves_on: True for a commit, whose old head is the parent of the new one, and for a rename.
         """
         leases = newest.leases
         tags = {name: id for name, id in newest.tags.items() if name not in leases}
@@ -210,7 +211,7 @@ class Operation:
 
     @property
     def took_back(self) -> int | None:
-        """The number of the operation that this one took back, of whichever version it is."""
+        """The number of the operation that this one took back, recorded by any version."""
         return self.undoes if self.reverts is None else self.reverts
 
     def claim_of(self, branch: str) -> Claim:
@@ -238,7 +239,7 @@ class Operation:
         }
 
     def at(self, now: Callable[[], int]) -> Self:
-        """Return this without the leases that have ended. now: asked only if there are any."""
+        """Return this state without ended leases. now: called only if there are leases."""
         leases = self.leases
         if not leases:
             return self
@@ -260,7 +261,7 @@ class Operation:
         reverts: int | None = None,
         note: str | None = None,
     ) -> Self:
-        """Return this state with the facts of one operation in place of those of another."""
+        """Return this state with the time, description and author of a new operation."""
         return replace(self, time=time, done=done, by=by, undoes=undoes, reverts=reverts, note=note)
 
     def encode(self) -> bytes:

@@ -97,7 +97,7 @@ class ArrayEntry:
 
     @property
     def canonical(self) -> str:
-        """The canonical JSON inside a page. Its keys are known, so no encoder has to sort them."""
+        """The canonical JSON of an entry. Its keys are known, so no encoder has to sort them."""
         path = canonical.string(self.path)
         dtype, shape = self.dtype, ",".join(map(str, self.shape))
         if self.offset is not None:

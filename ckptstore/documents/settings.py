@@ -1,7 +1,7 @@
-"""Settings: what an operation carries along by name, taken apart as far as undo moves it. Pure.
+"""Settings: named values that operations carry along, split into the parts that undo moves. Pure.
 
-Most settings are moved as a whole. A setting with an entry for each branch or tag is moved entry by
-entry, so that taking one back leaves the others alone (docs/reference/format.md, section 8).
+Undo moves most settings as a whole. A setting with an entry for each branch or tag is moved entry
+by entry, so that an undo of one leaves the others alone (docs/reference/format.md, section 8).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 GRACE = "grace_seconds"  # the grace time of every gc that is not given another
-LEASES = "leases"  # how long each tag that is a lease keeps its checkpoint
-RENAMED = "renamed"  # the earlier names of each branch that was renamed
-BEGUN = "begun"  # behind which checkpoints nothing is a branch's own, where its names do not tell
+LEASES = "leases"  # the end of each tag that is a lease
+RENAMED = "renamed"  # the earlier names of each renamed branch
+BEGUN = "begun"  # where the own checkpoints of a branch begin, if its names do not tell
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
 _BY_NAME = (LEASES, RENAMED, BEGUN)
 GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
@@ -31,12 +31,12 @@ TTL_SECONDS_MAX = 100 * 366 * 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Which checkpoints in the history of a branch are its own.
+    """The rule that tells which checkpoints in the history of a branch are its own.
 
     Attributes:
         names: The name of the branch, and those that it had before it was renamed.
-        begun: Checkpoints that are not its own, nor is what is behind them. None: this is the first
-            checkpoint that records no such name. Otherwise its own may be behind that.
+        begun: Checkpoints where the own part of the history ends; neither they nor their ancestors
+            belong to the branch. None: it ends at the first checkpoint that records another name.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Claim:
 
 
 def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by name; of those with an entry for each ref, each entry by `NAME/REF`."""
+    """Return settings by name. Entries for single refs are separate, by `NAME/REF`."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         entries = _entries(key, value)
@@ -53,7 +53,7 @@ def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_part(settings: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Return settings with another value of a part; None: without it.
+    """Return settings with a new value for a part, or without the part for None.
 
     Raises:
         InvalidInputError: The setting is in a form that only a later version knows.
@@ -96,7 +96,7 @@ def by_name(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def renamed(settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    """Return settings after a branch was renamed: what is set for it, and its earlier names."""
+    """Return settings after a rename: entries of the branch move, and its old name is recorded."""
     names = [*former_names(settings, old), old]
     earlier = [name for name in dict.fromkeys(names) if name != new]
     result = with_part(settings, f"{RENAMED}/{old}", None)
@@ -149,10 +149,10 @@ def checked_grace(seconds: object) -> float:
 
 
 def ttl_seconds(ttl: object) -> float:
-    """Return for how long a lease lasts: a number of seconds, or a text such as "90min" or "6h".
+    """Return the seconds that a lease lasts, from a number or a text such as "90min" or "6h".
 
     Raises:
-        InvalidInputError: It is neither, or out of range.
+        InvalidInputError: The value is neither, or out of range.
     """
     seconds = seconds_of(ttl) if isinstance(ttl, str) else ttl
     if (
@@ -161,14 +161,14 @@ def ttl_seconds(ttl: object) -> float:
         or not 0 < seconds <= TTL_SECONDS_MAX
     ):
         raise InvalidInputError(
-            f"The ttl is {shown(ttl)}; seconds, or a text such as '90min', '6h' or '2d', are "
-            "expected, up to 100 years."
+            f"The ttl is {shown(ttl)}; a number of seconds or a text such as '90min', '6h' or '2d' "
+            "is expected, up to 100 years."
         )
     return float(seconds)
 
 
 def _entries(key: str, value: Any) -> dict[str, Any] | None:
-    """Return the parts of a setting; None for one that is moved as a whole."""
+    """Return the parts of a setting; None if it is moved as a whole."""
     if key in _BY_NAME and isinstance(value, dict):
         return {f"{key}/{ref}": item for ref, item in value.items()}
     if key == BRANCH_RETENTION and _are_groups(value):
@@ -193,7 +193,7 @@ def _are_groups(value: Any) -> bool:
 
 
 def _regrouped(groups: list[dict[str, Any]], ref: str, policy: Any) -> list[dict[str, Any]]:
-    """Return groups in which a branch has another policy, or none.
+    """Return groups in which a branch has a new policy, or no policy.
 
     Equal policies are stored once with the names of their branches, as every operation carries the
     settings along.

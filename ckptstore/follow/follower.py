@@ -127,9 +127,9 @@ class Follower:
         """Return the next checkpoint that was not returned yet, or None; never wait.
 
         The first is the newest one of the branch, or the first that is committed to a branch that
-        does not exist yet. Of a follower of what is not evaluated it is the oldest one of the
-        branch. Checkpoints that expired or were evaluated meanwhile are skipped; of a branch that
-        was moved elsewhere only the head is new.
+        does not exist yet. With `unevaluated` it is the oldest one of the branch without that
+        metric. Checkpoints that expired or were evaluated meanwhile are skipped. If the branch was
+        moved elsewhere, only its head is new.
         """
         with self._looking:
             self._look()

@@ -67,7 +67,7 @@ class FileState:
     Attributes:
         state: A state to commit. Its arrays are read from the file as they are needed.
         meta: The file's name and metadata, as plain JSON for `commit(meta=)`.
-        left_out: The names of what else is in the folder, which the state does not hold.
+        left_out: The names of other files in the folder, which are not part of the state.
     """
 
     state: Any
@@ -117,9 +117,9 @@ def read_file(
     committed.
 
     Args:
-        path: A file or a folder. The beginning of the file shows its format, or its suffix does;
-            the files of a folder show the folder's.
-        format: The format of a file of which neither shows it: "pt", "safetensors", "npz" or "npy".
+        path: A file or a folder. The format of a file is taken from its first bytes, else from its
+            suffix; that of a folder from its files.
+        format: The format of a file, if neither tells: "pt", "safetensors", "npz" or "npy".
         bytes_max: The most bytes that compressed arrays of a .npz may unpack to. By default,
             64 MiB and 100 times the size of the file.
 
@@ -281,7 +281,7 @@ def _check_replaced(path: Path, module: str) -> None:
 
 
 def _of_file(path: Path, format: str | None) -> str:
-    """The module that reads a file: of the format given, by its first bytes, or by its suffix."""
+    """Return the module that reads a file: by its first bytes, its suffix, or the format given."""
     if not path.is_file():
         raise InvalidInputError(f"{path} is not a regular file.")
     if format is not None:

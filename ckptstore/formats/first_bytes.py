@@ -1,8 +1,8 @@
-"""First bytes: the format that a file has by its contents, or what it is instead.
+"""First bytes: recognize the format of a file by its contents, or a file that is no checkpoint.
 
-Names of files say little: `model_best.pth.tar` is a file of torch.save, and a `model.safetensors`
-can be a Git LFS pointer or the web page of a failed download. So the beginning of a file decides,
-and its suffix only where the beginning is of no known kind.
+File names say little: `model_best.pth.tar` is a file of torch.save, and a `model.safetensors` can
+be a Git LFS pointer or the web page of a failed download. So the beginning of a file decides, and
+its suffix only if the beginning is of no known kind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNPACK = "Unpack it, and commit what is in it"
 
 
 class Foreign(NamedTuple):
-    """A kind of file that holds no checkpoint: what it is, and what to do."""
+    """A kind of file that holds no checkpoint, with its description and the way out."""
 
     what: str
     way_out: str
@@ -91,14 +91,14 @@ _ZEROS = Foreign(
 
 
 def identify(head: bytes, *, size: int) -> str | Foreign | None:
-    """Return what a file is by its beginning.
+    """Recognize a file by its beginning.
 
     Args:
         head: The first `HEAD_BYTES` bytes, or all.
         size: The size of the file in bytes.
 
     Returns:
-        `TORCH`, `SAFETENSORS`, `NPZ` or `NPY`, a `Foreign` kind, or None where it shows nothing.
+        `TORCH`, `SAFETENSORS`, `NPZ` or `NPY`, a `Foreign` kind, or None if it is not recognized.
     """
     if not size:
         return _EMPTY
@@ -119,7 +119,7 @@ def identify(head: bytes, *, size: int) -> str | Foreign | None:
 
 
 def _of_zip(head: bytes) -> str | Foreign | None:
-    """Return what a zip archive is by the name of its first record."""
+    """Recognize a zip archive by the name of its first record."""
     if len(head) < 30:
         return None
     (length,) = struct.unpack_from("<H", head, 26)
@@ -138,7 +138,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 
 
 def _of_the_rest(head: bytes) -> Foreign | None:
-    """Return what a file without a magic number of its own is."""
+    """Recognize a file without a magic number of its own."""
     begin = head.lstrip().lower()
     if begin.startswith((b"<!doctype html", b"<html")):
         return _PAGE
@@ -156,7 +156,7 @@ def _of_the_rest(head: bytes) -> Foreign | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether the beginning of a file is text; a character at its end may be cut off."""
+    """Return True if the beginning of a file is text; its last character may be cut off."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:

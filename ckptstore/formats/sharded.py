@@ -43,7 +43,7 @@ _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Return the tensors of all files by name, nested where the names are paths, and metadata.
 
-    The third value are the names of what else is in the folder.
+    The third value lists the names of the other files in the folder.
     """
     names = sorted(os.listdir(path))
     has_safetensors = any(name.endswith((_SUFFIX, _SUFFIX + _INDEX)) for name in names)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def set_aside(stores: Stores, digests: Sequence[Digest]) -> tuple[Digest, ...]:
     """Move those of some objects aside that are damaged, and return them.
 
-    Objects that are sound again stay. Links, folders and files that are too large stay too.
+    Objects that are intact again stay. Links, folders and files that are too large stay too.
     """
     moved: list[Digest] = []
     with stores.lock, stores.storage.lock():

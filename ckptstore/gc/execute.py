@@ -173,7 +173,7 @@ def record(stores: Stores, unrecorded: dict[Digest, Expiry]) -> None:
 
 
 def end(stores: Stores, done: str, *, gone: Container[Digest] = ()) -> None:
-    """Append an operation that condemns nothing, without the entries of what is gone."""
+    """Append an operation that condemns nothing, without the entries of deleted checkpoints."""
 
     def choose(newest: Operation) -> Operation:
         left = tuple(entry for entry in newest.let_go if entry.id not in gone)
@@ -211,7 +211,7 @@ def _ancestors(
 
 
 def _spare(stores: Stores, left: Remaining, newest: Operation) -> None:
-    """Keep what is kept now, and what any operation since the sweep began refers to.
+    """Keep everything that is kept now or that any operation since the sweep began refers to.
 
     An undo may bring the latter back.
     """

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from ckptstore.retention import Policies
 
 REPEATED_READS_MAX = 1000
-UNREACHED = "no branch and no tag reaches it"
+UNREACHED = "no branch or tag reaches it"
 UNOWNED = "its branch is gone"
 BY_HAND = "expired by hand"
-REPEATED = "its commit lost a race, and its branch has the same again"
+REPEATED = "its commit lost a race and was repeated on the branch"
 NEW = "it is new, and a commit may be about to use it"
 INCOMPLETE = "a part of the history is missing, and may need it"
 NOT_CHOSEN = "it was not chosen"
@@ -40,9 +40,9 @@ class Rules:
 
     Attributes:
         policies: The policy of each branch.
-        grace: The seconds for which something stays since an operation let it go. What no operation
-            named stays for as long since it was stored, but for an hour at most.
-        chosen: The only checkpoints that expire, whatever the policies; None: these decide.
+        grace: Seconds that a checkpoint stays after an operation took its name away. A checkpoint
+            that no operation named stays as long after it was stored, but an hour at most.
+        chosen: The only checkpoints that expire, whatever the policies. None: the policies decide.
     """
 
     policies: Policies
@@ -58,13 +58,13 @@ class Judged:
     """The verdicts on all live checkpoints, those that a ref reaches first.
 
     Attributes:
-        rules: Those by which they were judged.
+        rules: The rules that gave the verdicts.
         chains: The checkpoints of each branch, by its name.
-        verdicts: One for each.
-        waiting: Those that stay for the grace time alone, with the seconds until it ends.
-        notes: Sentences about what could not be judged.
-        is_torn: True where manifests or operations are missing: what they refer to is unknown, and
-            no object may be deleted but those of checkpoints that expire.
+        verdicts: One for each checkpoint.
+        waiting: Checkpoints that stay only for the grace time, with the seconds until it ends.
+        notes: Warnings, such as a metric that no checkpoint has.
+        is_torn: True if manifests or operations are missing. Their references are unknown, so only
+            objects of expiring checkpoints may be deleted.
     """
 
     rules: Rules
@@ -89,12 +89,12 @@ def judge(
 ) -> Judged:
     """Judge all live checkpoints.
 
-    Where a manifest is missing nothing expires for a day, as the missing checkpoint may need any
-    object, and what no ref reaches stays: it may be behind that one.
+    If a manifest is missing, nothing expires for a day, as the missing checkpoint may need any
+    object. Unreachable checkpoints stay as well: they may be its ancestors.
 
     The caller holds `live.lock`, and has brought `stores.live` up to date.
 
-    stored: when each was stored; listed here when it is needed and not given.
+    stored: when each checkpoint was stored; None lists them when it is needed.
     """
     refuse_without_operations(newest, stores.oplog, stores.catalog)
     stores.check_refs(newest)
@@ -141,7 +141,7 @@ def judge(
         stored = stores.catalog.live() if stored is None else stored
         latest = stores.storage.now() - min(grace, COMMIT_SECONDS)
         entries = live.let_go(newest.let_go)
-        rest = named.get(None)  # what there was no room for
+        rest = named.get(None)  # the entry for all that did not fit
         for id, manifest in {**orphans, **decision.unowned}.items():
             entry = entries.get(id, rest)
             left = seconds_left(entry) if entry else stored.get(id, latest) - latest
@@ -179,9 +179,10 @@ def judge_again(
     *,
     stored: Mapping[Digest, float] | None = None,
 ) -> Judged:
-    """Judge by the rules as of the newest operation, while a gc that began before is running.
+    """Judge by the rules as of the newest operation, while a gc is running.
 
-    A policy that was accepted then is not refused now, when what had its metric may have expired.
+    A policy accepted when the gc began is not refused now: all checkpoints with its metric may have
+    expired meanwhile.
     """
     rules = rules_at(newest)
     rules = replace(rules, policies=replace(rules.policies, is_given=False))
@@ -189,9 +190,9 @@ def judge_again(
 
 
 def stays(now: Verdict, before: Verdict) -> bool:
-    """Return whether a checkpoint that was given up before stays by now.
+    """Return whether a checkpoint that was to expire is kept now.
 
-    One that belonged to no branch, or that nothing reached, does if that has changed.
+    If it belonged to no branch, or nothing reached it, it is kept if that has changed.
     """
     return (
         now.kept
@@ -201,10 +202,10 @@ def stays(now: Verdict, before: Verdict) -> bool:
 
 
 def mark(stores: Stores, judged: Judged) -> None:
-    """Mark what all live checkpoints reach. The pages of those that stay have to be there.
+    """Mark the objects that all live checkpoints reach. A kept checkpoint needs all its pages.
 
-    Where the history is torn, a checkpoint that no ref reaches may be a part of it, so its pages
-    have to be there too. The caller holds `live.lock`.
+    In a torn history an unreachable checkpoint may be a part of it, so it needs its pages too. The
+    caller holds `live.lock`.
     """
     stores.marks.follow(stores.live.manifests)
     for verdict in judged.verdicts:
@@ -213,7 +214,7 @@ def mark(stores: Stores, judged: Judged) -> None:
 
 
 def _only(judged: Judged, chosen: Collection[Digest], *, is_cut: bool) -> Judged:
-    """Return the verdicts if only some checkpoints expire; nothing does in a torn history."""
+    """Return the verdicts if only the chosen checkpoints expire; in a torn history none does."""
 
     def decided(verdict: Verdict) -> Verdict:
         if verdict.id in chosen and not verdict.names and not is_cut:
@@ -221,7 +222,7 @@ def _only(judged: Judged, chosen: Collection[Digest], *, is_cut: bool) -> Judged
         reason = INCOMPLETE if is_cut else NOT_CHOSEN
         return replace(verdict, kept=True, reasons=verdict.names or (reason,), is_let_go=False)
 
-    # Objects that nothing explains are left to a gc.
+    # Objects that no operation accounts for are left to a gc.
     return replace(judged, verdicts=tuple(map(decided, judged.verdicts)), is_torn=True)
 
 
@@ -243,12 +244,12 @@ def _let_go(
 ) -> Verdict:
     """Return the verdict on a checkpoint of a deleted branch, or of a commit that lost a race.
 
-    entry: what let it go, if an operation did.
+    entry: the entry of the operation that took its name away, if any.
     """
     if is_cut:
         reason = INCOMPLETE
     elif is_lost:
-        reason = "the operations that named it are missing: make a branch at it, or delete that"
+        reason = "the operations that named it are missing; to give it up, delete a branch at it"
     elif entry and entry.id:
         reason = str(entry)
     elif not is_old:
@@ -270,9 +271,9 @@ def _let_go(
 
 
 def _is_repeated(stores: Stores, newest: Operation, manifest: Manifest) -> bool:
-    """Return whether its branch has the same commit again, made when this one lost a race.
+    """Return whether the branch has the repeated commit of one that lost a race.
 
-    Both were made at the same moment, so that nothing older has to be looked at.
+    Both have the same time, so older checkpoints need not be searched.
     """
     head = newest.heads.get(manifest.branch or "")
     chain = first_parents(head, stores.catalog.lookup) if head else iter(())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 UNLOCKED_ATTEMPTS = 3
-CHOSEN = "Expire what was chosen, and keep everything else."
+CHOSEN = "Expire the chosen checkpoints, and keep everything else."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +37,25 @@ class GcPlan:
     """A plan of a gc; nothing is done before `execute`.
 
     Attributes:
-        sentences: What is kept: a sentence for the policy of all branches, and one for each branch
-            with a policy of its own.
-        metrics: The metrics by which the policies decide.
+        sentences: The policies: a sentence for that of all branches, and one for each branch with a
+            policy of its own.
+        metrics: The metrics that the policies use.
         verdicts: Every live checkpoint, newest first, kept or not, with every reason.
         frees: The bytes that each checkpoint to expire frees; what several of them share counts for
             the newest.
         leftover_objects: How many objects interrupted commits left behind.
         leftover_bytes: The bytes of these.
-        young_checkpoints: How many checkpoints stay only for the grace time: an operation let them
-            go, or no branch and no tag reaches them and a commit may be about to use them.
+        young_checkpoints: Number of checkpoints that stay only for the grace time: they lost their
+            branch or tag, or nothing reaches them yet and a commit may be about to use them.
         young_objects: How many objects stay because only these reach them, or because nothing does
             and they are younger than the grace time themselves.
         young_bytes: The bytes of these.
         young_seconds: The time after which a gc can delete the last of them, from now.
-        next_to_go: What stays now, and expires once the next checkpoint of its branch comes.
+        next_to_go: Checkpoints that stay now, and expire when the next one of their branch comes.
         temporary_bytes: The bytes of files that killed processes left half written.
         warning: Why nothing can be deleted, and the way out, where a checkpoint of the history is
-            missing; what a policy cannot judge, as by a metric that no checkpoint has; and a limit
-            of bytes that what stays in any case exceeds. Usually empty.
+            missing, a policy with a metric that no checkpoint has, or a limit of bytes that cannot
+            be met. Usually empty.
     """
 
     sentences: tuple[str, ...]
@@ -91,9 +91,9 @@ class GcPlan:
     def execute(self) -> GcReport:
         """Execute the plan.
 
-        Commits made since planning are kept. What was to expire is judged again, and stays if
-        anything keeps it by now, such as a tag, a branch started from it, or a note that makes it
-        the best. Nothing expires that the plan keeps.
+        Commits made since planning are kept. Checkpoints that were to expire are judged again, and
+        stay if anything keeps them now, such as a tag, a branch started from one, or a note that
+        makes one the best. No checkpoint expires that the plan keeps.
 
         Returns:
             The result, as measured.
@@ -118,7 +118,7 @@ def plan_gc(stores: Stores, rules_at: RulesAt) -> GcPlan:
 
 
 def verdict_on(stores: Stores, rules_at: RulesAt, id: Digest) -> Verdict:
-    """Return what a gc would decide about one live checkpoint, without a look at what it frees."""
+    """Return the verdict of a gc on one live checkpoint, without the bytes that it frees."""
 
     def attempt(lock: AbstractContextManager[None]) -> Verdict:
         with stores.lock, lock, stores.live.lock:
@@ -132,7 +132,7 @@ def verdict_on(stores: Stores, rules_at: RulesAt, id: Digest) -> Verdict:
 
 
 def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
-    """Plan that some live checkpoints expire, and nothing else.
+    """Plan to expire some live checkpoints, and nothing else.
 
     Raises:
         ConflictError: A branch, tag or lease names one of them, or a branch was started from it.
@@ -149,7 +149,7 @@ def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
 
 
 def _beside_gc(stores: Stores, attempt: Callable[..., Result]) -> Result:
-    """Plan without the lock, and again with it if other gcs come in between."""
+    """Plan without the lock, and once more with it if another gc interferes."""
     for _ in range(UNLOCKED_ATTEMPTS):
         since = stores.oplog.newest().seq
         try:

@@ -50,10 +50,10 @@ GONE = "Its branch was gone."  # in an expiry
 class Remaining:
     """The checkpoints and objects that are left to delete, and those that were taken to be.
 
-    rules_at: by which they were judged. expiring: why each checkpoint expires, by its id. given_up:
-    the verdicts by which they do. garbage: objects with their sizes, as they are found. part: those
-    found that will be condemned next. spared: objects that are reached again, or were condemned
-    out of turn. seen: the newest operation that was looked at. notes: what could not be judged.
+    rules_at: the rules of the gc. expiring: the reason of each expiring checkpoint, by id.
+    given_up: their verdicts. garbage: unreachable objects with their sizes, filled as they are
+    found. part: the objects to condemn next. spared: objects that are reached again, or were
+    condemned out of turn. seen: the newest operation that was read. notes: warnings.
     has_little_room: whether the disk was full. least_objects: how many objects the next least part
     condemns.
     """
@@ -94,7 +94,7 @@ class Remaining:
             )
 
     def judge_again(self, newest: Operation) -> None:
-        """Keep what anything keeps as of the newest operation."""
+        """Keep every checkpoint that anything keeps as of the newest operation."""
         live = self.stores.live
         with live.lock:
             live.update(newest)
@@ -195,8 +195,7 @@ class Remaining:
 def find_remaining(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> Remaining:
     """Find what is garbage now, by listing all objects.
 
-    All is judged again, and of the checkpoints that the plan gives up those expire that do not stay
-    now.
+    All checkpoints are judged again. Those expire that the plan gives up and nothing keeps now.
     """
     newest = stores.oplog.newest()
     with stores.live.lock:
@@ -210,7 +209,7 @@ def find_remaining(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> Remaining
 
 
 def _shrunk(judged: Judged, plan: GcPlan) -> Judged:
-    """Return the verdicts of now, of which those expire that the plan gives up too."""
+    """Return the verdicts of now; a checkpoint expires only if the plan gives it up too."""
     given_up = {verdict.id: verdict for verdict in plan.expired}
 
     def decided(now: Verdict) -> Verdict:
@@ -267,7 +266,7 @@ def reasons_of(
     reasons |= {verdict.id: BY_HAND for verdict in verdicts if BY_HAND in verdict.reasons}
     for manifest in stores.live.manifests.values() if REPEATED in reasons.values() else ():
         for parent in manifest.parents:
-            if reasons.get(parent) == REPEATED:  # one that has a child is a part of the history
+            if reasons.get(parent) == REPEATED:  # with a child it is a part of the history
                 reasons[parent] = UNREACHABLE
     return reasons
 

@@ -1,6 +1,6 @@
-"""Sizes: the bytes of what checkpoints reach, each object once, for a policy with a limit.
+"""Sizes: the bytes that checkpoints reach, each object once, for a policy with a limit.
 
-Pages are read once, however many checkpoints share them, and only where a policy has such a limit.
+Pages are read once, however many checkpoints share them, and only if a policy has such a limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Sizes:
-    """The sizes of the objects that the checkpoints of the last question reach, by page."""
+    """The sizes of the objects that checkpoints reach, by page, kept from one call to the next."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -40,7 +40,7 @@ class Sizes:
         self._known: dict[Digest, Sized] = {}
 
     def freed(self, manifests: Sequence[Manifest]) -> list[int]:
-        """Return for each checkpoint the bytes that it frees once those before it are gone.
+        """Return the bytes that each checkpoint frees once those before it have expired.
 
         Pages that are damaged count as empty.
         """
@@ -56,7 +56,7 @@ class Sizes:
                 sizes.append(bytes_of)
                 owners.append(np.full(len(marks), position, np.intp))
         self._known = known
-        # Of each object the last owner counts: the first one from the end.
+        # The last owner of an object counts, which is the first one from the end.
         marks = np.concatenate(parts)[::-1]
         _, last = np.unique(marks, return_index=True)
         owner, size = np.concatenate(owners)[::-1][last], np.concatenate(sizes)[::-1][last]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
 
-LISTING_MICROSECONDS = int(COMMIT_SECONDS * 1e6)  # before which leftovers stay anyway
+LISTING_MICROSECONDS = int(COMMIT_SECONDS * 1e6)  # younger leftovers stay anyway
 MISSING_MICROSECONDS = int(GRACE_SECONDS * 1e6)  # for which gc waits for a missing checkpoint
 NOTED_MAX = 50
 STOCK_PART = 1 << 14  # objects that are looked at together
@@ -48,10 +48,10 @@ class Stocked(NamedTuple):
 class Stores:
     """The parts of one repository.
 
-    live: the checkpoints that have not expired. marks: what they reached at the last gc. sizes: of
-    what a policy with a limit asked for. now: returns UTC in microseconds since 1970. author:
-    returns the author of operations. listed_at: when a gc last listed all objects. lock: held while
-    `marks` are used, and taken before the storage's.
+    live: the checkpoints that have not expired. marks: the objects that they reached at the last
+    gc. sizes: bytes of checkpoints, for a policy with a limit. now: returns UTC in microseconds
+    since 1970. author: returns the author of operations. listed_at: when a gc last listed all
+    objects. lock: held while `marks` are used, and taken before the storage's.
     """
 
     storage: Storage
@@ -91,7 +91,7 @@ class Stores:
                 )
 
     def warning(self, notes: Sequence[str] = ()) -> str:
-        """Return why nothing can be deleted, as far as `live` knows, and some notes."""
+        """Return the warnings of a gc, and why nothing can be deleted, as far as `live` knows."""
         blocking = self.blocking(self.oplog.newest()) if self.live.missing else ()
         return " ".join(filter(None, (missing_ancestors(blocking, self.catalog), *notes)))
 
@@ -116,11 +116,11 @@ class Stores:
             )
 
     def freed(self, ids: Sequence[Digest]) -> list[int]:
-        """Return for some live checkpoints the bytes that each frees once those before are gone."""
+        """Return the bytes that each live checkpoint frees once those before it have expired."""
         return self.sizes.freed([self.live.manifests[id] for id in ids])
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
-        """List the objects in parts; grace: the grace time in seconds, here of an hour at most."""
+        """List the objects in parts. grace: the grace time in seconds, here an hour at most."""
         latest = self.storage.now() - min(grace, COMMIT_SECONDS)
         listed = (
             Stocked(digest, item.size, max(item.modified - latest, 0.0))

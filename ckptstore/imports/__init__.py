@@ -1,4 +1,4 @@
-"""Import: a folder of checkpoint files, as people have it, becomes the history of a branch."""
+"""Import: turn a folder of checkpoint files into the history of a branch."""
 
 from ckptstore.imports.plan import Import as Import
 from ckptstore.imports.plan import ImportPlan as ImportPlan

@@ -1,7 +1,7 @@
 """Metrics in a file of their own: CSV, JSON lines, or the trainer_state.json of Hugging Face.
 
-A row belongs to a file by its name, to a step, or to an epoch, whichever the file has. Rows of one
-step are joined, as loggers write the numbers of training and validation apart.
+A row belongs to a file name, a step or an epoch, depending on the columns. Rows of the same step
+are joined, as loggers write the numbers of training and validation separately.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _TIMES = frozenset({"time", "timestamp", "created", "wall_time"})
 
 @dataclass(slots=True)
 class Rows:
-    """The metrics of a file by what they belong to.
+    """The metrics in a file, by file name, step and epoch.
 
     Attributes:
-        by_file: By the name of a checkpoint file.
-        by_step: By the step.
-        by_epoch: By the epoch.
-        ignored: The names of columns that hold other things than numbers.
-        times: The names of columns of times, which are no metrics.
-        keys: What each row with metrics belongs to, in the order of the rows.
-        lost: The number of rows with metrics that belong to nothing.
+        by_file: Metrics by the name of a checkpoint file.
+        by_step: Metrics by step.
+        by_epoch: Metrics by epoch.
+        ignored: The names of columns whose values are not numbers.
+        times: The names of columns with times, which are not metrics.
+        keys: The file, step or epoch of each row with metrics, in the order of the rows.
+        lost: The number of rows with metrics but without a file, step or epoch.
     """
 
     by_file: dict[str, Metrics] = field(default_factory=dict)
@@ -51,16 +51,16 @@ class Rows:
     lost: int = 0
 
     def key_of(self, name: str, step: int | None, epoch: int | None) -> Key | None:
-        """Return what the rows of a checkpoint belong to; None where there is no row for it."""
+        """Return the key of the rows of a checkpoint; None if it has no row."""
         if self.by_file.get(name):
             return "file", name
         if step is not None and self.by_step.get(step):
             return "step", step
-        # Only by the epoch where the steps of the rows are others, as they are counted from 0.
+        # By the epoch only if no row has the step: loggers may count steps from 0.
         return ("epoch", epoch) if epoch is not None and self.by_epoch.get(epoch) else None
 
     def at(self, key: Key | None) -> Metrics:
-        """Return the metrics that belong to a file, a step or an epoch; none for None."""
+        """Return the metrics of a key; none for None."""
         if key is None:
             return {}
         kind, value = key
@@ -72,16 +72,16 @@ class Rows:
         return by_kind[kind].get(value, {})
 
     def of(self, name: str, step: int | None, epoch: int | None) -> Metrics:
-        """Return the metrics of a checkpoint; none where no row belongs to it."""
+        """Return the metrics of a checkpoint; none if it has no row."""
         return self.at(self.key_of(name, step, epoch))
 
     def without(self, used: Collection[Key | None]) -> list[str]:
-        """Return what the other rows belong to, as in "step 100", without those of some keys."""
+        """Return the keys of unused rows as text, such as "step 100". used: keys to leave out."""
         unused = (keys[0] for keys in self.keys if not any(key in used for key in keys))
         return list(dict.fromkeys(f"{kind} {value}" for kind, value in unused))
 
     def add(self, row: Mapping[str, object], *, epochs: bool = True) -> None:
-        """Join a row to what is known of its file, step and epoch."""
+        """Add the metrics of a row to those of its file, step and epoch."""
         step, epoch = first_integer(row, STEPS), first_integer(row, EPOCHS) if epochs else None
         file = next((str(row[name]) for name in _FILES if row.get(name)), None)
         metrics: Metrics = {}
@@ -119,8 +119,8 @@ def read_rows(path: Path) -> Rows:
         path: A .csv or .tsv, or JSON: lines, a list of objects, or an object with `log_history`.
 
     Raises:
-        InvalidInputError: It is none of them, or no row names a file, a step or an epoch.
-        StorageError: It cannot be read.
+        InvalidInputError: The file has another format, or no row has a file, a step or an epoch.
+        StorageError: The file cannot be read.
     """
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
@@ -140,8 +140,8 @@ def read_rows(path: Path) -> Rows:
         ) from error
     if not (rows.by_file or rows.by_step or rows.by_epoch):
         raise InvalidInputError(
-            f"{path} says of no row what it belongs to. A column is expected that is called step, "
-            "epoch or file."
+            f"The rows of {path} have no step, epoch or file. A column called step, epoch or file "
+            "is expected."
         )
     return rows
 
@@ -162,7 +162,7 @@ def trainer_metrics(path: Path) -> tuple[int | None, float | None, dict[str, int
 
 
 def first_integer(values: Mapping[Any, object], names: Iterable[str]) -> int | None:
-    """Return the first of some values that is an integer, also as a float or a text."""
+    """Return the first value that is an integer, or a float or text with an integer value."""
     for name in names:
         value = number_of(values.get(name))
         if value is not None and math.isfinite(value) and int(value) == value:
@@ -171,7 +171,7 @@ def first_integer(values: Mapping[Any, object], names: Iterable[str]) -> int | N
 
 
 def number_of(value: object) -> int | float | None:
-    """Return a plain number, also of a text; None for anything else."""
+    """Return a number, parsed if it is text; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):

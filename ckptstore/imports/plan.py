@@ -1,8 +1,8 @@
 """Plan: which files of a folder become checkpoints, in which order and with which facts.
 
-Facts come from the names of files, from inside them, and from a file of metrics, the later ones
-winning for metrics. A checkpoint that was imported records the file it is from, so that an import
-that was interrupted, or that is run again, goes on with what is not there yet.
+Facts come from the names of files, from inside them, and from a file of metrics; for a metric the
+last of these wins. An imported checkpoint records its file, so an import that is run again, for
+example after an interruption, skips the files that were imported before.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class Import:
     Attributes:
         path: The file or folder.
         name: Its path from the name of the template's folder on; the checkpoint records it.
-        step: The step that the checkpoint gets.
-        epoch: The epoch, if one is known.
-        metrics: The metrics that it gets.
+        step: The step of the checkpoint.
+        epoch: The epoch, if known.
+        metrics: The metrics of the checkpoint.
         created: The time of the file, which becomes that of the checkpoint.
         bytes: The size on disk.
         left_out: Other files of a folder, which are not imported.
-        checkpoint: The checkpoint that was imported from it before; None if it is to be imported.
-        problem: Why it cannot be imported; empty if it can.
+        checkpoint: The checkpoint if the file was imported before, else None.
+        problem: The reason why it cannot be imported; empty if it can.
     """
 
     path: Path
@@ -95,10 +95,10 @@ class ImportPlan:
 
     Attributes:
         branch: The branch to import to.
-        imports: What was found, in the order in which it becomes the history.
-        others: Names beside them that the template does not match.
-        notes: What people should know: columns and rows that are not used, checkpoints without a
-            row, fields of the template that may be mistyped.
+        imports: The matching files and folders, in the order of the history.
+        others: Other names in the folder, which the template does not match.
+        notes: Warnings: unused columns and rows, checkpoints without a row, fields of the template
+            that may be mistyped.
     """
 
     branch: str
@@ -110,12 +110,12 @@ class ImportPlan:
 
     @property
     def due(self) -> tuple[Import, ...]:
-        """What is not imported yet and can be."""
+        """The files to import: those that can be imported and were not imported before."""
         return tuple(item for item in self.imports if item.is_due)
 
     @property
     def refused(self) -> tuple[Import, ...]:
-        """What cannot be imported."""
+        """The files that cannot be imported."""
         return tuple(item for item in self.imports if item.problem)
 
     def execute(
@@ -124,15 +124,15 @@ class ImportPlan:
         done: Callable[[Import, Checkpoint], object] | None = None,
         failed: Callable[[Import, CkptStoreError], object] | None = None,
     ) -> tuple[Checkpoint, ...]:
-        """Import what is due, one checkpoint after the other.
+        """Import the files that are due, one after the other.
 
-        Each is durable before the next is begun, so that an interrupted import goes on where it
-        stopped when it is run again.
+        Each checkpoint is durable before the next one begins, so an interrupted import continues
+        where it stopped when it is run again.
 
         Args:
             done: Called with each import and its checkpoint.
-            failed: Called with a file that no checkpoint can hold and the reason; the others are
-                imported. Without it the first one raises.
+            failed: Called with each file that cannot be stored, and the reason; the others are
+                imported. If None, the first such file raises.
 
         Returns:
             The new checkpoints.
@@ -181,7 +181,7 @@ def plan_import(
     Args:
         repository: The repository to import to.
         template: A path in which `{step}`, `{epoch}` or the name of a metric in braces stands for a
-            number, and `*` and `?` for text, such as "old/ckpt_{step}.pt",
+            number, and `*` and `?` stand for text. Examples: "old/ckpt_{step}.pt",
             "logs/epoch={epoch}-val_loss={val_loss}.ckpt" or "out/checkpoint-{step}".
         branch: The branch to import to.
         metrics: A file with the metrics of each step, epoch or file: CSV or JSON lines.
@@ -191,7 +191,8 @@ def plan_import(
         The plan. Files that cannot be read are in it, with the reason.
 
     Raises:
-        InvalidInputError: The template is none, or names a folder; then the message proposes some.
+        InvalidInputError: The template is malformed, or names a folder; then the message proposes
+            templates.
         NotFoundError: Nothing matches the template.
         StorageError: A folder cannot be read.
 
@@ -223,14 +224,14 @@ def plan_import(
 
 
 def _found(template: str) -> tuple[list[Found], list[str]]:
-    """Return what matches a template with the numbers in its name, and other names beside it."""
+    """Return the matches of a template with the numbers in their names, and the other names."""
     parts = [part for part in template.rstrip("/").split("/") if part not in ("", ".")]
     folder = Path("/" if template.startswith("/") else ".")
     while parts and is_plain(parts[0]):
         folder = folder / parts.pop(0)
     if not parts:
         raise _no_template(folder)
-    own_name = folder.resolve().name  # wherever the folder is, and is moved to
+    own_name = folder.resolve().name  # stays the same if the folder is moved
     found: list[Found] = [(folder, f"{own_name}/" if own_name else "", {})]
     others: list[str] = []
     for number, part in enumerate(parts):
@@ -244,7 +245,7 @@ def _found(template: str) -> tuple[list[Found], list[str]]:
 
 
 def _step(found: Iterable[Found], part: str, others: list[str] | None) -> Iterator[Found]:
-    """Go one component deeper. others: gets the names that do not match, where they are asked."""
+    """Match one more component of the path. others: receives the names that do not match."""
     template = Template.parse(part)
     for folder, prefix, numbers in found:
         if not folder.is_dir():
@@ -267,7 +268,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _no_template(path: Path) -> InvalidInputError | NotFoundError:
-    """Return the error for a path without a field: the templates that the names in it suggest."""
+    """Return the error for a path without a field, with templates that the names suggest."""
     if not path.exists():
         return NotFoundError(f"{path} does not exist.")
     if not path.is_dir():
@@ -293,7 +294,7 @@ def _proposal(folder: Path, parts: list[str]) -> str:
 
 
 def _imported(repository: Repository, branch: str) -> dict[str, Checkpoint]:
-    """Return what was imported to a branch before, by the name that it records."""
+    """Return the checkpoints imported to a branch before, by the file name that they record."""
     heads, _ = repository.ref_names()
     if branch not in heads:
         return {}
@@ -308,7 +309,7 @@ def _imported(repository: Repository, branch: str) -> dict[str, Checkpoint]:
 def _item(
     found: Found, rows: Rows | None, known: Mapping[str, Checkpoint]
 ) -> tuple[Import, Key | None]:
-    """Return what becomes of a file, by its name, its contents and the rows that belong to it."""
+    """Return the import of a file, with facts from its name, its contents and its rows."""
     path, name, numbers = found[0], found[1].rstrip("/"), found[2]
     size, modified = _size_and_time(path)
     created = datetime.fromtimestamp(modified, UTC)
@@ -365,19 +366,19 @@ def _item(
     if before is None:
         return item, key
     problem = (
-        f"{path} changed since it was imported as {before.id.short}. Commit it by its name if that "
-        "is meant."
+        f"{path} changed since it was imported as {before.id.short}. To store the new contents, "
+        "commit the file by its name."
     )
     return replace(item, problem=problem), key
 
 
 def _origin(name: str, size: int, created: datetime) -> dict[str, Any]:
-    """Return what a checkpoint records of the file it is from."""
+    """Return the facts that a checkpoint records about its file."""
     return {"file": name, "bytes": size, "modified": created.isoformat()}
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
-    """Return the bytes and the time of the last change, of a folder those of all its files."""
+    """Return the size and the time of the last change; for a folder, those of all its files."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     try:
         stats = [file.stat() for file in files] or [path.stat()]
@@ -388,7 +389,7 @@ def _size_and_time(path: Path) -> tuple[int, float]:
 
 
 def _inside(state: object) -> Numbers:
-    """Return the plain numbers that a state has at its top, or in a dict of metrics there."""
+    """Return the plain numbers at the top of a state, or in a dict of metrics there."""
     if not isinstance(state, dict):
         return {}
     nested = [state[key] for key in _METRIC_DICTS if isinstance(state.get(key), dict)]
@@ -401,7 +402,7 @@ def _inside(state: object) -> Numbers:
 
 
 def _is_metric(name: str) -> bool:
-    """Whether a number is a metric by its name; the best one so far is none of this step."""
+    """Return True if a name is that of a metric. The best value so far is not one of this step."""
     if name in (*STEPS, *EPOCHS) or name.lower().startswith(("best", "lowest", "highest")):
         return False
     try:
@@ -416,12 +417,12 @@ def _first(*values: int | None) -> int | None:
 
 
 def _order(item: Import) -> tuple[Any, ...]:
-    """Return what imports are sorted by: the step, then the time and the name."""
+    """Return the sort key of an import: the step, then the time and the name."""
     return (item.step is not None, item.step or 0, item.created, item.name)
 
 
 def _field_notes(template: str) -> Iterator[str]:
-    """Yield what people should know about the fields of a template that are no step or epoch."""
+    """Yield warnings about fields of a template that are neither a step nor an epoch."""
     parts = map(Template.parse, template.split("/"))
     for name in dict.fromkeys(name for part in parts for name in part.fields):
         if name in (*STEPS, *EPOCHS):
@@ -435,7 +436,7 @@ def _field_notes(template: str) -> Iterator[str]:
 def _notes(
     keyed: Iterable[tuple[Import, Key | None]], rows: Rows | None, metrics: str | Path | None
 ) -> Iterator[str]:
-    """Yield what of a file of metrics is not used, and which files it lacks."""
+    """Yield warnings about unused columns and rows of a file of metrics, and missing rows."""
     if rows is None:
         return
     if rows.ignored:
@@ -448,28 +449,28 @@ def _notes(
         yield f"{metrics} has no row for {_some(item.name for item in missing)}."
     if rows.by_step and not rows.by_epoch and any(_has_only_epoch(item) for item in missing):
         yield (
-            f"The rows of {metrics} are those of steps, and of these files only the epoch is "
-            "known. If the numbers are epochs, call the column epoch."
+            f"The rows of {metrics} have steps, but only the epoch of these files is known. If the "
+            "numbers are epochs, call the column epoch."
         )
     if unused := rows.without({key for _, key in keyed}):
         yield f"No file belongs to these rows of {metrics}: {_listed(unused)}."
     if rows.lost:
         count = f"{rows.lost} row{'s' if rows.lost > 1 else ''}"
-        yield f"{count} of {metrics} without a step, an epoch or a file: not used."
+        yield f"Not used, without a step, an epoch or a file: {count} of {metrics}."
     if before := [item for item, key in keyed if item.checkpoint and _adds(rows.at(key), item)]:
         yield (
-            f"Imported before, so without new metrics of {metrics}: "
-            f"{_some(item.name for item in before)}. annotate adds metrics to a checkpoint."
+            f"These were imported before, and get no new metrics from {metrics}: "
+            f"{_some(item.name for item in before)}. To add metrics to a checkpoint, annotate it."
         )
 
 
 def _has_only_epoch(item: Import) -> bool:
-    """Whether the step of a checkpoint is its epoch, for want of another."""
+    """Return True if a checkpoint has no step but its epoch."""
     return item.epoch is not None and item.step == item.epoch
 
 
 def _adds(metrics: Mapping[str, int | float], item: Import) -> bool:
-    """Whether some metrics are others than those of a checkpoint; NaN is the same as NaN."""
+    """Return True if metrics differ from those of a checkpoint; NaN equals NaN."""
     return any(repr(value) != repr(item.metrics.get(name)) for name, value in metrics.items())
 
 

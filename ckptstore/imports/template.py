@@ -1,7 +1,8 @@
-"""Templates of file names, such as "old/ckpt_{step}.pt", and which one fits the names in a folder.
+"""Templates of file names, such as "old/ckpt_{step}.pt", and proposals for the names in a folder.
 
-A field matches one number: `{step}`, `{epoch}` and the like an integer, any other, which names a
-metric, also a float. `*` and `?` match as in a shell, within one component of a path. Pure.
+A field matches one number: `{step}`, `{epoch}` and the like an integer, any other field, which
+names a metric, an integer or a float. `*` and `?` match as in a shell, within one component of a
+path. Pure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Template:
     """A template of one component of a path.
 
     Attributes:
-        pattern: What a name has to match.
+        pattern: The regular expression for a name.
         fields: The names of the groups of the pattern.
     """
 
@@ -42,14 +43,14 @@ class Template:
         """Parse one component.
 
         Raises:
-            InvalidInputError: A brace stands alone.
+            InvalidInputError: A brace is not part of a field.
         """
         fields: list[str] = []
         pattern = ""
         for name, star, mark, literal, brace in _PIECE.findall(text):
             if brace:
                 raise InvalidInputError(
-                    f"{shown(text)} is no template: a brace belongs to a field such as {{step}}."
+                    f"{shown(text)} is not a template: a brace belongs to a field such as {{step}}."
                 )
             if name in fields:
                 pattern += f"(?P=f{fields.index(name)})"
@@ -62,7 +63,7 @@ class Template:
         return cls(re.compile(pattern), tuple(fields))
 
     def match(self, name: str) -> dict[str, int | float] | None:
-        """Return the numbers of the fields in a name, or None where it does not match."""
+        """Return the numbers of the fields in a name, or None if it does not match."""
         match = self.pattern.fullmatch(name)
         if match is None:
             return None
@@ -81,7 +82,7 @@ def is_plain(text: str) -> bool:
 
 
 def proposed(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Return templates that fit names, with how many names each fits, the most first.
+    """Return templates that fit names, each with the number of names that it fits, most first.
 
     Args:
         names: Names of files or folders, such as "epoch=3-val_loss=0.25.ckpt".
@@ -90,12 +91,12 @@ def proposed(names: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def _template_of(name: str) -> str | None:
-    """Return the template that a name itself suggests; None for one without a number."""
+    """Return the template that a name suggests; None for a name without a number."""
     used: set[str] = set()
 
     def field(match: re.Match[str]) -> str:
         word, mark, text = match["name"] or "", match["mark"], match["number"]
-        if text[:1] == "-" and not mark:  # "model-100" is no negative number
+        if text[:1] == "-" and not mark:  # the number in "model-100" is not negative
             mark, text = "-", text[1:]
         known = word.lower().rpartition("_")[2]
         default = _WORDS.get(known, known)

@@ -1,10 +1,9 @@
 """Retention: which checkpoints stay. Policies are pure values that decide from manifests alone.
 
-A policy is asked about the own chain of each branch, the checkpoints that were committed on it. The
-head of every branch, every tagged checkpoint and the seed of every branch stay in any case
-(ADR 0043).
+A policy decides about the own chain of each branch, the checkpoints that were committed on it. The
+head of every branch, every tagged checkpoint and the seed of every branch always stay (ADR 0043).
 
-`policy`, `periodic` and `max_bytes` have the policies, `decide` applies them, and `saved` holds
+`policy`, `periodic` and `max_bytes` define the policies, `decide` applies them, and `saved` stores
 them in a repository.
 """
 

@@ -1,8 +1,8 @@
 """Decide: which of the live checkpoints stay, each with every reason.
 
 Each branch is judged by its own chain, the checkpoints that were committed on it, and by its own
-policy. What names a checkpoint keeps it in any case: the head of a branch, a tag, and, unless that
-is turned off, the seed of a branch, which is the checkpoint that the branch was started from.
+policy. Heads of branches and tagged checkpoints always stay, and so do the seeds of branches, the
+checkpoints that they were started from, unless that is turned off.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 
 NOTHING = "nothing keeps it"
 UNMET = (
-    "What stays in any case takes more than the limit of {}: heads, tags, seeds, the newest and "
-    "the best one. Raise the limit, or delete tags."
+    "The checkpoints that always stay take more than the limit of {}: heads, tags, seeds, the "
+    "newest and the best one. Raise the limit, or delete tags."
 )
-KEEPERS_MAX = 20  # branches that are asked one by one what is in their history
+KEEPERS_MAX = 20  # branches whose history is searched one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether a checkpoint stays, and every reason why.
+    """The verdict on a checkpoint: whether it stays, with every reason.
 
     Attributes:
         id: The checkpoint.
         manifest: Its manifest.
-        branches: The branches whose own checkpoint it is: one, or several where it was committed
-            before branches were recorded. None where its branch was deleted or never moved to it.
-        kept: True when it stays.
-        reasons: Why it stays, or why not.
-        is_let_go: True where it belongs to no branch: it expires after the grace time.
-        is_reached: False where it is not even in the history of a branch or a tag.
-        names: Those of the reasons that hold whatever the policy: heads, tags, leases and seeds.
+        branches: The branches whose own checkpoint it is: one, or several if it was committed
+            before branches were recorded. Empty if its branch was deleted or never moved to it.
+        kept: True if it stays.
+        reasons: The reasons why it stays, or why not.
+        is_let_go: True if it belongs to no branch; then it expires after the grace time.
+        is_reached: False if it is not even in the history of a branch or a tag.
+        names: The reasons that hold whatever the policy: heads, tags, leases and seeds.
     """
 
     id: Digest
@@ -66,13 +66,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The verdicts on what branches and tags reach.
+    """The verdicts on all checkpoints that branches and tags reach.
 
     Attributes:
         chains: The checkpoints of each branch, by its name.
         verdicts: Those on checkpoints that belong to a branch, or that something else keeps.
-        unowned: The checkpoints that are only in the history of others, and belong to no branch.
-        notes: Sentences about what could not be judged, and limits that cannot be met.
+        unowned: The checkpoints that belong to no branch, and are only in the history of others.
+        notes: Warnings: metrics that no checkpoint has, and limits that cannot be met.
     """
 
     chains: Mapping[str, OwnChain]
@@ -97,14 +97,14 @@ def decide(
         policies: The policy of each branch.
         heads: The checkpoint of each branch.
         tags: The checkpoint of each tag.
-        reached: Returns the live checkpoints that are reachable from some, newest first.
+        reached: Returns the live checkpoints reachable from the given ones, newest first.
         own: Returns the live checkpoints of a branch, given its name and head.
-        freed: Returns for some checkpoints the bytes that each frees once those before it are gone;
-            needed for MaxBytes alone.
-        leases: The tags that end, each with its end in microseconds since 1970.
+        freed: Returns the bytes that each checkpoint frees once those before it have expired. Only
+            MaxBytes needs it.
+        leases: The tags that are leases, each with its end in microseconds since 1970.
 
     Raises:
-        InvalidInputError: A policy that was passed decides by a metric that no checkpoint has.
+        InvalidInputError: A policy passed by the caller uses a metric that no checkpoint has.
     """
     live = dict(reached([*heads.values(), *tags.values()]))
     chains = {name: own(name, head) for name, head in sorted(heads.items())}
@@ -157,10 +157,10 @@ def decide(
 def next_to_go(
     kept_now: Iterable[Verdict], policies: Policies, chains: Mapping[str, OwnChain]
 ) -> tuple[Digest, ...]:
-    """Return what each branch keeps now, and not once its next checkpoint comes.
+    """Return the checkpoints that each branch keeps now, but not after its next checkpoint.
 
-    That one is taken to come as long after the newest as that came after the one before, and
-    without metrics. Limits of bytes are not considered.
+    The next one is expected without metrics, and at the same distance from the newest as the newest
+    is from the one before. Limits of bytes are not considered.
     """
     reasons = {verdict.id: verdict.reasons for verdict in kept_now}
     found: dict[Digest, None] = {}
@@ -168,7 +168,7 @@ def next_to_go(
         policy = policies.of_branch(name)
         if not policies.judges(name) or policy.keeps_all or not chain.checkpoints:
             continue
-        with suppress(InvalidInputError):  # of a function that does not know what to do with it
+        with suppress(InvalidInputError):  # a function of KeepIf may fail on it
             kept = {reason.id for reason in policy.keep(_with_next(chain.checkpoints))}
             for id, _ in chain.checkpoints:
                 if (
@@ -184,7 +184,7 @@ def next_to_go(
 
 
 def _with_next(chain: Chain) -> Chain:
-    """Return a branch with the checkpoint that is expected next."""
+    """Return a branch with the next checkpoint that is expected."""
     id, newest = chain[0]
     before = chain[1][1] if len(chain) > 1 else newest
     created = newest.created + max(0, newest.created - before.created)
@@ -205,9 +205,9 @@ def _with_next(chain: Chain) -> Chain:
 def _judge(
     policy: Policy, chain: Chain, *, named: Mapping[Digest, Sequence[str]], freed: Freed | None
 ) -> tuple[list[Reason], dict[Digest, str], str]:
-    """Return what a policy keeps of a branch, and what it only gives up for its limit of bytes.
+    """Return what a policy keeps of a branch, what its limit of bytes gives up, and a warning.
 
-    And a sentence where that limit cannot be met.
+    The warning is empty unless the limit cannot be met.
     """
     kept = list(policy.keep(chain))
     limits = [part for part in policy.parts if isinstance(part, MaxBytes)]
@@ -234,7 +234,7 @@ def _for_names(
     seeds: Iterable[tuple[str, Digest]],
     leases: Mapping[str, int],
 ) -> dict[Digest, list[str]]:
-    """Return why each checkpoint stays whatever the policy: a name, or a branch started from it."""
+    """Return the reasons that hold whatever the policy: a name, or a branch started from it."""
     reasons: dict[Digest, list[str]] = {id: [] for id in live}
     for kind, names in (("head of", heads.items()), ("tag", tags.items()), ("seed of", seeds)):
         for name, id in sorted(names):
@@ -252,9 +252,9 @@ def _in_histories(
     heads: Mapping[str, Digest],
     reached: Reached,
 ) -> dict[Digest, str]:
-    """Return those in the history of a branch that keeps everything, with that branch.
+    """Return the checkpoints in the history of branches that keep everything, with the branch.
 
-    Of many such branches, which one it is takes too long to find out.
+    If there are many such branches, finding the right one would take too long.
     """
     keepers = [
         name for name in chains if not policies.judges(name) or policies.of_branch(name).keeps_all

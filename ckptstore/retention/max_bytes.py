@@ -1,4 +1,4 @@
-"""MaxBytes: a limit on the space of a branch, the only policy that lets go of what others keep."""
+"""MaxBytes: a limit on the space of a branch, the only policy that overrides others."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
 
 @dataclass(frozen=True, slots=True)
 class MaxBytes(Policy):
-    """Limits the bytes of what the other policies keep of each branch; alone, of the whole branch.
+    """Limits the bytes that the other policies keep of each branch; alone, those of the branch.
 
-    While the kept checkpoints take more, one after the other expires: first those that a periodic
-    policy keeps, then those within a time, the newest but one, the best but one, and what was
-    chosen by step or function; of each kind the oldest first. Heads, tags, seeds, the newest and
-    the best one stay in any case.
+    While the kept checkpoints take more, one after the other expires: first those kept by a
+    periodic policy, then by KeepWithin, by MaxToKeep, by KeepBest, and by step or function. Within
+    each kind the oldest goes first. Heads, tags, seeds, the newest and the best checkpoint always
+    stay.
 
     Attributes:
         n: Bytes of all objects that the branch's kept checkpoints reach, each object once.
@@ -57,16 +57,15 @@ def over_limit(
     ranks: Mapping[Digest, int],
     freed: Callable[[Sequence[Digest]], Sequence[int]],
 ) -> tuple[list[Digest], bool]:
-    """Return the checkpoints that have to expire so that the others take at most `limit` bytes.
+    """Return the checkpoints that have to expire to meet a limit, and whether that suffices.
 
-    And whether that suffices: some stay in any case.
+    It may not suffice, as some checkpoints always stay.
 
     Args:
         limit: Bytes.
         chain: The branch, newest first.
-        ranks: The highest rank of the reasons of each checkpoint that is kept.
-        freed: Returns for some checkpoints the bytes that each one frees once those before it are
-            gone.
+        ranks: The highest rank among the reasons of each kept checkpoint.
+        freed: Returns the bytes that each checkpoint frees once those before it have expired.
     """
     kept = [id for id, _ in reversed(chain) if id in ranks]  # the oldest first
     order = sorted(kept, key=lambda id: ranks[id])

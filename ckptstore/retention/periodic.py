@@ -1,8 +1,8 @@
 """Periodic: policies by the time and the steps of a branch.
 
-Time is the elapsed time of the branch: the sum of the times between neighbours, where one that is
-negative counts as 0. A manifest records it since the first checkpoint, so it includes those that
-have expired. A clock that jumps forward adds once, and one that jumps back takes nothing away.
+Time is the elapsed time of the branch: the sum of the times between neighbours, where a negative
+time counts as 0. Manifests record it since the first checkpoint, so it includes expired ones. A
+clock that jumps forward adds to it once, and one that jumps back takes nothing away.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class KeepEveryNHours(Policy):
     Hours are counted along the branch, over expired checkpoints too. A pause counts as time.
 
     Attributes:
-        n: Hours since the last one that was kept; any number above 0, up to 2^63 - 1.
+        n: Hours since the last kept checkpoint; any number above 0, up to 2^63 - 1.
     """
 
     n: float
@@ -92,10 +92,10 @@ class KeepEveryNSteps(Policy):
 
 @dataclass(frozen=True, slots=True)
 class KeepWithin(Policy):
-    """Keeps what is younger than the newest checkpoint of the branch by at most some hours.
+    """Keeps the checkpoints of the last hours of each branch.
 
-    The age is counted from the newest checkpoint, not from now: of a run that ended, its last hours
-    stay.
+    Hours are counted back from the newest checkpoint, not from now, so the last hours of a run that
+    ended stay.
 
     Attributes:
         hours: Any number above 0, up to 2^63 - 1.
@@ -123,7 +123,7 @@ class KeepWithin(Policy):
 def elapsed_times(chain: Chain) -> Iterator[tuple[Digest, int]]:
     """Yield each checkpoint, the oldest first, and the elapsed microseconds since the first one.
 
-    Between checkpoints of which one does not record it, their own times are compared.
+    If one of two neighbours does not record the elapsed time, their own times are compared.
     """
     elapsed = 0
     before: Manifest | None = None
@@ -140,7 +140,7 @@ def _between(before: Manifest, manifest: Manifest) -> int:
 
 
 def check_hours(number: object, what: str) -> None:
-    """Raise InvalidInputError unless a number is one of hours above 0."""
+    """Raise InvalidInputError unless a value is a number of hours above 0."""
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
     if not is_number or not 0 < number <= NUMBER_MAX:  # type: ignore[operator]
         raise InvalidInputError(

@@ -1,8 +1,8 @@
 """Policies: pure values that decide from manifests alone which checkpoints of one branch stay.
 
-A policy is asked about the live checkpoints that were committed on one branch, its own chain. Those
-that it does not keep have no influence on those that it keeps, so the same stay however often gc
-runs.
+A policy decides about the live checkpoints that were committed on one branch, its own chain. Its
+choice does not depend on checkpoints that it does not keep, so the result is the same however
+often gc runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Reasons = Iterator["Reason"]
 
 NUMBER_MAX = STEP_MAX
-STEPS_MAX = 100_000  # of KeepSteps
+STEPS_MAX = 100_000  # in one KeepSteps
 MEMBERS_MAX = 10_000  # of a union
 PENDING = 2
 NAME_LENGTH_MAX = 60  # characters of a function's name that a reason quotes
@@ -47,7 +47,7 @@ class Reason(NamedTuple):
 
 
 class Policy:
-    """Decides what stays of one branch. Join policies with `|`: what any of them keeps stays.
+    """Decides which checkpoints of a branch stay. Join policies with `|`; any of them can keep one.
 
     Example:
         >>> from ckptstore.retention import KeepBest, MaxToKeep
@@ -68,7 +68,7 @@ class Policy:
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The policies that are joined in this one."""
+        """The policies joined in this one."""
         return (self,)
 
     @property
@@ -83,23 +83,23 @@ class Policy:
 
     @property
     def keeps_all(self) -> bool:
-        """True when nothing expires by it."""
+        """True if no checkpoint expires by it."""
         return any(isinstance(part, KeepAll) for part in self.parts)
 
     def keep(self, chain: Chain) -> Reasons:
-        """Choose what stays.
+        """Choose the checkpoints that stay.
 
         Args:
             chain: The live checkpoints that were committed on one branch, each with its manifest,
                 newest first.
 
         Yields:
-            Each checkpoint that stays, and why.
+            A reason for each checkpoint that stays.
         """
         raise NotImplementedError
 
     def note(self, chain: Chain) -> str:  # noqa: ARG002
-        """Describe what cannot be judged yet.
+        """Describe metrics that are still missing.
 
         Args:
             chain: As for `keep`.
@@ -139,8 +139,8 @@ class KeepAll(Policy):
 class MaxToKeep(Policy):
     """Keeps the newest n checkpoints of each branch.
 
-    The others may stay for another reason: it is no limit. Of several checkpoints of one step only
-    the newest counts.
+    It is not a limit: other policies may keep more. Of several checkpoints of one step only the
+    newest counts.
 
     Attributes:
         n: How many, at least 1.
@@ -168,17 +168,17 @@ class MaxToKeep(Policy):
 class KeepBest(Policy):
     """Keeps the n best checkpoints of each branch by a metric.
 
-    NaN and infinity never win, and of equal ones the newest does. Of several checkpoints of one
+    NaN and infinity never win, and of equal values the newest does. Of several checkpoints of one
     step only the best counts. A metric may come after the checkpoint: while no checkpoint has it,
-    all stay, and later the newest ones without it, one of each step.
+    all stay, and later the newest ones without it, one for each step.
 
     Attributes:
         metric: The name of the metric.
         mode: "min" or "max". With "auto" the words of the name decide ("val_loss", "val_f1_macro");
             a name that does not say its direction is an error.
         n: How many, at least 1.
-        pending: How many checkpoints without the metric stay, of those that are newer than the
-            newest one with it; 0 or more.
+        pending: How many checkpoints without the metric stay, among those newer than the newest
+            one with it; 0 or more.
     """
 
     metric: str
@@ -205,10 +205,10 @@ class KeepBest(Policy):
     def from_saved(
         cls, metric: str, mode: str = "auto", n: int = 1, pending: int = PENDING
     ) -> Self:
-        """Return a policy as a repository holds it.
+        """Return a policy that was read from a repository.
 
-        Repositories of before may hold "auto" with a name that does not say its direction. Such a
-        policy remains, and keeps the n least as well as the n greatest.
+        Older repositories may hold "auto" with a name that does not say its direction. Such a
+        policy stays valid, and keeps the n least as well as the n greatest values.
 
         Args:
             metric: As in the policy.
@@ -217,7 +217,7 @@ class KeepBest(Policy):
             pending: As in the policy.
 
         Raises:
-            InvalidInputError: One of them is illegal.
+            InvalidInputError: An argument is illegal.
         """
         try:
             return cls(metric, mode, n, pending)
@@ -230,7 +230,7 @@ class KeepBest(Policy):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the policy that METRIC, METRIC:MODE or METRIC:MODE:N names.
+        """Parse METRIC, METRIC:MODE or METRIC:MODE:N.
 
         Args:
             text: For example "val_loss", "val_acc:max" or "val_acc:max:2". A name that contains
@@ -253,8 +253,8 @@ class KeepBest(Policy):
         if self.mode == "auto":
             name = quoted(self.metric)
             return (
-                f"the {number}least and the {number}greatest by {self.metric} (which of them are "
-                f"better is not saved: save the policy again, with {name}:min or {name}:max)"
+                f"the {number}least and the {number}greatest by {self.metric} (saved without a "
+                f"direction: save the policy again, with {name}:min or {name}:max)"
             )
         return f"the {number}best by {self.metric} ({self.mode})"
 
@@ -279,7 +279,7 @@ class KeepBest(Policy):
                 value = f"{manifest.metrics[self.metric]:.4g}"
                 text = f"best {place} of {self.n} by {self.metric} ({mode}) = {value}"
                 yield Reason(id, text, ALWAYS if place == 1 else BEST)
-        if not is_finite:  # it shows later that the metric was there
+        if not is_finite:  # proof for later gcs that the metric existed
             yield Reason(newest, f"the newest value of {self.metric}", BEST)
         for id, _ in islice(once_a_step(waiting), self.pending):
             yield Reason(id, f"waiting for {self.metric}", BEST)
@@ -302,7 +302,7 @@ class KeepBest(Policy):
         return ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields, without those that earlier versions do not know unless needed."""
+        """Return the fields; those unknown to earlier versions only if needed."""
         fields: dict[str, Any] = {"kind": self.kind, **asdict(self)}
         if self.pending == PENDING:
             del fields["pending"]
@@ -360,7 +360,7 @@ class KeepSteps(Policy):
 
 @dataclass(frozen=True, slots=True)
 class KeepIf(Policy):
-    """Keeps the checkpoints for which a function returns something true.
+    """Keeps the checkpoints for which a function returns a true value.
 
     Such a policy cannot be saved in a repository.
 
@@ -428,7 +428,7 @@ class Union(Policy):
         wrong = [member for member in listed if not isinstance(member, Policy)]
         if wrong:
             raise InvalidInputError(
-                f"Union: {shown(wrong[0])} is not a retention policy; a tuple of some is expected."
+                f"Union: {shown(wrong[0])} is not a retention policy; a tuple of them is expected."
             )
         members = tuple(part for member in listed for part in member.parts)
         if not 2 <= len(members) <= MEMBERS_MAX:
@@ -439,7 +439,7 @@ class Union(Policy):
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The policies that are joined."""
+        """The joined policies."""
         return self.members
 
     @property
@@ -480,7 +480,7 @@ def once_a_step(chain: Chain) -> Iterator[tuple[Digest, Manifest]]:
 
 
 def not_a_policy(value: object) -> InvalidInputError:
-    """Return the error for a value that is no policy."""
+    """Return the error for a value that is not a policy."""
     return InvalidInputError(
         f"{shown(value)} is not a retention policy such as MaxToKeep(3) | KeepBest('val_loss')."
     )

@@ -1,6 +1,6 @@
-"""Saved: policies as JSON in a repository, and which one applies to which branch.
+"""Saved: policies as JSON in a repository, and the one that applies to each branch.
 
-One policy is for all branches, and each branch may have one of its own in its place.
+One policy is for all branches; a branch may have one of its own in its place.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 RETENTION = "retention"  # the setting of the policy for all branches
-SAVED_BYTES_MAX = 256 << 10  # of a policy that is saved, as every operation carries it along
+SAVED_BYTES_MAX = 256 << 10  # of a saved policy, as every operation carries it along
 
 
 def saved(policy: object) -> dict[str, Any]:
-    """Return the JSON form of a policy for a repository, once `from_json` takes it back.
+    """Return the JSON form of a policy for a repository, checked with `from_json`.
 
     Raises:
-        InvalidInputError: It is not a policy, holds a function, or is too large for something that
-            every operation carries along.
+        InvalidInputError: The value is not a policy, holds a function, or is too large, as every
+            operation carries it along.
     """
     if not isinstance(policy, Policy):
         raise not_a_policy(policy)
@@ -47,7 +47,7 @@ def saved(policy: object) -> dict[str, Any]:
 
 
 def savable(policy: Policy) -> Policy | None:
-    """Return a policy without the parts that hold a function; None if nothing else is in it."""
+    """Return a policy without the parts that hold a function; None if nothing is left."""
     parts = tuple(part for part in policy.parts if not isinstance(part, KeepIf))
     if len(parts) == len(policy.parts):
         return policy
@@ -87,8 +87,8 @@ class Policies:
         default: The policy of branches without one of their own; None: they keep everything.
         by_branch: The policies of single branches.
         only: The branches that a gc is about; None: all. The others are left alone.
-        is_given: Whether the policy was passed, rather than saved in the repository.
-        keep_seeds: Whether what a branch was started from stays, whatever the policy.
+        is_given: Whether the policy was passed by the caller, not saved in the repository.
+        keep_seeds: Whether the checkpoint that a branch was started from always stays.
     """
 
     default: Policy | None = None
@@ -99,7 +99,7 @@ class Policies:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], *, only: Collection[str] | None) -> Policies:
-        """Return those that the settings of a repository hold.
+        """Return the policies in the settings of a repository.
 
         Raises:
             InvalidInputError: A policy is not one that this version knows.
@@ -139,10 +139,10 @@ class Policies:
         return frozenset().union(*(policy.metrics for policy in judged))
 
     def sentences(self, branches: Collection[str]) -> list[str]:
-        """Return what is kept of these branches: a sentence for the policy of each.
+        """Describe the policies in sentences: that of all branches, then those of single ones.
 
         Args:
-            branches: The branches there are.
+            branches: The existing branches.
         """
         judged = sorted(name for name in branches if self.judges(name))
         own = [name for name in judged if name in self.by_branch]
@@ -151,7 +151,7 @@ class Policies:
 
 
 def branch_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
-    """Return the policies of single branches that the settings of a repository hold."""
+    """Return the policies of single branches in the settings of a repository."""
     return {
         name: policy
         for group in branch_groups(settings)
@@ -161,7 +161,7 @@ def branch_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
 
 
 def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | None:
-    """Return the policy of a branch, or of all branches, that the settings hold."""
+    """Return the policy of a branch, or of all branches, in the settings."""
     if branch is not None:
         return branch_policies(settings).get(branch)
     document = settings.get(RETENTION)
@@ -171,7 +171,7 @@ def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | No
 def with_policy(
     settings: Mapping[str, Any], branch: str | None, policy: Policy | None
 ) -> dict[str, Any]:
-    """Return settings with another policy of a branch, or of all branches; None: with none."""
+    """Return settings with a new policy of a branch, or of all branches; None removes it."""
     name = RETENTION if branch is None else f"{BRANCH_RETENTION}/{branch}"
     return with_part(settings, name, None if policy is None else saved(policy))
 

@@ -1,7 +1,7 @@
-"""Copies: memory that others may write to, copied piece by piece; each piece is hashed once.
+"""Copies: copy memory that others may write to in pieces, so that each piece is hashed only once.
 
-The bytes that are hashed are then those that are written, even if the memory changes meanwhile. A
-piece is copied, hashed and written while it stays in a core's own cache.
+The hashed bytes are then the written bytes, even if the memory changes meanwhile. A piece is
+copied, hashed and written while it is in the core's cache.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PIECE_BYTES = 1 << 18
 
 
 def copies(data: Buffer, buffers: Buffers, *, seen: Seen) -> Iterator[memoryview]:
-    """Yield copies of the bytes, piece by piece, each after `seen` got it.
+    """Yield copies of the bytes, piece by piece, after passing each to `seen`.
 
     A piece is valid until the next one. The interpreter's lock is free while it is copied.
     """
-    import numpy as np  # here, as most commands write nothing that is large
+    import numpy as np  # here, as most commands write nothing large
 
     source = np.frombuffer(memoryview(data).cast("B"), np.uint8)
     buffer = buffers.of(min(len(source), PIECE_BYTES))

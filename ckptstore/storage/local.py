@@ -351,7 +351,7 @@ class LocalStorage:
                         os.close(fd)
 
     def reserve_bytes(self) -> int:
-        """Return the bytes of the files of the reserve."""
+        """Return the size of the reserve's files in bytes."""
         try:
             with self._folder((TEMPORARY,)) as fd:
                 return sum(_size(name, within=fd) or 0 for name in RESERVE)

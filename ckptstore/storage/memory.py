@@ -154,7 +154,7 @@ class MemoryStorage:
         """Do nothing: memory is not set aside."""
 
     def reserve_bytes(self) -> int:
-        """As in the protocol: memory has no reserve."""
+        """Return 0: memory has no reserve."""
         return 0
 
     def release_reserve(self) -> bool:

@@ -148,8 +148,8 @@ class Storage(Protocol):
 
         Args:
             data: Contiguous bytes; the memory is free when this returns.
-            seen: Called with the bytes that are taken, piece by piece. They are a copy, so they are
-                those that are put even if the memory changes meanwhile.
+            seen: Called with each piece of the bytes. The pieces are copies, so exactly these bytes
+                are put even if the memory changes meanwhile.
 
         Returns:
             What has to be put or dropped, and may hold an open file until then.
@@ -251,7 +251,7 @@ class Storage(Protocol):
         ...
 
     def reserve_bytes(self) -> int:
-        """Return the bytes of the room that is set aside now."""
+        """Return the size of the reserve in bytes."""
         ...
 
     def release_reserve(self) -> bool:

@@ -1,7 +1,7 @@
-"""Author: which process appends operations, and on whose behalf (docs/adr/0044).
+"""Author: the process and the user that append operations (docs/adr/0044).
 
-Undo takes back operations of this user's hand. So an operation records its user and its process,
-and whether a person gave the command, a program called the library, or a training saved.
+Undo takes back operations of this user. So an operation records its user, its process, and whether
+a person ran a command, a program called the library, or a training saved.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _is_training: ContextVar[bool] = ContextVar("is_training", default=False)
 
 @contextmanager
 def as_training() -> Iterator[None]:
-    """Attribute the operations of this block to a training, whichever handle appends them."""
+    """Attribute the operations of this block to a training, for every handle."""
     token = _is_training.set(True)
     try:
         yield
@@ -43,7 +43,7 @@ def as_training() -> Iterator[None]:
 def author(*, by_hand: bool, is_commit: bool = False) -> Author:
     """Return this process as the author of an operation.
 
-    by_hand: whether a person gives each command to the handle.
+    by_hand: whether a person makes each call of the handle.
     """
     role = SAVE if is_commit else CALL
     if by_hand:
@@ -54,7 +54,7 @@ def author(*, by_hand: bool, is_commit: bool = False) -> Author:
 
 
 def _process() -> Author:
-    """This process, in no role yet."""
+    """This process as an author without a role."""
     return Author(
         role="",
         user=_text(_user()),
@@ -71,5 +71,5 @@ def _user() -> str:
 
 
 def _text(text: str) -> str:
-    """A name as a document can hold it: file names may be no text."""
+    """A name as valid text for a document: file names may hold any bytes."""
     return shortened(printable(text), AUTHOR_LENGTH_MAX)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.store.oplog import Oplog
 
-COMMIT_SECONDS = 3600.0  # for which unreachable objects stay at most: a commit may be making them
+COMMIT_SECONDS = 3600.0  # the longest grace time of objects that a commit may be making
 
 
 class CondemnedError(Exception):

@@ -40,8 +40,8 @@ class LiveCheckpoints:
     """The live checkpoints as of one operation.
 
     Attributes:
-        manifests: Their manifests by id, with the metrics of notes; those of commits in progress
-            may be among them.
+        manifests: Their manifests by id, with the metrics of notes. They may include manifests of
+            commits in progress.
         seq: The number of that operation; None before the first update.
         missing: The checkpoints of the history whose manifests were found to be missing or damaged.
         lock: Held by a user of the above, as another thread may update them.
@@ -60,7 +60,7 @@ class LiveCheckpoints:
         # Nearest live ancestors of live checkpoints, and a step back from each expired one.
         self._nearest: dict[Digest, tuple[Digest, ...]] = {}
         self._behind: dict[Digest, tuple[Digest, ...]] = {}
-        self._noted: dict[Digest, int] = {}  # how many notes on each checkpoint are known
+        self._noted: dict[Digest, int] = {}  # the number of known notes on each checkpoint
 
     def update(self, newest: Operation) -> None:
         """Bring this up to date with the newest operation."""
@@ -99,7 +99,7 @@ class LiveCheckpoints:
         self._annotate(newest)
 
     def _annotate(self, newest: Operation) -> None:
-        """Give the manifests the metrics of notes that are new."""
+        """Add the metrics of new notes to the manifests."""
         self._notes.update(newest)
         self._noted = {id: count for id, count in self._noted.items() if id in self.manifests}
         for id, manifest in self.manifests.items():
@@ -124,7 +124,7 @@ class LiveCheckpoints:
         Nothing is looked up behind the last live one.
         """
         left = len(self.manifests)
-        if claim.begun:  # the nearest live ancestor takes the place of one that expired
+        if claim.begun:  # replace expired checkpoints by their nearest live ancestor
             begun = (id for start in claim.begun for id in (self.before([start]) or ())[:1])
             claim = replace(claim, begun=tuple(begun))
 
@@ -136,9 +136,9 @@ class LiveCheckpoints:
         return own_chain(head, claim, self.manifests.get, parents)
 
     def let_go(self, entries: Iterable[LetGo]) -> dict[Digest, LetGo]:
-        """Return the live checkpoints that each entry let go, with the newest entry of each.
+        """Return the live checkpoints behind entries of `let_go`, each with its newest entry.
 
-        A manifest that is missing there does not matter.
+        Missing manifests are ignored there.
         """
         found: dict[Digest, LetGo] = {}
         starts = [entry for entry in entries if entry.way != MISSING]

@@ -159,10 +159,10 @@ def missing_ancestors(ids: Collection[Digest], catalog: Catalog) -> str:
     others = f" and {len(ids) - 1:,} more are" if len(ids) > 1 else " is"
     return (
         f"Checkpoint {first.short}{others} missing from the history in {catalog.url}, or damaged, "
-        "as in a copy that was cut short. Any object may be needed there, so gc expires no "
-        f"checkpoint and deletes no object. Copy {catalog.key(first)} from another copy; verify "
-        "names all that is missing. Without one, gc goes on a day after it first found this, and "
-        "may then delete objects of the missing checkpoint."
+        "as in a copy that was cut short. It may need any object, so gc expires no checkpoint and "
+        f"deletes no object. Copy {catalog.key(first)} from another copy; verify lists all missing "
+        "files. Without a copy, gc continues a day after it first found this, and may then delete "
+        "objects of the missing checkpoint."
     )
 
 

@@ -1,8 +1,7 @@
-"""Meter: how far a long operation is, counted where bytes pass.
+"""Meter: the progress of a long operation, counted where bytes pass.
 
-Objects are read, stored, checked and deleted in a few places, by any thread. Each of them adds to
-the meter of its `ObjectStore`, and an operation says how much it expects. Without a listener this
-costs one comparison (docs/adr/0047).
+Any thread that reads, stores, checks or deletes objects adds to the meter of its `ObjectStore`. The
+operation sets the expected total. Without a listener this costs one comparison (docs/adr/0047).
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far an operation is.
+    """The progress of an operation.
 
     Attributes:
-        kind: What is counted: bytes "read", "stored" (or found to be stored already) or "verified",
-            or objects "deleted".
-        done: How much so far.
-        total: How much in all; 0 where that is not known.
+        kind: "read", "stored" (also for bytes that were stored already) or "verified" for bytes,
+            "deleted" for objects.
+        done: The bytes or objects so far.
+        total: The bytes or objects in all; 0 if unknown.
     """
 
     kind: str
@@ -47,7 +46,7 @@ class Meter:
 
     @contextmanager
     def heard_by(self, listener: Callable[[Progress], object]) -> Iterator[None]:
-        """Have a listener of its own in this block."""
+        """Use another listener in this block."""
         before, self.listener = self.listener, listener
         try:
             yield
@@ -55,12 +54,12 @@ class Meter:
             self.listener = before
 
     def begin(self, kind: Kind, total: int) -> None:
-        """Begin an operation: from now on only this kind is counted, from zero."""
+        """Begin an operation: count from zero, and only this kind."""
         with self._lock:
             self._kind, self._done, self._total = kind, 0, total
 
     def add(self, kind: Kind, number: int) -> None:
-        """Count some more, if it is what the operation counts, and tell the listener."""
+        """Add to the count if it is of the kind being counted, and call the listener."""
         if self.listener is None or kind != self._kind:
             return
         with self._lock:

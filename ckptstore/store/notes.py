@@ -1,8 +1,8 @@
-"""Notes: what was noted about checkpoints after their commits, by checkpoint.
+"""Notes: metrics and messages added to checkpoints after their commits, by checkpoint.
 
-`notes/` is listed once, and its names are kept; later notes are learned from the operations that
-published them. A note is read when its checkpoint is looked at. So the cost of a commit does not
-depend on notes, and that of a gc only on those about live checkpoints (docs/adr/0045).
+`notes/` is listed once, and its names are kept in memory; operations announce later notes. A note
+is read only when its checkpoint is read. So the cost of a commit does not depend on notes, and that
+of a gc only on the notes on live checkpoints (docs/adr/0045).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ckptstore.storage import Listed, Storage
 
 FOLDER = "notes/"
-FOLLOWED_MAX = 16  # operations that are read to learn of new notes, before all are listed again
+FOLLOWED_MAX = 16  # operations to read for new notes; beyond that, all notes are listed again
 
 
 def key_of(name: NoteName) -> str:
@@ -51,11 +51,11 @@ class Notes:
 
     def _begin(self) -> None:
         self._lock = RLock()
-        self._seq: int | None = None  # of the operation that this is up to date with
+        self._seq: int | None = None  # of the operation up to which notes are known
         self._names: dict[Digest, dict[NoteName, Note | None]] = {}
 
     def update(self, newest: Operation) -> None:
-        """Learn of the notes that were published up to the newest operation."""
+        """Load the names of notes that were published up to the newest operation."""
         with self._lock:
             if self._seq is not None and self._seq >= newest.seq:
                 return
@@ -65,19 +65,19 @@ class Notes:
                 try:
                     for operation in self._between(self._seq + 1, newest):
                         self._learn(operation)
-                except NotFoundError:  # some were pruned
+                except NotFoundError:  # some operations were pruned
                     self._list()
             self._seq = newest.seq
 
     def learn(self, operation: Operation) -> None:
-        """Learn of the note that an operation published, unless one before it is not known yet."""
+        """Add the note of an operation, if all earlier operations are known."""
         with self._lock:
             if self._seq == operation.seq - 1:
                 self._learn(operation)
                 self._seq = operation.seq
 
     def count(self, id: Digest) -> int:
-        """Return how many notes a checkpoint has, those that were withdrawn included."""
+        """Return the number of notes on a checkpoint, including withdrawn ones."""
         return len(self._names.get(id, ()))
 
     def of(self, id: Digest) -> tuple[Note, ...]:
@@ -90,12 +90,12 @@ class Notes:
                 if note is None:
                     try:
                         names[name] = self.read(name)
-                    except NotFoundError:  # it was damaged, and somebody deleted it
+                    except NotFoundError:  # it was damaged, and then deleted by hand
                         del names[name]
             return in_effect((name, note) for name, note in names.items() if note is not None)
 
     def annotated(self, id: Digest, manifest: Manifest) -> Manifest:
-        """Return a manifest with the metrics that notes give its checkpoint."""
+        """Return a manifest with the metrics of the notes on its checkpoint."""
         notes = self.of(id)
         if not notes:
             return manifest

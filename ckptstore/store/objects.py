@@ -105,8 +105,8 @@ class ObjectStore:
     def stage_copy(self, data: Buffer) -> StagedObject:
         """Copy, hash and write shared memory piece by piece, so that it is hashed once.
 
-        Unlike `stage`, this writes before the digest is known, so objects that are there already
-        are written in vain. Drop these.
+        Unlike `stage`, this writes before the digest is known, so an object that exists already is
+        written in vain. The caller drops it.
         """
         hasher = blake3()
         staged = self._storage.stage(data, seen=hasher.update)

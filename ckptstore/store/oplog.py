@@ -73,8 +73,8 @@ class Oplog:
     """The operations of one repository.
 
     store: the id in its marker; "" leaves the marker alone. now: returns UTC in microseconds since
-    1970, by which leases end. A lease that has ended is in no operation that is returned, and so in
-    none that is appended.
+    1970, by which leases end. Returned operations have no ended leases, so appended ones have none
+    either.
     """
 
     FOLDERS: ClassVar = (PREFIX,)
@@ -346,7 +346,7 @@ class Oplog:
 
         def put(kind: str, refs: Refs, before: Refs, names: tuple[str, ...]) -> tuple[str, ...]:
             known = self._read_pages(names, kind=kind, seq=newest.seq)
-            if known:  # with leases that have ended meanwhile
+            if known:  # leases may have ended meanwhile
                 before = joined(known.values(), name=key_of(newest.seq))
             parts = repage(
                 refs, before=before, pages=[(name, page) for (_, name), page in known.items()]
@@ -375,9 +375,9 @@ class Oplog:
         return operation
 
     def changes(self, newest: Operation) -> Iterator[tuple[Operation, Operation | None]]:
-        """Yield the operations that can be read, newest first, each with the one before it.
+        """Yield the readable operations, newest first, each with the one before it.
 
-        The latter is None where it was pruned, is missing or is damaged.
+        The latter is None if it was pruned, is missing or is damaged.
         """
         later: Operation | None = newest if newest.seq else None
         for seq in range(newest.seq - 1, -1, -1):
@@ -391,7 +391,7 @@ class Oplog:
             later = before
 
     def before(self, seq: int, newest: Operation) -> Operation:
-        """Return the operation before a number; an error says why it cannot be read."""
+        """Return the operation before a number; raise the reason if it cannot be read."""
         try:
             return self.read(seq - 1) if seq > 1 else Operation()
         except NotFoundError as error:

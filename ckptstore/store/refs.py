@@ -143,7 +143,7 @@ class Refs:
         return id, manifest
 
     def elapsed(self, parent: Digest | None, *, created: int) -> int | None:
-        """Return the elapsed time of a checkpoint to be made; None for a first one, or unknown."""
+        """Return the elapsed time of a new checkpoint; None if it is the first one or unknown."""
         if parent is None:
             return None
         try:
@@ -190,10 +190,10 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, f"made branch {name} at {id.short}"))
 
     def delete_branch(self, name: str, *, settings: Change) -> Digest:
-        """Delete a branch and what the settings say of it, and return its head.
+        """Delete a branch with its entries in the settings, and return its head.
 
-        settings: returns settings without what they say of the branch. NotFoundError when there is
-        none.
+        settings: returns settings without the entries of the branch. NotFoundError if the branch
+        does not exist.
         """
         head: Digest | None = None
 
@@ -244,10 +244,10 @@ class Refs:
         return old
 
     def _placed(self, newest: Operation, name: str, id: Digest) -> Mapping[str, Any]:
-        """Return the settings once a branch is made at a checkpoint or moved to it.
+        """Return the settings after a branch was made at a checkpoint or moved to it.
 
-        They say where its own checkpoints begin if the manifests do not tell: another branch may
-        have had its name, and its own may be behind those of another.
+        They record where its own checkpoints begin if the manifests do not tell: another branch may
+        have had its name, or its own may be behind those of another branch.
         """
         begun = newest.claim_of(name).begun
         was_name = newest.was_name(name)
@@ -270,7 +270,7 @@ class Refs:
         return manifest is None or manifest.branch in (None, *newest.claim_of(name).names)
 
     def _renamed(self, newest: Operation, old: str, new: str) -> Mapping[str, Any]:
-        """Return the settings once a branch has another name, which others may have had before."""
+        """Return the settings after a rename. Other branches may have had the new name before."""
         start = own_chain(newest.heads[old], newest.claim_of(old), self._catalog.readable).start
         settings = renamed(newest.settings, old, new)
         begun = claim_of(settings, new).begun
@@ -300,7 +300,7 @@ class Refs:
         self.beside_gc(lambda: self._append(decide, f"made {kind} {name} at {id.short}"))
 
     def delete_tag(self, name: str) -> Digest:
-        """Delete a tag, and return its checkpoint; NotFoundError when there is none."""
+        """Delete a tag, and return its checkpoint; NotFoundError if there is no such tag."""
         id: Digest | None = None
 
         def decide(newest: Operation) -> Operation:
@@ -315,7 +315,7 @@ class Refs:
         return id
 
     def change_settings(self, change: Change, *, done: str) -> None:
-        """Replace the settings by what `change` makes of them."""
+        """Replace the settings by the result of `change`."""
         self._append(lambda newest: replace(newest, settings=change(newest.settings)), done)
 
     def annotate(
@@ -343,10 +343,10 @@ class Refs:
         )
 
     def plan_undo(self, number: int | None = None) -> UndoPlan:
-        """Plan to take an operation back: by its number, else the newest of this user's hand.
+        """Plan to take back an operation: the one of a number, else the newest of this user.
 
         If the newest operation is damaged and no number is given, the plan goes back to the newest
-        that can be read, and its result describes what no ref reaches then.
+        readable one, and its result lists the checkpoints that no ref reaches then.
         """
         try:
             newest = self._oplog.newest()
@@ -381,7 +381,7 @@ class Refs:
         )
 
     def _undo(self, target: OperationInfo) -> Undone:
-        """Append the newest state without what an operation moved, and withdraw its note."""
+        """Append the newest state with an operation's moves reversed and its note withdrawn."""
         name = NoteName.parse(target.note)
         appended = self.beside_gc(
             lambda: self._append(
@@ -394,7 +394,7 @@ class Refs:
         return Undone(operation=target.number, description=target.description, redo=appended.seq)
 
     def _undone_state(self, target: OperationInfo, newest: Operation) -> Operation:
-        """Return the state after an undo; an error says why there is none."""
+        """Return the state after an undo; raise the reason if it is impossible."""
         state = without(target, newest, self._oplog)
         try:
             self._check_live(newest, state)
@@ -406,7 +406,7 @@ class Refs:
         return state
 
     def _stored(self, target: OperationInfo) -> str:
-        """Name the nearest stored checkpoint before each one that an undo would need."""
+        """Name the nearest stored ancestor of each expired checkpoint that an undo would need."""
         told = ""
         for move in target.moves or ():
             if move.kind not in ("branch", "tag") or move.before is None:
@@ -421,7 +421,7 @@ class Refs:
         return told
 
     def _instead(self, found: Iterator[OperationInfo], newest: Operation) -> str:
-        """Name the next operation of this hand that can be taken back."""
+        """Name the next operation of this user that can be taken back."""
         while info := next_of_hand(found, self._author(), others=[]):
             with suppress(CkptStoreError, CondemnedError):
                 self._undone_state(info, newest)
@@ -482,9 +482,9 @@ class Refs:
         """Append an operation with its facts, and return it; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
-        is_commit: whether a branch moves on to a checkpoint made from its head. keeps_all: whether
-        it lets nothing go, though a name is gone. reverts: the number of the operation that it
-        takes back. note: makes a note, which is durable before the operation names it.
+        is_commit: whether a branch moves on to a child of its head. keeps_all: whether every
+        checkpoint keeps a name although one is gone, as in a rename. reverts: the number of the
+        operation that it takes back. note: makes a note durable before the operation names it.
         """
         stored: NoteName | None = None
 
@@ -508,7 +508,7 @@ class Refs:
         return (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)
 
     def _restored_by(self, decided: Operation, reverts: int | None) -> int | None:
-        """Return the number of an operation to undo if the state is the whole one before it."""
+        """Return the number of an operation if undoing it restores the whole state before it."""
         if reverts is not None:
             with suppress(NotFoundError, CorruptError):
                 before = self._oplog.before(reverts, decided)

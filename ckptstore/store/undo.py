@@ -1,8 +1,8 @@
-"""Undo: what each operation moved, whose hand made it, and the state without it (docs/adr/0044).
+"""Undo: the moves and the author of each operation, and the state without it (docs/adr/0044).
 
-To take an operation back is to put back the branches, tags and settings that it moved, and only
-these. So operations of other processes that came later stay, and one whose branch was moved again
-is refused. An undo is an operation too, and taking it back does the undone one again.
+Taking an operation back puts back the branches, tags and settings that it moved, and nothing else.
+So later operations of other processes stay. If one of the names was moved again, the undo is
+refused. An undo is an operation too, and taking it back does the undone one again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Author, Operation
     from ckptstore.store.oplog import Oplog
 
-COMMITTED = "committed "  # with which versions that recorded no author describe a commit
+COMMITTED = "committed "  # begins the description of a commit in versions that record no author
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,10 @@ class Move:
     """A branch, tag or setting that an operation moved, or a note that it published.
 
     Attributes:
-        kind: What it is.
-        name: Its name; of a note, the id of its checkpoint.
+        kind: "branch", "tag", "setting" or "note".
+        name: Its name; for a note, the id of its checkpoint.
         before: The id of its checkpoint, or its value, before the operation; None if it was made.
-        after: The same after the operation; None if it was deleted. Of a note, its name.
+        after: The same after the operation; None if it was deleted. For a note, its name.
     """
 
     kind: Literal["branch", "tag", "setting", "note"]
@@ -64,21 +64,21 @@ class OperationInfo:
     """An operation of the log: who did it, when, what, and what it moved.
 
     Attributes:
-        number: Its number; 0 where the newest one is damaged.
+        number: Its number; 0 for a damaged newest operation.
         time: When it was done, by the clock of its process, in UTC; None if it is damaged.
-        description: What it did, in one line.
-        user: The user it belongs to; "" if none is recorded.
+        description: A description in one line.
+        user: The user; "" if none is recorded.
         host: The machine; "" if none is recorded.
         program: The program; "" if none is recorded.
-        pid: The number of the process; 0 if none is recorded.
+        pid: The id of the process; 0 if none is recorded.
         role: "hand" for a person's command, "call" for a program that changed a name or a setting,
             "save" for a program that committed, "training" for a CheckpointManager; "" if none is
             recorded.
-        moves: The branches, tags and settings that it moved; None where this is not known, as the
-            operation before it is gone.
+        moves: The branches, tags and settings that it moved; None if unknown, because the operation
+            before it is gone.
         undoes: The number of the operation that it took back, if any.
         undone_by: The number of the operation that took it back, if any.
-        is_gc: True where a gc deleted something, which no undo brings back.
+        is_gc: True if it is a gc that deleted something, which no undo brings back.
     """
 
     number: int = 0
@@ -117,8 +117,8 @@ class Undone:
 
     Attributes:
         operation: The number of the operation that was taken back.
-        description: What it had done, in one line.
-        redo: The number of the undo itself. To undo that does the operation again.
+        description: The description of that operation, in one line.
+        redo: The number of the undo itself. Undoing this number does the operation again.
     """
 
     operation: int
@@ -132,8 +132,8 @@ class UndoPlan:
 
     Attributes:
         operation: The operation to take back.
-        others: Newer ones that are left alone, the newest first: other processes committed them, or
-            other users did them.
+        others: Newer operations that are left alone, newest first: commits of other processes, and
+            operations of other users.
     """
 
     operation: OperationInfo
@@ -144,14 +144,14 @@ class UndoPlan:
         """Take the operation back.
 
         Raises:
-            ConflictError: Something that it moved was moved again meanwhile.
+            ConflictError: A name or setting that it moved was moved again meanwhile.
             ExpiredError: A branch or tag would name a checkpoint whose arrays were deleted.
         """
         return self._execute()
 
 
 def operations(oplog: Oplog, newest: Operation) -> Iterator[OperationInfo]:
-    """Yield the operations that can be read, newest first."""
+    """Yield the readable operations, newest first."""
     undone_by: dict[int, int] = {}
     for operation, before in oplog.changes(newest):
         took_back = operation.took_back
@@ -175,7 +175,7 @@ def operations(oplog: Oplog, newest: Operation) -> Iterator[OperationInfo]:
 
 
 def moves(before: Operation, after: Operation) -> tuple[Move, ...]:
-    """Return what differs between two states, and the note that the later one published."""
+    """Return the differences between two states, and the note that the later one published."""
     note = NoteName.parse(after.note)
     notes: tuple[Move, ...] = ()
     if note is not None:
@@ -199,11 +199,11 @@ def moves(before: Operation, after: Operation) -> tuple[Move, ...]:
 def next_of_hand(
     found: Iterator[OperationInfo], author: Author, *, others: list[OperationInfo]
 ) -> OperationInfo | None:
-    """Return the next operation that undo may take back unasked; None if there is none.
+    """Return the next operation that undo takes back without a number; None if there is none.
 
-    Undos, what was undone, and what moved nothing are passed over, but for a gc by hand: it cannot
-    be taken back, and what came before it is not the newest. others: receives the rest that is
-    passed over.
+    Undos, undone operations and those that moved nothing are skipped. A gc by hand is not: it
+    cannot be taken back, but operations before it are not the newest. others: receives the skipped
+    operations of others.
     """
     for info in found:
         if info.undoes is not None or info.undone_by is not None:
@@ -217,11 +217,11 @@ def next_of_hand(
 
 
 def _is_of_hand(info: OperationInfo, author: Author) -> bool:
-    """Return True for an operation that undo takes back unasked when called by `author`.
+    """Return True for an operation that undo takes back without a number for `author`.
 
-    Those are what the same user did by hand, or had a program do to names and settings; and commits
-    of this process, unless a training made them. Of operations without an author, all but the
-    commits and gcs are.
+    These are operations of the same user by hand, changes of names and settings by a program of the
+    same user, and commits of this process that are not of a training. Among operations without an
+    author, all but commits and gcs count.
     """
     if not info.role:
         return not info.is_gc and not info.description.startswith(COMMITTED)
@@ -234,7 +234,7 @@ def _is_of_hand(info: OperationInfo, author: Author) -> bool:
 
 
 def nothing_to_undo(others: Sequence[OperationInfo]) -> NotFoundError:
-    """Return the error for a log without an operation of this hand."""
+    """Return the error for a log without an operation of this user."""
     if not others:
         return NotFoundError("There is nothing to undo.")
     newest = others[0]
@@ -245,15 +245,15 @@ def nothing_to_undo(others: Sequence[OperationInfo]) -> NotFoundError:
 
 
 def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation:
-    """Return the newest state with what an operation moved where it was before.
+    """Return the newest state with the moves of an operation reversed.
 
     Raises:
-        ConflictError: Something was moved since.
+        ConflictError: A name or setting was moved since.
         InvalidInputError: The operation moved nothing.
     """
     if target.moves is None:
-        oplog.before(target.number, newest)  # which raises the reason
-        raise ConflictError(f"What {target} moved is not known. Look at the log again.")
+        oplog.before(target.number, newest)  # raises the reason
+        raise ConflictError(f"The moves of {target} are not known. Look at the log again.")
     if target.undone_by is not None and target.note is not None:
         raise ConflictError(
             f"Operation {target.number} ({target.description}) was taken back by operation "
@@ -261,8 +261,8 @@ def without(target: OperationInfo, newest: Operation, oplog: Oplog) -> Operation
         )
     if target.is_gc and not target.moves:
         raise InvalidInputError(
-            f"Operation {target.number} ({target.description}) cannot be undone: what a gc deleted "
-            "cannot come back."
+            f"Operation {target.number} ({target.description}) cannot be undone: arrays that a gc "
+            "deleted cannot come back."
         )
     if not target.moves:
         raise InvalidInputError(
@@ -293,7 +293,7 @@ def _put_back(refs: Mapping[str, Any], moved: Iterable[Move], *, kind: str) -> d
 def _moved_since(
     target: OperationInfo, move: Move, newest: Operation, oplog: Oplog
 ) -> ConflictError:
-    """Return the error that names the newest operation that moved the same."""
+    """Return the error that names the newest operation that moved the same name."""
     movers = (
         info
         for info in operations(oplog, newest)

@@ -32,13 +32,13 @@ _SHARED = -1  # by checkpoints of several branches; below it: by several of one 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """The objects of one checkpoint, or of those that were committed on one branch.
+    """The space of one checkpoint, or of all checkpoints that were committed on one branch.
 
     Attributes:
-        name: The id of the checkpoint, or the branch; "" where no branch was recorded.
+        name: The id of the checkpoint, or the branch; "" if no branch was recorded.
         checkpoints: The number of live checkpoints.
         own_bytes: Bytes of the objects that no other checkpoint, or other branch, reaches.
-        shared_bytes: Bytes of those that others reach too.
+        shared_bytes: Bytes of the objects that others reach too.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """What the newest checkpoints added, from which growth may be expected to go on.
+    """The growth by the newest checkpoints, for a forecast.
 
     Attributes:
-        checkpoints: How many they are, over all branches, expired ones included.
+        checkpoints: Their number, over all branches, including expired ones.
         seconds: The time from the first to the last of them.
         new_bytes: Bytes that all but the first had to store.
-        kept_bytes: Bytes of this that checkpoints stored which have not expired.
+        kept_bytes: The part of `new_bytes` that belongs to checkpoints that have not expired.
     """
 
     checkpoints: int
@@ -65,7 +65,7 @@ class Growth:
 
     @property
     def bytes_per_day(self) -> float:
-        """The bytes that a day adds and retention does not take away."""
+        """The bytes that one day adds, without those that retention frees."""
         return self.kept_bytes / self.seconds * SECONDS_PER_DAY
 
 
@@ -91,12 +91,12 @@ class Usage:
         temporary_files: Number of files that are being written, or were left half written.
         temporary_bytes: Bytes of these.
         left_bytes: Bytes of those among them whose process is known to be dead. `gc` deletes them.
-        reserve_bytes: Bytes that are kept so that a gc can work on a full disk.
+        reserve_bytes: Bytes of a reserve that lets a gc work on a full disk.
         by_branch: The objects of each branch that has live checkpoints, by name. Their own bytes,
             `shared_bytes` and `unreached_bytes` add up to `stored_bytes`.
-        by_checkpoint: The same of each checkpoint, newest first, if asked for.
+        by_checkpoint: The same for each checkpoint, newest first, if requested.
         shared_bytes: Bytes of the objects that checkpoints of several branches reach.
-        growth: What the newest checkpoints added; None where there are too few to tell.
+        growth: The growth by the newest checkpoints; None if there are too few to tell.
     """
 
     checkpoints: int
@@ -194,13 +194,13 @@ def _objects(catalog: Catalog, owners: _Owners) -> tuple[list[int], list[int]]:
 
 
 class _Owners:
-    """Which checkpoints reach each object. A page is read once, however many share it.
+    """The owner of each object. A page is read once, however many checkpoints share it.
 
     The owner of an object is the number of the only checkpoint that reaches it, _SHARED, or
     _SHARED - 1 - B where only checkpoints of branch number B do.
 
     Attributes:
-        shared_bytes: Bytes of the objects taken that checkpoints of several branches reach.
+        shared_bytes: Bytes of the counted objects that checkpoints of several branches reach.
     """
 
     def __init__(self, catalog: Catalog, live: Mapping[Digest, Manifest]) -> None:
@@ -221,7 +221,7 @@ class _Owners:
         self.shared_bytes = 0
 
     def take(self, mark: int, size: int) -> bool:
-        """Count an object for its owner; return False for one without."""
+        """Count an object for its owner; return False if it has none."""
         owner = self._owners.get(mark)
         if owner is None:
             return False
@@ -235,7 +235,7 @@ class _Owners:
         return True
 
     def by_branch(self) -> tuple[Share, ...]:
-        """Return the shares of the branches. All objects were taken."""
+        """Return the shares of the branches, once all objects are counted."""
         reached: list[set[int]] = [set() for _ in self._names]
         for documents, branch in zip(self._documents, self._branches, strict=True):
             reached[branch].update(map(_mark, documents))
@@ -250,7 +250,7 @@ class _Owners:
         )
 
     def by_checkpoint(self) -> tuple[Share, ...]:
-        """Return the shares of the checkpoints. All objects were taken."""
+        """Return the shares of the checkpoints, once all objects are counted."""
         return tuple(
             Share(
                 name=id,
@@ -262,7 +262,7 @@ class _Owners:
         )
 
     def _bytes_of(self, documents: set[int]) -> int:
-        """Return the bytes of documents and of all that those of them that are pages list."""
+        """Return the bytes of documents, and of all objects that pages among them list."""
         marks = documents.union(*(self._listed.get(mark, ()) for mark in documents))
         return sum(self._sizes.get(mark, 0) for mark in marks)
 
@@ -285,7 +285,7 @@ class _Owners:
                     self._add(mark, self._owners[_mark(page)])
 
     def _add(self, mark: int, owner: int) -> None:
-        """Note that what an owner stands for reaches an object."""
+        """Record that an owner reaches an object."""
         known = self._owners.get(mark, owner)
         if known != owner:
             branches = {self._branch_of(known), self._branch_of(owner)}
@@ -298,7 +298,7 @@ class _Owners:
 
 
 def _growth(reached: Mapping[Digest, Manifest], live: Mapping[Digest, Manifest]) -> Growth | None:
-    """Return what the newest checkpoints added; None where that took too little time to tell."""
+    """Return the growth by the newest checkpoints; None if they span too little time to tell."""
     newest = nlargest(GROWTH_CHECKPOINTS, reached, key=lambda id: reached[id].created)
     seconds = (reached[newest[0]].created - reached[newest[-1]].created) / 1e6 if newest else 0
     if seconds < GROWTH_SECONDS_MIN:

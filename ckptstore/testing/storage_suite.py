@@ -108,7 +108,7 @@ class StorageSuite:
     def test_a_staged_copy_is_what_was_seen_of_changing_memory(
         self, storage: Storage, size: int
     ) -> None:
-        """Even where the memory changes between the pieces."""
+        """Even if the memory changes between the pieces."""
         memory, copied = bytearray(size), bytearray()
 
         def seen(piece: memoryview) -> None:

@@ -65,11 +65,12 @@ class CheckpointManager:
     """Saves and restores everything that a training run needs to continue as if never interrupted.
 
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
-    `keep_every_n_steps` and `policy` keeps it, and gc runs after each save, or after every
-    `gc_every`-th, for this branch alone. The policy is saved in the repository for the branch, so
-    that any other gc obeys it, but for KeepIf, of which a warning is logged. With none of these the
-    policy saved there applies; without one, everything is kept. A gc that fails is logged and never
-    fails a save. Nothing expires for want of a metric that may still come.
+    `keep_every_n_steps` and `policy` keeps it. A gc of this branch alone runs after each save, or
+    after every `gc_every`-th. The policy is saved in the repository for the branch, so that any
+    other gc obeys it; KeepIf cannot be saved, which logs a warning. A policy saved for the branch
+    later, by another program, takes its place at the next save. Without any of these arguments the
+    saved policy applies; without one, everything is kept. An error of gc is logged and never fails
+    a save. While the metric of `keep_best` may still come, nothing expires for lack of it.
 
     The manager is a context manager; leaving it calls `close`.
 
@@ -84,7 +85,7 @@ class CheckpointManager:
         keep_every_n_steps: Keep one checkpoint every N steps.
         policy: Any policy of `ckptstore.retention`.
         keep_seeds: Whether a checkpoint of this branch stays because another branch was started
-            from it. If False, the gc after a save leaves it to the policy.
+            from it. If False, the policy decides.
         gc_every: Run gc after the first save and then after every N-th. Until then up to N - 1
             checkpoints more than the policy keeps take space.
         save_interval_steps: `save` saves when a multiple of N steps was passed.
@@ -100,7 +101,7 @@ class CheckpointManager:
             with exit code 143.
         rng: Save and restore the global random states of Python, numpy and torch on all devices.
         record_run: Record the host, the program, its arguments and git revision in the meta of each
-            checkpoint, without what looks like a secret (`ckptstore.run_meta`).
+            checkpoint, without values that look like secrets (`ckptstore.run_meta`).
         clock: Returns seconds, for `save_interval_minutes`.
         **tracked: Objects to save by name: anything with state_dict and load_state_dict (`model=`,
             `optimizer=`, `scheduler=`, `loader=` and so on), Keras models, and random generators.
@@ -172,7 +173,7 @@ class CheckpointManager:
         )
         parts = [part for part in policies if part is not None]
         self._policy = Union(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
-        # Whether the policy is saved in the repository, and it was logged that a part cannot be.
+        # Whether the policy is saved, and whether the warning about KeepIf was logged.
         self._is_saved = self._is_told = False
         self._keep_seeds, self._gc_every = keep_seeds, gc_every
         self._commits = 0
@@ -189,10 +190,10 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
-        self._start: Checkpoint | None = None  # of the branch, as the next save makes it
-        self._has_begun = False  # by a save, since the last restore
+        self._start: Checkpoint | None = None  # where the next save starts the branch
+        self._has_begun = False  # whether there was a save since the last restore
         self._restored: Checkpoint | None = None
-        self._keeps_all = False  # as the checkpoints of another run would expire
+        self._keeps_all = False  # True where the checkpoints of another run would expire
         self._warning = ""  # of the last gc
         self._failures: set[type[Exception]] = set()  # the kinds of errors of its gcs
         # The facts and progress of the last call of `save`, if it was skipped.
@@ -315,8 +316,8 @@ class CheckpointManager:
     ) -> Checkpoint:
         """Restore everything tracked from a checkpoint, by default the newest of the branch.
 
-        If the branch does not exist yet, the next save makes it at this checkpoint, which stays
-        while the branch does, as its seed.
+        If the branch does not exist yet, the next save starts it from this checkpoint, which then
+        stays as the seed of the branch.
 
         On a derived checkpoint, paths that it did not take from its source stay as they are.
 
@@ -443,14 +444,14 @@ class CheckpointManager:
         self._forget_skipped()
 
     def _check_beginning(self, step: SupportsIndex) -> None:
-        """Warn at a first save, or the first after a restore, before the newest step of the branch.
+        """Warn if the first save after a start or a restore is before the branch's newest step.
 
-        Nothing expires then in this run: it would be what came after the place where it began.
+        Nothing expires then in this run, as the later checkpoints of the branch would.
         """
         if self._has_begun:
             return
         self._has_begun = True
-        with suppress(CkptStoreError):  # which the commit will raise
+        with suppress(CkptStoreError):  # the commit will raise it
             latest = self.latest
             if latest is None or latest.branch not in (self.branch, None):
                 return
@@ -466,11 +467,11 @@ class CheckpointManager:
                     began = "without having restored one. Call restore_or_initialize first to"
                     began += " continue the branch, or use another branch"
                 else:
-                    began = f"after restoring {restored.id.short}. To leave what came after,"
-                    began += " reset the branch to that first, or use another branch"
+                    began = f"after restoring {restored.id.short}. To drop the later checkpoints,"
+                    began += " reset the branch to it first; to keep them, use another branch"
                 warnings.warn(
                     f"Branch {self.branch!r} has a checkpoint of step {latest.step}, and this run "
-                    f"saves step {number} {began}. No checkpoint of it expires in this run.",
+                    f"saves step {number} {began}. In this run no checkpoint of it expires.",
                     stacklevel=4,
                 )
 
@@ -512,9 +513,9 @@ class CheckpointManager:
             self.wait()
 
     def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
-        """Commit a state, then expire what the policy of the branch does not keep.
+        """Commit a state, then expire the checkpoints that the policy of the branch does not keep.
 
-        Undo leaves both alone.
+        Without a number, undo skips both operations.
         """
         with as_training():
             self._commit_and_collect(state, facts)
@@ -540,15 +541,15 @@ class CheckpointManager:
             self._failures.add(type(error))
             is_foreseen = isinstance(error, CkptStoreError)
             _log.warning(
-                "The checkpoint is saved, but the gc after it failed: %s What no policy keeps "
-                "stays until a gc succeeds. To try by hand: ckptstore -r %s gc",
+                "The checkpoint is saved, but the gc after it failed: %s Checkpoints that no "
+                "policy keeps stay until a gc succeeds. To try by hand: ckptstore -r %s gc",
                 error if is_foreseen else f"{type(error).__name__}: {error}.",
                 shlex.quote(self.repository.url),
                 exc_info=None if is_foreseen else error,
             )
 
     def _expire(self) -> None:
-        """Save the policy of this manager, and expire what the policy of the branch gives up."""
+        """Save the policy of this manager, and apply the policy of the branch."""
         if self._keeps_all:
             return
         policy = self._policy
@@ -567,8 +568,8 @@ class CheckpointManager:
         """Save the policy in the repository, for every gc there, without what holds a function.
 
         Returns:
-            False if it holds one and no other policy would apply to the branch. Nothing is saved
-            then: without a policy a gc keeps everything, and so what the function accepts.
+            False if it holds a function and no other policy would apply to the branch. Nothing is
+            saved then: a gc without a policy keeps everything that the function accepts.
         """
         part = savable(policy)
         if part != policy:
@@ -588,20 +589,20 @@ class CheckpointManager:
         return True
 
     def _warn_of_function(self, part: Policy | None) -> None:
-        """Log once that other gcs do not know what the functions of the policy accept."""
+        """Log once that other gcs do not apply the functions of the policy."""
         if not self._is_told:
             self._is_told = True
             _log.warning(
                 "The policy for branch %s holds a function (KeepIf), which cannot be saved in the "
-                "repository. Only this manager applies it. A gc elsewhere obeys what is saved for "
-                "the branch, if anything%s, and may expire what only the function accepts. Tag "
-                "what has to stay.",
+                "repository. Only this manager applies it. A gc elsewhere obeys the policy saved "
+                "for the branch, if any%s, and may expire checkpoints that only the function "
+                "accepts. Tag those that have to stay.",
                 self.branch,
                 "" if part is None else f", in place of a policy of all branches: {part}",
             )
 
     def _gc(self, policy: Policy | None) -> None:
-        """Expire what a policy, or the saved one, does not keep, and log once what it cannot do."""
+        """Apply a policy, or the saved one, and log each new warning of the gc."""
         report = self.repository.gc(
             policy, branches=[self.branch], keep_seeds=self._keep_seeds, leftovers=False
         )

@@ -66,7 +66,7 @@ class Training:
         is_terminated: True once the loss was not finite, so that nothing more is saved.
         saved: The manager that saved last, and the position at which it did.
         announced: The newest announced checkpoint by repository and branch.
-        knows_metrics_late: True where the framework knows its metrics only after the first epoch.
+        knows_metrics_late: True if the framework knows its metrics only after the first epoch.
     """
 
     knows_metrics_late = False

@@ -37,7 +37,7 @@ EXPIRY = (
 )
 NOTE = (
     "Copy the file from another copy of the repository, or delete it and annotate the checkpoint "
-    "again: until then nothing is said of the checkpoint, as its metrics may be others."
+    "again. Until then the checkpoint cannot be shown, as its metrics are not known."
 )
 MARKER = "Copy the file from another copy of this repository."
 FOLDER = "Put back the folder itself in place of a link or a file."

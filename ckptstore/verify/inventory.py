@@ -36,8 +36,8 @@ class Inventory:
     Attributes:
         count: How many were listed.
         bytes: The bytes of these.
-        checked_count: How many of them were read.
-        checked_bytes: The bytes of these.
+        checked_count: The number of objects that were read.
+        checked_bytes: The bytes of these objects.
     """
 
     def __init__(self, objects: ObjectStore, findings: Findings) -> None:
@@ -54,11 +54,11 @@ class Inventory:
             self.bytes += item.size
 
     def __iter__(self) -> Iterator[Digest]:
-        """Yield the digests that were listed."""
+        """Yield the listed digests."""
         return (digest for digest, _ in self._numbers.items())
 
     def check(self, *, chosen: Callable[[Digest], bool] = lambda digest: True) -> None:
-        """Compare objects with their names. chosen: which objects."""
+        """Compare objects with their names. chosen: returns True for the objects to read."""
         for digest, number in self._numbers.items():
             if chosen(digest):
                 self.checked_count += 1
@@ -141,7 +141,7 @@ class Inventory:
         return count, size
 
     def _jobs(self, chosen: Callable[[Digest], bool]) -> Iterator[list[tuple[Digest, int]]]:
-        """Yield chosen objects and their sizes, in one job as many as are worth a thread's turn."""
+        """Yield the chosen objects with their sizes, in jobs large enough for a thread."""
         job: list[tuple[Digest, int]] = []
         total = 0
         for digest, number in self._numbers.items():

@@ -50,11 +50,11 @@ class VerifyReport:
 
     Attributes:
         problems: Everything that is wrong, sorted by key.
-        checkpoints: How many live checkpoints were checked.
+        checkpoints: The number of live checkpoints that were checked.
         objects: How many objects were read.
         bytes: The bytes of these.
-        stored_objects: How many objects are stored.
-        stored_bytes: The bytes of these.
+        stored_objects: The number of stored objects.
+        stored_bytes: The bytes of these objects.
         unreachable: Contents that no branch and no tag reaches, which is no problem.
         foreign: Files of other programs in the folders of the repository, which is no problem.
         damaged: The objects that `repair` moves aside.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Repair = Callable[[Sequence[Digest]], tuple[Digest, ...]]
 
 CACHED_PAGES = 4
-PLACE_DIGITS = 12  # of a digest, which tell its place among all
+PLACE_DIGITS = 12  # of a digest, for its place among all digests
 LOOKS_MAX = 10  # between each two of which 1,000 operations would have to be appended
 
 
@@ -53,8 +53,8 @@ def verify(
 ) -> VerifyReport:
     """Check a whole repository, or only some checkpoints.
 
-    only: the ids of the only checkpoints to check, with what they refer to. window: the begin and
-    the length of the part of all digests, from 0 to 1 and round again, whose objects are read.
+    only: the ids of the only checkpoints to check, with everything they refer to. window: the start
+    and length of the range of digests whose objects are read; 0 to 1 is all, and it wraps around.
     meter: counts the bytes checked. repair: moves damaged objects aside.
     """
     return _Verify(storage, repair, only=only, window=window, meter=meter).report()
@@ -118,7 +118,7 @@ class _Verify:
         foreign: tuple[str, ...] = (),
         missing_operations: int = 0,
     ) -> VerifyReport:
-        """Return the report of what was checked."""
+        """Return the report of this check."""
         damaged = tuple(
             finding.object
             for finding in self.findings.by_key.values()
@@ -139,9 +139,10 @@ class _Verify:
         )
 
     def chosen(self) -> Callable[[Digest], bool]:
-        """Return which objects are read: of the window, and of the only checkpoints if any.
+        """Return a function that chooses the objects to read.
 
-        Where none is in the window, the first one after its begin is read.
+        These are the objects in the window; if there are `only` checkpoints, those that they refer
+        to. If none is in the window, the first one after its start is read.
         """
         begin, length = self.window
         wanted = None if self.only is None else self.reached_by(self.only)
@@ -159,7 +160,7 @@ class _Verify:
         )
 
     def reached_by(self, ids: Iterable[Digest]) -> DigestMap:
-        """Return what some checkpoints refer to; a page that cannot be read refers to nothing."""
+        """Return the objects that checkpoints refer to; an unreadable page refers to nothing."""
         reached = DigestMap()
         for manifest in filter(None, map(self.readable, ids)):
             pages = walk(
@@ -176,7 +177,7 @@ class _Verify:
         return reached
 
     def check_only(self, ids: Iterable[Digest]) -> None:
-        """Check some checkpoints and what they refer to."""
+        """Check some checkpoints with everything they refer to."""
         for id in ids:
             check = partial(self.catalog.manifest, id)
             key = self.catalog.key(id)

@@ -1,4 +1,4 @@
-"""What a commit changed, in one sentence. Pure."""
+"""The changes of a commit, in one sentence. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEPARATOR = re.compile(r"[/.]")
 
 
 def sentence(checkpoint: Checkpoint, difference: Diff, paths: Collection[str]) -> str:
-    """What a checkpoint has changed since its parent.
+    """Describe the changes of a checkpoint since its parent.
 
     Args:
         checkpoint: The new checkpoint.
@@ -45,7 +45,7 @@ def sentence(checkpoint: Checkpoint, difference: Diff, paths: Collection[str]) -
 def unchanged_groups(paths: Collection[str], changed: Collection[str]) -> list[str]:
     """Globs of the largest groups of unchanged arrays, the largest first, as --include takes them.
 
-    A group is what a folder or a dotted name holds, if that is two arrays or more.
+    A group consists of the arrays under a folder or a dotted name, if there are two or more.
     """
     sizes = Counter(prefix for path in paths for prefix in _prefixes(path))
     touched = {"", *(prefix for path in changed for prefix in _prefixes(path))}
@@ -63,5 +63,5 @@ def _prefixes(path: str) -> Iterable[str]:
 
 
 def _parent(prefix: str) -> str:
-    """The group around a group; "" around an outermost one."""
+    """The enclosing group of a group; "" for an outermost one."""
     return max(("", *_prefixes(prefix[:-1])), key=len)

@@ -1,6 +1,6 @@
-"""Completion in shells: revisions, metrics and paths of arrays, as the repository has them.
+"""Completion in shells: revisions, metrics and paths of arrays of the repository.
 
-Whatever goes wrong, nothing is suggested: an error would print into the line that is being typed.
+On any error nothing is suggested: its message would appear in the line that is being typed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NEEDS_QUOTES = re.compile(r"[:@~\"'\s]")  # in a revision or a shell
 
 
 def quietly(complete: Callable[[Repository, click.Context, str], Iterable[Item]]) -> Completer:
-    """A completer whose items come from the repository of the command, and begin as was typed."""
+    """A completer whose items come from the repository of the command and match the typed text."""
 
     def completer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Item]:
         try:
@@ -46,7 +46,7 @@ def quietly(complete: Callable[[Repository, click.Context, str], Iterable[Item]]
 
 
 def refs(*, branches: bool = True, tags: bool = True) -> Completer:
-    """Complete names of branches and tags; of both, also other revisions."""
+    """Complete names of branches or tags; for both together, other revisions too."""
 
     def items(repo: Repository, ctx: click.Context, typed: str) -> Iterator[Item]:
         branch_names, tag_names = repo.ref_names()
@@ -59,7 +59,7 @@ def refs(*, branches: bool = True, tags: bool = True) -> Completer:
 
 
 def metrics(*, end: str = "") -> Completer:
-    """Complete names of metrics. `end`: what follows them, as in NAME=NUMBER."""
+    """Complete names of metrics. `end`: the text after the name, as in NAME=NUMBER."""
 
     def items(repo: Repository, ctx: click.Context, typed: str) -> Iterator[Item]:
         return (CompletionItem(f"{name}{end}", help="metric") for name in _metrics(repo, None))
@@ -106,7 +106,7 @@ def _revisions(repo: Repository, typed: str) -> Iterator[Item]:
 
 
 def _metrics(repo: Repository, rev: str | None) -> list[str]:
-    """The metrics of the newest checkpoints, but those whose names need quotes."""
+    """The metrics of the newest checkpoints, except for names that need quotes."""
     found = repo.log(rev, limit=LOOKED_AT_MAX)
     names = {name for c in found for name in c.metrics}
     return sorted(name for name in names if not _NEEDS_QUOTES.search(name))

@@ -42,6 +42,6 @@ def _deleting(found: re.Match[str]) -> str:
 
 
 def _listing(found: re.Match[str]) -> str:
-    """The message of a best one that has expired, with the command that lists those stored."""
+    """The message of an expired best checkpoint, with the command that lists stored ones."""
     branch = f" {found[1]}" if found[1] else ""
     return f"{found[0]} List more with: ckptstore best {found[2]}{branch}"

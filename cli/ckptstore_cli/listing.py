@@ -42,9 +42,9 @@ class Metrics:
     """The metrics of some checkpoints, newest first.
 
     Attributes:
-        names: The metrics that get a column, in order.
-        left_out: The number of those that get none.
-        modes: "min" or "max", by metric; only where the direction is known.
+        names: The metrics with a column, in order.
+        left_out: The number of metrics without a column.
+        modes: "min" or "max", by metric; only if the direction is known.
         best: The positions of the best checkpoints of each branch, by metric.
     """
 
@@ -55,7 +55,7 @@ class Metrics:
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, first: Mapping[str, str] | None = None) -> Metrics:
-        """The metrics of these checkpoints. `first`: modes of those that come first, by name."""
+        """The metrics of these checkpoints. `first`: the modes of metrics that come first."""
         names = sorted({name for row in rows for name in row.metrics})
         modes = _modes(names) | dict(first or {})
         names.sort(key=lambda name: (name not in (first or {}), *_place(name, modes)))
@@ -69,7 +69,7 @@ class Metrics:
         )
 
     def columns(self, *, drops: int) -> list[Column]:
-        """A column for each. The last is left out at turn `drops`, the first stays."""
+        """A column for each metric. The last is left out at turn `drops`, the first stays."""
         count = len(self.names)
         return [
             Column(
@@ -87,7 +87,7 @@ class Metrics:
         return [self._cell(name, position, row.metrics.get(name)) for name in self.names]
 
     def explain(self, dropped: Container[str]) -> None:
-        """Print on a terminal what is not in a table without some columns, and what marks mean."""
+        """Print on a terminal which metrics a table leaves out, and the meaning of its marks."""
         hidden = [name for name in self.names if name in dropped]
         if hidden or self.left_out:
             more = [*hidden, *([f"{self.left_out:,} more"] if self.left_out else [])]
@@ -151,7 +151,7 @@ def print_checkpoints(
 
 
 def direction(sort: str | None) -> dict[str, str]:
-    """The metric by which checkpoints are sorted with its direction; empty for a step."""
+    """The metric that sorts the checkpoints, with its direction; empty for a step."""
     choice = None if sort in (None, "step") else parse_choice(sort)
     if choice is None:
         return {}
@@ -160,7 +160,7 @@ def direction(sort: str | None) -> dict[str, str]:
 
 
 def _place(name: str, modes: Container[str]) -> tuple[bool, bool]:
-    """Metrics by which checkpoints are chosen come first, of these those of a validation."""
+    """Sort metrics: those with a direction first, and among them those of a validation."""
     return name not in modes, not _JUDGED.search(name)
 
 
@@ -176,7 +176,7 @@ def _modes(names: Iterable[str]) -> dict[str, str]:
 
 
 def _best(rows: Sequence[Row], name: str, mode: str) -> frozenset[int]:
-    """The newest best checkpoint of each branch that has two or more with a finite number."""
+    """The newest best checkpoint of each branch with two or more finite numbers."""
     sign = -1 if mode == "max" else 1
     by_branch: dict[str | None, list[tuple[float, int]]] = {}
     for position, row in enumerate(rows):

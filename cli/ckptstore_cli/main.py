@@ -43,7 +43,7 @@ COMMANDS = (
     "verify",
     "usage",
 )
-_MODULES = {"import": "import_"}  # which is a word of Python
+_MODULES = {"import": "import_"}  # `import` is a keyword of Python
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended

@@ -1,4 +1,4 @@
-"""What `ops` and `undo` share: operations of the repository's log as text and as JSON."""
+"""Operations of the repository's log as text and as JSON, for `ops` and `undo`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def document(operation: OperationInfo) -> dict[str, Any]:
 
 
 def sentence(operation: OperationInfo) -> str:
-    """An operation in one sentence: number, age, process, what it did and moved."""
+    """An operation in one sentence: number, age, process, description and moves."""
     parts = [f"operation {operation.number}" if operation.number else ""]
     if operation.time is not None:
         parts.append(text.age(operation.time, output.now()))

@@ -62,7 +62,7 @@ class Share(click.ParamType[float]):
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Parse a percentage or a number, above 0 and at most all."""
+        """Parse a percentage or a number, above 0 and at most 100 %."""
         if isinstance(value, float):
             return value
         match = _SHARE.fullmatch(value)
@@ -75,7 +75,7 @@ class Share(click.ParamType[float]):
 class Duration(click.ParamType[float]):
     """A time with its unit, such as 30min, 24h, 7d or 2w, in seconds; 0 needs no unit.
 
-    allows_numbers: a number without a unit is one of seconds, instead of being rejected.
+    allows_numbers: take a number without a unit as seconds, instead of rejecting it.
     """
 
     name = "time"
@@ -166,7 +166,7 @@ def revision_argument(help: str) -> Callable[[Command], Command]:
 
 
 def revisions_argument(help: str) -> Callable[[Command], Command]:
-    """The arguments REV..., of which there may be none, passed on as `revs`."""
+    """The optional arguments REV..., passed on as `revs`."""
     return click.argument(
         "revs", metavar="[REV]...", nargs=-1, shell_complete=complete_refs(), help=help
     )

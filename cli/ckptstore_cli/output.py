@@ -34,7 +34,7 @@ _PROGRESS_SECONDS = 0.1
 _PROGRESS_AFTER_SECONDS = 1.0
 _BLOCKS = "▏▎▍▌▋▊▉█"
 _GAP = 2  # spaces between columns
-PATH_WIDTH_MIN = 30  # of arrays, before other columns are left out
+PATH_WIDTH_MIN = 30  # of paths of arrays, before other columns are left out
 _WRAPPED_WIDTH_MIN = 20
 
 
@@ -50,9 +50,8 @@ class Column:
         folds: Wrap text that does not fit, between words and after slashes, instead of cutting it.
         shortens: Leave out the middle of a path that does not fit instead of its end.
         drops: The turn at which the column is left out for a terminal; 0 for never.
-        varies: Leave it out for a terminal where all rows have the same.
-        width_min: The least width, if more is needed than the content asks for. In a column of
-            numbers only the title gives way.
+        varies: Leave it out on a terminal if all rows have the same value.
+        width_min: The least width. In a column of numbers only the title gets narrower.
     """
 
     title: str
@@ -106,7 +105,7 @@ def table(
 
 
 def footer(text: str) -> None:
-    """Print a summary below a table, on a terminal only; nothing without text."""
+    """Print a summary below a table, on a terminal only, if there is text."""
     if text and _is_terminal(sys.stdout):
         line(text)
 
@@ -161,7 +160,7 @@ def progress() -> Callable[[Progress], None] | None:
 
 
 class _ProgressLine:
-    """One line on stderr while something takes longer than a second, gone before other output."""
+    """One line on stderr during operations of more than a second, removed before other output."""
 
     def __init__(self) -> None:
         self._last: tuple[str, int] = ("", 0)
@@ -169,7 +168,7 @@ class _ProgressLine:
         self._is_shown = False
 
     def show(self, told: Progress) -> None:
-        """Show how far an operation is, at most once every _PROGRESS_SECONDS."""
+        """Show the progress of an operation, at most once every _PROGRESS_SECONDS."""
         seconds = time.monotonic()
         kind, done = self._last
         if told.kind != kind or told.done < done:  # another operation
@@ -231,7 +230,7 @@ def ask_before_deleting(
 ) -> None:
     """Ask a person on a terminal, and end with exit code 1 if the answer is not yes.
 
-    is_answered: do not ask. show: prints what would be deleted, before the question.
+    is_answered: do not ask. show: prints the plan before the question.
     """
     if is_answered or not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
         return
@@ -326,7 +325,7 @@ def _rich_table(
 
 
 def _fitting(cell: str, column: Column, width: int) -> str:
-    """A cell as its column has it where it is too long; else, its end is cut off."""
+    """A cell, shortened as its column says if it is too long; by default its end is cut off."""
     if column.folds:
         return folded(cell, width)
     return shorten(cell, width) if column.shortens else cell
@@ -335,7 +334,7 @@ def _fitting(cell: str, column: Column, width: int) -> str:
 def _telling(
     columns: Sequence[Column], rows: Sequence[Sequence[str]]
 ) -> tuple[list[Column], list[list[str]]]:
-    """Leave out the columns that tell nothing: without a value in any row, or always the same."""
+    """Leave out columns without information: no value in any row, or the same in all."""
     filled = [
         at
         for at, column in enumerate(columns)
@@ -353,7 +352,7 @@ def _chosen(
 
 
 def _text(text: str) -> Text:
-    """Text without markup, shown literally; the end of a line that is too long is cut off."""
+    """Text without markup, shown literally; lines that are too long are cut off."""
     from rich.text import Text
 
     return Text(text, no_wrap=True, overflow="ellipsis")

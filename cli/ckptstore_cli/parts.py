@@ -1,4 +1,4 @@
-"""The option --part: what is under a key of the outermost dict, as the root."""
+"""The option --part: take the value of a key of the outermost dict as the whole state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def part_option(help: str) -> Callable[[Command], Command]:
-    """The option --part, whose help says what a command does with it."""
+    """The option --part, with the help text of a command."""
     return click.option("--part", metavar="KEY", help=help)
 
 
 def below(path: str, part: str | None) -> str | None:
-    """The path from a part on, or None for one that is outside of it."""
+    """The path relative to a part, or None if it is outside of it."""
     if part is None:
         return path
     first, _, rest = path.partition("/")
@@ -35,7 +35,7 @@ def glob_of(part: str) -> str:
 
 
 def check_part(part: str | None, paths: Iterable[str]) -> None:
-    """Raise InvalidInputError where none of the paths of a checkpoint is in a part."""
+    """Raise InvalidInputError if no path of a checkpoint is in a part."""
     listed = list(paths)
     if part is None or any(below(path, part) is not None for path in listed):
         return

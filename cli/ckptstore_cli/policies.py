@@ -80,8 +80,8 @@ _OPTIONS = (
         multiple=True,
         metavar="METRIC[:MODE[:N]]",
         shell_complete=complete_metrics(),
-        help="Keep the N best (default 1) of each branch by a metric. MODE is min or max; without "
-        "it the words of the metric's name decide, where they say it. May be repeated.",
+        help="Keep the N best (default 1) of each branch by a metric. MODE is min or max, if the "
+        "metric's name does not tell whether less or more is better. May be repeated.",
     ),
     click.option(
         "--keep-every-n-hours",
@@ -99,15 +99,15 @@ _OPTIONS = (
         "--keep-within",
         type=Duration(),
         metavar="TIME",
-        help="Keep what is younger than the newest checkpoint of the branch by at most TIME, such "
-        "as 24h or 7d.",
+        help="Keep the checkpoints of the last TIME of each branch, such as 24h or 7d, counted "
+        "back from its newest one.",
     ),
     click.option(
         "--max-bytes",
         type=Size(),
         metavar="SIZE",
-        help="Keep at most SIZE of each branch, such as 200GB: of what the other options keep, or "
-        "of everything. The newest and the best checkpoint stay in any case.",
+        help="Keep at most SIZE of each branch, such as 200GB, among the checkpoints that the "
+        "other options keep, or among all. The newest and the best checkpoint always stay.",
     ),
     click.option("--keep-all", is_flag=True, help="Keep every checkpoint of every branch."),
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Digest, OperationInfo, Repository
     from ckptstore_cli.options import Command
 
-RECENT = 100  # operations that others may have done since a deletion
+RECENT = 100  # operations to search for a deletion; others may have appended some since
 _LOST = {"branch": "its own policy", "tag": "its end"}
 
 
@@ -45,7 +45,7 @@ def ref_arguments(*, kind: str, plural: str, rev: str) -> Callable[[Command], Co
 
 
 def _one_name(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]) -> str | None:
-    """Refuse a second name: each one that is deleted is an operation, which undo takes back."""
+    """Refuse a second name: each deletion is an operation of its own, which undo takes back."""
     if len(names) > 1:
         commands = ", then ".join(f"{ctx.command_path} -d {name}" for name in names)
         raise click.UsageError(
@@ -67,7 +67,7 @@ def print_refs(
     until: Mapping[str, datetime] | None = None,
     as_json: bool,
 ) -> None:
-    """List all refs of a kind with their checkpoints. until: when those that end do."""
+    """List all refs of a kind with their checkpoints. until: the ends of leases, by name."""
     ends = until or {}
     if as_json:
         output.document(
@@ -121,9 +121,9 @@ def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool
 def print_deleted(
     ctx: click.Context, repo: Repository, kind: str, name: str, id: Digest, *, as_json: bool
 ) -> None:
-    """Report a deleted ref, and the command that brings it back, whatever is done meanwhile.
+    """Report a deleted ref, and the command that brings it back, even after other operations.
 
-    What the ref had besides its checkpoint, an undo of the operation brings back.
+    If the ref had more than its checkpoint, an undo of the operation brings back both.
     """
     if as_json:
         output.document({"deleted": name, "id": id})
@@ -150,7 +150,7 @@ def _deletion(repo: Repository, kind: str, name: str) -> OperationInfo | None:
 
 
 def _left(until: datetime | None) -> str:
-    """For how long a tag stays that ends."""
+    """The remaining time of a lease."""
     if until is None:
         return ""
     return text.duration((until - output.now()).total_seconds())

@@ -48,7 +48,7 @@ def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:
 
 
 def command(ctx: click.Context, *words: str) -> str:
-    """A command line about the same repository: with -r where this one was given it."""
+    """A command line for the same repository, with -r if this command has it."""
     url = ctx.meta.get(_META_KEY)
     return shlex.join(["ckptstore", *(("-r", url) if url else ()), *words])
 

@@ -58,13 +58,13 @@ def duration(seconds: float) -> str:
 
 
 def progress_of(kind: str, done: int, total: int, *, seconds: float) -> str:
-    """How far an operation is: "Read 1.2 GB of 3.4 GB (35 %), 512.0 MB/s, 5 s left".
+    """The progress of an operation: "Read 1.2 GB of 3.4 GB (35 %), 512.0 MB/s, 5 s left".
 
     Args:
-        kind: What was done, as in "read"; "deleted" counts objects, others bytes.
-        done: How much so far.
-        total: How much in all; 0 where that is not known.
-        seconds: The time it took so far.
+        kind: A verb such as "read"; "deleted" counts objects, others bytes.
+        done: The bytes or objects so far.
+        total: The bytes or objects in all; 0 if unknown.
+        seconds: The time so far.
     """
     unit = (lambda number: f"{number:,}") if kind == "deleted" else size
     shown = f"{kind.capitalize()} {unit(done)}"
@@ -201,7 +201,7 @@ def least_width(cells: Iterable[str], *, folds: bool) -> int:
 
 
 def shorten(path: str, width: int) -> str:
-    """A path of at most this width: "model/…11.attention.query.weight" without parts of its middle.
+    """A path shortened to a width by leaving out its middle: "model/…11.attention.query.weight".
 
     Numbers, the first and the last parts stay longest, as they tell similar paths apart.
     """
@@ -225,7 +225,7 @@ def shorten(path: str, width: int) -> str:
 
 
 def _without(parts: Sequence[str], left_out: Container[int]) -> str:
-    """A path with an ellipsis for each run of parts that are left out."""
+    """A path with an ellipsis for each run of omitted parts."""
     marked = ("" if at in left_out else part for at, part in enumerate(parts))
     return "".join(part or ("" if at - 1 in left_out else "…") for at, part in enumerate(marked))
 

@@ -2,8 +2,8 @@
 
     python docs/examples/evaluate.py [--store PATH]
 
-The trainer commits without looking at the test images. The evaluator takes each checkpoint that
-lacks val_acc, and notes it. The server answers with the best one so far.
+The trainer commits without looking at the test images. The evaluator takes each checkpoint without
+val_acc, and adds it with annotate. The server answers with the best checkpoint so far.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def network() -> nn.Module:
 
 
 def train(repo: Repository) -> None:
-    """Train, and save without a metric. The best stays once somebody has found it out."""
+    """Train, and save without a metric. The evaluator adds it, and then the best stays."""
     pixels, labels = digits(slice(1297))
     model = network()
     optimizer = AdamW(model.parameters(), lr=3e-3)
@@ -88,7 +88,7 @@ def train(repo: Repository) -> None:
 
 @torch.no_grad()
 def evaluate(repo: Repository) -> None:
-    """Note the accuracy of each checkpoint that has none, up to the last one."""
+    """Add the accuracy to each checkpoint without one, up to the last checkpoint."""
     pixels, labels = digits(slice(1297, None))
     model = network().eval()
     with repo.follow("main", unevaluated="val_acc", poll_seconds=0.02) as follower:
@@ -98,7 +98,7 @@ def evaluate(repo: Repository) -> None:
                     repo.checkout(checkpoint.id, part="model", into=model)
                     right = model(pixels).argmax(dim=1) == labels
                     repo.annotate(checkpoint.id, metrics={"val_acc": right.float().mean()})
-            except ExpiredError:  # it was not among the newest any more
+            except ExpiredError:  # it is no longer among the newest
                 continue
             if checkpoint.step == STEPS:
                 return
@@ -106,7 +106,7 @@ def evaluate(repo: Repository) -> None:
 
 
 def serve(repo: Repository, others: list[subprocess.Popen[bytes]]) -> None:
-    """Serve the best checkpoint so far, until the others have ended."""
+    """Serve the best checkpoint so far, until the other processes have ended."""
     print("The server takes the best checkpoint that was evaluated so far.\n")
     model = network().eval()
     serving: Checkpoint | None = None

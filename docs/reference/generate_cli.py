@@ -53,7 +53,7 @@ have put one there.
 | `main@best:val_loss` | the best one by this metric that was committed on `main` |
 | `best:val_loss` | the same on the branch `main` |
 | `best:quality:max` | the same where more is better (`:min`: less) |
-| `best:"recall@10"` | a metric whose name contains `:`, `@` or `~` is quoted |
+| `best:"recall@10"` | the same by a metric whose name contains `:`, `@` or `~` |
 | `latest` | the newest head of all branches |
 
 Without `:min` or `:max` the words of the metric's name decide (`val_acc_top5`, `val_f1_macro`,

@@ -78,7 +78,7 @@ def test_a_policy_for_a_branch_or_metric_that_is_not_there_is_saved_with_a_note(
     assert "No checkpoint has the metric 'val_los' yet. " in said
     assert "Did you mean val_loss?" in said
     said = ckpt("config", "retention", "--branch", "main", "--keep-best", "val_loss").stderr
-    assert said == "Saved. gc applies it when it runs without a policy of its own.\n"
+    assert said == "Saved. gc without options applies it, and a running training when it saves.\n"
 
 
 def test_follow_names_a_branch_that_is_not_there_where_it_does_not_wait(ckpt, runs):

@@ -205,6 +205,6 @@ def test_expired_matches_are_mentioned(ckpt, history):
     assert history.resolve("main~1").expired
     said = ckpt("log", "--where", "step = 100").stderr
     assert said == (
-        "No checkpoint matches.\nThose that expired are not listed; --all lists them too.\n"
+        "No checkpoint matches.\nExpired checkpoints are not listed; --all lists them too.\n"
     )
     assert ckpt("log", "--all", "--where", "step = 1").stderr == "No checkpoint matches.\n"

@@ -80,7 +80,7 @@ def test_after_a_gc_undo_names_the_command_for_what_came_before(ckpt, history):
     ckpt("tag", "v2")
     ckpt("gc", "--max-to-keep", 1, "--yes")
     told = ckpt.error("undo")
-    assert "what a gc deleted cannot come back" in told
+    assert "a gc deleted cannot come back" in told
     assert "What can be undone is operation 7 (made tag v2" in told
     assert told.endswith("with 'ckptstore undo 7'.\n")
     assert "v2" in history.tags()

@@ -53,7 +53,7 @@ def test_a_flipped_bit_of_a_tensor_is_named_when_it_is_read(path: Path) -> None:
 
 def test_a_flipped_bit_of_a_value_is_named(path: Path) -> None:
     flipped(path, b"abcdefgh")
-    with pytest.raises(InvalidInputError, match=r"its record 'data\.pkl' do not have the CRC"):
+    with pytest.raises(InvalidInputError, match=r"its record 'data\.pkl' do not match the CRC"):
         read_file(path)
 
 

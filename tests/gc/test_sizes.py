@@ -91,7 +91,7 @@ def test_the_best_and_the_newest_stay_over_the_limit() -> None:
         ("over the limit of 1 B",),
         ("nothing keeps it",),
     }
-    said = "Branch main: What stays in any case takes more than the limit of 1 B: "
+    said = "Branch main: The checkpoints that always stay take more than the limit of 1 B: "
     assert plan.warning.startswith(said)
     assert plan.execute().warning == plan.warning
     assert repo.gc(MaxBytes(1), leftovers=False).warning == plan.warning

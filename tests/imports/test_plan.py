@@ -227,8 +227,8 @@ def test_rows_of_steps_are_not_taken_for_epochs_and_that_is_said(
     assert [dict(item.metrics) for item in plan.due] == [{}, {}]
     assert plan.notes == (
         f"{file} has no row for epochs/e1.pt, epochs/e2.pt.",
-        f"The rows of {file} are those of steps, and of these files only the epoch is known. If "
-        "the numbers are epochs, call the column epoch.",
+        f"The rows of {file} have steps, but only the epoch of these files is known. If the "
+        "numbers are epochs, call the column epoch.",
         f"No file belongs to these rows of {file}: step 1, step 2, step 30.",
     )
     file.write_text("epoch,val_loss\n1,.5\n2,.25\n")
@@ -247,7 +247,7 @@ def test_rows_and_columns_that_are_not_used_are_named(
         f"Columns of {file} that hold times are ignored: time.",
         f"{file} has no row for epochs/e2.pt.",
         f"No file belongs to these rows of {file}: step 30.",
-        f"1 row of {file} without a step, an epoch or a file: not used.",
+        f"Not used, without a step, an epoch or a file: 1 row of {file}.",
     )
 
 
@@ -260,8 +260,8 @@ def test_new_metrics_of_what_was_imported_before_are_not_dropped_in_silence(
     assert planned(repo, epochs, "e{epoch}.pt", metrics=file).notes == ()
     file.write_text("epoch,loss,acc\n1,nan,.1\n2,.5,\n")
     assert planned(repo, epochs, "e{epoch}.pt", metrics=file).notes == (
-        f"Imported before, so without new metrics of {file}: epochs/e1.pt. annotate adds metrics "
-        "to a checkpoint.",
+        f"These were imported before, and get no new metrics from {file}: epochs/e1.pt. To add "
+        "metrics to a checkpoint, annotate it.",
     )
 
 

@@ -182,7 +182,7 @@ def test_a_gc_moved_nothing_so_there_is_nothing_to_put_back(shell: Repository) -
     shell.gc(MaxToKeep(1), grace=0)
     newest = shell.operations(limit=1)[0]
     assert newest.moves == ()
-    with pytest.raises(InvalidInputError, match="what a gc deleted cannot come back"):
+    with pytest.raises(InvalidInputError, match="a gc deleted cannot come back"):
         shell.undo(newest.number)
 
 
@@ -199,7 +199,7 @@ def test_after_a_gc_by_hand_undo_names_it_and_takes_back_nothing_older(
     newest = shell.operations(limit=1)[0]
     assert newest.is_gc
     later = process(shell, pid=3, by_hand=True)
-    with pytest.raises(InvalidInputError, match="what a gc deleted cannot come back") as raised:
+    with pytest.raises(InvalidInputError, match="a gc deleted cannot come back") as raised:
         later.undo()
     told = str(raised.value)
     assert f"Operation {newest.number} (gc: " in told

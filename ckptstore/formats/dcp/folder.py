@@ -27,9 +27,9 @@ METADATA = ".metadata"
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Return the state in a folder, with arrays that read its files, no metadata, and other names.
+    """Return the state in a folder, with arrays that read its files, no metadata, and a list.
 
-    These are of files that the state needs nothing of.
+    The list names the files that the state does not need.
     """
     metadata = read_metadata(_opened(path, METADATA))
     files = _Files(path)

@@ -1,8 +1,8 @@
-"""Records of an archive that are compared with their CRC-32 before any of their bytes are used.
+"""Compare records of an archive with their CRC-32 before any of their bytes are used.
 
-A record is read once for that, when the first of its bytes is asked for, in the thread that asks
-for it: so a commit checks what it reads, with all its threads. torch can be told to write no CRC
-(`torch.serialization.set_crc32_options`); such records are read as they are.
+The check reads a whole record when its first byte is requested, in the requesting thread. So a
+commit checks the records it reads, with all its threads. torch can be configured to write no CRC
+(`torch.serialization.set_crc32_options`); such records are read without a check.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class _Record:
 
 
 class CheckedRecords(ByteSource):
-    """A file of which some ranges of bytes have a CRC-32.
+    """A file in which some ranges of bytes have a CRC-32.
 
     Args:
-        file: What to read.
+        file: The file to read.
     """
 
     def __init__(self, file: ByteSource) -> None:
@@ -47,7 +47,7 @@ class CheckedRecords(ByteSource):
         self._records: dict[int, _Record] = {}
 
     def add(self, name: str, *, start: int, size: int, crc: int) -> None:
-        """Check a range of bytes before the first of them is read; none with a CRC of 0."""
+        """Check a range of bytes before its first byte is read. A CRC of 0 means no check."""
         if crc and size and start not in self._records:
             insort(self._starts, start)
             self._records[start] = _Record(name=name, size=size, crc=crc)
@@ -75,6 +75,6 @@ class CheckedRecords(ByteSource):
             if crc != record.crc:
                 raise InvalidInputError(
                     f"{self.path} is damaged: the bytes of its record {shown(record.name)} do not "
-                    "have the CRC that the file states. Get another copy of it."
+                    "match the CRC that the file states. Get another copy of the file."
                 )
             record.is_checked = True

@@ -1,7 +1,8 @@
-"""Where in a state the objects lie because of which a file is refused, for the error alone.
+"""Locate: find the places in a state of the objects that a file is refused for.
 
-The pickle is read once more, by Python's unpickler, with a stand-in for everything that it names:
-no class or function of it is looked up, so none of its code runs, and the values are thrown away.
+Only the error message needs this. Python's unpickler reads the pickle once more, with a stand-in
+for everything that it names: no class or function is looked up, so none of its code runs, and the
+values are thrown away.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from ckptstore.formats.torch.text import PickleStream
 
 READS_MAX = 2_000_000
-READ_BYTES_MAX = 64 << 20  # of all of them
-VALUES_MAX = 1_000_000  # looked through
+READ_BYTES_MAX = 64 << 20  # in all
+VALUES_MAX = 1_000_000  # values that are searched
 PLACES_MAX = 3
 CLASSES_MAX = 10_000  # a class takes a kilobyte
 _DICTS = ("OrderedDict", "Counter")
@@ -51,7 +52,7 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 - the one in Python
     def __init__(self, stream: PickleStream) -> None:
         self._stream = stream
         self._reads, self._bytes = READS_MAX, READ_BYTES_MAX
-        # Made anew, as a pickle can set attributes of a class, which would be those of all.
+        # A new class each time: a pickle can set attributes of a class, and others would share it.
         self._dict = type("Dict", (dict,), {})
         self._classes: dict[str, type] = {}
         super().__init__(self, encoding="utf-8")
@@ -84,15 +85,15 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 - the one in Python
 
 
 def located(stream: PickleStream, start: int, name: str) -> tuple[str, str]:
-    """Return where the objects lie that a pickle needs a class or function for.
+    """Return the places of the objects that need a class or function.
 
     Args:
-        stream: What to read.
-        start: Where the pickle begins.
+        stream: The file to read.
+        start: The offset of the pickle.
         name: The class or function, with its module.
 
     Returns:
-        The paths as a part of a sentence, and a remedy; both empty if they are not found.
+        The paths as a part of a sentence, and a remedy; both are empty if nothing was found.
     """
     places: list[str] = []
     with suppress(Exception):  # it may be damaged, and the caller has an error already

@@ -35,7 +35,7 @@ class EarlyStopping(Monitored):
         patience: Epochs without improvement before the training ends.
         verbose: 1 to report the end and the restored epoch on stderr.
         mode: "min" if less is better, "max" if more is, "auto" to decide by the words
-            of the metric's name, where they say it.
+            of the metric's name.
         baseline: An improvement resets the patience only if it is also better than this.
         restore_best_weights: When the training ends, restore the model's weights of the best epoch.
         start_from_epoch: Epochs before this one are ignored.
@@ -90,7 +90,7 @@ class EarlyStopping(Monitored):
 
         Raises:
             InvalidInputError: `restore_best_weights` was given, but there is no store or no model;
-                or nothing says which direction of the metric is better.
+                or the direction of the metric is unknown.
         """
         self.check_direction()
         self._reset()

@@ -38,7 +38,7 @@ class ModelCheckpoint(Saver, Monitored):
         save_best_only: Save only when the metric is better than ever before.
         save_weights_only: Save only the model's weights.
         mode: "min" if less is better, "max" if more is, "auto" to decide by the words
-            of the metric's name, where they say it.
+            of the metric's name.
         save_freq: "epoch", or a number of batches.
         initial_value_threshold: What the first value of the metric has to improve on.
 
@@ -101,8 +101,8 @@ class ModelCheckpoint(Saver, Monitored):
         """Open the store.
 
         Raises:
-            InvalidInputError: Only the best is to be saved, and nothing says which direction of the
-                metric is better.
+            InvalidInputError: `save_best_only` was given, but the direction of the metric is
+                unknown.
         """
         if self.save_best_only:
             self.check_direction()

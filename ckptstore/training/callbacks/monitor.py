@@ -70,8 +70,7 @@ def check_mode(mode: str) -> str:
 def direction(monitor: str, mode: str, known: Mapping[str, Mode]) -> Mode:
     """Whether a smaller or a larger value of a metric is better.
 
-    "auto" is what `known` has for the metric, otherwise decided by the words of its name as in
-    revisions.
+    For "auto", `known` decides if it has the metric, else the words of its name, as in revisions.
 
     Args:
         monitor: The metric's name.
@@ -113,9 +112,9 @@ class Monitored(Callback):
         self.best: float | None = None
 
     def check_direction(self) -> None:
-        """Raise InvalidInputError before the first epoch where no direction is known.
+        """Raise InvalidInputError before the first epoch if no direction is known.
 
-        Of a framework that knows its metrics only after the first epoch, it is asked then.
+        A framework that knows its metrics only after the first epoch is asked then.
         """
         if not self.training.knows_metrics_late:
             self._direction()

@@ -27,7 +27,7 @@ class ReduceLROnPlateau(Monitored):
         patience: Epochs without improvement before a reduction.
         verbose: 1 to report each reduction on stderr.
         mode: "min" if less is better, "max" if more is, "auto" to decide by the words
-            of the metric's name, where they say it.
+            of the metric's name.
         min_delta: Smaller changes do not count as improvements.
         cooldown: Epochs after a reduction that do not count.
         min_lr: The smallest learning rate.
@@ -75,7 +75,7 @@ class ReduceLROnPlateau(Monitored):
         """Start counting.
 
         Raises:
-            InvalidInputError: Nothing says which direction of the metric is better.
+            InvalidInputError: The direction of the metric is unknown.
         """
         self.check_direction()
         self.best = None

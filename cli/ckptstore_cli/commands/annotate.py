@@ -1,4 +1,4 @@
-"""`ckptstore annotate`: note metrics or words about a checkpoint after its commit."""
+"""`ckptstore annotate`: add metrics or a message to a checkpoint after its commit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ckptstore_cli.repo import open_repository
 @click.command()
 @revision_argument("The checkpoint.")
 @metric_option
-@click.option("-m", "--message", default="", metavar="TEXT", help="Words about the checkpoint.")
+@click.option("-m", "--message", default="", metavar="TEXT", help="A message about the checkpoint.")
 @common
 @click.pass_context
 def annotate(
     ctx: click.Context, rev: str, metrics: dict[str, float], message: str, as_json: bool
 ) -> None:
-    """Note metrics or words about a checkpoint after its commit.
+    """Add metrics or a message to a checkpoint after its commit.
 
-    The checkpoint does not change. Of several values of a metric the newest counts: for best:, for
-    policies and in the log. undo takes a note back.
+    They are stored in a note; the checkpoint does not change. The newest value of a metric counts,
+    for best:, for policies and in the log. undo takes a note back.
 
     \b
     Examples:

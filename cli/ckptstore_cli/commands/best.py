@@ -18,7 +18,7 @@ from ckptstore_cli.repo import open_repository
     "metric",
     metavar="METRIC[:MODE]",
     shell_complete=complete_metrics(),
-    help="The metric. MODE is min or max, where its name does not tell whether less or more is "
+    help="The metric. MODE is min or max, if its name does not tell whether less or more is "
     "better.",
 )
 @optional_revision_argument(
@@ -37,7 +37,7 @@ from ckptstore_cli.repo import open_repository
 @click.option(
     "--ancestry",
     is_flag=True,
-    help="Compare the whole history of REV, with the checkpoints that its branch was started from.",
+    help="Compare the whole history of REV, with the checkpoints its branch was started from.",
 )
 @common
 @click.pass_context
@@ -46,8 +46,8 @@ def best(
 ) -> None:
     """List the best checkpoints by a metric, the best first.
 
-    Only checkpoints that are stored are listed; a better one that has expired is mentioned. NaN
-    and infinity never count, and of equal ones the newest comes first.
+    Only stored checkpoints are listed; a better one that has expired is mentioned. NaN and infinity
+    never count, and of equal values the newest comes first.
 
     \b
     Examples:
@@ -69,7 +69,7 @@ def best(
     ranked = [c for c in found if math.isfinite(c.metrics.get(name, math.nan))]
     stored = [c for c in ranked if not c.expired][:count]
     if not stored:
-        raise NotFoundError(f"No checkpoint that is stored has a finite {name}.")
+        raise NotFoundError(f"No stored checkpoint has a finite {name}.")
     if ranked[0].expired and not as_json:
         better = text.checkpoint(ranked[0].id, ranked[0].step)
         value = text.metric(ranked[0].metrics[name])

@@ -61,8 +61,8 @@ def branch(
 ) -> None:
     """List branches; create, rename, move or delete one.
 
-    Creating a branch copies nothing. Moving or deleting one leaves its checkpoints in the
-    repository, and prints the command that brings it back.
+    Creating a branch copies nothing. Moving or deleting one prints the command that brings it back;
+    its checkpoints stay for the grace time, a day by default (see gc).
 
     With --include, --exclude or --rename, the new branch starts with a derived checkpoint of its
     own: it contains the selected arrays under their new paths, and its parent is the checkpoint at
@@ -117,7 +117,7 @@ def _check_alone(
     *,
     is_derived: bool,
 ) -> None:
-    """Refuse to rename or reset without the second word, or along with anything else."""
+    """Refuse to rename or reset without the second argument, or together with anything else."""
     is_extra = ctx.get_parameter_source("rev") is ParameterSource.COMMANDLINE
     usage = "-m OLD NEW" if reset is None else "--reset NAME REV"
     if name is None or is_extra or delete is not None or is_derived or (move and reset):

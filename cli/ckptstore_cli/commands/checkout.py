@@ -47,9 +47,9 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
     help="Write only this array, for example to a .npy; `ckptstore ls` lists the paths.",
 )
 @part_option(
-    "Write what is under this key of the state, such as model, without the key: torch.load then "
-    "returns that dict, and the names in a .safetensors are those of the model. --include and "
-    "--exclude match whole paths, as of `ckptstore ls`."
+    "Write only the value of this key of the state, such as model: torch.load then returns that "
+    "dict, and the names in a .safetensors are those of the model. --include and --exclude match "
+    "whole paths, as listed by `ckptstore ls`."
 )
 @selection_options
 @click.option(
@@ -112,7 +112,7 @@ def checkout(
     repo = open_repository(ctx)
     checkpoint = repo.resolve(rev)
     if checkpoint.expired:
-        repo.checkout(rev, lazy=True)  # raises with the words of the user, not the id
+        repo.checkout(rev, lazy=True)  # raises with the revision as typed, not the id
     if part is not None and "/" in part and any(part == a.path for a in checkpoint.arrays):
         raise click.UsageError(f"{part} is an array: --tensor {part} writes it.", ctx)
     path = file or default_file(
@@ -154,11 +154,11 @@ def _numpy_arrays(state: object, keys: tuple[object, ...]) -> Iterator[tuple[obj
 
 
 def _pickled(numpy: list[tuple[object, ...]]) -> str:
-    """A sentence about a .pt that torch.load reads only when it is told to."""
+    """A sentence about a .pt that a plain torch.load refuses."""
     first = "/".join(map(str, numpy[0])) or "the state"
     return (
         f"{text.count(len(numpy), 'numpy array')} in it, such as {first}: torch.load reads the "
-        "file with weights_only=False only. --part model or --include choose what has none."
+        "file only with weights_only=False. Leave them out with --part model or --include."
     )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(exists=True),
     help="A .safetensors, .npz or .npy file, a file of torch.save (.pt, .pth, .ckpt, .bin or any "
-    "name, as its first bytes show it), or a folder: one of Hugging Face with .safetensors files "
+    "name: its first bytes decide), or a folder: one of Hugging Face with .safetensors files "
     "or an index of .bin files, a .zarr, or "
     "one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded with "
     "weights_only=True.",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     type=click.Choice(FORMATS),
-    help="The format of a file of which neither the first bytes nor the suffix show it.",
+    help="The format of the file, if neither its first bytes nor its suffix tell.",
 )
 @click.option(
     "--unpack-max",
@@ -92,10 +92,10 @@ def commit(
 
     Arrays are read as they are stored, so even large ones need little memory. Arrays that are
     already in the repository are not stored again. The checkpoint is durable when the command
-    returns. The last line says what changed since the checkpoint before.
+    returns. The last line summarizes the changes since the checkpoint before.
 
-    The meta of the checkpoint names the file, and the host, program, arguments and git revision of
-    this run. Of the arguments, what looks like a secret is left out.
+    The meta of the checkpoint records the file, and the host, program, arguments and git revision
+    of this run. Arguments that look like secrets are left out.
 
     \b
     Examples:
@@ -143,7 +143,7 @@ def _left_out(names: tuple[str, ...]) -> str:
 
 
 def _changes(repo: Repository, checkpoint: Checkpoint) -> str:
-    """What changed since the parent, or what there is where that cannot be read."""
+    """The changes since the parent, or the contents if the parent cannot be read."""
     with suppress(CkptStoreError):
         for parent in checkpoint.parents:
             difference = repo.diff(parent, checkpoint.id)

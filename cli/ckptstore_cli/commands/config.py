@@ -42,7 +42,7 @@ class _Setting(click.Choice[str]):
     type=Duration(),
     required=False,
     metavar="[TIME]",
-    help="Of grace: the time, such as 12h or 7d.",
+    help="The grace time, such as 12h or 7d.",
 )
 @policy_options
 @click.option(
@@ -50,7 +50,7 @@ class _Setting(click.Choice[str]):
     "--branch",
     metavar="NAME",
     shell_complete=complete_refs(tags=False),
-    help="The policy of this branch alone, in place of that of all branches.",
+    help="The policy of this branch alone, which replaces that of all branches there.",
 )
 @click.option("--unset", is_flag=True, help="Remove the saved value.")
 @common
@@ -67,12 +67,16 @@ def config(
 ) -> None:
     """Show or change a setting of the repository.
 
-    retention is the policy that decides which checkpoints gc keeps when it runs without options.
-    Saving a policy deletes nothing; undo reverts it. A branch may have a policy of its own; a
-    CheckpointManager saves its policy for its branch.
+    retention is the policy that decides which checkpoints gc keeps when it runs without options. A
+    branch may have a policy of its own; a CheckpointManager saves its policy for its branch.
 
-    grace is the time for which gc leaves alone what lost its branch or tag, from the operation that
-    let it go; a day if it is not set.
+    Saving a policy deletes nothing by itself. The next gc without options applies it, and a running
+    CheckpointManager applies it at its next save: the policy of its branch, or that of all branches
+    if neither the branch nor the manager has one. Try a policy with gc --dry-run first. undo takes
+    the change back, but not what was deleted meanwhile.
+
+    grace is the time for which gc keeps checkpoints after they lost their branch or tag; a day if
+    it is not set.
 
     \b
     Examples:
@@ -88,11 +92,11 @@ def config(
     repo = open_repository(ctx)
     if setting == "grace":
         if policy is not None or branch is not None:
-            raise click.UsageError("A grace time is one for the repository, and no policy.", ctx)
+            raise click.UsageError("grace takes no policy and no branch, only a time.", ctx)
         _grace(repo, time, unset=unset, as_json=as_json)
         return
     if time is not None:
-        raise click.UsageError("A time is no policy. See --keep-within.", ctx)
+        raise click.UsageError("retention takes no time. See --keep-within.", ctx)
     saved = repo.retention(branch)
     if unset and saved is not None and not as_json:
         output.note(f"Removed the policy: {saved}")
@@ -101,7 +105,7 @@ def config(
         saved = policy
     _print(saved, branch, as_json=as_json)
     if policy is not None and not as_json:
-        output.note("Saved. gc applies it when it runs without a policy of its own.")
+        output.note("Saved. gc without options applies it, and a running training when it saves.")
         _note_unknown(repo, policy, branch)
 
 

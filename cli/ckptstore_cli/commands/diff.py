@@ -61,8 +61,7 @@ _PATHS_SHOWN = 5
     help="Read the arrays that changed, and report how much they changed.",
 )
 @part_option(
-    "Compare only what is under this key of the state, such as model. The arrays of a file belong "
-    "there, too."
+    "Compare only the value of this key of the state, such as model. A file is taken as that value."
 )
 @selection_options
 @click.option(

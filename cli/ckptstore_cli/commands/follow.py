@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 @click.option(
     "--unevaluated",
     metavar="METRIC",
-    help="Only checkpoints that lack this metric, those that are there first, the oldest first.",
+    help="Only checkpoints without this metric: the existing ones, oldest first, then new ones.",
 )
 @click.option(
     "--exec",
     "command",
     metavar="COMMAND",
-    help="Run this in a shell for each checkpoint; {id} and {step} stand for its own.",
+    help="Run this command in a shell for each checkpoint, with its {id} and {step} filled in.",
 )
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N checkpoints."
 )
-@click.option("--no-wait", is_flag=True, help="Stop when there is none left, instead of waiting.")
+@click.option("--no-wait", is_flag=True, help="Stop instead of waiting for a new checkpoint.")
 @click.option(
     "--poll",
     "poll_seconds",
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="The time between two looks at the repository.",
+    help="The time between two checks for new checkpoints.",
 )
 @common
 @click.pass_context
@@ -65,8 +65,8 @@ def follow(
 ) -> None:
     """Print the checkpoints of a branch as they come, beginning with its newest.
 
-    A checkpoint is one line; with --json, one document on a line of its own. A command that fails
-    is reported, and the exit code is 1 in the end.
+    Each checkpoint is one line; with --json, a document on a line of its own. If a command fails,
+    this is reported, and the exit code is 1 in the end.
 
     \b
     Examples:

@@ -41,9 +41,9 @@ WHY_WIDTH_MIN = 30
     "--grace",
     type=Duration(allows_numbers=True),
     metavar="TIME",
-    help="Keep what lost its branch or tag less than this ago, such as 12h or 7d; 0 frees it at "
-    "once. What a commit in progress may need is kept for an hour at most.  [default: 1d, or the "
-    "saved one]",
+    help="Keep checkpoints that lost their branch or tag less than this ago, such as 12h or 7d; 0 "
+    "frees them at once. Objects that a commit in progress may need are kept for an hour at most.  "
+    "[default: 1d, or the saved one]",
 )
 @click.option(
     "--no-keep-seeds",
@@ -51,7 +51,7 @@ WHY_WIDTH_MIN = 30
     help="Do not keep a checkpoint because a branch was started from it: the policy of its own "
     "branch decides.",
 )
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, on a terminal neither.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, even on a terminal.")
 @common
 @click.pass_context
 def gc(
@@ -69,9 +69,9 @@ def gc(
 
     A checkpoint is kept if any of the options keeps it. Heads of branches, tagged checkpoints and
     those that a branch was started from are always kept. Without options, the policy saved with
-    "config retention" applies; without that either, every checkpoint of a branch stays. A tag keeps
-    its own checkpoint, not those before it. The step and metrics of an expired checkpoint remain,
-    and log --all lists them. gc can run while other processes commit and read.
+    "config retention" applies; without a saved policy, every checkpoint of a branch stays. A tag
+    keeps its own checkpoint, not those before it. The step and metrics of an expired checkpoint
+    remain, and log --all lists them. gc can run while other processes commit and read.
 
     \b
     Examples:
@@ -205,7 +205,7 @@ def _few(ids: Iterable[Any]) -> str:
 
 
 def _print_verdicts(plan: GcPlan) -> None:
-    """Print a row for each checkpoint. The reasons tell more than the metrics, which give way."""
+    """Print a row for each checkpoint. If room is short, metrics are left out before reasons."""
     manifests = [verdict.manifest for verdict in plan.verdicts]
     judged = dict.fromkeys(plan.metrics, "")
     metrics = replace(listing.Metrics.of(manifests, first=judged), best={})
@@ -237,7 +237,7 @@ def _print_verdicts(plan: GcPlan) -> None:
 
 
 def _beside_branch(verdict: Verdict) -> list[str]:
-    """Return the reasons without the branch, which has a column of its own."""
+    """Return the reasons without the name of the branch, which has a column of its own."""
     own = f" on {verdict.manifest.branch}"
     return [reason.removesuffix(own) for reason in verdict.reasons]
 

@@ -1,4 +1,4 @@
-"""`ckptstore import`: a folder of checkpoint files becomes the history of a branch."""
+"""`ckptstore import`: import a folder of checkpoint files as the history of a branch."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def import_(
 ) -> None:
     """Import a folder of checkpoint files as the history of a branch.
 
-    In TEMPLATE, which is quoted for the shell, {step}, {epoch} or the name of a metric in braces
-    stands for a number, * and ? for text. The order is that of the steps. Steps and metrics come
-    from the names, from inside the files (keys such as step, epoch, val_loss), from the
-    trainer_state.json of Hugging Face, and from --metrics. Each checkpoint has the time of its
-    file. A file that was imported before is skipped, so an interrupted import can be run again.
-    Given a folder, the command proposes templates for the names in it.
+    In TEMPLATE, {step}, {epoch} or the name of a metric in braces stands for a number, * and ? for
+    text. Quote it for the shell. The order is that of the steps. Steps and metrics come from the
+    names, from inside the files (keys such as step, epoch, val_loss), from the trainer_state.json
+    of Hugging Face, and from --metrics. Each checkpoint gets the time of its file. Files imported
+    before are skipped, so an interrupted import can be run again. Given a folder, the command
+    proposes templates for the names in it.
 
     \b
     Examples:
@@ -80,7 +80,7 @@ def import_(
 
     if len(templates) > 1:
         raise click.UsageError(
-            "Quote the template, so that the shell does not put names in its place: 'old/*.pt'", ctx
+            "Quote the template, so that the shell does not expand it: 'old/*.pt'", ctx
         )
     repo = open_repository(ctx)
     plan = plan_import(repo, templates[0], branch=branch, metrics=metrics, rename=rename or None)
@@ -131,7 +131,7 @@ def _print_plan(plan: ImportPlan, *, as_json: bool) -> None:
 
 
 def _print_notes(plan: ImportPlan) -> None:
-    """Say what is not imported, and why."""
+    """Report the files that are not imported, and why."""
     for item in plan.refused:
         output.note(f"Not imported: {item.name}. {item.problem}")
     for note in plan.notes:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
     from ckptstore_cli.documents import Refs
 
-_EXPIRED = "Those that expired are not listed; --all lists them too."
+_EXPIRED = "Expired checkpoints are not listed; --all lists them too."
 
 
 @click.command()
@@ -30,7 +30,7 @@ _EXPIRED = "Those that expired are not listed; --all lists them too."
     "--where",
     metavar="CONDITION",
     shell_complete=complete_metrics(),
-    help="List only checkpoints of which this is true: comparisons (< <= > >= = !=) of step, "
+    help="List only checkpoints that match this condition: comparisons (< <= > >= = !=) of step, "
     "branch, message, meta.KEY and metrics, joined by and, or and parentheses. The name of a "
     "metric may be quoted.",
 )
@@ -38,11 +38,11 @@ _EXPIRED = "Those that expired are not listed; --all lists them too."
     "--sort",
     metavar="METRIC[:MODE]",
     shell_complete=complete_metrics(),
-    help="List the best first, or the highest step by `step`. MODE is min or max, for a metric "
-    "whose name does not tell whether less or more is better.",
+    help="List the best by a metric first, or the highest step for `step`. MODE is min or max, for "
+    "a metric whose name does not tell whether less or more is better.",
 )
 @click.option("--all", "with_expired", is_flag=True, help="List expired checkpoints too.")
-@click.option("--long", "is_long", is_flag=True, help="Show all that is recorded about each.")
+@click.option("--long", "is_long", is_flag=True, help="Show everything recorded about each.")
 @common
 @click.pass_context
 def log(
@@ -58,10 +58,10 @@ def log(
 ) -> None:
     """List checkpoints, newest first.
 
-    Each metric has a column, with 4 significant digits; --long and --json have all. A star marks
-    the best of a branch among those listed, where the metric's name tells whether less or more is
+    Each metric has a column, with 4 significant digits; --long and --json show all digits. A star
+    marks the best listed checkpoint of a branch, if the metric's name tells whether less or more is
     better. The column "new" shows the bytes of arrays and of their lists that the commit had to
-    store, not those of its own record. --graph and --json include expired checkpoints.
+    store, without its manifest. --graph and --json include expired checkpoints.
 
     \b
     Examples:
@@ -113,7 +113,7 @@ def _note_missing(repo: Repository, checkpoints: Sequence[Checkpoint]) -> None:
     """Report what is missing of the whole history, as in a copy that was cut short."""
     for parent, checkpoint in _parents_not_among(checkpoints).items():
         try:
-            repo.resolve(parent)  # which has expired, and is not listed
+            repo.resolve(parent)  # it has expired, and is not listed
         except CkptStoreError:
             output.note(
                 f"Checkpoint {parent[:8]}, from which {checkpoint.id.short} was made, is "

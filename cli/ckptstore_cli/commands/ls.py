@@ -30,8 +30,8 @@ _VALUE_COLUMNS = (Column("path", gives_way=2, shortens=True), Column("value", gi
 @click.command()
 @revision_argument("The checkpoint.")
 @part_option(
-    "List what is under this key of the state, such as model, by its path below it. --include and "
-    "--exclude match whole paths."
+    "List only the value of this key of the state, such as model, with paths below the key. "
+    "--include and --exclude match whole paths."
 )
 @selection_options
 @click.option(
@@ -53,7 +53,7 @@ def ls(
 ) -> None:
     """List the arrays of a checkpoint, or its plain values.
 
-    A terminal too narrow for a path gets it without some of its middle.
+    On a narrow terminal, long paths lose some of their middle.
     """
     from ckptstore.state.selection import Selection
 
@@ -95,7 +95,7 @@ def _print_values(values: dict[str, object], globs: Sequence[str], *, as_json: b
         output.document({path: documents.plain(value) for path, value in values.items()})
     elif not values:
         output.note(
-            f"No plain value is left by {' '.join(globs)}."
+            f"No plain value matches {' '.join(globs)}."
             if globs
             else "The checkpoint has no plain values."
         )

@@ -1,4 +1,4 @@
-"""`ckptstore ops`: list what was done to the repository."""
+"""`ckptstore ops`: list the operations of the repository."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ckptstore_cli.repo import open_repository
 def ops(ctx: click.Context, limit: int, as_json: bool) -> None:
     """List the operations of the repository, newest first.
 
-    Operations are commits, the creation, change and deletion of branches and tags, changes of
-    settings, undos and gcs. Each row shows what was done, what it moved, and which process did it.
-    "ckptstore undo OPERATION" takes one back.
+    Commits, undos, gcs and all changes of branches, tags and settings are operations. Each row
+    shows the operation, the names it moved, and the process that did it. "ckptstore undo OPERATION"
+    takes one back.
 
     \b
     Examples:

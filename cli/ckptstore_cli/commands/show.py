@@ -12,16 +12,16 @@ from ckptstore_cli.repo import open_repository
 
 @click.command()
 @revision_argument("The checkpoint.")
-@click.option("--id", "only_id", is_flag=True, help="Print only its id, for a script.")
+@click.option("--id", "only_id", is_flag=True, help="Print only the id, for a script.")
 @click.option(
-    "--why", "with_reasons", is_flag=True, help="Add why gc keeps it by the saved policies, or not."
+    "--why", "with_reasons", is_flag=True, help="Add why gc by the saved policies keeps it or not."
 )
 @common
 @click.pass_context
 def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_json: bool) -> None:
     """Show everything that is recorded about a checkpoint.
 
-    Of its plain values (learning rate, epoch, arguments) the outermost are listed; `ckptstore ls
+    Only the outermost plain values (learning rate, epoch, arguments) are listed; `ckptstore ls
     --values` lists all.
     """
     if only_id and as_json:

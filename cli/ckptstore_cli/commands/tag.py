@@ -14,7 +14,7 @@ from ckptstore_cli.repo import open_repository
 @click.option(
     "--ttl",
     metavar="TIME",
-    help="Keep the checkpoint only for this long, such as 90min, 6h or 2d; then the tag is gone.",
+    help="Make a lease: a tag that ends after this time, such as 90min, 6h or 2d.",
 )
 @common
 @click.pass_context

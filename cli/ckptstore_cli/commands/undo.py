@@ -23,7 +23,7 @@ LISTED = 20
     required=False,
     type=click.IntRange(min=1),
     metavar="[OPERATION]",
-    help="The number of the operation, as ops lists it.  [default: the newest by hand]",
+    help="The number of the operation, as ops lists it.  [default: your newest operation]",
 )
 @click.option("--list", "is_list", is_flag=True, help="List the newest operations instead.")
 @common
@@ -31,13 +31,14 @@ LISTED = 20
 def undo(ctx: click.Context, operation: int | None, is_list: bool, as_json: bool) -> None:
     """Take back one operation: put back the branches, tags and settings that it moved.
 
-    Without a number it is the newest one by hand that was not taken back yet: any command of yours,
-    and what a program of yours did to names and settings. The commits of a training are left alone,
-    unless you give their number. Everything done since stays, and what was moved again since is
-    refused.
+    Without a number it takes back your newest operation that was not taken back yet: a command you
+    ran, or a change of names and settings by a program of yours. The commits of a training are left
+    alone, unless you give their number. Later operations stay; if one of them moved the same name,
+    the undo is refused.
 
     To do an operation again, undo the undo. No array is deleted: a checkpoint that no branch refers
-    to any more can still be found by its id. What a gc deleted cannot come back.
+    to any more can be found by its id for the grace time (see gc). Arrays that a gc deleted cannot
+    come back.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ckptstore import Repository, Share, Usage
 
 SECONDS_PER_DAY = 86400
-SECONDS_MAX = 1000 * SECONDS_PER_DAY  # further ahead no forecast means anything
+SECONDS_MAX = 1000 * SECONDS_PER_DAY  # a longer forecast means nothing
 
 _INTERRUPTED = "of interrupted commits or deleted branches, which gc deletes after the grace time"
 _TORN = (
@@ -42,11 +42,11 @@ _COLUMNS = (
 @common
 @click.pass_context
 def usage(ctx: click.Context, revs: tuple[str, ...], of_each: bool, as_json: bool) -> None:
-    """Show what the repository contains, and the space it takes: by branch, or by checkpoint.
+    """Show the contents and the space of the repository, by branch or by checkpoint.
 
-    "own" are the bytes that no other branch or checkpoint reaches, so that they become free when it
-    goes. "shared" are those that others reach too. The column "own" adds up to all that the
-    repository takes.
+    "own" are the bytes that no other branch or checkpoint reaches: they become free when this one
+    is deleted. "shared" are the bytes that others reach too. The column "own" adds up to the size
+    of the repository.
     """
     repo = open_repository(ctx)
     ids = {repo.resolve(rev).id for rev in revs}
@@ -97,7 +97,7 @@ def _sizes(share: Share) -> tuple[str, str]:
 
 
 def _rest(total: Usage, own: int, several: str) -> list[tuple[str, str, str]]:
-    """Rows of all that is no branch's or checkpoint's own, and the sum."""
+    """Rows of everything that belongs to no single branch or checkpoint, and the sum."""
     parts = {
         f"(shared by several {several})": total.stored_bytes - total.unreached_bytes - own,
         "(on no branch and no tag)": total.unreached_bytes,
@@ -122,7 +122,7 @@ def _fields(total: Usage) -> dict[str, str]:
 
 
 def _growth(repo: Repository, total: Usage) -> dict[str, str]:
-    """What to expect if it goes on like this."""
+    """A forecast of the growth, if it continues like this."""
     growth = total.growth
     if growth is None:
         return {}

@@ -25,15 +25,15 @@ LISTED_MAX = 8  # checkpoints and foreign files; --json lists all
 
 @click.command()
 @revisions_argument(
-    "Check only these checkpoints and what they refer to.  [default: the whole repository]"
+    "Check only these checkpoints, with all their arrays.  [default: the whole repository]"
 )
 @click.option(
     "--sample",
     type=Share(),
     default="100%",
     metavar="SHARE",
-    help="Read only a part of all objects, such as 5%; each time another one. References are all "
-    "checked.",
+    help="Read only a part of all objects, such as 5%, a different one each time. All references "
+    "are checked.",
 )
 @click.option("--repair", is_flag=True, help="Move damaged objects to damaged/.")
 @common
@@ -90,7 +90,7 @@ def _print(report: VerifyReport, refs: Mapping[str, Refs], steps: Mapping[str, i
 
 
 def _objects(report: VerifyReport) -> str:
-    """How much was read, and of how much where that is only a part."""
+    """The objects and bytes that were read, and the total if only a part was read."""
     count = text.count(report.stored_objects, "object")
     if report.objects == report.stored_objects:
         return f"{count}, {text.size(report.bytes)}"
