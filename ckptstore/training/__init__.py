@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     from ckptstore.training.callbacks import TensorBoard as TensorBoard
     from ckptstore.training.callbacks import TerminateOnNaN as TerminateOnNaN
     from ckptstore.training.manager import CheckpointManager as CheckpointManager
+    from ckptstore.training.resume import ResumeReport as ResumeReport
 else:
     from ckptstore.training import callbacks
 
     __getattr__, __dir__, __all__ = lazy_names(
-        __name__, {"callbacks": callbacks.__all__, "manager": ("CheckpointManager",)}
+        __name__,
+        {
+            "callbacks": callbacks.__all__,
+            "manager": ("CheckpointManager",),
+            "resume": ("ResumeReport",),
+        },
     )

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import math
-import shlex
 import sys
 import time
 import warnings
@@ -19,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 from ckptstore import repository
 from ckptstore.commit.staging import Staging
 from ckptstore.documents.facts import check_meta, check_metrics, check_step
-from ckptstore.documents.manifest import SEED
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
     CkptStoreError,
@@ -32,20 +29,13 @@ from ckptstore.errors import (
 from ckptstore.forks import renewed
 from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
-from ckptstore.retention import (
-    KeepBest,
-    KeepEveryNHours,
-    KeepEveryNSteps,
-    MaxToKeep,
-    Policy,
-    Union,
-    savable,
-)
 from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
+from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.preemption import EXIT_CODE, Preemption
-from ckptstore.training.tracked import capture, destination, settle, stateful
+from ckptstore.training.resume import restore_tracked
+from ckptstore.training.tracked import capture, stateful
 from ckptstore.training.triggers import Interval
 
 if TYPE_CHECKING:
@@ -55,10 +45,11 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.checkpoint import Checkpoint
+    from ckptstore.retention import KeepBest, Policy
+    from ckptstore.training.resume import ResumeReport
     from ckptstore.training.tracked import Stateful
 
 WHEN_BUSY = ("wait", "skip")
-_log = logging.getLogger(__name__)
 
 
 class CheckpointManager:
@@ -153,8 +144,6 @@ class CheckpointManager:
         **tracked: object,
     ) -> None:
         check_ref_name(branch, kind="branch")
-        if policy is not None and not isinstance(policy, Policy):
-            raise InvalidInputError(f"policy is {shown(policy)}; MaxToKeep(3), say, is expected.")
         if not callable(clock):
             raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
         if not isinstance(when_busy, str) or when_busy not in WHEN_BUSY:
@@ -163,21 +152,15 @@ class CheckpointManager:
             raise InvalidInputError(
                 f"gc_every is {shown(gc_every)}; a number of saves of 1 or more is expected."
             )
-        best = _best(keep_best)
-        policies = (
+        best = parsed_best(keep_best)
+        joint = joined(
             policy,
-            None if max_to_keep is None else MaxToKeep(max_to_keep),
-            best,
-            None if keep_every_n_hours is None else KeepEveryNHours(keep_every_n_hours),
-            None if keep_every_n_steps is None else KeepEveryNSteps(keep_every_n_steps),
+            max_to_keep=max_to_keep,
+            keep_best=best,
+            keep_every_n_hours=keep_every_n_hours,
+            keep_every_n_steps=keep_every_n_steps,
         )
-        parts = [part for part in policies if part is not None]
-        self._policy = Union(tuple(parts)) if len(parts) > 1 else next(iter(parts), None)
-        # Whether the policy is saved, and whether the warning about KeepIf was logged.
-        self._is_saved = self._is_told = False
-        self._keep_seeds, self._gc_every = keep_seeds, gc_every
-        self._commits = 0
-        self._best = best or _first_best(policy)
+        self._best = best or first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
         self.tracked: dict[str, Stateful] = {
@@ -194,8 +177,6 @@ class CheckpointManager:
         self._has_begun = False  # whether there was a save since the last restore
         self._restored: Checkpoint | None = None
         self._keeps_all = False  # True where the checkpoints of another run would expire
-        self._warning = ""  # of the last gc
-        self._failures: set[type[Exception]] = set()  # the kinds of errors of its gcs
         # The facts and progress of the last call of `save`, if it was skipped.
         self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
@@ -204,6 +185,7 @@ class CheckpointManager:
         self.repository = (
             store if isinstance(store, Repository) else repository.open(store, create=True)
         )
+        self._gc = BranchGc(self.repository, policy=joint, keep_seeds=keep_seeds, every=gc_every)
         if save_on_signal:
             self._preemption.listen()
 
@@ -313,7 +295,7 @@ class CheckpointManager:
         strict: bool = True,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
-    ) -> Checkpoint:
+    ) -> ResumeReport:
         """Restore everything tracked from a checkpoint, by default the newest of the branch.
 
         If the branch does not exist yet, the next save starts it from this checkpoint, which then
@@ -329,7 +311,7 @@ class CheckpointManager:
             exclude: Globs of paths to leave as they are.
 
         Returns:
-            The checkpoint.
+            A report of what was restored, with the checkpoint.
 
         Raises:
             NotFoundError: There is no such checkpoint.
@@ -341,12 +323,13 @@ class CheckpointManager:
         self.wait()
         try:
             checkpoint = self.repository.resolve(self.branch if rev is None else rev)
-            into, random, progress = destination(self.tracked, checkpoint.names)
-            if include is None and isinstance(checkpoint.meta.get(SEED), dict):
-                paths = (*checkpoint.values, *(array.path for array in checkpoint.arrays))
-                include = sorted({f"{path.split('/')[0]}/**" for path in paths})
-            self.repository.checkout(
-                checkpoint.id, into=into, strict=strict, include=include, exclude=exclude
+            report, position = restore_tracked(
+                self.repository,
+                checkpoint,
+                self.tracked,
+                strict=strict,
+                include=include,
+                exclude=exclude,
             )
         except CkptStoreError as error:
             error.add_note(
@@ -354,16 +337,14 @@ class CheckpointManager:
                 "only parts of it (include=, exclude=, strict=False), or use another branch."
             )
             raise
-        settle(self.tracked, random)
         self._forget_skipped()
-        position = progress.state or {}
         self.epoch, self.batch = position.get("epoch"), position.get("batch")
         self._saved_step, self._saved_time = checkpoint.step or 0, self._seconds()
         self._has_begun, self._keeps_all = False, False
         self._restored = checkpoint
         heads, _ = self.repository.ref_names()
         self._start = None if self.branch in heads else checkpoint
-        return checkpoint
+        return report
 
     def should_save(self, step: int) -> bool:
         """Whether `save` would save at this step.
@@ -527,88 +508,7 @@ class CheckpointManager:
                 self.repository.branch(self.branch, self._start.id)
             self._start = None
         self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
-        self._commits += 1
-        if (self._commits - 1) % self._gc_every:
-            return
-        try:
-            self._expire()
-        except Exception as error:  # noqa: BLE001  whatever it is, the checkpoint is saved
-            self._warn_of(error)
-
-    def _warn_of(self, error: Exception) -> None:
-        """Log that a gc failed, once for each kind of error. The checkpoint is saved anyway."""
-        if type(error) not in self._failures:
-            self._failures.add(type(error))
-            is_foreseen = isinstance(error, CkptStoreError)
-            _log.warning(
-                "The checkpoint is saved, but the gc after it failed: %s Checkpoints that no "
-                "policy keeps stay until a gc succeeds. To try by hand: ckptstore -r %s gc",
-                error if is_foreseen else f"{type(error).__name__}: {error}.",
-                shlex.quote(self.repository.url),
-                exc_info=None if is_foreseen else error,
-            )
-
-    def _expire(self) -> None:
-        """Save the policy of this manager, and apply the policy of the branch."""
-        if self._keeps_all:
-            return
-        policy = self._policy
-        if policy is not None and not (self._is_saved and self.repository.retention(self.branch)):
-            self._is_saved = self._save_policy(policy)  # again where a rename took it along
-        if policy is not None or self._has_saved_policy():
-            is_whole = policy is None or savable(policy) == policy
-            self._gc(None if self._is_saved and is_whole else policy)
-
-    def _has_saved_policy(self) -> bool:
-        """Whether the repository has a policy for the branch."""
-        repo = self.repository
-        return (repo.retention(self.branch) or repo.retention()) is not None
-
-    def _save_policy(self, policy: Policy) -> bool:
-        """Save the policy in the repository, for every gc there, without what holds a function.
-
-        Returns:
-            False if it holds a function and no other policy would apply to the branch. Nothing is
-            saved then: a gc without a policy keeps everything that the function accepts.
-        """
-        part = savable(policy)
-        if part != policy:
-            self._warn_of_function(part)
-            if not self._has_saved_policy():
-                return False
-        saved = self.repository.retention(self.branch)
-        if part is not None and (saved is None or saved.to_json() != part.to_json()):
-            self.repository.set_retention(part, branch=self.branch)
-            if saved is not None:
-                _log.warning(
-                    "The policy of branch %s was: %s This run has replaced it: %s",
-                    self.branch,
-                    saved,
-                    part,
-                )
-        return True
-
-    def _warn_of_function(self, part: Policy | None) -> None:
-        """Log once that other gcs do not apply the functions of the policy."""
-        if not self._is_told:
-            self._is_told = True
-            _log.warning(
-                "The policy for branch %s holds a function (KeepIf), which cannot be saved in the "
-                "repository. Only this manager applies it. A gc elsewhere obeys the policy saved "
-                "for the branch, if any%s, and may expire checkpoints that only the function "
-                "accepts. Tag those that have to stay.",
-                self.branch,
-                "" if part is None else f", in place of a policy of all branches: {part}",
-            )
-
-    def _gc(self, policy: Policy | None) -> None:
-        """Apply a policy, or the saved one, and log each new warning of the gc."""
-        report = self.repository.gc(
-            policy, branches=[self.branch], keep_seeds=self._keep_seeds, leftovers=False
-        )
-        if report.warning and report.warning != self._warning:
-            _log.warning("%s", report.warning)
-        self._warning = report.warning
+        self._gc.after_commit(self.branch, keeps_all=self._keeps_all)
 
 
 def _tracked(name: str, value: object) -> Stateful:
@@ -620,21 +520,3 @@ def _tracked(name: str, value: object) -> Stateful:
         if close := difflib.get_close_matches(name, options, n=1):
             raise InvalidInputError(f"{error} Did you mean {close[0]}?") from error
         raise
-
-
-def _best(text: str | KeepBest | None) -> KeepBest | None:
-    if text is None or isinstance(text, KeepBest):
-        return text
-    if not isinstance(text, str):
-        raise InvalidInputError(
-            f"keep_best is {shown(text)}; a metric such as 'val_loss' is expected."
-        )
-    best = KeepBest.parse(text)
-    if best is None:
-        raise InvalidInputError(f"keep_best is {shown(text)}; METRIC[:MODE[:N]] is expected.")
-    return best
-
-
-def _first_best(policy: Policy | None) -> KeepBest | None:
-    parts = policy.parts if policy is not None else ()
-    return next((part for part in parts if isinstance(part, KeepBest)), None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Interval:
     """Due when a multiple of `steps` was passed or `minutes` have elapsed since the last save.
 
-    Always due when neither is given.
+    Always due when neither is given. Steps that begin again at a smaller number count from 0.
     """
 
     steps: int | None = None
@@ -44,7 +44,8 @@ class Interval:
         """Whether to save at a step, `seconds` after the last save, which was at `last_step`."""
         if self.steps is None and self.minutes is None:
             return True
-        is_passed = self.steps is not None and step // self.steps > last_step // self.steps
+        counted = last_step if step >= last_step else 0
+        is_passed = self.steps is not None and step // self.steps > counted // self.steps
         return is_passed or (self.minutes is not None and seconds >= 60 * self.minutes)
 
 

@@ -557,7 +557,7 @@ def test_without_any_policy_everything_stays() -> None:
     ids=str,
 )
 def test_keep_best_is_told_in_short(given: Any, best: KeepBest) -> None:
-    assert manager(keep_best=given)._policy == best
+    assert manager(keep_best=given)._gc.policy == best
 
 
 def test_the_best_by_a_metric_that_revisions_quote() -> None:

@@ -158,10 +158,10 @@ class BackupAndRestore(Saver):
         manager, training = self.manager, self.training
         backup = manager.repository.resolve(rev)
         if any(path.startswith(f"{CALLBACKS}/") for path in backup.values):
-            return manager.restore(rev)
+            return manager.restore(rev).checkpoint
         states = manager.tracked.pop(CALLBACKS, None)
         try:
-            checkpoint = manager.restore(rev)
+            checkpoint = manager.restore(rev).checkpoint
         finally:
             if states is not None:
                 manager.tracked[CALLBACKS] = states

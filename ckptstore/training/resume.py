@@ -1,0 +1,136 @@
+"""Resume: restores what a training tracks, and reports what was restored and what was not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.documents.manifest import SEED
+from ckptstore.state.selection import Selection
+from ckptstore.training.tracked import PROGRESS, RANDOM, destination, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ckptstore.checkpoint import Checkpoint
+    from ckptstore.digest import Digest
+    from ckptstore.repository import Repository
+    from ckptstore.training.tracked import Stateful
+
+SHOWN_MAX = 5  # names in a line of the report; the attributes have all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeReport:
+    """The result of `CheckpointManager.restore`.
+
+    Attributes:
+        checkpoint: The checkpoint that was restored.
+        restored: The paths that were restored into tracked objects.
+        left_out: The paths of the checkpoint that a tracked object could take and that were not
+            restored: `include`, `exclude` or `reset` left them out, or with `strict=False` they did
+            not fit.
+        not_found: The paths of tracked objects that the checkpoint does not have. They keep their
+            values.
+        not_tracked: The names in the checkpoint for which nothing is tracked.
+        differences: Sentences about what differs from the run that saved the checkpoint: values of
+            the program that the checkpoint has replaced, such as a learning rate, and the
+            environment, such as the version of torch.
+        damaged: With `fallback=True`, the newer checkpoints that could not be read, newest first.
+    """
+
+    checkpoint: Checkpoint
+    restored: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    not_found: tuple[str, ...] = ()
+    not_tracked: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+    damaged: tuple[Digest, ...] = ()
+
+    @property
+    def id(self) -> Digest:
+        """The id of the checkpoint."""
+        return self.checkpoint.id
+
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint."""
+        return self.checkpoint.step
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        checkpoint = self.checkpoint
+        facts = [] if checkpoint.step is None else [f"step {checkpoint.step}"]
+        facts += [] if checkpoint.branch is None else [f"branch {checkpoint.branch}"]
+        told = f" ({', '.join(facts)})" if facts else ""
+        tops = ", ".join(dict.fromkeys(map(_top, self.restored)))
+        yield f"Restored {tops or 'nothing'} from checkpoint {checkpoint.id.short}{told}."
+        if self.damaged:
+            yield f"Damaged, and passed over: {', '.join(id.short for id in self.damaged)}."
+        for label, names in (
+            ("Not restored", self.left_out),
+            ("Not in the checkpoint, left as they are", self.not_found),
+            ("In the checkpoint, but not tracked", self.not_tracked),
+        ):
+            if names:
+                yield f"{label}: {_some(names)}."
+        yield from self.differences
+
+
+def restore_tracked(
+    repository: Repository,
+    checkpoint: Checkpoint,
+    tracked: Mapping[str, Stateful],
+    *,
+    strict: bool,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> tuple[ResumeReport, Mapping[str, Any]]:
+    """Restore tracked objects and the global random states from a checkpoint.
+
+    Args:
+        repository: The repository of the checkpoint.
+        checkpoint: The checkpoint.
+        tracked: The objects by name.
+        strict: Whether any misfit raises before anything changes.
+        include: Globs of the paths to restore. None: all that the checkpoint has, if it is derived,
+            and otherwise all that is tracked.
+        exclude: Globs of paths to leave as they are.
+
+    Returns:
+        The report, and the saved position: "epoch" and "batch".
+    """
+    names = checkpoint.names
+    into, random, progress = destination(tracked, names)
+    paths = sorted({*checkpoint.values, *(array.path for array in checkpoint.arrays)})
+    if include is None and isinstance(checkpoint.meta.get(SEED), dict):
+        include = sorted({f"{_top(path)}/**" for path in paths})
+    misfit = repository.checkout(
+        checkpoint.id, into=into, strict=strict, include=include, exclude=exclude
+    )
+    settle(tracked, random)
+    is_chosen = Selection.of(include, exclude)
+    refused = {*misfit.unexpected, *(text.partition(": ")[0] for text in misfit.mismatched)}
+    own = [path for path in paths if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]
+    restored = [path for path in own if is_chosen(path) and path not in refused]
+    report = ResumeReport(
+        checkpoint=checkpoint,
+        restored=tuple(restored),
+        left_out=tuple(sorted({*own} - {*restored})),
+        not_found=misfit.missing,
+        not_tracked=tuple(str(n) for n in names if n not in into and n not in (RANDOM, PROGRESS)),
+    )
+    return report, progress.state or {}
+
+
+def _top(path: str) -> str:
+    return path.split("/")[0]
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = [*names]
+    listed = [first, *rest[: SHOWN_MAX - 1]]
+    more = len(rest) + 1 - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more else "")
