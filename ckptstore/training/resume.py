@@ -112,7 +112,7 @@ def restore_tracked(
     )
     settle(tracked, random)
     is_chosen = Selection.of(include, exclude)
-    refused = {*misfit.unexpected, *(text.partition(": ")[0] for text in misfit.mismatched)}
+    refused = {*misfit.unexpected, *(text.partition(" (")[0] for text in misfit.mismatched)}
     own = [path for path in paths if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]
     restored = [path for path in own if is_chosen(path) and path not in refused]
     report = ResumeReport(
