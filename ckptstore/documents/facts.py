@@ -1,7 +1,7 @@
 """Facts: user-supplied metadata of a checkpoint (step, metrics, message, meta), checked. Pure.
 
-Whatever passes here can be written to a manifest and comes back from it unchanged. Described in
-docs/reference/format.md, section 9.
+Whatever passes here can be written to a manifest and comes back from it unchanged. It is a copy:
+what the caller changes later does not reach it. Described in docs/reference/format.md, section 9.
 """
 
 from __future__ import annotations
@@ -122,40 +122,47 @@ def check_message(message: object) -> str:
 
 
 def check_meta(meta: object) -> dict[str, Any]:
-    """Return meta if JSON preserves it exactly, or raise InvalidInputError."""
+    """Return a copy of meta if JSON preserves it exactly, or raise InvalidInputError."""
     if meta is None:
         return {}
     if not isinstance(meta, dict):
         raise InvalidInputError(
             f"meta is a {type(meta).__name__}; a dict of plain JSON values is expected."
         )
-    _check_json(meta, where="meta", depth=0, count=itertools.count())
-    return meta
+    copied: dict[str, Any] = _json(meta, where="meta", depth=0, count=itertools.count())
+    return copied
 
 
-def _check_json(value: object, *, where: str, depth: int, count: Iterator[int]) -> None:
+def _json(value: object, *, where: str, depth: int, count: Iterator[int]) -> Any:
+    """A copy of a JSON value, checked."""
     if depth > META_DEPTH_MAX:
         raise InvalidInputError(f"meta is nested deeper than {META_DEPTH_MAX} levels.")
     if next(count) > META_VALUES_MAX:
         raise InvalidInputError(f"meta holds more than {META_VALUES_MAX} values.")
     if isinstance(value, dict):
+        copied = {}
         for key, item in value.items():
             if type(key) is not str or not _is_text(key):
                 raise InvalidInputError(f"{where} has the key {shown(key)}; JSON keys are strings.")
-            _check_json(item, where=f"{where}[{key[:40]!r}]", depth=depth + 1, count=count)
-    elif isinstance(value, list):
-        for position, item in enumerate(value):
-            _check_json(item, where=f"{where}[{position}]", depth=depth + 1, count=count)
-    elif isinstance(value, float) and not math.isfinite(value):
+            inner = f"{where}[{key[:40]!r}]"
+            copied[key] = _json(item, where=inner, depth=depth + 1, count=count)
+        return copied
+    if isinstance(value, list):
+        return [
+            _json(item, where=f"{where}[{position}]", depth=depth + 1, count=count)
+            for position, item in enumerate(value)
+        ]
+    if isinstance(value, float) and not math.isfinite(value):
         raise InvalidInputError(f"{where} is {value}; JSON has no such number.")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise InvalidInputError(f"{where} is an integer of more than 64 bits.")
-    elif type(value) is str and not _is_text(value):
+    if type(value) is str and not _is_text(value):
         raise InvalidInputError(f"{where} holds half of a surrogate pair, not a character.")
-    elif value is not None and type(value) not in (str, int, float, bool):
+    if value is not None and type(value) not in (str, int, float, bool):
         raise InvalidInputError(
             f"{where} is a {type(value).__name__}; meta holds plain JSON values only."
         )
+    return value
 
 
 def _is_text(text: str) -> bool:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from ckptstore import repository
 from ckptstore.commit.staging import Staging
-from ckptstore.documents.facts import check_meta, check_metrics, check_step
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
     CkptStoreError,
@@ -35,6 +34,7 @@ from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.preemption import EXIT_CODE, Preemption
 from ckptstore.training.resume import restore_tracked
+from ckptstore.training.save_request import SaveRequest, step_number
 from ckptstore.training.tracked import capture, stateful
 from ckptstore.training.triggers import Interval
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.checkpoint import Checkpoint
+    from ckptstore.documents.facts import Facts
     from ckptstore.retention import KeepBest, Policy
     from ckptstore.training.resume import ResumeReport
     from ckptstore.training.tracked import Stateful
@@ -177,8 +178,7 @@ class CheckpointManager:
         self._has_begun = False  # whether there was a save since the last restore
         self._restored: Checkpoint | None = None
         self._keeps_all = False  # True where the checkpoints of another run would expire
-        # The facts and progress of the last call of `save`, if it was skipped.
-        self._skipped: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._skipped: SaveRequest | None = None  # the last call of `save`, if it was skipped
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
         self._preemption = Preemption()
         self._saved_step, self._saved_time = 0, self._seconds()
@@ -206,10 +206,9 @@ class CheckpointManager:
         After an error a skipped save is not made: the objects may be in the middle of a step.
         """
         if error is not None and self._skipped is not None:
-            step = self._skipped[0]["step"]
             error.add_note(
-                f"The save at step {step} was skipped while another was in flight. It is not made "
-                "after an error."
+                f"The save at step {self._skipped.step} was skipped while another was in flight. "
+                "It is not made after an error."
             )
             self._forget_skipped()
         try:
@@ -346,35 +345,37 @@ class CheckpointManager:
         self._start = None if self.branch in heads else checkpoint
         return report
 
-    def should_save(self, step: int) -> bool:
+    def should_save(self, step: SupportsIndex) -> bool:
         """Whether `save` would save at this step.
 
         Args:
             step: Training steps completed so far.
 
-
         Raises:
+            InvalidInputError: The step is not an integer.
             CkptStoreError: An earlier save failed in the background.
         """
+        number = step_number(step)
         self._background.raise_error()
         return self.preempted or self._interval.is_due(
-            step, last_step=self._saved_step, seconds=self._seconds() - self._saved_time
+            number, last_step=self._saved_step, seconds=self._seconds() - self._saved_time
         )
 
     def save(
         self,
-        step: int,
+        step: SupportsIndex,
         *,
         metrics: Mapping[str, object] | None = None,
         message: str = "",
         meta: Mapping[str, Any] | None = None,
-        epoch: int | None = None,
-        batch: int | None = None,
+        epoch: SupportsIndex | None = None,
+        batch: SupportsIndex | None = None,
         force: bool = False,
     ) -> bool:
         """Save the tracked objects if a checkpoint is due.
 
-        Changes to the tracked objects after this returns do not reach the checkpoint. When the
+        Changes to the tracked objects and the arguments after this returns do not reach the
+        checkpoint. A step that is no integer is an error at any call, whatever is due. When the
         branch has moved, the checkpoint is committed on top of its new head.
 
         Args:
@@ -396,35 +397,44 @@ class CheckpointManager:
                 raised by the next call of a method instead.
             SystemExit: After SIGTERM, once the checkpoint is durable.
         """
-        if not (force or self.should_save(step)):
+        number = step_number(step)
+        if not (force or self.should_save(number)):
             return False
-        meta = {**self._run, **check_meta(meta)}
-        facts = {"step": step, "metrics": check_metrics(metrics), "message": message, "meta": meta}
-        progress = {"epoch": epoch, "batch": batch}
+        request = SaveRequest.of(
+            number,
+            metrics=metrics,
+            message=message,
+            meta=meta,
+            epoch=epoch,
+            batch=batch,
+            run=self._run,
+        )
         if self._background.is_busy and self._when_busy == "skip" and not (force or self.preempted):
-            self._skipped = facts, progress
+            self._skipped = request
             return False
-        self._save(facts, progress)
+        self._save(request)
         if self.preempted:
             self.close()
-            sys.stderr.write(f"ckptstore: SIGTERM received; saved step {step} to {self.branch}.\n")
+            sys.stderr.write(
+                f"ckptstore: SIGTERM received; saved step {number} to {self.branch}.\n"
+            )
             raise SystemExit(EXIT_CODE)
         return True
 
-    def _save(self, facts: dict[str, Any], progress: dict[str, Any]) -> None:
+    def _save(self, request: SaveRequest) -> None:
         """Save the tracked objects as they are."""
         self._background.wait()
-        self._check_beginning(facts["step"])
-        state = capture(self.tracked, progress=progress, random=self._rng)
+        self._check_beginning(request.step)
+        state = capture(self.tracked, progress=request.position, random=self._rng)
         if self._staging is None:
-            self._commit(state, facts)
+            self._commit(state, request.facts)
         else:
             staged = self._staging.copy(state)
-            self._background.start(lambda: self._commit(staged, facts))
-        self._saved_step, self._saved_time = facts["step"], self._seconds()
+            self._background.start(lambda: self._commit(staged, request.facts))
+        self._saved_step, self._saved_time = request.step, self._seconds()
         self._forget_skipped()
 
-    def _check_beginning(self, step: SupportsIndex) -> None:
+    def _check_beginning(self, step: int) -> None:
         """Warn if the first save after a start or a restore is before the branch's newest step.
 
         Nothing expires then in this run, as the later checkpoints of the branch would.
@@ -439,10 +449,9 @@ class CheckpointManager:
             restored = self._restored
             if restored is not None and restored.id == latest.id:
                 return
-            number = check_step(step)
-            if latest.step is None or number is None:
+            if latest.step is None:
                 return
-            self._keeps_all = latest.step > number
+            self._keeps_all = latest.step > step
             if self._keeps_all:
                 if restored is None:
                     began = "without having restored one. Call restore_or_initialize first to"
@@ -452,7 +461,7 @@ class CheckpointManager:
                     began += " reset the branch to it first; to keep them, use another branch"
                 warnings.warn(
                     f"Branch {self.branch!r} has a checkpoint of step {latest.step}, and this run "
-                    f"saves step {number} {began}. In this run no checkpoint of it expires.",
+                    f"saves step {step} {began}. In this run no checkpoint of it expires.",
                     stacklevel=4,
                 )
 
@@ -490,10 +499,10 @@ class CheckpointManager:
         self._preemption.close()
         self.wait()
         if self._skipped is not None:
-            self._save(*self._skipped)
+            self._save(self._skipped)
             self.wait()
 
-    def _commit(self, state: object, facts: Mapping[str, Any]) -> None:
+    def _commit(self, state: object, facts: Facts) -> None:
         """Commit a state, then expire the checkpoints that the policy of the branch does not keep.
 
         Without a number, undo skips both operations.
@@ -501,13 +510,21 @@ class CheckpointManager:
         with as_training():
             self._commit_and_collect(state, facts)
 
-    def _commit_and_collect(self, state: object, facts: Mapping[str, Any]) -> None:
+    def _commit_and_collect(self, state: object, facts: Facts) -> None:
         if self._start is not None:
             # It may have expired since it was restored, or another process made the branch.
             with suppress(ExpiredError, ConflictError):
                 self.repository.branch(self.branch, self._start.id)
             self._start = None
-        self._newest = self.repository.commit(state, branch=self.branch, retry=True, **facts)
+        self._newest = self.repository.commit(
+            state,
+            branch=self.branch,
+            retry=True,
+            step=facts.step,
+            metrics=facts.metrics,
+            message=facts.message,
+            meta=dict(facts.meta),
+        )
         self._gc.after_commit(self.branch, keeps_all=self._keeps_all)
 
 

@@ -6,6 +6,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CorruptError
 from ckptstore.store.author import as_training
 from ckptstore.training.callback_states import CALLBACKS
@@ -38,7 +39,8 @@ class BackupAndRestore(Saver):
         branch: The branch of the backups. Each run needs its own.
 
     Raises:
-        InvalidInputError: `save_freq` is neither "epoch" nor a number of 1 or more.
+        InvalidInputError: `save_freq` is neither "epoch" nor a number of 1 or more, or `branch` is
+            no legal name.
 
     Example:
         >>> import torch
@@ -68,6 +70,7 @@ class BackupAndRestore(Saver):
         branch: str = "backup",
     ) -> None:
         super().__init__(store, branch=branch, save_freq=save_freq)
+        check_ref_name(branch, kind="branch")
         self.double_checkpoint, self.delete_checkpoint = double_checkpoint, delete_checkpoint
         self._is_due = False
         self._restore_random: Callable[[], None] | None = None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import string
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.documents.facts import check_message
+from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.monitor import Monitored, metrics_of
 from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, Saver, manager_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ckptstore.training.callbacks.callback import Logs
     from ckptstore.training.callbacks.saver import Store
@@ -29,8 +31,8 @@ class ModelCheckpoint(Saver, Monitored):
     Args:
         store: A folder or URL, where a repository is created if there is none, a Repository, or a
             CheckpointManager, whose branch, policy and tracked objects are then used.
-        branch: The branch; a template with {epoch} and {batch} (both counted from 1), {step} and
-            names of metrics ({val_loss:.3f}).
+        branch: The branch; a template with {epoch} (counted from 1), {step} and names of metrics
+            ({val_loss:.3f}). When saving after batches, also {batch} (counted from 1).
         message: The message of the checkpoints; a template with the same fields.
         monitor: The metric for `save_best_only`. If it is missing, the run is saved with a
             warning, as in Keras.
@@ -43,8 +45,8 @@ class ModelCheckpoint(Saver, Monitored):
         initial_value_threshold: What the first value of the metric has to improve on.
 
     Raises:
-        InvalidInputError: An argument is invalid, or `branch` or `save_weights_only` contradict the
-            manager.
+        InvalidInputError: An argument is invalid, a template cannot be filled or names no legal
+            branch, or `branch` or `save_weights_only` contradict the manager.
 
     Example:
         >>> import ckptstore, torch
@@ -78,8 +80,11 @@ class ModelCheckpoint(Saver, Monitored):
         self.verbose = verbose
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.best = initial_value_threshold
-        self._branch_template = Template(branch, what="branch")
-        self._message = Template(message, what="message")
+        known = ("epoch", "step") if save_freq == "epoch" else ("epoch", "batch", "step")
+        self._branch_template = Template(branch, what="branch", known=known)
+        self._message = Template(message, what="message", known=known)
+        check_ref_name(self._branch_template.sample(), kind="branch")
+        check_message(self._message.sample())
         manager = manager_of(store)
         if manager is not None and save_weights_only:
             raise InvalidInputError(
@@ -168,7 +173,8 @@ class ModelCheckpoint(Saver, Monitored):
 class Template:
     """A text with fields such as {epoch} or {val_loss:.3f}, to be filled with numbers."""
 
-    def __init__(self, text: str, *, what: str) -> None:
+    def __init__(self, text: str, *, what: str, known: Sequence[str]) -> None:
+        self._known = known
         try:
             self._fields = [
                 name for _, name, _, _ in string.Formatter().parse(text) if name is not None
@@ -182,12 +188,28 @@ class Template:
         """False for a constant text."""
         return bool(self._fields)
 
+    def sample(self) -> str:
+        """The text filled with ones, to see before a training whether that gives what it should.
+
+        A name that is not known may be that of a metric. InvalidInputError where no number fits.
+        """
+        return self.fill(_Ones(dict.fromkeys(self._known, 1)))
+
     def fill(self, numbers: Mapping[str, object]) -> str:
         """The text with these numbers."""
         try:
-            return self._text.format(**numbers)
+            return self._text.format_map(numbers)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise InvalidInputError(
                 f"The {self._what} {shown(self._text)} cannot be filled ({error!r}). "
                 f"Available: {', '.join(numbers)}."
             ) from error
+
+
+class _Ones(dict[str, object]):
+    """Numbers by name, among them every metric there may be."""
+
+    def __missing__(self, name: str) -> object:
+        if name == "batch":
+            raise KeyError(name)
+        return 1
