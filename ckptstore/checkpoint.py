@@ -209,6 +209,14 @@ class Checkpoint:
         return self._judge(self.id)
 
     @property
+    def expiry(self) -> str:
+        """When, by whose gc and by which policy it expired; "" if unknown or not expired.
+
+        Read from the repository on each access.
+        """
+        return str(self._catalog.expiry(self.id) or "") if self.expired else ""
+
+    @property
     def arrays(self) -> tuple[ArrayInfo, ...]:
         """All arrays in path order, read from the repository on each access.
 

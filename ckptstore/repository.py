@@ -1122,15 +1122,33 @@ class Repository:
             >>> repo.why("main").kept, repo.resolve("main").why[:2]
             (True, ('head of main', 'tag v1'))
         """
-        from ckptstore.gc import verdict_on
         from ckptstore.retention import Verdict
 
         id, manifest = self._resolver.resolved(rev)
         if self._catalog.is_expired(id):
             expiry = self._catalog.expiry(id)
-            reason = f"expired: {expiry.why}" if expiry else "expired"
+            reason = f"expired {expiry}" if expiry else "expired"
             return Verdict(id=id, manifest=manifest, branches=(), kept=False, reasons=(reason,))
-        return verdict_on(self._stores(), self._asked(None, None, None), id)
+        for verdict in self.verdicts():
+            if verdict.id == id:
+                return verdict
+        raise NotFoundError(f"Checkpoint {id.short} is not stored.")
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Return whether a gc by the saved policies keeps each live checkpoint, and why.
+
+        This is `plan_gc().verdicts` without a listing of all objects.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> _ = repo.commit({"lr": 0.1})
+            >>> [verdict.kept for verdict in repo.verdicts()]
+            [True]
+        """
+        from ckptstore.gc import verdicts
+
+        return verdicts(self._stores(), self._asked(None, None, None))
 
     def gc(
         self,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ckptstore.digest import Digest
 from ckptstore.documents import canonical
+from ckptstore.documents.author import Author
 from ckptstore.documents.canonical import Fields
 from ckptstore.documents.facts import MESSAGE_LENGTH_MAX
 from ckptstore.documents.manifest import CREATED_MAX, metric_to_json, metrics_from_json
-from ckptstore.documents.operation import Author
 from ckptstore.errors import CorruptError
 
 if TYPE_CHECKING:

@@ -27,5 +27,5 @@ from ckptstore.gc.plan import GcPlan as GcPlan
 from ckptstore.gc.plan import expire as expire
 from ckptstore.gc.plan import plan_expiry as plan_expiry
 from ckptstore.gc.plan import plan_gc as plan_gc
-from ckptstore.gc.plan import verdict_on as verdict_on
+from ckptstore.gc.plan import verdicts as verdicts
 from ckptstore.gc.stores import Stores as Stores

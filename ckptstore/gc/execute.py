@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.author import Author
     from ckptstore.documents.operation import Condemned, Operation
     from ckptstore.gc.judge import RulesAt
     from ckptstore.gc.plan import GcPlan
@@ -62,7 +63,7 @@ def delete_remaining(stores: Stores, left: Remaining) -> GcReport:
     owner = secrets.token_hex(8)
     unrecorded: dict[Digest, Expiry] = {}
     while condemned := condemn(stores, left, owner=owner):
-        unrecorded |= delete(stores, condemned)
+        unrecorded |= delete(stores, condemned, by=stores.author())
         if not left.has_little_room:
             record(stores, unrecorded)
     record(stores, unrecorded)
@@ -84,10 +85,12 @@ def finish_gc(stores: Stores) -> None:
 
     This includes a gc of another owner: the lock shows that it is dead (ADR 0020).
     """
-    condemned = stores.oplog.newest().condemned
+    newest = stores.oplog.newest()
+    condemned = newest.condemned
     if condemned is not None:
         stores.oplog.check_store()
-        record(stores, delete(stores, condemned))
+        is_its_own = newest.seq == condemned.since  # others that came meanwhile carry it along
+        record(stores, delete(stores, condemned, by=newest.by if is_its_own else None))
         end(stores, "finished a gc that was interrupted")
 
 
@@ -136,10 +139,17 @@ def _condemn(
     return condemned
 
 
-def delete(stores: Stores, condemned: Condemned) -> dict[Digest, Expiry]:
+def delete(
+    stores: Stores, condemned: Condemned, *, by: Author | None = None
+) -> dict[Digest, Expiry]:
     """Carry out what an operation announces; it may already have been done in part.
 
     Nothing is written, so that a full disk has room before anything is (ADR 0035).
+
+    Args:
+        stores: The parts of the repository.
+        condemned: The checkpoints and objects.
+        by: The process that condemned them, if known.
 
     Returns:
         The expiries that remain to be recorded.
@@ -151,7 +161,10 @@ def delete(stores: Stores, condemned: Condemned) -> dict[Digest, Expiry]:
     now = stores.now()
     expiries = {
         id: Expiry(
-            time=now, why=condemned.why, ancestors=_ancestors(stores, id, condemned.checkpoints)
+            time=now,
+            why=condemned.why,
+            ancestors=_ancestors(stores, id, condemned.checkpoints),
+            by=by,
         )
         for id in condemned.checkpoints
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -51,7 +51,6 @@ class GcPlan:
             and they are younger than the grace time themselves.
         young_bytes: The bytes of these.
         young_seconds: The time after which a gc can delete the last of them, from now.
-        next_to_go: Checkpoints that stay now, and expire when the next one of their branch comes.
         temporary_bytes: The bytes of files that killed processes left half written.
         warning: Why nothing can be deleted, and the way out, where a checkpoint of the history is
             missing, a policy with a metric that no checkpoint has, or a limit of bytes that cannot
@@ -69,7 +68,6 @@ class GcPlan:
     young_bytes: int
     young_seconds: float
     temporary_bytes: int
-    next_to_go: tuple[Digest, ...] = ()
     warning: str = ""
     _execute: Callable[[GcPlan], GcReport] = field(repr=False, compare=False)
 
@@ -82,6 +80,11 @@ class GcPlan:
     def expired(self) -> tuple[Verdict, ...]:
         """The checkpoints that would expire."""
         return tuple(verdict for verdict in self.verdicts if not verdict.kept)
+
+    @property
+    def next_to_go(self) -> tuple[Digest, ...]:
+        """Checkpoints that stay now, and expire when the next one of their branch comes."""
+        return tuple(verdict.id for verdict in self.verdicts if verdict.is_next_to_go)
 
     @property
     def bytes(self) -> int:
@@ -117,16 +120,12 @@ def plan_gc(stores: Stores, rules_at: RulesAt) -> GcPlan:
     return _beside_gc(stores, partial(_plan, stores, rules_at))
 
 
-def verdict_on(stores: Stores, rules_at: RulesAt, id: Digest) -> Verdict:
-    """Return the verdict of a gc on one live checkpoint, without the bytes that it frees."""
+def verdicts(stores: Stores, rules_at: RulesAt) -> tuple[Verdict, ...]:
+    """Return the verdicts of a gc on all live checkpoints, without the bytes that it frees."""
 
-    def attempt(lock: AbstractContextManager[None]) -> Verdict:
+    def attempt(lock: AbstractContextManager[None]) -> tuple[Verdict, ...]:
         with stores.lock, lock, stores.live.lock:
-            judged = _judge_newest(stores, rules_at)
-        for verdict in judged.verdicts:
-            if verdict.id == id:
-                return verdict
-        raise NotFoundError(f"Checkpoint {id.short} is not stored.")
+            return _judge_newest(stores, rules_at).verdicts
 
     return _beside_gc(stores, attempt)
 
@@ -175,7 +174,11 @@ def _judge_newest(stores: Stores, rules_at: RulesAt) -> Judged:
     newest = stores.oplog.newest()
     stored = stores.catalog.live()
     stores.live.reconcile(newest, stored)
-    return judge(stores, newest, rules_at(newest), stored=stored)
+    judged = judge(stores, newest, rules_at(newest), stored=stored)
+    kept = (verdict for verdict in judged.verdicts if verdict.kept)
+    going = set(next_to_go(kept, judged.rules.policies, judged.chains))
+    verdicts = (replace(verdict, is_next_to_go=verdict.id in going) for verdict in judged.verdicts)
+    return replace(judged, verdicts=tuple(verdicts))
 
 
 def _plan(stores: Stores, rules_at: RulesAt, *, lock: AbstractContextManager[None]) -> GcPlan:
@@ -208,7 +211,6 @@ def _plan(stores: Stores, rules_at: RulesAt, *, lock: AbstractContextManager[Non
             young_objects += int(is_new.sum())
             young_bytes += int(sizes[is_new].sum())
         temporaries = stores.storage.temporaries()
-        to_go = next_to_go((v for v in verdicts if v.kept), rules.policies, chains)
     return GcPlan(
         sentences=(tuple(rules.policies.sentences(chains)) if rules.chosen is None else (CHOSEN,)),
         metrics=rules.policies.metrics(chains),
@@ -220,7 +222,6 @@ def _plan(stores: Stores, rules_at: RulesAt, *, lock: AbstractContextManager[Non
         young_objects=young_objects,
         young_bytes=young_bytes,
         young_seconds=float(young_seconds) if waiting or young_objects else 0.0,
-        next_to_go=to_go,
         temporary_bytes=sum(item.size for item in temporaries if item.is_left),
         warning=stores.warning(judged.notes),
         _execute=lambda plan: execute_plan(stores, plan, rules_at),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ckptstore.digest import Digest
-    from ckptstore.documents.operation import Author, Operation
+    from ckptstore.documents.author import Author
+    from ckptstore.documents.operation import Operation
     from ckptstore.storage import Storage
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.live import LiveCheckpoints

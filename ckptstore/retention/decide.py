@@ -52,6 +52,7 @@ class Verdict:
         is_let_go: True if it belongs to no branch; then it expires after the grace time.
         is_reached: False if it is not even in the history of a branch or a tag.
         names: The reasons that hold whatever the policy: heads, tags, leases and seeds.
+        is_next_to_go: True if it stays now, but not once the next checkpoint of its branch comes.
     """
 
     id: Digest
@@ -62,6 +63,7 @@ class Verdict:
     is_let_go: bool = False
     is_reached: bool = True
     names: tuple[str, ...] = ()
+    is_next_to_go: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ def decide(
         kept, gone, over = _judge(policy, chain.checkpoints, named=reasons, freed=freed)
         for reason in kept:
             reasons[reason.id].append(f"{reason.text} on {name}")
+        dropped.update({reason.id: reason.text for reason in policy.passed_over(chain.checkpoints)})
         dropped.update(gone)
         notes += [
             f"Branch {name}: {note}" for note in (policy.note(chain.checkpoints), over) if note

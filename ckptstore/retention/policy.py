@@ -98,6 +98,17 @@ class Policy:
         """
         raise NotImplementedError
 
+    def passed_over(self, chain: Chain) -> Reasons:  # noqa: ARG002
+        """Explain checkpoints that the policy does not keep, where the reason is not obvious.
+
+        Args:
+            chain: As for `keep`.
+
+        Returns:
+            A reason for each of these; usually none.
+        """
+        return iter(())
+
     def note(self, chain: Chain) -> str:  # noqa: ARG002
         """Describe metrics that are still missing.
 
@@ -284,6 +295,17 @@ class KeepBest(Policy):
         for id, _ in islice(once_a_step(waiting), self.pending):
             yield Reason(id, f"waiting for {self.metric}", BEST)
 
+    def passed_over(self, chain: Chain) -> Reasons:
+        """Explain those without the metric that are older than one with it (ADR 0043)."""
+        waiting = self._waiting(chain)
+        for id, manifest in chain[len(waiting) + 1 :]:
+            if self.metric not in manifest.metrics:
+                newer = chain[len(waiting)]
+                step = "" if newer[1].step is None else f" (step {newer[1].step})"
+                yield Reason(
+                    id, f"no {self.metric}, which the newer {newer[0].short}{step} has", ANY
+                )
+
     def note(self, chain: Chain) -> str:
         """Return a sentence where no checkpoint has the metric, or none a finite value."""
         values = [manifest.metrics.get(self.metric) for _, manifest in chain]
@@ -458,6 +480,11 @@ class Union(Policy):
         """Yield what each keeps, one policy after the other."""
         for member in self.members:
             yield from member.keep(chain)
+
+    def passed_over(self, chain: Chain) -> Reasons:
+        """Yield the explanations of each, one policy after the other."""
+        for member in self.members:
+            yield from member.passed_over(chain)
 
     def note(self, chain: Chain) -> str:
         """Join the sentences of all of them."""

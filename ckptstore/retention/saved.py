@@ -6,29 +6,96 @@ One policy is for all branches; a branch may have one of its own in its place.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptstore.documents import canonical
 from ckptstore.documents.settings import BRANCH_RETENTION, branch_groups, with_part
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.errors import InvalidInputError, shortened, shown
 from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.periodic import KeepEveryNHours, KeepEveryNSteps, KeepWithin
 from ckptstore.retention.policy import (
+    ANY,
     KeepAll,
     KeepBest,
     KeepIf,
     KeepSteps,
     MaxToKeep,
     Policy,
+    Reason,
     Union,
     not_a_policy,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from typing import Self
+
+    from ckptstore.retention.policy import Chain, Reasons
 
 RETENTION = "retention"  # the setting of the policy for all branches
+SENTENCE_LENGTH_MAX = 1000  # of a policy that only its program can apply
 SAVED_BYTES_MAX = 256 << 10  # of a saved policy, as every operation carries it along
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftAlone(Policy):
+    """Keeps everything, in place of a saved policy that this process cannot apply.
+
+    Attributes:
+        reason: The reason for each checkpoint.
+        explanation: The reason as the second part of a sentence.
+        document: The JSON form in the repository.
+    """
+
+    reason: str
+    explanation: str
+    document: Any = field(hash=False)
+    kind: ClassVar[str] = "by_program"
+
+    @classmethod
+    def by_program(cls, sentence: str) -> Self:
+        """Return the stand-in for a policy with a function, which only its program can apply.
+
+        Args:
+            sentence: The policy.
+        """
+        return cls(
+            reason="left to the program whose function decides (KeepIf)",
+            explanation=f"its program alone applies a policy with a function ({sentence})",
+            document={"kind": cls.kind, "sentence": sentence},
+        )
+
+    @classmethod
+    def unknown(cls, document: object) -> Self:
+        """Return the stand-in for a policy of a later version.
+
+        Args:
+            document: The JSON form.
+        """
+        return cls(
+            reason="this version does not know the saved policy",
+            explanation=f"this version does not know the saved policy {shown(document)}",
+            document=document,
+        )
+
+    @property
+    def phrase(self) -> str:
+        """The kept checkpoints, as a part of a sentence."""
+        return f"everything: {self.explanation}"
+
+    @property
+    def keeps_all(self) -> bool:
+        """True."""
+        return True
+
+    def keep(self, chain: Chain) -> Reasons:
+        """Keep all of them."""
+        return (Reason(id, self.reason, ANY) for id, _ in chain)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form in the repository."""
+        document: dict[str, Any] = self.document
+        return document
 
 
 def saved(policy: object) -> dict[str, Any]:
@@ -46,12 +113,11 @@ def saved(policy: object) -> dict[str, Any]:
     return document
 
 
-def savable(policy: Policy) -> Policy | None:
-    """Return a policy without the parts that hold a function; None if nothing is left."""
-    parts = tuple(part for part in policy.parts if not isinstance(part, KeepIf))
-    if len(parts) == len(policy.parts):
+def savable(policy: Policy) -> Policy:
+    """Return a policy, or what stands for it in a repository if it holds a function."""
+    if not any(isinstance(part, KeepIf) for part in policy.parts):
         return policy
-    return Union(parts) if len(parts) > 1 else next(iter(parts), None)
+    return LeftAlone.by_program(shortened(str(policy).removesuffix("."), SENTENCE_LENGTH_MAX))
 
 
 def from_json(document: object) -> Policy:
@@ -67,6 +133,8 @@ def from_json(document: object) -> Policy:
     try:
         fields = dict(document)  # type: ignore[call-overload]
         kind = fields.pop("kind")
+        if kind == LeftAlone.kind:
+            return LeftAlone.by_program(shortened(str(fields["sentence"]), SENTENCE_LENGTH_MAX))
         if kind == Union.kind:
             return Union(tuple(from_json(member) for member in fields["members"]))
         make = KeepBest.from_saved if kind == KeepBest.kind else _KINDS[kind]
@@ -99,16 +167,12 @@ class Policies:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], *, only: Collection[str] | None) -> Policies:
-        """Return the policies in the settings of a repository.
-
-        Raises:
-            InvalidInputError: A policy is not one that this version knows.
-        """
-        return cls(
-            default=saved_policy(settings, None),
-            by_branch=branch_policies(settings),
-            only=only,
-        )
+        """Return the policies in the settings of a repository."""
+        try:
+            by_branch = branch_policies(settings)
+        except InvalidInputError:  # groups in the form of a later version: any may have a policy
+            return cls(default=LeftAlone.unknown(settings[BRANCH_RETENTION]), only=only)
+        return cls(default=saved_policy(settings, None), by_branch=by_branch, only=only)
 
     @classmethod
     def given(cls, policy: object, *, only: Collection[str] | None) -> Policies:
@@ -155,7 +219,7 @@ def branch_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
     return {
         name: policy
         for group in branch_groups(settings)
-        for policy in [from_json(group["policy"])]
+        for policy in [_read(group["policy"])]
         for name in group["branches"]
     }
 
@@ -165,7 +229,15 @@ def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | No
     if branch is not None:
         return branch_policies(settings).get(branch)
     document = settings.get(RETENTION)
-    return None if document is None else from_json(document)
+    return None if document is None else _read(document)
+
+
+def _read(document: object) -> Policy:
+    """Return a saved policy. One that this version does not know keeps everything."""
+    try:
+        return from_json(document)
+    except InvalidInputError:
+        return LeftAlone.unknown(document)
 
 
 def with_policy(

@@ -13,14 +13,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckptstore.documents.operation import (
-    AUTHOR_LENGTH_MAX,
-    CALL,
-    HAND,
-    SAVE,
-    TRAINING,
-    Author,
-)
+from ckptstore.documents.author import AUTHOR_LENGTH_MAX, CALL, HAND, SAVE, TRAINING, Author
 from ckptstore.errors import printable, shortened
 from ckptstore.this_run import program
 

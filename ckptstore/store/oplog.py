@@ -41,7 +41,7 @@ from ckptstore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ckptstore.documents.operation import Author
+    from ckptstore.documents.author import Author
     from ckptstore.documents.ref_page import Refs
     from ckptstore.storage import Listed, Storage
 

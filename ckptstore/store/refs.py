@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ckptstore.digest import Digest
+    from ckptstore.documents.author import Author
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.documents.operation import Author
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog

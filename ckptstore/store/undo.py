@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptstore.digest import Digest
+from ckptstore.documents.author import CALL, HAND, SAVE, Author
 from ckptstore.documents.note import NoteName
-from ckptstore.documents.operation import CALL, HAND, SAVE
 from ckptstore.documents.settings import parts, with_part
 from ckptstore.errors import ConflictError, InvalidInputError, NotFoundError
 from ckptstore.times import utc
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from ckptstore.documents.operation import Author, Operation
+    from ckptstore.documents.operation import Operation
     from ckptstore.store.oplog import Oplog
 
 COMMITTED = "committed "  # begins the description of a commit in versions that record no author
@@ -105,10 +105,9 @@ class OperationInfo:
     @property
     def who(self) -> str:
         """The program, its process, user and machine, as one text; "" if none is recorded."""
-        if not self.program:
-            return ""
-        place = "@".join(part for part in (self.user, self.host) if part)
-        return f"{self.program}[{self.pid}] {place}".rstrip()
+        return Author(
+            role=self.role, user=self.user, host=self.host, program=self.program, pid=self.pid
+        ).who
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

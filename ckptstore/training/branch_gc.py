@@ -43,7 +43,6 @@ class BranchGc:
         self._repository, self._keep_seeds, self._every = repository, keep_seeds, every
         self._commits = 0
         self._saved_for: str | None = None  # the branch for which the policy was saved
-        self._is_told = False  # whether the warning about KeepIf was logged
         self._warning = ""  # of the last gc
         self._failures: set[type[Exception]] = set()  # the kinds of errors of its gcs
 
@@ -66,39 +65,34 @@ class BranchGc:
         """Save the policy of the manager, and apply the policy of the branch."""
         policy, saved = self.policy, self._repository.retention(branch)
         if policy is not None and not (self._saved_for == branch and saved):
-            is_saved = self._save_policy(policy, branch)  # again where a rename took it along
-            self._saved_for = branch if is_saved else None
+            self._save_policy(policy, branch)  # again where a rename took it along
+            self._saved_for = branch
         if policy is not None or self._has_saved_policy(branch):
-            is_whole = policy is None or savable(policy) == policy
-            self._gc(None if self._saved_for == branch and is_whole else policy, branch)
+            is_by_code = policy is not None and savable(policy) != policy
+            saved = self._repository.retention(branch) if is_by_code else None
+            self._gc(policy if policy is not None and saved == savable(policy) else None, branch)
 
     def _has_saved_policy(self, branch: str) -> bool:
         """Whether the repository has a policy for the branch."""
         return (self._repository.retention(branch) or self._repository.retention()) is not None
 
-    def _save_policy(self, policy: Policy, branch: str) -> bool:
-        """Save the policy in the repository, for every gc there, without what holds a function.
+    def _save_policy(self, policy: Policy, branch: str) -> None:
+        """Save the policy in the repository, for every gc there.
 
-        Returns:
-            False if it holds a function and no other policy would apply to the branch. Nothing is
-            saved then: a gc without a policy keeps everything that the function accepts.
+        One that holds a function is saved as a note that only this program applies it. Other gcs
+        then leave the branch alone.
         """
-        part = savable(policy)
-        if part != policy:
-            self._warn_of_function(part, branch)
-            if not self._has_saved_policy(branch):
-                return False
+        made = savable(policy)
         saved = self._repository.retention(branch)
-        if part is not None and (saved is None or saved.to_json() != part.to_json()):
-            self._repository.set_retention(part, branch=branch)
+        if saved is None or saved.to_json() != made.to_json():
+            self._repository.set_retention(made, branch=branch)
             if saved is not None:
                 _log.warning(
                     "The policy of branch %s was: %s This run has replaced it: %s",
                     branch,
                     saved,
-                    part,
+                    made,
                 )
-        return True
 
     def _gc(self, policy: Policy | None, branch: str) -> None:
         """Apply a policy, or the saved one, and log each new warning of the gc."""
@@ -120,19 +114,6 @@ class BranchGc:
                 error if is_foreseen else f"{type(error).__name__}: {error}.",
                 shlex.quote(self._repository.url),
                 exc_info=None if is_foreseen else error,
-            )
-
-    def _warn_of_function(self, part: Policy | None, branch: str) -> None:
-        """Log once that other gcs do not apply the functions of the policy."""
-        if not self._is_told:
-            self._is_told = True
-            _log.warning(
-                "The policy for branch %s holds a function (KeepIf), which cannot be saved in the "
-                "repository. Only this manager applies it. A gc elsewhere obeys the policy saved "
-                "for the branch, if any%s, and may expire checkpoints that only the function "
-                "accepts. Tag those that have to stay.",
-                branch,
-                "" if part is None else f", in place of a policy of all branches: {part}",
             )
 
 

@@ -59,10 +59,11 @@ class CheckpointManager:
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
     `keep_every_n_steps` and `policy` keeps it. A gc of this branch alone runs after each save, or
     after every `gc_every`-th. The policy is saved in the repository for the branch, so that any
-    other gc obeys it; KeepIf cannot be saved, which logs a warning. A policy saved for the branch
-    later, by another program, takes its place at the next save. Without any of these arguments the
-    saved policy applies; without one, everything is kept. An error of gc is logged and never fails
-    a save. While the metric of `keep_best` may still come, nothing expires for lack of it.
+    other gc obeys it; with a KeepIf, which cannot be saved, any other gc leaves the branch alone. A
+    policy saved for the branch later, by another program, takes its place at the next save. Without
+    any of these arguments the saved policy applies; without one, everything is kept. An error of gc
+    is logged and never fails a save. While the metric of `keep_best` may still come, nothing
+    expires for lack of it.
 
     The manager is a context manager; leaving it calls `close`.
 
@@ -231,7 +232,7 @@ class CheckpointManager:
 
     @property
     def best(self) -> Checkpoint | None:
-        """The best checkpoint of the branch by the metric of `keep_best`; None if none has it.
+        """The best stored checkpoint by the metric of `keep_best`; None if none has it.
 
         Raises:
             InvalidInputError: The manager has neither `keep_best` nor a policy with KeepBest.
@@ -241,12 +242,19 @@ class CheckpointManager:
                 "There is no best checkpoint without a metric. Pass one, such as "
                 "keep_best='val_loss'."
             )
+        metric, mode = quoted(self._best.metric), self._best.mode
+        found: Checkpoint | None
         try:
-            return self.repository.resolve(
-                f"{self.branch}@best:{quoted(self._best.metric)}:{self._best.mode}"
-            )
+            found = self.repository.resolve(f"{self.branch}@best:{metric}:{mode}")
         except NotFoundError:
             return None
+        if found.expired:  # as where a note corrected a value after a better one had expired
+            stored = self.repository.log(
+                self.branch, own=True, expired=False, sort=f"{metric}:{mode}", limit=1
+            )
+            name = self._best.metric
+            found = next((c for c in stored if math.isfinite(c.metrics.get(name, math.inf))), None)
+        return found
 
     @property
     def checkpoints(self) -> list[Checkpoint]:

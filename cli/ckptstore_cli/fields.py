@@ -38,7 +38,7 @@ def of_checkpoint(
         "arrays": f"{checkpoint.array_count:,}, {text.size(checkpoint.array_bytes)}",
         "values": _values(checkpoint, values or {}),
         "new": f"{text.size(checkpoint.new_bytes)} stored by this commit",
-        "expired": "yes, its arrays are no longer stored" if checkpoint.expired else "",
+        "expired": checkpoint.expiry or "yes" if checkpoint.expired else "",
         "meta": [f"{name} = {_meta(name, value)}" for name, value in checkpoint.meta.items()],
     }
     return {name: value for name, value in fields.items() if value}

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from ckptstore.retention import KeepBest
+
 
 def test_a_note_is_in_the_log_in_show_and_in_best(ckpt, history):
     id = history.resolve("main~1").id
@@ -23,6 +25,22 @@ def test_json_has_the_notes(ckpt, history):
     (note,) = told["notes"]
     assert note["metrics"] == {"val_loss": "nan"}
     assert note["user"]
+
+
+def test_a_note_names_the_older_ones_that_no_longer_wait_for_the_metric(ckpt, repo):
+    ids = [repo.commit({"n": step}, step=step).id for step in range(4)]
+    repo.set_retention(KeepBest("val_acc"))
+    result = ckpt("annotate", "main~1", "-M", "val_acc=0.5")
+    assert " ".join(result.stderr.split()) == (
+        "2 checkpoints of main without val_acc would expire at the next gc, since a newer one has "
+        f"it: {ids[1].short}, {ids[0].short}. To keep one, add its val_acc or a tag."
+    )
+    reason = f"no val_acc, which the newer {ids[2].short} (step 2) has"
+    assert [v.reasons for v in repo.plan_gc().expired] == [(reason,), (reason,)]
+    assert ckpt("annotate", "main~1", "-M", "other=1").stderr == ""
+    ckpt("annotate", ids[0], "-M", "val_acc=0.4")
+    ckpt("annotate", ids[1], "-M", "val_acc=0.6")
+    assert [v.manifest.step for v in repo.plan_gc().kept] == [3, 1]
 
 
 def test_undo_takes_a_note_back(ckpt, history):

@@ -52,11 +52,12 @@ def test_a_revision_must_be_given_and_be_there(ckpt, history):
 
 def test_why_names_every_reason(ckpt, history):
     history.set_retention(MaxToKeep(1))
-    history.commit({"x": 1}, step=300)
+    history.tag("v2", history.commit({"x": 1}, step=300).id)
     kept = ckpt.json("show", "main", "--why")
     assert kept["kept"] is True
     assert kept["why"] == list(history.resolve("main").why)
     assert kept["why"][0] == "head of main"
+    assert kept["is_next_to_go"] is False
     lines = ckpt.out("show", "main", "--why").splitlines()
     assert lines[-len(kept["why"])].split() == ["kept", "head", "of", "main"]
     gone = ckpt.json("show", "main~1", "--why")
@@ -82,7 +83,22 @@ def test_why_of_an_expired_one_is_what_expired_it(ckpt, history):
     history.gc(MaxToKeep(1))
     shown = ckpt.json("show", "main~1", "--why")
     assert shown["kept"] is False
-    assert shown["why"][0].startswith("expired: Keep the newest")
+    (operation,) = history.operations(limit=1)
+    (why,) = shown["why"]
+    assert why.startswith("expired 2")
+    assert why.endswith(f" by {operation.who}: Keep the newest of each branch.")
+    assert shown["expiry"] == why.removeprefix("expired ")
+    assert shown["expiry"] in " ".join(ckpt.out("show", "main~1").split())
+
+
+def test_why_tells_what_expires_with_the_next_checkpoint(ckpt, history):
+    history.set_retention(MaxToKeep(1))
+    assert ckpt.json("show", "main", "--why")["is_next_to_go"] is True
+    said = ckpt.out("show", "main", "--why")
+    assert said.splitlines()[-1].strip() == "expires when the next checkpoint of its branch comes"
+    assert history.resolve("main").id in history.plan_gc().next_to_go
+    history.tag("kept", "main")
+    assert ckpt.json("show", "main", "--why")["is_next_to_go"] is False
 
 
 def test_arguments_are_shown_as_a_shell_takes_them(ckpt, repo):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import ckptstore
-from ckptstore.documents.operation import Author
+from ckptstore.documents.author import Author
 from ckptstore.store import author
 
 if TYPE_CHECKING:

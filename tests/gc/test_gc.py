@@ -375,9 +375,9 @@ def test_all_that_one_gc_condemns_names_it_and_the_operation_since_which_it_hold
     before = line.repo._oplog.newest().seq
     delete, names = execute.delete, iter(range(100))
 
-    def beside_a_tag(stores: Any, condemned: Condemned) -> Any:
+    def beside_a_tag(stores: Any, condemned: Condemned, **by: Any) -> Any:
         line.repo.tag(f"beside-{next(names)}", "main")
-        return delete(stores, condemned)
+        return delete(stores, condemned, **by)
 
     monkeypatch.setattr(execute, "delete", beside_a_tag)
     line.repo.gc(MaxToKeep(1), grace=0)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import ckptstore
 from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError, NotFoundError
-from ckptstore.documents.operation import Author, Condemned
+from ckptstore.documents.author import Author
+from ckptstore.documents.operation import Condemned
 from ckptstore.retention import MaxToKeep
 from ckptstore.store.author import as_training
 from ckptstore.store.oplog import key_of

@@ -25,7 +25,7 @@ from ckptstore import (
     StorageError,
     UnsupportedValueError,
 )
-from ckptstore.retention import KeepAll, KeepBest, KeepIf, KeepSteps, MaxToKeep
+from ckptstore.retention import KeepAll, KeepBest, KeepSteps, MaxToKeep
 from ckptstore.storage import MemoryStorage
 from ckptstore.training import CheckpointManager
 from tests.helpers.children import do_in_child
@@ -482,44 +482,6 @@ def test_a_saved_policy_is_not_replaced_in_silence(caplog: pytest.LogCaptureFixt
     )
     manager(repo, max_to_keep=1).save(3)
     assert len(caplog.messages) == 1
-
-
-def test_a_policy_with_a_function_is_applied_and_not_saved(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    found = manager(policy=KeepIf(lambda manifest: manifest.step == 1), max_to_keep=2)
-    for step in range(4):
-        found.save(step)
-    found.wait()
-    assert steps(found) == [1, 2, 3]
-    assert found.repository.retention("main") is None  # so a gc elsewhere keeps everything
-    assert ckptstore.open(found.repository.url).gc(grace=0).expired == ()
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "branch main holds a function (KeepIf), which cannot be saved" in said
-
-
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_of_a_policy_with_a_function_the_rest_is_saved_where_another_would_apply(
-    when: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    repo = ckptstore.init("memory://")
-    policy = KeepBest("acc") | KeepIf(lambda manifest: manifest.step == 0)
-    found = manager(repo, policy=policy)
-    for step, value in enumerate([0.1, 0.9, 0.3, 0.2]):
-        if step == (0 if when == "before" else 2):
-            repo.set_retention(MaxToKeep(1))
-        found.save(step, metrics={"acc": value})
-        found.wait()
-    assert steps(found) == [0, 1, 3]
-    assert repo.retention("main") == KeepBest("acc")
-    ckptstore.open(repo.url).gc(grace=0)
-    assert steps(found) == [1, 3]
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "in place of a policy of all branches: Keep the best by acc (max)" in said
-    repo.set_retention(KeepSteps([3]), branch="main")  # by hand, and so not replaced
-    found.save(4, metrics={"acc": 0.2})
-    found.wait()
-    assert repo.retention("main") == KeepSteps([3])
 
 
 def test_the_saved_policy_is_applied_unless_one_is_given() -> None:

@@ -36,12 +36,27 @@ def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_jso
     verdict = repo.why(checkpoint.id) if with_reasons else None
     if as_json:
         count = None if values is None else len(values)
-        judged = {"kept": verdict.kept, "why": list(verdict.reasons)} if verdict else {}
-        output.document({**documents.checkpoint(checkpoint, refs), "values": count, **judged})
+        judged = (
+            {
+                "kept": verdict.kept,
+                "why": list(verdict.reasons),
+                "is_next_to_go": verdict.is_next_to_go,
+            }
+            if verdict
+            else {}
+        )
+        expiry = {"expiry": checkpoint.expiry} if checkpoint.expired else {}
+        output.document(
+            {**documents.checkpoint(checkpoint, refs), "values": count, **expiry, **judged}
+        )
     else:
         shown = fields.of_checkpoint(checkpoint, refs, values)
         if verdict:
-            shown["kept" if verdict.kept else "not kept"] = list(verdict.reasons)
+            reasons = [*verdict.reasons]
+            if verdict.is_next_to_go:
+                reasons.append("expires when the next checkpoint of its branch comes")
+            if not checkpoint.expired:  # else they are in a field of their own
+                shown["kept" if verdict.kept else "not kept"] = reasons
         output.fields(shown)
         best = best_in(rev)
         if best:
