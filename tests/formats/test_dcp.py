@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 import pickle
@@ -348,6 +349,23 @@ def test_metadata_that_wants_to_run_code_is_refused(folder: Path, protocol: int)
 def test_metadata_of_any_protocol_is_read(folder: Path, protocol: int) -> None:
     metadata = pickle.loads((folder / ".metadata").read_bytes())
     (folder / ".metadata").write_bytes(pickle.dumps(metadata, protocol=protocol))
+    assert committed(folder)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_enumerations_are_read_as_each_python_writes_them(folder: Path, protocol: int) -> None:
+    """By their values, or by getattr and their names, as 3.11.2 does and 3.11.7 does not."""
+
+    class ByName(pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, enum.Enum):
+                return getattr, (type(value), value.name)
+            return NotImplemented
+
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    with (folder / ".metadata").open("wb") as stream:
+        ByName(stream, protocol).dump(metadata)
+    assert b"getattr" in (folder / ".metadata").read_bytes()
     assert committed(folder)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 

@@ -120,7 +120,7 @@ def test_steps_counted_in_one_tensor_are_each_saved_when_they_are_due() -> None:
         {"epoch": 1.5},
         {"batch": "2"},
     ],
-    ids=str,
+    ids=lambda arguments: "-".join(f"{k}={type(v).__name__}" for k, v in arguments.items()),
 )
 def test_what_cannot_be_saved_is_an_error_at_once(arguments: dict[str, Any]) -> None:
     found = manager()

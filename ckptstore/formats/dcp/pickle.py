@@ -65,7 +65,8 @@ _KNOWN = frozenset(
     | {(module, "PosixPath") for module in ("pathlib", "pathlib._local")}
     | {(module, "WindowsPath") for module in ("pathlib", "pathlib._local")}
     | {("torch", "Size"), ("torch.serialization", "_get_layout")}
-    | {("collections", "OrderedDict"), ("builtins", "getattr")}  # as names only: see Record
+    | {("collections", "OrderedDict")}
+    | {(module, "getattr") for module in ("builtins", "__builtin__")}  # as a name: see Record
 )
 
 
