@@ -48,6 +48,8 @@ class ArrayInfo:
         nbytes: Bytes of the elements. Of an array that was committed through Zarr, bytes of its
             encoded chunks.
         chunk_count: The number of chunks.
+        order: The dimensions in the order of the memory that the array came from and comes back
+            in, such as (0, 2, 3, 1) for channels_last; None for C order.
     """
 
     path: str
@@ -56,6 +58,7 @@ class ArrayInfo:
     chunk_shape: tuple[int, ...]
     nbytes: int
     chunk_count: int
+    order: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, entry: ArrayEntry) -> Self:
@@ -67,9 +70,10 @@ class ArrayInfo:
             path=entry.path,
             dtype=entry.dtype,
             shape=entry.shape,
-            chunk_shape=entry.shape if is_small else entry.chunk_shape,
+            chunk_shape=entry.shape if is_small else entry.shown_chunk_shape,
             nbytes=entry.nbytes,
-            chunk_count=1 if is_small else chunk_count(entry.shape, entry.chunk_shape),
+            chunk_count=1 if is_small else chunk_count(entry.stored_shape, entry.chunk_shape),
+            order=entry.order,
         )
 
     @classmethod

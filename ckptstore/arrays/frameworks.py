@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.arrays.source import KINDS, TENSOR, ArraySource, part_of
+from ckptstore.documents.chunks import reversed_order, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError
 from ckptstore.forks import renewed
@@ -82,23 +83,43 @@ def is_uninitialized(value: object) -> bool:
     return torch is not None and torch.nn.parameter.is_lazy(value)
 
 
-def allocate(kind: str, dtype: str, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
-    """A new, writable array, and its bytes; StorageError where there is no memory for it."""
+def allocate(
+    kind: str, dtype: str, shape: tuple[int, ...], order: tuple[int, ...] | None = None
+) -> tuple[Any, memoryview]:
+    """A new, writable array, and its bytes; StorageError where there is no memory for it.
+
+    order: its dimensions in the order of its bytes; None for C order.
+    """
+    framework = _load(kind)
     try:
-        return _load(kind).allocate(dtype, shape)
+        array, data = framework.allocate(dtype, stored_order(shape, order))
     except UnsupportedValueError:
         raise
     except (MemoryError, RuntimeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"There is no memory for an array of dtype {dtype} and shape {shape}."
         ) from error
+    if order is not None:
+        array = framework.in_order(array, reversed_order(order))
+    return array, data
 
 
-def from_bytes(kind: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> Any:
-    """A new, writable array with a copy of these bytes."""
-    array, flat = allocate(kind, dtype, shape)
+def from_bytes(
+    kind: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    data: memoryview,
+    order: tuple[int, ...] | None = None,
+) -> Any:
+    """A new, writable array with a copy of these bytes. order: as of `allocate`."""
+    array, flat = allocate(kind, dtype, shape, order)
     flat[:] = data
     return array
+
+
+def in_order(array: Any, order: tuple[int, ...] | None) -> Any:
+    """A view of an array with its dimensions in the order in which it is stored."""
+    return array if order is None else _known(array).in_order(array, order)
 
 
 def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
@@ -188,4 +209,5 @@ def _describe_lazy(value: LazyArray) -> ArraySource:
         identity=value.identity,
         array=value,
         framework=None,
+        order=value.order,
     )

@@ -27,12 +27,19 @@ class LazyArray(ABC):
         shape: The lengths of its dimensions.
         identity: Equal for two names of the same array, which are then stored as tied; None where
             that means nothing.
+        order: Its dimensions in the order of the bytes where it comes from; None for C order, and
+            where the bytes are not one run.
     """
 
     kind: str
     dtype: str
     shape: tuple[int, ...]
     identity: object = None
+    order: tuple[int, ...] | None = None
+
+    def stored(self) -> LazyArray:
+        """The array with its dimensions in the order of its bytes, as which a commit stores it."""
+        return self
 
     @property
     def nbytes(self) -> int:

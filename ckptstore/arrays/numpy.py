@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ckptstore.arrays.source import NDARRAY, ArraySource, Framework, refuse_layout
+from ckptstore.documents.chunks import order_of
 from ckptstore.documents.dtypes import ML_DTYPES, NUMPY_DTYPES
 from ckptstore.errors import UnsupportedValueError
 
@@ -27,10 +28,14 @@ class Numpy(Framework):
     def describe(self, array: Any) -> ArraySource:
         """How to read an array."""
         dtype = _checked_dtype(array)
-        identity = None
+        identity = order = None
         if array.nbytes:
             address = array.__array_interface__["data"][0]
-            identity = (NDARRAY, address, dtype, array.shape, array.strides)
+            shape, strides = array.shape, array.strides
+            identity = (NDARRAY, address, dtype, shape, strides)
+            is_plain = array.flags.c_contiguous and 1 not in shape
+            if not is_plain and not any(step % array.itemsize for step in strides):
+                order = order_of(shape, [step // array.itemsize for step in strides])
         return ArraySource(
             kind=NDARRAY,
             dtype=dtype,
@@ -39,6 +44,7 @@ class Numpy(Framework):
             identity=identity,
             array=array,
             framework=self,
+            order=order,
         )
 
     def memory(self, array: Any) -> memoryview | None:
@@ -63,6 +69,10 @@ class Numpy(Framework):
     def copy_out(self, array: Any, data: memoryview) -> None:
         """Copy the elements of an array to a buffer."""
         np.frombuffer(data, dtype=array.dtype).reshape(array.shape)[...] = array
+
+    def in_order(self, array: Any, order: Sequence[int]) -> Any:
+        """A view of an array with its dimensions in another order."""
+        return array.transpose(order)
 
     def unwritable(self, array: Any) -> str | None:
         """Why an array cannot be filled in place."""

@@ -1,18 +1,19 @@
 """ArraySource: an array of a state as bytes, and what a framework has to provide for that.
 
-Bytes are in C order, little-endian. No copy is made where memory allows it, and elsewhere a copy of
-one chunk at a time. Which framework an array belongs to is found in `ckptstore.arrays.frameworks`.
-See section 5 of docs/reference/format.md.
+Bytes are little-endian, in C order or, for a commit, in the order of the array's memory (ADR 0048).
+No copy is made where memory allows it, and elsewhere a copy of one chunk at a time. Which framework
+an array belongs to is found in `ckptstore.arrays.frameworks`. See section 11 of
+docs/reference/format.md.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.documents.chunks import DIMENSIONS_MAX, Chunk, runs
+from ckptstore.documents.chunks import DIMENSIONS_MAX, Chunk, runs, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.page import SMALL_BYTES
 from ckptstore.errors import UnsupportedValueError
@@ -52,6 +53,9 @@ class Framework(Protocol):
     def copy_out(self, array: Any, data: memoryview) -> None:
         """Copy the elements of an array to a buffer of their size, which is not 0."""
 
+    def in_order(self, array: Any, order: Sequence[int]) -> Any:
+        """A view of an array with its dimensions in another order."""
+
     def unwritable(self, array: Any) -> str | None:
         """Why an array cannot be filled in place; None when it can."""
 
@@ -67,8 +71,9 @@ class ArraySource:
     """An array of a state, ready to be read chunk by chunk. Never changed once made.
 
     identity: equal for two names of the same memory, which makes tied weights tied; None when that
-    means nothing. array: of the framework, or a LazyArray, which has none. copied: a copy of its
-    bytes, to which nothing else writes.
+    means nothing. array: of the framework, or a LazyArray, which has none. order: its dimensions in
+    the order of its memory, None for C order and for memory with gaps. copied: a copy of its bytes,
+    to which nothing else writes.
     """
 
     kind: str
@@ -78,7 +83,20 @@ class ArraySource:
     identity: object
     array: Any
     framework: Framework | None
+    order: tuple[int, ...] | None = None
     copied: memoryview | None = None
+
+    def stored(self) -> ArraySource:
+        """The array with its dimensions in the order of its memory, of which it is one run."""
+        if self.order is None:
+            return self
+        return replace(
+            self,
+            shape=stored_order(self.shape, self.order),
+            array=self.array.stored()
+            if self.framework is None
+            else self.framework.in_order(self.array, self.order),
+        )
 
     @property
     def flat(self) -> memoryview | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_shape
+from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_shape, order_of, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError
 
@@ -123,8 +123,27 @@ class FileArray(BoxesArray):
     ) -> None:
         super().__init__(kind=kind, dtype=dtype, shape=shape, identity=identity, name=file.path)
         self.file, self.offset = file, offset
-        self._is_contiguous = strides is None
-        self.strides = c_strides(shape, ITEM_BYTES[dtype]) if strides is None else strides
+        item = ITEM_BYTES[dtype]
+        self.strides = own = c_strides(shape, item)
+        if strides is not None:
+            self.strides = strides
+            if not any(step % item for step in strides):
+                self.order = order_of(shape, [step // item for step in strides])
+        steps = zip(shape, self.strides, own, strict=True)
+        self._is_contiguous = all(step == own or length == 1 for length, step, own in steps)
+
+    def stored(self) -> LazyArray:
+        """The array with its dimensions in the order of its bytes in the file."""
+        if self.order is None:
+            return self
+        return FileArray(
+            self.file,
+            kind=self.kind,
+            dtype=self.dtype,
+            shape=stored_order(self.shape, self.order),
+            offset=self.offset,
+            identity=self.identity,
+        )
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer with the array's bytes from position `start`."""
@@ -195,7 +214,11 @@ class ChangedArray(ElementsArray):
         self, array: LazyArray, change: Callable[[memoryview], None], *, identity: object
     ) -> None:
         super().__init__(kind=array.kind, dtype=array.dtype, shape=array.shape, identity=identity)
-        self.array, self.change = array, change
+        self.array, self.change, self.order = array, change, array.order
+
+    def stored(self) -> LazyArray:
+        """The array with its dimensions in the order of the other one's bytes."""
+        return ChangedArray(self.array.stored(), self.change, identity=self.identity)
 
     def read_elements(self, buffer: memoryview, first: int) -> None:
         """Fill a buffer with the elements from number `first` on, counted in C order."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ckptstore.arrays.source import TENSOR, ArraySource, Framework, extent, refuse_layout
-from ckptstore.documents.chunks import DIMENSIONS_MAX
+from ckptstore.documents.chunks import DIMENSIONS_MAX, order_of
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, UnsupportedValueError, shown
 
@@ -47,14 +47,19 @@ class Torch(Framework):
 
     def describe(self, array: Any) -> ArraySource:
         """How to read a tensor."""
-        if not _is_plain(array):
+        is_plain = _is_plain(array)
+        if not is_plain:
             _refuse(array)
         dtype = _dtype_name(array.dtype)
         tensor = array.detach() if array.requires_grad else array
         shape, nbytes = tuple(tensor.shape), tensor.nbytes
         identity: object = None
+        order = None
         if nbytes:
-            identity = (tensor.get_device(), tensor.data_ptr(), dtype, shape, tensor.stride())
+            strides = tensor.stride()
+            identity = (tensor.get_device(), tensor.data_ptr(), dtype, shape, strides)
+            if not is_plain or 1 in shape:  # is_contiguous overlooks strides of length 1
+                order = order_of(shape, strides)
             if tensor.is_neg() or (array.dtype.is_complex and tensor.is_conj()):
                 identity = (identity, tensor.is_conj(), tensor.is_neg())
         return ArraySource(
@@ -65,6 +70,7 @@ class Torch(Framework):
             identity=identity,
             array=tensor,
             framework=self,
+            order=order,
         )
 
     def memory(self, array: Any) -> memoryview | None:
@@ -105,6 +111,10 @@ class Torch(Framework):
     def copy_out(self, array: Any, data: memoryview) -> None:
         """Copy the elements of a tensor to a buffer."""
         _copy(_tensor(data, array), array.detach())
+
+    def in_order(self, array: Any, order: Sequence[int]) -> Any:
+        """A view of a tensor with its dimensions in another order."""
+        return array.detach().permute(tuple(order))
 
     def unwritable(self, array: Any) -> str | None:
         """Why a tensor cannot be filled in place."""

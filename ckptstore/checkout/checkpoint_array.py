@@ -4,7 +4,7 @@ Only the chunks that an index touches are read, each checked against its digest.
 end (a commit or an export does), a grid that is not contiguous goes through `Bands`, in bounded
 memory. Arrays committed through Zarr are `ckptstore.zarr.array.ZarrArray`.
 
-ADR 0022; docs/reference/format.md, section 10.2.
+ADR 0022, ADR 0048; docs/reference/format.md, section 10.2.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from operator import itemgetter
@@ -22,7 +23,7 @@ from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.index import touched, wanted
 from ckptstore.arrays.indexed import IndexedArray
 from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS, read_bundled
-from ckptstore.documents.chunks import chunk_counts, is_contiguous, number_of, whole
+from ckptstore.documents.chunks import chunk_counts, is_contiguous, number_of, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES, word
 from ckptstore.forks import cached_property
 from ckptstore.threads import gather
@@ -52,10 +53,16 @@ class CheckpointArray(IndexedArray):
     ) -> None:
         self.path, self.kind = entry.path, kind
         self.dtype, self.shape = entry.dtype, entry.shape
-        self.identity = object()
+        self.identity, self.order = object(), entry.order
         self._entry, self._bundle = entry, None if entry.offset is None else bundle
-        self._steps = entry.chunk_shape if entry.offset is None else whole(entry.shape)
         self._objects, self._reading = objects, reading
+
+    def stored(self) -> CheckpointArray:
+        """The array with its dimensions in the order in which it is stored."""
+        entry = replace(self._entry, shape=self._entry.stored_shape, order=None)
+        return CheckpointArray(
+            entry, self._bundle, kind=self.kind, objects=self._objects, reading=self._reading
+        )
 
     def __getitem__(self, index: object) -> Any:
         """Read a part."""
@@ -70,7 +77,9 @@ class CheckpointArray(IndexedArray):
         import numpy as np
 
         made = np.frombuffer(memory, word(self.dtype)).reshape(tuple(map(len, ranges)))
-        largest = math.prod(self._steps) * made.itemsize
+        if self.order is not None:
+            made, ranges = made.transpose(self.order), stored_order(ranges, self.order)
+        largest = math.prod(self._entry.stored_chunk_shape) * made.itemsize
         threads = max(1, min(READ_THREADS, BUFFER_BYTES_MAX // largest))
         with self._reading():
             gather(list(self._copies(ranges, made)), threads=threads)
@@ -107,12 +116,13 @@ class CheckpointArray(IndexedArray):
     @cached_property
     def _bands(self) -> Bands | None:
         """How to read an array in C order whose grid is not contiguous."""
-        if self._entry.offset is not None or is_contiguous(self.shape, self._entry.chunk_shape):
+        chunk_shape = self._entry.shown_chunk_shape
+        if self.order is None and is_contiguous(self.shape, chunk_shape):
             return None
         return Bands(
             self.path,
             shape=self.shape,
-            chunk_shape=self._entry.chunk_shape,
+            chunk_shape=chunk_shape,
             item_bytes=ITEM_BYTES[self.dtype],
             read=self._box,
         )
@@ -135,15 +145,18 @@ class CheckpointArray(IndexedArray):
         return data
 
     def _copies(self, ranges: tuple[range, ...], made: Any) -> Iterator[Callable[[], object]]:
-        """Yield a job for each chunk that is touched: read it, and copy what is wanted of it."""
-        steps = self._steps
-        counts = chunk_counts(self.shape, steps)
+        """Yield a job for each chunk that is touched: read it, and copy what is wanted of it.
+
+        ranges, made: in stored order.
+        """
+        steps, lengths = self._entry.stored_chunk_shape, self._entry.stored_shape
+        counts = chunk_counts(lengths, steps)
         axes = [list(touched(part, step)) for part, step in zip(ranges, steps, strict=True)]
         for parts in itertools.product(*axes):
             position = [part[0] for part in parts]
             shape = tuple(
                 min(step, length - number * step)
-                for number, step, length in zip(position, steps, self.shape, strict=True)
+                for number, step, length in zip(position, steps, lengths, strict=True)
             )
             inside = tuple(part[1] for part in parts)
             target = made[(*(part[2] for part in parts), ...)]  # a view, also of 0 dimensions

@@ -45,11 +45,11 @@ def read_fresh(
     jobs: list[Callable[[], object]] = []
     copies = _Copies(objects)
     for entry in large:
-        array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape)
+        array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape, entry.order)
         fresh[entry.path] = array
         for digest, chunk in entry.grid():
             if chunk.start is None:
-                copies.add(digest, chunk, array)
+                copies.add(digest, chunk, arrays.in_order(array, entry.order))
             else:
                 run = memory[chunk.start : chunk.start + chunk.size]
                 jobs.append(partial(objects.read_into, digest, run))
@@ -57,7 +57,9 @@ def read_fresh(
     copies.run()
     with paused_collector():
         for entry, data in read_small(small, objects):
-            fresh[entry.path] = arrays.from_bytes(kinds[entry.path], entry.dtype, entry.shape, data)
+            fresh[entry.path] = arrays.from_bytes(
+                kinds[entry.path], entry.dtype, entry.shape, data, entry.order
+            )
     return fresh
 
 
@@ -68,11 +70,13 @@ def read_into(pages: Sequence[Page], targets: Mapping[str, Any], *, objects: Obj
     """
     copies = _Copies(objects)
     for entry in _large(pages, targets):
+        target = arrays.in_order(targets[entry.path], entry.order)
         for digest, chunk in entry.grid():
-            copies.add(digest, chunk, targets[entry.path])
+            copies.add(digest, chunk, target)
     copies.run()
     for entry, data in read_small(bundled(pages, targets), objects):
-        arrays.copy_chunk(targets[entry.path], Chunk(0, entry.nbytes, ()), data)
+        target = arrays.in_order(targets[entry.path], entry.order)
+        arrays.copy_chunk(target, Chunk(0, entry.nbytes, ()), data)
 
 
 class _Copies:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ckptstore.commit.put import PageDigests
 from ckptstore.documents import structure
-from ckptstore.documents.chunks import chunk_count
+from ckptstore.documents.chunks import chunk_count, reversed_order, stored_order
+from ckptstore.documents.manifest import ORDERED_FORMAT
 from ckptstore.documents.page import ArrayEntry, Page
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
@@ -106,6 +107,7 @@ def put_documents(
         structure=structure_digest,
         new_bytes=putter.new_bytes,
         relied=frozenset(putter.relied),
+        format=ORDERED_FORMAT if any(page.has_orders for page, _ in ordered) else 1,
     )
     return written, [page for page, _ in ordered]
 
@@ -113,19 +115,23 @@ def put_documents(
 def _entries(arrays: Iterable[ArrayPlan], digests: PageDigests) -> Iterator[ArrayEntry]:
     """The entries of one page."""
     small = iter(digests.small)
-    for path, dtype, shape, chunk_shape, tied in arrays:
+    for path, dtype, stored, chunk_shape, tied, order in arrays:
+        shape = stored if order is None else stored_order(stored, reversed_order(order))
         if chunk_shape is None:
             digest, offset = next(small, (None, None))
             if digest is None:
                 raise InvalidInputError(f"No process has put {shown(path)}.")
-            yield ArrayEntry(path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset)
+            yield ArrayEntry(
+                path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset, order=order
+            )
         else:
             yield ArrayEntry(
                 path=path,
                 dtype=dtype,
                 shape=shape,
                 chunk_shape=chunk_shape,
-                digests=_chunks(tied or path, chunk_count(shape, chunk_shape), digests),
+                digests=_chunks(tied or path, chunk_count(stored, chunk_shape), digests),
+                order=order,
             )
 
 

@@ -129,7 +129,7 @@ class Committer:
 
     def _write(self, value: object, head: Digest | None) -> Written:
         """Store a state, or a Zarr hierarchy in files; durable when this returns."""
-        from ckptstore.commit.flatten import flatten
+        from ckptstore.commit.flatten import flatten_stored
         from ckptstore.commit.staging import Staged
         from ckptstore.commit.writer import write
 
@@ -144,7 +144,7 @@ class Committer:
                 segment_bytes=self.chunk_bytes,
                 write=store,
             )
-        return store(value.flat if isinstance(value, Staged) else flatten(value))
+        return store(value.flat if isinstance(value, Staged) else flatten_stored(value))
 
     def _publish(
         self,
@@ -163,6 +163,7 @@ class Committer:
             pages=written.pages,
             structure=written.structure,
             hierarchy=written.hierarchy,
+            format=written.format,
             new_bytes=written.new_bytes,
             parents=(parent,) if parent else (),
             branch=branch,

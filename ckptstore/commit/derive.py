@@ -89,6 +89,7 @@ class Derivation:
             pages=written.pages,
             structure=written.structure,
             hierarchy=written.hierarchy,
+            format=written.format,
             parents=(id,),
             branch=branch,
             step=source.step if "step" in self.kept else None,

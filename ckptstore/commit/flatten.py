@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptstore.arrays import codecs
@@ -18,3 +19,11 @@ def flatten(value: object) -> Flat[ArraySource]:
     """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold."""
     with paused_collector():
         return flatten_state(value, describe=arrays.describe, encode=codecs.encode)
+
+
+def flatten_stored(value: object) -> Flat[ArraySource]:
+    """Take a state apart, each array in the order of its memory, as which a commit stores it."""
+    flat = flatten(value)
+    if all(source.order is None for source in flat.arrays.values()):
+        return flat
+    return replace(flat, arrays={path: one.stored() for path, one in flat.arrays.items()})

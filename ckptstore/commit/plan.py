@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 
 
 class Described(Protocol):
-    """The properties of an array that a plan depends on."""
+    """The properties of an array that a plan depends on, its lengths in stored order."""
 
     dtype: str
     shape: Shape
     nbytes: int
+    order: Shape | None
 
 
 class ArrayPlan(NamedTuple):
@@ -51,10 +52,11 @@ class ArrayPlan(NamedTuple):
     Attributes:
         path: Its path in the state.
         dtype: Its dtype.
-        shape: Its shape.
+        shape: Its lengths in stored order, in which all of the plan is.
         chunk_shape: The shape of its chunks; None for a small array, which goes into its page's
             bundle.
         tied: The path of another array that is the same one and is stored under that path.
+        order: Its dimensions in stored order; None for C order.
     """
 
     path: str
@@ -62,6 +64,7 @@ class ArrayPlan(NamedTuple):
     shape: Shape
     chunk_shape: Shape | None
     tied: str | None = None
+    order: Shape | None = None
 
     @property
     def digest_count(self) -> int:
@@ -151,11 +154,11 @@ def _planned(
     if grid is not None:
         _check_grid(path, array, grid)
     elif 0 < array.nbytes < SMALL_BYTES:
-        return ArrayPlan(path, array.dtype, array.shape, None)
+        return ArrayPlan(path, array.dtype, array.shape, None, None, array.order)
     else:
         item = ITEM_BYTES[array.dtype]
         grid = chunk_shape(array.shape, item_bytes=item, chunk_bytes=chunk_bytes)
-    return ArrayPlan(path, array.dtype, array.shape, grid, tied)
+    return ArrayPlan(path, array.dtype, array.shape, grid, tied, array.order)
 
 
 def _bytes(array: Described, grid: Shape) -> int:

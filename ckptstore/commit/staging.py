@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.source import NDARRAY, TENSOR
-from ckptstore.commit.flatten import flatten
+from ckptstore.commit.flatten import flatten_stored
 from ckptstore.errors import StorageError
 from ckptstore.forks import renewed
 from ckptstore.python_gc import paused_collector
@@ -55,7 +55,7 @@ class Staging:
         import torch
 
         with paused_collector(), arrays.one_thread_in_child():
-            flat = flatten(value)
+            flat = flatten_stored(value)
             own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
             places = self._places_for(own)
             with torch.no_grad():
@@ -121,9 +121,14 @@ class _Place:
             self._view = room.view(source.array.dtype).reshape(source.shape)
 
     def fits(self, source: ArraySource) -> bool:
-        """True for an array of the same kind, dtype and shape."""
+        """True for an array of the same kind, dtype, shape and order."""
         held = self.source
-        return (held.kind, held.dtype, held.shape) == (source.kind, source.dtype, source.shape)
+        return (held.kind, held.dtype, held.shape, held.order) == (
+            source.kind,
+            source.dtype,
+            source.shape,
+            source.order,
+        )
 
     def fill(self, source: ArraySource) -> Any:
         """Copy the array; return the device that may still be copying, or None."""

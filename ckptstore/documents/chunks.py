@@ -3,6 +3,9 @@
 A grid is regular: every chunk has the same shape, except that those at the end of a dimension are
 as short as the array. A chunk's bytes are the elements of its block in C order, never padded.
 
+An array whose memory has its dimensions in another order is cut as the array in that order, which
+is in C order (ADR 0048).
+
 Any grid can be read (ADR 0022), since ranks store the rows *and* columns they hold. Commits of one
 process make a *contiguous* grid: 1 in the leading dimensions, then k, then whole. There, each chunk
 is one run of the array's bytes, so it is a zero-copy slice of memory.
@@ -15,10 +18,12 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+T = TypeVar("T")
 
 DIMENSIONS_MAX = 64
 
@@ -112,6 +117,45 @@ def chunks(shape: tuple[int, ...], chunk: tuple[int, ...], *, item_bytes: int) -
         size = math.prod(part.stop - part.start for part in index) * item_bytes
         yield Chunk(start if are_runs else None, size, index)
         start += size
+
+
+def stored_order(values: Sequence[T], order: Sequence[int] | None) -> tuple[T, ...]:
+    """The values of the dimensions of an array, such as its lengths, in another order of these."""
+    return tuple(values) if order is None else tuple([values[axis] for axis in order])
+
+
+def reversed_order(order: Sequence[int]) -> tuple[int, ...]:
+    """The order that undoes another one."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def order_of(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...] | None:
+    """The order of dimensions in which the elements of an array are one run of memory.
+
+    Args:
+        shape: Its lengths.
+        strides: The distance in memory from one element to the next along each dimension, in
+            elements.
+
+    Returns:
+        The dimensions, the slowest first. None for C order, for an array without elements, and for
+        one whose elements have gaps or share memory.
+    """
+    # Of two dimensions with the same stride, the one of length 1 is inside the other.
+    order = sorted(range(len(shape)), key=lambda axis: (-strides[axis], shape[axis] == 1))
+    if order == list(range(len(shape))) or 0 in shape:
+        return None
+    distance, is_exact = 1, True
+    for axis in reversed(order):
+        if strides[axis] != distance:
+            if shape[axis] != 1:
+                return None
+            is_exact = False  # its stride means nothing, so that no order gives it
+        distance *= shape[axis]
+    if is_exact:
+        return tuple(order)
+    long = [axis for axis in order if shape[axis] != 1]
+    return None if long == sorted(long) else tuple(order)
 
 
 def runs(shape: Sequence[int], box: Sequence[range]) -> Iterator[tuple[int, int]]:

@@ -75,7 +75,7 @@ class StoredArray:
     def is_contiguous(self) -> bool:
         """True when each chunk is one run of the array's bytes in C order."""
         entry = self.entry
-        if not isinstance(entry, ArrayEntry):
+        if not isinstance(entry, ArrayEntry) or entry.order is not None:
             return False
         return entry.offset is not None or is_contiguous(entry.shape, entry.chunk_shape)
 

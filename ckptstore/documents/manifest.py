@@ -5,7 +5,7 @@ structure (an object of its own). Whether a checkpoint is live or expired is a m
 its manifest is in, and which branches point at it a matter of operations, so neither is recorded.
 
 Described in docs/reference/format.md, section 9. `new_bytes` is ADR 0004, `hierarchy` ADR 0016,
-`branch` ADR 0021 and `elapsed` ADR 0043.
+`branch` ADR 0021, `elapsed` ADR 0043 and format 2 ADR 0048.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
 
 MANIFEST_BYTES_MAX = 16 << 20
+ORDERED_FORMAT = 2  # of checkpoints with arrays that are not in C order; earlier versions refuse it
 PAGES_MAX = 1 << 14  # of at least 32 arrays each: more than a structure can name
 PARENTS_MAX = 16
 SEED = "seed"  # the key in the meta of a derived checkpoint, for the selection and the new names
@@ -90,6 +91,7 @@ class Manifest:
             as 0; None for one without parents, or made before this was recorded.
         new_bytes: Bytes of the objects this commit had to store.
         meta: Plain JSON supplied by the user.
+        format: The version of the format that its pages need.
         other: Fields of later versions, kept so that moving a manifest never changes its bytes.
     """
 
@@ -105,6 +107,7 @@ class Manifest:
     elapsed: int | None = None
     new_bytes: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    format: int = 1
     other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -146,7 +149,7 @@ class Manifest:
     def encode(self) -> bytes:
         """Return the canonical bytes whose digest is the checkpoint's id."""
         document: dict[str, Any] = {
-            "format": 1,
+            "format": self.format,
             "pages": self.pages,
             "structure": self.structure,
             "parents": self.parents,
@@ -175,8 +178,8 @@ class Manifest:
             InvalidInputError: A newer version wrote the manifest.
         """
         fields = Fields(canonical.decode(data, name=name, bytes_max=MANIFEST_BYTES_MAX), name=name)
-        fields.version()
         return cls(
+            format=fields.version(newest=ORDERED_FORMAT),
             pages=_page_refs(fields, "pages", arrays_min=1),
             structure=fields.digest("structure"),
             hierarchy=fields.optional(
@@ -230,4 +233,4 @@ def _page_refs(fields: Fields, key: str, *, arrays_min: int) -> tuple[PageRef, .
     return tuple(PageRef.from_json(item, name=name, arrays_min=arrays_min) for item in listed)
 
 
-_KNOWN = {"format", *(field.name for field in dataclasses.fields(Manifest))} - {"other"}
+_KNOWN = {field.name for field in dataclasses.fields(Manifest)} - {"other"}

@@ -3,8 +3,8 @@
 A hash of each array's path decides where a page ends. The same architecture is therefore always cut
 in the same places, and a page in which nothing changed is the same object in every checkpoint.
 
-ADR 0003 (bundles), ADR 0013 (`reached`), ADR 0022 (chunk grids); docs/reference/format.md,
-sections 10.1 to 10.4.
+ADR 0003 (bundles), ADR 0013 (`reached`), ADR 0022 (chunk grids), ADR 0048 (`order`);
+docs/reference/format.md, sections 10.1 to 10.4.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from blake3 import blake3
 
 from ckptstore.documents import canonical
 from ckptstore.documents.canonical import Fields, check_digest, check_integer, legal
-from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_count, chunks, is_grid, whole
+from ckptstore.documents.chunks import (
+    DIMENSIONS_MAX,
+    chunk_count,
+    chunks,
+    is_grid,
+    reversed_order,
+    stored_order,
+    whole,
+)
 from ckptstore.documents.dtypes import item_bytes
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.documents.names import check_path
@@ -55,10 +63,12 @@ class ArrayEntry:
         path: Its path in the state.
         dtype: Name of its dtype.
         shape: Its lengths.
-        chunk_shape: Lengths of its chunks; empty for a small array.
+        chunk_shape: Lengths of its chunks, in stored order; empty for a small array.
         digests: Of its chunks, in C order of the grid, or of the bytes of a small array. An empty
             array has none.
         offset: Where a small array begins in the bundle of its page.
+        order: Its dimensions in the order in which its bytes are stored, which is that of the
+            memory it came from; None for C order.
     """
 
     path: str
@@ -67,6 +77,23 @@ class ArrayEntry:
     chunk_shape: tuple[int, ...] = ()
     digests: tuple[Digest, ...] = ()
     offset: int | None = None
+    order: tuple[int, ...] | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Its lengths in the order in which its bytes are stored."""
+        return stored_order(self.shape, self.order)
+
+    @property
+    def stored_chunk_shape(self) -> tuple[int, ...]:
+        """The lengths of its chunks in that order; a small array is one chunk."""
+        return self.chunk_shape if self.offset is None else whole(self.stored_shape)
+
+    @property
+    def shown_chunk_shape(self) -> tuple[int, ...]:
+        """The lengths of its chunks in the order of the shape."""
+        stored = self.stored_chunk_shape
+        return stored if self.order is None else stored_order(stored, reversed_order(self.order))
 
     @property
     def nbytes(self) -> int:
@@ -75,8 +102,9 @@ class ArrayEntry:
 
     @property
     def cut(self) -> tuple[int, ...]:
-        """How its bytes are divided among its digests: the shape of a chunk."""
-        return self.chunk_shape if len(self.digests) > 1 else self.shape
+        """How its bytes are divided among its digests: the shape of a chunk, and the order."""
+        cut = self.chunk_shape if len(self.digests) > 1 else self.shape
+        return cut if self.order is None else (*cut, *self.order)
 
     @property
     def content(self) -> tuple[object, ...]:
@@ -84,10 +112,10 @@ class ArrayEntry:
         return self.cut, self.digests
 
     def grid(self) -> Iterator[tuple[Digest, Chunk]]:
-        """Each chunk with its digest, in C order of the grid; a small array is one chunk."""
-        step = self.chunk_shape if self.offset is None else whole(self.shape)
+        """Each chunk, in stored order, with its digest, in C order of the grid."""
         item = item_bytes(self.dtype, name=self.path)
-        return zip(self.digests, chunks(self.shape, step, item_bytes=item), strict=True)
+        grid = chunks(self.stored_shape, self.stored_chunk_shape, item_bytes=item)
+        return zip(self.digests, grid, strict=True)
 
     def sized_digests(self) -> Iterable[tuple[Digest, int]]:
         """Each digest with the bytes that it stands for."""
@@ -100,16 +128,17 @@ class ArrayEntry:
         """The canonical JSON of an entry. Its keys are known, so no encoder has to sort them."""
         path = canonical.string(self.path)
         dtype, shape = self.dtype, ",".join(map(str, self.shape))
+        order = "" if self.order is None else f'"order":[{",".join(map(str, self.order))}],'
         if self.offset is not None:
             return (
                 f'{{"digest":"{self.digests[0]}","dtype":"{dtype}","offset":{self.offset},'
-                f'"path":{path},"shape":[{shape}]}}'
+                f'{order}"path":{path},"shape":[{shape}]}}'
             )
         steps, digests = ",".join(map(str, self.chunk_shape)), '","'.join(self.digests)
         listed = f'"{digests}"' if digests else ""
         return (
             f'{{"chunk_shape":[{steps}],"digests":[{listed}],"dtype":"{dtype}",'
-            f'"path":{path},"shape":[{shape}]}}'
+            f'{order}"path":{path},"shape":[{shape}]}}'
         )
 
     @classmethod
@@ -126,25 +155,38 @@ class ArrayEntry:
         nbytes = math.prod(shape) * item_bytes(dtype, name=name)
         if nbytes >= 2**63:
             raise CorruptError(f"{name} claims {nbytes} bytes.")
+        order = None
+        if "order" in fields.document:
+            order = _order(fields.array("order"), dimensions=len(shape), name=name)
         if "offset" in fields.document:
             offset = fields.integer("offset", high=bundle_bytes)
             if not 0 < nbytes < SMALL_BYTES or offset + nbytes > bundle_bytes:
                 raise CorruptError(f"{name} does not fit in its bundle.")
             digest = fields.digest("digest")
-            return cls(path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset)
+            return cls(
+                path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset, order=order
+            )
         chunk_shape = _shape(fields.array("chunk_shape"), name=name)
         listed = fields.array("digests")
-        if not is_grid(shape, chunk_shape) or len(listed) != chunk_count(shape, chunk_shape):
+        stored = stored_order(shape, order)
+        if not is_grid(stored, chunk_shape) or len(listed) != chunk_count(stored, chunk_shape):
             raise CorruptError(
-                f"{name}: {len(listed)} chunks of {chunk_shape} do not make {shape}."
+                f"{name}: {len(listed)} chunks of {chunk_shape} do not make {stored}."
             )
-        largest = math.prod(map(min, shape, chunk_shape)) * item_bytes(dtype, name=name)
+        largest = math.prod(map(min, stored, chunk_shape)) * item_bytes(dtype, name=name)
         if largest > CHUNK_BYTES_MAX:
             raise CorruptError(
                 f"{name} claims chunks of {largest} bytes; at most {CHUNK_BYTES_MAX} are allowed."
             )
         digests = tuple(check_digest(text, name=name) for text in listed)
-        return cls(path=path, dtype=dtype, shape=shape, chunk_shape=chunk_shape, digests=digests)
+        return cls(
+            path=path,
+            dtype=dtype,
+            shape=shape,
+            chunk_shape=chunk_shape,
+            digests=digests,
+            order=order,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +237,11 @@ class Page:
         """Bytes of all arrays of this page."""
         return sum(entry.nbytes for entry in self.entries)
 
+    @property
+    def has_orders(self) -> bool:
+        """True when an array is not stored in C order."""
+        return any(entry.order is not None for entry in self.entries)
+
     def is_as_claimed(self, ref: PageRef) -> bool:
         """Return True for a page that matches its reference in a manifest."""
         claimed = ref.first, ref.arrays, ref.bytes
@@ -240,6 +287,15 @@ class Page:
         if any(a.path >= b.path for a, b in itertools.pairwise(entries)):
             raise CorruptError(f"{name} does not list its arrays in path order.")
         return cls(entries=entries, bundle=bundle)
+
+
+def _order(listed: list[object], *, dimensions: int, name: str) -> tuple[int, ...]:
+    """The dimensions in stored order; C order has no such field."""
+    order = tuple(check_integer(axis, name=name, high=DIMENSIONS_MAX) for axis in listed)
+    axes = tuple(range(dimensions))
+    if order == axes or tuple(sorted(order)) != axes:
+        raise CorruptError(f"{name} is not stored in an order of its {dimensions} dimensions.")
+    return order
 
 
 def reached(data: bytes, *, name: str, decode: Callable[..., Any]) -> set[str]:

@@ -1,7 +1,8 @@
 """Zarr documents: how arrays and groups of a state appear to a Zarr v3 reader. Pure.
 
 An array appears uncompressed, on the regular grid on which it is stored. Zarr wants every chunk to
-have the same shape, so one that is stored short is padded with zeros when it is read.
+have the same shape, so one that is stored short is padded with zeros when it is read. One that is
+stored with its dimensions in another order has a transpose codec (ADR 0048).
 
 Element types are named as in the registry of Zarr extensions. Two have no name there: complex32
 appears as float16 with one more dimension of 2, float4_e2m1fn_x2 as uint8, and an attribute records
@@ -15,6 +16,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.documents.chunks import reversed_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.names import escape_first
 from ckptstore.errors import CorruptError
@@ -38,15 +40,21 @@ def array_document(
     chunk_shape: Sequence[int],
     name: str,
     attributes: Mapping[str, Any] | None = None,
+    order: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The zarr.json of an array.
 
     name: of its node. Its dimensions are called name[0], name[1], …, so that no two arrays share
-    one by accident.
+    one by accident. order: its dimensions in the order of the bytes of its chunks; None for C
+    order.
     """
     shown, more = _SHOWN_AS.get(dtype, (dtype, ()))
     own = {OWN_DTYPE: dtype} if shown != dtype else {}
     whole = (*shape, *more)
+    codecs = [_bytes_codec(shown)]
+    if order is not None:
+        axes = [*order, *range(len(shape), len(whole))]
+        codecs = [{"name": "transpose", "configuration": {"order": axes}}, *codecs]
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -58,7 +66,7 @@ def array_document(
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": _zero(shown),
-        "codecs": [_bytes_codec(shown)],
+        "codecs": codecs,
         "attributes": {**(attributes or {}), **own},
         "dimension_names": [f"{name}[{axis}]" for axis in range(len(whole))],
     }
@@ -96,12 +104,20 @@ def padded_bytes(dtype: str, chunk_shape: Sequence[int]) -> int:
     return math.prod(chunk_shape) * ITEM_BYTES[dtype]
 
 
-def chunk_keys(dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> Iterator[str]:
-    """The keys of all chunks below the array, in C order of the grid."""
+def chunk_keys(
+    dtype: str,
+    shape: Sequence[int],
+    chunk_shape: Sequence[int],
+    order: Sequence[int] | None = None,
+) -> Iterator[str]:
+    """The keys of all chunks below the array, in C order of the stored grid. order: as above."""
     _, more = _SHOWN_AS.get(dtype, (dtype, ()))
     counts = [-(-length // step) for length, step in zip(shape, chunk_shape, strict=True)]
-    for position in itertools.product(*map(range, counts), *(range(1) for _ in more)):
-        yield "/".join(["c", *map(str, position)])
+    axes = range(len(shape)) if order is None else order
+    places = reversed_order(axes)
+    for position in itertools.product(*(range(counts[axis]) for axis in axes)):
+        parts = [str(position[place]) for place in places]
+        yield "/".join(["c", *parts, *("0" for _ in more)])
 
 
 def chunk_key(number: int, dtype: str, shape: Sequence[int], chunk_shape: Sequence[int]) -> str:

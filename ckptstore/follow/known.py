@@ -44,6 +44,11 @@ class Fill:
     key: object = None
     is_located: bool = False
 
+    @property
+    def stored(self) -> Any:
+        """The array with its dimensions in the order in which the stored one is."""
+        return arrays.in_order(self.target, self.entry.order)
+
     def __post_init__(self) -> None:
         location = location_of(self.target)
         self.is_located = location is not None

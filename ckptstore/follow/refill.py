@@ -57,7 +57,7 @@ class Change:
     def copy(self) -> memoryview:
         """The bytes that are in its place now."""
         data = self._buffer()
-        arrays.copy_out(part_of(self.fill.target, self.chunk), data)
+        arrays.copy_out(part_of(self.fill.stored, self.chunk), data)
         return data
 
     def _buffer(self) -> memoryview:
@@ -201,7 +201,7 @@ def read_changes(
 
 def _copy(chunks: Iterable[tuple[Change, memoryview]]) -> None:
     for change, data in chunks:
-        arrays.copy_chunk(change.fill.target, change.chunk, data)
+        arrays.copy_chunk(change.fill.stored, change.chunk, data)
 
 
 def _hand_over(states: Iterable[tuple[Load, Any]]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import formats
-from ckptstore.commit.flatten import flatten
+from ckptstore.commit.flatten import flatten_stored
 from ckptstore.commit.staging import Staged
 from ckptstore.documents.facts import Facts
 from ckptstore.errors import (
@@ -487,7 +487,7 @@ def _renamed(state: Any, rename: Rename) -> Any:
     """Return a state to commit, with its arrays under their new paths."""
     if not rename.patterns:
         return state
-    flat = flatten(state)
+    flat = flatten_stored(state)
     names = rename.names(node.path for node in arrays(flat.root))
     return Staged(
         replace(

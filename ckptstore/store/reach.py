@@ -85,7 +85,7 @@ def walk(
 class Written:
     """The part of a manifest that describes a state, which is now durable.
 
-    relied: the digest of every object that the manifest reaches.
+    relied: the digest of every object that the manifest reaches. format: of the manifest.
     """
 
     pages: tuple[PageRef, ...]
@@ -93,6 +93,7 @@ class Written:
     new_bytes: int
     relied: frozenset[Digest]
     hierarchy: tuple[PageRef, ...] | None = None
+    format: int = 1
 
 
 @dataclass(slots=True)

@@ -48,7 +48,11 @@ def take(
     for key in (*files.keys, *files.documents):
         check_key(key)
     state = None if files.flat is None else write(files.flat)
-    begin = None if state is None else Manifest(pages=state.pages, structure=state.structure)
+    begin = (
+        None
+        if state is None
+        else Manifest(pages=state.pages, structure=state.structure, format=state.format)
+    )
     staged = StagedContents(head, begin, catalog, segment_bytes)
     for key, data in files.documents.items():
         staged.put(key, memoryview(data))

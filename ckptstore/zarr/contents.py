@@ -19,7 +19,7 @@ import numpy as np
 
 from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.documents import canonical, zarr_document
-from ckptstore.documents.chunks import is_contiguous, whole
+from ckptstore.documents.chunks import is_contiguous
 from ckptstore.documents.dtypes import word
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT
 from ckptstore.documents.nodes import DictNode
@@ -496,21 +496,25 @@ def join(path: str, key: str) -> str:
 def _array(path: str, entry: ArrayEntry, bundle: Bundle | None) -> Contents:
     """The keys of an array of a state: its document and its chunks."""
     is_small = entry.offset is not None
-    chunk_shape = whole(entry.shape) if is_small else entry.chunk_shape
+    chunk_shape, order = entry.shown_chunk_shape, entry.order
     bundle = bundle if is_small else None
     name = path.rpartition("/")[2]
     contents: Contents = {
         join(path, METADATA): Made(
             lambda: zarr_document.array_document(
-                dtype=entry.dtype, shape=entry.shape, chunk_shape=chunk_shape, name=name
+                dtype=entry.dtype,
+                shape=entry.shape,
+                chunk_shape=chunk_shape,
+                name=name,
+                order=order,
             ),
             entry.path,
         )
     }
-    keys = zarr_document.chunk_keys(entry.dtype, entry.shape, chunk_shape)
+    keys = zarr_document.chunk_keys(entry.dtype, entry.shape, chunk_shape, order)
     size = zarr_document.padded_bytes(entry.dtype, chunk_shape)
     for key, (digest, chunk) in zip(keys, entry.grid(), strict=True):
-        short = _short(chunk, chunk_shape, entry.dtype)
+        short = _short(chunk, entry.stored_chunk_shape, entry.dtype)
         contents[join(path, key)] = ArrayChunk(
             entry.path, digest, chunk.size, size, bundle, entry.offset or 0, short
         )

@@ -70,6 +70,7 @@ def write(staged: StagedContents) -> Written:
         hierarchy=hierarchy,
         new_bytes=staged.new_bytes,
         relied=frozenset(reached),
+        format=staged.manifest.format if staged.manifest and pages else 1,
     )
 
 

@@ -87,6 +87,7 @@ def array(value: ArrayInfo) -> Document:
         **_stored(value),
         "chunk_shape": list(value.chunk_shape),
         "chunks": value.chunk_count,
+        "order": None if value.order is None else list(value.order),
     }
 
 

@@ -143,7 +143,7 @@ class PlainReader:
                 continue
             need(digest_of(data) == id, "a manifest does not have its digest")
             document = parse(data)
-            expect_format(document)
+            expect_format(document, newest=2)
             need(len(document["parents"]) <= 16, "a manifest has too many parents")
             for parent in document["parents"]:
                 check_digest(parent)
@@ -170,13 +170,32 @@ class PlainReader:
     def arrays(self, manifest: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         """The dtype, shape and bytes of every array, by its path."""
         return {
-            entry["path"]: (entry["dtype"], tuple(entry["shape"]), self.bytes_of(page, entry))
+            entry["path"]: (entry["dtype"], tuple(entry["shape"]), self.in_c_order(page, entry))
             for page, entry in self.entries(manifest)
         }
 
+    def in_c_order(self, page: dict[str, Any], entry: dict[str, Any]) -> bytes:
+        """The bytes of one array, whose elements may be stored in another order (section 10.1)."""
+        data, shape = self.bytes_of(page, entry), entry["shape"]
+        if "order" not in entry:
+            return data
+        item, distances, distance = ITEM_BYTES[entry["dtype"]], {}, 1
+        for axis in reversed(entry["order"]):
+            distances[axis] = distance
+            distance *= shape[axis]
+        starts = (
+            item * sum(at * distances[axis] for axis, at in enumerate(index))
+            for index in product(*map(range, shape))
+        )
+        return b"".join(data[start : start + item] for start in starts)
+
     def bytes_of(self, page: dict[str, Any], entry: dict[str, Any]) -> bytes:
-        """The bytes of one array (sections 10.2 and 10.3)."""
-        size = nbytes_of(entry)
+        """The bytes of one array as they are stored (sections 10.2 and 10.3)."""
+        size, shape = nbytes_of(entry), entry["shape"]
+        if "order" in entry:
+            axes = list(range(len(shape)))
+            need(sorted(entry["order"]) == axes != entry["order"], "an order is none")
+            shape = [shape[axis] for axis in entry["order"]]
         if "offset" in entry:
             bundle, start = page["bundle"], whole(entry["offset"])
             need(0 < size < SMALL_BYTES, "an array of this size cannot lie in a bundle")
@@ -184,7 +203,7 @@ class PlainReader:
             data = self.object(bundle["digest"], size=bundle["size"])[start : start + size]
             need(digest_of(data) == entry["digest"], "a small array does not have its digest")
             return data
-        shape, item = entry["shape"], ITEM_BYTES[entry["dtype"]]
+        item = ITEM_BYTES[entry["dtype"]]
         blocks = chunk_blocks(shape, entry["chunk_shape"])
         need(len(blocks) == len(entry["digests"]), "an array has too few or too many chunks")
         need(chunk_bytes(blocks[:1], item) <= 256 * MIB, "a chunk is too large")

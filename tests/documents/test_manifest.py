@@ -23,7 +23,7 @@ from ckptstore.documents.facts import (
     check_metrics,
     check_step,
 )
-from ckptstore.documents.manifest import CREATED_MAX, Manifest, PageRef
+from ckptstore.documents.manifest import CREATED_MAX, ORDERED_FORMAT, Manifest, PageRef
 from ckptstore.documents.names import REF_NAME_LENGTH_MAX
 from ckptstore.errors import CorruptError, InvalidInputError
 
@@ -127,7 +127,14 @@ def test_a_field_that_is_missing_or_wrong_is_refused_by_name(field: str) -> None
 
 def test_a_newer_format_is_no_damage() -> None:
     with pytest.raises(InvalidInputError, match="newer ckptstore"):
-        Manifest.decode(canonical.encode({**GOOD, "format": 2}), name="this")
+        Manifest.decode(canonical.encode({**GOOD, "format": 3}), name="this")
+
+
+def test_a_checkpoint_with_arrays_in_another_order_has_format_2() -> None:
+    data = canonical.encode({**GOOD, "format": 2})
+    manifest = Manifest.decode(data, name="this")
+    assert manifest.format == ORDERED_FORMAT
+    assert manifest.encode() == data
 
 
 class Epoch(IntEnum):

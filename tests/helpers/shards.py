@@ -8,25 +8,28 @@ from __future__ import annotations
 import itertools
 from collections import ChainMap
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import ckptstore
+from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.commit.assemble import assembled, merged, put_documents
-from ckptstore.commit.flatten import flatten
 from ckptstore.commit.plan import plan_arrays
 from ckptstore.commit.put import hash_threads, put_arrays, putting
 from ckptstore.documents.manifest import Manifest
+from ckptstore.state.flatten import flatten as flatten_state
 from ckptstore.store.reach import Reached, reached_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ckptstore.arrays.source import ArraySource
     from ckptstore.commit.plan import Plan
     from ckptstore.commit.put import PageDigests
     from ckptstore.digest import Digest
+    from ckptstore.state.flatten import Flat
 
     Shape = tuple[int, ...]
 
@@ -94,6 +97,17 @@ def commit(
         manifest, branch=branch, retry=False, since=newest, relied=written.relied
     )
     return repo.resolve(id)
+
+
+def flatten(state: object) -> Flat[ArraySource]:
+    """Take a state apart as a coordinator of processes does: each array in C order."""
+    return flatten_state(state, describe=_in_c_order, encode=codecs.encode)
+
+
+def _in_c_order(value: object) -> ArraySource | None:
+    """An array of which processes hold shards, whatever the order of its memory in one of them."""
+    source = arrays.describe(value)
+    return source and replace(source, order=None)
 
 
 def _put_all(url: str, plan: Plan, ranks: Sequence[Rank], *, processes: bool) -> Iterator[Stored]:

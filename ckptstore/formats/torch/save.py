@@ -1,8 +1,9 @@
 """A state as the zip archive that torch.save would write of it.
 
 The state is pickled with stand-ins for its tensors, which pickle as torch's own do. zipfile writes
-the records, with checksums, and tensors a piece at a time. Every tensor is written in C order with
-a storage of its own; tied ones stay tied. numpy arrays are part of the pickle and written whole.
+the records, with checksums, and tensors a piece at a time. Every tensor is written with a storage
+of its own, in the order of its memory; tied ones stay tied. numpy arrays are part of the pickle and
+written whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.arrays.strided import c_strides
+from ckptstore.documents.chunks import reversed_order, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, first_line, shown
 from ckptstore.formats.torch.text import ARRAYS_BYTES_MAX
@@ -51,8 +53,8 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
         source = flat.arrays[path]
         if kind == NDARRAY:
             return arrays.from_bytes(kind, source.dtype, source.shape, source.whole())
-        sources.append(source)
-        return _Tensor(source, str(len(sources) - 1))
+        sources.append(source.stored())
+        return _Tensor(sources[-1], str(len(sources) - 1))
 
     data = _pickled(unflatten(flat.root, array=stand_in, decode=codecs.decode))
     with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
@@ -84,7 +86,10 @@ class _Storage:
 
 
 class _Tensor:
-    """Pickles as a tensor would whose elements are stored in C order in the storage of this key."""
+    """Pickles as a tensor would whose elements are all of the storage of this key.
+
+    source: of the tensor in the order of its memory.
+    """
 
     def __init__(self, source: ArraySource, key: str) -> None:
         self.source, self.key = source, key
@@ -95,8 +100,11 @@ class _Tensor:
         rebuild, kind, more = _form(source.dtype)
         length = source.nbytes if kind is torch.UntypedStorage else source.nbytes // item
         storage = _Storage(("storage", kind, self.key, "cpu", length))
-        strides = tuple(step // item for step in c_strides(source.shape, item))
-        return rebuild, (storage, 0, source.shape, strides, False, OrderedDict(), *more)
+        shape, strides = source.shape, tuple(step // item for step in c_strides(source.shape, item))
+        if source.order is not None:
+            axes = reversed_order(source.order)
+            shape, strides = stored_order(shape, axes), stored_order(strides, axes)
+        return rebuild, (storage, 0, shape, strides, False, OrderedDict(), *more)
 
 
 def _form(dtype: str) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:

@@ -234,7 +234,7 @@ class Loader:
             dtype=dtype,
             shape=shape,
             offset=start,
-            strides=None if tensor.is_contiguous() else strides,
+            strides=strides,
             identity=identity,
         )
         for change in _changes(tensor, is_swapped=is_swapped):
