@@ -17,15 +17,16 @@ import math
 import operator
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.metric_names import known_names, mode_of, parse_choice, unquoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
 CONDITION_LENGTH_MAX = 10_000
@@ -183,8 +184,21 @@ class Query:
     limit: int | None
 
     @classmethod
-    def of(cls, *, where: object, sort: object, limit: object) -> Self:
+    def of(
+        cls,
+        *,
+        where: object,
+        sort: object,
+        limit: object,
+        renamed: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> Self:
         """Check what a user passed.
+
+        Args:
+            where: A condition, or None.
+            sort: An order, or None.
+            limit: A number of checkpoints, or None.
+            renamed: The earlier names of branches, which their checkpoints record.
 
         Raises:
             InvalidInputError: An argument is invalid. The message names it.
@@ -194,7 +208,7 @@ class Query:
                 f"The limit is {shown(limit)}; a number of checkpoints is expected."
             )
         return cls(
-            where=None if where is None else parse(where),
+            where=None if where is None else _with_earlier_names(parse(where), renamed),
             order=None if sort is None else Order.parse(sort),
             limit=None if limit is None else min(limit, sys.maxsize),
         )
@@ -236,6 +250,20 @@ class Query:
         names = {*(self.where.names() if self.where else ())}
         names |= {self.order.name} if self.order else set()
         return {name for name in names if name.text not in ("step", *TEXT_NAMES)}
+
+
+def _with_earlier_names(condition: Condition, renamed: Mapping[str, Sequence[str]]) -> Condition:
+    """Return a condition that takes the earlier names of a branch for its name."""
+    if isinstance(condition, Joined):
+        parts = tuple(_with_earlier_names(part, renamed) for part in condition.parts)
+        return replace(condition, parts=parts)
+    if condition.name != Name(text="branch"):
+        return condition
+    values = [condition.value, *renamed.get(str(condition.value), ())]
+    return Joined(
+        parts=tuple(replace(condition, value=value) for value in values),
+        decide=any if condition.symbol == "=" else all,
+    )
 
 
 def parse(text: object) -> Condition:

@@ -22,7 +22,14 @@ from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.names import check_metric_name, check_ref_name, check_strings
-from ckptstore.documents.settings import GRACE, checked_grace, grace_of, ttl_seconds, with_part
+from ckptstore.documents.settings import (
+    GRACE,
+    checked_grace,
+    grace_of,
+    names_before,
+    ttl_seconds,
+    with_part,
+)
 from ckptstore.errors import (
     CkptStoreError,
     ConflictError,
@@ -474,7 +481,8 @@ class Repository:
                 as `best:` and policies do, without those that the branch was started from. With
                 `sort`, this gives the best of the branch rather than of its whole history.
             where: A condition on step, branch, message, `meta.KEY` and metrics, such as "val_loss <
-                0.2 and step > 1000"; it may use `or`, parentheses, and quoted names of metrics.
+                0.2 and step > 1000"; it may use `or`, parentheses, and quoted names of metrics. A
+                renamed branch is found by its name of now.
             sort: "step" for the highest first, or a metric for the best first, such as "val_loss"
                 or "quality:max". Checkpoints without a finite number come last.
 
@@ -495,7 +503,11 @@ class Repository:
         """
         from ckptstore.query import Query
 
-        query = Query.of(where=where, sort=sort, limit=limit)
+        renamed = {}
+        if where is not None:
+            newest = self._oplog.newest()
+            renamed = names_before(newest.settings, newest.heads)
+        query = Query.of(where=where, sort=sort, limit=limit, renamed=renamed)
         if own:
             return query.select(self._own(rev, expired=expired))
         starts = [self._resolver.resolved(rev)[0]] if rev is not None else self._resolver.named()

@@ -16,7 +16,7 @@ from ckptstore.errors import InvalidInputError, shown
 from ckptstore.times import seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 GRACE = "grace_seconds"  # the grace time of every gc that is not given another
 LEASES = "leases"  # the end of each tag that is a lease
@@ -112,6 +112,22 @@ def former_names(settings: Mapping[str, Any], branch: str) -> tuple[str, ...]:
     """Return the names that a branch had before it was renamed, which its manifests record."""
     names = by_name(settings, RENAMED).get(branch)
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def names_before(
+    settings: Mapping[str, Any], branches: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the earlier names of renamed branches, without those that a branch has now.
+
+    branches: the branches that exist.
+    """
+    existing = set(branches)
+    found = {name: former_names(settings, name) for name in sorted(existing)}
+    return {
+        name: tuple(former for former in names if former not in existing)
+        for name, names in found.items()
+        if names
+    }
 
 
 def claim_of(settings: Mapping[str, Any], branch: str) -> Claim:

@@ -7,13 +7,14 @@ from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.marker import MARKER_KEY
+from ckptstore.documents.settings import names_before
 from ckptstore.errors import CorruptError
 from ckptstore.history import ancestors
 from ckptstore.store.lost import lost_among
 from ckptstore.store.reach import searched, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
@@ -34,17 +35,21 @@ _SHARED = -1  # by checkpoints of several branches; below it: by several of one 
 class Share:
     """The space of one checkpoint, or of all checkpoints that were committed on one branch.
 
+    Those of a deleted branch are live while a tag or another branch reaches them.
+
     Attributes:
         name: The id of the checkpoint, or the branch; "" if no branch was recorded.
         checkpoints: The number of live checkpoints.
         own_bytes: Bytes of the objects that no other checkpoint, or other branch, reaches.
         shared_bytes: Bytes of the objects that others reach too.
+        is_deleted: True if there is no branch of this name any more.
     """
 
     name: str
     checkpoints: int
     own_bytes: int
     shared_bytes: int
+    is_deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +157,10 @@ def usage(
     lost = lost_among(
         ids - reached.keys(), reached=reached, newest=newest, oplog=oplog, catalog=catalog
     )
-    owners = _Owners(catalog, live)
+    renamed = names_before(newest.settings, newest.heads)
+    owners = _Owners(
+        catalog, live, {former: name for name, names in renamed.items() for former in names}
+    )
     stored, unreached = _objects(catalog, owners)
     temporaries = storage.temporaries()
     others = (*oplog.list(), *oplog.list_pages(), *notes.list())
@@ -173,7 +181,7 @@ def usage(
         temporary_bytes=sum(item.size for item in temporaries),
         left_bytes=sum(item.size for item in temporaries if item.is_left),
         reserve_bytes=storage.reserve_bytes(),
-        by_branch=owners.by_branch(),
+        by_branch=owners.by_branch(newest.heads),
         by_checkpoint=owners.by_checkpoint() if with_checkpoints else (),
         shared_bytes=owners.shared_bytes,
         growth=_growth(reached, live),
@@ -199,15 +207,21 @@ class _Owners:
     The owner of an object is the number of the only checkpoint that reaches it, _SHARED, or
     _SHARED - 1 - B where only checkpoints of branch number B do.
 
+    renamed: the present names of branches, by their earlier ones.
+
     Attributes:
         shared_bytes: Bytes of the counted objects that checkpoints of several branches reach.
     """
 
-    def __init__(self, catalog: Catalog, live: Mapping[Digest, Manifest]) -> None:
+    def __init__(
+        self, catalog: Catalog, live: Mapping[Digest, Manifest], renamed: Mapping[str, str]
+    ) -> None:
         self._ids = list(live)
-        self._names = sorted({manifest.branch or "" for manifest in live.values()})
+        recorded = [manifest.branch or "" for manifest in live.values()]
+        branches = [renamed.get(name, name) for name in recorded]
+        self._names = sorted(set(branches))
         numbers = {name: number for number, name in enumerate(self._names)}
-        self._branches = [numbers[manifest.branch or ""] for manifest in live.values()]
+        self._branches = [numbers[name] for name in branches]
         self._documents = [manifest.documents() for manifest in live.values()]
         self._owners: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
@@ -234,7 +248,7 @@ class _Owners:
             self._branch_own[self._branch_of(owner)] += size
         return True
 
-    def by_branch(self) -> tuple[Share, ...]:
+    def by_branch(self, existing: Container[str]) -> tuple[Share, ...]:
         """Return the shares of the branches, once all objects are counted."""
         reached: list[set[int]] = [set() for _ in self._names]
         for documents, branch in zip(self._documents, self._branches, strict=True):
@@ -245,6 +259,7 @@ class _Owners:
                 checkpoints=self._branches.count(number),
                 own_bytes=self._branch_own[number],
                 shared_bytes=self._bytes_of(reached[number]) - self._branch_own[number],
+                is_deleted=bool(name) and name not in existing,
             )
             for number, name in enumerate(self._names)
         )

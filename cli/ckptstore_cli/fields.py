@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ckptstore_cli import output, text
+from ckptstore_cli.verbs import for_this_repo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +65,8 @@ def _values(checkpoint: Checkpoint, values: Mapping[str, object]) -> list[str]:
     lines = [f"{path} = {plain(values[path])}" for path in outermost]
     if len(values) > VALUES_SHOWN:
         more = len(values) - VALUES_SHOWN
-        lines.append(f"{more:,} more: ckptstore ls --values {checkpoint.id.short}")
+        more_of = f"{more:,} more: ckptstore ls --values {checkpoint.id.short}"
+        lines.append(for_this_repo(more_of))
     return lines
 
 

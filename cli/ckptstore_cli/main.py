@@ -20,29 +20,8 @@ from ckptstore_cli import hints, output
 from ckptstore_cli.completion import WholeWords
 from ckptstore_cli.repo import repo_option
 from ckptstore_cli.signals import ended_by_signals
+from ckptstore_cli.verbs import COMMANDS
 
-COMMANDS = (
-    "init",
-    "commit",
-    "import",
-    "annotate",
-    "log",
-    "best",
-    "show",
-    "ls",
-    "checkout",
-    "diff",
-    "branch",
-    "tag",
-    "follow",
-    "ops",
-    "undo",
-    "expire",
-    "gc",
-    "config",
-    "verify",
-    "usage",
-)
 _MODULES = {"import": "import_"}  # `import` is a keyword of Python
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -116,8 +95,8 @@ class Program(click.Group):
 def _show(error: click.UsageError) -> None:
     """Print a wrong usage as other errors are printed, below the usage of the command."""
     if error.ctx is not None:
-        output.note(error.ctx.get_usage())
-        output.note(f"Help: {error.ctx.command_path} --help")
+        output.usage(error.ctx.get_usage())
+        output.usage(f"Help: {error.ctx.command_path} --help")
     output.error(" ".join(error.format_message().split()))
 
 

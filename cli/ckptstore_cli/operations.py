@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
     from ckptstore import OperationInfo
 
+WHAT_WIDTH_MIN = 28
+MOVED_WIDTH_MIN = 24
+BY_WIDTH_MIN = 12
+
 _COLUMNS = (
     Column("op", style="yellow", right=True),
     Column("age", style="dim"),
-    Column("what", gives_way=1, folds=True),
-    Column("moved", gives_way=2, folds=True, drops=4),
-    Column("by", style="dim", gives_way=3, folds=True),
+    Column("what", gives_way=4, width_min=WHAT_WIDTH_MIN),
+    Column("moved", gives_way=1, drops=2, width_min=MOVED_WIDTH_MIN),
+    Column("by", style="dim", gives_way=3, width_min=BY_WIDTH_MIN),
 )
 
 

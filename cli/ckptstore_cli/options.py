@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from ckptstore.times import seconds_of
-from ckptstore_cli import completion
+from ckptstore_cli import completion, output
 from ckptstore_cli.repo import repo_option
 
 if TYPE_CHECKING:
@@ -30,6 +30,20 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
+
+
+def _be_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[output.QUIET_KEY] = value
+
+
+_quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_be_quiet,
+    help="Print results and errors only, without remarks and progress.",
 )
 
 
@@ -156,8 +170,8 @@ def step_option(ctx: click.Context, param: click.Parameter, value: int | None) -
 
 
 def common(function: Command) -> Command:
-    """The options of every command: --json and --repo. The function takes `as_json`."""
-    return repo_option(_json_option(function))
+    """The options of every command: --json, --quiet and --repo. The function takes `as_json`."""
+    return repo_option(_quiet_option(_json_option(function)))
 
 
 def revision_argument(help: str) -> Callable[[Command], Command]:

@@ -21,6 +21,7 @@ import click
 
 from ckptstore.errors import printable
 from ckptstore_cli.text import draw_bar, fit, folded, least_width, progress_of, shorten, wrapped
+from ckptstore_cli.verbs import for_this_repo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.1
 _PROGRESS_AFTER_SECONDS = 1.0
 _BLOCKS = "▏▎▍▌▋▊▉█"
+QUIET_KEY = "ckptstore_cli.quiet"  # in the meta of a context
 _GAP = 2  # spaces between columns
 PATH_WIDTH_MIN = 30  # of paths of arrays, before other columns are left out
 _WRAPPED_WIDTH_MIN = 20
@@ -52,6 +54,7 @@ class Column:
         drops: The turn at which the column is left out for a terminal; 0 for never.
         varies: Leave it out on a terminal if all rows have the same value.
         width_min: The least width. In a column of numbers only the title gets narrower.
+        plain_title: The heading where stdout is no terminal, if it is another one.
     """
 
     title: str
@@ -63,6 +66,7 @@ class Column:
     drops: int = 0
     varies: bool = False
     width_min: int = 0
+    plain_title: str = ""
 
 
 def now() -> datetime:
@@ -96,9 +100,14 @@ def table(
         The titles of the columns for which a terminal had no room.
     """
     _progress_line.clear()
-    columns = [replace(column, title=printable(column.title)) for column in columns]
+    is_terminal = _is_terminal(sys.stdout)
+    titles = [(not is_terminal and column.plain_title) or column.title for column in columns]
+    columns = [
+        replace(column, title=printable(title))
+        for column, title in zip(columns, titles, strict=True)
+    ]
     cells = [[printable(cell) for cell in row] for row in rows]
-    if _is_terminal(sys.stdout):
+    if is_terminal:
         return _rich_table(columns, cells, dimmed)
     _plain_table(columns, cells)
     return frozenset()
@@ -107,7 +116,7 @@ def table(
 def footer(text: str) -> None:
     """Print a summary below a table, on a terminal only, if there is text."""
     if text and _is_terminal(sys.stdout):
-        line(text)
+        line(for_this_repo(text))
 
 
 def bar(value: float) -> str:
@@ -144,19 +153,31 @@ def graph(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark to stderr, wrapped as `line` is."""
-    _progress_line.clear()
-    print(_wrapped(text, sys.stderr), file=sys.stderr)
+    """Print a remark to stderr, wrapped as `line` is, unless the command is quiet."""
+    if not is_quiet():
+        usage(for_this_repo(text))
 
 
 def error(text: str) -> None:
     """Print an error to stderr."""
-    note(f"error: {text}")
+    usage(for_this_repo(f"error: {text}"))
+
+
+def usage(text: str) -> None:
+    """Print to stderr how a command is used."""
+    _progress_line.clear()
+    print(_wrapped(text, sys.stderr), file=sys.stderr)
+
+
+def is_quiet() -> bool:
+    """Return whether this command has --quiet: it prints results and errors, and no remarks."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is not None and bool(ctx.meta.get(QUIET_KEY))
 
 
 def progress() -> Callable[[Progress], None] | None:
     """A listener that shows progress on stderr; None if stderr is not a terminal."""
-    return _progress_line.show if _is_terminal(sys.stderr) else None
+    return _progress_line.show if _is_terminal(sys.stderr) and not is_quiet() else None
 
 
 class _ProgressLine:
@@ -235,6 +256,7 @@ def ask_before_deleting(
     if is_answered or not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
         return
     if show is not None:
+        click.get_current_context().meta[QUIET_KEY] = False  # nobody decides without the plan
         show()
     _progress_line.clear()
     if not click.confirm(question, err=True):

@@ -125,12 +125,13 @@ def print_deleted(
 
     If the ref had more than its checkpoint, an undo of the operation brings back both.
     """
+    deletion = _deletion(repo, kind, name)
     if as_json:
-        output.document({"deleted": name, "id": id})
+        operation = None if deletion is None else deletion.number
+        output.document({"deleted": name, "id": id, "operation": operation})
         return
     again = command(ctx, kind, name, id.short)
     lost = _LOST[kind]
-    deletion = _deletion(repo, kind, name)
     if deletion is None or len(deletion.moves or ()) == 1:
         output.line(f"Deleted {kind} {name}. To bring it back:")
         output.line(f"  {again}")

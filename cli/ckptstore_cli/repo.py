@@ -11,6 +11,7 @@ import click
 
 from ckptstore.errors import InvalidInputError, NotFoundError
 from ckptstore_cli import output
+from ckptstore_cli.verbs import REPO_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 FOLDER = ".ckptstore"
 VARIABLE = "CKPTSTORE_REPO"
-_META_KEY = "ckptstore_cli.repo"
 
 
 def open_repository(ctx: click.Context) -> Repository:
@@ -44,12 +44,12 @@ def opened(url: str) -> Repository:
 
 def named(ctx: click.Context, environment: Mapping[str, str]) -> str | None:
     """The repository given by the command line, else by the environment."""
-    return ctx.meta.get(_META_KEY) or environment.get(VARIABLE)
+    return ctx.meta.get(REPO_KEY) or environment.get(VARIABLE)
 
 
 def command(ctx: click.Context, *words: str) -> str:
     """A command line for the same repository, with -r if this command has it."""
-    url = ctx.meta.get(_META_KEY)
+    url = ctx.meta.get(REPO_KEY)
     return shlex.join(["ckptstore", *(("-r", url) if url else ()), *words])
 
 
@@ -98,7 +98,7 @@ def _trusted(user: int, environment: Mapping[str, str]) -> set[int]:
 
 def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value:
-        ctx.meta[_META_KEY] = value
+        ctx.meta[REPO_KEY] = value
 
 
 repo_option = click.option(

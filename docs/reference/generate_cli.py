@@ -16,7 +16,7 @@ import click
 from ckptstore_cli.main import COMMANDS, cli
 
 PAGE = Path(__file__).with_name("cli.md")
-COMMON_OPTIONS = ("-r", "--json", "-h")
+COMMON_OPTIONS = ("-r", "-q", "--json", "-h")
 
 _INTRODUCTION = """\
 # Command line

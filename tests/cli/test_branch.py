@@ -39,7 +39,9 @@ def test_it_makes_a_branch_at_a_revision(ckpt, history, rev, step):
 def test_json_tells_of_the_branch_made_and_deleted(ckpt, history):
     made = ckpt.json("branch", "new", "v1")
     assert (made["name"], made["id"]) == ("new", history.resolve("v1").id)
-    assert ckpt.json("branch", "-d", "new") == {"deleted": "new", "id": made["id"]}
+    deleted = ckpt.json("branch", "-d", "new")
+    (newest,) = history.operations(limit=1)
+    assert deleted == {"deleted": "new", "id": made["id"], "operation": newest.number}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("branch", "tuned"), ("tag", "v1")])

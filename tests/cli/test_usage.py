@@ -93,6 +93,22 @@ def test_shares_add_up_to_the_whole(ckpt, history):
     assert ckpt.out("usage", "--checkpoints").splitlines()[-1].split() == last
 
 
+def test_a_renamed_branch_has_its_name_of_now_and_a_deleted_one_says_so(ckpt, history):
+    history.rename_branch("tuned", "better")
+    history.commit({"x": 1}, branch="better")
+    history.commit({"x": 2}, branch="tried")
+    history.tag("good", "tried")
+    history.delete_branch("tried")
+    shares = {share["name"]: share for share in ckpt.json("usage")["by_branch"]}
+    assert {name: share["checkpoints"] for name, share in shares.items()} == {
+        "better": 2,
+        "main": 2,
+        "tried": 1,
+    }
+    assert [name for name, share in shares.items() if share["is_deleted"]] == ["tried"]
+    assert "\ntried (deleted) " in ckpt.out("usage")
+
+
 def test_the_shares_of_some_checkpoints(ckpt, history):
     rows = ckpt.out("usage", "v1", "tuned", "v1").splitlines()[1:]
     assert [row.split()[:3] for row in rows] == [

@@ -108,6 +108,7 @@ def test_snapshot(url, monkeypatch, name, columns):
 def test_no_row_is_broken_inside_a_word(url, monkeypatch, name, columns):
     """What is not shortened, which an ellipsis tells, is there in whole or up to a slash."""
     whole = shown(url, monkeypatch, COMMANDS[name], columns=None)
+    whole = re.sub(r"(?<=\w)\((?:min|max)\)", "", whole)
     text = shown(url, monkeypatch, COMMANDS[name], columns=columns)
     text = re.sub(
         r"(?s)\n(\* best of|Best first|Not shown|Expired checkpoints are|\d+ arrays,).*", "", text
@@ -120,3 +121,12 @@ def pieces(word):
     """What lines may hold of a word that is broken after slashes."""
     parts = re.findall(r"[^/]*/|[^/]+", word)
     return {"".join(parts[a:b]) for a in range(len(parts)) for b in range(a + 1, len(parts) + 1)}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_each_operation_is_one_line(url, monkeypatch, columns):
+    text = shown(url, monkeypatch, ("ops",), columns=columns)
+    lines = text.splitlines()
+    assert len(lines) == len(ckptstore.open(url).operations()) + 1
+    assert max(map(len, lines)) <= columns
+    assert "committed" in lines[1]

@@ -13,6 +13,7 @@ from ckptstore_cli import output, text
 from ckptstore_cli.options import common, revisions_argument
 from ckptstore_cli.output import Column
 from ckptstore_cli.repo import open_repository
+from ckptstore_cli.verbs import for_this_repo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,8 @@ def usage(ctx: click.Context, revs: tuple[str, ...], of_each: bool, as_json: boo
         shares = [share for share in total.by_checkpoint if share.name in ids]
         output.table((*_NAMES, *_COLUMNS[1:]), _rows_of_checkpoints(repo, shares))
         return
-    output.fields({"repository": repo.url, **_fields(total), **_growth(repo, total)})
+    facts = {"repository": repo.url, **_fields(total), **_growth(repo, total)}
+    output.fields({name: for_this_repo(fact) for name, fact in facts.items()})
     if of_each and total.by_checkpoint:
         rows = _rows_of_checkpoints(repo, total.by_checkpoint)
         rest = _rest(total, sum(share.own_bytes for share in total.by_checkpoint), "checkpoints")
@@ -68,8 +70,7 @@ def usage(ctx: click.Context, revs: tuple[str, ...], of_each: bool, as_json: boo
         )
     elif total.by_branch:
         rows = [
-            (share.name or "(none recorded)", f"{share.checkpoints:,}", *_sizes(share))
-            for share in total.by_branch
+            (_name(share), f"{share.checkpoints:,}", *_sizes(share)) for share in total.by_branch
         ]
         rest = _rest(total, sum(share.own_bytes for share in total.by_branch), "branches")
         output.line()
@@ -90,6 +91,11 @@ def _rows_of_checkpoints(repo: Repository, shares: Sequence[Share]) -> list[tupl
     """A row for each checkpoint."""
     found = [(share, repo.resolve(share.name)) for share in shares]
     return [(c.id.short, c.branch or "", text.step(c.step), *_sizes(share)) for share, c in found]
+
+
+def _name(share: Share) -> str:
+    """The branch of a share."""
+    return f"{share.name or '(none recorded)'}{' (deleted)' if share.is_deleted else ''}"
 
 
 def _sizes(share: Share) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from ckptstore.errors import CkptStoreError
 from ckptstore_cli import documents, output, text
 from ckptstore_cli.options import Share, common, revisions_argument
 from ckptstore_cli.repo import open_repository
+from ckptstore_cli.verbs import for_this_repo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +69,7 @@ def verify(
         if moved:
             output.line(f"Moved {text.count(len(moved), 'damaged object')} to damaged/.")
         elif report.damaged:
-            output.line("ckptstore verify --repair moves damaged objects aside.")
+            output.line(for_this_repo("ckptstore verify --repair moves damaged objects aside."))
     if not report.ok:
         ctx.exit(EXIT_PROBLEMS)
 
@@ -116,7 +117,7 @@ def _print_notes(report: VerifyReport, steps: Mapping[str, int]) -> None:
         ]
         count = text.count(len(ids), "checkpoint")
         output.line(f"No branch and no tag reaches {count}: {_some(ids)}.")
-        output.line("    ckptstore branch NAME ID brings one back.")
+        output.line(for_this_repo("    ckptstore branch NAME ID brings one back."))
     if unreachable.objects:
         count = text.count(unreachable.objects, "object")
         output.line(f"No branch and no tag reaches {count} ({text.size(unreachable.bytes)}).")
