@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
-from contextlib import contextmanager, suppress
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import StorageError
+from ckptstore.storage.temporary import UNLOCKED_SECONDS, hold, is_free, new_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+PREFIX = ".ckptstore-"  # of a folder in which an export is being written
+CONTENT = "new"  # what is being written there
+FORMER = "former"  # a folder that it replaces
 
 # How a folder answers that has no fsync (FUSE, SMB), or that this user may not open. Never EIO.
 _NO_FSYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES})
@@ -53,14 +58,47 @@ def published(path: Path, *, overwrite: bool) -> Iterator[Path]:
         OSError: It could not be written.
     """
     path = path.absolute()
-    temporary = path.with_name(f".ckptstore-{os.getpid()}-{secrets.token_hex(6)}")
-    try:
+    _sweep(path.parent)
+    with _held_folder(path.parent) as folder:
+        temporary = folder / CONTENT
         yield temporary
         _flush(temporary)
         _rename(temporary, path, overwrite=overwrite)
-        _flush_folder(path.parent)
-    finally:
-        _remove(temporary)
+    _flush_folder(path.parent)
+
+
+@contextmanager
+def _held_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder that is locked while this process lives, and remove it in the end."""
+    folder = parent / f"{PREFIX}{new_name()}"
+    with ExitStack() as stack:
+        stack.callback(_remove, folder)
+        folder.mkdir(mode=0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        hold(descriptor)
+        yield folder
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed exports left in a folder, as far as this is known for sure (ADR 0027).
+
+    A folder that was being replaced is left: it may be the only one of its content.
+    """
+    now = time.time()
+    with suppress(OSError), os.scandir(parent) as found:
+        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for item in found:
+                if (
+                    item.name.startswith(PREFIX)
+                    and now - item.stat(follow_symlinks=False).st_mtime > UNLOCKED_SECONDS
+                    and is_free(item.name, within=descriptor, prefix=PREFIX)
+                    and not os.path.lexists(os.path.join(item.path, FORMER))
+                ):
+                    _remove(Path(item.path))
+        finally:
+            os.close(descriptor)
 
 
 def _flush(path: Path) -> None:
@@ -142,7 +180,7 @@ def _is_empty_claim(claim: int, path: Path) -> bool:
 
 def _replace_folder(temporary: Path, path: Path) -> None:
     """Replace a folder, which is back under its name if that fails."""
-    former = temporary.with_name(f"{temporary.name}.former")
+    former = temporary.with_name(FORMER)
     try:
         path.rename(former)
     except OSError as error:

@@ -44,9 +44,18 @@ def is_left(name: str, *, within: int, age: float) -> bool:
         within: Descriptor of its folder.
         age: Seconds since it was last written to, by the clock of its file system.
     """
-    if age >= UNTOUCHED_SECONDS:
-        return True
-    if age < UNLOCKED_SECONDS or not _boot() or not name.startswith(_boot()):
+    return age >= UNTOUCHED_SECONDS or (age >= UNLOCKED_SECONDS and is_free(name, within=within))
+
+
+def is_free(name: str, *, within: int, prefix: str = "") -> bool:
+    """Return True for a file or folder of this run of the kernel that no living process holds.
+
+    Args:
+        name: Its name.
+        within: Descriptor of its folder.
+        prefix: The part of the name before that of `new_name`.
+    """
+    if not _boot() or not name.startswith(f"{prefix}{_boot()}"):
         return False
     try:
         fd = os.open(name, _PROBE, dir_fd=within)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +18,7 @@ from ckptstore.errors import InvalidInputError, NotFoundError, StorageError
 from ckptstore.formats import publish, read_file, write_file
 from tests.helpers import disks
 from tests.helpers.flat_files import bits_of, committed
+from tests.helpers.root import ROOT
 
 STATE = {"w": np.arange(3.0)}
 NEW = {"w": np.arange(5.0)}
@@ -207,3 +210,55 @@ def test_in_a_working_folder_that_is_gone_only_an_absolute_path_is_written(
         read_file("x.npz")
     write(tmp_path / "x.npz")
     assert bits_of(committed(tmp_path / "x.npz")) == bits_of(STATE)
+
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from ckptstore.formats import publish
+with publish.published(Path(sys.argv[1]), overwrite=False) as temporary:
+    temporary.write_bytes(b"half")
+    print("written", flush=True)
+    sys.stdin.read(1)
+"""
+
+
+def left_by(path: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process in the middle of an export, and its folder, which seems to be old."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    (left,) = path.parent.glob(".ckptstore-*")
+    os.utime(left, (1, 1))
+    return process, left
+
+
+def test_what_a_killed_export_left_goes_with_the_next_export(tmp_path: Path) -> None:
+    process, left = left_by(tmp_path / "y.npz")
+    with process:
+        write(tmp_path / "x.npz")
+        assert left.exists()  # its process lives
+        process.kill()
+    assert (left / publish.CONTENT).read_bytes() == b"half"
+    new = left.with_name(f"{left.name}-new")
+    new.mkdir()  # its process may be about to lock it
+    other = left.with_name(".ckptstore-0000beef-1-00")
+    other.mkdir()
+    os.utime(other, (1, 1))  # of another machine, or of an earlier start of this one
+    write(tmp_path / "z.npz")
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [new, other, tmp_path / "x.npz", tmp_path / "z.npz"]
+    )
+
+
+def test_a_folder_that_was_being_replaced_is_not_swept(tmp_path: Path) -> None:
+    process, left = left_by(tmp_path / "y.npz")
+    with process:
+        process.kill()
+    (left / publish.FORMER).mkdir()
+    os.utime(left, (1, 1))
+    write(tmp_path / "x.npz")
+    assert left.exists()
