@@ -36,6 +36,7 @@ from ckptstore.imports.template import COUNTS, EPOCHS, STEPS, Template, is_plain
 from ckptstore.metric_names import SIMILARITY_MIN, mode_of
 from ckptstore.state.rename import Rename, move
 from ckptstore.state.tree import arrays
+from ckptstore.store.imported import META
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     Numbers = dict[str, int | float]
     Found = tuple[Path, str, Numbers]
 
-META = "imported"
 FILES_MAX = 100_000
 OTHERS_SHOWN = 12
 TIME_MAX = 253_402_214_400.0  # seconds, of the last day that a datetime can have

@@ -29,6 +29,7 @@ from ckptstore.history import ancestors, first_parents, own_chain
 from ckptstore.metric_names import known_names
 from ckptstore.revisions import is_prefix
 from ckptstore.store.condemned import CondemnedError, refuse_condemned
+from ckptstore.store.imported import META, as_one
 from ckptstore.store.lost import refuse_without_operations
 from ckptstore.store.oplog import KEPT_OPERATIONS
 from ckptstore.store.undo import (
@@ -356,14 +357,14 @@ class Refs:
             damaged = OperationInfo(description="the newest operation, which is damaged")
             return UndoPlan(operation=damaged, _execute=self._step_over)
         refuse_without_operations(newest, self._oplog, self._catalog)
-        found = operations(self._oplog, newest)
+        found = as_one(operations(self._oplog, newest), self._is_imported)
         others: list[OperationInfo] = []
         if number is None:
             target = next_of_hand(found, self._author(), others=others)
             if target is None:
                 raise nothing_to_undo(others)
         else:
-            target = next((info for info in found if info.number == number), None)
+            target = next((info for info in found if number in (info.number, *info.members)), None)
             if target is None:
                 raise NotFoundError(
                     f"There is no operation {shown(number)}. The newest is {newest.seq}, and the "
@@ -379,6 +380,11 @@ class Refs:
         return UndoPlan(
             operation=target, others=tuple(others), _execute=partial(self._undo, target)
         )
+
+    def _is_imported(self, id: Digest) -> bool:
+        """Return whether a checkpoint came from a file of an imported folder."""
+        manifest = self._catalog.readable(id)
+        return manifest is not None and META in manifest.meta
 
     def _undo(self, target: OperationInfo) -> Undone:
         """Append the newest state with an operation's moves reversed and its note withdrawn."""

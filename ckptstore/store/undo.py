@@ -79,6 +79,7 @@ class OperationInfo:
         undoes: The number of the operation that it took back, if any.
         undone_by: The number of the operation that took it back, if any.
         is_gc: True if it is a gc that deleted something, which no undo brings back.
+        members: The numbers of the commits that it stands for, if it is an import of several files.
     """
 
     number: int = 0
@@ -93,6 +94,7 @@ class OperationInfo:
     undoes: int | None = None
     undone_by: int | None = None
     is_gc: bool = False
+    members: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"operation {self.number} ({self.description})"

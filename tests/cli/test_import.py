@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ckptstore.training import CheckpointManager
+
 
 @pytest.fixture
 def old(ckpt, repo):
@@ -64,3 +66,31 @@ def test_a_file_that_no_checkpoint_holds_leaves_the_others(ckpt, repo, old):
     result = ckpt("import", "old/ckpt_{step}.pt", code=1)
     assert "Not imported: old/ckpt_50.pt." in result.stderr
     assert [checkpoint.step for checkpoint in repo.log()] == [100, 20]
+
+
+def test_an_import_is_one_operation_to_undo(ckpt, repo, old):
+    assert ckpt.process("import", "old/ckpt_{step}.pt").returncode == 0
+    torch.save({"w": torch.ones(3)}, old / "ckpt_300.pt")
+    torch.save({"w": torch.ones(3)}, old / "ckpt_400.pt")
+    CheckpointManager(repo, branch="run", rng=False, async_save=False).save(1)
+    added = ckpt.json("import", "old/ckpt_{step}.pt")["made"]
+    assert [checkpoint["step"] for checkpoint in added] == [300, 400]
+    CheckpointManager(repo, branch="run", rng=False, async_save=False).save(2)
+    undone = ckpt("undo")
+    assert "imported 2 files to main" in undone.stderr
+    assert "Undone: imported 2 files to main" in undone.stdout
+    assert [checkpoint.step for checkpoint in repo.log("main")] == [100, 20]
+    assert repo.resolve("run").step == 2
+    ckpt(*undone.stdout.splitlines()[-1].split("ckptstore ")[1].split())  # the printed redo
+    assert [checkpoint.step for checkpoint in repo.log("main")] == [400, 300, 100, 20]
+
+
+def test_any_number_of_an_import_takes_all_of_it_back(ckpt, repo, old):
+    ckpt("import", "old/ckpt_{step}.pt")
+    numbers = [operation.number for operation in repo.operations()]
+    assert len(numbers) == 2
+    ckpt("undo", numbers[-1])
+    assert repo.branches() == {}
+    assert "There is nothing to undo" in ckpt.error("undo")
+    ckpt("undo", numbers[0] + 1)
+    assert [checkpoint.step for checkpoint in repo.log("main")] == [100, 20]
