@@ -50,6 +50,19 @@ def test_it_lists_what_differs_and_sums_up(ckpt, versions):
     assert "Shared: 33.3 % of 72.1 kB." in shown
 
 
+def test_stat_sums_up_the_arrays_of_each_part(ckpt, versions):
+    shown = ckpt.out("diff", "main~1", "main", "--stat")
+    first, row, *rest = shown.splitlines()
+    assert first.split() == ["part", "arrays", "not", "shared"]
+    assert " ".join(row.split()) == "model 2 changed, 1 retyped, 1 moved, 1 added 48.1 kB"
+    assert rest[0] == ""
+    assert rest[1].startswith("Arrays: 2 changed,")
+    assert rest[2] == "1 plain value differs."
+    assert "without --numeric" in ckpt.error(
+        "diff", "main~1", "main", "--stat", "--numeric", code=2
+    )
+
+
 def test_numeric_adds_how_far_each_array_moved_with_a_bar(ckpt, versions):
     found = rows(ckpt.out("diff", "main~1", "main", "--numeric"))
     assert found["model/layers.1.weight"][:2] == ["changed", "0.5"]

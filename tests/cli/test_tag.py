@@ -30,7 +30,11 @@ def test_without_a_revision_it_tags_main(ckpt, history):
 
 def test_it_deletes_a_tag(ckpt, history):
     id = history.tags()["v1"].id
-    assert ckpt.json("tag", "--delete", "v1") == {"deleted": "v1", "id": id}
+    assert ckpt.json("tag", "--delete", "v1") == {
+        "deleted": "v1",
+        "id": id,
+        "operation": history.operations(limit=1)[0].number,
+    }
     assert history.tags() == {}
     assert "The repository has no tags" in ckpt.error("tag", "-d", "v1")
 

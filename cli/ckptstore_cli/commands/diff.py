@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ _NUMERIC_COLUMNS = (
     Column("norms", drops=2),
     Column("new NaN/inf", right=True),
 )
+_SUM_COLUMNS = (
+    Column("part", gives_way=1, shortens=True),
+    Column("arrays", folds=True, gives_way=2),
+    Column("not shared", right=True),
+)
 _VALUE_COLUMNS = (
     Column("value", gives_way=1, shortens=True),
     Column("before", folds=True, gives_way=2),
@@ -59,6 +65,12 @@ _PATHS_SHOWN = 5
     "--numeric",
     is_flag=True,
     help="Read the arrays that changed, and report how much they changed.",
+)
+@click.option(
+    "--stat",
+    "is_summed",
+    is_flag=True,
+    help="Sum up the arrays of each part instead of listing them.",
 )
 @part_option(
     "Compare only the value of this key of the state, such as model. A file is taken as that value."
@@ -94,6 +106,7 @@ def diff(
     a: str,
     b: str,
     numeric: bool,
+    is_summed: bool,
     part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -114,6 +127,7 @@ def diff(
     Examples:
       ckptstore diff main~1 main --numeric --sort l2
       ckptstore diff main tuned.safetensors --part model
+      ckptstore diff main~5 main --stat
       ckptstore diff main main --other ../copy
     """
     repo = open_repository(ctx)
@@ -122,6 +136,8 @@ def diff(
         raise click.UsageError("--under is for a file: B names none.", ctx)
     if part is not None and include:
         raise click.UsageError("Choose by --part or by --include, not by both.", ctx)
+    if is_summed and (numeric or sort != "path"):
+        raise click.UsageError("--stat has no numbers of arrays: without --numeric, --sort.", ctx)
     under = part if under is None else under
     difference = repo.diff(
         a,
@@ -137,7 +153,8 @@ def diff(
     if as_json:
         output.document(documents.diff(difference, changes))
     else:
-        _print(difference, changes, is_numeric=numeric or sort != "path")
+        is_numeric = numeric or sort != "path"
+        _print(difference, changes, is_numeric=is_numeric, is_summed=is_summed)
         if is_file and under is None and _has_nothing_in_common(difference):
             output.note(
                 "No array of the file has a path of A. Name the part of A where they belong, if "
@@ -163,21 +180,40 @@ def _state(file: str, under: str | None) -> Any:
     return state
 
 
-def _print(difference: Diff, changes: list[ArrayChange], *, is_numeric: bool) -> None:
-    if changes and is_numeric:
+def _print(
+    difference: Diff, changes: list[ArrayChange], *, is_numeric: bool, is_summed: bool
+) -> None:
+    if changes and is_summed:
+        output.table(_SUM_COLUMNS, _sums(changes))
+    elif changes and is_numeric:
         largest = max((_measured(change, "relative_l2") for change in changes), default=0.0)
         rows = [_numeric_row(change, largest) for change in changes]
         output.table(_NUMERIC_COLUMNS, rows)
     elif changes:
         output.table(_COLUMNS, [_row(change) for change in changes])
-    if changes and difference.values:
+    values = () if is_summed else difference.values
+    if changes and values:
         output.line()
-    if difference.values:
+    if values:
         output.table(_VALUE_COLUMNS, [_value_row(change) for change in difference.values])
     if changes or difference.values:
         output.line()
     for line in _summary(difference):
         output.line(line)
+
+
+def _sums(changes: Iterable[ArrayChange]) -> list[tuple[str, str, str]]:
+    """A row for each part of the state: how many arrays differ, and their bytes."""
+    parts: dict[str, list[ArrayChange]] = {}
+    for change in changes:
+        parts.setdefault(change.path.partition("/")[0], []).append(change)
+    rows = []
+    for part, those in sorted(parts.items()):
+        counts = Counter[str](change.kind for change in those)
+        listed = ", ".join(f"{counts[kind]:,} {kind}" for kind in _KINDS if counts[kind])
+        new = sum(change.after.nbytes - change.shared_bytes for change in those if change.after)
+        rows.append((part, listed, text.size(new)))
+    return rows
 
 
 def _row(change: ArrayChange) -> tuple[str, ...]:
