@@ -1,4 +1,4 @@
-"""The exclusive flock of an open folder, with a warning that says for whom a process waits.
+"""The exclusive flock of an open file or folder, with a warning that says for whom a process waits.
 
 A process that may read a folder may also lock it, and hold the lock for hours, so a wait is logged.
 """
@@ -28,15 +28,15 @@ def acquire(descriptor: int, path: str) -> None:
         OSError: The folder cannot be locked.
     """
     noticed = time.monotonic() + NOTICE_SECONDS
-    while not _is_taken(descriptor):
+    while not try_to_acquire(descriptor):
         if time.monotonic() >= noticed:
-            _log.warning("Waiting for the lock of %s, which %s holds.", path, _holder(descriptor))
+            _log.warning("Waiting for the lock of %s, which %s holds.", path, holder(descriptor))
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             return
         time.sleep(POLL_SECONDS)
 
 
-def _is_taken(descriptor: int) -> bool:
+def try_to_acquire(descriptor: int) -> bool:
     """Take the lock if it is free, and return whether it was."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,7 +45,7 @@ def _is_taken(descriptor: int) -> bool:
     return True
 
 
-def _holder(descriptor: int) -> str:
+def holder(descriptor: int) -> str:
     """Return who holds the lock, as far as the system tells."""
     status = os.fstat(descriptor)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"

@@ -56,26 +56,40 @@ class cached_property(functools.cached_property[Value]):  # noqa: N801 - named a
             free_in_child(self.lock)
 
 
-@contextmanager
-def unshared_folder(path: str) -> Iterator[int]:
-    """Open a folder to be locked with flock; OSError when it cannot be opened.
+def open_unshared(path: str, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
+    """Open a file to be locked with flock; OSError when it cannot be opened.
 
     The lock belongs to the open file, which a forked child shares. A child closes it at once, since
-    it would keep the lock when the parent dies. In the end the lock is released explicitly, not
-    only by closing: programs in other languages fork without telling Python.
+    it would keep the lock when the parent dies. `close_unshared` closes it.
     """
     with _opening:
-        descriptor = os.open(path, _FOLDER)
+        descriptor = os.open(path, flags, mode, dir_fd=dir_fd)
         _unshared.add(descriptor)
+    return descriptor
+
+
+def close_unshared(descriptor: int) -> None:
+    """Release the lock of a file and close it; does nothing in a child that was forked meanwhile.
+
+    The lock is released explicitly, not only by closing: programs in other languages fork without
+    telling Python.
+    """
+    with _opening:
+        if descriptor in _unshared:
+            _unshared.remove(descriptor)
+            with suppress(OSError):  # some file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+@contextmanager
+def unshared_folder(path: str) -> Iterator[int]:
+    """Open a folder to be locked with flock; OSError when it cannot be opened."""
+    descriptor = open_unshared(path, _FOLDER)
     try:
         yield descriptor
     finally:
-        with _opening:
-            if descriptor in _unshared:  # otherwise this is a child that was forked inside
-                _unshared.remove(descriptor)
-                with suppress(OSError):  # some file systems have no locks
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-                os.close(descriptor)
+        close_unshared(descriptor)
 
 
 def _before_fork() -> None:

@@ -33,7 +33,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptstore import flock
-from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError, StorageError, shown
+from ckptstore.errors import (
+    ConflictError,
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    shown,
+)
 from ckptstore.forks import unshared_folder
 from ckptstore.open_files import affordable
 from ckptstore.regular_file import open_regular, read_full
@@ -47,6 +54,8 @@ from ckptstore.storage.folders import (
     parents_on_device,
     walk,
 )
+from ckptstore.storage.hold import HELD, Hold, holder
+from ckptstore.storage.hold import hold as hold_name
 from ckptstore.storage.os_errors import required, translated
 from ckptstore.storage.protocol import (
     Listed,
@@ -318,6 +327,23 @@ class LocalStorage:
                     flock.acquire(fd, self._root)
             yield
 
+    def hold(self, name: str) -> Hold:
+        """Hold a name by the flock of a file in `tmp/`."""
+        folder = partial(self._folder, (TEMPORARY,), make=True)
+        return hold_name(folder, f"{HELD}{check_key(name)}", mode=self._file_mode())
+
+    def holder(self, name: str) -> str | None:
+        """Return the process that has locked the file of a name."""
+        return holder(partial(self._folder, (TEMPORARY,)), f"{HELD}{check_key(name)}")
+
+    def free_bytes(self) -> int | None:
+        """Return the free space of the file system; None if it does not tell."""
+        try:
+            status = os.statvfs(self._root)
+        except OSError:
+            return None
+        return status.f_bavail * status.f_frsize
+
     def temporaries(self) -> Sequence[Temporary]:
         """List the files that are being written, and those that dead writers left."""
         try:
@@ -332,6 +358,11 @@ class LocalStorage:
             for name, _ in left:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=fd)
+            held = [name.removeprefix(HELD) for name in os.listdir(fd) if name.startswith(HELD)]
+        for name in held:
+            with suppress(ConflictError, InvalidInputError):
+                if self.holder(name) is None:  # killed: to hold and release it removes its file
+                    self.hold(name).release()
         return sum(size for _, size in left)
 
     def hold_reserve(self) -> None:
@@ -371,6 +402,8 @@ class LocalStorage:
     def _temporaries(self, now: float) -> Iterator[tuple[str, Temporary]]:
         with translated(TEMPORARY, self._root), self._folder((TEMPORARY,)) as fd:
             for name in set(os.listdir(fd)).difference(RESERVE):
+                if name.startswith(HELD):  # removed by its holder, or used again by the next one
+                    continue
                 with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):

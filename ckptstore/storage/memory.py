@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.forks import free_in_child
+from ckptstore.storage.hold import Hold
 from ckptstore.storage.protocol import Listed, check_key, first_part, refuse_foreign
 
 if TYPE_CHECKING:
@@ -141,6 +142,18 @@ class MemoryStorage:
         """Hold the lock of this storage."""
         with self._process_lock:
             yield
+
+    def hold(self, name: str) -> Hold:  # noqa: ARG002
+        """Return a hold that excludes nobody: no other process sees this memory."""
+        return Hold()
+
+    def holder(self, name: str) -> str | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def free_bytes(self) -> int | None:
+        """Return None."""
+        return None
 
     def temporaries(self) -> Sequence[Temporary]:
         """List nothing: no key is ever half written here."""

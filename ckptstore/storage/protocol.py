@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ckptstore.storage.hold import Hold
+
     Seen = Callable[[memoryview], object]
 
 KEY_PARTS_MAX = 3
@@ -229,6 +231,31 @@ class Storage(Protocol):
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of this storage, waiting for it; a process that dies releases it."""
+        ...
+
+    def hold(self, name: str) -> Hold:
+        """Hold a name for this process, whose threads and handles share it, until it is released.
+
+        Where nothing can be held, the hold excludes nobody.
+
+        Args:
+            name: Any part of a key.
+
+        Raises:
+            ConflictError: Another process holds it; the message is only who that is.
+        """
+        ...
+
+    def holder(self, name: str) -> str | None:
+        """Return the process that holds a name, in words; None if there is none.
+
+        Args:
+            name: Any part of a key.
+        """
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Return the room that is left for new bytes; None if that is not known."""
         ...
 
     def temporaries(self) -> Sequence[Temporary]:
