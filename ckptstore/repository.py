@@ -17,6 +17,7 @@ from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ckptstore.checkpoint import Checkpoint
+from ckptstore.digest import Digest
 from ckptstore.documents.canonical import readable
 from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
@@ -69,13 +70,13 @@ if TYPE_CHECKING:
     from ckptstore.commit.committer import Committer
     from ckptstore.diff.changes import Diff
     from ckptstore.diff.compare import Source
-    from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, RulesAt, Stores
     from ckptstore.retention import Policy, Verdict
     from ckptstore.storage import Storage
+    from ckptstore.storage.hold import Hold
     from ckptstore.store.meter import Progress
     from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
     from ckptstore.store.usage import Usage
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BRANCH = "main"
 SAMPLE_PLACES = 1 << 32  # where the sample of a verify may begin
+HOLD_DIGITS = 32  # of a digest that stands for a branch
 RESET = ("step", "metrics")  # what a derived checkpoint does not take over from its source
 
 
@@ -264,6 +266,7 @@ class Repository:
         meta: Mapping[str, Any] | None = None,
         created: datetime | None = None,
         retry: bool = False,
+        parent: str | None = None,
     ) -> Checkpoint:
         """Store a state as a new checkpoint at the head of a branch.
 
@@ -284,6 +287,8 @@ class Repository:
                 imported file. Now when None.
             retry: Whether to make the new head the parent when the branch moved meanwhile, instead
                 of raising ConflictError.
+            parent: The id of the checkpoint that has to be the head of the branch when the new one
+                becomes it. Any head when None.
 
         Returns:
             The new checkpoint.
@@ -291,7 +296,8 @@ class Repository:
         Raises:
             UnsupportedValueError: No checkpoint can hold a value of the state. Its path and type
                 are named.
-            ConflictError: The branch moved while committing, and `retry` is not set.
+            ConflictError: The branch moved while committing, and `retry` is not set; or its head is
+                not `parent`.
             InvalidInputError: Another argument is wrong, or an array changed during the call.
             StorageError: The storage failed. Nothing was committed, unless the error states that
                 the outcome is unknown.
@@ -306,9 +312,18 @@ class Repository:
         """
         check_ref_name(branch, kind="branch")
         facts = Facts.of(step=step, metrics=metrics, message=message, meta=meta)
+        if parent is not None and not isinstance(parent, str):
+            raise InvalidInputError(
+                f"parent is {shown(parent)}; the id of a checkpoint is expected."
+            )
+        after = None if parent is None else Digest.parse(parent)
+        if after is not None and retry:
+            raise InvalidInputError("Pass parent or retry: a retry would take another parent.")
         at = None if created is None else check_created(created)
         return self._checkpoint(
-            *self._committer().commit(state, branch=branch, facts=facts, created=at, retry=retry)
+            *self._committer().commit(
+                state, branch=branch, facts=facts, created=at, retry=retry, after=after
+            )
         )
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
@@ -761,6 +776,47 @@ class Repository:
             unevaluated=unevaluated,
             poll_seconds=poll_seconds,
         )
+
+    def hold(self, branch: str) -> Hold:
+        """Hold a branch, as a CheckpointManager does until it is closed.
+
+        No manager of another process can then be made for the branch. Nothing else is excluded. In
+        a repository in memory, or one that this process may not write to, nothing is.
+
+        Args:
+            branch: The branch, which need not exist.
+
+        Returns:
+            The hold, which `release` ends. Several holds of one process share the branch.
+
+        Raises:
+            ConflictError: Another process holds the branch. The message names the process.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> hold = repo.hold("main")
+            >>> hold.release()
+        """
+        try:
+            return self._storage.hold(_hold_name(branch))
+        except ConflictError as error:
+            raise ConflictError(
+                f"Branch {branch!r} of {self.url} is held by {error}, whose CheckpointManager "
+                "saves to it."
+            ) from None
+
+    def holder(self, branch: str) -> str | None:
+        """Return the process that holds a branch, as far as the system tells.
+
+        Args:
+            branch: The branch.
+
+        Returns:
+            A text such as "process 4711 of user ada"; None if no process on this machine, or on a
+            network drive with locks, holds it.
+        """
+        return self._storage.holder(_hold_name(branch))
 
     def branches(self) -> dict[str, Checkpoint]:
         """Return the head of each branch, by name."""
@@ -1442,6 +1498,11 @@ class Repository:
                 "year 9999. Divide milliseconds by 1,000."
             )
         return microseconds
+
+
+def _hold_name(branch: str) -> str:
+    """Return the name under which a storage holds a branch, whose own may have any characters."""
+    return Digest.of(check_ref_name(branch, kind="branch").encode())[:HOLD_DIGITS]
 
 
 def _length(limit: int | None) -> int:

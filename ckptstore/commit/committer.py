@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.manifest import Manifest
-from ckptstore.errors import CorruptError
+from ckptstore.errors import ConflictError, CorruptError
 from ckptstore.store.lost import head_of
 from ckptstore.store.refs import check_new_branch
 from ckptstore.zarr.hierarchy import ZarrFiles
@@ -61,12 +61,22 @@ class Committer:
         facts: Facts,
         retry: bool,
         created: int | None = None,
+        after: Digest | None = None,
     ) -> Made:
-        """Commit a state, or a Zarr hierarchy in files, to a branch. created: None means now."""
+        """Commit a state, or a Zarr hierarchy in files, to a branch.
+
+        created: None means now. after: the head that the branch has to have; None for any.
+        """
 
         def make() -> Made:
             newest = self.oplog.newest()
             head = head_of(branch, newest, self.oplog, self.catalog)
+            if after not in (None, head):
+                raise ConflictError(
+                    f"Branch {branch!r} is at {head.short if head else 'no checkpoint'}, not at "
+                    f"{after.short if after else ''}, which was to be the parent. Nothing was "
+                    "committed."
+                )
             written = self._write(value, head)
             return self._publish(
                 written,

@@ -1,7 +1,7 @@
 """Hold: the exclusive right of a process to a name, by the flock of a file in `tmp/`.
 
 Managers of one process share it; the kernel gives it up when the process ends. The file is removed
-with the last of them. A forked child does not inherit it. See docs/adr/0048.
+with the last of them. A forked child does not inherit it. See docs/adr/0049.
 """
 
 from __future__ import annotations
@@ -41,16 +41,11 @@ _lock = free_in_child(threading.RLock())
 
 
 class Hold:
-    """A hold, until `release`.
-
-    Attributes:
-        is_inherited: True in a forked child, where it is the parent's.
-    """
+    """A hold, until `release`. In a forked child it is the parent's, and excludes nobody."""
 
     def __init__(
         self, file: _File | None = None, remove: Callable[[], None] = lambda: None
     ) -> None:
-        self.is_inherited = False
         self._file, self._remove = file, remove
         renewed(self, Hold._leave_to_parent)
 
@@ -75,7 +70,7 @@ class Hold:
             close_unshared(file.descriptor)
 
     def _leave_to_parent(self) -> None:
-        self._file, self.is_inherited = None, True
+        self._file = None
 
 
 renewed(Hold, lambda _: _files.clear())

@@ -10,7 +10,6 @@ import inspect
 import math
 import sys
 import time
-import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
@@ -18,9 +17,6 @@ from ckptstore import repository
 from ckptstore.commit.staging import Staging
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
-    CkptStoreError,
-    ConflictError,
-    ExpiredError,
     InvalidInputError,
     NotFoundError,
     shown,
@@ -32,8 +28,9 @@ from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
+from ckptstore.training.place import Place, check_resume
 from ckptstore.training.preemption import EXIT_CODE, Preemption
-from ckptstore.training.resume import restore_tracked
+from ckptstore.training.resume import restore_rev, without_parts
 from ckptstore.training.save_request import SaveRequest, step_number
 from ckptstore.training.tracked import capture, stateful
 from ckptstore.training.triggers import Interval
@@ -65,7 +62,9 @@ class CheckpointManager:
     is logged and never fails a save. While the metric of `keep_best` may still come, nothing
     expires for lack of it.
 
-    The manager is a context manager; leaving it calls `close`.
+    The manager is a context manager; leaving it calls `close`. Until then, no manager of another
+    process can be made for the branch. In one process a newer manager takes over with its first
+    save, and later saves of the earlier one are errors.
 
     Args:
         store: A folder or URL, where a repository is created if there is none, or a Repository.
@@ -92,6 +91,9 @@ class CheckpointManager:
             of that call.
         save_on_signal: After SIGTERM, the next call of `save` saves, waits and ends the program
             with exit code 143.
+        resume: "auto" to restore or begin as the program asks, with a warning if it saves to a
+            branch that has checkpoints of another run without having restored one; "must" if the
+            branch must have checkpoints; "never" if it must not have any.
         rng: Save and restore the global random states of Python, numpy and torch on all devices.
         record_run: Record the host, the program, its arguments and git revision in the meta of each
             checkpoint, without values that look like secrets (`ckptstore.run_meta`).
@@ -106,7 +108,10 @@ class CheckpointManager:
         repository: The Repository.
 
     Raises:
-        InvalidInputError: An argument is invalid, or an object cannot be tracked.
+        InvalidInputError: An argument is invalid, an object cannot be tracked, or with
+            `resume="never"` the branch has checkpoints.
+        ConflictError: A manager of another process saves to the branch.
+        NotFoundError: With `resume="must"` the branch has no checkpoint.
 
     Example:
         >>> import torch
@@ -140,12 +145,13 @@ class CheckpointManager:
         async_save: bool = True,
         when_busy: str = "wait",
         save_on_signal: bool = False,
+        resume: str = "auto",
         rng: bool = True,
         record_run: bool = True,
         clock: Callable[[], float] = time.monotonic,
         **tracked: object,
     ) -> None:
-        check_ref_name(branch, kind="branch")
+        branch = str(check_ref_name(branch, kind="branch"))
         if not callable(clock):
             raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
         if not isinstance(when_busy, str) or when_busy not in WHEN_BUSY:
@@ -154,6 +160,7 @@ class CheckpointManager:
             raise InvalidInputError(
                 f"gc_every is {shown(gc_every)}; a number of saves of 1 or more is expected."
             )
+        check_resume(resume)
         best = parsed_best(keep_best)
         joint = joined(
             policy,
@@ -175,10 +182,6 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
-        self._start: Checkpoint | None = None  # where the next save starts the branch
-        self._has_begun = False  # whether there was a save since the last restore
-        self._restored: Checkpoint | None = None
-        self._keeps_all = False  # True where the checkpoints of another run would expire
         self._skipped: SaveRequest | None = None  # the last call of `save`, if it was skipped
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
         self._preemption = Preemption()
@@ -186,6 +189,8 @@ class CheckpointManager:
         self.repository = (
             store if isinstance(store, Repository) else repository.open(store, create=True)
         )
+        self._place = Place(self.repository, resume=resume)
+        self._place.start(branch)
         self._gc = BranchGc(self.repository, policy=joint, keep_seeds=keep_seeds, every=gc_every)
         if save_on_signal:
             self._preemption.listen()
@@ -271,6 +276,8 @@ class CheckpointManager:
         strict: bool = True,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        reset: bool | str | Sequence[str] = False,
+        fallback: bool = False,
     ) -> int:
         """Restore the newest checkpoint of the branch, or call `init_fn` if there is none.
 
@@ -282,6 +289,8 @@ class CheckpointManager:
             strict: As in `restore`.
             include: As in `restore`.
             exclude: As in `restore`.
+            reset: As in `restore`.
+            fallback: As in `restore`.
 
         Returns:
             The number of steps done, 0 without a checkpoint.
@@ -293,7 +302,10 @@ class CheckpointManager:
             if init_fn is not None:
                 init_fn()
             return 0
-        return self.restore(rev, strict=strict, include=include, exclude=exclude).step or 0
+        report = self.restore(
+            rev, strict=strict, include=include, exclude=exclude, reset=reset, fallback=fallback
+        )
+        return report.step or 0
 
     def restore(
         self,
@@ -302,11 +314,14 @@ class CheckpointManager:
         strict: bool = True,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        reset: bool | str | Sequence[str] = False,
+        fallback: bool = False,
     ) -> ResumeReport:
         """Restore everything tracked from a checkpoint, by default the newest of the branch.
 
-        If the branch does not exist yet, the next save starts it from this checkpoint, which then
-        stays as the seed of the branch.
+        The next save follows this checkpoint. If the branch does not exist yet, the save starts it
+        from there, and the checkpoint stays as the seed of the branch. If the run has already
+        restored or saved something, `include` only takes values, and the run goes on where it was.
 
         On a derived checkpoint, paths that it did not take from its source stay as they are.
 
@@ -316,6 +331,11 @@ class CheckpointManager:
                 tracked objects differ. Otherwise restore what fits.
             include: Globs of the paths to restore, such as "model/**". The rest stays as it is.
             exclude: Globs of paths to leave as they are.
+            reset: True to move the branch back to this checkpoint at the next save. Otherwise a
+                save after restoring an older checkpoint than the newest is an error. Or the names
+                of tracked objects that begin anew, such as "scheduler" or ("scheduler", "scaler").
+            fallback: Whether to restore the newest whole checkpoint if the newest one is damaged,
+                with a warning. The next save then moves the branch back to it.
 
         Returns:
             A report of what was restored, with the checkpoint.
@@ -328,29 +348,25 @@ class CheckpointManager:
             StorageError: The storage failed, or an earlier save did.
         """
         self.wait()
-        try:
-            checkpoint = self.repository.resolve(self.branch if rev is None else rev)
-            report, position = restore_tracked(
-                self.repository,
-                checkpoint,
-                self.tracked,
-                strict=strict,
-                include=include,
-                exclude=exclude,
-            )
-        except CkptStoreError as error:
-            error.add_note(
-                "Training was not started from scratch. Restore another checkpoint (rev=), "
-                "only parts of it (include=, exclude=, strict=False), or use another branch."
-            )
-            raise
+        report, position = restore_rev(
+            self.repository,
+            self.branch if rev is None else rev,
+            self.tracked,
+            strict=strict,
+            include=include,
+            exclude=without_parts(exclude, reset, self.tracked),
+            fallback=fallback,
+        )
         self._forget_skipped()
-        self.epoch, self.batch = position.get("epoch"), position.get("batch")
-        self._saved_step, self._saved_time = checkpoint.step or 0, self._seconds()
-        self._has_begun, self._keeps_all = False, False
-        self._restored = checkpoint
-        heads, _ = self.repository.ref_names()
-        self._start = None if self.branch in heads else checkpoint
+        if position is not None:
+            self.epoch, self.batch = position.get("epoch"), position.get("batch")
+        if self._place.restored(
+            report.checkpoint,
+            self.branch,
+            is_part=include is not None,
+            resets=reset is True or bool(report.damaged),
+        ):
+            self._saved_step, self._saved_time = report.step or 0, self._seconds()
         return report
 
     def should_save(self, step: SupportsIndex) -> bool:
@@ -383,8 +399,8 @@ class CheckpointManager:
         """Save the tracked objects if a checkpoint is due.
 
         Changes to the tracked objects and the arguments after this returns do not reach the
-        checkpoint. A step that is no integer is an error at any call, whatever is due. When the
-        branch has moved, the checkpoint is committed on top of its new head.
+        checkpoint. A step that is no integer is an error at any call, whatever is due. The parent
+        of the checkpoint is the one that was restored, or that this manager saved last.
 
         Args:
             step: The number of steps done.
@@ -401,6 +417,8 @@ class CheckpointManager:
         Raises:
             UnsupportedValueError: A tracked object's state holds a value that cannot be stored.
             InvalidInputError: An argument is invalid.
+            ConflictError: Another program moved the branch, or the restored checkpoint is not its
+                newest. The message names the ways to go on.
             StorageError: The storage failed. With `async_save`, errors of hashing and writing are
                 raised by the next call of a method instead.
             SystemExit: After SIGTERM, once the checkpoint is durable.
@@ -432,7 +450,7 @@ class CheckpointManager:
     def _save(self, request: SaveRequest) -> None:
         """Save the tracked objects as they are."""
         self._background.wait()
-        self._check_beginning(request.step)
+        self._place.begin(self.branch, request.step)
         state = capture(self.tracked, progress=request.position, random=self._rng)
         if self._staging is None:
             self._commit(state, request.facts)
@@ -441,37 +459,6 @@ class CheckpointManager:
             self._background.start(lambda: self._commit(staged, request.facts))
         self._saved_step, self._saved_time = request.step, self._seconds()
         self._forget_skipped()
-
-    def _check_beginning(self, step: int) -> None:
-        """Warn if the first save after a start or a restore is before the branch's newest step.
-
-        Nothing expires then in this run, as the later checkpoints of the branch would.
-        """
-        if self._has_begun:
-            return
-        self._has_begun = True
-        with suppress(CkptStoreError):  # the commit will raise it
-            latest = self.latest
-            if latest is None or latest.branch not in (self.branch, None):
-                return
-            restored = self._restored
-            if restored is not None and restored.id == latest.id:
-                return
-            if latest.step is None:
-                return
-            self._keeps_all = latest.step > step
-            if self._keeps_all:
-                if restored is None:
-                    began = "without having restored one. Call restore_or_initialize first to"
-                    began += " continue the branch, or use another branch"
-                else:
-                    began = f"after restoring {restored.id.short}. To drop the later checkpoints,"
-                    began += " reset the branch to it first; to keep them, use another branch"
-                warnings.warn(
-                    f"Branch {self.branch!r} has a checkpoint of step {latest.step}, and this run "
-                    f"saves step {step} {began}. In this run no checkpoint of it expires.",
-                    stacklevel=4,
-                )
 
     def _forget_skipped(self) -> None:
         self._skipped = None
@@ -502,13 +489,17 @@ class CheckpointManager:
     def close(self) -> None:
         """Wait for the save in flight, raise its error, and restore the handler of SIGTERM.
 
-        If the last call of `save` was skipped, make up for it (see `when_busy`).
+        If the last call of `save` was skipped, make up for it (see `when_busy`). Other processes
+        may then save to the branch.
         """
         self._preemption.close()
-        self.wait()
-        if self._skipped is not None:
-            self._save(self._skipped)
+        try:
             self.wait()
+            if self._skipped is not None:
+                self._save(self._skipped)
+                self.wait()
+        finally:
+            self._place.release()
 
     def _commit(self, state: object, facts: Facts) -> None:
         """Commit a state, then expire the checkpoints that the policy of the branch does not keep.
@@ -516,24 +507,8 @@ class CheckpointManager:
         Without a number, undo skips both operations.
         """
         with as_training():
-            self._commit_and_collect(state, facts)
-
-    def _commit_and_collect(self, state: object, facts: Facts) -> None:
-        if self._start is not None:
-            # It may have expired since it was restored, or another process made the branch.
-            with suppress(ExpiredError, ConflictError):
-                self.repository.branch(self.branch, self._start.id)
-            self._start = None
-        self._newest = self.repository.commit(
-            state,
-            branch=self.branch,
-            retry=True,
-            step=facts.step,
-            metrics=facts.metrics,
-            message=facts.message,
-            meta=dict(facts.meta),
-        )
-        self._gc.after_commit(self.branch, keeps_all=self._keeps_all)
+            self._newest = self._place.commit(state, self.branch, facts)
+            self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
 
 
 def _tracked(name: str, value: object) -> Stateful:

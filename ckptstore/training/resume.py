@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.documents.manifest import SEED
+from ckptstore.documents.names import check_strings, escape_key
+from ckptstore.errors import (
+    CkptStoreError,
+    CorruptError,
+    ExpiredError,
+    InvalidInputError,
+    first_line,
+    shown,
+)
 from ckptstore.state.selection import Selection
 from ckptstore.training.tracked import PROGRESS, RANDOM, destination, settle
 
@@ -79,6 +89,97 @@ class ResumeReport:
         yield from self.differences
 
 
+def restore_rev(
+    repository: Repository,
+    rev: str,
+    tracked: Mapping[str, Stateful],
+    *,
+    strict: bool,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    fallback: bool,
+) -> tuple[ResumeReport, Mapping[str, Any] | None]:
+    """Restore tracked objects from a revision, as `restore_tracked` does.
+
+    fallback: whether to restore the newest whole one of the checkpoints before it if it is damaged.
+    """
+    damaged: list[Digest] = []
+    first: CorruptError | None = None
+    try:
+        for found in _candidates(repository, rev) if fallback else (rev,):
+            try:
+                checkpoint = repository.resolve(found)
+                report, position = restore_tracked(
+                    repository, checkpoint, tracked, strict=strict, include=include, exclude=exclude
+                )
+            except CorruptError as error:
+                first = first or error
+                damaged.append(_id_of(repository, found))
+            except ExpiredError:
+                if not damaged:
+                    raise
+            else:
+                break
+        else:
+            assert first is not None
+            raise first
+    except CkptStoreError as error:
+        error.add_note(
+            "Training was not started from scratch. Restore another checkpoint (rev=, "
+            "fallback=True for the newest whole one), only parts of it (include=, exclude=, "
+            "strict=False), or use another branch."
+        )
+        raise
+    if first is not None:
+        warnings.warn(
+            f"The newest checkpoint is damaged ({first_line(first)}). {checkpoint!r} was restored "
+            f"instead, after {len(damaged)} that could not be read. The next save moves the branch "
+            "back to it.",
+            stacklevel=3,
+        )
+        report = replace(report, damaged=tuple(damaged))
+    return report, position
+
+
+def without_parts(
+    exclude: str | Sequence[str] | None,
+    reset: bool | str | Sequence[str],
+    tracked: Mapping[str, Stateful],
+) -> str | Sequence[str] | None:
+    """Return `exclude` with the names of tracked objects that are to begin anew.
+
+    Raises:
+        InvalidInputError: Nothing is tracked under one of the names.
+    """
+    names = () if reset is True or reset is False else check_strings(reset, what="names to reset")
+    if not names:
+        return exclude
+    for name in names:
+        if name not in tracked:
+            raise InvalidInputError(
+                f"reset names {shown(name)}, which is not tracked. Tracked: {', '.join(tracked)}."
+            )
+    given = check_strings(exclude, what="patterns of array paths") if exclude else ()
+    return (*given, *map(escape_key, names))
+
+
+def _candidates(repository: Repository, rev: str) -> Iterator[str]:
+    """Yield a revision, and then the checkpoints before it, newest first."""
+    yield rev
+    try:
+        older = [checkpoint.id for checkpoint in repository.log(rev)[1:] if not checkpoint.expired]
+    except CorruptError:  # which is before a damaged manifest, only the operations know
+        moves = (move for info in repository.operations() for move in info.moves or ())
+        older = [m.before for m in moves if m.kind == "branch" and m.name == rev and m.before]
+    yield from dict.fromkeys(older)
+
+
+def _id_of(repository: Repository, rev: str) -> Digest:
+    """Return the id of a damaged checkpoint."""
+    heads, tags = repository.ref_names()
+    return heads.get(rev) or tags.get(rev) or repository.resolve(rev).id
+
+
 def restore_tracked(
     repository: Repository,
     checkpoint: Checkpoint,
@@ -87,7 +188,7 @@ def restore_tracked(
     strict: bool,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
-) -> tuple[ResumeReport, Mapping[str, Any]]:
+) -> tuple[ResumeReport, Mapping[str, Any] | None]:
     """Restore tracked objects and the global random states from a checkpoint.
 
     Args:
@@ -100,7 +201,7 @@ def restore_tracked(
         exclude: Globs of paths to leave as they are.
 
     Returns:
-        The report, and the saved position: "epoch" and "batch".
+        The report, and the saved position, "epoch" and "batch", if it was chosen.
     """
     names = checkpoint.names
     into, random, progress = destination(tracked, names)
@@ -122,7 +223,7 @@ def restore_tracked(
         not_found=misfit.missing,
         not_tracked=tuple(str(n) for n in names if n not in into and n not in (RANDOM, PROGRESS)),
     )
-    return report, progress.state or {}
+    return report, progress.state
 
 
 def _top(path: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.metric_names import Mode
     from ckptstore.training.manager import CheckpointManager
+    from ckptstore.training.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Training:
         is_terminated: True once the loss was not finite, so that nothing more is saved.
         saved: The manager that saved last, and the position at which it did.
         announced: The newest announced checkpoint by repository and branch.
+        places: The places of its saves in the history, by repository and branch.
         knows_metrics_late: True if the framework knows its metrics only after the first epoch.
     """
 
@@ -89,6 +91,7 @@ class Training:
         self.is_terminated = False
         self.saved: tuple[object, ...] | None = None
         self.announced: dict[tuple[str, str], Digest | None] = {}
+        self.places: dict[tuple[str, str], Place] = {}
 
     @property
     def stop_training(self) -> bool:

@@ -118,6 +118,12 @@ def print_created(kind: str, name: str, checkpoint: Checkpoint, *, as_json: bool
         output.line(f"Created {kind} {name} at checkpoint {at}.")
 
 
+def note_training(repo: Repository, branch: str, effect: str) -> None:
+    """Say that a training saves to a branch, if one does, and how a command affects it."""
+    if holder := repo.holder(branch):
+        output.note(f"A training saves to {branch}: {holder}. {effect}")
+
+
 def print_deleted(
     ctx: click.Context, repo: Repository, kind: str, name: str, id: Digest, *, as_json: bool
 ) -> None:

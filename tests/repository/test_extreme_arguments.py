@@ -200,6 +200,9 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "message": ("words", ""),
     "meta": ({"host": "here"}, None),
     "retry": (False, True),
+    "parent": (None,),
+    "resume": ("auto", "never"),
+    "fallback": (False, True),
     "rev": ("main", "v1", "main~1", None),
     "into": (None, {"m": {"a": np.zeros(20)}}),
     "strict": (True, False),
@@ -216,7 +219,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "name": ("new", "v1", "seed"),
     "at": ("main", "main~1"),
     "rename": (None, {"m/a": "m/c"}),
-    "reset": (("step", "metrics"), "step", ()),
+    "reset": ((), ("step", "metrics"), "step"),
     "policy": (MaxToKeep(1), KeepBest("loss"), None),
     "branches": (None, ["main"]),
     "grace": (0.0, 3600.0),
@@ -280,7 +283,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
-    *("record_run", "keep_seeds"),
+    *("record_run", "keep_seeds", "fallback"),
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
@@ -513,7 +516,9 @@ def test_each_parameter_of_each_public_call_is_tried() -> None:
     assert {item for name in CALLS for item in parameters(name)} == USUAL.keys()
 
 
-@pytest.mark.filterwarnings("ignore:Branch 'main' has a checkpoint of step:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Branch 'main' has checkpoint:UserWarning"
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_every_extreme_value_of_every_parameter(name: str) -> None:
     tried = Tried(name)
@@ -524,7 +529,9 @@ def test_every_extreme_value_of_every_parameter(name: str) -> None:
             tried({**usual, item: value})
 
 
-@pytest.mark.filterwarnings("ignore:Branch 'main' has a checkpoint of step:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Branch 'main' has checkpoint:UserWarning"
+)
 @given(st.data())
 def test_several_extreme_values_at_once(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CALLS)))

@@ -279,8 +279,9 @@ def test_a_training_logs_once_why_nothing_expires(
     repo: Repository, caplog: pytest.LogCaptureFixture
 ) -> None:
     (_root(repo) / f"checkpoints/{repo.resolve('main~2').id}.json").unlink()
+    repo.branch("run")
     manager = CheckpointManager(
-        repo.url, model=torch.nn.Linear(2, 2), max_to_keep=2, async_save=False
+        repo.url, branch="run", model=torch.nn.Linear(2, 2), max_to_keep=2, async_save=False
     )
     with manager:
         for step in range(5, 8):

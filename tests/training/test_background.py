@@ -137,6 +137,7 @@ def test_a_child_saves_while_a_save_of_its_parent_is_in_flight(
     manager: CheckpointManager, held: HeldStorage
 ) -> None:
     def save() -> None:
+        manager.branch = "child"  # on the same one, the second of the two would be refused
         assert manager.save(2, metrics={"loss": 0.5})
         made = manager.wait()
         assert made is not None

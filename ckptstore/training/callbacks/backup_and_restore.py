@@ -154,17 +154,17 @@ class BackupAndRestore(Saver):
             warnings.warn(
                 f"The newest backup is damaged ({error}). Going back to {before}.", stacklevel=2
             )
-            return self._restore_from(before)
+            return self._restore_from(before, reset=True)
 
-    def _restore_from(self, rev: str) -> Checkpoint:
+    def _restore_from(self, rev: str, *, reset: bool = False) -> Checkpoint:
         """Restore a checkpoint. Another program may have saved it without states of callbacks."""
         manager, training = self.manager, self.training
         backup = manager.repository.resolve(rev)
         if any(path.startswith(f"{CALLBACKS}/") for path in backup.values):
-            return manager.restore(rev).checkpoint
+            return manager.restore(rev, reset=reset).checkpoint
         states = manager.tracked.pop(CALLBACKS, None)
         try:
-            checkpoint = manager.restore(rev).checkpoint
+            checkpoint = manager.restore(rev, reset=reset).checkpoint
         finally:
             if states is not None:
                 manager.tracked[CALLBACKS] = states

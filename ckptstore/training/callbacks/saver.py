@@ -61,8 +61,20 @@ def make_manager(
         rng=not weights_only,
         **{name: training.tracked[name] for name in names},
     )
-    manager._has_begun = weights_only  # noqa: SLF001 - a new run replaces the weights of another
+    manager._place.follows_head = weights_only  # noqa: SLF001 - it replaces those of another run
+    share_place(manager, training)
     return manager
+
+
+def share_place(manager: CheckpointManager, training: Training) -> None:
+    """Let all callbacks of a run that save to one branch follow each other's checkpoints.
+
+    Another callback may have restored the run from its own branch.
+    """
+    line = manager.repository.url, manager.branch
+    place = training.places.setdefault(line, manager._place)  # noqa: SLF001
+    place.goes_on = True
+    manager._place = place  # noqa: SLF001
 
 
 def lend(manager: CheckpointManager, training: Training) -> None:
@@ -121,11 +133,13 @@ class Saver(Callback):
         manager = manager_of(self.store)
         if manager is None:
             if self._manager is not None and self._manager.branch == branch:
+                share_place(self._manager, self.training)
                 return
             where = self._manager.repository if self._manager is not None else self.store
             self._manager = make_manager(where, self.training, branch=branch, **options)  # type: ignore[arg-type]
         else:
             lend(manager, self.training)
+            share_place(manager, self.training)
             self._manager = manager
         head = self.manager.latest
         self.training.announced.setdefault(self._line, head.id if head is not None else None)

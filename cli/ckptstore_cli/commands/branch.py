@@ -82,9 +82,11 @@ def branch(
         repo, other = open_repository(ctx), str(name)
         if move is not None:
             _print_renamed(move, other, repo.rename_branch(move, other), as_json=as_json)
+            refs.note_training(repo, move, f"Its next save begins {move} again.")
         elif reset is not None:
             old = repo.reset_branch(reset, other)
             _print_reset(ctx, reset, old, repo.resolve(reset), as_json=as_json)
+            refs.note_training(repo, reset, "Its next save fails, as the branch has moved.")
         return
     refs.check_one_ref(ctx, name=name, delete=delete)
     if name is None and is_derived:
@@ -93,6 +95,7 @@ def branch(
     if delete is not None:
         id = repo.delete_branch(delete)
         refs.print_deleted(ctx, repo, "branch", delete, id, as_json=as_json)
+        refs.note_training(repo, delete, "Its next save begins the branch again.")
     elif name is not None:
         kept = {"step": keep_step, "metrics": keep_metrics}
         checkpoint = repo.branch(

@@ -11,6 +11,7 @@ from ckptstore.metric_names import known_names
 from ckptstore_cli import output, text
 from ckptstore_cli.options import Duration, common, complete_refs
 from ckptstore_cli.policies import policy_of, policy_options
+from ckptstore_cli.refs import note_training
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def config(
         repo.set_retention(policy, branch=branch)
         saved = policy
     _print(saved, branch, as_json=as_json)
+    if branch is not None and (unset or policy is not None):
+        note_training(repo, branch, "It applies this at its next save.")
     if policy is not None and not as_json:
         output.note("Saved. gc without options applies it, and a running training when it saves.")
         _note_unknown(repo, policy, branch)
