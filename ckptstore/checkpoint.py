@@ -208,6 +208,11 @@ class Checkpoint:
         )
 
     @property
+    def repository_url(self) -> str:
+        """The URL with which `ckptstore.open` opens its repository."""
+        return self._catalog.url
+
+    @property
     def why(self) -> tuple[str, ...]:
         """The reasons why a gc by the saved policies keeps it, or not. See `Repository.why`."""
         return self._judge(self.id)

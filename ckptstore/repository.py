@@ -6,6 +6,7 @@ commands such as `log` and `branch`.
 
 from __future__ import annotations
 
+import copyreg
 import secrets
 import sys
 import time
@@ -226,6 +227,11 @@ class Repository:
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the place; unpickling opens it there. InvalidInputError for one in memory."""
+        options = self._author.keywords | {"clock": self._clock}
+        return partial(open, **options), (picklable(self.url),)
 
     @property
     def url(self) -> str:
@@ -1498,6 +1504,28 @@ class Repository:
                 "year 9999. Divide milliseconds by 1,000."
             )
         return microseconds
+
+
+def picklable(url: str) -> str:
+    """Return the URL of a repository that other processes can open."""
+    if url.startswith("memory://"):
+        raise InvalidInputError(
+            f"{url} cannot be pickled: it is in the memory of this process. Use a folder."
+        )
+    return url
+
+
+def _pickled(checkpoint: Checkpoint) -> tuple[object, ...]:
+    """Pickle a checkpoint as the place where it is."""
+    return _unpickled, (picklable(checkpoint.repository_url), checkpoint.id)
+
+
+def _unpickled(url: str, id: Digest) -> Checkpoint:
+    return open(url).resolve(id)
+
+
+# A checkpoint does not know how to open its repository.
+copyreg.pickle(Checkpoint, _pickled)  # type: ignore[arg-type]
 
 
 def _hold_name(branch: str) -> str:

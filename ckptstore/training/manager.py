@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, SupportsFloat
+from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsFloat
 
 from ckptstore import repository
 from ckptstore.commit.staging import Staging
@@ -197,6 +197,12 @@ class CheckpointManager:
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self.repository.url!r}, branch={self.branch!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInputError(
+            "A CheckpointManager cannot be pickled: it tracks objects of this process. Make one in "
+            "the other process, from the same store, branch and names."
+        )
 
     def __enter__(self) -> Self:
         return self

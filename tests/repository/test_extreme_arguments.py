@@ -516,9 +516,7 @@ def test_each_parameter_of_each_public_call_is_tried() -> None:
     assert {item for name in CALLS for item in parameters(name)} == USUAL.keys()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Branch 'main' has checkpoint:UserWarning"
-)
+@pytest.mark.filterwarnings("ignore:Branch 'main' has checkpoint:UserWarning")
 @pytest.mark.parametrize("name", CALLS)
 def test_every_extreme_value_of_every_parameter(name: str) -> None:
     tried = Tried(name)
@@ -529,9 +527,7 @@ def test_every_extreme_value_of_every_parameter(name: str) -> None:
             tried({**usual, item: value})
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Branch 'main' has checkpoint:UserWarning"
-)
+@pytest.mark.filterwarnings("ignore:Branch 'main' has checkpoint:UserWarning")
 @given(st.data())
 def test_several_extreme_values_at_once(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CALLS)))
