@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import math
 import sys
 import time
@@ -28,6 +29,7 @@ from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
+from ckptstore.training.differences import environment
 from ckptstore.training.place import Place, check_resume
 from ckptstore.training.preemption import EXIT_CODE, Preemption
 from ckptstore.training.resume import restore_rev, without_parts
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from ckptstore.training.tracked import Stateful
 
 WHEN_BUSY = ("wait", "skip")
+_log = logging.getLogger(__name__)
 
 
 class CheckpointManager:
@@ -97,6 +100,11 @@ class CheckpointManager:
         rng: Save and restore the global random states of Python, numpy and torch on all devices.
         record_run: Record the host, the program, its arguments and git revision in the meta of each
             checkpoint, without values that look like secrets (`ckptstore.run_meta`).
+            The version of torch, the device and the number of processes are recorded too.
+        save_on_start: Save the initial state as step 0 when `restore_or_initialize` finds no
+            checkpoint.
+        verbose: Print the report of each restore to stderr. Otherwise only differences from the
+            run that saved the checkpoint are logged, as a warning.
         clock: Returns seconds, for `save_interval_minutes`.
         **tracked: Objects to save by name: anything with state_dict and load_state_dict (`model=`,
             `optimizer=`, `scheduler=`, `loader=` and so on), Keras models, and random generators.
@@ -148,6 +156,8 @@ class CheckpointManager:
         resume: str = "auto",
         rng: bool = True,
         record_run: bool = True,
+        save_on_start: bool = False,
+        verbose: bool = False,
         clock: Callable[[], float] = time.monotonic,
         **tracked: object,
     ) -> None:
@@ -177,6 +187,7 @@ class CheckpointManager:
         }
         self.epoch: int | None = None
         self.batch: int | None = None
+        self._save_on_start, self._verbose = save_on_start, verbose
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
         self._run = run_meta() if record_run else {}
         self._staging = Staging() if async_save else None
@@ -307,6 +318,8 @@ class CheckpointManager:
         if rev is None and self.latest is None:
             if init_fn is not None:
                 init_fn()
+            if self._save_on_start:
+                self.save(0, force=True)
             return 0
         report = self.restore(
             rev, strict=strict, include=include, exclude=exclude, reset=reset, fallback=fallback
@@ -364,6 +377,14 @@ class CheckpointManager:
             fallback=fallback,
         )
         self._forget_skipped()
+        if self._verbose:
+            sys.stderr.write(f"ckptstore: {report}\n")
+        elif report.differences:
+            _log.warning(
+                "Checkpoint %s differs from this run. %s",
+                report.id.short,
+                " ".join(report.differences),
+            )
         if position is not None:
             self.epoch, self.batch = position.get("epoch"), position.get("batch")
         if self._place.restored(
@@ -439,7 +460,7 @@ class CheckpointManager:
             meta=meta,
             epoch=epoch,
             batch=batch,
-            run=self._run,
+            run=self._run | environment(self.tracked) if self._run else {},
         )
         if self._background.is_busy and self._when_busy == "skip" and not (force or self.preempted):
             self._skipped = request

@@ -17,6 +17,7 @@ from ckptstore.errors import (
     shown,
 )
 from ckptstore.state.selection import Selection
+from ckptstore.training.differences import changed, environment, moved, settings
 from ckptstore.training.tracked import PROGRESS, RANDOM, destination, settle
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def restore_rev(
 
     fallback: whether to restore the newest whole one of the checkpoints before it if it is damaged.
     """
+    before = settings(tracked)
     damaged: list[Digest] = []
     first: CorruptError | None = None
     try:
@@ -137,8 +139,11 @@ def restore_rev(
             "back to it.",
             stacklevel=3,
         )
-        report = replace(report, damaged=tuple(damaged))
-    return report, position
+    differences = (
+        *changed(before, settings(tracked)),
+        *moved(report.checkpoint.meta, environment(tracked)),
+    )
+    return replace(report, damaged=tuple(damaged), differences=differences), position
 
 
 def without_parts(

@@ -203,6 +203,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "parent": (None,),
     "resume": ("auto", "never"),
     "fallback": (False, True),
+    "save_on_start": (False, True),
+    "verbose": (False, True),
     "rev": ("main", "v1", "main~1", None),
     "into": (None, {"m": {"a": np.zeros(20)}}),
     "strict": (True, False),
@@ -283,7 +285,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
-    *("record_run", "keep_seeds", "fallback"),
+    *("record_run", "keep_seeds", "fallback", "save_on_start"),
+    "verbose",
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import ckptstore
@@ -61,3 +62,91 @@ def test_steps_that_begin_again_after_a_restore_are_saved() -> None:
     )
     second.restore("pretrain", include="model")
     assert [step for step in range(1, 32) if second.save(step)] == [10, 20, 30]
+
+
+def scheduled(lr: float, t_max: int) -> dict[str, Any]:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    after = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=2),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=t_max),
+        ],
+        milestones=[2],
+    )
+    return {"model": model, "optimizer": optimizer, "scheduler": after}
+
+
+def test_a_report_says_which_settings_of_the_program_were_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    parts = scheduled(0.1, 100)
+    first = manager(**parts)
+    for step in range(1, 5):
+        parts["optimizer"].step()
+        parts["scheduler"].step()
+        first.save(step)
+    report = manager(first.repository, **scheduled(0.1, 100)).restore()
+    assert report.differences == ()  # progress is no difference
+    assert not caplog.messages
+    parts = scheduled(0.5, 200)
+    parts["optimizer"].param_groups[0]["momentum"] = 0.5
+    report = manager(first.repository, **parts).restore()
+    assert report.differences == (
+        "optimizer/param_groups/0/momentum: 0.5 became 0.9.",
+        "optimizer/param_groups/0/initial_lr: 0.5 became 0.1.",
+        "scheduler/_schedulers/1/T_max: 200 became 100.",
+    )
+    (told,) = caplog.messages
+    assert "T_max: 200 became 100." in told
+
+
+def test_a_learning_rate_without_a_scheduler_is_a_setting() -> None:
+    model = torch.nn.Linear(2, 2)
+    first = manager(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=torch.tensor(1.0))
+    )
+    first.save(1)
+    again = torch.optim.SGD(model.parameters(), lr=2.0)
+    report = manager(first.repository, model=model, optimizer=again).restore()
+    assert report.differences == ("optimizer/param_groups/0/lr: 2.0 became 1.0.",)
+
+
+def test_a_report_says_what_changed_around_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    first = manager(model=model)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(torch, "__version__", "1.0")
+        first.save(1, meta={"world_size": 4, "device": "NVIDIA H200"})
+    assert first.latest is not None
+    assert first.latest.meta["torch"] == "1.0"
+    assert first.restore().differences == (
+        f"torch: '1.0' when it was saved, '{torch.__version__}' now.",
+        "device: 'NVIDIA H200' when it was saved, 'cpu' now.",
+    )
+
+
+def test_a_verbose_manager_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    first = manager(model=torch.nn.Linear(2, 2))
+    first.save(1)
+    report = manager(first.repository, model=torch.nn.Linear(2, 2), verbose=True).restore()
+    assert capsys.readouterr().err == f"ckptstore: {report}\n"
+
+
+def test_the_initial_state_is_saved_when_that_is_asked_for() -> None:
+    made: list[int] = []
+    model = torch.nn.Linear(2, 2)
+    run = manager(model=model, save_on_start=True)
+
+    def initialize() -> None:
+        with torch.no_grad():
+            model.weight.fill_(3.0)
+
+    assert run.restore_or_initialize(init_fn=initialize) == 0
+    run.save(5)
+    again = manager(run.repository, model=model, save_on_start=True)
+    assert again.restore_or_initialize(init_fn=lambda: made.append(1)) == 5
+    assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 5]
+    assert (run.repository.checkout("main~1")["model"]["weight"] == 3.0).all()
+    assert not made
