@@ -1374,6 +1374,16 @@ class Repository:
             with_checkpoints=by_checkpoint,
         )
 
+    def free_bytes(self) -> int | None:
+        """Return the room that the file system has for new bytes; None if that is not known.
+
+        Example:
+            >>> import ckptstore
+            >>> ckptstore.init("memory://").free_bytes() is None
+            True
+        """
+        return self._storage.free_bytes()
+
     def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""
         from ckptstore.checkout.opener import ArrayOpener

@@ -14,7 +14,7 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ckptstore.forks import renewed
+from ckptstore.forks import free_in_child, renewed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,10 +67,12 @@ class Background:
 
 
 _waited_for: weakref.WeakSet[Background] = weakref.WeakSet()
+ending = free_in_child(threading.Event())  # set when the interpreter ends: no job waits any longer
 
 
 def _finish_all() -> None:
     """Wait for all jobs, and print their errors: no caller is left to catch them."""
+    ending.set()
     for background in list(_waited_for):
         try:
             background.wait()

@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsFloat
 
@@ -30,6 +31,7 @@ from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.differences import environment
+from ckptstore.training.disk import Disk, check_on_full
 from ckptstore.training.place import Place, check_resume
 from ckptstore.training.preemption import EXIT_CODE, Preemption
 from ckptstore.training.resume import restore_rev, without_parts
@@ -101,6 +103,9 @@ class CheckpointManager:
         record_run: Record the host, the program, its arguments and git revision in the meta of each
             checkpoint, without values that look like secrets (`ckptstore.run_meta`).
             The version of torch, the device and the number of processes are recorded too.
+        on_full: When the disk is full, "raise" an error that says what a gc would free, run a "gc"
+            of the repository by its saved policies and try again, or "wait" until there is room. A
+            warning comes at the start if there is less room than the policy needs.
         save_on_start: Save the initial state as step 0 when `restore_or_initialize` finds no
             checkpoint.
         verbose: Print the report of each restore to stderr. Otherwise only differences from the
@@ -156,6 +161,7 @@ class CheckpointManager:
         resume: str = "auto",
         rng: bool = True,
         record_run: bool = True,
+        on_full: str = "raise",
         save_on_start: bool = False,
         verbose: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -171,6 +177,7 @@ class CheckpointManager:
                 f"gc_every is {shown(gc_every)}; a number of saves of 1 or more is expected."
             )
         check_resume(resume)
+        check_on_full(on_full)
         best = parsed_best(keep_best)
         joint = joined(
             policy,
@@ -203,6 +210,9 @@ class CheckpointManager:
         self._place = Place(self.repository, resume=resume)
         self._place.start(branch)
         self._gc = BranchGc(self.repository, policy=joint, keep_seeds=keep_seeds, every=gc_every)
+        self._disk = Disk(self.repository, on_full=on_full)
+        if shortage := self._disk.shortage(branch, joint, self.tracked):
+            warnings.warn(shortage, stacklevel=2)
         if save_on_signal:
             self._preemption.listen()
 
@@ -534,7 +544,11 @@ class CheckpointManager:
         Without a number, undo skips both operations.
         """
         with as_training():
-            self._newest = self._place.commit(state, self.branch, facts)
+            self._newest = self._disk.with_room(
+                lambda: self._place.commit(state, self.branch, facts),
+                may_gc=not self._place.keeps_all,
+                is_over=lambda: self.preempted,
+            )
             self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
 
 

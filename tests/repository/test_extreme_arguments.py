@@ -205,6 +205,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "fallback": (False, True),
     "save_on_start": (False, True),
     "verbose": (False, True),
+    "on_full": ("raise", "gc"),
     "rev": ("main", "v1", "main~1", None),
     "into": (None, {"m": {"a": np.zeros(20)}}),
     "strict": (True, False),
