@@ -26,6 +26,7 @@ from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MA
 from ckptstore.documents.names import check_metric_name, check_ref_name, check_strings
 from ckptstore.documents.settings import (
     GRACE,
+    RESUMED,
     checked_grace,
     grace_of,
     names_before,
@@ -846,7 +847,10 @@ class Repository:
         """
         from ckptstore.retention import with_policy
 
-        without = partial(with_policy, branch=name, policy=None)
+        def without(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+            left = with_part(settings, f"{RESUMED}/{name}", None)
+            return with_policy(left, branch=name, policy=None)
+
         return self._refs.delete_branch(name, settings=without)
 
     def rename_branch(self, old: str, new: str) -> Digest:
@@ -894,6 +898,39 @@ class Repository:
         id = self._resolver.durable(to)
         with self._resolver.naming(to):
             return self._refs.reset_branch(name, id)
+
+    def keep_resumed(self, branch: str, rev: str) -> None:
+        """Keep a checkpoint as the one that the run on a branch was resumed from.
+
+        It stays while the branch lives, or until the next call for the branch. A CheckpointManager
+        calls this where the history of the branch does not tell.
+
+        Args:
+            branch: An existing branch.
+            rev: The revision to keep.
+
+        Raises:
+            NotFoundError: There is no such branch or revision.
+            ExpiredError: The checkpoint has expired.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(3):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> repo.keep_resumed("main", "main~1")
+            >>> repo.resolve("main~1").why[0]
+            'resumed from by the run on main'
+        """
+        id, _ = self._resolver.readable(rev)
+
+        def change(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+            check_known(branch, self._oplog.newest().heads, kind="branch")
+            return with_part(settings, f"{RESUMED}/{branch}", id)
+
+        check_ref_name(branch, kind="branch")
+        done = f"kept {id.short}, which the run on {branch} was resumed from"
+        self._refs.change_settings(change, done=done)
 
     @contextmanager
     def lease(self, rev: str, ttl: float | str = "6h") -> Iterator[Checkpoint]:

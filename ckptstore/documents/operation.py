@@ -6,10 +6,12 @@ condemned (docs/reference/format.md, section 8).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from ckptstore.digest import Digest
 from ckptstore.documents import sealed
 from ckptstore.documents.author import Author
 from ckptstore.documents.canonical import Fields
@@ -17,13 +19,20 @@ from ckptstore.documents.expiry import WHY_LENGTH_MAX
 from ckptstore.documents.let_go import LET_GO_MAX, LetGo, let_go, limited
 from ckptstore.documents.manifest import CREATED_MAX
 from ckptstore.documents.ref_page import check_page_name, decode_refs
-from ckptstore.documents.settings import LEASES, RENAMED, by_name, claim_of, former_names, with_part
-from ckptstore.errors import CorruptError
+from ckptstore.documents.settings import (
+    LEASES,
+    RENAMED,
+    RESUMED,
+    by_name,
+    claim_of,
+    former_names,
+    with_part,
+)
+from ckptstore.errors import CorruptError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptstore.digest import Digest
     from ckptstore.documents.settings import Claim
 
 OPERATION_BYTES_MAX = 4 << 20  # names of 50,000 pages of refs; operations are read whole
@@ -185,6 +194,16 @@ class Operation:
             and entry.get("id") == self.tags[name]
             and type(entry.get("until")) is int
         }
+
+    @property
+    def resumed(self) -> dict[str, Digest]:
+        """The checkpoints that runs were resumed from, by branch, beside those in its history."""
+        found: dict[str, Digest] = {}
+        for name, text in by_name(self.settings, RESUMED).items():
+            if name in self.heads:
+                with suppress(InvalidInputError):
+                    found[name] = Digest.parse(text)
+        return found
 
     def at(self, now: Callable[[], int]) -> Self:
         """Return this state without ended leases. now: called only if there are leases."""

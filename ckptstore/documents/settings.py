@@ -22,8 +22,9 @@ GRACE = "grace_seconds"  # the grace time of every gc that is not given another
 LEASES = "leases"  # the end of each tag that is a lease
 RENAMED = "renamed"  # the earlier names of each renamed branch
 BEGUN = "begun"  # where the own checkpoints of a branch begin, if its names do not tell
+RESUMED = "resumed"  # what the run on each branch was resumed from, if its history does not tell
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
-_BY_NAME = (LEASES, RENAMED, BEGUN)
+_BY_NAME = (LEASES, RENAMED, BEGUN, RESUMED)
 GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
 _DIVIDED = (*_BY_NAME, BRANCH_RETENTION)
 TTL_SECONDS_MAX = 100 * 366 * 86_400
@@ -90,7 +91,7 @@ def branch_groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def by_name(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the entries of `LEASES`, `RENAMED` or `BEGUN` by the name of the ref."""
+    """Return the entries of `LEASES`, `RENAMED`, `BEGUN` or `RESUMED` by the name of the ref."""
     entries = settings.get(key)
     return dict(entries) if isinstance(entries, dict) else {}
 
@@ -102,7 +103,7 @@ def renamed(settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
     result = with_part(settings, f"{RENAMED}/{old}", None)
     result = with_part(result, f"{RENAMED}/{new}", earlier or None)
     known = parts(settings)
-    for key in (BEGUN, BRANCH_RETENTION):
+    for key in (BEGUN, RESUMED, BRANCH_RETENTION):
         result = with_part(result, f"{key}/{old}", None)
         result = with_part(result, f"{key}/{new}", known.get(f"{key}/{old}"))
     return result

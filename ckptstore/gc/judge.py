@@ -106,6 +106,7 @@ def judge(
         reached=live.reached,
         own=lambda name, head: live.own(head, newest.claim_of(name)),
         leases=newest.leases,
+        resumed=newest.resumed,
         freed=stores.freed,
     )
     owned = decision.verdicts

@@ -92,6 +92,7 @@ def decide(
     own: Callable[[str, Digest], OwnChain],
     freed: Freed | None = None,
     leases: Mapping[str, int] = MappingProxyType({}),
+    resumed: Mapping[str, Digest] = MappingProxyType({}),
 ) -> Decision:
     """Judge all live checkpoints that a branch or a tag reaches, newest first.
 
@@ -104,14 +105,18 @@ def decide(
         freed: Returns the bytes that each checkpoint frees once those before it have expired. Only
             MaxBytes needs it.
         leases: The tags that are leases, each with its end in microseconds since 1970.
+        resumed: The checkpoints that runs were resumed from, by the branch of the run.
 
     Raises:
         InvalidInputError: A policy passed by the caller uses a metric that no checkpoint has.
     """
-    live = dict(reached([*heads.values(), *tags.values()]))
+    live = dict(reached([*heads.values(), *tags.values(), *resumed.values()]))
     chains = {name: own(name, head) for name, head in sorted(heads.items())}
     seeds = [(name, id) for name, chain in chains.items() for id in chain.seeds]
     reasons = _for_names(live, heads, tags, seeds if policies.keep_seeds else (), leases)
+    for name, id in sorted(resumed.items()):
+        if id in reasons:
+            reasons[id].append(f"resumed from by the run on {name}")
     named = {id: tuple(texts) for id, texts in reasons.items()}
     owners: dict[Digest, list[str]] = {}
     dropped: dict[Digest, str] = {}

@@ -67,6 +67,7 @@ class Place:
         self._branch = ""  # the branch of this run when it got its base
         self._head: Digest | None = None  # the head of the branch then
         self._resets = False
+        self._resumed: Digest | None = None  # what gc is to keep, as the history does not tell
         self._has_begun = False  # whether there was a save since the last restore
         self._hold: Hold | None = None
         self._held = ""  # the branch that it holds
@@ -113,9 +114,11 @@ class Place:
             False if the run stays where it was.
         """
         if is_part and not resets and self._base is not None:
+            self._resumed = checkpoint.id
             return False
         self._base, self._branch, self._head = checkpoint, branch, self._heads().get(branch)
         self._resets, self._has_begun, self.keeps_all = resets, False, False
+        self._resumed = checkpoint.id if resets and checkpoint.id != self._head else None
         return True
 
     def begin(self, branch: str, step: int) -> None:
@@ -234,6 +237,10 @@ class Place:
             raise self._moved(head, branch) from error
         self._base, self._branch, self._head, self._resets = made, branch, made.id, False
         _made.append(made.id)
+        if self._resumed is not None:
+            with suppress(CkptStoreError):  # it may have expired, and the save is made
+                self._repository.keep_resumed(branch, self._resumed)
+            self._resumed = None
         return made
 
     def _parent(self, branch: str) -> Digest | None:

@@ -259,3 +259,54 @@ def test_a_fallback_without_a_whole_checkpoint_is_the_first_error(tmp_path: Path
     again = manager(tmp_path / "store")
     with pytest.raises(ckptstore.CorruptError, match=r"damaged|not what|digest"):
         again.restore(fallback=True)
+
+
+def reasons(repo: ckptstore.Repository) -> dict[int | None, tuple[str, ...]]:
+    return {v.manifest.step: v.reasons for v in repo.plan_gc(grace=0).verdicts if v.kept}
+
+
+def test_what_a_run_went_back_to_stays_while_its_branch_lives(run: CheckpointManager) -> None:
+    repo = run.repository
+    again = manager(repo, max_to_keep=1)
+    again.restore("main~1", reset=True)
+    save(again, 650, 660)
+    assert reasons(repo)[600] == ("resumed from by the run on main",)
+    repo.gc(grace=0)
+    assert reasons(repo).keys() == {600, 660}
+    with pytest.raises(ConflictError, match="resumed from by the run on main"):
+        repo.expire("main@step=600")
+    repo.rename_branch("main", "done")
+    assert reasons(repo)[600] == ("resumed from by the run on done",)
+    repo.tag("v1", "done")
+    repo.delete_branch("done")
+    assert 600 not in reasons(repo)
+
+
+def test_what_a_run_took_a_part_of_stays_without_its_branch(run: CheckpointManager) -> None:
+    repo = run.repository
+    teacher = manager(repo, branch="teacher")
+    save(teacher, 1, 2)
+    run.restore()
+    run.restore("teacher", include="model/weight")
+    save(run, 800)
+    repo.set_retention(ckptstore.retention.MaxToKeep(1))
+    repo.delete_branch("teacher")
+    repo.gc(grace=0)
+    assert reasons(repo) == {
+        800: ("head of main", "newest 1 of 1 on main"),
+        2: ("resumed from by the run on main",),
+    }
+    assert repo.verify().ok
+    run.restore("main")
+    run.restore("main@step=800", include="model/bias")
+    save(run, 900)
+    repo.gc(grace=0)
+    assert reasons(repo).keys() == {900, 800}
+
+
+def test_a_run_that_goes_on_from_its_newest_keeps_nothing_more(run: CheckpointManager) -> None:
+    for step in (800, 900):
+        again = manager(run.repository, max_to_keep=1)
+        again.restore_or_initialize()
+        save(again, step)
+    assert reasons(run.repository).keys() == {900}
