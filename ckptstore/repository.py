@@ -752,6 +752,7 @@ class Repository:
         branch: str = DEFAULT_BRANCH,
         *,
         unevaluated: str | None = None,
+        start: str = "latest",
         poll_seconds: float = 1.0,
     ) -> Follower:
         """Follow a branch: wait for new checkpoints, and keep a model at the newest one.
@@ -761,6 +762,8 @@ class Repository:
             unevaluated: A metric. The follower then yields the checkpoints without it: first the
                 existing live ones, oldest first, then new ones. An evaluator adds the metric with
                 `annotate`.
+            start: Which checkpoint comes first: "latest" for the newest of the branch, "next" for
+                the first that comes after now, or a revision for the one after it.
             poll_seconds: Seconds between two looks at the repository.
 
         Returns:
@@ -768,10 +771,29 @@ class Repository:
 
         Raises:
             InvalidInputError: `poll_seconds` is not above 0, or a name is not legal.
+            NotFoundError: `start` names no checkpoint.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> for step in range(4):
+            ...     _ = repo.commit({"epoch": step}, step=step)
+            >>> follower = repo.follow(start="main@step=1")
+            >>> follower.poll().step, follower.poll().step, follower.poll()
+            (2, 3, None)
         """
         from ckptstore.follow.follower import Follower
 
         check_ref_name(branch, kind="branch")
+        if not isinstance(start, str):
+            raise InvalidInputError(
+                f"start is {shown(start)}; latest, next or a revision is expected."
+            )
+        seen = None
+        if start == "next":
+            seen = self._oplog.newest().heads.get(branch)
+        elif start != "latest":
+            seen, _ = self._resolver.resolved(start)
         if unevaluated is not None:
             check_metric_name(unevaluated)
         return Follower(
@@ -782,6 +804,7 @@ class Repository:
             checkpoint=self._checkpoint,
             unevaluated=unevaluated,
             poll_seconds=poll_seconds,
+            seen=seen,
         )
 
     def hold(self, branch: str) -> Hold:

@@ -92,6 +92,7 @@ class Follower:
         checkpoint: Callable[[Digest, Manifest], Checkpoint],
         unevaluated: str | None,
         poll_seconds: float,
+        seen: Digest | None = None,
     ) -> None:
         is_number = isinstance(poll_seconds, int | float)
         if not is_number or not 0 < poll_seconds < threading.TIMEOUT_MAX:
@@ -103,7 +104,7 @@ class Follower:
         self._unevaluated = unevaluated
         self._checkpoint, self._poll_seconds = checkpoint, poll_seconds
         self._closed = free_in_child(threading.Event())
-        self._seen: Digest | None = None
+        self._seen = seen
         self._others: tuple[Digest, ...] | None = None
         self._waiting: deque[Digest] = deque()
         self._looking = free_in_child(threading.Lock())

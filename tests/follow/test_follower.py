@@ -784,3 +784,31 @@ def test_a_part_of_plain_values_is_filled(repo: ckptstore.Repository) -> None:
     target = {"lr": 0, "n": 0}
     assert not repo.checkout(part="config", into=target)
     assert target == {"lr": 0.5, "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [("latest", [4]), ("next", [4]), ("main~2", [2, 3, 4]), ("v1", [1, 2, 3, 4])],
+)
+def test_a_follower_starts_where_it_is_told_to(start: str, found: list[int]) -> None:
+    repo = ckptstore.init("memory://")
+    for step in range(4):
+        repo.commit({"n": step}, step=step)
+    repo.tag("v1", "main~3")
+    follower = repo.follow(start=start)
+    repo.commit({"n": 4}, step=4)
+    steps = []
+    while checkpoint := follower.poll():
+        steps.append(checkpoint.step)
+    assert steps == found
+
+
+def test_a_follower_of_a_branch_to_come_starts_with_its_first() -> None:
+    repo = ckptstore.init("memory://")
+    follower = repo.follow("new", start="next")
+    repo.commit({"n": 0}, step=0, branch="new")
+    checkpoint = follower.poll()
+    assert checkpoint is not None
+    assert checkpoint.step == 0
+    with pytest.raises(ckptstore.NotFoundError):
+        repo.follow(start="v9")

@@ -206,6 +206,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "save_on_start": (False, True),
     "verbose": (False, True),
     "on_full": ("raise", "gc"),
+    "start": ("latest", "next", "main~1"),
     "rev": ("main", "v1", "main~1", None),
     "into": (None, {"m": {"a": np.zeros(20)}}),
     "strict": (True, False),
