@@ -33,7 +33,8 @@ from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_be
 from ckptstore.training.differences import environment
 from ckptstore.training.disk import Disk, check_on_full
 from ckptstore.training.place import Place, check_resume
-from ckptstore.training.preemption import EXIT_CODE, Preemption
+from ckptstore.training.preemption import Preemption, chosen_signals
+from ckptstore.training.ranks import OtherRanks, rank_and_size
 from ckptstore.training.resume import restore_rev, without_parts
 from ckptstore.training.save_request import SaveRequest, step_number
 from ckptstore.training.tracked import capture, stateful
@@ -57,6 +58,9 @@ _log = logging.getLogger(__name__)
 
 class CheckpointManager:
     """Saves and restores everything that a training run needs to continue as if never interrupted.
+
+    Under an initialised torch.distributed group rank 0 alone commits. The other ranks restore its
+    checkpoint but for the random states, and warn of what they have that differs from rank 0.
 
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
     `keep_every_n_steps` and `policy` keeps it. A gc of this branch alone runs after each save, or
@@ -94,8 +98,10 @@ class CheckpointManager:
             If the last call of `save` was skipped, `close` makes up for it, and so does leaving the
             `with` block without an error: it saves the objects as they are then, with the arguments
             of that call.
-        save_on_signal: After SIGTERM, the next call of `save` saves, waits and ends the program
-            with exit code 143.
+        save_on_signal: True for SIGTERM, or the signals, such as ("SIGTERM", "SIGUSR1", "SIGINT").
+            After one of them, the next call of `save` saves, waits and ends the program with exit
+            code 128 + its number. A second signal ends it at once. With {"SIGTERM": "end",
+            "SIGUSR1": "continue"}, training goes on after the save that SIGUSR1 asks for.
         resume: "auto" to restore or begin as the program asks, with a warning if it saves to a
             branch that has checkpoints of another run without having restored one; "must" if the
             branch must have checkpoints; "never" if it must not have any.
@@ -157,7 +163,7 @@ class CheckpointManager:
         save_interval_minutes: float | None = None,
         async_save: bool = True,
         when_busy: str = "wait",
-        save_on_signal: bool = False,
+        save_on_signal: bool | str | int | Sequence[str | int] | Mapping[str, str] = False,
         resume: str = "auto",
         rng: bool = True,
         record_run: bool = True,
@@ -200,9 +206,13 @@ class CheckpointManager:
         self._staging = Staging() if async_save else None
         self._background = Background()
         self._newest: Checkpoint | None = None
+        self._others = OtherRanks()
         self._skipped: SaveRequest | None = None  # the last call of `save`, if it was skipped
         renewed(self, CheckpointManager._forget_skipped)  # which is the parent's
-        self._preemption = Preemption()
+        self._preemption = Preemption(chosen_signals(save_on_signal))
+        # The last call of `save` if nothing was due. Only a signal may ask for it later.
+        self._called: SaveRequest | None = None
+        self._has_saved = False
         self._saved_step, self._saved_time = 0, self._seconds()
         self.repository = (
             store if isinstance(store, Repository) else repository.open(store, create=True)
@@ -213,8 +223,7 @@ class CheckpointManager:
         self._disk = Disk(self.repository, on_full=on_full)
         if shortage := self._disk.shortage(branch, joint, self.tracked):
             warnings.warn(shortage, stacklevel=2)
-        if save_on_signal:
-            self._preemption.listen()
+        self._preemption.listen()
 
     def __repr__(self) -> str:
         return f"CheckpointManager({self.repository.url!r}, branch={self.branch!r})"
@@ -236,8 +245,14 @@ class CheckpointManager:
     ) -> None:
         """Call `close`, and raise its error, or add it to one already raised.
 
-        After an error a skipped save is not made: the objects may be in the middle of a step.
+        After an error a skipped save is not made: the objects may be in the middle of a step. But
+        if the workers of a DataLoader were ended by a signal of `save_on_signal`, the objects are
+        saved as the last call of `save` would have, and the program ends as after that signal.
         """
+        if self._preemption.has_ended_loader(error) and (self._called or self._has_saved):
+            if self._called is not None:
+                self._save(self._called)
+            self._end()
         if error is not None and self._skipped is not None:
             error.add_note(
                 f"The save at step {self._skipped.step} was skipped while another was in flight. "
@@ -253,8 +268,13 @@ class CheckpointManager:
 
     @property
     def preempted(self) -> bool:
-        """True after SIGTERM: the next `save` saves and ends the program."""
+        """True after a signal to save and end: the next `save` saves and ends the program."""
         return self._preemption.is_asked
+
+    @property
+    def save_requested(self) -> bool:
+        """True after any signal of `save_on_signal`, until `save` has saved for it."""
+        return self._preemption.is_asked or self._preemption.is_save_asked
 
     @property
     def latest(self) -> Checkpoint | None:
@@ -418,7 +438,7 @@ class CheckpointManager:
         """
         number = step_number(step)
         self._background.raise_error()
-        return self.preempted or self._interval.is_due(
+        return self.save_requested or self._interval.is_due(
             number, last_step=self._saved_step, seconds=self._seconds() - self._saved_time
         )
 
@@ -449,7 +469,8 @@ class CheckpointManager:
             force: Save even if it is not due.
 
         Returns:
-            True if a checkpoint was made, or is being made in the background.
+            True if a checkpoint was made, or is being made in the background. The same on all ranks
+            of a torch.distributed group, of which rank 0 makes it.
 
         Raises:
             UnsupportedValueError: A tracked object's state holds a value that cannot be stored.
@@ -458,10 +479,16 @@ class CheckpointManager:
                 newest. The message names the ways to go on.
             StorageError: The storage failed. With `async_save`, errors of hashing and writing are
                 raised by the next call of a method instead.
-            SystemExit: After SIGTERM, once the checkpoint is durable.
+            SystemExit: After a signal to save and end, once the checkpoint is durable. If several
+                managers listen for it, once all have saved, or at the next call.
         """
         number = step_number(step)
+        self._preemption.quiet_loaders()
+        if self._preemption.is_served:
+            self._end()
         if not (force or self.should_save(number)):
+            if self._preemption.signals:
+                self._called = SaveRequest.of(number, epoch=epoch, batch=batch, run=self._run)
             return False
         request = SaveRequest.of(
             number,
@@ -472,33 +499,54 @@ class CheckpointManager:
             batch=batch,
             run=self._run | environment(self.tracked) if self._run else {},
         )
-        if self._background.is_busy and self._when_busy == "skip" and not (force or self.preempted):
+        is_forced = force or self.save_requested
+        if self._background.is_busy and self._when_busy == "skip" and not is_forced:
             self._skipped = request
             return False
         self._save(request)
+        self._preemption.saved()
         if self.preempted:
+            self._end()
+        return True
+
+    def _end(self) -> None:
+        """End the program after a signal, once all managers that listen for it have saved.
+
+        Another manager may have no more to save in this run. So this one waits for the others until
+        its own next call.
+        """
+        self.wait()
+        has_waited = self._preemption.is_served
+        if self._preemption.serve() or has_waited:
             self.close()
             sys.stderr.write(
-                f"ckptstore: SIGTERM received; saved step {number} to {self.branch}.\n"
+                f"ckptstore: {self._preemption.asked_by.name} received; saved step "
+                f"{self._saved_step} to {self.branch}.\n"
             )
-            raise SystemExit(EXIT_CODE)
-        return True
+            raise SystemExit(self._preemption.exit_code)
 
     def _save(self, request: SaveRequest) -> None:
         """Save the tracked objects as they are."""
         self._background.wait()
-        self._place.begin(self.branch, request.step)
+        rank, _ = rank_and_size()
+        if rank == 0:
+            self._place.begin(self.branch, request.step)
+        # On the other ranks too: the state of a sharded model needs all of them.
         state = capture(self.tracked, progress=request.position, random=self._rng)
-        if self._staging is None:
+        self._others.note(state, self.tracked, key=f"{self.branch}/{request.step}")
+        if rank > 0:
+            self._others.compare()
+        elif self._staging is None:
             self._commit(state, request.facts)
         else:
             staged = self._staging.copy(state)
             self._background.start(lambda: self._commit(staged, request.facts))
         self._saved_step, self._saved_time = request.step, self._seconds()
+        self._has_saved = True
         self._forget_skipped()
 
     def _forget_skipped(self) -> None:
-        self._skipped = None
+        self._skipped = self._called = None
 
     def _seconds(self) -> float:
         """The time by the clock, in seconds."""
@@ -524,12 +572,13 @@ class CheckpointManager:
         return self._newest
 
     def close(self) -> None:
-        """Wait for the save in flight, raise its error, and restore the handler of SIGTERM.
+        """Wait for the save in flight, raise its error, and restore the handlers of signals.
 
         If the last call of `save` was skipped, make up for it (see `when_busy`). Other processes
         may then save to the branch.
         """
         self._preemption.close()
+        self._others.compare()
         try:
             self.wait()
             if self._skipped is not None:

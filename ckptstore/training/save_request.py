@@ -30,11 +30,11 @@ class SaveRequest:
         cls,
         step: int,
         *,
-        metrics: Mapping[str, object] | None,
-        message: str,
-        meta: Mapping[str, Any] | None,
-        epoch: SupportsIndex | None,
-        batch: SupportsIndex | None,
+        metrics: Mapping[str, object] | None = None,
+        message: str = "",
+        meta: Mapping[str, Any] | None = None,
+        epoch: SupportsIndex | None = None,
+        batch: SupportsIndex | None = None,
         run: Mapping[str, Any],
     ) -> Self:
         """Check the arguments of `CheckpointManager.save`. run: goes into meta, under the user's.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.random_state import Generator, RandomState
+from ckptstore.training.ranks import rank_and_size, warn_of_random_states
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -94,7 +95,10 @@ def settle(tracked: Mapping[str, Stateful], random: Box) -> None:
         if _is_loader(item):
             item.state_dict()
     if random.state is not None:
-        RandomState().load_state_dict(random.state)
+        if rank_and_size()[0] == 0:
+            RandomState().load_state_dict(random.state)
+        else:
+            warn_of_random_states()
 
 
 def _is_loader(item: object) -> bool:

@@ -111,7 +111,7 @@ class BackupAndRestore(Saver):
         is_last = batch + 1 == self.params.get("steps")
         if self._frequency.is_due(batch):
             self._is_due = True
-        if (self._is_due and not is_last) or self.manager.preempted:
+        if (self._is_due and not is_last) or self.manager.save_requested:
             self._back_up(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:

@@ -12,6 +12,8 @@ from ckptstore.errors import InvalidInputError
 from ckptstore.training.callback_states import CALLBACKS, CallbackStates
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
+from ckptstore.training.callbacks.saver import save_before_end
+from ckptstore.training.preemption import is_loader_error
 from ckptstore.training.training import Training, remember
 
 if TYPE_CHECKING:
@@ -158,10 +160,19 @@ class CallbackList(Callback):
         done = self.training.batch
         is_positioned = any(data is item for item in self.training.tracked.values())
         remaining = data if is_positioned else itertools.islice(data, done, None)
-        for batch, item in enumerate(remaining, done):
+        for batch, item in enumerate(self._until_preempted(remaining), done):
             yield batch, item
             if self.stop_training:
                 return
+
+    def _until_preempted(self, data: Iterable[Data]) -> Iterator[Data]:
+        """The batches. If a signal has also ended the workers of a loader, save and end here."""
+        try:
+            yield from data
+        except RuntimeError as error:
+            if is_loader_error(error):
+                save_before_end(self.training)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all callbacks, and the position of the run."""

@@ -121,8 +121,10 @@ class ModelCheckpoint(Saver, Monitored):
         self.training.settle(self, "on_train_batch_end", batch, logs)
         if self._frequency.is_due(batch):
             self._consider(self.training.epoch, batch, logs)
-        elif self._manager is not None and self._manager.preempted:
-            self.save(logs, message="before the program was ended")
+        elif self._manager is not None and self._manager.save_requested:
+            is_end = self._manager.preempted
+            why = "before the program was ended" if is_end else "asked for by a signal"
+            self.save(logs, message=why)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Save at the end of epochs."""

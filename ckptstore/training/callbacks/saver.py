@@ -94,6 +94,17 @@ def savers_of(training: Training) -> list[Saver]:
     return [callback for callback in training.callbacks if isinstance(callback, Saver)]
 
 
+def save_before_end(training: Training) -> None:
+    """Save through each manager that a signal asked to end the program, which then ends.
+
+    Called between two batches, when a loader has none left to give.
+    """
+    for saver in savers_of(training):
+        manager = saver.manager_or_none
+        if manager is not None and manager.preempted:
+            saver.save({}, message="before the program was ended")
+
+
 class Saver(Callback):
     """A callback that saves through a CheckpointManager, its store or one that it makes."""
 

@@ -1,0 +1,110 @@
+"""Ranks: a training in several processes, of which the first alone saves.
+
+A checkpoint holds the state of one process. Under an initialised torch.distributed group rank 0
+commits, and the others name what they have that is not its. Nothing here waits for another rank:
+some programs call `save` on one rank only. See docs/adr/0051.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.arrays.frameworks import is_module
+from ckptstore.errors import UnsupportedValueError
+from ckptstore.training.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The rank of this process and the number of them; (0, 1) without a group."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+class OtherRanks:
+    """Compares, once, the state of a rank that does not save with that of rank 0."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._own: dict[str, str] | None = None  # fingerprints by name, until they are compared
+
+    def note(self, state: Mapping[str, Any], tracked: Mapping[str, object], *, key: str) -> None:
+        """Publish the fingerprints of rank 0, or keep those of another rank to compare them.
+
+        Args:
+            state: The captured states by name.
+            tracked: The objects. Of modules only parameters are compared: a replica's buffers may
+                differ until its next step.
+            key: The branch and step, equal on all ranks.
+        """
+        rank, size = rank_and_size()
+        if size == 1 or self._key:
+            return
+        self._key = f"ckptstore/{key}"
+        own = {name: _told(value, tracked.get(name)) for name, value in state.items()}
+        if rank > 0:
+            self._own = own
+        elif store := _store():
+            for name, text in own.items():
+                store.set(f"{self._key}/{name}", text)
+            store.set(self._key, "whole")
+
+    def compare(self) -> None:
+        """Warn of what differs from rank 0, once that has published its fingerprints."""
+        store = _store()
+        if self._own is None or store is None:
+            return
+        with suppress(RuntimeError):  # the store of a group that has ended
+            if not store.check([self._key]):
+                return
+            own, self._own = self._own, None
+            names = [name for name in own if self._differs(store, name, own[name])]
+            if names:
+                rank, size = rank_and_size()
+                warnings.warn(
+                    f"Only rank 0 of {size} saves, and its {', '.join(names)} and those of rank "
+                    f"{rank} differ. What rank {rank} has is in no checkpoint, so a resumed run is "
+                    "not the same on this rank.",
+                    stacklevel=4,
+                )
+
+    def _differs(self, store: Any, name: str, text: str) -> bool:
+        key = f"{self._key}/{name}"
+        return not store.check([key]) or store.get(key).decode() != text
+
+
+def warn_of_random_states() -> None:
+    """Warn that the random states of this rank were not restored: those saved are rank 0's."""
+    rank, size = rank_and_size()
+    warnings.warn(
+        f"The random numbers of rank {rank} of {size} are in no checkpoint and were not restored. "
+        "They go on as the program has seeded them, so the resumed run is not bit for bit that "
+        "which was interrupted.",
+        stacklevel=4,
+    )
+
+
+def _told(value: Any, item: Any) -> str:
+    if is_module(item) and isinstance(value, dict):
+        names = {name for name, _ in item.named_parameters()}
+        value = {name: part for name, part in value.items() if name in names}
+    try:
+        return str(fingerprint(value))
+    except UnsupportedValueError:
+        return "unsupported"  # rank 0 raises the error
+
+
+def _store() -> Any:
+    """The key-value store of the group, through which its processes found each other."""
+    groups = sys.modules.get("torch.distributed.distributed_c10d")
+    get: Any = getattr(groups, "_get_default_store", None)
+    with suppress(ValueError, RuntimeError):  # there is no group
+        return get() if get else None
+    return None
