@@ -79,7 +79,7 @@ def test_a_policy_saved_by_hand_takes_the_place_of_a_function() -> None:
 def test_a_policy_of_a_later_version_keeps_its_branches(where: str, policy: Any) -> None:
     repo = ckptstore.init("memory://")
     for step in range(3):
-        repo.commit({"step": step}, step=step)
+        repo.commit({"it": {"step": step}}, step=step)
     repo.branch("other", "main~2")
     for step in range(3, 6):
         repo.commit({"step": step}, step=step, branch="other")
@@ -94,7 +94,9 @@ def test_a_policy_of_a_later_version_keeps_its_branches(where: str, policy: Any)
     plan.execute()
     assert steps(repo) == [0, 1, 2]
     assert steps(repo, "other") == ([0, 3, 4, 5] if where == "retention" else [0, 5])
-    manager(repo).save(9)
+    resumed = manager(repo)
+    resumed.restore()
+    resumed.save(9)
     assert steps(repo) == [0, 1, 2, 9]
     branch = None if where == "retention" else "main"
     assert "does not know" in str(repo.retention(branch))
