@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ckptstore.repository import Repository as Repository
     from ckptstore.repository import init as init
     from ckptstore.repository import open as open
+    from ckptstore.state.classes import NamedValue as NamedValue
     from ckptstore.store.meter import Progress as Progress
     from ckptstore.store.undo import Move as Move
     from ckptstore.store.undo import OperationInfo as OperationInfo
@@ -86,6 +87,7 @@ else:
             "gc": ("GcPlan", "GcReport"),
             "imports": ("Import", "ImportPlan", "plan_import"),
             "repository": ("Repository", "init", "open"),
+            "state.classes": ("NamedValue",),
             "store.meter": ("Progress",),
             "store.undo": ("Move", "OperationInfo", "Undone", "UndoPlan"),
             "store.usage": ("Growth", "Share", "Usage"),

@@ -1,19 +1,21 @@
 """Codecs of the torch and numpy values that are not arrays: sizes, dtypes, devices and scalars.
 
-Importing this module registers them; neither framework is imported before one of its values is
-decoded. Take `encode` and `decode` from here, so that they are always registered. See section 12.1
-of docs/reference/format.md.
+Importing this module registers them, and those of the standard library; neither framework is
+imported before one of its values is decoded. Take `encode` and `decode` from here, so that they are
+always registered. See section 12.1 of docs/reference/format.md.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ckptstore.arrays import standard as standard
 from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.state.codecs import build_in
 from ckptstore.state.codecs import decode as decode
 from ckptstore.state.codecs import encode as encode
+from ckptstore.state.codecs import is_stateful as is_stateful
 from ckptstore.state.codecs import register_codec as register_codec
 
 

@@ -102,6 +102,10 @@ def numpy_dtype(dtype: str) -> Any:
 
 def _checked_dtype(array: Any) -> str:
     """The stored name of the dtype of an array that can be stored bit for bit."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise UnsupportedValueError(
+            "is a numpy MaskedArray. Store its data and its mask (array.data, array.mask)."
+        )
     if type(array) not in (np.ndarray, np.memmap):
         raise UnsupportedValueError(
             f"is a {type(array).__qualname__}, not a plain numpy array. Use np.asarray(…)."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten as flatten_state
 
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
 def flatten(value: object) -> Flat[ArraySource]:
     """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold."""
     with paused_collector():
-        return flatten_state(value, describe=arrays.describe, encode=codecs.encode)
+        return flatten_state(
+            value, describe=arrays.describe, encode=codecs.encode, expand=_state_of
+        )
+
+
+def _state_of(value: object) -> object:
+    """The state of an object that has one, as a checkout fills it; None for any other value."""
+    if is_keras(value):
+        return ModelState(value).state_dict()
+    return value.state_dict() if codecs.is_stateful(value) else None  # type: ignore[attr-defined]
 
 
 def flatten_stored(value: object) -> Flat[ArraySource]:

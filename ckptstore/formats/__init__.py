@@ -17,16 +17,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays import codecs
-from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.file import OpenFile
+from ckptstore.commit.flatten import flatten
 from ckptstore.documents.zarr_document import NODE_DOCUMENTS
 from ckptstore.errors import InvalidInputError, NotFoundError, StorageError, shown
 from ckptstore.formats import first_bytes
 from ckptstore.formats import names as _names
 from ckptstore.formats.publish import check_room, published
-from ckptstore.python_gc import paused_collector
-from ckptstore.state.flatten import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -209,8 +206,7 @@ def _writer(
             raise InvalidInputError("A Zarr hierarchy as it was set is written to a .zarr only.")
         return state.nbytes, partial(module.write_values, state)
     options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
-    with paused_collector():
-        flat = flatten(state, describe=arrays.describe, encode=codecs.encode)
+    flat = flatten(state)
     size = sum(source.nbytes for source in flat.arrays.values())
     return size, lambda path: module.write(flat, path, drop_values=drop_values, **options)
 

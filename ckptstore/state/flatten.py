@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ckptstore.documents.canonical import VALUES_MAX
 from ckptstore.documents.names import PATH_LENGTH_MAX
 from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode, fold
 from ckptstore.documents.structure import DEPTH_MAX, INT_BITS_MAX
-from ckptstore.errors import InvalidInputError, UnsupportedValueError
+from ckptstore.errors import InvalidInputError, UnsupportedValueError, shown
+from ckptstore.state.classes import NamedValue, text_of
+from ckptstore.state.codecs import KEYED, KEYED_ORDERED
 from ckptstore.state.paths import ROOT, join, key_segments, shown_path, shown_type
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ def flatten(
     *,
     describe: Callable[[object], LeafT | None],
     encode: Callable[[object], tuple[str, object] | None],
+    expand: Callable[[object], object] = lambda value: None,
 ) -> Flat[LeafT]:
     """Take a state apart.
 
@@ -70,11 +74,13 @@ def flatten(
         state: Dicts, OrderedDicts, lists and tuples in any nesting, of arrays and other values.
         describe: Returns what is to be kept of an array, and None for any other value.
         encode: Returns the name of a value's type and its plain form, None when it has no codec.
+        expand: Returns the state of a module, an optimizer or another object that has one, which
+            is stored in its place; None for any other value.
 
     Raises:
         UnsupportedValueError: A value has no representation; the message names its path and type.
     """
-    walk = _Flatten(state, describe, encode)
+    walk = _Flatten(state, describe, encode, expand)
     root = walk.node(state, "", 0)
     return Flat(root=root, arrays=walk.arrays, tied=walk.tied)
 
@@ -86,6 +92,7 @@ class _Flatten(Generic[LeafT]):
     state: object
     describe: Callable[[object], LeafT | None]
     encode: Callable[[object], tuple[str, object] | None]
+    expand: Callable[[object], object]
     arrays: dict[str, LeafT] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     first: dict[object, str] = field(default_factory=dict)  # by identity
@@ -118,10 +125,14 @@ class _Flatten(Generic[LeafT]):
     def container(self, value: Any, path: str, depth: int) -> Node:
         """A dict, list or tuple."""
         kind = type(value)
-        if kind is dict:
-            return DictNode(self.items(value, path, depth))
-        if kind is OrderedDict:
-            return self.ordered(value, path, depth)
+        if kind is dict or kind is OrderedDict:
+            try:
+                segments = key_segments(value, path)
+            except UnsupportedValueError:
+                return self.keyed(value, path, depth)
+            if kind is dict:
+                return DictNode(self.items(value, segments, path, depth))
+            return self.ordered(value, segments, path, depth)
         items = self.sequence(value, path, depth)
         return ListNode(items) if kind is list else TupleNode(items)
 
@@ -136,10 +147,11 @@ class _Flatten(Generic[LeafT]):
             ]
         )
 
-    def items(self, values: Mapping[Any, Any], path: str, depth: int) -> dict[Key, Node]:
+    def items(
+        self, values: Mapping[Any, Any], segments: list[str], path: str, depth: int
+    ) -> dict[Key, Node]:
         """The keys and nodes of a dict."""
         self.spend(2 + 3 * len(values), path)
-        segments = key_segments(values, path)
         bare = self.bare(len(path) + max(map(len, segments), default=0), depth)
         begin = f"{path}/" if path else ""
         return {
@@ -164,16 +176,38 @@ class _Flatten(Generic[LeafT]):
                 "Put large lists of numbers into an array."
             )
 
-    def ordered(self, value: Any, path: str, depth: int) -> DictNode:
+    def keyed(self, value: Any, path: str, depth: int) -> CodecNode:
+        """A dict with keys that are not all texts and integers: the keys, and its items by text."""
+        refused = next((key for key in value if not _may_be_key(key)), None)
+        if refused is not None:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} has the key {shown(refused)} of type {shown_type(refused)}; "
+                "keys are texts, bytes, numbers, booleans, None, members of enumerations and "
+                "tuples of these."
+            )
+        if getattr(value, "_metadata", None) is not None:
+            raise UnsupportedValueError(
+                f"{shown_path(path)} has _metadata, and keys that are not texts."
+            )
+        texts: dict[str, Any] = {}
+        for key, item in value.items():
+            text = key if type(key) is str else text_of(key)
+            while text in texts:
+                text += "'"
+            texts[text] = item
+        name = KEYED if type(value) is dict else KEYED_ORDERED
+        return CodecNode(name, self.node({"keys": list(value), "items": texts}, path, depth + 1))
+
+    def ordered(self, value: Any, segments: list[str], path: str, depth: int) -> DictNode:
         """An OrderedDict, with the _metadata that torch attaches to the state dict of a module."""
-        items = self.items(value, path, depth)
+        items = self.items(value, segments, path, depth)
         metadata = getattr(value, "_metadata", None)
         if metadata is not None:
             metadata = self.node(metadata, join(path, "_metadata"), depth + 1)
         return DictNode(items, is_ordered=True, metadata=metadata)
 
-    def other(self, value: object, path: str, depth: int) -> ArrayNode | CodecNode:
-        """An array, or a value whose type has a codec."""
+    def other(self, value: object, path: str, depth: int) -> Any:
+        """An array, a value whose type has a codec, or an object that has a state."""
         try:
             leaf = self.describe(value)
             encoded = self.encode(value) if leaf is None else None
@@ -184,6 +218,9 @@ class _Flatten(Generic[LeafT]):
         if leaf is not None:
             return self.array(leaf, path or ROOT)
         if encoded is None:
+            state = self.expand(value)
+            if state is not None:
+                return self.node(state, path, depth + 1)
             raise UnsupportedValueError(
                 f"{shown_path(path)} is of type {shown_type(value)}. {_hint(value)}"
             )
@@ -242,6 +279,14 @@ def _dict(node: DictNode, parts: list[Any]) -> dict[Key, Any]:
     return value
 
 
+def _may_be_key(key: object) -> bool:
+    """True for a key whose hash and equality are those of its value, wherever it is made."""
+    if type(key) is tuple:
+        return all(map(_may_be_key, key))
+    return type(key) in _KEYS or isinstance(key, Enum | NamedValue)
+
+
+_KEYS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, OrderedDict})
 _BARE = frozenset({type(None), bool, float, str, complex, bytes})
 

@@ -1,13 +1,13 @@
 """The states of random generators: those of a process (Python, numpy, torch), or one alone.
 
 The large tables of Python and numpy are arrays, so that they do not fill the structure of a
-checkpoint; see section 12 of docs/reference/format.md.
+checkpoint; see section 12 of docs/reference/format.md. They are torch tensors of signed integers,
+so that torch.load reads an exported .pt without running code. Earlier versions stored numpy arrays.
 """
 
 from __future__ import annotations
 
 import random
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class Generator:
         if isinstance(generator, np.random.RandomState):
             return {"numpy": _numpy(generator.get_state())}
         if isinstance(generator, np.random.Generator):
-            return {"bits": deepcopy(generator.bit_generator.state)}
+            return {"bits": _with_tensors(generator.bit_generator.state)}
         return {"torch": generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Generator:
         elif isinstance(generator, np.random.RandomState):
             generator.set_state(_to_numpy(state["numpy"]))
         elif isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = state["bits"]
+            generator.bit_generator.state = _with_words(state["bits"])
         else:
             generator.set_state(state["torch"])
 
@@ -92,16 +92,36 @@ def _device(accelerator: str, number: int) -> tuple[int, ...]:
 def _python(state: Any) -> dict[str, Any]:
     """The state of a Mersenne Twister, its 625 words as an array."""
     version, words, gauss = state
-    return {"version": version, "words": np.array(words, np.uint32), "gauss": gauss}
+    words = _with_tensors(np.array(words, np.uint32))
+    return {"version": version, "words": words, "gauss": gauss}
 
 
 def _to_python(state: dict[str, Any]) -> Any:
-    return state["version"], tuple(state["words"].tolist()), state["gauss"]
+    return state["version"], tuple(_with_words(state["words"]).tolist()), state["gauss"]
 
 
 def _numpy(state: Any) -> dict[str, Any]:
-    return dict(zip(_NUMPY_FIELDS, state, strict=True))
+    return dict(zip(_NUMPY_FIELDS, map(_with_tensors, state), strict=True))
 
 
 def _to_numpy(state: dict[str, Any]) -> Any:
-    return tuple(state[name] for name in _NUMPY_FIELDS)
+    return tuple(_with_words(state[name]) for name in _NUMPY_FIELDS)
+
+
+def _with_tensors(state: Any) -> Any:
+    """A copy of a state, with a tensor of signed integers for each array of unsigned words."""
+    if isinstance(state, dict):
+        return {name: _with_tensors(value) for name, value in state.items()}
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state.view(state.dtype.str.replace("u", "i")).copy())
+    return state
+
+
+def _with_words(state: Any) -> Any:
+    """A copy of a state, with an array of unsigned words for each tensor."""
+    if isinstance(state, dict):
+        return {name: _with_words(value) for name, value in state.items()}
+    if isinstance(state, torch.Tensor):
+        words = state.numpy()
+        return words.view(words.dtype.str.replace("i", "u")).copy()
+    return state

@@ -24,6 +24,7 @@ from ckptstore.documents.chunks import reversed_order, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, first_line, shown
 from ckptstore.formats.torch.text import ARRAYS_BYTES_MAX
+from ckptstore.state.classes import NamedValue
 from ckptstore.state.flatten import unflatten
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
         sources.append(source.stored())
         return _Tensor(sources[-1], str(len(sources) - 1))
 
-    data = _pickled(unflatten(flat.root, array=stand_in, decode=codecs.decode))
+    data = _pickled(unflatten(flat.root, array=stand_in, decode=_decoded))
     with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
         # No .format_version: it would promise that places can be computed as in torch's own files.
         _write(archive, "data.pkl", len(data), [data])
@@ -64,6 +65,12 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
         _write(archive, "version", len(_VERSION), [_VERSION])
         for number, source in enumerate(sources):
             _write(archive, f"data/{number}", source.nbytes, source.pieces())
+
+
+def _decoded(name: str, form: object) -> object:
+    """A value of a type; plain fields if its class is not known, so that torch.load needs none."""
+    value = codecs.decode(name, form)
+    return form if isinstance(value, NamedValue) else value
 
 
 def _check_arrays(flat: Flat[ArraySource]) -> None:
