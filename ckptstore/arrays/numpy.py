@@ -102,13 +102,11 @@ def numpy_dtype(dtype: str) -> Any:
 
 def _checked_dtype(array: Any) -> str:
     """The stored name of the dtype of an array that can be stored bit for bit."""
-    if isinstance(array, np.ma.MaskedArray):
-        raise UnsupportedValueError(
-            "is a numpy MaskedArray. Store its data and its mask (array.data, array.mask)."
-        )
     if type(array) not in (np.ndarray, np.memmap):
+        is_masked = any(base.__name__ == "MaskedArray" for base in type(array).__mro__)
+        way_out = "Store its .data and its .mask." if is_masked else "Use np.asarray(…)."
         raise UnsupportedValueError(
-            f"is a {type(array).__qualname__}, not a plain numpy array. Use np.asarray(…)."
+            f"is a {type(array).__qualname__}, not a plain numpy array. {way_out}"
         )
     dtype: str = array.dtype.name
     if dtype not in NUMPY_DTYPES and dtype not in ML_DTYPES:

@@ -99,7 +99,8 @@ def text_of(value: Any) -> str:
         return f"({', '.join(map(text_of, value))})"
     if isinstance(value, frozenset):
         return f"{{{', '.join(sorted(map(text_of, value)))}}}"
-    return repr(value)
+    is_long = isinstance(value, int) and value.bit_length() > 64
+    return hex(value) if is_long else repr(value)  # decimal digits of a long one take long
 
 
 def encode(value: Any) -> tuple[str, dict[str, Any]] | None:

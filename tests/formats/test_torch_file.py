@@ -214,7 +214,6 @@ def test_tensors_with_attributes_and_those_from_other_devices_are_read(tmp_path:
         pytest.param(lambda: torch.ones(3).untyped_storage(), "Storage", id="a storage"),
         pytest.param(lambda: torch.zeros(1).expand(2**30), "repeats its elements", id="expanded"),
         pytest.param(lambda: torch.zeros([1] * 65), "65 dimensions", id="dimensions"),
-        pytest.param(lambda: {1, 2}, "type set", id="a set"),
         pytest.param(lambda: np.array([{}], dtype=object), "numpy array of objects", id="objects"),
         pytest.param(lambda: np.array(["a"]), "numpy dtype", id="text"),
     ],

@@ -665,7 +665,6 @@ CASES = (
     _bytes("a .pt whose pickle unpacks to 400 MB", "x.pt", _pickle_bomb),
     _bytes("a .pt of 2^50 elements in 4 bytes", "x.pt", _expanded),
     _bytes("a .pt of old whose storage has 2^40 elements", "x.pt", _huge_legacy_storage),
-    _bytes("a .pt of a set", "x.pt", lambda: _saved({"x": {1, 2}})),
     _accepted("a .bin of safetensors", "x.bin", GOOD),
     _accepted("without a suffix", "x", GOOD),
     _file("a folder", "x.pt", lambda path: path.mkdir()),
