@@ -156,7 +156,8 @@ def _assign(state: Mapping[str, torch.Tensor], named: list[tuple[str, Any]], *, 
             f"{name} ({_described(value)} there, {_described(variable.value)} here)"
             for (name, variable), value in zip(named, values, strict=False)
             if _described(value) != _described(variable.value)
-        ),
+        )
+        or _moved(list(state), names),
     )
     if misfit:
         raise CheckoutMismatchError(
@@ -165,6 +166,15 @@ def _assign(state: Mapping[str, torch.Tensor], named: list[tuple[str, Any]], *, 
     with torch.no_grad():
         for value, (_, variable) in zip(values, named, strict=True):
             variable.assign(value)
+
+
+def _moved(stored: list[str], names: list[str]) -> tuple[str, ...]:
+    """The variables whose place another layer of the user's own name has in the checkpoint.
+
+    Names that Keras numbers are alike in both, so what differs is a name that somebody chose.
+    """
+    pairs = zip(stored, names, strict=False)
+    return tuple(f"{name} ({other} there)" for other, name in pairs if other != name)
 
 
 def _described(tensor: torch.Tensor) -> str:

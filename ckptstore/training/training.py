@@ -95,14 +95,15 @@ class Training:
 
     @property
     def stop_training(self) -> bool:
-        """Whether the loop should end. As in Keras, a callback may also set it on the model."""
+        """Whether the loop should end. As in Keras it is set on the model too, and read there."""
         return self._stops or getattr(self.model, "stop_training", False) is True
 
     @stop_training.setter
     def stop_training(self, stops: bool) -> None:
         self._stops = stops
-        if not stops and hasattr(self.model, "stop_training"):
-            self.model.stop_training = False
+        if stops or hasattr(self.model, "stop_training"):
+            with suppress(AttributeError, TypeError):  # None, or a model that takes no attributes
+                self.model.stop_training = stops
 
     @property
     def rates(self) -> list[Rate]:
