@@ -2,7 +2,7 @@
 
 A structure names the class. No reader imports what it names: a class becomes known by
 `register_codec` alone, and values of others come back as a `NamedValue`. No constructor of a class
-runs, so a checkpoint gives its fields, and nothing else happens. ADR 0053; section 12.1 of
+runs, so a checkpoint gives its fields, and nothing else happens. ADR 0052; section 12.1 of
 docs/reference/format.md.
 """
 

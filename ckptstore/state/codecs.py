@@ -4,7 +4,7 @@ A codec encodes a value as plain values and arrays, and decodes it again. Nothin
 by its importable name at checkout: a type with a codec that was not registered in this process is
 an error, and a class of plain fields comes back as these (`ckptstore.state.classes`). The types of
 the standard library, of torch and of numpy are registered by `ckptstore.arrays.codecs`, from which
-other packages take `encode` and `decode`. ADR 0053; section 12.1 of docs/reference/format.md.
+other packages take `encode` and `decode`. ADR 0052; section 12.1 of docs/reference/format.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The values that people keep in a state come back as they were (ADR 0053)."""
+"""The values that people keep in a state come back as they were (ADR 0052)."""
 
 from __future__ import annotations
 
