@@ -188,3 +188,24 @@ print(type(training).__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["KerasTraining"]
+
+
+def _named(*names: str) -> Any:
+    import keras
+
+    inputs = keras.Input((4,))
+    made = [keras.layers.Dense(4, name=name)(inputs) for name in names]
+    model = keras.Model(inputs, keras.layers.Add(name="both")(made))
+    model.compile("adam", "mse")
+    return model
+
+
+def test_layers_of_one_shape_that_changed_places_are_an_error_and_nothing_changes() -> None:
+    saved, other = _named("query", "value"), _named("value", "query")
+    state, before = tracked(saved)["model"].state_dict(), values(other)
+    with pytest.raises(CheckoutMismatchError, match=r"query.*value"):
+        tracked(other)["model"].load_state_dict(state)
+    assert all(map(torch.equal, values(other), before))
+    again = _named("query", "value")
+    tracked(again)["model"].load_state_dict(state)
+    assert all(map(torch.equal, values(again), values(saved)))

@@ -146,3 +146,19 @@ def test_it_says_what_it_did_when_asked(tmp_path, capsys):
 def test_it_can_be_used_again(tmp_path):
     stop = stopping(store=tmp_path)
     assert drive([stop]) == drive([stop]) == 1.0
+
+
+def test_a_loop_that_calls_set_model_finds_the_end_on_its_model():
+    model = torch.nn.Linear(1, 1)
+    callback = EarlyStopping("loss", mode="min", patience=1)
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_epoch_end(0, {"loss": 1.0})
+    assert not getattr(model, "stop_training", False)
+    callback.on_epoch_end(1, {"loss": 1.0})
+    assert model.stop_training is True
+    other = torch.nn.Linear(1, 1)
+    nan = TerminateOnNaN()
+    nan.set_model(other)
+    nan.on_train_batch_end(0, {"loss": float("nan")})
+    assert other.stop_training is True
