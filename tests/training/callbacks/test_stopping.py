@@ -14,6 +14,7 @@ from ckptstore.training.callbacks import (
     EarlyStopping,
     LambdaCallback,
     ModelCheckpoint,
+    TerminateOnNaN,
 )
 
 LOSSES = (3.0, 1.0, 2.0, 2.5, 0.5)
