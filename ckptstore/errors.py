@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
 NAMES_MAX = 100  # more are counted; the attributes of the error hold all
@@ -99,12 +99,16 @@ class Incompatible:
     Attributes:
         missing: Names that the destination has and the checkpoint lacks.
         unexpected: Names that the checkpoint has and the destination lacks.
-        mismatched: One sentence for each name whose dtype, shape or kind differs.
+        mismatched: One sentence for each name whose dtype, shape or kind differs, and for each
+            object that refused what the checkpoint holds for it.
+        restored: Paths of the checkpoint that were restored. It is not a difference, and not
+            compared.
     """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    restored: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.mismatched)

@@ -158,6 +158,17 @@ def to_device(array: Any, device: Any) -> Any:
 
 
 @contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Make and change tensors that can be trained, also inside torch.inference_mode()."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False):
+        yield
+
+
+@contextmanager
 def one_thread_in_child() -> Iterator[None]:
     """Copy with one thread in a forked child.
 

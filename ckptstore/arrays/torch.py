@@ -25,6 +25,7 @@ _HINTS = {
     "quantized": "Store tensor.int_repr() with its scale and zero point.",
     "meta": "It has no data; materialise it first (module.to_empty(), then load weights).",
     "nested": "Store the list of its parts (tensor.unbind()).",
+    "lazy": "It has no shape yet; pass a batch through its module first.",
     "freed": "Commit while its module is gathered (FSDP frees it between steps).",
     "DTensor": "Gather it first (tensor.full_tensor()).",
     "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
@@ -105,7 +106,7 @@ class Torch(Framework):
 
     def copy_in(self, array: Any, data: memoryview) -> None:
         """Fill a tensor with elements of its dtype; autograd sees that it changed."""
-        with torch.no_grad():
+        with torch.inference_mode() if array.is_inference() else torch.no_grad():
             _copy(array.detach(), _tensor(data, array))
 
     def copy_out(self, array: Any, data: memoryview) -> None:
@@ -198,6 +199,8 @@ def _is_plain(value: Any) -> bool:
 def _refuse(value: Any) -> None:
     """Raise for a tensor whose elements are not simply its memory."""
     kind = type(value)
+    if torch.nn.parameter.is_lazy(value):
+        raise UnsupportedValueError(f"is a {kind.__name__}. {_HINTS['lazy']}")
     if kind not in _PLAIN_TYPES:
         hint = _HINTS["DTensor" if kind.__name__ == "DTensor" else "subclass"]
         raise UnsupportedValueError(

@@ -6,26 +6,38 @@ See docs/adr/0005 (existing arrays are filled through a verified buffer) and 002
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.memory_limit import check_memory
+from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.reader import read_fresh, read_into
 from ckptstore.documents.nodes import ZARR
-from ckptstore.errors import shown
+from ckptstore.errors import Incompatible, shown
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import unflatten
 from ckptstore.state.tree import arrays as arrays_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ckptstore.checkout.placement import Placement
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.documents.nodes import Node
-    from ckptstore.errors import Incompatible
+    from ckptstore.errors import CheckoutMismatchError
+
+PARTS = "pass strict=False to load only the parts that match"
+STACK_LEVEL = 3  # of the caller of `Repository.checkout`
 
 
+@arrays.outside_inference_mode()
 def fresh(stored: StoredState, node: Node, *, device: Any = None) -> Any:
     """Build the state of a node of the structure, in memory of its own."""
     kinds, encoded = {}, {}
@@ -64,33 +76,105 @@ def lazy(stored: StoredState) -> Any:
         return unflatten(stored.root, array=array, decode=codecs.decode)
 
 
+@arrays.outside_inference_mode()
 def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
-    """Fill an existing destination, and return what did not fit."""
-    placement = place(stored, into)
+    """Fill an existing destination, and return what did not fit and what was restored.
+
+    Everything that may be refused comes before the arrays are filled: differences, objects that
+    load their own state, values whose type is unknown.
+    """
+    placement = place(stored, into, strict=strict)
     misfit = placement.incompatible
-    if strict and misfit:
-        raise misfit_error(misfit, hint=_way_out(into, misfit))
-    read_into(stored.pages, placement.targets, objects=stored.objects)
-    for handover in placement.handovers:
-        handover.give(fresh(stored, handover.node), note="Tensors were filled before it was asked.")
+    if placement.empty or (strict and misfit):
+        raise _misfit(placement, into)
+    values = [(item, fresh(stored, item.node)) for item in placement.values if not item.is_array]
+    handing = Handing()
+    try:
+        refused = _hand_over(stored, placement, handing, strict=strict)
+        read_into(stored.pages, placement.targets, objects=stored.objects)
+    except BaseException:
+        handing.undo()
+        raise
+    for handover, value in values:
+        handover.assign(value)
+    for handover in placement.values:
+        if handover.is_array:
+            handover.assign(fresh(stored, handover.node))
+    found = [misfit, *handing.left_out]
+    unexpected = dict.fromkeys(chain.from_iterable(each.unexpected for each in found))
+    misfit = Incompatible(
+        missing=tuple(chain.from_iterable(each.missing for each in found)),
+        unexpected=tuple(unexpected),
+        mismatched=(*chain.from_iterable(each.mismatched for each in found), *refused),
+        restored=tuple(path for path in placement.restored() if path not in unexpected),
+    )
+    if misfit:
+        warnings.warn(f"The checkpoint was restored in part: {misfit}.", stacklevel=STACK_LEVEL)
     return misfit
 
 
-def _way_out(into: object, misfit: Incompatible) -> str:
-    """Suggest the most likely remedy for a misfit."""
+def _hand_over(
+    stored: StoredState, placement: Placement, handing: Handing, *, strict: bool
+) -> list[str]:
+    """Have objects load their states. Returns what those that refused said, which is no error then.
+
+    CheckoutMismatchError for one that refuses where `strict` is set, and for a model that does.
+    """
+    said = []
+    for handover in placement.objects:
+        try:
+            handing.give(handover, fresh(stored, handover.node))
+        except Refused as refused:
+            if strict or _is_model(handover.owner):
+                raise handing.refusal(refused, hint=_choice([PARTS])) from refused.__cause__
+            said.append(str(refused))
+            placement.handovers.remove(handover)
+    return said
+
+
+def _is_model(owner: object) -> bool:
+    """True for what a training is nothing without, so that leaving it as it is is never meant."""
+    return arrays.is_module(owner) or isinstance(owner, ModelState)
+
+
+def _misfit(placement: Placement, into: object) -> CheckoutMismatchError:
+    """The error for a destination that does not fit, with the most likely remedy."""
+    misfit, empty = placement.incompatible, placement.empty
+    if empty and not misfit:  # globs left something out, but not these
+        misfit = replace(misfit, missing=tuple(empty))
+    hints = []
+    if empty:
+        hints.append(f"Nothing in the checkpoint fits {', '.join(map(shown, empty))}.")
+    hints.append(_way_out(into, misfit, empty))
+    return misfit_error(misfit, hint=" ".join(filter(None, hints)))
+
+
+def _way_out(into: object, misfit: Incompatible, empty: Sequence[str]) -> str:
+    """Suggest the most likely remedy for a misfit.
+
+    empty: the objects that would get nothing, which is an error without `strict` as well.
+    """
     tops = sorted({path.split("/")[0] for path in misfit.unexpected})
     if arrays.is_module(into) and misfit.missing:
         first = misfit.missing[0]
         homes = [top for top in tops if f"{top}/{first}" in misfit.unexpected]
         if homes:
             return f"The names are under {homes[0]!r}: pass part={homes[0]!r}."
-    matching = "strict=False to load only the parts that match."
+    ways = [] if empty else [PARTS]
     if isinstance(into, dict):
         absent = [name for name in misfit.missing if name in into]
         others = [top for top in tops if top not in into]
         if absent and others:
             keys = f"The checkpoint has the keys {shown(others, 200)}, not {shown(absent, 200)}."
-            return f"{keys} Rename them, or pass {matching}"
+            return " ".join([keys, _choice(["rename them", *ways])])
         if tops and not misfit.missing and not misfit.mismatched:
-            return f"Pass exclude={shown(tops, 200)} to leave these out, or {matching}"
-    return f"Pass {matching}"
+            ways = [f"pass exclude={shown(tops, 200)} to leave these out", *ways]
+        elif empty and all(name in into for name in empty):
+            ways = [f"pass exclude={shown(empty, 200)} to leave it as it is"]
+    return _choice(ways)
+
+
+def _choice(ways: Sequence[str]) -> str:
+    """A sentence of ways out."""
+    text = ", or ".join(ways)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""

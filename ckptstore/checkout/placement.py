@@ -8,7 +8,8 @@ See docs/adr/0023 for how checkout and followers carry a placement out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.frameworks import (
@@ -20,53 +21,23 @@ from ckptstore.arrays.frameworks import (
     unwritable,
 )
 from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.checkout.handover import Handover
+from ckptstore.checkout.modules import is_counter_of_old_file, load_module, loads_itself
 from ckptstore.checkout.opener import unlisted
+from ckptstore.checkout.optimizers import Recorded, differences, loader, record
 from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode
-from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError, shown
+from ckptstore.errors import CheckoutMismatchError, Incompatible, shown
 from ckptstore.state.paths import children, join
 from ckptstore.state.tree import arrays, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sized
 
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.nodes import Key, Node
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handover:
-    """A node of the structure, and what takes the state that is built from it.
-
-    owner: the object or module whose load_state_dict takes it; None for a value that is only put in
-    its place, which nothing can refuse.
-    """
-
-    node: Node
-    assign: Callable[[Any], object]
-    owner: object = None
-
-    @property
-    def may_refuse(self) -> bool:
-        """True when a load_state_dict is called."""
-        return self.owner is not None
-
-    @property
-    def is_own(self) -> bool:
-        """True for an object with a state of its own, such as an optimizer."""
-        return self.owner is not None and not is_module(self.owner)
-
-    def give(self, value: Any, *, note: str) -> None:
-        """Hand the state over. note: for the error of a load_state_dict that refuses it."""
-        try:
-            self.assign(value)
-        except Exception as error:  # a load_state_dict may raise anything
-            raise InvalidInputError(
-                "A load_state_dict refused what the checkpoint holds for it "
-                f"({type(error).__name__}: {error}). {note}"
-            ) from error
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,12 +46,14 @@ class Placement:
 
     targets: existing arrays by the path of what goes into them. handovers: nodes that are read as a
     fresh state and handed to a function: plain values, optimizers, what a module computes rather
-    than stores. is_whole: what the destination has beyond the stored state counts as missing.
+    than stores. empty: the modules and objects that nothing goes into. is_whole: what the
+    destination has beyond the stored state counts as missing.
     """
 
     is_whole: bool = True
     targets: dict[str, Any] = field(default_factory=dict)
     handovers: list[Handover] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
@@ -94,12 +67,52 @@ class Placement:
             mismatched=tuple(self.mismatched),
         )
 
+    @property
+    def objects(self) -> list[Handover]:
+        """The objects that load their states by themselves, in the order in which they are asked.
+
+        Those that cannot be put back come last.
+        """
+        return sorted(
+            (handover for handover in self.handovers if handover.may_refuse),
+            key=lambda handover: handover.is_last,
+        )
+
+    @property
+    def values(self) -> list[Handover]:
+        """What is put in its place, which nothing can refuse."""
+        return [handover for handover in self.handovers if not handover.may_refuse]
+
+    def restored(self) -> Iterator[str]:
+        """The paths of the checkpoint of all that goes into the destination."""
+        yield from self.targets
+        for handover in self.handovers:
+            yield from (path for path, _ in leaves(handover.node, handover.path))
+
 
 def place(
-    stored: StoredState, destination: object, entries: Mapping[str, Entry] | None = None
+    stored: StoredState,
+    destination: object,
+    entries: Mapping[str, Entry] | None = None,
+    *,
+    strict: bool = True,
+    leaves_values: bool = False,
 ) -> Placement:
-    """Match a stored state with a destination. entries: those of the stored state, if at hand."""
-    walk = _Place(stored, stored.entries() if entries is None else entries)
+    """Match a stored state with a destination.
+
+    Args:
+        stored: The stored state.
+        destination: The destination.
+        entries: Those of the stored state, if they are at hand.
+        strict: Whether modules that load themselves raise an error where something does not fit.
+        leaves_values: Whether such modules are spared plain values that they do not know.
+    """
+    walk = _Place(
+        stored,
+        stored.entries() if entries is None else entries,
+        strict=strict,
+        leaves_values=leaves_values,
+    )
     walk.node(stored.root, destination, stored.path, None)
     return walk.placement
 
@@ -113,10 +126,20 @@ def misfit_error(misfit: Incompatible, *, hint: str = "") -> CheckoutMismatchErr
 class _Place:
     """The walk of one destination."""
 
-    def __init__(self, stored: StoredState, entries: Mapping[str, Entry]) -> None:
-        self.entries, self.root = entries, stored.path
+    def __init__(
+        self,
+        stored: StoredState,
+        entries: Mapping[str, Entry],
+        *,
+        strict: bool,
+        leaves_values: bool = False,
+    ) -> None:
+        self.stored, self.entries, self.root = stored, entries, stored.path
+        self.strict, self.leaves_values = strict, leaves_values
         self.placement = Placement(is_whole=stored.is_whole)
         self.first: dict[int, tuple[str, Any]] = {}  # by id: what fills it first, and the array
+        self.unfit: set[str] = set()  # paths of arrays of another dtype or shape
+        self.casts: dict[str, str] = {}  # what differs for those of the same shape, by path
         self.plain: set[int] = set()  # ids of what was found to hold nothing to fill
 
     def node(
@@ -128,10 +151,8 @@ class _Place:
             self.keras(node, target, path)
         elif is_module(target):
             self.module(node, target, path)
-        elif hasattr(target, "load_state_dict") and not isinstance(target, type):
-            self.placement.handovers.append(
-                Handover(node=node, assign=target.load_state_dict, owner=target)
-            )
+        elif _is_stateful(target):
+            self.stateful(node, target, name)
         elif isinstance(node, ArrayNode) or is_array(target):
             self.array(node, target, name)
         elif path != self.root and not any(arrays(node)) and self.is_plain(target):
@@ -144,6 +165,20 @@ class _Place:
             self.placement.mismatched.append(
                 f"{name} (checkpoint: {_kind(node)}, destination: {type(target).__name__})"
             )
+
+    def stateful(self, node: Node, target: Any, name: str) -> None:
+        """Have an object load its own state, if it is one of such an object."""
+        recorded = target
+        if not isinstance(target, Recorded):
+            recorded = Recorded(target=target, saved={}, now=record(target, {}))
+        found = differences(recorded, node, self.entries)
+        if found:
+            self.placement.mismatched.append(f"{name} ({'; '.join(found)})")
+            return
+        assign = loader(recorded, self.entries)
+        self.placement.handovers.append(
+            Handover(node=node, path=name, assign=assign, owner=recorded.target)
+        )
 
     def is_plain(self, value: object) -> bool:
         """True when nothing in a destination, which may hold itself, could be filled in place."""
@@ -168,12 +203,18 @@ class _Place:
                 f"{name} (a plain value inside a tuple, which cannot be exchanged)"
             )
         else:
-            self.placement.handovers.append(Handover(node=node, assign=assign))
+            self.placement.handovers.append(Handover(node=node, path=name, assign=assign))
 
     def dict(self, node: DictNode, target: dict[Any, Any], path: str) -> None:
         """Match key by key."""
-        missing = [join(path, _text(key)) for key in target if key not in node.items]
+        missing = {join(path, _text(key)): key for key in target if key not in node.items}
         self.placement.missing += missing
+        self.placement.empty += [
+            name
+            for name, key in missing.items()
+            if self.stored.is_asked_for(name)
+            and (is_module(target[key]) or _is_stateful(target[key]))
+        ]
         for key, inner, item in _items(node, path):
             if key in target:
                 self.node(item, target[key], inner, _setter(target, key))
@@ -213,10 +254,14 @@ class _Place:
         first, _ = self.first.setdefault(id(target), (path, target))
         dtype, shape = str(target.dtype).removeprefix("torch."), tuple(target.shape)
         if (entry.dtype, entry.shape) != (dtype, shape):
-            self.placement.mismatched.append(
+            text = (
                 f"{name} (checkpoint: {entry.dtype} {list(entry.shape)}, "
                 f"destination: {dtype} {list(shape)})"
             )
+            self.placement.mismatched.append(text)
+            self.unfit.add(name)
+            if entry.shape == shape:
+                self.casts[name] = text
         elif (reason := unwritable(target)) is not None:
             self.placement.mismatched.append(f"{name} (the destination {reason})")
         elif first != path and self.entries[first].content != entry.content:
@@ -225,55 +270,109 @@ class _Place:
                 "checkpoint)"
             )
         elif node.is_zarr:
-            self.placement.handovers.append(Handover(node=node, assign=_copier(target)))
+            self.placement.handovers.append(Handover(node=node, path=name, assign=_copier(target)))
         else:
             self.placement.targets[path] = target
 
     def module(self, node: Node, module: Any, path: str) -> None:
-        """Match a module's own names; it loads by itself what it computes for its state_dict."""
+        """Match a module's own names, whose tensors are filled in place, or have it load itself."""
         if not isinstance(node, DictNode):
             self.refuse_names(node, path)
-            return
-        expected = module.state_dict(keep_vars=True)
-        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        names = set()
-        for key, inner, item in _items(node, path):
-            name = str(key)
-            names.add(name)
-            if name not in expected:
-                self.unexpected(item, inner)
-            elif is_array(expected[name]) and not is_uninitialized(expected[name]):
-                before = len(self.placement.mismatched)
-                self.array(item, expected[name], inner)
-                if id(expected[name]) not in own and len(self.placement.mismatched) == before:
-                    assert isinstance(item, ArrayNode), "only an array matches an array"
-                    self.placement.targets.pop(item.path, None)
-                    self.load(item, module, name)
-            else:
-                self.load(item, module, name)
-        missing = (escape_key(name) for name in expected if name not in names)
-        self.placement.missing += [join(path, name) for name in missing]
+        elif loads_itself(module):
+            self.loading(node, module, path)
+        else:
+            before, expected = self.filled(), module.state_dict(keep_vars=True)
+            names = set()
+            for key, inner, item in _items(node, path):
+                name = str(key)
+                names.add(name)
+                if name in expected:
+                    self.array(item, expected[name], inner)
+                else:
+                    self.unexpected(item, inner)
+            self.placement.missing += [
+                join(path, escape_key(name))
+                for name in expected
+                if name not in names and not is_counter_of_old_file(node, module, name)
+            ]
+            self.note_empty(expected, before, path)
 
-    def load(self, node: Node, module: Any, name: str) -> None:
-        """Have a module load what it computes for its state_dict rather than stores."""
+    def loading(self, node: DictNode, module: Any, path: str) -> None:
+        """Have a module load its own state; what does not seem to fit is left to its judgement.
 
-        def assign(value: Any) -> None:
-            module.load_state_dict({name: value}, strict=False)
-
-        self.placement.handovers.append(Handover(node=node, assign=assign, owner=module))
+        Only dtypes are not: torch would convert the arrays in silence.
+        """
+        expected = module.state_dict()
+        if self.leaves_values:
+            items = {
+                key: item
+                for key, item in node.items.items()
+                if key in expected or any(arrays(item))
+            }
+            node = replace(node, items=items)
+        trial = _Place(self.stored, self.entries, strict=self.strict)
+        trial.dict(node, dict(expected), path)
+        found, casts = trial.placement, trial.casts.values()
+        unfit = {key for key, inner, _ in _items(node, path) if inner in trial.unfit}
+        self.placement.mismatched += casts
+        if not self.strict:
+            if expected and not trial.filled():
+                self.placement.missing += found.missing
+                self.placement.unexpected += found.unexpected
+                self.placement.mismatched += found.mismatched
+                self.placement.empty.append(path or "the state")
+                return
+            cast = {key for key, inner, _ in _items(node, path) if inner in trial.casts}
+            node = replace(
+                node, items={key: item for key, item in node.items.items() if key not in cast}
+            )
+        seeming = replace(
+            found.incompatible,
+            mismatched=tuple(text for text in found.mismatched if text not in casts),
+        )
+        assign = partial(
+            load_module,
+            module,
+            path=path,
+            strict=self.strict,
+            is_whole=found.is_whole,
+            differences=seeming,
+            unfit=unfit,
+        )
+        self.placement.handovers.append(
+            Handover(node=node, path=path, assign=assign, owner=module, differences=seeming)
+        )
 
     def keras(self, node: Node, model: Any, path: str) -> None:
         """Match the variables of a Keras model by the names that checkpoints have for them."""
         if isinstance(node, DictNode):
-            self.dict(node, ModelState(model).state_dict(), path)
+            before, expected = self.filled(), ModelState(model).state_dict()
+            self.dict(node, expected, path)
+            self.note_empty(expected, before, path)
         else:
             self.refuse_names(node, path)
+
+    def note_empty(self, expected: Sized, before: int, path: str) -> None:
+        """Note a model that nothing goes into. before: `filled` before it was matched."""
+        if len(expected) and before == self.filled():
+            self.placement.empty.append(path or "the state")
+
+    def filled(self) -> int:
+        """The number of arrays and values that have a place so far."""
+        return len(self.placement.targets) + len(self.placement.handovers)
 
     def refuse_names(self, node: Node, path: str) -> None:
         """Note that a model was met where the checkpoint has no names."""
         self.placement.mismatched.append(
             f"{path or 'the state'} (checkpoint: {_kind(node)}, destination: module)"
         )
+
+
+def _is_stateful(target: object) -> bool:
+    """True for an object that loads a state of its own."""
+    return isinstance(target, Recorded) or (
+        hasattr(target, "load_state_dict") and not isinstance(target, type)
+    )
 
 
 def _setter(target: Any, key: Any) -> Callable[[Any], object]:

@@ -30,14 +30,13 @@ if TYPE_CHECKING:
 class StoredState:
     """A checkpoint or a part of one.
 
-    path: of the root in the checkpoint, "" for the whole. is_whole: False when globs left
-    something out, so that a destination may hold more. arrays: the array nodes of the root. pages:
-    those that list these arrays.
+    path: of the root in the checkpoint, "" for the whole. selection: the globs that chose it.
+    arrays: the array nodes of the root. pages: those that list these arrays.
     """
 
     root: Node
     path: str
-    is_whole: bool
+    selection: Selection
     arrays: list[ArrayNode]
     pages: list[Page]
     opener: ArrayOpener
@@ -80,12 +79,21 @@ class StoredState:
             return cls(
                 root=root,
                 path=path,
-                is_whole=selection.is_everything,
+                selection=selection,
                 arrays=nodes,
                 pages=pages,
                 opener=ArrayOpener(id, manifest, catalog, bytes_max=bytes_max),
                 objects=catalog.objects if objects is None else objects,
             )
+
+    @property
+    def is_whole(self) -> bool:
+        """False when globs may have left something out, so that a destination may hold more."""
+        return self.selection.is_everything
+
+    def is_asked_for(self, path: str) -> bool:
+        """True unless globs may have left out what the checkpoint has at a path."""
+        return self.selection.include is None and self.selection(path)
 
     def entries(self) -> dict[str, Entry]:
         """Every array that the pages list, and every Zarr array, by path."""

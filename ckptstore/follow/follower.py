@@ -304,12 +304,11 @@ class Follower:
         )
         with paused_collector():
             entries = stored.entries()
-            placement = place(stored, model, entries)
+            placement = place(stored, model, entries, leaves_values=is_module(model))
         _refuse_misfit(placement, model, entries)
         refill = Refill.read(stored, placement, entries, Known() if full else self._memory)
-        undo = refill.undo()
         with self._lock.writing():
-            refill.apply(self._memory, undo)
+            refill.apply(self._memory)
         return Update(
             checkpoint=self._checkpoint(id, manifest),
             changed=refill.changed,
@@ -321,6 +320,8 @@ class Follower:
 def _refuse_misfit(placement: Placement, model: object, entries: Mapping[str, Entry]) -> None:
     """Raise for a model that does not fit; a module need not have a place for plain values."""
     misfit = placement.incompatible
+    if placement.empty and not misfit:
+        misfit = replace(misfit, missing=tuple(placement.empty))
     if is_module(model):
         unexpected = tuple(name for name in misfit.unexpected if name in entries)
         misfit = replace(misfit, unexpected=unexpected)

@@ -23,7 +23,7 @@ from ckptstore.state import tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from ckptstore.checkout.placement import Handover
+    from ckptstore.checkout.handover import Handover
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.page import ArrayEntry
 

@@ -12,8 +12,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import frameworks as arrays
-from ckptstore.arrays.source import NDARRAY, part_of
+from ckptstore.arrays.source import NDARRAY
 from ckptstore.checkout.checkout import fresh
+from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import READ_THREADS, bundled, read_small
 from ckptstore.documents.page import ArrayEntry
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ckptstore.documents.page import Page
     from ckptstore.follow.known import Known
     from ckptstore.store.objects import ObjectReader
-
-NOTE = "Arrays are as they were before."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +52,6 @@ class Change:
         data = self._buffer()
         objects.read_into(self.digest, data)
         return self, data
-
-    def copy(self) -> memoryview:
-        """The bytes that are in its place now."""
-        data = self._buffer()
-        arrays.copy_out(part_of(self.fill.stored, self.chunk), data)
-        return data
 
     def _buffer(self) -> memoryview:
         return arrays.allocate(NDARRAY, "uint8", (self.chunk.size,))[1]
@@ -110,30 +103,33 @@ class Refill:
         wholes = {fill.key: fill.entry.nbytes for fill in self.fills}
         return sum(wholes.values()) + sum(load.nbytes for load in self.loads)
 
-    def undo(self) -> list[tuple[Change, memoryview]]:
-        """The present contents of the arrays, if a later step may still be refused."""
-        handovers = [load.handover for load, _ in self.states]
-        if not any(handover.may_refuse and not handover.is_own for handover in handovers):
-            return []
-        return [(change, change.copy()) for change in self.changes]
+    @arrays.outside_inference_mode()
+    def apply(self, memory: Known) -> None:
+        """Change the model: objects that load their own state first, then arrays, then the rest.
 
-    def apply(self, memory: Known, undo: list[tuple[Change, memoryview]]) -> None:
-        """Change the model: objects that may refuse first, then arrays, then the rest.
-
-        undo: what `undo` returned. Arrays are put back where a module refuses, and copied to the
-        end where only copying was interrupted.
+        Where one of the objects refuses, those before it are put back and no array has changed.
+        Arrays are copied to the end where only copying was interrupted.
         """
-        own = [item for item in self.states if item[0].handover.is_own]
-        others = [item for item in self.states if not item[0].handover.is_own]
-        others.sort(key=lambda item: not item[0].handover.may_refuse)
+        objects = [item for item in self.states if item[0].handover.may_refuse]
+        objects.sort(key=lambda item: item[0].handover.is_last)
         memory.forget(owners=[load.owner for load, _ in self.states])
-        _hand_over(own)
+        handing = Handing()
+        for load, value in objects:
+            try:
+                handing.give(load.handover, value)
+            except Refused as refused:
+                raise handing.refusal(refused) from refused.__cause__
+            except BaseException:
+                handing.undo()
+                raise
         memory.forget(keys=[change.fill.key for change in self.changes])
         try:
             _copy(self.chunks)
-            _hand_over(others)
+            for load, value in self.states:
+                if not load.handover.may_refuse:
+                    load.handover.assign(value)
         except BaseException:
-            _copy(undo or self.chunks)
+            _copy(self.chunks)
             raise
         memory.remember([change.fill for change in self.changes], self.loads)
 
@@ -202,8 +198,3 @@ def read_changes(
 def _copy(chunks: Iterable[tuple[Change, memoryview]]) -> None:
     for change, data in chunks:
         arrays.copy_chunk(change.fill.stored, change.chunk, data)
-
-
-def _hand_over(states: Iterable[tuple[Load, Any]]) -> None:
-    for load, value in states:
-        load.handover.give(value, note=NOTE)

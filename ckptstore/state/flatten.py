@@ -208,9 +208,15 @@ class _Flatten(Generic[LeafT]):
 
     def other(self, value: object, path: str, depth: int) -> Any:
         """An array, a value whose type has a codec, or an object that has a state."""
+        leaf: LeafT | None = None
         try:
-            leaf = self.describe(value)
-            encoded = self.encode(value) if leaf is None else None
+            try:
+                leaf = self.describe(value)
+                encoded = self.encode(value) if leaf is None else None
+            except UnsupportedValueError:
+                encoded = self.encode(value)  # a subclass of tensors may have a codec
+                if encoded is None:
+                    raise
         except UnsupportedValueError as error:
             raise UnsupportedValueError(f"{shown_path(path)} {_sentence(error)}") from error
         except InvalidInputError as error:

@@ -18,7 +18,7 @@ from ckptstore.errors import (
 )
 from ckptstore.state.selection import Selection
 from ckptstore.training.differences import changed, environment, moved, settings
-from ckptstore.training.tracked import PROGRESS, RANDOM, destination, settle
+from ckptstore.training.tracked import PROGRESS, RANDOM, destination, records_of, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -209,7 +209,7 @@ def restore_tracked(
         The report, and the saved position, "epoch" and "batch", if it was chosen.
     """
     names = checkpoint.names
-    into, random, progress = destination(tracked, names)
+    into, random, progress = destination(tracked, names, records_of(repository, checkpoint))
     paths = sorted({*checkpoint.values, *(array.path for array in checkpoint.arrays)})
     if include is None and isinstance(checkpoint.meta.get(SEED), dict):
         include = sorted({f"{_top(path)}/**" for path in paths})
@@ -217,10 +217,9 @@ def restore_tracked(
         checkpoint.id, into=into, strict=strict, include=include, exclude=exclude
     )
     settle(tracked, random)
-    is_chosen = Selection.of(include, exclude)
-    refused = {*misfit.unexpected, *(text.partition(" (")[0] for text in misfit.mismatched)}
+    taken = {*misfit.restored}
     own = [path for path in paths if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]
-    restored = [path for path in own if is_chosen(path) and path not in refused]
+    restored = [path for path in own if path in taken]
     report = ResumeReport(
         checkpoint=checkpoint,
         restored=tuple(restored),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from torch.nn import Module
+
 from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.checkout.optimizers import Recorded, record
+from ckptstore.documents.names import escape_key
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.state.paths import join
+from ckptstore.state.tree import path_of
 from ckptstore.training.random_state import Generator, RandomState
 from ckptstore.training.ranks import rank_and_size, warn_of_random_states
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from ckptstore.checkpoint import Checkpoint
+    from ckptstore.repository import Repository
+
 RANDOM, PROGRESS = "rng", "progress"
+RECORDS = "objects"  # the key in the progress under which is what states do not say themselves
 
 
 @runtime_checkable
@@ -66,14 +77,36 @@ def capture(
 ) -> dict[str, Any]:
     """The current states of all objects; arrays are those in use, not copies."""
     state: dict[str, Any] = {name: item.state_dict() for name, item in tracked.items()}
-    state[PROGRESS] = dict(progress)
+    records = {name: facts for name, facts in _records(tracked).items() if facts}
+    state[PROGRESS] = dict(progress) | ({RECORDS: records} if records else {})
     if random:
         state[RANDOM] = RandomState().state_dict()
     return state
 
 
+def _records(tracked: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
+    """What the states of the objects do not say of them, by the names of the objects."""
+    names: dict[int, str] = {}
+    for top, item in tracked.items():
+        if isinstance(item, Module):
+            for name, parameter in item.named_parameters(remove_duplicate=False):
+                names.setdefault(id(parameter), join(path_of(top), escape_key(name)))
+    return {name: record(item, names) for name, item in tracked.items()}
+
+
+def records_of(repository: Repository, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a checkpoint records of the objects whose states it holds, by their names."""
+    if PROGRESS not in checkpoint.names:
+        return {}
+    progress = repository.checkout(checkpoint.id, part=PROGRESS, lazy=True)
+    records = progress.get(RECORDS) if isinstance(progress, dict) else None
+    return records if isinstance(records, dict) else {}
+
+
 def destination(
-    tracked: Mapping[str, Stateful], names: Collection[str | int]
+    tracked: Mapping[str, Stateful],
+    names: Collection[str | int],
+    records: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], Box, Box]:
     """The destination of a checkout, and the boxes in it for random states and progress.
 
@@ -82,9 +115,15 @@ def destination(
     Args:
         tracked: The objects by name.
         names: The outermost keys of the checkpoint.
+        records: What it records of objects, as `records_of` returns it.
     """
     random, progress = Box(), Box()
     into: dict[str, Any] = dict(sorted(tracked.items(), key=lambda pair: _is_loader(pair[1])))
+    for name, now in _records(tracked).items():
+        if now:
+            saved = records.get(name)
+            saved = saved if isinstance(saved, dict) else {}
+            into[name] = Recorded(target=tracked[name], saved=saved, now=now)
     into |= {name: box for name, box in ((RANDOM, random), (PROGRESS, progress)) if name in names}
     return into, random, progress
 

@@ -348,7 +348,8 @@ def test_weights_are_loaded_and_nothing_else(repo: ckptstore.Repository, reads: 
     assert sum(reads) <= sum(value.nbytes for value in served.state_dict().values()) + 40_000
     with pytest.raises(CheckoutMismatchError, match="missing"):
         ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo)
-    found = ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo, strict=False)
+    with pytest.warns(UserWarning, match="2 missing"):
+        found = ckptstore.load_weights(nn.Sequential(*served, nn.Linear(2, 2)), repo, strict=False)
     assert found.missing == ("model/3.weight", "model/3.bias")
     with pytest.raises(NotFoundError):
         ckptstore.load_weights(served, repo, "nothing")
@@ -504,7 +505,9 @@ def test_arrays_are_put_back_when_an_object_refuses_what_is_its_own(
     assert target["o"].state == {"n": 1}
     repo.commit({"a": torch.ones(20_000) * 2, "b": np.ones(5) * 2, "o": {"n": 2}})
     target["o"].refuses = True
-    with pytest.raises(InvalidInputError, match=r"KeyError.*as they were"):
+    with pytest.raises(
+        InvalidInputError, match=r"o \(its load_state.*KeyError.*may hold a part of it: \['o'\]"
+    ):
         follower.update(target)
     assert torch.equal(target["a"], torch.ones(20_000))
     assert target["b"].tolist() == [1] * 5
@@ -535,7 +538,7 @@ def test_arrays_are_put_back_when_a_module_refuses_what_it_computes(
     repo.commit(trained.state_dict())
     served.refuses = True
     follower = repo.follow()
-    with pytest.raises(InvalidInputError, match=r"RuntimeError.*as they were"):
+    with pytest.raises(InvalidInputError, match=r"the state \(.*RuntimeError.*Nothing was"):
         follower.update(served)
     assert torch.equal(served.weight, weight)
     assert torch.equal(served.bias, bias)
@@ -543,17 +546,6 @@ def test_arrays_are_put_back_when_a_module_refuses_what_it_computes(
     follower.update(served)
     assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
     assert follower.update(served).read_bytes == 0
-
-
-def test_what_nobody_can_refuse_is_not_copied_first(
-    repo: ckptstore.Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(refill.Change, "copy")
-    repo.commit({"a": torch.ones(20_000), "step": 3, "names": ["x"], "o": {"n": 1}})
-    target = {"a": torch.zeros(20_000), "step": 0, "names": [""], "o": Refusing()}
-    repo.follow().update(target)
-    assert (target["step"], target["names"], target["o"].state) == (3, ["x"], {"n": 1})
-    assert target["a"].all()
 
 
 def test_of_memory_that_got_two_different_things_nobody_knows_which_it_holds(

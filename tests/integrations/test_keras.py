@@ -132,7 +132,8 @@ def test_a_model_that_does_not_fit_is_left_as_it_was_and_every_difference_is_nam
         assert found.unexpected == expected["unexpected"]
         assert found.mismatched == expected["mismatched"]
         assert all(map(torch.equal, before, values(other)))
-        assert call(strict=False) == found
+        with pytest.raises(CheckoutMismatchError, match="Nothing in the checkpoint fits"):
+            call(strict=False)
         assert all(map(torch.equal, before, values(other)))
 
 
@@ -140,7 +141,8 @@ def test_what_fits_is_filled_when_the_rest_need_not() -> None:
     trained, other = made(1), made(2)
     other.add(type(other.layers[-1])(3))
     repo = saved(trained)
-    found = repo.checkout(part="model", into=other, strict=False)
+    with pytest.warns(UserWarning, match="2 missing"):
+        found = repo.checkout(part="model", into=other, strict=False)
     assert found.missing == ("model/008.dense.kernel", "model/009.dense.bias")
     assert all(map(torch.equal, values(trained), values(other)))
     assert len(values(other)) == 10

@@ -568,7 +568,8 @@ def test_what_fits_is_restored_when_that_is_asked_for() -> None:
     first.wait()
     net = model(4, 3)
     second = manager(first.repository, model=net)
-    assert second.restore_or_initialize(strict=False) == 3
+    with pytest.warns(UserWarning, match=r"1\.weight \(checkpoint"):
+        assert second.restore_or_initialize(strict=False) == 3
     assert torch.equal(net[0].weight, first.tracked["model"].state_dict()["0.weight"])
     other = model(4, 2)
     manager(first.repository, model=other).restore(include="model/0.*")

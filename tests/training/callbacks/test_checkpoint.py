@@ -45,7 +45,8 @@ def test_each_epoch_is_a_checkpoint_with_its_metrics(tmp_path):
     assert (newest.message, newest.step, newest.metrics) == ("epoch 2", 4, {"loss": 0.25})
     state = repository.checkout("main")
     assert set(state) == {"model", "optimizer", "callbacks", "rng", "progress"}
-    assert state["progress"] == {"epoch": 2, "batch": 0}
+    progress = {"epoch": 2, "batch": 0, "objects": {"optimizer": {"class": "AdamW"}}}
+    assert state["progress"] == progress
     assert state["callbacks"]["states"]["EarlyStopping"]["best"] == 0.25
 
 
