@@ -16,7 +16,6 @@ from ckptstore.errors import (
     first_line,
     shown,
 )
-from ckptstore.state.selection import Selection
 from ckptstore.training.differences import changed, environment, moved, settings
 from ckptstore.training.tracked import PROGRESS, RANDOM, destination, records_of, settle
 
