@@ -2,7 +2,7 @@
 
 An object may refuse its state halfway. So each is asked before any array is filled, and when one
 refuses, those that were asked before it get back what they had. Reading is the caller's job.
-See docs/adr/0051.
+See docs/adr/0053.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The tensors of a plain module are filled in place. A module that does something when it is loaded,
 or whose state is not simply its tensors, is loaded by its own method: once, with all that the
-checkpoint holds for it, read and verified before. See docs/adr/0052.
+checkpoint holds for it, read and verified before. See docs/adr/0054.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 torch's `Optimizer.load_state_dict` compares numbers of groups and parameters and nothing else: it
 takes the state of another class, of parameters in another order, and casts what it is given to the
 dtype of the parameter. So everything is compared here first. Optimizers with a load_state_dict or
-hooks of their own may convert states, and are only asked. See docs/adr/0051.
+hooks of their own may convert states, and are only asked. See docs/adr/0053.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _confused(story: str, **swap: str) -> Case:
 
 
 CASES = (
-    _fields("of a newer format", format=2),
+    _fields("of a newer format", format=3),
     _fields("whose pages are an object", pages={}),
     _fields("whose page is a string", pages=["w"]),
     _fields("whose page is null", pages=[None]),
