@@ -14,9 +14,15 @@ import numpy as np
 
 from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.documents.chunks import DIMENSIONS_MAX, chunk_shape, order_of, stored_order
+from ckptstore.documents.chunks import (
+    DIMENSIONS_MAX,
+    LENGTH_MAX,
+    chunk_shape,
+    order_of,
+    stored_order,
+)
 from ckptstore.documents.dtypes import ITEM_BYTES
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,6 +61,8 @@ class ElementsArray(LazyArray):
                 f"{name} has an array of {len(shape)} dimensions; a checkpoint holds at most "
                 f"{DIMENSIONS_MAX}."
             )
+        if max(shape, default=0) > LENGTH_MAX:
+            raise InvalidInputError(f"{name} has an array of the shape {shown(shape)}.")
         self.kind, self.dtype, self.shape, self.identity = kind, dtype, shape, identity
 
     def read_into(self, buffer: memoryview, start: int) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DIMENSIONS_MAX = 64
+LENGTH_MAX = 2**63 - 1  # of a dimension, also where another has length 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from ckptstore.documents import canonical
 from ckptstore.documents.canonical import Fields, check_digest, check_integer, legal
 from ckptstore.documents.chunks import (
     DIMENSIONS_MAX,
+    LENGTH_MAX,
     chunk_count,
     chunks,
     is_grid,
@@ -32,7 +33,7 @@ from ckptstore.documents.chunks import (
 from ckptstore.documents.dtypes import item_bytes
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.documents.names import check_path
-from ckptstore.errors import CorruptError, InvalidInputError
+from ckptstore.errors import CorruptError, InvalidInputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,8 +154,8 @@ class ArrayEntry:
         name = f"{name}, array {path[:100]!r}"
         dtype, shape = fields.get("dtype"), _shape(fields.array("shape"), name=name)
         nbytes = math.prod(shape) * item_bytes(dtype, name=name)
-        if nbytes >= 2**63:
-            raise CorruptError(f"{name} claims {nbytes} bytes.")
+        if max((nbytes, *shape)) > LENGTH_MAX:
+            raise CorruptError(f"{name} claims {nbytes} bytes in the shape {shown(shape)}.")
         order = None
         if "order" in fields.document:
             order = _order(fields.array("order"), dimensions=len(shape), name=name)

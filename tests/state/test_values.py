@@ -123,7 +123,9 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:50])
+@pytest.mark.parametrize(
+    "value", VALUES, ids=[f"{n}-{type(v).__name__}" for n, v in enumerate(VALUES)]
+)
 def test_a_value_comes_back_with_its_type_and_order(repo: ckptstore.Repository, value: Any) -> None:
     repo.commit({"v": value, "list": [value]})
     found = repo.checkout()
