@@ -6,6 +6,7 @@ See docs/adr/0005 (existing arrays are filled through a verified buffer) and 002
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from itertools import chain
@@ -160,6 +161,9 @@ def _way_out(into: object, misfit: Incompatible, empty: Sequence[str]) -> str:
         homes = [top for top in tops if f"{top}/{first}" in misfit.unexpected]
         if homes:
             return f"The names are under {homes[0]!r}: pass part={homes[0]!r}."
+    prefix = _prefix(misfit)
+    if prefix:
+        return prefix
     ways = [] if empty else [PARTS]
     if isinstance(into, dict):
         absent = [name for name in misfit.missing if name in into]
@@ -172,6 +176,35 @@ def _way_out(into: object, misfit: Incompatible, empty: Sequence[str]) -> str:
         elif empty and all(name in into for name in empty):
             ways = [f"pass exclude={shown(empty, 200)} to leave it as it is"]
     return _choice(ways)
+
+
+def _prefix(misfit: Incompatible) -> str:
+    """A sentence where the names of the checkpoint have a prefix more, or less; else empty."""
+    for ours, theirs, is_more in (
+        (misfit.missing, misfit.unexpected, True),
+        (misfit.unexpected, misfit.missing, False),
+    ):
+        if not ours:
+            continue
+        above, slash, first = ours[0].rpartition("/")
+        home, there = above + slash, {*theirs}
+        for name in theirs:
+            if not name.startswith(home) or not name.endswith(first):
+                continue
+            prefix = name[len(home) : len(name) - len(first)]
+            if not prefix or any(
+                not one.startswith(home) or f"{home}{prefix}{one[len(home) :]}" not in there
+                for one in ours
+            ):
+                continue
+            old, new = (prefix, "") if is_more else ("", prefix)
+            pattern, by = f"{re.escape(home + old)}(.*)", f"{home}{new}\\1"
+            return (
+                f"The names {'in the checkpoint' if is_more else 'of the destination'} have the "
+                f"prefix {shown(prefix)}. A branch has them renamed: repo.branch(NAME, REV, "
+                f'include="{home}{old}*", rename={{r"{pattern}": r"{by}"}}).'
+            )
+    return ""
 
 
 def _choice(ways: Sequence[str]) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.frameworks import is_uninitialized
+from ckptstore.arrays.wrappers import COMPILED, is_compiled, unwrapped
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.nodes import DictNode
 from ckptstore.errors import Incompatible, shown
@@ -65,6 +67,26 @@ def loads_itself(module: Any) -> bool:
     return False
 
 
+def named_state(module: Any, *, keep_vars: bool = False) -> Any:
+    """Return the state dict of a module, without the prefixes of layers that are compiled alone."""
+    state = module.state_dict(keep_vars=True) if keep_vars else module.state_dict()
+    if not any(map(is_compiled, module.modules())) or loads_itself(module):
+        return state
+    renamed = OrderedDict((plain_name(name), value) for name, value in state.items())
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:
+        plain = OrderedDict((plain_name(name), value) for name, value in metadata.items())
+        renamed._metadata = plain  # type: ignore[attr-defined]  # noqa: SLF001
+    return renamed
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tensor without the prefixes of torch.compile."""
+    if COMPILED not in name:
+        return name
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
 def is_counter_of_old_file(node: DictNode, module: Any, name: str) -> bool:
     """True for a counter of batches that BatchNorm had not yet when the state was saved.
 
@@ -74,7 +96,7 @@ def is_counter_of_old_file(node: DictNode, module: Any, name: str) -> bool:
     if last != _COUNTER:
         return False
     norm = sys.modules["torch"].nn.modules.batchnorm._NormBase  # noqa: SLF001
-    if not isinstance(module.get_submodule(above), norm):
+    if not isinstance(unwrapped(module.get_submodule(above)), norm):
         return False
     known = node.metadata.items.get(above) if isinstance(node.metadata, DictNode) else None
     version = known.items.get("version") if isinstance(known, DictNode) else None

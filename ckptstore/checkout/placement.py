@@ -21,8 +21,15 @@ from ckptstore.arrays.frameworks import (
     unwritable,
 )
 from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.wrappers import unwrapped
 from ckptstore.checkout.handover import Handover
-from ckptstore.checkout.modules import is_counter_of_old_file, load_module, loads_itself
+from ckptstore.checkout.modules import (
+    is_counter_of_old_file,
+    load_module,
+    loads_itself,
+    named_state,
+    plain_name,
+)
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.optimizers import Recorded, differences, loader, record
 from ckptstore.documents.chunks import Chunk
@@ -276,15 +283,16 @@ class _Place:
 
     def module(self, node: Node, module: Any, path: str) -> None:
         """Match a module's own names, whose tensors are filled in place, or have it load itself."""
+        module = unwrapped(module)
         if not isinstance(node, DictNode):
             self.refuse_names(node, path)
         elif loads_itself(module):
             self.loading(node, module, path)
         else:
-            before, expected = self.filled(), module.state_dict(keep_vars=True)
+            before, expected = self.filled(), named_state(module, keep_vars=True)
             names = set()
             for key, inner, item in _items(node, path):
-                name = str(key)
+                name = str(key) if key in expected else plain_name(str(key))
                 names.add(name)
                 if name in expected:
                     self.array(item, expected[name], inner)

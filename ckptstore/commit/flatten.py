@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.wrappers import unwrapped
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten as flatten_state
 
@@ -26,6 +27,7 @@ def flatten(value: object) -> Flat[ArraySource]:
 
 def _state_of(value: object) -> object:
     """The state of an object that has one, as a checkout fills it; None for any other value."""
+    value = unwrapped(value)
     if is_keras(value):
         return ModelState(value).state_dict()
     return value.state_dict() if codecs.is_stateful(value) else None  # type: ignore[attr-defined]

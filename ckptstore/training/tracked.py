@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch.nn import Module
 
 from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.wrappers import unwrapped
+from ckptstore.checkout.modules import named_state, plain_name
 from ckptstore.checkout.optimizers import Recorded, record
 from ckptstore.documents.names import escape_key
 from ckptstore.errors import InvalidInputError, shown
@@ -60,9 +62,7 @@ def stateful(name: str, value: object) -> Stateful:
         )
     if is_keras(value):
         return ModelState(value)
-    value = getattr(value, "_orig_mod", value)  # torch.compile's wrapper, whose names would differ
-    if type(value).__name__ == "DistributedDataParallel":
-        value = value.module  # type: ignore[attr-defined]
+    value = unwrapped(value)
     if isinstance(value, Generator.kinds):
         return Generator(value)
     if isinstance(value, Stateful) and not isinstance(value, type):
@@ -76,7 +76,10 @@ def capture(
     tracked: Mapping[str, Stateful], *, progress: Mapping[str, object], random: bool
 ) -> dict[str, Any]:
     """The current states of all objects; arrays are those in use, not copies."""
-    state: dict[str, Any] = {name: item.state_dict() for name, item in tracked.items()}
+    state: dict[str, Any] = {
+        name: named_state(item) if isinstance(item, Module) else item.state_dict()
+        for name, item in tracked.items()
+    }
     records = {name: facts for name, facts in _records(tracked).items() if facts}
     state[PROGRESS] = dict(progress) | ({RECORDS: records} if records else {})
     if random:
@@ -90,7 +93,7 @@ def _records(tracked: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
     for top, item in tracked.items():
         if isinstance(item, Module):
             for name, parameter in item.named_parameters(remove_duplicate=False):
-                names.setdefault(id(parameter), join(path_of(top), escape_key(name)))
+                names.setdefault(id(parameter), join(path_of(top), escape_key(plain_name(name))))
     return {name: record(item, names) for name, item in tracked.items()}
 
 

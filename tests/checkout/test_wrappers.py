@@ -1,0 +1,140 @@
+"""Wrappers of modules: any mix of them saves and loads by the names of the module inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+import ckptstore
+from ckptstore.arrays.wrappers import unwrapped
+from ckptstore.errors import CheckoutMismatchError
+from ckptstore.training import CheckpointManager
+
+pytestmark = [
+    pytest.mark.property,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # torch.compile's
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("group") / "file"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def plain() -> torch.nn.Sequential:
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2)
+    )
+
+
+WRAPPERS: dict[str, Any] = {
+    "compile": torch.compile,
+    "DDP": DistributedDataParallel,
+    "DataParallel": DataParallel,
+}
+mixes = st.tuples(
+    st.lists(st.sampled_from(sorted(WRAPPERS)), unique=True), st.sets(st.sampled_from([0, 1, 2]))
+)
+
+
+def wrapped(mix: tuple[list[str], set[int]]) -> Any:
+    """A module of which some layers are compiled alone, and then the wrappers, one by one."""
+    outer, layers = mix
+    model: Any = plain()
+    for layer in layers:
+        model[layer] = torch.compile(model[layer])
+    for name in outer:
+        model = WRAPPERS[name](model)
+    return model
+
+
+def bits(model: Any) -> list[torch.Tensor]:
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *model.buffers())]
+
+
+def same(model: Any, other: Any) -> bool:
+    return all(map(torch.equal, bits(model), bits(other)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(mixes, mixes)
+def test_any_mix_saves_what_any_other_restores(saved: Any, restored: Any) -> None:
+    first, second, third = wrapped(saved), wrapped(restored), wrapped(restored)
+    optimizer = torch.optim.AdamW(first.parameters())
+    with CheckpointManager("memory://", model=first, optimizer=optimizer) as manager:
+        manager.save(1)
+    repo = manager.repository
+    assert {array.path for array in repo.resolve("main").arrays} >= {
+        f"model/{name}" for name in plain().state_dict()
+    }
+    other = torch.optim.AdamW(second.parameters())
+    CheckpointManager(repo, model=second, optimizer=other).restore()
+    assert same(first, second)
+    assert not ckptstore.load_weights(third, repo)
+    assert same(first, third)
+
+
+@settings(max_examples=10, deadline=None)
+@given(mixes)
+def test_other_ways_in_see_through_them_too(mix: Any) -> None:
+    first = plain()
+    repo = ckptstore.init("memory://")
+    repo.commit({"model": first})
+    followed, filled = wrapped(mix), wrapped(mix)
+    repo.follow().update(followed)
+    assert same(first, followed)
+    repo.checkout(into={"model": filled})
+    assert same(first, filled)
+    outer = wrapped((mix[0], set()))
+    repo.checkout(into={"model": outer})
+    repo.commit({"model": outer}, branch="again")
+    assert repo.resolve("again").arrays == repo.resolve("main").arrays
+
+
+def test_an_average_that_passes_attributes_on_is_not_the_model_inside() -> None:
+    class Average(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.average = torch.nn.Linear(2, 2)
+            self.__dict__["_orig_mod"] = self.__dict__["module"] = model
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.__dict__["module"], name)
+
+    model = torch.nn.Linear(2, 2)
+    average = Average(model)
+    assert unwrapped(average) is average
+    with CheckpointManager("memory://", model=model, ema=average) as manager:
+        manager.save(1)
+    names = {array.path for array in manager.repository.resolve("main").arrays}
+    assert {"ema/average.weight", "model/weight"} <= names
+
+
+def test_the_error_names_the_branch_that_removes_a_prefix(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    ema = torch.optim.swa_utils.AveragedModel(model)
+    with CheckpointManager(tmp_path / "store", model=model, ema=ema) as manager:
+        manager.save(1)
+    repo = manager.repository
+    served = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckoutMismatchError, match=r"prefix 'module\.'") as caught:
+        ckptstore.load_weights(served, repo, part="ema")
+    call = str(caught.value).partition("renamed: ")[2].removesuffix(".")
+    eval(call, {"repo": repo, "NAME": "average", "REV": "main"})
+    assert not ckptstore.load_weights(served, repo, "average", part="ema")
+    assert same(served, model)
+    with pytest.raises(CheckoutMismatchError, match=r"of the destination .* 'module\.'"):
+        ckptstore.load_weights(torch.nn.ModuleDict({"module": served}), repo, part="model")
