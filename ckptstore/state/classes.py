@@ -181,7 +181,9 @@ def _make_enum(cls: Any, form: dict[str, Any]) -> object:
     if isinstance(name, str) and name in cls.__members__:
         return cls.__members__[name]
     if issubclass(cls, Flag) and type(value) is int:
-        return cls(value)
+        flag = cls(value)  # Python 3.11.2 drops bits that no flag has
+        if flag._value_ == value:
+            return flag
     raise InvalidInputError(f"{name_of(cls)} has no member {shown(name)}. {_CHANGED}")
 
 

@@ -169,11 +169,10 @@ def test_a_step_of_too_many_bits_is_wrong_usage(ckpt, repo, file):
 
 
 def test_a_value_that_no_checkpoint_holds_is_named_with_its_file(ckpt, repo):
-    torch.save({"seen": {1, 2}}, ckpt.folder / "set.pt")
-    told = ckpt.error("commit", "set.pt")
-    assert told.startswith("error: set.pt: ")
+    torch.save({"seen": torch.eye(2).to_sparse()}, ckpt.folder / "sparse.pt")
+    told = ckpt.error("commit", "sparse.pt")
+    assert told.startswith("error: sparse.pt: ")
     assert "seen" in told
-    assert "commit it from Python with a codec" in told
     assert repo.log() == []
 
 

@@ -31,11 +31,13 @@ BOTH = {"SIGTERM": "end", "SIGUSR1": "continue"}
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """After each test the handlers are those from before."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     after = [signal.getsignal(number) for number in SIGNALS]
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
+    signal.signal(signal.SIGINT, inherited)
     assert after == before
 
 
@@ -236,6 +238,7 @@ def child_handlers(connection: Any) -> None:
 def test_a_forked_child_has_no_handler_of_ours() -> None:
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
+    hang_up = signal.getsignal(signal.SIGHUP)  # ignored under nohup
     with manager(save_on_signal={**BOTH, "SIGINT": "end"}) as found:
         signal.raise_signal(signal.SIGTERM)
         child = context.Process(target=child_handlers, args=(theirs,))
@@ -243,7 +246,7 @@ def test_a_forked_child_has_no_handler_of_ours() -> None:
         told = mine.recv()
         child.join()
         assert found.preempted
-    assert told == [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, signal.SIG_DFL]
+    assert told == [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, hang_up]
 
 
 def test_a_child_that_is_ended_right_after_its_fork_ends() -> None:

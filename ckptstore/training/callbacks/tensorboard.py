@@ -8,6 +8,8 @@ torch's SummaryWriter and the tensorboard package do the writing; TensorFlow is 
 from __future__ import annotations
 
 import io
+import os
+import secrets
 import time
 import warnings
 from contextlib import redirect_stdout, suppress
@@ -37,7 +39,8 @@ class TensorBoard(Callback):
 
     Metrics have the names that Keras gives them. Unlike Keras' class it needs no TensorFlow, also
     writes the id, step and metrics of each checkpoint that a callback of the same training makes,
-    and continues its batch numbers in a resumed training. It profiles with torch.profiler.
+    and continues a resumed training: with its batch numbers, in files that are cut to what they
+    held at the checkpoint, so that no point is there twice. It profiles with torch.profiler.
 
     Args:
         log_dir: The folder.
@@ -70,7 +73,7 @@ class TensorBoard(Callback):
         ['train', 'validation']
     """
 
-    _kept = ("_train_batch", "_test_batch")
+    _kept = ("_train_batch", "_test_batch", "_run", "_sizes")
 
     def __init__(
         self,
@@ -93,6 +96,8 @@ class TensorBoard(Callback):
         self.embeddings_metadata = embeddings_metadata
         self._profiled = _batches_to_profile(profile_batch)
         self._writers: dict[str, Any] = {}
+        self._run = ""  # the end of the names of all files that one training writes
+        self._sizes: dict[str, int] = {}  # bytes of each of them, by its path in the folder
         renewed(self, TensorBoard._leave_to_parent)
         self._graph_hook: Any = None
         self._profiler: Any = None
@@ -100,6 +105,7 @@ class TensorBoard(Callback):
         self._reset()
 
     def _reset(self) -> None:
+        self._run, self._sizes = f".{secrets.token_hex(4)}", {}
         self._train_batch = self._test_batch = 0
         self._epoch_began = self._batch_began = 0.0
         self._epoch_first_batch = 0
@@ -116,6 +122,35 @@ class TensorBoard(Callback):
             self._check_metadata()
         if self.write_graph:
             self._prepare_graph()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers of batches, and the sizes of the files."""
+        self._flush()
+        self._sizes = {
+            path.relative_to(self.log_dir).as_posix(): path.stat().st_size for path in self._files()
+        }
+        return super().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, and remove from the files what was written after it."""
+        self._cut()  # the graph, written when this run began, is in the earlier files
+        super().load_state_dict({"run": self._run, "sizes": {}} | state)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Cut each file of the training to the size of the last state; remove later files."""
+        self._close()
+        for path in self._files():
+            size = self._sizes.get(path.relative_to(self.log_dir).as_posix(), 0)
+            if size:
+                os.truncate(path, min(size, path.stat().st_size))
+            else:
+                path.unlink()
+
+    def _files(self) -> list[Path]:
+        """The event files of the training."""
+        parts = (self.log_dir / part for part in (TRAIN, VALIDATION))
+        return [path for part in parts for path in sorted(part.glob(f"*{self._run}"))]
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Close the files."""
@@ -182,7 +217,9 @@ class TensorBoard(Callback):
     def _writer(self, part: str) -> Any:
         """The writer of a part. It is created on first use, so that no empty files appear."""
         if part not in self._writers:
-            self._writers[part] = _writer_class()(str(self.log_dir / part))
+            self._writers[part] = _writer_class()(
+                str(self.log_dir / part), filename_suffix=self._run
+            )
         return self._writers[part]
 
     def _leave_to_parent(self) -> None:

@@ -228,6 +228,43 @@ def test_a_resumed_run_goes_on_counting_batches(tmp_path):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("crashes", [[3], [2, 3], [4, 5], [3, 3, 4]])
+def test_no_point_is_there_twice_after_crashes(tmp_path, crashes, is_first):
+    """Each point once, as in a run that was not interrupted; files of others stay as they are."""
+
+    def run(folder, crash=None):
+        callbacks = [
+            TensorBoard(folder / "logs", update_freq=1),
+            BackupAndRestore(folder / "store"),
+        ]
+
+        def end(epoch, logs):
+            if epoch == crash:
+                raise RuntimeError("crash")
+
+        last = LambdaCallback(on_epoch_end=end)
+        order = callbacks if is_first else callbacks[::-1]
+        train([*order, last], epochs=6)
+
+    other = TensorBoard(tmp_path / "logs")
+    alone = CallbackList([other], epochs=1)
+    alone.on_train_begin()
+    alone.on_epoch_end(0, {"apart": 1.0})
+    alone.on_train_end()
+    for crash in crashes:
+        with pytest.raises(RuntimeError, match="crash"):
+            run(tmp_path, crash)
+    run(tmp_path)
+    run(tmp_path / "whole")
+    found, whole = (scalars(path / "logs/train") for path in (tmp_path, tmp_path / "whole"))
+    assert found.pop("epoch_apart") == [(0, 1.0)]
+    for tag in ("epoch_loss", "batch_loss"):
+        steps = [step for step, _ in found[tag]]
+        assert sorted(steps) == [step for step, _ in whole[tag]]
+        assert sorted(found[tag]) == whole[tag]
+
+
 def test_nothing_is_held_open_after_the_training(tmp_path):
     board = TensorBoard(tmp_path / "logs")
     train([ModelCheckpoint(tmp_path / "store"), board])
