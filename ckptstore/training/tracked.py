@@ -15,6 +15,7 @@ from ckptstore.documents.names import escape_key
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.state.paths import join
 from ckptstore.state.tree import path_of
+from ckptstore.training.loaders import at_next_epoch, is_loader
 from ckptstore.training.random_state import Generator, RandomState
 from ckptstore.training.ranks import rank_and_size, warn_of_random_states
 
@@ -80,6 +81,7 @@ def capture(
         name: named_state(item) if isinstance(item, Module) else item.state_dict()
         for name, item in tracked.items()
     }
+    at_next_epoch(state, tracked, progress)
     records = {name: facts for name, facts in _records(tracked).items() if facts}
     state[PROGRESS] = dict(progress) | ({RECORDS: records} if records else {})
     if random:
@@ -121,7 +123,7 @@ def destination(
         records: What it records of objects, as `records_of` returns it.
     """
     random, progress = Box(), Box()
-    into: dict[str, Any] = dict(sorted(tracked.items(), key=lambda pair: _is_loader(pair[1])))
+    into: dict[str, Any] = dict(sorted(tracked.items(), key=lambda pair: is_loader(pair[1])))
     for name, now in _records(tracked).items():
         if now:
             saved = records.get(name)
@@ -134,15 +136,10 @@ def destination(
 def settle(tracked: Mapping[str, Stateful], random: Box) -> None:
     """Finish a restore: let data loaders create their iterators, then set the random states."""
     for item in tracked.values():
-        if _is_loader(item):
+        if is_loader(item):
             item.state_dict()
     if random.state is not None:
         if rank_and_size()[0] == 0:
             RandomState().load_state_dict(random.state)
         else:
             warn_of_random_states()
-
-
-def _is_loader(item: object) -> bool:
-    """True for a stateful data loader, such as torchdata's StatefulDataLoader."""
-    return hasattr(item, "__iter__") and hasattr(item, "dataset")

@@ -1,0 +1,76 @@
+"""Stateful data loaders: whether a saved one continues its epoch or begins the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.training.callback_states import CallbackStates
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Keys in the states of torchdata's StatefulDataLoader, without workers and with them.
+FINISHED, YIELDED = "_iterator_finished", "_num_yielded"
+SNAPSHOT, SNAPSHOT_STEP, STEPS_SINCE = "_snapshot", "_snapshot_step", "_steps_since_snapshot"
+
+
+def is_loader(item: object) -> bool:
+    """True for a stateful data loader, such as torchdata's StatefulDataLoader."""
+    return hasattr(item, "__iter__") and hasattr(item, "dataset")
+
+
+def at_next_epoch(
+    states: dict[str, Any], tracked: Mapping[str, object], position: Mapping[str, object]
+) -> None:
+    """Mark loaders without a batch left as finished, so that they begin the next epoch.
+
+    StatefulDataLoader marks itself only when it is asked for one batch more. Until then its state
+    yields nothing once. That is right where the run resumes in the epoch that has just ended: with
+    callbacks, which keep the epoch, and after `save(epoch=)`, unless the batch is 0.
+
+    Args:
+        states: The states of the tracked objects, which are replaced in place.
+        tracked: The objects by name.
+        position: The "epoch" and "batch" of the save.
+    """
+    if any(_keeps_epoch(item) for item in tracked.values()):
+        return
+    for name, item in tracked.items():
+        count = _batches(item) if is_loader(item) else None
+        if not count or _yielded(states[name]) != count:
+            continue
+        # A loader of one batch has no other number: 0 does not tell the next epoch from this one.
+        begins_next = position.get("batch") == 0 and count > 1
+        if position.get("epoch") is None or begins_next:
+            states[name] = states[name] | {FINISHED: True}
+
+
+def _keeps_epoch(item: object) -> bool:
+    """True for the states of callbacks, and for a CallbackList."""
+    return isinstance(item, CallbackStates) or (
+        hasattr(item, "epochs") and hasattr(item, "batches")
+    )
+
+
+def _batches(loader: Any) -> int | None:
+    """The number of batches of an epoch, None if it is unknown, as for iterable datasets.
+
+    It asks the sampler: `len` of a loader of an iterable dataset changes the loader's state.
+    """
+    sampler: Any = getattr(loader, "batch_sampler", None)
+    if sampler is None:
+        sampler = getattr(loader, "sampler", None)
+    try:
+        return len(sampler)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _yielded(state: object) -> int | None:
+    """The number of batches that a loader has yielded; None for states of another kind."""
+    if not isinstance(state, dict) or FINISHED not in state:
+        return None
+    snapshot = state.get(SNAPSHOT)
+    if isinstance(snapshot, dict):
+        return int(snapshot[SNAPSHOT_STEP]) + int(state[STEPS_SINCE])
+    return state.get(YIELDED)
