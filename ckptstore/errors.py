@@ -22,6 +22,10 @@ import errno
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
 NAMES_MAX = 100  # more are counted; the attributes of the error hold all
@@ -177,3 +181,10 @@ def first_line(error: Exception) -> str:
     """Return the first line of an error's message, up to 300 characters, without full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300].rstrip(".")
+
+
+def check_choice(value: object, choices: Sequence[str], *, name: str) -> None:
+    """Raise InvalidInputError, listing the choices, when the value is none of them."""
+    if not isinstance(value, str) or value not in choices:
+        listed = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+        raise InvalidInputError(f"{name} is {shown(value)}; {listed} is expected.")

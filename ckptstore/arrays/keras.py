@@ -171,7 +171,7 @@ def _assign(state: Mapping[str, torch.Tensor], named: list[tuple[str, Any]], *, 
 def _moved(stored: list[str], names: list[str]) -> tuple[str, ...]:
     """The variables whose place another layer of the user's own name has in the checkpoint.
 
-    Names that Keras numbers are alike in both, so what differs is a name that somebody chose.
+    Names that Keras numbers are the same in both, so a difference is a name that somebody chose.
     """
     pairs = zip(stored, names, strict=False)
     return tuple(f"{name} ({other} there)" for other, name in pairs if other != name)

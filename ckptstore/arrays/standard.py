@@ -1,6 +1,6 @@
 """Codecs of the standard library's values: containers, paths, times, exact numbers, namespaces.
 
-Importing this module registers them; `ckptstore.arrays.codecs` does. What a form says is checked by
+Importing this module registers them; `ckptstore.arrays.codecs` does. Forms are checked by
 the type that is made of it, and any error is that of a damaged checkpoint. A form never costs more
 than in proportion to its length: see `check_hashes`. ADR 0052; section 12.1 of
 docs/reference/format.md.

@@ -76,7 +76,7 @@ class Handing:
     """Objects that take their states one after the other.
 
     Attributes:
-        left_out: What lenient objects left out.
+        left_out: The names that objects left out, if the restore is not strict.
         halfway: Objects that could not be put back, by path.
     """
 
@@ -134,7 +134,7 @@ class Handing:
 
 
 def _put_back_of(owner: object) -> Callable[[], Callable[[], None] | None] | None:
-    """What copies the state of an object and returns a function that puts it back.
+    """Return a function that copies the state of an object and returns one that puts it back.
 
     None for objects that cannot be put back, or that do something when they are asked for a state:
     a data loader starts its workers and draws random numbers.

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 CLASS, PARAMETERS = "class", "parameters"
 EXCHANGED_MAX = 3  # parameters in a message
-# What learning rate schedulers add to the groups of an optimizer.
+# Hyperparameters that learning rate schedulers add to the groups of an optimizer.
 _OF_SCHEDULERS = frozenset(
     {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
 )
-# What torch added over the years; each optimizer gives it a default if an old state lacks it.
+# Hyperparameters of later versions of torch, with defaults where an old state lacks them.
 _OPTIONAL = frozenset(
     {"foreach", "maximize", "capturable", "differentiable", "fused", "amsgrad", "nesterov"}
     | {"decoupled_weight_decay", "params", "param_names"}
@@ -54,7 +54,7 @@ class Recorded:
 
 
 def record(value: object, names: Mapping[int, str]) -> dict[str, Any]:
-    """What a state does not say of the optimizer or scheduler it belongs to; {} for other objects.
+    """Return the facts about an optimizer or scheduler that its state lacks; {} for other objects.
 
     Args:
         value: The object.
@@ -87,7 +87,7 @@ def loader(recorded: Recorded, entries: Mapping[str, Entry]) -> Callable[[Any], 
 
 
 def differences(recorded: Recorded, node: Node, entries: Mapping[str, Entry]) -> list[str]:
-    """What of a stored state does not fit an optimizer or scheduler, as parts of a sentence."""
+    """Return the differences between a stored state and its destination, as parts of a sentence."""
     saved, now = recorded.saved, recorded.now
     if saved.get(CLASS, now.get(CLASS)) != now.get(CLASS):
         return [f"checkpoint: {shown(saved[CLASS])}, destination: {shown(now[CLASS])}"]

@@ -21,15 +21,9 @@ from ckptstore.arrays.frameworks import (
     unwritable,
 )
 from ckptstore.arrays.keras import ModelState, is_keras
-from ckptstore.arrays.wrappers import unwrapped
+from ckptstore.arrays.modules import loads_itself, named_state, plain_name, unwrapped
 from ckptstore.checkout.handover import Handover
-from ckptstore.checkout.modules import (
-    is_counter_of_old_file,
-    load_module,
-    loads_itself,
-    named_state,
-    plain_name,
-)
+from ckptstore.checkout.modules import is_counter_of_old_file, load_module
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.optimizers import Recorded, differences, loader, record
 from ckptstore.documents.chunks import Chunk
@@ -87,7 +81,7 @@ class Placement:
 
     @property
     def values(self) -> list[Handover]:
-        """What is put in its place, which nothing can refuse."""
+        """The handovers that only put a value in its place, which nothing can refuse."""
         return [handover for handover in self.handovers if not handover.may_refuse]
 
     def restored(self) -> Iterator[str]:

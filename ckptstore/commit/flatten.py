@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState, is_keras
-from ckptstore.arrays.wrappers import unwrapped
+from ckptstore.arrays.modules import named_state, unwrapped
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten as flatten_state
 
@@ -30,6 +30,8 @@ def _state_of(value: object) -> object:
     value = unwrapped(value)
     if is_keras(value):
         return ModelState(value).state_dict()
+    if arrays.is_module(value):
+        return named_state(value)
     return value.state_dict() if codecs.is_stateful(value) else None  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ckptstore.documents.facts import STEP_MAX
 from ckptstore.documents.names import check_metric_name
-from ckptstore.errors import InvalidInputError, shortened, shown
+from ckptstore.errors import InvalidInputError, check_choice, shortened, shown
 from ckptstore.metric_names import known_names, mode_of, parse_choice, quoted
 from ckptstore.revisions import ranked
 
@@ -200,10 +200,7 @@ class KeepBest(Policy):
 
     def __post_init__(self) -> None:
         check_metric_name(self.metric)
-        if not isinstance(self.mode, str) or self.mode not in ("auto", "min", "max"):
-            raise InvalidInputError(
-                f"KeepBest: the mode is {shown(self.mode)}; auto, min or max is expected."
-            )
+        check_choice(self.mode, ("auto", "min", "max"), name="KeepBest: the mode")
         check_count(self.n, "KeepBest")
         if not is_integer(self.pending) or self.pending < 0:
             raise InvalidInputError(

@@ -95,7 +95,7 @@ class Resolver:
             ) from error
 
     def _names(self, newest: Operation) -> Names:
-        """What revisions can name as of an operation, with the metrics of notes."""
+        """Return the names that revisions can use as of an operation, with the metrics of notes."""
         self._notes.update(newest)
 
         def lookup(id: Digest) -> Manifest | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.frameworks import is_module
-from ckptstore.errors import CkptStoreError, InvalidInputError, StorageError, first_line, shown
+from ckptstore.errors import CkptStoreError, StorageError, first_line
 from ckptstore.retention import KeepBest, MaxBytes, MaxToKeep
 from ckptstore.training.background import ending
 
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 ON_FULL = ("raise", "gc", "wait")
 POLL_SECONDS = 10.0  # between two attempts while waiting for room
 _log = logging.getLogger(__name__)
-
-
-def check_on_full(on_full: object) -> None:
-    """Raise InvalidInputError unless it is one of `ON_FULL`."""
-    if not isinstance(on_full, str) or on_full not in ON_FULL:
-        raise InvalidInputError(f"on_full is {shown(on_full)}; raise, gc or wait is expected.")
 
 
 class Disk:

@@ -21,6 +21,7 @@ from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
     InvalidInputError,
     NotFoundError,
+    check_choice,
     shown,
 )
 from ckptstore.forks import renewed
@@ -31,8 +32,8 @@ from ckptstore.this_run import run_meta
 from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.differences import environment
-from ckptstore.training.disk import Disk, check_on_full
-from ckptstore.training.place import Place, check_resume
+from ckptstore.training.disk import ON_FULL, Disk
+from ckptstore.training.place import RESUMES, Place
 from ckptstore.training.preemption import Preemption, chosen_signals
 from ckptstore.training.ranks import OtherRanks, rank_and_size
 from ckptstore.training.resume import restore_rev, without_parts
@@ -176,14 +177,13 @@ class CheckpointManager:
         branch = str(check_ref_name(branch, kind="branch"))
         if not callable(clock):
             raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
-        if not isinstance(when_busy, str) or when_busy not in WHEN_BUSY:
-            raise InvalidInputError(f"when_busy is {shown(when_busy)}; wait or skip is expected.")
+        check_choice(when_busy, WHEN_BUSY, name="when_busy")
         if type(gc_every) is not int or gc_every < 1:
             raise InvalidInputError(
                 f"gc_every is {shown(gc_every)}; a number of saves of 1 or more is expected."
             )
-        check_resume(resume)
-        check_on_full(on_full)
+        check_choice(resume, RESUMES, name="resume")
+        check_choice(on_full, ON_FULL, name="on_full")
         best = parsed_best(keep_best)
         joint = joined(
             policy,

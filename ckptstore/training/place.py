@@ -6,8 +6,6 @@ put two lines into one is refused, or warned of where nothing was restored. See 
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections import deque
 from contextlib import suppress
@@ -22,8 +20,8 @@ from ckptstore.errors import (
     ExpiredError,
     InvalidInputError,
     NotFoundError,
-    shown,
 )
+from ckptstore.training.ranks import launched_rank
 
 if TYPE_CHECKING:
     from ckptstore.checkpoint import Checkpoint
@@ -39,12 +37,6 @@ SAVE_FRAMES = 5  # from the caller of `save` to the warning
 # The newest checkpoints that managers of this process made: their branches go on, as when a cell of
 # a notebook is run again.
 _made: deque[Digest] = deque(maxlen=MADE_MAX)
-
-
-def check_resume(resume: object) -> None:
-    """Raise InvalidInputError unless it is one of `RESUMES`."""
-    if not isinstance(resume, str) or resume not in RESUMES:
-        raise InvalidInputError(f"resume is {shown(resume)}; auto, must or never is expected.")
 
 
 class Place:
@@ -159,7 +151,7 @@ class Place:
         if self._hold is not None and self._held == branch:
             self._hold.touch()
             return
-        if _rank() > 0:
+        if launched_rank() > 0:
             return
         try:
             hold = self._repository.hold(branch)
@@ -291,12 +283,3 @@ def _is_of_a_run(head: Checkpoint, branch: str) -> bool:
     """Whether a run saved it on the branch: it has a step, and the branch did not begin with it."""
     is_own = head.branch in (branch, None) and SEED not in head.meta
     return is_own and head.step is not None
-
-
-def _rank() -> int:
-    """The rank of this process in a distributed training, which may not have begun."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank())
-    rank = os.environ.get("RANK", "")  # set by torchrun and other launchers
-    return int(rank) if rank.isdecimal() else 0

@@ -67,7 +67,7 @@ def is_loader_error(error: BaseException | None) -> bool:
 
 
 class Preemption:
-    """What the signals of one manager ask for, from `listen` until `close`.
+    """The requests of the signals that one manager listens to, from `listen` until `close`.
 
     Attributes:
         is_asked: True once a signal asked to save and end.

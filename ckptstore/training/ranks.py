@@ -7,6 +7,7 @@ some programs call `save` on one rank only. See docs/adr/0051.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from contextlib import suppress
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
 
 def rank_and_size() -> tuple[int, int]:
     """The rank of this process and the number of them; (0, 1) without a group."""
+    group = _distributed()
+    return (0, 1) if group is None else (group.get_rank(), group.get_world_size())
+
+
+def launched_rank() -> int:
+    """The rank of this process, also before the group is initialised."""
+    rank = os.environ.get("RANK", "")  # set by torchrun and other launchers
+    return int(rank) if _distributed() is None and rank.isdecimal() else rank_and_size()[0]
+
+
+def _distributed() -> Any:
+    """torch.distributed, if its group is initialised."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+        return None
+    return distributed
 
 
 class OtherRanks:

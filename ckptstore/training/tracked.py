@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch.nn import Module
 
 from ckptstore.arrays.keras import ModelState, is_keras
-from ckptstore.arrays.wrappers import unwrapped
-from ckptstore.checkout.modules import named_state, plain_name
+from ckptstore.arrays.modules import named_state, plain_name, unwrapped
 from ckptstore.checkout.optimizers import Recorded, record
 from ckptstore.documents.names import escape_key
 from ckptstore.errors import InvalidInputError, shown
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from ckptstore.repository import Repository
 
 RANDOM, PROGRESS = "rng", "progress"
-RECORDS = "objects"  # the key in the progress under which is what states do not say themselves
+RECORDS = "objects"  # the key in the progress of facts about objects that their states lack
 
 
 @runtime_checkable
@@ -90,7 +89,7 @@ def capture(
 
 
 def _records(tracked: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
-    """What the states of the objects do not say of them, by the names of the objects."""
+    """The facts about each object that its state lacks, by the names of the objects."""
     names: dict[int, str] = {}
     for top, item in tracked.items():
         if isinstance(item, Module):
@@ -100,7 +99,7 @@ def _records(tracked: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
 
 
 def records_of(repository: Repository, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """What a checkpoint records of the objects whose states it holds, by their names."""
+    """The recorded facts about the objects of a checkpoint, by their names."""
     if PROGRESS not in checkpoint.names:
         return {}
     progress = repository.checkout(checkpoint.id, part=PROGRESS, lazy=True)
@@ -120,7 +119,7 @@ def destination(
     Args:
         tracked: The objects by name.
         names: The outermost keys of the checkpoint.
-        records: What it records of objects, as `records_of` returns it.
+        records: The facts that `records_of` returned.
     """
     random, progress = Box(), Box()
     into: dict[str, Any] = dict(sorted(tracked.items(), key=lambda pair: is_loader(pair[1])))

@@ -74,7 +74,7 @@ class Metrics:
         return [
             Column(
                 name,
-                plain_title=f"{name}({self.modes[name]})" if name in self.best else "",
+                plain_title=name + output.direction(self.modes[name]) if name in self.best else "",
                 right=True,
                 gives_way=2,
                 width_min=min(len(name), TITLE_WIDTH),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.1
 _PROGRESS_AFTER_SECONDS = 1.0
 _BLOCKS = "▏▎▍▌▋▊▉█"
+_ARROWS = {"max": "↑", "min": "↓"}
 QUIET_KEY = "ckptstore_cli.quiet"  # in the meta of a context
 _GAP = 2  # spaces between columns
 PATH_WIDTH_MIN = 30  # of paths of arrays, before other columns are left out
@@ -122,6 +123,12 @@ def footer(text: str) -> None:
 def bar(value: float) -> str:
     """A bar of at most 10 columns for a value from 0 to 1, in characters that stdout can encode."""
     return draw_bar(value, marks=_BLOCKS if _can_print(_BLOCKS) else "#", width=10)
+
+
+def direction(mode: str) -> str:
+    """An arrow in the direction of better values, or the mode if stdout cannot encode it."""
+    arrow = _ARROWS[mode]
+    return arrow if _can_print(arrow) else f"({mode})"
 
 
 def fields(values: Mapping[str, str | Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ def lines(text):
 def test_it_lists_all_branches_newest_first(ckpt, history):
     tuned, main, seed = history.log()
     assert lines(ckpt.out("log")) == [
-        "id branch refs step val_loss(min) accuracy age new message",
+        "id branch refs step val_loss↓ accuracy age new message",
         f"{tuned.id.short} tuned head 250 nan 1 h {kilobytes(tuned)}",
         f"{main.id.short} main head 200 0.25* 1 h {kilobytes(main)} lower",
         f"{seed.id.short} main tag: v1 100 0.5 0.75 1 h {kilobytes(seed)}",
@@ -63,8 +63,8 @@ def test_conditions_and_orders_choose(ckpt, history):
 
 
 def test_the_metric_of_an_order_comes_first(ckpt, history):
-    assert ckpt.out("log").split()[4:6] == ["val_loss(min)", "accuracy"]
-    assert ckpt.out("log", "--sort", "accuracy:min").split()[4:6] == ["accuracy", "val_loss(min)"]
+    assert ckpt.out("log").split()[4:6] == ["val_loss↓", "accuracy"]
+    assert ckpt.out("log", "--sort", "accuracy:min").split()[4:6] == ["accuracy", "val_loss↓"]
 
 
 def test_long_shows_all_of_each(ckpt, history):

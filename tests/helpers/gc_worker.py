@@ -62,6 +62,8 @@ def main() -> None:
                     done += 1
                 except ExpiredError:  # the branch moved on, and what it left is gone
                     continue
+    if role == "gc":
+        done += len(repo.gc(MaxToKeep(1), grace=0).expired)  # after the last commit
     if role != "commit":
         print(done)
 

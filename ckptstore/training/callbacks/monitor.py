@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptstore.documents.names import METRIC_NAME_LENGTH_MAX
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.errors import check_choice
 from ckptstore.metric_names import Mode, mode_of
 from ckptstore.training.callbacks.callback import Callback
 
@@ -62,8 +62,7 @@ def metrics_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
 
 def check_mode(mode: str) -> str:
     """Return a valid mode; InvalidInputError for any other."""
-    if mode not in MODES:
-        raise InvalidInputError(f"mode is {shown(mode)}; auto, min or max is expected.")
+    check_choice(mode, MODES, name="mode")
     return mode
 
 
