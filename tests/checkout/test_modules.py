@@ -13,7 +13,7 @@ from torch import nn
 
 import ckptstore
 from ckptstore import CheckoutMismatchError
-from ckptstore.checkout.modules import loads_itself
+from ckptstore.arrays.modules import loads_itself
 from ckptstore.state import codecs
 from ckptstore.training import CheckpointManager
 from tests.helpers.equality import difference
