@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -54,14 +55,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("property")
 
 
+def is_grouped() -> bool:
+    """True if torch.distributed has a group, in which every later test would run as a rank."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 @pytest.fixture(autouse=True)
 def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Codecs that a test registered are gone after it, and Python's collector runs.
+    """After a test its codecs and its group of processes are gone, and Python's collector runs.
 
     A save in the background, which nothing waits for, may pause the collector for a moment.
     """
     monkeypatch.setattr(codecs, "_registered", codecs._registered.copy())
+    had_group = is_grouped()
     yield
+    if is_grouped() and not had_group:
+        sys.modules["torch"].distributed.destroy_process_group()
     until = time.monotonic() + PAUSE_SECONDS
     while not gc.isenabled() and time.monotonic() < until:
         time.sleep(0.01)

@@ -213,6 +213,11 @@ class _ProgressLine:
         if self._is_shown:
             self._write("")
 
+    def end(self) -> None:
+        """Remove the line; what comes next is another operation, whatever its progress."""
+        self.clear()
+        self._last = ("", 0)
+
     def _write(self, text: str) -> None:
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
@@ -231,7 +236,7 @@ def prepare() -> None:
 
 def flush() -> None:
     """Flush stdout now, so that a failure can still be reported; progress ends here."""
-    _progress_line.clear()
+    _progress_line.end()
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -285,7 +290,7 @@ def _wrapped(text: str, stream: TextIO | None) -> str:
 
 def _can_print(text: str) -> bool:
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")  # there may be no stdout
     except UnicodeEncodeError:
         return False
     return True

@@ -151,6 +151,20 @@ def test_progress_comes_after_a_second_and_not_too_often(monkeypatch, capsys):
     assert capsys.readouterr().err == "\r\x1b[K"
 
 
+def test_progress_begins_anew_after_the_end_of_an_operation(monkeypatch, capsys):
+    """The next one may have the same kind, and be further at its first report."""
+    seconds = 100.0
+    line = output._ProgressLine()
+    monkeypatch.setattr(output, "_progress_line", line)
+    with monkeypatch.context() as patch:
+        patch.setattr(output.time, "monotonic", lambda: seconds)
+        line.show(Progress(kind="read", done=100, total=1000))
+        output.flush()
+        seconds += 60
+        line.show(Progress(kind="read", done=900, total=1000))
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_stays_out_of_piped_json(ckpt, history):
     command = f"{sys.executable} -m ckptstore_cli verify --json | {sys.executable} -m json.tool"
     assert ckpt.python(["bash", "-c", command]).returncode == 0

@@ -368,7 +368,7 @@ class Slow(Dataset):
         return 100_000
     def __getitem__(self, index):
         time.sleep(float(sys.argv[3]))
-        return torch.ones(2)
+        return index  # a tensor would pass through a connection that a killed worker resets
 
 def say(step):
     if step == 3:
@@ -376,7 +376,7 @@ def say(step):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loader = DataLoader(Slow(), batch_size=2, num_workers=2)
+    loader = DataLoader(Slow(), batch_size=2, num_workers=2, collate_fn=list)
     signals = {"SIGTERM": "end", "SIGUSR1": "continue", "SIGINT": "end"}
     with CheckpointManager(
         sys.argv[1], model=torch.nn.Linear(2, 2), save_on_signal=signals, save_interval_steps=10**6
