@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
 NAMES_MAX = 100  # more are counted; the attributes of the error hold all
 NAME_LENGTH_MAX = 300  # characters of a name, or of a sentence about it, in a message
+SIMILARITY_MIN = 0.5  # of a choice that a message proposes: "minimize" is min
 
 
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, invisible ones, line ends
@@ -187,4 +188,14 @@ def check_choice(value: object, choices: Sequence[str], *, name: str) -> None:
     """Raise InvalidInputError, listing the choices, when the value is none of them."""
     if not isinstance(value, str) or value not in choices:
         listed = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
-        raise InvalidInputError(f"{name} is {shown(value)}; {listed} is expected.")
+        text = f"{name} is {shown(value)}; {listed} is expected."
+        raise InvalidInputError(f"{text}{meant(value, choices)}")
+
+
+def meant(value: object, choices: Iterable[str]) -> str:
+    """Return the question whether the choice most like a value was meant; empty if none is."""
+    from difflib import get_close_matches
+
+    text = value.lower() if isinstance(value, str) else ""
+    close = get_close_matches(text, choices, n=1, cutoff=SIMILARITY_MIN)
+    return f" Did you mean {close[0]}?" if close else ""

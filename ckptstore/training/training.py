@@ -67,6 +67,7 @@ class Training:
         is_terminated: True once the loss was not finite, so that nothing more is saved.
         saved: The manager that saved last, and the position at which it did.
         announced: The newest announced checkpoint by repository and branch.
+        made: The newest checkpoint that this training made, by repository and branch.
         places: The places of its saves in the history, by repository and branch.
         knows_metrics_late: True if the framework knows its metrics only after the first epoch.
     """
@@ -91,6 +92,7 @@ class Training:
         self.is_terminated = False
         self.saved: tuple[object, ...] | None = None
         self.announced: dict[tuple[str, str], Digest | None] = {}
+        self.made: dict[tuple[str, str], Checkpoint] = {}
         self.places: dict[tuple[str, str], Place] = {}
 
     @property

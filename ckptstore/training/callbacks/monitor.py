@@ -61,9 +61,10 @@ def metrics_of(logs: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def check_mode(mode: str) -> str:
-    """Return a valid mode; InvalidInputError for any other."""
-    check_choice(mode, MODES, name="mode")
-    return mode
+    """Return a valid mode, in whatever case it is written; InvalidInputError for any other."""
+    plain_mode = mode.lower() if isinstance(mode, str) else mode
+    check_choice(plain_mode, MODES, name="mode")
+    return plain_mode
 
 
 def direction(monitor: str, mode: str, known: Mapping[str, Mode]) -> Mode:

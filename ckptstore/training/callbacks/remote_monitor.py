@@ -1,5 +1,7 @@
 """RemoteMonitor: sends the metrics of each epoch to a web server."""
 
+# ruff: noqa: ARG002 - a hook is called with more than each of them needs
+
 from __future__ import annotations
 
 import json
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import InvalidInputError, printable, shown
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
+from ckptstore.training.callbacks.saver import newest_of, savers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,13 @@ REASON_LENGTH_MAX = 200
 
 class RemoteMonitor(Callback):
     """Sends the metrics of each epoch to a web server, in an HTTP POST to root + path.
+
+    The event of an epoch is a JSON object with "epoch", counted from 0, and the metrics. Once a
+    callback of the training has made a checkpoint, it also has "checkpoint", the id of the newest
+    durable one, its "checkpoint_step", and "repository", the address without user, password and
+    query. That is the checkpoint of this epoch unless it is still being written in the background
+    (`async_save`). When training ends, the last event is sent again if a checkpoint has become
+    durable since.
 
     A server that cannot be reached, or that refuses, causes a warning and never ends the training.
     Unlike Keras' class it needs no `requests` package, waits for at most `timeout` in all, and
@@ -66,6 +76,8 @@ class RemoteMonitor(Callback):
         /publish/epoch/end/ {"epoch": 0, "loss": 0.5}
     """
 
+    turn = 3  # after the callbacks that save
+
     def __init__(
         self,
         root: str = "http://localhost:9000",
@@ -87,16 +99,48 @@ class RemoteMonitor(Callback):
         self.root, self.path, self.field = root, path, field
         self.headers, self.send_as_json, self.timeout = dict(headers or {}), send_as_json, timeout
         self._sending: Thread | None = None
+        self._epoch = 0
+        self._event: dict[str, Any] = {}  # of that epoch
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Send the metrics."""
+        """Send the metrics, once the callbacks that save have done so."""
+        if self._training is not None:
+            self.training.settle(self, "on_epoch_end", epoch, logs)
+        self._report(epoch, logs)
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Send the last event again if its checkpoint was not durable then."""
+        if self._training is None or not self._event:
+            return
+        for saver in savers_of(self.training):
+            saver.finish()
+        if self._event != self._event | self._checkpoint():
+            self._report(self._epoch, self._event)
+        self._event = {}
+
+    def _checkpoint(self) -> dict[str, Any]:
+        """The newest checkpoint of the training, for an event; empty without one."""
+        newest = newest_of(self.training) if self._training is not None else None
+        if newest is None:
+            return {}
+        url, checkpoint = newest
+        return {
+            "checkpoint": str(checkpoint.id),
+            "checkpoint_step": checkpoint.step,
+            "repository": address(url),
+        }
+
+    def _report(self, epoch: int, logs: Logs) -> None:
+        """Send an event. If that fails, warn."""
         try:
-            self._send(self._request(epoch, logs))
+            metrics = {name: _as_json(value) for name, value in plain(logs).items()}
+            self._epoch, self._event = epoch, {"epoch": epoch, **metrics, **self._checkpoint()}
+            self._send(self._request(self._event))
         except (OSError, ValueError, HTTPException, RuntimeError) as error:  # also of a new thread
             warnings.warn(
                 f"RemoteMonitor could not send epoch {epoch + 1} to {self.root + self.path}: "
                 f"{printable(str(error)[:REASON_LENGTH_MAX])}.",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def _send(self, request: urllib.request.Request) -> None:
@@ -123,9 +167,8 @@ class RemoteMonitor(Callback):
         if errors:
             raise errors[0]
 
-    def _request(self, epoch: int, logs: Logs) -> urllib.request.Request:
-        values = {"epoch": epoch, **{name: _as_json(value) for name, value in plain(logs).items()}}
-        text = json.dumps(values, default=str)
+    def _request(self, event: Mapping[str, Any]) -> urllib.request.Request:
+        text = json.dumps(event, default=str)
         if self.send_as_json:
             body, kind = text.encode(), "application/json"
         else:
@@ -144,6 +187,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         """Follow none."""
+
+
+def address(url: str) -> str:
+    """The URL of a repository without what may be secret: user, password, query and fragment."""
+    if url.startswith("/") or "://" not in url:  # a path, where "?" and "@" are plain characters
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _as_json(value: object) -> object:

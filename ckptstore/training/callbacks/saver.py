@@ -94,6 +94,18 @@ def savers_of(training: Training) -> list[Saver]:
     return [callback for callback in training.callbacks if isinstance(callback, Saver)]
 
 
+def newest_of(training: Training) -> tuple[str, Checkpoint] | None:
+    """The newest durable checkpoint that a training made, and the address of its repository.
+
+    Backups count only where no other callback saves: they are deleted soon.
+    """
+    savers = savers_of(training)
+    turn = min((saver.turn for saver in savers), default=0)
+    lines = [saver.line for saver in savers if saver.turn == turn and saver.manager_or_none]
+    found = [(line[0], training.made[line]) for line in lines if line in training.made]
+    return max(found, key=lambda pair: pair[1].created, default=None)
+
+
 def save_before_end(training: Training) -> None:
     """Save through each manager that a signal asked to end the program, which then ends.
 
@@ -129,7 +141,7 @@ class Saver(Callback):
         return self._manager
 
     @property
-    def _line(self) -> tuple[str, str]:
+    def line(self) -> tuple[str, str]:
         """The repository and the branch that it saves to. Several callbacks may share them."""
         return self.manager.repository.url, self.manager.branch
 
@@ -153,7 +165,7 @@ class Saver(Callback):
             share_place(manager, self.training)
             self._manager = manager
         head = self.manager.latest
-        self.training.announced.setdefault(self._line, head.id if head is not None else None)
+        self.training.announced.setdefault(self.line, head.id if head is not None else None)
 
     def save(self, logs: Logs, *, message: str) -> bool:
         """Save now.
@@ -184,17 +196,22 @@ class Saver(Callback):
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Wait for the save in flight."""
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save in flight, and announce it."""
         if self._manager is not None:
             self.manager.wait()
             self._announce()
 
     def _announce(self) -> None:
         """Announce the checkpoints that have become durable since the last time."""
-        head, last = self.manager.latest, self.training.announced[self._line]
+        head, last = self.manager.latest, self.training.announced[self.line]
         if head is None or head.id == last:
             return
         newest = self.manager.repository.log(head.id, limit=NEW_MAX)
         new: list[Checkpoint] = list(takewhile(lambda checkpoint: checkpoint.id != last, newest))
-        self.training.announced[self._line] = head.id
+        self.training.announced[self.line] = head.id
         for checkpoint in reversed(new):
+            self.training.made[self.line] = checkpoint
             self.training.announce(checkpoint, self.manager.branch)

@@ -11,10 +11,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import threading
 import warnings
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +34,7 @@ from ckptstore.training.training import remember
 # Keras 3.15 hands torch parameters to numpy 2 in a way that numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
+SERIES = 300  # of loops that only set the model
 many = settings(max_examples=settings().max_examples * 5)  # no file is touched
 
 numbers = st.integers(-6, 6).map(lambda number: number / 64) | st.integers(-1, 2).map(float)
@@ -158,6 +157,40 @@ def test_early_stopping(compiled, case):
     assert found == expected
     assert (mine.wait, mine.stopped_epoch) == (theirs.wait, theirs.stopped_epoch)
     assert (mine.best, mine.best_epoch) == (theirs.best, theirs.best_epoch)
+
+
+@settings(max_examples=max(SERIES, settings().max_examples))
+@given(stopping(), st.booleans())
+def test_early_stopping_of_a_loop_that_only_sets_the_model(compiled, case, restores):
+    """As in loops without a CallbackList, which look at `model.stop_training`."""
+    arguments, values = case
+    name = arguments["monitor"]
+    arguments |= {"restore_best_weights": restores}
+    theirs, model = keras.callbacks.EarlyStopping(**arguments), StandIn(compiled)
+    mine, weights = ours.EarlyStopping(**arguments, store="memory://"), Weights()
+    theirs.set_model(model)
+    mine.set_model(weights)
+    expected = run(
+        theirs,
+        model,
+        name,
+        values,
+        begin=lambda epoch: setattr(model, "weights", epoch),
+        stops=lambda: model.stop_training,
+    )
+    found = run(
+        mine,
+        weights,
+        name,
+        values,
+        begin=lambda epoch: weights.epoch.fill_(epoch),
+        stops=lambda: getattr(weights, "stop_training", False),
+    )
+    assert found == expected
+    assert getattr(weights, "stop_training", False) == model.stop_training
+    assert (mine.wait, mine.stopped_epoch) == (theirs.wait, theirs.stopped_epoch)
+    assert (mine.best, mine.best_epoch) == (theirs.best, theirs.best_epoch)
+    assert weights.epoch.item() == (model.weights if values else -1)
 
 
 @given(stopping())
@@ -408,6 +441,7 @@ def test_csv_logger(tmp_path_factory, epochs, separator, append, held):
     assert (folder / "mine").read_bytes() == (folder / "theirs").read_bytes()
 
 
+@settings(max_examples=max(SERIES, settings().max_examples))
 @given(st.lists(st.floats(width=32) | st.none(), max_size=6))
 def test_terminate_on_nan(compiled, losses):
     def stops(callback: Any, model: Any, is_stopped: Callable[[], bool]) -> int | None:
@@ -420,34 +454,12 @@ def test_terminate_on_nan(compiled, losses):
 
     theirs, model = keras.callbacks.TerminateOnNaN(), StandIn(compiled)
     theirs.set_model(model)
+    expected = stops(theirs, model, lambda: model.stop_training)
     callbacks = CallbackList([ours.TerminateOnNaN()])
-    assert stops(callbacks, None, lambda: callbacks.stop_training) == stops(
-        theirs, model, lambda: model.stop_training
-    )
-
-
-@pytest.fixture
-def server():
-    """A web server that keeps what it is sent."""
-    received: list[tuple[str, str, bytes]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            kind = (self.headers["Content-Type"], self.headers.get("X-Key"))
-            received.append((self.path, *kind, body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as made:
-        thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-        thread.start()
-        yield SimpleNamespace(root=f"http://127.0.0.1:{made.server_port}", received=received)
-        made.shutdown()
-        thread.join()
+    assert stops(callbacks, None, lambda: callbacks.stop_training) == expected
+    mine, weights = ours.TerminateOnNaN(), Weights()
+    mine.set_model(weights)  # as in loops without a CallbackList
+    assert stops(mine, weights, lambda: getattr(weights, "stop_training", False)) == expected
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -116,8 +116,20 @@ def test_the_direction_of_a_metric(monitor, mode, known, expected):
 
 
 def test_a_mode_that_is_none_is_an_error():
-    with pytest.raises(InvalidInputError, match="auto, min or max"):
-        check_mode("maximum")
+    for mode, close in {"maximum": "max", "Minimize": "min", "mni": "min", "autos": "auto"}.items():
+        with pytest.raises(
+            InvalidInputError, match=rf"auto, min or max is expected. Did you mean {close}\?$"
+        ):
+            check_mode(mode)
+    with pytest.raises(InvalidInputError, match=r"auto, min or max is expected\.$"):
+        check_mode("")
+
+
+@pytest.mark.parametrize("mode", ["Auto", "AUTO", "MAX", "Min"])
+def test_the_case_of_a_mode_does_not_matter(mode):
+    assert EarlyStopping("loss", mode=mode).mode == mode.lower()
+    assert ModelCheckpoint("memory://", mode=mode).mode == mode.lower()
+    assert ReduceLROnPlateau("loss", mode=mode).mode == mode.lower()
 
 
 def test_logs_become_plain():
