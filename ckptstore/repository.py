@@ -385,6 +385,7 @@ class Repository:
         include: Patterns = None,
         exclude: Patterns = None,
         part: str | None = None,
+        rename: Mapping[str, str] | None = None,
         device: Any = None,
         lazy: bool = False,
         bytes_max: int | None = None,
@@ -406,6 +407,8 @@ class Repository:
                 chosen; a list or tuple has None in their place.
             exclude: Globs over paths to leave out.
             part: A key of the outermost dict, such as "model". The result is what is under it.
+            rename: New paths of what the globs choose, as in `branch`. `part` and `into` go by the
+                new names: `rename={"model_state_dict": "model"}, part="model"`.
             device: Where tensors go, as torch names devices; the CPU when None.
             lazy: Whether to leave arrays in the repository. `state["wte.weight"][1000:1010]` then
                 reads only the chunks it needs, and commit takes such a state like any other.
@@ -435,16 +438,12 @@ class Repository:
             >>> bool(repo.checkout(part="model", into=target)), target["w"][0].tolist()
             (False, [0.0, 1.0])
         """
-        if into is not None and device is not None:
-            raise InvalidInputError("Pass into or device: what exists already stays where it is.")
-        if lazy and (into is not None or device is not None):
-            raise InvalidInputError(
-                "Arrays that are read lazily can go neither into a destination nor to a device."
-            )
-        from ckptstore.checkout import checkout
+        from ckptstore.checkout.checkout import check_destination, read
         from ckptstore.checkout.stored_state import StoredState
+        from ckptstore.state.rename import Rename
 
-        selection = Selection.of(include, exclude)
+        check_destination(into, device=device, lazy=lazy)
+        selection, renames = Selection.of(include, exclude), Rename.of(rename)
         id, manifest = self._resolver.readable(rev)
         with self._catalog.reading(id):
             stored = StoredState.load(
@@ -452,14 +451,11 @@ class Repository:
                 manifest,
                 self._catalog,
                 selection=selection,
+                rename=renames,
                 part=part,
                 bytes_max=bytes_max,
             )
-            if lazy:
-                return checkout.lazy(stored)
-            if into is None:
-                return checkout.fresh(stored, stored.root, device=device)
-            return checkout.fill(stored, into, strict=strict)
+            return read(stored, into=into, strict=strict, device=device, lazy=lazy)
 
     def resolve(self, rev: str) -> Checkpoint:
         """Return the checkpoint that a revision names.
@@ -642,8 +638,9 @@ class Repository:
             include: Globs over paths, such as "model/**".
             exclude: Globs over paths to leave out.
             rename: Replacements by regular expression. A pattern must match the whole path of an
-                array; the first that does wins, and a replacement may use its groups. Only keys of
-                dicts can change.
+                array; the first that does wins, and a replacement may use its groups. One that
+                matches no array may match a key, with which all that is below it moves, plain
+                values too: `{"model_state_dict": "model"}`. Only keys of dicts can change.
             reset: Which of "step" and "metrics" the derived checkpoint does not take over.
 
         Returns:

@@ -10,8 +10,10 @@ from ckptstore.repository import Repository
 from ckptstore.state.paths import WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from ckptstore.checkpoint import Checkpoint
     from ckptstore.errors import Incompatible
 
 
@@ -21,6 +23,7 @@ def load_weights(
     rev: str = "main",
     *,
     part: str | None = None,
+    rename: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> Incompatible:
     """Fill a model in place with the weights of a checkpoint. Nothing else is read.
@@ -32,6 +35,8 @@ def load_weights(
         rev: The revision to read, such as "main" or "main@best:val_loss".
         part: The key of the outermost dict that holds the weights. None takes "model", under which
             a training manager commits them, for a module if there is such a key, else everything.
+        rename: New paths of the checkpoint's arrays and keys, as in `Repository.checkout`. `part`
+            goes by the new names.
         strict: Whether any misfit raises before anything changes. If False, what fits is filled.
 
     Returns:
@@ -55,7 +60,19 @@ def load_weights(
     """
     repo = store if isinstance(store, Repository) else repository.open(store)
     checkpoint = repo.resolve(rev)
-    if part is None and is_module(model) and WEIGHTS in checkpoint.names:
+    if part is None and is_module(model) and WEIGHTS in _names(repo, checkpoint, rename):
         part = WEIGHTS
-    misfit: Incompatible = repo.checkout(checkpoint.id, into=model, part=part, strict=strict)
+    misfit: Incompatible = repo.checkout(
+        checkpoint.id, into=model, part=part, rename=rename, strict=strict
+    )
     return misfit
+
+
+def _names(
+    repo: Repository, checkpoint: Checkpoint, rename: Mapping[str, str] | None
+) -> Collection[object]:
+    """The keys of the outermost dict after a rename."""
+    if not rename:
+        return checkpoint.names
+    state = repo.checkout(checkpoint.id, rename=rename, lazy=True)
+    return state.keys() if isinstance(state, dict) else ()

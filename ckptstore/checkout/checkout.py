@@ -21,7 +21,7 @@ from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.reader import read_fresh, read_into
 from ckptstore.documents.nodes import ZARR
-from ckptstore.errors import Incompatible, shown
+from ckptstore.errors import Incompatible, InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import unflatten
 from ckptstore.state.tree import arrays as arrays_of
@@ -35,7 +35,26 @@ if TYPE_CHECKING:
     from ckptstore.errors import CheckoutMismatchError
 
 PARTS = "pass strict=False to load only the parts that match"
-STACK_LEVEL = 3  # of the caller of `Repository.checkout`
+STACK_LEVEL = 5  # of the caller of `Repository.checkout`
+
+
+def check_destination(into: object, *, device: Any, lazy: bool) -> None:
+    """Raise InvalidInputError for choices of `Repository.checkout` that exclude each other."""
+    if into is not None and device is not None:
+        raise InvalidInputError("Pass into or device: what exists already stays where it is.")
+    if lazy and (into is not None or device is not None):
+        raise InvalidInputError(
+            "Arrays that are read lazily can go neither into a destination nor to a device."
+        )
+
+
+def read(stored: StoredState, *, into: object, strict: bool, device: Any, lazy: bool) -> Any:
+    """Read a stored state as `Repository.checkout` does."""
+    if lazy:
+        return lazily(stored)
+    if into is None:
+        return fresh(stored, stored.root, device=device)
+    return fill(stored, into, strict=strict)
 
 
 @arrays.outside_inference_mode()
@@ -64,7 +83,7 @@ def fresh(stored: StoredState, node: Node, *, device: Any = None) -> Any:
         return unflatten(node, array=array, decode=codecs.decode)
 
 
-def lazy(stored: StoredState) -> Any:
+def lazily(stored: StoredState) -> Any:
     """Build a state whose arrays are read when they are indexed."""
     with paused_collector():
         listed = {entry.path: (entry, page) for page in stored.pages for entry in page.entries}

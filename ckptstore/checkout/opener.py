@@ -21,6 +21,8 @@ from ckptstore.store.objects import ObjectStore
 from ckptstore.zarr.encoded_entries import encoded_entries
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ckptstore.arrays.indexed import IndexedArray
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import StoredArray
@@ -36,13 +38,20 @@ class ArrayOpener:
     """Opens arrays of one checkpoint.
 
     bytes_max: the most bytes that an array committed through Zarr may take; see `check_unpacked`.
+    origins: the stored path of each array, if a rename gave them others.
     """
 
     def __init__(
-        self, id: Digest, manifest: Manifest, catalog: Catalog, *, bytes_max: int | None = None
+        self,
+        id: Digest,
+        manifest: Manifest,
+        catalog: Catalog,
+        *,
+        bytes_max: int | None = None,
+        origins: Mapping[str, str] | None = None,
     ) -> None:
         self._id, self._manifest, self._catalog = id, manifest, catalog
-        self._bytes_max = bytes_max
+        self._bytes_max, self._origins = bytes_max, origins
         self._store: CheckpointStore | None = None
 
     def named(self, path: str, framework: str | None) -> IndexedArray:
@@ -65,12 +74,14 @@ class ArrayOpener:
 
     def open(self, path: str, tag: str, *, framework: str | None = None) -> IndexedArray:
         """The array of a node of the structure. tag: of that node."""
+        stored = path if self._origins is None else self._origins[path]
         if tag in ZARR:
-            return self._zarr(path, kind_of(framework, ZARR[tag]), framework)
+            return self._zarr(stored, kind_of(framework, ZARR[tag]), framework)
         with self._catalog.reading(self._id):
-            for page in self._catalog.pages_of(self._manifest, (path,)):
+            for page in self._catalog.pages_of(self._manifest, (stored,)):
                 for entry in page.entries:
-                    if entry.path == path:
+                    if entry.path == stored:
+                        entry = replace(entry, path=path)
                         return self.listed(entry, page, kind_of(framework, tag))
         raise unlisted(path)
 
@@ -83,7 +94,8 @@ class ArrayOpener:
             objects=self._catalog.objects,
             reading=partial(self._catalog.reading, self._id),
         )
-        return self._with_origin(array, entry.path)
+        path = entry.path
+        return self._with_origin(array, path if self._origins is None else self._origins[path])
 
     def bytes_of(self, array: StoredArray) -> IndexedArray:
         """An array that a diff names, to be read run by run."""
@@ -93,7 +105,10 @@ class ArrayOpener:
         """The arrays that came in through Zarr, by path in the state."""
         with self._catalog.reading(self._id):
             found = encoded_entries(self._manifest, self._catalog)
-        return {path or ROOT: replace(entry, path=path or ROOT) for path, entry in found.items()}
+        named = {path or ROOT: entry for path, entry in found.items()}
+        if self._origins is not None:
+            named = {path: named[old] for path, old in self._origins.items() if old in named}
+        return {path: replace(entry, path=path) for path, entry in named.items()}
 
     def _zarr(self, path: str, kind: str, framework: str | None) -> IndexedArray:
         from ckptstore.zarr.array import ZarrArray

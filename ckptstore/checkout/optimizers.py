@@ -9,11 +9,12 @@ hooks of their own may convert states, and are only asked. See docs/adr/0053.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.checkout.handover import is_optimizer, loads_as_torch
+from ckptstore.documents.names import escape_key, unescape_key
 from ckptstore.documents.nodes import ArrayNode, DictNode, ListNode, TupleNode
 from ckptstore.errors import shown
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.nodes import Node
+    from ckptstore.state.rename import Names
 
 CLASS, PARAMETERS = "class", "parameters"
 EXCHANGED_MAX = 3  # parameters in a message
@@ -69,6 +71,41 @@ def record(value: object, names: Mapping[int, str]) -> dict[str, Any]:
     facts = {CLASS: type(value).__name__}
     # One string: a list would be as many values of the checkpoint as the model has parameters.
     return facts | ({PARAMETERS: "\n".join(parameters)} if any(parameters) else {})
+
+
+def renamed_record(facts: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """The recorded facts about an object after a rename, which names parameters otherwise."""
+    return {
+        key: "\n".join(map(names.of, _names(facts))) if key == PARAMETERS else value
+        for key, value in facts.items()
+    }
+
+
+def renamed_parameters(node: Node, names: Names) -> Node:
+    """The state of an optimizer after a rename: its groups may list the names of parameters.
+
+    These are without the key of the module, and stay as they are where two modules would differ.
+    """
+    groups = node.items.get("param_groups") if isinstance(node, DictNode) else None
+    if not (isinstance(node, DictNode) and isinstance(groups, ListNode)):
+        return node
+    found: dict[str, set[str]] = {}
+    for old, new in names.arrays.items():
+        found.setdefault(old.partition("/")[2], set()).add(new.partition("/")[2])
+
+    def renamed(group: Node) -> Node:
+        listed = group.items.get("param_names") if isinstance(group, DictNode) else None
+        if not (isinstance(group, DictNode) and isinstance(listed, ListNode)):
+            return group
+        new = [found.get(escape_key(str(name)), set()) for name in listed.items]
+        items = tuple(
+            unescape_key(*paths) if len(paths) == 1 and "" not in paths else name
+            for name, paths in zip(listed.items, new, strict=True)
+        )
+        return replace(group, items={**group.items, "param_names": ListNode(items)})
+
+    moved = ListNode(tuple(map(renamed, groups.items)))
+    return replace(node, items={**node.items, "param_groups": moved})
 
 
 def loader(recorded: Recorded, entries: Mapping[str, Entry]) -> Callable[[Any], object]:

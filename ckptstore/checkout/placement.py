@@ -25,7 +25,13 @@ from ckptstore.arrays.modules import loads_itself, named_state, plain_name, unwr
 from ckptstore.checkout.handover import Handover
 from ckptstore.checkout.modules import is_counter_of_old_file, load_module
 from ckptstore.checkout.opener import unlisted
-from ckptstore.checkout.optimizers import Recorded, differences, loader, record
+from ckptstore.checkout.optimizers import (
+    Recorded,
+    differences,
+    loader,
+    record,
+    renamed_parameters,
+)
 from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode
@@ -172,6 +178,8 @@ class _Place:
         recorded = target
         if not isinstance(target, Recorded):
             recorded = Recorded(target=target, saved={}, now=record(target, {}))
+        if self.stored.names is not None:
+            node = renamed_parameters(node, self.stored.names)
         found = differences(recorded, node, self.entries)
         if found:
             self.placement.mismatched.append(f"{name} ({'; '.join(found)})")

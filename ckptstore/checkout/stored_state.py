@@ -1,12 +1,13 @@
 """StoredState: what a checkout reads of a checkpoint, and where its arrays are.
 
 Only the pages that list arrays of the chosen part are read. Everything that reads a state, fresh,
-lazily or into an existing destination, starts from here.
+lazily or into an existing destination, starts from here. A rename changes paths here and nowhere
+else: whatever comes after sees a checkpoint with the new ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from ckptstore.arrays.frameworks import is_module
@@ -14,13 +15,17 @@ from ckptstore.checkout.opener import ArrayOpener
 from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree
 from ckptstore.state.paths import WEIGHTS
+from ckptstore.state.rename import move
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.nodes import ArrayNode, Node
     from ckptstore.documents.page import Page
+    from ckptstore.state.rename import Names, Rename
     from ckptstore.state.selection import Selection
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectReader
@@ -31,12 +36,14 @@ class StoredState:
     """A checkpoint or a part of one.
 
     path: of the root in the checkpoint, "" for the whole. selection: the globs that chose it.
-    arrays: the array nodes of the root. pages: those that list these arrays.
+    names: the new paths of what they chose, if it was renamed. arrays: the array nodes of the root.
+    pages: those that list these arrays.
     """
 
     root: Node
     path: str
     selection: Selection
+    names: Names | None
     arrays: list[ArrayNode]
     pages: list[Page]
     opener: ArrayOpener
@@ -50,6 +57,7 @@ class StoredState:
         catalog: Catalog,
         *,
         selection: Selection,
+        rename: Rename,
         part: str | None,
         model: object = None,
         objects: ObjectReader | None = None,
@@ -57,19 +65,29 @@ class StoredState:
     ) -> Self:
         """Read the structure and the pages of what is chosen.
 
+        rename: of the paths that the globs of `selection` choose; `part` is one of the new names.
         model: what is filled; without a `part`, a module takes "model" if there is such a key.
         objects: reads the arrays; the catalog's own when None. bytes_max: of the opener.
         """
         with paused_collector():
             whole, path = catalog.structure(manifest), ""
             root = tree.select(whole, selection, name=f"checkpoint {id.short}")
+            names = origins = None
+            if rename.patterns:
+                names = rename.names_in(root)
+                root = move(root, names, source=whole)
+                origins = {new: old for old, new in names.arrays.items()}
             if part is None and is_module(model) and WEIGHTS in tree.keys(root):
                 part = WEIGHTS
             if part is not None:
                 root, path = tree.part(root, part), tree.path_of(part)
             nodes = list(tree.arrays(root))
             paths = {path for node in nodes if not node.is_zarr for path in (node.path, node.first)}
-            pages = list(catalog.pages_of(manifest, paths))
+            if names is None or origins is None:
+                pages = list(catalog.pages_of(manifest, paths))
+            else:
+                stored = {origins[path] for path in paths}
+                pages = _renamed(catalog.pages_of(manifest, stored), names.arrays)
             catalog.objects.meter.begin(
                 "read",
                 sum(
@@ -80,9 +98,10 @@ class StoredState:
                 root=root,
                 path=path,
                 selection=selection,
+                names=names,
                 arrays=nodes,
                 pages=pages,
-                opener=ArrayOpener(id, manifest, catalog, bytes_max=bytes_max),
+                opener=ArrayOpener(id, manifest, catalog, bytes_max=bytes_max, origins=origins),
                 objects=catalog.objects if objects is None else objects,
             )
 
@@ -101,3 +120,18 @@ class StoredState:
         entries: dict[str, Entry] = {**self.opener.encoded_entries()} if has_zarr else {}
         entries |= {entry.path: entry for page in self.pages for entry in page.entries}
         return entries
+
+
+def _renamed(pages: Iterable[Page], names: Mapping[str, str]) -> list[Page]:
+    """Pages with the arrays that have a new path, under that path."""
+    return [
+        replace(
+            page,
+            entries=tuple(
+                replace(entry, path=names[entry.path])
+                for entry in page.entries
+                if entry.path in names
+            ),
+        )
+        for page in pages
+    ]

@@ -23,7 +23,7 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.state.paths import ROOT
 from ckptstore.state.rename import Rename, move
 from ckptstore.state.selection import Selection
-from ckptstore.state.tree import arrays, select
+from ckptstore.state.tree import select
 from ckptstore.store.reach import Reached
 from ckptstore.zarr.encoded_entries import encoded_entries
 
@@ -114,8 +114,8 @@ def derive(derivation: Derivation, id: Digest, catalog: Catalog) -> Written:
     with paused_collector():
         root, pages = catalog.structure(source), list(catalog.pages(source))
         chosen = select(root, derivation.selection, name=f"checkpoint {id.short}")
-        names = derivation.rename.names(node.path for node in arrays(chosen))
-        moved = move(chosen, names, source=root)
+        moves = derivation.rename.names_in(chosen)
+        moved, names = move(chosen, moves, source=root), moves.arrays
         encoded = encoded_entries(source, catalog)
         zarr = {path or ROOT for path in encoded}
         derived = repage(pages, {old: new for old, new in names.items() if old not in zarr})

@@ -30,6 +30,7 @@ from ckptstore.follow.rwlock import RWLock
 from ckptstore.forks import free_in_child, renewed
 from ckptstore.history import ancestors, first_parents, own_chain
 from ckptstore.python_gc import paused_collector
+from ckptstore.state.rename import Rename
 from ckptstore.state.selection import Selection
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class Follower:
         include: Patterns = None,
         exclude: Patterns = None,
         part: str | None = None,
+        rename: Mapping[str, str] | None = None,
         full: bool = False,
     ) -> Update | None:
         """Bring a model to the newest checkpoint of the branch.
@@ -209,6 +211,7 @@ class Follower:
             exclude: Globs over paths to leave out.
             part: The key of the outermost dict whose value goes into the model. None takes "model"
                 for a module where there is such a key, else everything.
+            rename: New paths of what the globs choose, as in `Repository.checkout`.
             full: Whether to read everything, because the model may have been changed since the
                 last update. `forget` does the same for the next update.
 
@@ -227,7 +230,7 @@ class Follower:
             raise InvalidInputError(
                 "This thread is inside reading() and would wait for itself. Update after that."
             )
-        selection = Selection.of(include, exclude)
+        selection, renames = Selection.of(include, exclude), Rename.of(rename)
         with self._updating:
             failed: Exception | None = None
             for _ in range(ATTEMPTS):
@@ -235,7 +238,7 @@ class Follower:
                 if head is None:
                     return None
                 try:
-                    return self._bring(model, head, selection, part, full=full)
+                    return self._bring(model, head, selection, renames, part, full=full)
                 except (CorruptError, NotFoundError, ExpiredError) as error:
                     if not self._catalog.is_expired(head):
                         raise
@@ -289,7 +292,14 @@ class Follower:
         self._seen = head
 
     def _bring(
-        self, model: Any, id: Digest, selection: Selection, part: str | None, *, full: bool
+        self,
+        model: Any,
+        id: Digest,
+        selection: Selection,
+        rename: Rename,
+        part: str | None,
+        *,
+        full: bool,
     ) -> Update:
         """Read what a model does not hold of a checkpoint, then change the model."""
         manifest, objects = self._catalog.manifest(id), CountedObjects(self._catalog.objects)
@@ -298,6 +308,7 @@ class Follower:
             manifest,
             self._catalog,
             selection=selection,
+            rename=rename,
             part=part,
             model=model,
             objects=objects,

@@ -35,7 +35,6 @@ from ckptstore.imports.metrics_file import (
 from ckptstore.imports.template import COUNTS, EPOCHS, STEPS, Template, is_plain, proposed
 from ckptstore.metric_names import SIMILARITY_MIN, mode_of
 from ckptstore.state.rename import Rename, move
-from ckptstore.state.tree import arrays
 from ckptstore.store.imported import META
 
 if TYPE_CHECKING:
@@ -488,11 +487,12 @@ def _renamed(state: Any, rename: Rename) -> Any:
     if not rename.patterns:
         return state
     flat = flatten_stored(state)
-    names = rename.names(node.path for node in arrays(flat.root))
+    moves = rename.names_in(flat.root)
+    names = moves.arrays
     return Staged(
         replace(
             flat,
-            root=move(flat.root, names, source=flat.root),
+            root=move(flat.root, moves, source=flat.root),
             arrays={names.get(path, path): array for path, array in flat.arrays.items()},
             tied={names.get(path, path): names.get(to, to) for path, to in flat.tied.items()},
         )

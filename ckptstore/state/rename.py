@@ -1,8 +1,9 @@
 """Rename: the arrays of a state under other paths, and the structure with them moved there.
 
-Only keys of dicts can change. A part of a path that is a position in a list or tuple, or that leads
-into a codec's value or the _metadata of an OrderedDict, stays as it is. Plain values stay where
-they are.
+A pattern that matches no array may match a key of a dict, with which everything below it moves.
+Otherwise plain values stay where they are. Only keys of dicts can change. A part of a path that is
+a position in a list or tuple, or that leads into a codec's value or the _metadata of an
+OrderedDict, stays as it is. See docs/adr/0056.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Self
 
 from ckptstore.documents.names import check_path, escape_first, escape_key, unescape_key
-from ckptstore.documents.nodes import ArrayNode, DictNode, ListNode, TupleNode
+from ckptstore.documents.nodes import ArrayNode, DictNode, InnerNode, ListNode, TupleNode
 from ckptstore.documents.structure import DEPTH_MAX
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.state.paths import join, key_segments
+from ckptstore.state.paths import children, join, key_segments
 from ckptstore.state.tree import arrays, relabel, retie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ckptstore.documents.nodes import Key, Node
 
@@ -29,12 +31,40 @@ _PLAIN_PART = re.compile(r"\\[^a-zA-Z0-9]|[^\\^$*+?{}\[\]|()]")
 _PLAIN = re.compile(rf"(?:{_PLAIN_PART.pattern})*")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")
 
+Pattern = tuple[re.Pattern[str], str]  # with its replacement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """The new paths of a state.
+
+    Attributes:
+        arrays: The new path of every array.
+        keys: The new paths of keys that move with everything below them.
+    """
+
+    arrays: Mapping[str, str]
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, path: str) -> str:
+        """The new path of an array, or of anything else."""
+        new = self.arrays.get(path)
+        return self.below(path) if new is None else new
+
+    def below(self, path: str) -> str:
+        """The new path of what moves only with the innermost key above it, or is that key."""
+        if self.keys:
+            for above in _upwards(path):
+                if above in self.keys:
+                    return self.keys[above] + path[len(above) :]
+        return path
+
 
 @dataclass(frozen=True, slots=True)
 class Rename:
     """Regular expressions over whole paths, each with its replacement; the first match wins."""
 
-    patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
+    patterns: tuple[Pattern, ...] = ()
 
     @classmethod
     def of(cls, rename: Mapping[str, str] | None) -> Self:
@@ -53,50 +83,116 @@ class Rename:
             )
         return cls(tuple(_pattern(old, new) for old, new in rename.items()))
 
-    def names(self, paths: Iterable[str]) -> dict[str, str]:
-        """The new path of each path.
+    def names(self, paths: Iterable[str], others: Iterable[str] = ()) -> Names:
+        """The new paths of a state.
+
+        Args:
+            paths: The paths of its arrays.
+            others: The paths of whatever else is in it: plain values, empty dicts and lists.
 
         Raises:
-            InvalidInputError: Two paths become the same, a new one is not a legal path, or a
-                pattern matches none.
+            InvalidInputError: Two arrays get the same path, a new one is not a legal path, or a
+                pattern matches nothing.
         """
         listed = list(paths)
-        index = _Index([pattern for pattern, _ in self.patterns])
-        if (unused := index.unused(listed)) is not None:
-            raise InvalidInputError(
-                f"The rename {shown(unused.pattern)} matches no array that is chosen. A pattern "
-                "must match a whole path; `ckptstore ls` lists the paths."
-            )
+        index = _Index(self.patterns)
+        unused = index.unused(listed)
+        keys = _keys(unused, listed, others) if unused else {}
+        whole = Names(arrays={}, keys=keys)
         names: dict[str, str] = {}
         olds: dict[str, str] = {}
         for path in listed:
-            names[path] = new = self._new(path, index.first(path))
+            found = index.first(path)
+            new = whole.below(path) if found is None else _expanded(path, found)
+            names[path] = new = new if new == path else _checked(path, new)
             if new in olds:
                 raise InvalidInputError(
                     f"Two arrays would have the path {shown(new)}: {shown(olds[new])} and "
                     f"{shown(path)}. Rename them apart, or exclude one."
                 )
             olds[new] = path
-        return names
+        return Names(arrays=names, keys=keys)
 
-    def _new(self, path: str, position: int | None) -> str:
-        """The new path of a path. position: that of the first pattern that matches it."""
-        if position is None:
-            return path
-        pattern, replacement = self.patterns[position]
-        match = pattern.fullmatch(path)
-        assert match is not None
-        try:
-            new = match.expand(replacement)
-        except (re.error, IndexError) as error:
-            raise InvalidInputError(
-                f"The replacement {shown(replacement)} does not fit {shown(pattern.pattern)}: "
-                f"{error}."
-            ) from error
-        try:
-            return new if new == path else check_path(new)
-        except InvalidInputError as error:
-            raise InvalidInputError(f"{shown(path)} cannot be renamed: {error}") from error
+    def names_in(self, root: Node) -> Names:
+        """The new paths of a structure; errors as of `names`."""
+        listed = [node.path for node in arrays(root)]
+        if not self.patterns:
+            return Names(arrays=dict(zip(listed, listed, strict=True)))
+        return self.names(listed, _others(root, ""))
+
+    def within(self, paths: Collection[str], others: Iterable[str]) -> Self:
+        """The patterns that match something; arguments as of `names`."""
+        unused = _Index(self.patterns).unused(paths)
+        unused = _Index(unused).unused(_places(paths, others))
+        return type(self)(tuple(pattern for pattern in self.patterns if pattern not in unused))
+
+    def to_dict(self) -> dict[str, str]:
+        """The replacements by pattern, as `of` takes them."""
+        return {pattern.pattern: new for pattern, new in self.patterns}
+
+
+def _keys(
+    patterns: Sequence[Pattern], paths: Collection[str], others: Iterable[str]
+) -> dict[str, str]:
+    """The new paths of the keys that patterns match, each of which has to match one."""
+    places, index = _places(paths, others), _Index(patterns)
+    if unused := index.unused(places):
+        raise InvalidInputError(
+            f"The rename {shown(unused[0][0].pattern)} matches no array that is chosen, and no "
+            "key. A pattern must match a whole path; `ckptstore ls` lists the paths."
+        )
+    found = ((place, index.first(place)) for place in places)
+    return {
+        place: _checked(place, _expanded(place, pattern))
+        for place, pattern in found
+        if pattern is not None
+    }
+
+
+def _places(paths: Collection[str], others: Iterable[str]) -> list[str]:
+    """The paths of everything that is no array: plain values, and the keys above them."""
+    known = {*paths}
+    every = (above for path in chain(paths, others) for above in _upwards(path))
+    return [*dict.fromkeys(path for path in every if path not in known)]
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A path, and those above it."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+def _others(node: Node, place: str) -> Iterator[str]:
+    """The paths of everything that is no array and has nothing below it."""
+    if isinstance(node, ArrayNode):
+        return
+    below = list(children(node, place))
+    if not below and place:
+        yield place
+    for where, inner in below:
+        yield from _others(inner, where)
+
+
+def _expanded(path: str, pattern: Pattern) -> str:
+    """The path that a pattern gives to one that it matches."""
+    old, replacement = pattern
+    match = old.fullmatch(path)
+    assert match is not None
+    try:
+        return match.expand(replacement)
+    except (re.error, IndexError) as error:
+        raise InvalidInputError(
+            f"The replacement {shown(replacement)} does not fit {shown(old.pattern)}: {error}."
+        ) from error
+
+
+def _checked(path: str, new: str) -> str:
+    """The new path of a path, if it is a legal one."""
+    try:
+        return check_path(new)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{shown(path)} cannot be renamed: {error}") from error
 
 
 class _Index:
@@ -106,9 +202,9 @@ class _Index:
     looked up. Otherwise n names of n arrays would take n * n comparisons.
     """
 
-    def __init__(self, patterns: Sequence[re.Pattern[str]]) -> None:
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
         self.patterns = patterns
-        self.names = [_plain_name(pattern.pattern) for pattern in patterns]
+        self.names = [_plain_name(pattern.pattern) for pattern, _ in patterns]
         self.others = [position for position, name in enumerate(self.names) if name is None]
         # The position of each name, by its length and by where it has dots that match anything.
         self.places: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
@@ -118,8 +214,8 @@ class _Index:
                 places = self.places.setdefault(len(text), {}).setdefault(dots, {})
                 places.setdefault(text, position)
 
-    def first(self, path: str) -> int | None:
-        """The position of the first pattern that matches a whole path."""
+    def first(self, path: str) -> Pattern | None:
+        """The first pattern that matches a whole path."""
         plain = (
             places.get(_dotted(path, dots))
             for dots, places in self.places.get(len(path), {}).items()
@@ -128,19 +224,20 @@ class _Index:
         for position in self.others:
             if first is not None and first < position:
                 break
-            if self.patterns[position].fullmatch(path):
-                return position
-        return first
+            if self.patterns[position][0].fullmatch(path):
+                return self.patterns[position]
+        return None if first is None else self.patterns[first]
 
-    def unused(self, paths: Sequence[str]) -> re.Pattern[str] | None:
-        """The first pattern that matches no path."""
+    def unused(self, paths: Collection[str]) -> list[Pattern]:
+        """The patterns that match no path."""
         matched = {
             (_dotted(path, dots), dots) for path in paths for dots in self.places.get(len(path), {})
         }
-        for pattern, name in zip(self.patterns, self.names, strict=True):
-            if not (any(map(pattern.fullmatch, paths)) if name is None else name in matched):
-                return pattern
-        return None
+        return [
+            pattern
+            for pattern, name in zip(self.patterns, self.names, strict=True)
+            if not (any(map(pattern[0].fullmatch, paths)) if name is None else name in matched)
+        ]
 
 
 def _plain_name(pattern: str) -> tuple[str, tuple[int, ...]] | None:
@@ -161,7 +258,7 @@ def _dotted(path: str, dots: tuple[int, ...]) -> str:
     return "".join(letters)
 
 
-def _pattern(old: object, new: object) -> tuple[re.Pattern[str], str]:
+def _pattern(old: object, new: object) -> Pattern:
     if not isinstance(old, str) or not isinstance(new, str):
         raise InvalidInputError(f"The rename {shown(old)} to {shown(new)} is not one of strings.")
     try:
@@ -172,8 +269,8 @@ def _pattern(old: object, new: object) -> tuple[re.Pattern[str], str]:
         ) from error
 
 
-def move(root: Node, names: Mapping[str, str], *, source: Node) -> Node:
-    """The structure with every array at its new path.
+def move(root: Node, names: Names, *, source: Node) -> Node:
+    """The structure with everything at its new path.
 
     A dict keeps its order, a renamed key its place; dicts are made as needed, and those that lose
     everything they had are dropped. A dict that is made is an OrderedDict with the same _metadata
@@ -181,14 +278,14 @@ def move(root: Node, names: Mapping[str, str], *, source: Node) -> Node:
 
     Args:
         root: The structure.
-        names: The new path of every array.
+        names: The new paths.
         source: The structure before anything was left out of it, whose paths those of `root` are.
 
     Raises:
-        InvalidInputError: An array cannot get its new path.
+        InvalidInputError: Something cannot get its new path.
     """
     moved = _Move(names, source).moved(root)
-    renamed = relabel(moved, lambda node: ArrayNode(node.kind, names[node.path], node.first))
+    renamed = relabel(moved, lambda node: ArrayNode(node.kind, names.of(node.path), node.first))
     return retie(renamed)  # a tie is still to an old path here
 
 
@@ -247,7 +344,7 @@ class _Item:
 class _Move:
     """One structure on its way to another: every leaf is inserted again, in order."""
 
-    def __init__(self, names: Mapping[str, str], source: Node) -> None:
+    def __init__(self, names: Names, source: Node) -> None:
         self.names = names
         self.dicts: dict[str, DictNode] = {}
         self.keys: dict[str, Key] = {}
@@ -282,36 +379,46 @@ class _Move:
         if isinstance(root, DictNode):
             self.root = _Dict.of(root)
             self.walk(root, "")
-        elif isinstance(root, ArrayNode) and self.names[root.path] != root.path:
-            self.put(self.names[root.path], root, "")
+        elif isinstance(root, ArrayNode) and self.names.of(root.path) != root.path:
+            self.put(self.names.of(root.path), root, "")
         else:
-            self.refuse_renames(root, _reason(root, ""))
+            self.refuse_renames(root, "")
             return root
         return self.built(self.root)
 
     def walk(self, node: Node, place: str) -> None:
         """Put everything below a node where it belongs."""
+        at = self.names.below(place)
         if isinstance(node, ArrayNode):
-            new = self.names[node.path]
-            self.put(place if new == node.path else new, node, place)
+            new = self.names.of(node.path)
+            self.put(at if new == self.names.below(node.path) else new, node, place)
         elif isinstance(node, DictNode):
-            self.refuse_renames(node.metadata, "it is in the _metadata of an OrderedDict")
-            if not node.items or any(arrays(node.metadata)):
-                self.dict_at(place, place)
+            self.check_still(node.metadata, "it is in the _metadata of an OrderedDict")
+            if not node.items and at != place:
+                self.put(at, node, place)
+            elif not node.items or any(arrays(node.metadata)):
+                self.dict_at(at, place)
             for inner in self.below(node, place):
                 self.walk(*inner)
         else:
-            self.refuse_renames(node, _reason(node, place))
-            self.put(place, node, place)
+            if isinstance(node, InnerNode):
+                self.refuse_renames(node, place)
+            self.put(at, node, place)
 
-    def refuse_renames(self, node: Node, reason: str) -> None:
+    def refuse_renames(self, node: Node, place: str) -> None:
+        """Raise InvalidInputError when something in here gets another path within it."""
+        at, above = self.names.below(place), f"{place}/" if place else ""
+        inner = (array.path for array in arrays(node))
+        keys = (key for key in self.names.keys if key != place and key.startswith(above))
+        for path in chain(inner, keys):
+            if self.names.of(path) != at + path[len(place) :]:
+                raise _immovable(path, self.names.of(path), _reason(node, place))
+
+    def check_still(self, node: Node, reason: str) -> None:
         """Raise InvalidInputError when an array in here gets another path."""
         for path in (array.path for array in arrays(node)):
-            if self.names[path] != path:
-                raise InvalidInputError(
-                    f"{shown(path)} cannot be renamed to {shown(self.names[path])}: {reason}, and "
-                    "only keys of dicts can change. Leave it out of the pattern, or exclude it."
-                )
+            if self.names.of(path) != path:
+                raise _immovable(path, self.names.of(path), reason)
 
     def put(self, path: str, node: Node, place: str) -> None:
         """Put a leaf at a path. place: where it was."""
@@ -394,6 +501,13 @@ class _Move:
             return DictNode(items)
         metadata = None if any(arrays(origin.metadata)) else origin.metadata
         return DictNode(items, origin.is_ordered, metadata)
+
+
+def _immovable(path: str, new: str, reason: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{shown(path)} cannot be renamed to {shown(new)}: {reason}, and only keys of dicts can "
+        "change. Leave it out of the pattern, or exclude it."
+    )
 
 
 def _collision(path: str, place: str, other: _Item) -> InvalidInputError:

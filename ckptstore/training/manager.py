@@ -36,7 +36,7 @@ from ckptstore.training.disk import ON_FULL, Disk
 from ckptstore.training.place import RESUMES, Place
 from ckptstore.training.preemption import Preemption, chosen_signals
 from ckptstore.training.ranks import OtherRanks, rank_and_size
-from ckptstore.training.resume import restore_rev, without_parts
+from ckptstore.training.resume import names_to_reset, restore_rev
 from ckptstore.training.save_request import SaveRequest, step_number
 from ckptstore.training.tracked import capture, stateful
 from ckptstore.training.triggers import Interval
@@ -323,6 +323,7 @@ class CheckpointManager:
         strict: bool = True,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
         reset: bool | str | Sequence[str] = False,
         fallback: bool = False,
     ) -> int:
@@ -336,6 +337,7 @@ class CheckpointManager:
             strict: As in `restore`.
             include: As in `restore`.
             exclude: As in `restore`.
+            rename: As in `restore`.
             reset: As in `restore`.
             fallback: As in `restore`.
 
@@ -352,7 +354,13 @@ class CheckpointManager:
                 self.save(0, force=True)
             return 0
         report = self.restore(
-            rev, strict=strict, include=include, exclude=exclude, reset=reset, fallback=fallback
+            rev,
+            strict=strict,
+            include=include,
+            exclude=exclude,
+            rename=rename,
+            reset=reset,
+            fallback=fallback,
         )
         return report.step or 0
 
@@ -363,6 +371,7 @@ class CheckpointManager:
         strict: bool = True,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
         reset: bool | str | Sequence[str] = False,
         fallback: bool = False,
     ) -> ResumeReport:
@@ -380,6 +389,9 @@ class CheckpointManager:
                 tracked objects differ. Otherwise restore what fits.
             include: Globs of the paths to restore, such as "model/**". The rest stays as it is.
             exclude: Globs of paths to leave as they are.
+            rename: New paths of what the globs choose, as in `Repository.branch`, by which a
+                checkpoint of other names fits: `{"model_state_dict": "model"}`. The globs go by the
+                names in the checkpoint, `reset` and the report by the new ones.
             reset: True to move the branch back to this checkpoint at the next save. Otherwise a
                 save after restoring an older checkpoint than the newest is an error. Or the names
                 of tracked objects that begin anew, such as "scheduler" or ("scheduler", "scaler").
@@ -403,7 +415,9 @@ class CheckpointManager:
             self.tracked,
             strict=strict,
             include=include,
-            exclude=without_parts(exclude, reset, self.tracked),
+            exclude=exclude,
+            rename=rename,
+            reset=names_to_reset(reset, self.tracked),
             fallback=fallback,
         )
         self._forget_skipped()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from glob import escape
+from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.manifest import SEED
-from ckptstore.documents.names import check_strings, escape_key
+from ckptstore.documents.names import check_strings, escape_key, unescape_key
 from ckptstore.errors import (
     CkptStoreError,
     CorruptError,
@@ -16,6 +17,9 @@ from ckptstore.errors import (
     first_line,
     shown,
 )
+from ckptstore.state.paths import key_segments
+from ckptstore.state.rename import Rename
+from ckptstore.state.selection import Selection
 from ckptstore.training.differences import changed, environment, moved, settings
 from ckptstore.training.tracked import PROGRESS, RANDOM, destination, records_of, settle
 
@@ -97,6 +101,8 @@ def restore_rev(
     strict: bool,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
+    rename: Mapping[str, str] | None,
+    reset: Sequence[str],
     fallback: bool,
 ) -> tuple[ResumeReport, Mapping[str, Any] | None]:
     """Restore tracked objects from a revision, as `restore_tracked` does.
@@ -111,7 +117,14 @@ def restore_rev(
             try:
                 checkpoint = repository.resolve(found)
                 report, position = restore_tracked(
-                    repository, checkpoint, tracked, strict=strict, include=include, exclude=exclude
+                    repository,
+                    checkpoint,
+                    tracked,
+                    strict=strict,
+                    include=include,
+                    exclude=exclude,
+                    rename=rename,
+                    reset=reset,
                 )
             except CorruptError as error:
                 first = first or error
@@ -145,26 +158,21 @@ def restore_rev(
     return replace(report, damaged=tuple(damaged), differences=differences), position
 
 
-def without_parts(
-    exclude: str | Sequence[str] | None,
-    reset: bool | str | Sequence[str],
-    tracked: Mapping[str, Stateful],
-) -> str | Sequence[str] | None:
-    """Return `exclude` with the names of tracked objects that are to begin anew.
+def names_to_reset(
+    reset: bool | str | Sequence[str], tracked: Mapping[str, Stateful]
+) -> tuple[str, ...]:
+    """Return the names of tracked objects that are to begin anew.
 
     Raises:
         InvalidInputError: Nothing is tracked under one of the names.
     """
     names = () if reset is True or reset is False else check_strings(reset, what="names to reset")
-    if not names:
-        return exclude
     for name in names:
         if name not in tracked:
             raise InvalidInputError(
                 f"reset names {shown(name)}, which is not tracked. Tracked: {', '.join(tracked)}."
             )
-    given = check_strings(exclude, what="patterns of array paths") if exclude else ()
-    return (*given, *map(escape_key, names))
+    return tuple(names)
 
 
 def _candidates(repository: Repository, rev: str) -> Iterator[str]:
@@ -192,6 +200,8 @@ def restore_tracked(
     strict: bool,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
+    rename: Mapping[str, str] | None,
+    reset: Sequence[str],
 ) -> tuple[ResumeReport, Mapping[str, Any] | None]:
     """Restore tracked objects and the global random states from a checkpoint.
 
@@ -203,30 +213,101 @@ def restore_tracked(
         include: Globs of the paths to restore. None: all that the checkpoint has, if it is derived,
             and otherwise all that is tracked.
         exclude: Globs of paths to leave as they are.
+        rename: New paths of what these choose.
+        reset: The names of objects that begin anew.
 
     Returns:
         The report, and the saved position, "epoch" and "batch", if it was chosen.
     """
-    names = checkpoint.names
-    into, random, progress = destination(tracked, names, records_of(repository, checkpoint))
-    paths = sorted({*checkpoint.values, *(array.path for array in checkpoint.arrays)})
+    paths = _Paths.of(checkpoint)
     if include is None and isinstance(checkpoint.meta.get(SEED), dict):
-        include = sorted({f"{_top(path)}/**" for path in paths})
+        include = sorted({f"{_top(path)}/**" for path in paths.leaves})
+    renames = Rename.of(rename)
+    if reset:
+        exclude, renames = _without(reset, paths, Selection.of(include, exclude), renames)
+    chosen = paths.chosen(Selection.of(include, exclude))
+    moves = renames.names(chosen.arrays, [*chosen.values, *chosen.tops])
+    names = [unescape_key(_top(moves.of(path))) for path in paths.every]
+    into, random, progress = destination(tracked, names, records_of(repository, checkpoint, moves))
     misfit = repository.checkout(
-        checkpoint.id, into=into, strict=strict, include=include, exclude=exclude
+        checkpoint.id,
+        into={name: item for name, item in into.items() if name not in reset},
+        strict=strict,
+        include=include,
+        exclude=exclude,
+        rename=renames.to_dict(),
     )
     settle(tracked, random)
     taken = {*misfit.restored}
-    own = [path for path in paths if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]
+    leaves = map(moves.of, paths.leaves)
+    own = [path for path in leaves if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]
     restored = [path for path in own if path in taken]
     report = ResumeReport(
         checkpoint=checkpoint,
         restored=tuple(restored),
         left_out=tuple(sorted({*own} - {*restored})),
         not_found=misfit.missing,
-        not_tracked=tuple(str(n) for n in names if n not in into and n not in (RANDOM, PROGRESS)),
+        not_tracked=tuple(
+            name
+            for name in dict.fromkeys(names)
+            if name not in into and name not in (RANDOM, PROGRESS)
+        ),
     )
     return report, progress.state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paths:
+    """The paths of a checkpoint: of its arrays, of plain values, and of its outermost keys."""
+
+    arrays: tuple[str, ...]
+    values: tuple[str, ...]
+    tops: tuple[str, ...]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """Look them up."""
+        return cls(
+            arrays=tuple(array.path for array in checkpoint.arrays),
+            values=tuple(checkpoint.values),
+            tops=tuple(key_segments(checkpoint.names)),
+        )
+
+    @property
+    def leaves(self) -> list[str]:
+        """The arrays and values in order."""
+        return sorted({*self.arrays, *self.values})
+
+    @property
+    def every(self) -> list[str]:
+        """The arrays and values, and the keys that have nothing below them."""
+        known = {*map(_top, self.leaves)}
+        return [*self.leaves, *(top for top in self.tops if top not in known)]
+
+    def chosen(self, selection: Selection) -> Self:
+        """What a selection chooses."""
+        return type(self)(
+            arrays=tuple(filter(selection, self.arrays)),
+            values=tuple(filter(selection, self.values)),
+            tops=tuple(filter(selection, self.tops)),
+        )
+
+
+def _without(
+    reset: Sequence[str], paths: _Paths, selection: Selection, rename: Rename
+) -> tuple[list[str], Rename]:
+    """Return the globs to exclude so that objects begin anew, and the renames that are left."""
+    if not rename.patterns:
+        return [*selection.exclude, *map(escape_key, reset)], rename
+    chosen = paths.chosen(selection)
+    names = rename.names(chosen.arrays, [*chosen.values, *chosen.tops])
+    tops = {*map(escape_key, reset)}
+    gone = [path for path in chosen.every if _top(names.of(path)) in tops]
+    others = {_top(path) for path in {*chosen.every} - {*gone}}
+    globs = dict.fromkeys(path if _top(path) in others else _top(path) for path in gone)
+    exclude = [*selection.exclude, *map(escape, globs)]
+    rest = chosen.chosen(Selection.of(selection.include, exclude))
+    return exclude, rename.within(rest.arrays, [*rest.values, *rest.tops])
 
 
 def _top(path: str) -> str:

@@ -9,8 +9,8 @@ from torch.nn import Module
 
 from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.arrays.modules import named_state, plain_name, unwrapped
-from ckptstore.checkout.optimizers import Recorded, record
-from ckptstore.documents.names import escape_key
+from ckptstore.checkout.optimizers import Recorded, record, renamed_record
+from ckptstore.documents.names import escape_key, unescape_key
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.state.paths import join
 from ckptstore.state.tree import path_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.repository import Repository
+    from ckptstore.state.rename import Names
 
 RANDOM, PROGRESS = "rng", "progress"
 RECORDS = "objects"  # the key in the progress of facts about objects that their states lack
@@ -98,13 +99,17 @@ def _records(tracked: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
     return {name: record(item, names) for name, item in tracked.items()}
 
 
-def records_of(repository: Repository, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The recorded facts about the objects of a checkpoint, by their names."""
+def records_of(repository: Repository, checkpoint: Checkpoint, names: Names) -> Mapping[str, Any]:
+    """The recorded facts about the objects of a checkpoint, by their names after a rename."""
     if PROGRESS not in checkpoint.names:
         return {}
     progress = repository.checkout(checkpoint.id, part=PROGRESS, lazy=True)
     records = progress.get(RECORDS) if isinstance(progress, dict) else None
-    return records if isinstance(records, dict) else {}
+    return {
+        unescape_key(names.of(path_of(name))): renamed_record(facts, names)
+        for name, facts in (records if isinstance(records, dict) else {}).items()
+        if isinstance(name, str) and isinstance(facts, dict)
+    }
 
 
 def destination(
@@ -125,9 +130,7 @@ def destination(
     into: dict[str, Any] = dict(sorted(tracked.items(), key=lambda pair: is_loader(pair[1])))
     for name, now in _records(tracked).items():
         if now:
-            saved = records.get(name)
-            saved = saved if isinstance(saved, dict) else {}
-            into[name] = Recorded(target=tracked[name], saved=saved, now=now)
+            into[name] = Recorded(target=tracked[name], saved=records.get(name, {}), now=now)
     into |= {name: box for name, box in ((RANDOM, random), (PROGRESS, progress)) if name in names}
     return into, random, progress
 

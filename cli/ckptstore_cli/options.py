@@ -213,6 +213,19 @@ def branch_option(help: str) -> Callable[[Command], Command]:
     )
 
 
+def rename_option(help: str) -> Callable[[Command], Command]:
+    """The option --rename, passed on as a dict. help: what it renames, without a full stop."""
+    return click.option(
+        "--rename",
+        multiple=True,
+        metavar="OLD=NEW",
+        callback=pairs(str),
+        help=f"{help}: OLD is a regular expression that has to match the whole path of an array, "
+        "or of a key, with which everything below it moves. NEW may refer to its groups as \\1. "
+        "May be repeated; the first match applies.",
+    )
+
+
 def selection_options(function: Command) -> Command:
     """The options --include and --exclude, passed on as tuples of globs."""
     exclude = click.option(

@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 
 from ckptstore import formats
@@ -73,6 +74,48 @@ def test_an_npz_takes_arrays_that_numpy_knows(ckpt, repo, trained):
     assert "half (bfloat16)" in error
     assert ".safetensors" in error
     assert not os.path.exists("half.npz")
+
+
+def test_arrays_and_keys_are_written_under_other_names(ckpt, repo, trained):
+    ckpt(
+        *("checkout", "main", "-o", "out.pt", "--rename", r"model/(.*)=net/module.\1"),
+        *("--rename", "optimizer=optim_state_dict"),
+    )
+    loaded = torch.load("out.pt", weights_only=True)
+    assert list(loaded) == ["net", "optim_state_dict", "epoch"]
+    assert list(loaded["net"]) == ["module.weight", "module.bias"]
+    assert torch.equal(loaded["net"]["module.bias"], trained["model"]["bias"])
+    groups = loaded["optim_state_dict"]["param_groups"]
+    assert groups == trained["optimizer"]["param_groups"]
+    rename = ("--rename", "model=net", "--part", "net")
+    ckpt("checkout", "main", "-o", "net.safetensors", *rename)
+    assert sorted(load_file("net.safetensors")) == ["bias", "weight"]
+    ckpt("checkout", "main", "-o", "net.zarr", "--include", "model", "--rename", "model=net")
+    assert list(formats.read_file("net.zarr").state) == ["net"]
+
+
+def test_a_hierarchy_of_zarr_is_exported_under_other_names(ckpt, repo):
+    with repo.session() as session:
+        zarr.open_group(session.store).create_array("a/x", data=np.arange(4.0))
+        session.commit()
+    ckpt("checkout", "main", "-o", "out.zarr", "--rename", "a=b")
+    assert zarr.open_group("out.zarr", mode="r")["b/x"][:].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "code"),
+    [
+        (("--rename", "nothing=x"), "'nothing' matches no array that is chosen, and no key.", 1),
+        (("--rename", "model/.*=x"), "Two arrays would have the path 'x'", 1),
+        (("--rename", "model"), "'model' is not OLD=NEW.", 2),
+        (("--rename", "model=a", "--rename", "model=b"), "--rename model is given twice.", 2),
+        (("--rename", "model=a", "--tensor", "model/bias"), "--rename are for many.", 2),
+        (("--rename", "model=net", "--part", "model"), "no part 'model'. It has 'net',", 1),
+    ],
+)
+def test_a_rename_that_cannot_be_writes_nothing(ckpt, trained, options, said, code):
+    assert said in ckpt.error("checkout", "main", "-o", "out.pt", *options, code=code)
+    assert not os.path.exists("out.pt")
 
 
 def test_one_array_is_written_to_an_npy(ckpt, trained):

@@ -33,17 +33,41 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """One array, or all below a dict, under another chain."""
+    """An array, a key with all below it, or all arrays below a dict, under another chain."""
 
     old: Chain
     new: Chain
     is_dict: bool
 
     def __call__(self, chain: Chain) -> Chain | None:
+        """The new chain of what the pattern matches."""
         if self.is_dict:
             is_below = len(chain) > len(self.old) and same(chain[: len(self.old)], self.old)
             return (*self.new, *chain[len(self.old) :]) if is_below else None
         return self.new if same(chain, self.old) else None
+
+
+class _Renames:
+    """Renames of a state. Those that match no array apply to keys, the innermost first."""
+
+    def __init__(self, state: Any, renames: list[_Renamed]) -> None:
+        arrays = [chain for chain, value in walk(state) if is_array(value)]
+        keys = [chain for chain, value in walk(state) if chain and not is_array(value)]
+        self.all = renames
+        self.of_keys = [r for r in renames if not any(r(chain) is not None for chain in arrays)]
+        self.is_used = all(any(r(chain) is not None for chain in keys) for r in self.of_keys)
+
+    def __call__(self, chain: Chain, *, is_array: bool) -> Chain:
+        if is_array and (new := first(self.all, chain)) is not None:
+            return new
+        for length in range(len(chain), 0, -1):
+            if (new := first(self.of_keys, chain[:length])) is not None:
+                return (*new, *chain[length:])
+        return chain
+
+
+def first(renames: list[_Renamed], chain: Chain) -> Chain | None:
+    return next((new for rename in renames if (new := rename(chain)) is not None), None)
 
 
 def same(one: Chain, other: Chain) -> bool:
@@ -82,19 +106,28 @@ def path_of(state: Any, chain: Chain) -> str:
     return "/".join(parts) or "array"
 
 
+def moves_of(state: Any, renames: list[_Renamed]) -> list[tuple[Chain, Chain, Any]]:
+    """What is to move as one, with its old and its new chain."""
+    target = _Renames(state, renames)
+    if not target.is_used:
+        raise ValueError("unused")
+    moves = []
+    for chain, value in walk(state):
+        new = target(chain, is_array=is_array(value))
+        depth = next((n for n, key in enumerate(chain) if isinstance(key, _Place)), None)
+        if depth is not None:
+            if new != (*target(chain[:depth], is_array=False), *chain[depth:]):
+                raise ValueError("in a list")
+        elif type(value) not in (dict, OrderedDict) or not value:
+            moves.append((chain, new, value))
+    return moves
+
+
 def renamed(state: Any, renames: list[_Renamed]) -> Any:
-    """The state with its arrays under other keys; ValueError where that cannot be."""
+    """The state under other keys; ValueError where that cannot be."""
     dicts = [(chain, value) for chain, value in walk(state) if type(value) in (dict, OrderedDict)]
     kinds: dict[Chain, type] = {typed(chain): type(value) for chain, value in dicts}
-    moves: list[tuple[Chain, Chain, Any]] = []
-    for chain, value in walk(state):
-        if any(isinstance(key, _Place) for key in chain) or (
-            type(value) in (dict, OrderedDict) and value
-        ):
-            if is_array(value) and target(chain, renames) != chain:
-                raise ValueError("in a list")
-            continue
-        moves.append((chain, target(chain, renames) if is_array(value) else chain, value))
+    moves = moves_of(state, renames)
     if moves and moves[0][1] == ():
         return moves[0][2]
     made: dict[Chain, Any] = {(): kinds.get((), dict)()}
@@ -112,6 +145,7 @@ def renamed(state: Any, renames: list[_Renamed]) -> Any:
         if type(value) in (dict, OrderedDict):
             made.setdefault(typed(new), value)
             value = made[typed(new)]
+            used |= set() if old == new else {typed(new)}
         else:
             used.add(typed(new))
         if new:
@@ -133,10 +167,6 @@ def kind_of_made(chain: Chain, moves: list[tuple[Chain, Chain, Any]], kinds: Any
             homes.add(typed(old[: len(old) - len(rest)]) if is_whole else None)
     home = homes.pop() if len(homes) == 1 else None
     return dict if home is None else kinds[home]
-
-
-def target(chain: Chain, renames: list[_Renamed]) -> Chain:
-    return next((new for rename in renames if (new := rename(chain)) is not None), chain)
 
 
 def is_array(value: Any) -> bool:
@@ -164,12 +194,14 @@ def pieces(draw: st.DrawFn) -> tuple[Any, list[_Renamed], list[str] | None, list
     olds = [chain for chain, value in places if is_array(value)]
     dicts = [chain for chain, value in places if type(value) in (dict, OrderedDict)] or [()]
     below = [chain for chain in dicts if chain and any(old[: len(chain)] == chain for old in olds)]
+    keyed = [chain for chain, _ in places if chain and not isinstance(chain[-1], _Place)]
     renames: dict[
         tuple[Chain, bool], _Renamed
     ] = {}  # of two with the same pattern only the last can be meant
     for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3])) if olds else 0):
         is_dict = bool(below) and draw(st.booleans())
-        old = draw(st.sampled_from(below if is_dict else olds))
+        of_key = bool(keyed) and not is_dict and draw(st.booleans())
+        old = draw(st.sampled_from(below if is_dict else keyed if of_key else olds))
         fresh = draw(st.lists(st.sampled_from(FRESH), min_size=1, max_size=2))
         new = (*draw(st.sampled_from([*dicts, old[:-1]])), *fresh)
         renames[typed(old), is_dict] = _Renamed(old, new, is_dict)
@@ -210,28 +242,28 @@ def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
     source = repo.commit(state, step=3, metrics={"loss": 1.0})
     data = array_objects(source)
     chosen = outcome(lambda: repo.checkout(include=include, exclude=exclude))
-    is_used = [
-        any(rename(chain) for chain, value in walk(chosen) if is_array(value)) for rename in renames
-    ]
     expected = chosen
     if not isinstance(chosen, ValueError):
-        expected = (
-            outcome(lambda: renamed(chosen, renames)) if all(is_used) else ValueError("unused")
-        )
-    storage.forget()
+        expected = outcome(lambda: renamed(chosen, renames))
     options: Any = {"include": include, "exclude": exclude, "rename": patterns(state, renames)}
+    loaded = [outcome(lambda lazy=lazy: repo.checkout(lazy=lazy, **options)) for lazy in (0, 1)]
+    storage.forget()
     made = outcome(lambda: repo.branch("seed", **options))
     assert not data & storage.touched()
     kind = type(expected).__name__ if isinstance(expected, ValueError) else "made"
     event(f"{len(renames)} renames, {kind}")
     if isinstance(expected, ValueError):
-        assert isinstance(made, InvalidInputError), made
+        assert all(isinstance(each, InvalidInputError) for each in (made, *loaded)), made
         assert "seed" not in repo.branches()
         return
     assert not isinstance(made, ValueError), made
     found = repo.checkout("seed")
     assert difference(expected, found) is None
     assert same_ties(arrays_of(expected), arrays_of(found))
+    assert difference(expected, loaded[0]) is None
+    assert same_ties(arrays_of(expected), arrays_of(loaded[0]))
+    repo.commit(loaded[1], branch="lazily")
+    assert difference(expected, repo.checkout("lazily")) is None
     assert repo.verify().ok
     if made.id != source.id:
         assert (made.parents, made.step, made.metrics) == ((source.id,), None, {})

@@ -222,7 +222,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "leftovers": (True, False),
     "name": ("new", "v1", "seed"),
     "at": ("main", "main~1"),
-    "rename": (None, {"m/a": "m/c"}),
+    "rename": (None, {"m/a": "m/c"}, {"m": "k"}),
     "reset": ((), ("step", "metrics"), "step"),
     "policy": (MaxToKeep(1), KeepBest("loss"), None),
     "branches": (None, ["main"]),

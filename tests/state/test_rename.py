@@ -12,33 +12,59 @@ from hypothesis import strategies as st
 
 from ckptstore import InvalidInputError
 from ckptstore.documents.nodes import ArrayNode, DictNode
-from ckptstore.state.rename import Rename, move
+from ckptstore.state.rename import Names, Rename, move
 
 PARTS = ["a", "b", "ab", ".", r"\.", r"\-", "-", "[ab]", "(a|b)", "a?", ".*", "/", r"\w"]
 pattern = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map("".join)
-path = st.text("ab.-/", min_size=1, max_size=4)
+path = st.lists(st.text("ab.-", min_size=1, max_size=2), min_size=1, max_size=3).map("/".join)
+
+
+def upwards(path: str) -> list[str]:
+    """A path and those above it, the longest first."""
+    parts = path.split("/")
+    return ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
 @given(st.lists(pattern, unique=True, max_size=6), st.lists(path, unique=True, min_size=1))
 def test_the_first_pattern_that_matches_a_whole_path_names_it(
     patterns: list[str], paths: list[str]
 ) -> None:
+    """A pattern that matches no array may match a key, with which what is below it moves."""
     rename = Rename.of({old: f"new/{number}" for number, old in enumerate(patterns)})
-    first = {
-        path: next((n for n, old in enumerate(patterns) if re.fullmatch(old, path)), None)
-        for path in paths
+    for_arrays = {n for n, old in enumerate(patterns) if any(re.fullmatch(old, p) for p in paths)}
+    keys = {
+        key: next(
+            n for n, old in enumerate(patterns) if n not in for_arrays and re.fullmatch(old, key)
+        )
+        for key in sorted({above for path in paths for above in upwards(path)[1:]} - {*paths})
+        if any(n not in for_arrays and re.fullmatch(old, key) for n, old in enumerate(patterns))
     }
-    used = {n for n, old in enumerate(patterns) if any(re.fullmatch(old, path) for path in paths)}
-    expected = {path: path if n is None else f"new/{n}" for path, n in first.items()}
-    if len(used) < len(patterns):
-        unused = next(old for n, old in enumerate(patterns) if n not in used)
-        with pytest.raises(InvalidInputError, match=re.escape(repr(unused))):
+    unused = [
+        old
+        for n, old in enumerate(patterns)
+        if n not in for_arrays
+        and not any(
+            re.fullmatch(old, key) for path in paths for key in upwards(path) if key not in paths
+        )
+    ]
+    expected = {}
+    for path in paths:
+        number = next((n for n, old in enumerate(patterns) if re.fullmatch(old, path)), None)
+        above = next((key for key in upwards(path) if key in keys), None)
+        if number is not None:
+            expected[path] = f"new/{number}"
+        else:
+            expected[path] = path if above is None else f"new/{keys[above]}{path[len(above) :]}"
+    if unused:
+        with pytest.raises(InvalidInputError, match=re.escape(repr(unused[0]))):
             rename.names(paths)
     elif len(set(expected.values())) < len(paths):
         with pytest.raises(InvalidInputError, match="Two arrays"):
             rename.names(paths)
     else:
-        assert rename.names(paths) == expected
+        names = rename.names(paths)
+        assert names.arrays == expected
+        assert names.keys == {key: f"new/{n}" for key, n in keys.items()}
 
 
 def calls_of(act: Any) -> int:
@@ -68,7 +94,7 @@ def within_a_dict(count: int) -> None:
     keys = [f"model/layer.{n}" for n in range(count)]
     items: Any = {key[6:]: ArrayNode("ndarray", key, None) for key in keys}
     root = DictNode({"model": DictNode(items)})
-    move(root, {key: f"model/{key[12:]}" for key in keys}, source=root)
+    move(root, Names(arrays={key: f"model/{key[12:]}" for key in keys}), source=root)
 
 
 @pytest.mark.parametrize("act", [spelled_out, within_a_dict])

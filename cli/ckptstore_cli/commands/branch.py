@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ckptstore_cli import documents, output, refs, text
-from ckptstore_cli.options import common, complete_refs, pairs, selection_options
+from ckptstore_cli.options import common, complete_refs, rename_option, selection_options
 from ckptstore_cli.repo import command, open_repository
 
 if TYPE_CHECKING:
@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @refs.ref_arguments(kind="branch", plural="branches", rev="The checkpoint it starts from.")
 @selection_options
-@click.option(
-    "--rename",
-    multiple=True,
-    metavar="OLD=NEW",
-    callback=pairs(str),
-    help="Rename arrays: OLD is a regular expression that has to match a whole path, and NEW may "
-    "refer to its groups as \\1. May be repeated; the first match applies.",
-)
+@rename_option("Rename arrays")
 @click.option(
     "-m",
     "--move",

@@ -13,6 +13,7 @@ from ckptstore_cli.options import (
     Size,
     common,
     complete_paths,
+    rename_option,
     revision_argument,
     selection_options,
 )
@@ -49,9 +50,10 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 @part_option(
     "Write only the value of this key of the state, such as model: torch.load then returns that "
     "dict, and the names in a .safetensors are those of the model. --include and --exclude match "
-    "whole paths, as listed by `ckptstore ls`."
+    "whole paths, as listed by `ckptstore ls`; KEY is one of those after --rename."
 )
 @selection_options
+@rename_option("Write arrays under other paths")
 @click.option(
     "--shard-size",
     "shard_bytes",
@@ -84,6 +86,7 @@ def checkout(
     part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    rename: dict[str, str],
     shard_bytes: int | None,
     bytes_max: int | None,
     force: bool,
@@ -101,13 +104,14 @@ def checkout(
       ckptstore checkout best:val_loss -o best.pt
       ckptstore checkout main --part model -o model.safetensors
       ckptstore checkout main --part model --shard-size 5GB -o exported
+      ckptstore checkout main --rename 'model/(.*)=net/module.\\1' -o net.pt
       ckptstore checkout main --tensor model/head.weight -o head.npy
     """
     from ckptstore import formats
 
-    if array is not None and (include or exclude or part is not None):
+    if array is not None and (include or exclude or rename or part is not None):
         raise click.UsageError(
-            "--tensor names one array; --part, --include and --exclude choose many.", ctx
+            "--tensor names one array; --part, --include, --exclude and --rename are for many.", ctx
         )
     repo = open_repository(ctx)
     checkpoint = repo.resolve(rev)
@@ -119,7 +123,7 @@ def checkout(
         checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
     )
     formats.check_free(path, overwrite=force, shard_bytes=shard_bytes)
-    state = _state(repo, checkpoint, path, array, part, include, exclude, bytes_max)
+    state = _state(repo, checkpoint, path, array, part, include, exclude, rename, bytes_max)
     formats.write_file(
         state, path, overwrite=force, drop_values=drop_values, shard_bytes=shard_bytes
     )
@@ -176,6 +180,7 @@ def _state(
     part: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    rename: dict[str, str],
     bytes_max: int | None,
 ) -> Any:
     """The lazy state to write; for a whole .zarr, the stored hierarchy where there is one."""
@@ -183,7 +188,7 @@ def _state(
 
     if array is not None:
         return formats.named({array: checkpoint.array(array, bytes_max=bytes_max)})
-    if path.suffix.lower() == ".zarr" and not (include or exclude or part is not None):
+    if path.suffix.lower() == ".zarr" and not (include or exclude or rename or part is not None):
         values = checkpoint.zarr_values()
         if values is not None:
             return values
@@ -192,6 +197,7 @@ def _state(
         include=include or None,
         exclude=exclude or None,
         part=part,
+        rename=rename or None,
         lazy=True,
         bytes_max=bytes_max,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore_cli import documents, output, text
-from ckptstore_cli.options import branch_option, common, pairs
+from ckptstore_cli.options import branch_option, common, rename_option
 from ckptstore_cli.output import PATH_WIDTH_MIN, Column
 from ckptstore_cli.repo import open_repository
 
@@ -41,14 +41,7 @@ _COLUMNS = (
     metavar="FILE",
     help="Metrics of each step, epoch or file: CSV with a header, or JSON lines.",
 )
-@click.option(
-    "--rename",
-    multiple=True,
-    callback=pairs(str),
-    metavar="REGEX=NEW",
-    help="New paths of arrays: a regular expression over whole paths and its replacement, as for "
-    "`ckptstore branch`. May be repeated.",
-)
+@rename_option("Rename arrays")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and import nothing.")
 @common
 @click.pass_context
