@@ -995,21 +995,27 @@ class Repository:
         }
 
     def tag(
-        self, name: str, at: str = DEFAULT_BRANCH, *, ttl: float | str | None = None
+        self,
+        name: str,
+        at: str = DEFAULT_BRANCH,
+        *,
+        ttl: float | str | None = None,
+        move: bool = False,
     ) -> Checkpoint:
-        """Give a checkpoint a name that does not move. Gc keeps what a tag names.
+        """Give a checkpoint a name that no commit moves. Gc keeps what a tag names.
 
         Args:
             name: The new tag.
             at: The revision to name.
             ttl: Seconds, or a text such as "90min", "6h" or "2d", after which the tag is gone. Each
                 process goes by its own clock. None: the tag stays until it is deleted.
+            move: Whether to move the tag if there is one of that name.
 
         Returns:
             The checkpoint.
 
         Raises:
-            ConflictError: The name is that of a tag or a branch.
+            ConflictError: The name is that of a branch, or of a tag that may not move.
             ExpiredError: The arrays of the checkpoint were deleted by a gc.
             InvalidInputError: The name or `ttl` is not legal.
         """
@@ -1019,7 +1025,7 @@ class Repository:
             until = min(self._now() + int(ttl_seconds(ttl) * 1e6), CREATED_MAX)
         id = self._resolver.durable(at)
         with self._resolver.naming(at):
-            self._refs.make_tag(name, id, until=until)
+            self._refs.make_tag(name, id, until=until, moves=move)
         return self._checkpoint(id, self._catalog.manifest(id))
 
     def tags(self) -> dict[str, Checkpoint]:

@@ -13,6 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from ckptstore.documents.author import TRAINING
 from ckptstore.documents.note import Note, NoteName
 from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
 from ckptstore.documents.settings import BEGUN, LEASES, claim_of, renamed, with_part
@@ -222,7 +223,7 @@ class Refs:
             settings = self._renamed(newest, old, new)
             return replace(newest, heads={**left, new: head}, settings=settings)
 
-        self._append(decide, lambda: f"renamed branch {old} to {new}", keeps_all=True)
+        self._append(decide, lambda: f"renamed branch {old} to {new}", moves_on=True)
         assert head is not None
         return head
 
@@ -282,12 +283,21 @@ class Refs:
             return settings
         return with_part(settings, f"{BEGUN}/{new}", [*(begun or ()), start])
 
-    def make_tag(self, name: str, id: Digest, *, until: int | None = None) -> None:
-        """Make a tag at a checkpoint whose manifest is durable; a lease if it has an end."""
+    def make_tag(
+        self, name: str, id: Digest, *, until: int | None = None, moves: bool = False
+    ) -> None:
+        """Make a tag at a checkpoint whose manifest is durable; a lease if it has an end.
+
+        moves: whether a tag of that name moves there. If a training moves it, what it named before
+        stays for no grace time: it moves on as a branch does (ADR 0057).
+        """
         lease = None if until is None else {"id": id, "until": until}
+        old: Digest | None = None
 
         def decide(newest: Operation) -> Operation:
-            if name in newest.tags:
+            nonlocal old
+            old = newest.tags.get(name)
+            if old is not None and not moves:
                 raise ConflictError(
                     f"Tag {name!r} already exists, at {newest.tags[name].short}. Choose another "
                     "name, or delete it first."
@@ -298,7 +308,14 @@ class Refs:
             return replace(newest, tags={**newest.tags, name: id}, settings=settings)
 
         kind = "tag" if lease is None else "lease"
-        self.beside_gc(lambda: self._append(decide, f"made {kind} {name} at {id.short}"))
+
+        def done() -> str:
+            if old is None:
+                return f"made {kind} {name} at {id.short}"
+            return f"moved {kind} {name} from {old.short} to {id.short}"
+
+        is_training = self._author().role == TRAINING
+        self.beside_gc(lambda: self._append(decide, done, moves_on=is_training))
 
     def delete_tag(self, name: str) -> Digest:
         """Delete a tag, and return its checkpoint; NotFoundError if there is no such tag."""
@@ -481,16 +498,17 @@ class Refs:
         *,
         frees: bool = False,
         is_commit: bool = False,
-        keeps_all: bool = False,
+        moves_on: bool = False,
         reverts: int | None = None,
         note: Callable[[], Note] | None = None,
     ) -> Operation:
         """Append an operation with its facts, and return it; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
-        is_commit: whether a branch moves on to a child of its head. keeps_all: whether every
-        checkpoint keeps a name although one is gone, as in a rename. reverts: the number of the
-        operation that it takes back. note: makes a note durable before the operation names it.
+        is_commit: whether a branch moves on to a child of its head. moves_on: whether names move on
+        in another way that lets nothing go: a rename, or a tag that a training moves. reverts: the
+        number of the operation that it takes back. note: makes a note durable before the operation
+        names it.
         """
         stored: NoteName | None = None
 
@@ -502,7 +520,7 @@ class Refs:
                 stored = self._notes.store(note(), seq=newest.seq + 1)
             text = done if isinstance(done, str) else done()
             time = self._now()
-            return decided.after(newest, time=time, moves_on=is_commit or keeps_all).stamped(
+            return decided.after(newest, time=time, moves_on=is_commit or moves_on).stamped(
                 time=time,
                 done=shortened(text, DONE_LENGTH_MAX),
                 by=self._author(is_commit=is_commit),

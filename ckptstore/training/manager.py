@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from typing import SupportsIndex
 
     from ckptstore.checkpoint import Checkpoint
-    from ckptstore.documents.facts import Facts
     from ckptstore.retention import KeepBest, Policy
     from ckptstore.training.resume import ResumeReport
     from ckptstore.training.tracked import Stateful
@@ -465,6 +464,7 @@ class CheckpointManager:
         meta: Mapping[str, Any] | None = None,
         epoch: SupportsIndex | None = None,
         batch: SupportsIndex | None = None,
+        tag: str | None = None,
         force: bool = False,
     ) -> bool:
         """Save the tracked objects if a checkpoint is due.
@@ -480,6 +480,7 @@ class CheckpointManager:
             meta: Further JSON values by name.
             epoch: The position in the data, which `restore` puts into the attribute `epoch`.
             batch: The same for the attribute `batch`.
+            tag: A tag for the checkpoint. If there is one of that name, it moves.
             force: Save even if it is not due.
 
         Returns:
@@ -511,6 +512,7 @@ class CheckpointManager:
             meta=meta,
             epoch=epoch,
             batch=batch,
+            tag=tag,
             run=self._run | environment(self.tracked) if self._run else {},
         )
         is_forced = force or self.save_requested
@@ -551,10 +553,10 @@ class CheckpointManager:
         if rank > 0:
             self._others.compare()
         elif self._staging is None:
-            self._commit(state, request.facts)
+            self._commit(state, request)
         else:
             staged = self._staging.copy(state)
-            self._background.start(lambda: self._commit(staged, request.facts))
+            self._background.start(lambda: self._commit(staged, request))
         self._saved_step, self._saved_time = request.step, self._seconds()
         self._has_saved = True
         self._forget_skipped()
@@ -601,17 +603,33 @@ class CheckpointManager:
         finally:
             self._place.release()
 
-    def _commit(self, state: object, facts: Facts) -> None:
+    def tag_newest(self, tag: str) -> None:
+        """Tag the newest checkpoint that this manager made, once it is durable.
+
+        Args:
+            tag: The tag. If there is one of that name, it moves.
+
+        Raises:
+            CkptStoreError: The save failed, or the name is illegal or that of a branch.
+        """
+        check_ref_name(tag, kind="tag")
+        if (newest := self.wait()) is not None:
+            with as_training():
+                self.repository.tag(tag, str(newest.id), move=True)
+
+    def _commit(self, state: object, request: SaveRequest) -> None:
         """Commit a state, then expire the checkpoints that the policy of the branch does not keep.
 
-        Without a number, undo skips both operations.
+        Without a number, undo skips these operations.
         """
         with as_training():
             self._newest = self._disk.with_room(
-                lambda: self._place.commit(state, self.branch, facts),
+                lambda: self._place.commit(state, self.branch, request.facts),
                 may_gc=not self._place.keeps_all,
                 is_over=lambda: self.preempted,
             )
+            if request.tag is not None:
+                self.repository.tag(request.tag, str(self._newest.id), move=True)
             self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.documents.facts import Facts, check_step
+from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveRequest:
-    """The facts of a checkpoint to be made, and the position in the data that it records.
+    """The facts of a checkpoint to be made, its tag, and the position in the data that it records.
 
     Nothing in it belongs to the caller, who may count on in the same tensor or append to the same
     list while the checkpoint is written.
@@ -24,6 +25,7 @@ class SaveRequest:
     step: int
     facts: Facts
     position: Mapping[str, int | None]
+    tag: str | None = None
 
     @classmethod
     def of(
@@ -35,6 +37,7 @@ class SaveRequest:
         meta: Mapping[str, Any] | None = None,
         epoch: SupportsIndex | None = None,
         batch: SupportsIndex | None = None,
+        tag: str | None = None,
         run: Mapping[str, Any],
     ) -> Self:
         """Check the arguments of `CheckpointManager.save`. run: goes into meta, under the user's.
@@ -52,6 +55,7 @@ class SaveRequest:
                 meta={**run, **facts.meta},
             ),
             position={"epoch": _position("epoch", epoch), "batch": _position("batch", batch)},
+            tag=None if tag is None else check_ref_name(tag, kind="tag"),
         )
 
 

@@ -50,17 +50,28 @@ class Interval:
 
 
 class Frequency:
-    """The save_freq of a callback: "epoch", or a number of batches, which it counts."""
+    """The save_freq of a callback: "epoch", or a number of batches, which it counts.
 
-    def __init__(self, save_freq: str | int, *, what: str) -> None:
+    period: with "epoch", every so many epochs; None for each.
+    """
+
+    def __init__(self, save_freq: str | int, *, what: str, period: int | None = None) -> None:
         is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
         if save_freq != "epoch" and not is_count:
             raise InvalidInputError(
                 f'{what}: save_freq is {shown(save_freq)}; "epoch" or a number of batches is '
                 "expected."
             )
-        self._every = save_freq
-        self._since = 0
+        if period is not None and (type(period) is not int or period < 1):
+            raise InvalidInputError(
+                f"{what}: period is {shown(period)}; a number of epochs of 1 or more is expected."
+            )
+        if is_count and period not in (None, 1):
+            raise InvalidInputError(
+                f"{what}: save_freq counts batches and period epochs. Pass one of them."
+            )
+        self._every, self._period = save_freq, period or 1
+        self._since = self._epochs = 0
         self._last_batch: int | None = None
 
     @property
@@ -83,10 +94,18 @@ class Frequency:
         self._since = 0
         return True
 
+    def is_due_at_epoch(self) -> bool:
+        """Count an epoch that ended; true when there are enough since the last time."""
+        if not self.is_epoch:
+            return False
+        self._epochs = (self._epochs + 1) % self._period
+        return self._epochs == 0
+
     def state_dict(self) -> dict[str, Any]:
         """The counters."""
-        return {"since": self._since, "last_batch": self._last_batch}
+        return {"since": self._since, "last_batch": self._last_batch, "epochs": self._epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self._since, self._last_batch = state["since"], state["last_batch"]
+        self._epochs = state.get("epochs", 0)  # 0 where saved by an earlier release

@@ -262,6 +262,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "epoch": (None, 1),
     "batch": (None, 1),
     "force": (False, True),
+    "tag": (None, "good"),
+    "move": (False, True),
     "operation": (None, 1),
     "revs": ("main~2", ["main~2"]),
     "unevaluated": (None, "loss"),

@@ -150,6 +150,12 @@ def test_a_bad_step_is_an_error_even_when_nothing_is_due() -> None:
         {"message": "{epoch:%}{"},
         {"message": "{loss[0]}"},
         {"message": "{batch}"},
+        {"message": "{count:d}"},  # a metric is a float
+        {"filepath": "{epoch"},
+        {"filepath": "w-{}.h5"},
+        {"filepath": "w-{val_loss:02d}.h5"},
+        {"filepath": "w-{batch}.h5"},
+        {"filepath": "{epoch!s:.0s}"},
         {"message": "x" * 70_000},
     ],
     ids=lambda arguments: str(arguments)[:40],
@@ -162,8 +168,10 @@ def test_a_template_that_can_never_be_filled_is_found_before_the_training(
 
 
 def test_templates_that_can_be_filled_are_taken() -> None:
-    ModelCheckpoint("memory://", "run-{epoch:02d}-{val_loss:.3f}-{count:d}", "{acc:.1%} {step}")
-    ModelCheckpoint("memory://", "run-{batch}", "{batch}", save_freq=3)
+    ModelCheckpoint(
+        "memory://", branch="run-{epoch:02d}-{val_loss:.3f}", message="{acc:.1%} {step}"
+    )
+    ModelCheckpoint("memory://", branch="run-{batch}", message="{batch}", save_freq=3)
 
 
 def test_an_illegal_branch_of_backups_is_found_before_the_training() -> None:

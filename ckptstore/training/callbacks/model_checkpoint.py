@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import string
+import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.documents.facts import check_message
@@ -11,6 +13,7 @@ from ckptstore.errors import InvalidInputError, shown
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.monitor import Monitored, metrics_of
 from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, Saver, manager_of
+from ckptstore.training.callbacks.templates import Template, split_path, tag_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,14 +31,20 @@ class ModelCheckpoint(Saver, Monitored):
     unless the store is a `CheckpointManager` with a policy or the repository has one. NaN never
     becomes the best.
 
+    Lines written for Keras run as they are. A path with a field or the ending of a model file, such
+    as "ckpt/weights-{epoch:02d}-{val_loss:.2f}.hdf5", is no file here, nor a folder: its last part,
+    filled, is the message of the checkpoint and a tag of it, and the repository is the ".ckptstore"
+    beside where the files would be, here "ckpt/.ckptstore". The ending has no meaning. As Keras
+    overwrites a file, a name that comes again moves the tag. Gc keeps what a tag names, whatever
+    the policy: to name checkpoints without keeping them, use `message`.
+
     Args:
         store: A folder or URL, where a repository is created if there is none, a Repository, or a
-            CheckpointManager, whose branch, policy and tracked objects are then used.
-        branch: The branch; a template with {epoch} (counted from 1), {step} and names of metrics
-            ({val_loss:.3f}). When saving after batches, also {batch} (counted from 1).
-        message: The message of the checkpoints; a template with the same fields.
+            CheckpointManager, whose branch, policy and tracked objects are then used. Or a path as
+            above.
         monitor: The metric for `save_best_only`. If it is missing, the run is saved with a
-            warning, as in Keras.
+            warning, as in Keras. With a list the run is saved when any of the metrics is better
+            than ever before; of those that are missing each causes one warning.
         verbose: 1 to report each save on stderr.
         save_best_only: Save only when the metric is better than ever before.
         save_weights_only: Save only the model's weights.
@@ -43,6 +52,17 @@ class ModelCheckpoint(Saver, Monitored):
             of the metric's name.
         save_freq: "epoch", or a number of batches.
         initial_value_threshold: What the first value of the metric has to improve on.
+        filepath: A path as above; `store` may then name another repository for it. A folder is the
+            store itself.
+        branch: The branch; a template with {epoch} (counted from 1), {step} and names of metrics
+            ({val_loss:.3f}). When saving after batches, also {batch} (counted from 1).
+        message: The message of the checkpoints; a template with the same fields. By default the
+            file name, or "epoch {epoch}" without one.
+        period: Save every N-th epoch. Deprecated, as in Keras, in favour of `save_freq`.
+
+    Attributes:
+        best: The best value so far, of the first metric if there are several; None before.
+        bests: The best value of each metric.
 
     Raises:
         InvalidInputError: An argument is invalid, a template cannot be filled or names no legal
@@ -64,27 +84,49 @@ class ModelCheckpoint(Saver, Monitored):
 
     def __init__(
         self,
-        store: Store,
-        branch: str = DEFAULT_BRANCH,
-        message: str = "epoch {epoch}",
-        monitor: str = "val_loss",
+        store: Store | None = None,
+        monitor: str | Sequence[str] = "val_loss",
         verbose: int = 0,
         save_best_only: bool = False,
         save_weights_only: bool = False,
         mode: str = "auto",
         save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
+        *,
+        filepath: str | Path | None = None,
+        branch: str = DEFAULT_BRANCH,
+        message: str | None = None,
+        period: int | None = None,
     ) -> None:
-        Saver.__init__(self, store, branch=branch, save_freq=save_freq)
+        store, name = _store_and_name(store, filepath)
+        Saver.__init__(self, store, branch=branch, save_freq=save_freq, period=period)
         Monitored.__init__(self, monitor, mode)
+        if period is not None:
+            warnings.warn(
+                "ModelCheckpoint: period is deprecated, as in Keras. Pass save_freq, the number of "
+                "batches between two saves.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        if initial_value_threshold is not None and len(self.monitors) > 1:
+            raise InvalidInputError(
+                "ModelCheckpoint: initial_value_threshold is for one metric, and monitor has "
+                f"{len(self.monitors)}. Use one ModelCheckpoint for each."
+            )
         self.verbose = verbose
         self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self.best = initial_value_threshold
+        self.bests: dict[str, float | None] = dict.fromkeys(self.monitors, initial_value_threshold)
+        if message is None:
+            message = name or "epoch {epoch}"
         known = ("epoch", "step") if save_freq == "epoch" else ("epoch", "batch", "step")
         self._branch_template = Template(branch, what="branch", known=known)
         self._message = Template(message, what="message", known=known)
+        self._tag = Template(name, what="filepath", known=known) if name else None
         check_ref_name(self._branch_template.sample(), kind="branch")
         check_message(self._message.sample())
+        if self._tag is not None:
+            tag_name(self._tag.sample())
         manager = manager_of(store)
         if manager is not None and save_weights_only:
             raise InvalidInputError(
@@ -96,6 +138,8 @@ class ModelCheckpoint(Saver, Monitored):
                 f"The manager saves to {manager.branch!r}, not to {branch!r}. Leave branch out, or "
                 "pass a repository."
             )
+
+    watches_several = True
 
     @property
     def fixed_branch(self) -> str | None:
@@ -129,89 +173,98 @@ class ModelCheckpoint(Saver, Monitored):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Save at the end of epochs."""
         self.training.settle(self, "on_epoch_end", epoch, logs)
-        if self._frequency.is_epoch:
+        if self._frequency.is_due_at_epoch():
             self._consider(epoch, None, logs)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, and the batches since the last save."""
-        return {"best": self.best, "frequency": self._frequency.state_dict()}
+        return {"best": dict(self.bests), "frequency": self._frequency.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.best = state["best"]
+        bests = state["best"]
+        if not isinstance(bests, dict):  # saved before there could be several metrics
+            bests = {self.monitors[0]: bests}
+        self._note_best({name: bests[name] for name in self.monitors if name in bests})
         self._frequency.load_state_dict(state["frequency"])
 
     def _consider(self, epoch: int, batch: int | None, logs: Logs) -> None:
         """Save, unless only the best is to be saved and this is not it."""
-        if self.training.is_terminated or (self.save_best_only and not self._is_best(epoch, logs)):
+        if self.training.is_terminated:
             return
         numbers: dict[str, object] = {**metrics_of(logs), "step": self.training.step}
         numbers["epoch"] = epoch + 1
         if batch is not None:
-            numbers.setdefault("batch", batch + 1)
+            numbers["batch"] = batch + 1
         branch = self._branch_template.fill(numbers)
         message = self._message.fill(numbers)
+        tag = None if self._tag is None else tag_name(self._tag.fill(numbers))
+        if self.save_best_only and not self._is_best(epoch, logs):
+            return
         if self._branch_template.has_fields:
             self.take_manager(branch=branch, weights_only=self.save_weights_only)
-        self.save(logs, message=message)
+        self.save(logs, message=message, tag=tag)
         if self.verbose:
-            report(f"Epoch {epoch + 1}: saved to {self.manager.branch}: {message}")
+            place = self.manager.branch if tag is None else f"{self.manager.branch}, tag {tag}"
+            report(f"Epoch {epoch + 1}: saved to {place}: {message}")
 
     def _is_best(self, epoch: int, logs: Logs) -> bool:
-        """Whether the metric is better than ever; also true without the metric, as in Keras."""
-        value = self._value(logs, otherwise=" The run is saved anyway.")
-        if value is None:
-            return True
-        before = "nothing" if self.best is None else f"{self.best:.5f}"
-        is_best = self._improves(value, self.best)
-        if self.verbose:
-            change = f"improved from {before} to {value:.5f}"
-            change = change if is_best else f"did not improve from {before}"
-            report(f"Epoch {epoch + 1}: {self.monitor} ({self._direction()}) {change}")
-        self.best = value if is_best else self.best
-        return is_best
+        """Whether any metric is better than ever; also true without one, as in Keras."""
+        otherwise = " The run is saved anyway." if len(self.monitors) == 1 else ""
+        values = {
+            name: value
+            for name in self.monitors
+            if (value := self._value(logs, name, otherwise=otherwise)) is not None
+        }
+        better = {}
+        for name, value in values.items():
+            best = self.bests[name]
+            before = "nothing" if best is None else f"{best:.5f}"
+            change = f"did not improve from {before}"
+            if self._improves(value, best, name):
+                better[name] = value
+                change = f"improved from {before} to {value:.5f}"
+            if self.verbose:
+                report(f"Epoch {epoch + 1}: {name} ({self._direction(name)}) {change}")
+        self._note_best(better)
+        return bool(better) or not values
+
+    def _note_best(self, values: Mapping[str, float | None]) -> None:
+        self.bests.update(values)
+        self.best = self.bests[self.monitors[0]]
 
 
-class Template:
-    """A text with fields such as {epoch} or {val_loss:.3f}, to be filled with numbers."""
+def _store_and_name(store: Store | None, filepath: str | Path | None) -> tuple[Store, str]:
+    """The store of a callback, and the template of its file names; "" without one.
 
-    def __init__(self, text: str, *, what: str, known: Sequence[str]) -> None:
-        self._known = known
-        try:
-            self._fields = [
-                name for _, name, _, _ in string.Formatter().parse(text) if name is not None
-            ]
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"The {what} {shown(text)} is no template: {error}.") from error
-        self._text, self._what = text, what
-
-    @property
-    def has_fields(self) -> bool:
-        """False for a constant text."""
-        return bool(self._fields)
-
-    def sample(self) -> str:
-        """The text filled with ones, to see before a training whether that gives what it should.
-
-        A name that is not known may be that of a metric. InvalidInputError where no number fits.
-        """
-        return self.fill(_Ones(dict.fromkeys(self._known, 1)))
-
-    def fill(self, numbers: Mapping[str, object]) -> str:
-        """The text with these numbers."""
-        try:
-            return self._text.format_map(numbers)
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+    Raises:
+        InvalidInputError: There is no store, or there are two.
+    """
+    if filepath is None:
+        if store is None:
             raise InvalidInputError(
-                f"The {self._what} {shown(self._text)} cannot be filled ({error!r}). "
-                f"Available: {', '.join(numbers)}."
-            ) from error
+                "ModelCheckpoint has no place to save to. Pass store, such as "
+                'ModelCheckpoint("runs/store").'
+            )
+        repository, name = _split(store)
+        return (repository, name) if name else (store, "")
+    if not isinstance(filepath, str | Path):
+        raise InvalidInputError(f"filepath is {shown(filepath)}; a path is expected.")
+    repository, name = _split(filepath)
+    if store is None:
+        return (repository, name) if name else (filepath, "")
+    if not name or _split(store)[1]:
+        raise InvalidInputError(
+            f"store is {shown(store)} and filepath is {shown(filepath)}. Together, store is a "
+            'repository and filepath names files, as in filepath="weights-{epoch:02d}.h5".'
+        )
+    return store, name
 
 
-class _Ones(dict[str, object]):
-    """Numbers by name, among them every metric there may be."""
-
-    def __missing__(self, name: str) -> object:
-        if name == "batch":
-            raise KeyError(name)
-        return 1
+def _split(place: Store) -> tuple[str, str]:
+    """The repository and the template of file names of a path; "" if it names none."""
+    if not isinstance(place, str | Path):
+        return "", ""
+    repository, name = split_path(str(place))
+    is_folder = name and "{" not in name and os.path.isdir(place)
+    return ("", "") if is_folder else (repository, name)

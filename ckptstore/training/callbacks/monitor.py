@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptstore.documents.names import METRIC_NAME_LENGTH_MAX
-from ckptstore.errors import check_choice
+from ckptstore.documents.names import METRIC_NAME_LENGTH_MAX, check_strings
+from ckptstore.errors import InvalidInputError, check_choice, shown
 from ckptstore.metric_names import Mode, mode_of
 from ckptstore.training.callbacks.callback import Callback
 
@@ -103,13 +103,23 @@ def improves(value: float, reference: float | None, *, mode: Mode, min_delta: fl
 
 
 class Monitored(Callback):
-    """A callback that watches one metric."""
+    """A callback that watches one metric, or several where the class says so."""
 
     min_delta: float = 0
+    watches_several = False
 
-    def __init__(self, monitor: str, mode: str) -> None:
+    def __init__(self, monitor: str | Sequence[str], mode: str) -> None:
+        if not self.watches_several and not isinstance(monitor, str):
+            raise InvalidInputError(
+                f"{type(self).__name__}: monitor is {shown(monitor)}; the name of one metric is "
+                "expected. To watch several, use one of these callbacks for each."
+            )
         self.monitor, self.mode = monitor, check_mode(mode)
+        self.monitors = tuple(dict.fromkeys(check_strings(monitor, what="monitor")))
+        if not self.monitors:
+            raise InvalidInputError(f"{type(self).__name__}: monitor names no metric.")
         self.best: float | None = None
+        self._missing: set[str] = set()  # the metrics that a warning has named
 
     def check_direction(self) -> None:
         """Raise InvalidInputError before the first epoch if no direction is known.
@@ -117,22 +127,30 @@ class Monitored(Callback):
         A framework that knows its metrics only after the first epoch is asked then.
         """
         if not self.training.knows_metrics_late:
-            self._direction()
+            for name in self.monitors:
+                self._direction(name)
 
-    def _direction(self) -> Mode:
-        return direction(self.monitor, self.mode, self.training.directions)
+    def _direction(self, name: str | None = None) -> Mode:
+        return direction(name or self.monitors[0], self.mode, self.training.directions)
 
-    def _value(self, logs: Mapping[str, Any] | None, *, otherwise: str = "") -> float | None:
-        """The metric; None, with a warning and what happens `otherwise`, if it is missing."""
-        value = number((logs or {}).get(self.monitor))
-        if value is None:
+    def _value(
+        self, logs: Mapping[str, Any] | None, name: str | None = None, *, otherwise: str = ""
+    ) -> float | None:
+        """A metric, the first without a name.
+
+        If it is missing, None, and the first time a warning says what happens `otherwise`.
+        """
+        name = name or self.monitors[0]
+        value = number((logs or {}).get(name))
+        if value is None and name not in self._missing:
+            self._missing.add(name)
             names = ", ".join(metrics_of(logs)) or "none"
             warnings.warn(
-                f"{type(self).__name__}: there is no number for {self.monitor!r}. "
+                f"{type(self).__name__}: there is no number for {name!r}. "
                 f"Available: {names}.{otherwise}",
                 stacklevel=3,
             )
         return value
 
-    def _improves(self, value: float, reference: float | None) -> bool:
-        return improves(value, reference, mode=self._direction(), min_delta=self.min_delta)
+    def _improves(self, value: float, reference: float | None, name: str | None = None) -> bool:
+        return improves(value, reference, mode=self._direction(name), min_delta=self.min_delta)

@@ -122,10 +122,12 @@ class Saver(Callback):
 
     turn = 1
 
-    def __init__(self, store: Store, *, branch: str, save_freq: str | int) -> None:
+    def __init__(
+        self, store: Store, *, branch: str, save_freq: str | int, period: int | None = None
+    ) -> None:
         self.store, self.save_freq = store, save_freq
         self._branch = branch
-        self._frequency = Frequency(save_freq, what=type(self).__name__)
+        self._frequency = Frequency(save_freq, what=type(self).__name__, period=period)
         self._manager: CheckpointManager | None = None
 
     @property
@@ -167,15 +169,19 @@ class Saver(Callback):
         head = self.manager.latest
         self.training.announced.setdefault(self.line, head.id if head is not None else None)
 
-    def save(self, logs: Logs, *, message: str) -> bool:
+    def save(self, logs: Logs, *, message: str, tag: str | None = None) -> bool:
         """Save now.
 
-        False when the same manager has already saved this position, or when the training was
-        terminated because its loss is no longer finite.
+        False when the same manager has already saved this position, which then gets the tag, or
+        when the training was terminated because its loss is no longer finite.
         """
         training = self.training
         moment = (self.manager, *training.position)
-        if training.is_terminated or training.saved == moment:
+        if training.is_terminated:
+            return False
+        if training.saved == moment:
+            if tag is not None:
+                self.manager.tag_newest(tag)
             return False
         epoch, batch, step = training.position
         self.manager.save(
@@ -184,6 +190,7 @@ class Saver(Callback):
             message=message,
             epoch=epoch,
             batch=batch,
+            tag=tag,
             force=True,
         )
         training.saved = moment

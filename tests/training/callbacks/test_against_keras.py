@@ -579,10 +579,13 @@ def test_names_arguments_and_defaults_are_those_of_keras():
         assert [parameter for parameter, _ in mine[len(theirs) :]] == extra.get(name, [])
     theirs = list(inspect.signature(keras.callbacks.ModelCheckpoint).parameters.values())[1:]
     mine = list(inspect.signature(ours.ModelCheckpoint).parameters.values())
-    assert [parameter.name for parameter in mine[:3]] == ["store", "branch", "message"]
-    assert [(one.name, one.default) for one in mine[3:]] == [
+    assert mine[0].name == "store"
+    assert [(one.name, one.default) for one in mine[1 : len(theirs) + 1]] == [
         (one.name, one.default) for one in theirs
     ]
+    others = mine[len(theirs) + 1 :]
+    assert [one.name for one in others] == ["filepath", "branch", "message", "period"]
+    assert {one.kind for one in others} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def _progbar() -> Any:
