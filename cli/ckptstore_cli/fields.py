@@ -45,6 +45,17 @@ def of_checkpoint(
     return {name: value for name, value in fields.items() if value}
 
 
+def one_line(checkpoint: Checkpoint) -> str:
+    """A checkpoint on one line: "4f3a12c4  step 100  val_loss=0.31  lower rate"."""
+    parts = (
+        checkpoint.id.short,
+        "" if checkpoint.step is None else f"step {checkpoint.step}",
+        text.metrics(checkpoint.metrics),
+        text.first_line(checkpoint.message),
+    )
+    return "  ".join(part for part in parts if part)
+
+
 def plain(value: object) -> str:
     """A plain value in Python's notation, cut where it is long."""
     shown = text.number(value) if isinstance(value, float) else repr(value)

@@ -84,6 +84,9 @@ class Program(click.Group):
         except BrokenPipeError:
             output.abandon()
             ctx.exit(EXIT_BROKEN_PIPE)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            ctx.exit(error.exit_code)
         except click.UsageError as error:
             _show(error)
             ctx.exit(error.exit_code)

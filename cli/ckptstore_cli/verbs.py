@@ -18,6 +18,7 @@ COMMANDS = (
     "ls",
     "checkout",
     "diff",
+    "bisect",
     "branch",
     "tag",
     "follow",

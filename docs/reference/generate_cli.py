@@ -117,15 +117,25 @@ def _common(root: click.Context, command: click.Command) -> str:
     return "All commands have these options:\n\n" + _table("option", "", rows)
 
 
-def _section(root: click.Context, name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name, parent=root)
-    usage = " ".join(["ckptstore", name, *command.collect_usage_pieces(context)])
-    parts = [f"### {name}\n\n```text\n{usage}\n```\n\n{_paragraphs(command.help or '')}\n"]
+def _section(
+    parent: click.Context, name: str, command: click.Command, *, heading: str = "###"
+) -> str:
+    """The section of a command; one of a group has those of its commands below its own."""
+    context = click.Context(command, info_name=name, parent=parent)
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    title = context.command_path.removeprefix("ckptstore ")
+    help = _paragraphs(command.help or "")
+    parts = [f"{heading} {title}\n\n```text\n{usage}\n```\n\n{help}\n"]
     own = [param for param in command.get_params(context) if not _is_common(param)]
-    for title, kind in (("argument", click.Argument), ("option", click.Option)):
+    for column, kind in (("argument", click.Argument), ("option", click.Option)):
         rows = [_row(param, context) for param in own if isinstance(param, kind)]
         if rows:
-            parts.append(_table(title, "", rows))
+            parts.append(_table(column, "", rows))
+    if isinstance(command, click.Group):
+        parts += [
+            _section(context, each, command.commands[each], heading=f"{heading}#")
+            for each in command.commands
+        ]
     return "\n".join(parts)
 
 

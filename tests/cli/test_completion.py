@@ -27,7 +27,8 @@ def test_commands_are_completed(complete):
     assert complete("ch") == ["plain,checkout"]
     assert complete("") == [f"plain,{name}" for name in (
         "init", "commit", "import", "annotate", "log", "best", "show", "ls", "checkout", "diff",
-        "branch", "tag", "follow", "ops", "undo", "expire", "gc", "config", "verify", "usage",
+        "bisect", "branch", "tag", "follow", "ops", "undo", "expire", "gc", "config", "verify",
+        "usage",
     )]  # fmt: skip
 
 
@@ -36,7 +37,9 @@ def test_options_are_completed(complete):
     assert "plain,--drop-values" in complete("checkout", "--")
 
 
-@pytest.mark.parametrize("command", ["show", "ls", "log", "checkout", "branch new", "tag new"])
+@pytest.mark.parametrize(
+    "command", ["show", "ls", "log", "checkout", "branch new", "tag new", "bisect start main"]
+)
 def test_revisions_are_completed_from_branches_and_tags(complete, history, command):
     assert complete(*command.split(), "") == ["plain,main", "plain,tuned", "plain,v1"]
     assert complete(*command.split(), "t") == ["plain,tuned"]

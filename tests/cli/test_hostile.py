@@ -30,6 +30,8 @@ COMMANDS = (
     ("show", "main"),
     ("ls", "main"),
     ("branch",),
+    ("bisect", "start", "main"),
+    ("bisect", "log"),
     ("usage",),
     ("verify", "--json"),
     ("verify",),
@@ -42,6 +44,7 @@ def test_a_hostile_repository_ends_in_a_message(
     case: Case, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(scratch)
+    monkeypatch.setenv("XDG_STATE_HOME", str(scratch / "state"))
     world = World(scratch)
     world.outside.mkdir()
     case.given(world)
@@ -75,6 +78,7 @@ EVERY_COMMAND = {
     "ls": ("ls", "main"),
     "checkout": ("checkout", "main", "-o", "out.safetensors"),
     "diff": ("diff", "main~1", "main"),
+    "bisect": ("bisect", "start", "main", "main~1"),
     "branch": ("branch",),
     "tag": ("tag",),
     "annotate": ("annotate", "main", "-m", "".join(HOSTILE)),
@@ -94,6 +98,7 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m|\r?\x1b\[K")
 def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with hostile text wherever it takes text."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     repo = ckptstore.init(tmp_path / "store")
     metrics = {name: 1.0 for name in HOSTILE if name.isprintable() and len(name) < 200}
     for step in range(2):

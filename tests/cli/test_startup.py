@@ -72,6 +72,7 @@ def test_opening_a_repository_imports_nothing_heavy(history):
         ["tag", "-d", "v1"],
         ["annotate", "main", "-M", "val_acc=0.9"],
         ["follow", "--no-wait"],
+        ["bisect", "start", "main", "main~1"],
         ["ops"],
         ["undo"],
         ["usage"],

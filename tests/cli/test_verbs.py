@@ -2,7 +2,7 @@
 
 import pytest
 
-from ckptstore_cli.main import COMMANDS, cli
+from tests.helpers.commands import commands
 
 EMPTY = "No checkpoints yet. Commit one with: ckptstore{} commit FILE\n"
 
@@ -40,10 +40,9 @@ def test_the_text_of_a_user_is_not_changed(ckpt, history):
     assert said.endswith(": see ckptstore log\n")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", commands())
 def test_every_command_can_be_quiet(name):
-    command = cli.get_command(None, name)
-    assert any("--quiet" in param.opts for param in command.params)
+    assert any("--quiet" in param.opts for param in commands()[name].params)
 
 
 def test_a_quiet_command_prints_results_and_errors_only(ckpt, history):

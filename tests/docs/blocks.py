@@ -79,14 +79,14 @@ def run(block: Block, folder: Path, forks: Forks) -> None:
     if block.language == "python":
         script = folder / (block.title or "example.py")
         script.write_text(block.text, encoding="utf-8")
-        done = forks.run(script, cwd=folder, env=_environment())
+        done = forks.run(script, cwd=folder, env=_environment(folder))
     else:
         prompts = re.findall(r"^\$ (.*)$", block.text, flags=re.MULTILINE)
         text = "\n".join(prompts) if block.language == "console" else block.text
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=folder,
-            env=_environment(),
+            env=_environment(folder),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -103,8 +103,12 @@ def _inside(lines: Iterator[tuple[int, str]], opening: re.Match[str]) -> Iterato
         yield line.removeprefix(opening["indent"])
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with the programs of this virtual environment, and no repository named."""
+def _environment(folder: Path) -> dict[str, str]:
+    """This process's, with the programs of this virtual environment, and no repository named.
+
+    What commands remember of a user is in the folder.
+    """
     programs = str(Path(sys.executable).parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE")}
-    return {**kept, "PATH": programs + os.pathsep + os.environ["PATH"]}
+    path = programs + os.pathsep + os.environ["PATH"]
+    return {**kept, "PATH": path, "XDG_STATE_HOME": str(folder / "state")}

@@ -10,12 +10,14 @@ import click
 
 from ckptstore.errors import NotFoundError, shown
 from ckptstore.metric_names import known_names
-from ckptstore_cli import documents, output, text
+from ckptstore_cli import documents, output
+from ckptstore_cli.children import environment, filled
+from ckptstore_cli.fields import one_line
 from ckptstore_cli.options import DEFAULT_BRANCH, common, complete_refs
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
-    from ckptstore import Checkpoint
+    from ckptstore import Checkpoint, Repository
 
 
 @click.command()
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     "--exec",
     "command",
     metavar="COMMAND",
-    help="Run this command in a shell for each checkpoint, with its {id} and {step} filled in.",
+    help="Run this command in a shell for each checkpoint, with its {id} and {step} filled in. Its "
+    "environment has CKPTSTORE_REPO, the repository, and CKPTSTORE_REV, the id.",
 )
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N checkpoints."
@@ -84,7 +87,7 @@ def follow(
         while (checkpoint := look()) is not None:
             _print(checkpoint, as_json=as_json)
             if command is not None:
-                failed += not _ran(command, checkpoint)
+                failed += not _ran(command, checkpoint, repo)
             count += 1
             if count == limit:
                 break
@@ -97,22 +100,15 @@ def _print(checkpoint: Checkpoint, *, as_json: bool) -> None:
     if as_json:
         output.line(json.dumps(output.finite(documents.checkpoint(checkpoint)), allow_nan=False))
     else:
-        step = "" if checkpoint.step is None else f"step {checkpoint.step}"
-        parts = (
-            checkpoint.id.short,
-            step,
-            text.metrics(checkpoint.metrics),
-            text.first_line(checkpoint.message),
-        )
-        output.line("  ".join(part for part in parts if part))
+        output.line(one_line(checkpoint))
     output.flush()
 
 
-def _ran(command: str, checkpoint: Checkpoint) -> bool:
+def _ran(command: str, checkpoint: Checkpoint, repo: Repository) -> bool:
     """Run a command for a checkpoint, and return whether it succeeded."""
-    step = "" if checkpoint.step is None else str(checkpoint.step)
-    whole = command.replace("{id}", checkpoint.id).replace("{step}", step)
-    code = subprocess.run(whole, shell=True, check=False).returncode  # noqa: S602 - as asked for
+    whole = filled(command, checkpoint)
+    env = environment(repo, checkpoint)
+    code = subprocess.run(whole, shell=True, check=False, env=env).returncode  # noqa: S602 - asked
     if code:
         output.note(f"The command for {checkpoint.id.short} failed with exit code {code}: {whole}")
     return not code
