@@ -139,7 +139,8 @@ def _put_back_of(owner: object) -> Callable[[], Callable[[], None] | None] | Non
     None for objects that cannot be put back, or that do something when they are asked for a state:
     a data loader starts its workers and draws random numbers.
     """
-    if hasattr(owner, "__iter__") and hasattr(owner, "dataset"):
+    is_loader = hasattr(owner, "__iter__") and hasattr(owner, "dataset")
+    if is_loader and not getattr(owner, "may_be_asked", False):
         return None
     if is_module(owner):
         module: Any = owner

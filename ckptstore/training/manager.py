@@ -33,6 +33,7 @@ from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.differences import environment
 from ckptstore.training.disk import ON_FULL, Disk
+from ckptstore.training.loaders.ends import stay_in_epoch
 from ckptstore.training.place import RESUMES, Place
 from ckptstore.training.preemption import Preemption, chosen_signals
 from ckptstore.training.ranks import OtherRanks, rank_and_size
@@ -118,12 +119,12 @@ class CheckpointManager:
             run that saved the checkpoint are logged, as a warning.
         clock: Returns seconds, for `save_interval_minutes`.
         **tracked: Objects to save by name: anything with state_dict and load_state_dict (`model=`,
-            `optimizer=`, `scheduler=`, `loader=` and so on), Keras models, and random generators.
-            None is left out.
+            `optimizer=`, `scheduler=` and so on), Keras models, random generators, and torch's
+            DataLoader (`loader=`), which gets a state: iterate over it as ever. None is left out.
 
     Attributes:
-        epoch: The epoch passed to `save` when the restored checkpoint was made; None before.
-        batch: The same for the batch.
+        batch: The number of the batch that was passed to `save` when the restored checkpoint was
+            made; None before.
         repository: The Repository.
 
     Raises:
@@ -197,7 +198,7 @@ class CheckpointManager:
         self.tracked: dict[str, Stateful] = {
             name: _tracked(name, value) for name, value in tracked.items() if value is not None
         }
-        self.epoch: int | None = None
+        self._epoch: int | None = None
         self.batch: int | None = None
         self._save_on_start, self._verbose = save_on_start, verbose
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
@@ -264,6 +265,20 @@ class CheckpointManager:
             if error is None:
                 raise
             error.add_note(f"The last save failed as well: {failed}")
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch passed to `save` when the restored checkpoint was made; None before.
+
+        A program that reads it resumes in that epoch: a tracked DataLoader that had no batch left
+        then yields nothing before the next one.
+        """
+        stay_in_epoch(self.tracked)
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int | None) -> None:
+        self._epoch = epoch
 
     @property
     def preempted(self) -> bool:
@@ -429,7 +444,7 @@ class CheckpointManager:
                 " ".join(report.differences),
             )
         if position is not None:
-            self.epoch, self.batch = position.get("epoch"), position.get("batch")
+            self._epoch, self.batch = position.get("epoch"), position.get("batch")
         if self._place.restored(
             report.checkpoint,
             self.branch,

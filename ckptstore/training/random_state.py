@@ -20,13 +20,20 @@ _NUMPY_FIELDS = ("kind", "keys", "position", "has_gauss", "gauss")
 
 
 class RandomState:
-    """The global generators of Python, numpy and torch on all devices, as a stateful object."""
+    """The global generators of Python, numpy and torch on all devices, as a stateful object.
+
+    Args:
+        accelerators: Whether those of accelerators are among them.
+    """
+
+    def __init__(self, *, accelerators: bool = True) -> None:
+        self._accelerators = _ACCELERATORS if accelerators else ()
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the states of all generators."""
         state = {"python": _python(random.getstate()), "numpy": _numpy(np.random.get_state())}
         state["torch"] = {"cpu": torch.get_rng_state()}
-        for name in _ACCELERATORS:
+        for name in self._accelerators:
             module = getattr(torch, name)
             if module.is_available():
                 state["torch"][name] = [
@@ -41,7 +48,7 @@ class RandomState:
             random.setstate(_to_python(state["python"]))
             np.random.set_state(_to_numpy(state["numpy"]))
             torch.set_rng_state(state["torch"]["cpu"])
-            for name in _ACCELERATORS:
+            for name in self._accelerators:
                 module = getattr(torch, name)
                 count = module.device_count() if module.is_available() else 0
                 for number, saved in enumerate(state["torch"].get(name, ())[:count]):

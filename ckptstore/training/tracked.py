@@ -14,7 +14,8 @@ from ckptstore.documents.names import escape_key, unescape_key
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.state.paths import join
 from ckptstore.state.tree import path_of
-from ckptstore.training.loaders import at_next_epoch, is_loader
+from ckptstore.training.loaders.ends import at_next_epoch, is_loader
+from ckptstore.training.loaders.position import is_plain_loader, with_position
 from ckptstore.training.random_state import Generator, RandomState
 from ckptstore.training.ranks import rank_and_size, warn_of_random_states
 
@@ -63,6 +64,8 @@ def stateful(name: str, value: object) -> Stateful:
         )
     if is_keras(value):
         return ModelState(value)
+    if is_plain_loader(value):
+        return with_position(value)
     value = unwrapped(value)
     if isinstance(value, Generator.kinds):
         return Generator(value)

@@ -151,14 +151,18 @@ class CallbackList(Callback):
         """Yield the number and the data of each remaining batch of an epoch.
 
         It ends early when a callback stops training. A run that was restored in the middle
-        of an epoch skips the batches that are done, unless `data` itself is tracked and so has been
-        restored to its position.
+        of an epoch skips the batches that are done. A DataLoader goes on in the order that it had,
+        and loads none of these batches; of anything else they are taken and left.
 
         Args:
             data: The batches of one epoch, such as a DataLoader.
+
+        Raises:
+            InvalidInputError: The epoch cannot go on, as the loader is another one.
         """
         done = self.training.batch
-        is_positioned = any(data is item for item in self.training.tracked.values())
+        is_tracked = any(data is item for item in self.training.tracked.values())
+        is_positioned = is_tracked or self._states.position(data) is not None
         remaining = data if is_positioned else itertools.islice(data, done, None)
         for batch, item in enumerate(self._until_preempted(remaining), done):
             yield batch, item
@@ -229,6 +233,7 @@ class CallbackList(Callback):
         """End an epoch. All callbacks get the same copy of the logs."""
         self.training.epoch, self.training.batch = epoch + 1, 0
         self.training.initial_batch = 0
+        self._states.leave_epoch()
         self._call(self._savers_last, "on_epoch_end", epoch, plain(logs))
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:

@@ -79,10 +79,12 @@ def share_place(manager: CheckpointManager, training: Training) -> None:
 
 def lend(manager: CheckpointManager, training: Training) -> None:
     """Make a manager track what a run does; names lent by an earlier run are replaced."""
+    from ckptstore.training.tracked import stateful
+
     lent = _lent.setdefault(manager, set())
     for name, item in training.tracked.items():
         if name not in manager.tracked or name in lent or name == CALLBACKS:
-            manager.tracked[name] = item
+            manager.tracked[name] = stateful(name, item)
             lent.add(name)
 
 

@@ -1,4 +1,4 @@
-"""A run with a stateful loader sees the same samples, wherever it was interrupted."""
+"""A run with a data loader sees the same samples, wherever it was interrupted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import ckptstore
@@ -27,11 +28,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # t
 class Loop:
     """A run of a few epochs over a shuffled loader, which saves after each batch."""
 
-    def __init__(self, repository: Repository, *, seed: int, size: int, **options: object) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        seed: int,
+        size: int,
+        kind: type[Any] = StatefulDataLoader,
+        **options: object,
+    ) -> None:
         torch.manual_seed(seed)
-        self.loader = StatefulDataLoader(
-            torch.arange(float(SAMPLES)), batch_size=size, shuffle=True, **options
-        )
+        self.loader = kind(torch.arange(float(SAMPLES)), batch_size=size, shuffle=True, **options)
         self.batches = len(self.loader)
         self.manager = CheckpointManager(repository, loader=self.loader, async_save=False)
 
@@ -123,37 +130,67 @@ def check(run: Run, *, size: int = 3, **options: object) -> None:
 
 
 RUNS = [by_step, by_epoch, by_next_batch, by_manager_of_callbacks, by_tracked_callbacks]
+KINDS = pytest.mark.parametrize("kind", [StatefulDataLoader, DataLoader])
 
 
+@KINDS
 @pytest.mark.parametrize("run", RUNS)
-def test_an_interruption_after_any_batch_changes_no_sample(run: Run) -> None:
-    check(run)
+def test_an_interruption_after_any_batch_changes_no_sample(run: Run, kind: type[Any]) -> None:
+    check(run, kind=kind)
 
 
+@KINDS
 @pytest.mark.parametrize("run", [by_step, by_epoch, by_manager_of_callbacks])
-def test_an_epoch_of_one_batch_has_a_boundary_after_each(run: Run) -> None:
-    check(run, size=SAMPLES)
+def test_an_epoch_of_one_batch_has_a_boundary_after_each(run: Run, kind: type[Any]) -> None:
+    check(run, size=SAMPLES, kind=kind)
 
 
+@KINDS
 @pytest.mark.parametrize("run", [by_step, by_epoch])
-def test_the_samples_of_an_incomplete_batch_may_be_left_out(run: Run) -> None:
-    check(run, drop_last=True)
+def test_the_samples_of_an_incomplete_batch_may_be_left_out(run: Run, kind: type[Any]) -> None:
+    check(run, drop_last=True, kind=kind)
+
+
+def by_step_with_epochs(loop: Loop, last: int | None) -> list[float]:
+    """The epoch of the last batch is saved, and the run resumes by the step."""
+    seen: list[float] = []
+    step = loop.manager.restore_or_initialize()
+    for epoch in range(step // loop.batches, EPOCHS):
+        for batch in loop.loader:
+            seen += [*batch.tolist(), torch.rand(1).item()]
+            step += 1
+            loop.manager.save(step, epoch=epoch)
+            if step == last:
+                return seen
+    return seen
+
+
+def test_a_plain_loader_goes_by_what_the_program_reads() -> None:
+    check(by_step_with_epochs, kind=DataLoader)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{}, {"snapshot_every_n_steps": 2}, {"persistent_workers": True}]
+    ("kind", "options"),
+    [
+        (StatefulDataLoader, {}),
+        (StatefulDataLoader, {"snapshot_every_n_steps": 2}),
+        (StatefulDataLoader, {"persistent_workers": True}),
+        (DataLoader, {}),
+        (DataLoader, {"persistent_workers": True}),
+    ],
 )
 @pytest.mark.parametrize("run", [by_step, by_manager_of_callbacks])
-def test_workers_change_nothing(run: Run, options: dict[str, Any]) -> None:
-    check(run, num_workers=2, **options)
+def test_workers_change_nothing(run: Run, kind: type[Any], options: dict[str, Any]) -> None:
+    check(run, num_workers=2, kind=kind, **options)
 
 
-def test_a_run_may_be_interrupted_after_every_batch() -> None:
-    whole = by_step(Loop(ckptstore.init("memory://"), seed=1, size=3), None)
+@KINDS
+def test_a_run_may_be_interrupted_after_every_batch(kind: type[Any]) -> None:
+    whole = by_step(Loop(ckptstore.init("memory://"), seed=1, size=3, kind=kind), None)
     repository, seen = ckptstore.init("memory://"), list[float]()
     for last in range(1, 3 * EPOCHS + 1):
-        seen += by_step(Loop(repository, seed=last, size=3), last)
+        seen += by_step(Loop(repository, seed=last, size=3, kind=kind), last)
     # The first seed is that of the whole run; the others are replaced by the restored states.
     assert seen == whole
 

@@ -1,10 +1,14 @@
-"""Stateful data loaders: whether a saved one continues its epoch or begins the next."""
+"""Ends of epochs: whether a saved data loader continues its epoch or begins the next.
+
+Here are also the keys of torchdata's StatefulDataLoader. See docs/adr/0055.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.training.callback_states import CallbackStates
+from ckptstore.training.loaders.position import PositionedLoader, in_epoch, resumed_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,27 +26,36 @@ def is_loader(item: object) -> bool:
 def at_next_epoch(
     states: dict[str, Any], tracked: Mapping[str, object], position: Mapping[str, object]
 ) -> None:
-    """Mark loaders without a batch left as finished, so that they begin the next epoch.
+    """Note in the states of loaders whether the run resumes in their epoch or in the next.
 
-    StatefulDataLoader marks itself only when it is asked for one batch more. Until then its state
-    yields nothing once. That is right where the run resumes in the epoch that has just ended: with
-    callbacks, which keep the epoch, and after `save(epoch=)`, unless the batch is 0.
+    A loader at the end of its epoch, or one that marks itself only when it is asked for one batch
+    more, would yield nothing once. That is right where the run resumes in the epoch that has just
+    ended: with callbacks, which keep the epoch, and after `save(epoch=)`, unless the batch is 0.
 
     Args:
         states: The states of the tracked objects, which are replaced in place.
         tracked: The objects by name.
         position: The "epoch" and "batch" of the save.
     """
-    if any(_keeps_epoch(item) for item in tracked.values()):
-        return
+    keeps = any(_keeps_epoch(item) for item in tracked.values())
     for name, item in tracked.items():
-        count = _batches(item) if is_loader(item) else None
+        if isinstance(item, PositionedLoader):
+            states[name] = in_epoch(states[name]) if keeps else resumed_at(states[name], position)
+            continue
+        count = _batches(item) if is_loader(item) and not keeps else None
         if not count or _yielded(states[name]) != count:
             continue
         # A loader of one batch has no other number: 0 does not tell the next epoch from this one.
         begins_next = position.get("batch") == 0 and count > 1
         if position.get("epoch") is None or begins_next:
             states[name] = states[name] | {FINISHED: True}
+
+
+def stay_in_epoch(tracked: Mapping[str, object]) -> None:
+    """Note that the program resumes in the epoch of a restored position, even at its end."""
+    for item in tracked.values():
+        if isinstance(item, PositionedLoader):
+            item.position.stay()
 
 
 def _keeps_epoch(item: object) -> bool:
