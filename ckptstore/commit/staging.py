@@ -52,17 +52,21 @@ class Staging:
 
     def copy(self, value: object) -> Staged:
         """Copy a state to host memory; the copy is complete when this returns."""
+        # The sources are freed before the collector resumes, which would otherwise visit them.
+        with paused_collector(), arrays.one_thread_in_child():
+            return self._copied(value)
+
+    def _copied(self, value: object) -> Staged:
         import torch
 
-        with paused_collector(), arrays.one_thread_in_child():
-            flat = flatten_stored(value)
-            own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
-            places = self._places_for(own)
-            with torch.no_grad():
-                devices = {places[path].fill(source) for path, source in own.items()}
-            for device in devices - {None}:
-                torch.accelerator.synchronize(device)
-            staged = {path: places[flat.tied.get(path, path)].source for path in flat.arrays}
+        flat = flatten_stored(value)
+        own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
+        places = self._places_for(own)
+        with torch.no_grad():
+            devices = {places[path].fill(source) for path, source in own.items()}
+        for device in devices - {None}:
+            torch.accelerator.synchronize(device)
+        staged = {path: places[flat.tied.get(path, path)].source for path in flat.arrays}
         return Staged(replace(flat, arrays=staged))
 
     def _leave_to_parent(self) -> None:

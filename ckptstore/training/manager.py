@@ -571,6 +571,8 @@ class CheckpointManager:
             self._commit(state, request)
         else:
             staged = self._staging.copy(state)
+            # Freeing a tensor yields to other threads: the commit would go first, for milliseconds.
+            del state
             self._background.start(lambda: self._commit(staged, request))
         self._saved_step, self._saved_time = request.step, self._seconds()
         self._has_saved = True
