@@ -34,6 +34,8 @@ class Workers:
         self._pool = ThreadPoolExecutor(threads, "ckptstore") if threads > 1 or is_ahead else None
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._has_thread = False
+        self._is_abandoned = False
+        self._outer = _current.workers  # if a job of theirs makes these
         self._error: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -45,9 +47,13 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for the jobs that have started; after an error of the caller others are dropped."""
+        """Wait for the jobs that have started; after an error of the caller others are dropped.
+
+        After an interrupt, jobs that ask `is_abandoned` end early.
+        """
         if error is not None:
             self._jobs.clear()
+            self._is_abandoned = not isinstance(error, Exception)
         if self._pool:
             self._pool.shutdown(wait=True)
 
@@ -85,7 +91,30 @@ class Workers:
     def _result(self, job: Callable[[], Result]) -> Result:
         if self._error is not None:
             raise self._error
-        return job()
+        outer, _current.workers = _current.workers, self
+        try:
+            return job()
+        finally:
+            _current.workers = outer
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True once the caller was interrupted and waits only for the jobs to end."""
+        return self._is_abandoned or (self._outer is not None and self._outer.is_abandoned)
+
+
+class _Current(threading.local):
+    """The workers that the current thread does a job for."""
+
+    workers: Workers | None = None
+
+
+_current = _Current()
+
+
+def is_abandoned() -> bool:
+    """True in a job whose result is not wanted any more, because its caller was interrupted."""
+    return _current.workers is not None and _current.workers.is_abandoned
 
 
 def results(futures: Iterable[Future[Result]]) -> list[Result]:

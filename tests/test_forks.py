@@ -54,8 +54,11 @@ OF_AN_OWNER = {
     ("training/background.py", "ThreadPoolExecutor"),
     ("zarr/array.py", "BoundedSemaphore"),
 }
-# Python itself marks it as ended in a child, and its owner asks no more.
-ENDED_BY_PYTHON = {("training/callbacks/remote_monitor.py", "Thread")}
+# Python itself marks it as ended in a child, and its owner asks no more or refuses to.
+ENDED_BY_PYTHON = {
+    ("storage/requests.py", "Thread"),
+    ("training/callbacks/remote_monitor.py", "Thread"),
+}
 LASTING = {
     "Lock",
     "RLock",

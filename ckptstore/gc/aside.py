@@ -29,7 +29,7 @@ def set_aside(stores: Stores, digests: Sequence[Digest]) -> tuple[Digest, ...]:
     Objects that are intact again stay. Links, folders and files that are too large stay too.
     """
     moved: list[Digest] = []
-    with stores.lock, stores.storage.lock():
+    with stores.exclusive():
         finish_gc(stores)
         for start in range(0, len(digests), BATCH):
             moved += _set_aside(stores, digests[start : start + BATCH])

@@ -46,7 +46,7 @@ class GcReport:
 
 def execute_plan(stores: Stores, plan: GcPlan, rules_at: RulesAt) -> GcReport:
     """Execute a plan: its checkpoints expire, unless anything keeps them now."""
-    with stores.lock, stores.storage.lock():
+    with stores.exclusive():
         swept = stores.storage.sweep()
         finish_gc(stores)
         listed_at = stores.now()

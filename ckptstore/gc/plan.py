@@ -233,7 +233,7 @@ def expire(stores: Stores, rules_at: RulesAt) -> GcReport:
 
     Objects that interrupted commits left are not looked for.
     """
-    with stores.lock, stores.storage.lock():
+    with stores.exclusive():
         finish_gc(stores)
         newest = stores.oplog.newest()
         with stores.live.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from threading import RLock
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.documents.let_go import MISSING, LetGo, limited
 from ckptstore.documents.settings import GRACE_SECONDS
-from ckptstore.errors import CorruptError
+from ckptstore.errors import CorruptError, StorageError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
 from ckptstore.gc.sizes import Sizes
@@ -69,6 +70,21 @@ class Stores:
 
     def __post_init__(self) -> None:
         self.marks, self.sizes = Marks(self.catalog), Sizes(self.catalog)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Exclude every other gc: hold the lock of these stores, then the storage's.
+
+        Raises:
+            StorageError: The storage has no lock that reaches the gcs of other processes.
+        """
+        if self.storage.lease_seconds:
+            raise StorageError(
+                f"A gc cannot run on {self.storage.url} yet: object stores have no lock that other "
+                "processes see. Nothing is deleted there."
+            )
+        with self.lock, self.storage.lock():
+            yield
 
     def is_listing_due(self) -> bool:
         """Return True when no gc has listed all objects for an hour, or ever."""

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.forks import free_in_child
+from ckptstore.storage import remote_url
 from ckptstore.storage.beside import BesideStorage
 from ckptstore.storage.local import LocalStorage
 from ckptstore.storage.memory import MemoryStorage, StagedCopy
@@ -37,11 +38,12 @@ _lock = free_in_child(threading.Lock())
 
 
 def open_storage(url: str | Path) -> Storage:
-    """Return the storage for a local path, a file:// URL or memory://NAME.
+    """Return the storage for a local path, or for the URL of a folder, a bucket or a memory.
 
     Args:
-        url: Memory://NAME is shared by all callers in this process that pass the same name;
-            memory:// is new at every call.
+        url: A path, file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX
+            (see docs/how-to/object-stores.md for their options), or memory://NAME, which is shared
+            by all callers in this process that pass the same name; memory:// is new at every call.
 
     Raises:
         InvalidInputError: The URL names no storage that this version knows.
@@ -71,9 +73,14 @@ def open_storage(url: str | Path) -> Storage:
         with _lock:
             name = text[match.end() :] or secrets.token_hex(8)
             return _memories.setdefault(name, MemoryStorage(name))
+    if scheme in remote_url.SCHEMES:
+        # Imported here, as its client takes time and threads that local repositories do not need.
+        from ckptstore.storage.remote import RemoteStorage
+
+        return RemoteStorage(remote_url.RemoteUrl.parse(text))
     raise InvalidInputError(
-        f"{scheme}:// is not a storage that this version knows; use a local path, file:// or "
-        "memory://."
+        f"{scheme}:// is not a storage that this version knows; use a local path, file://, s3://, "
+        "gs://, az:// or memory://."
     )
 
 

@@ -317,6 +317,11 @@ class LocalStorage:
                     raise
                 return time.time()  # who may not write here deletes nothing by its age either
 
+    @property
+    def lease_seconds(self) -> float:
+        """Return 0: the lock excludes everything else."""
+        return 0.0
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the flock of the folder, which the kernel releases when the process ends."""

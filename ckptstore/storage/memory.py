@@ -137,6 +137,11 @@ class MemoryStorage:
         """Return the time by a clock that never goes back."""
         return time.monotonic()
 
+    @property
+    def lease_seconds(self) -> float:
+        """Return 0: the lock excludes everything else."""
+        return 0.0
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock of this storage."""

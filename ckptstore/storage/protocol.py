@@ -229,8 +229,19 @@ class Storage(Protocol):
         """
         ...
 
+    @property
+    def lease_seconds(self) -> float:
+        """The time for which a gc may count on being the only one once an operation says so.
+
+        0 where `lock` excludes every other process, and ends with its holder.
+        """
+        ...
+
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the lock of this storage, waiting for it; a process that dies releases it."""
+        """Hold the lock of this storage, waiting for it; a process that dies releases it.
+
+        With `lease_seconds` it may exclude only the threads of this process.
+        """
         ...
 
     def hold(self, name: str) -> Hold:

@@ -1,0 +1,519 @@
+"""RemoteStorage: keys are objects in a bucket of S3, Google Cloud Storage, Azure or alike.
+
+Every object is sent by one request, so it is there as a whole or not at all, and is durable once it
+is acknowledged. `create` is a conditional put. A request that failed may have taken effect, and a
+conflict does not mean that the key exists: both are decided by reading the key back.
+
+A forked child of a process that has made requests would hang in the client's threads, which it does
+not have. It gets an error instead. See docs/adr/0059.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ckptstore.errors import (
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    first_line,
+)
+from ckptstore.forks import free_in_child
+from ckptstore.storage.hold import Hold
+from ckptstore.storage.memory import StagedCopy
+from ckptstore.storage.protocol import Listed, check_key, refuse_foreign
+from ckptstore.storage.requests import RefusedError, check_process, parts_of, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Buffer
+
+    from ckptstore.storage.protocol import Seen, Storage, Temporary
+    from ckptstore.storage.remote_url import RemoteUrl
+
+HIDDEN = "tmp/"  # keys that no listing shows
+ATTEMPTS = 8  # of a request
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 5.0  # between attempts: doubled each time, and scattered
+LEASE_SECONDS = 300.0
+LIST_KEYS = 1000  # a page of a listing
+DELETE_KEYS = 1000  # the most keys that a server deletes by one request
+STREAM_BYTES = 512 << 10  # the parts in which an object is read
+QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
+
+
+class Timeouts(NamedTuple):
+    """How long requests may take, in seconds.
+
+    Attributes:
+        connect: Until a connection is there.
+        quick: A whole request for a document or a small object.
+        slow: A whole request for a large object, on a slow line.
+        silence: While an object is read, until its next bytes come.
+        retry: After which a request is not repeated any more.
+    """
+
+    connect: float = 5.0
+    quick: float = 30.0
+    slow: float = 600.0
+    silence: float = 30.0
+    retry: float = 60.0
+
+
+class RemoteStorage:
+    """Bytes by key, in a bucket.
+
+    Args:
+        url: Where.
+        timeouts: How long requests may take.
+
+    Raises:
+        InvalidInputError: The URL cannot be used as it is.
+    """
+
+    def __init__(self, url: RemoteUrl, *, timeouts: Timeouts = Timeouts()) -> None:  # noqa: B008
+        check_process()
+        self.url = str(url)
+        self._url, self._timeouts = url, timeouts
+        self._quick = _store(url, timeouts, timeouts.quick)
+        self._reads = _store(url, timeouts, timeouts.slow, silence=timeouts.silence)
+        self._writes = _store(url, timeouts, timeouts.slow)
+        self._process_lock = _locks[self.url]
+        self._is_probed = False
+
+    def prepare(self, keys: Collection[str]) -> None:
+        """Refuse a place that holds other things, and a server that ignores conditions."""
+        listed = self._tried(lambda: self._ask("list_with_delimiter_async", self._quick))
+        names = {*listed["common_prefixes"], *(item["path"] for item in listed["objects"])}
+        refuse_foreign(self._url.place, names, keys={*keys, HIDDEN})
+        self._probe()
+
+    def get(self, key: str, *, bytes_max: int) -> bytes:
+        """Return all bytes of a key."""
+
+        def get() -> bytes:
+            result = self._ask("get_async", self._reads, check_key(key))
+            size = result.meta["size"]
+            if size > bytes_max:
+                raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
+            data = bytes(wait(result.bytes_async))
+            if len(data) != size:
+                raise StorageError(f"{key} in {self._url.place} came incomplete.")
+            return data
+
+        data: bytes = self._tried(get, key)
+        return data
+
+    def read_into(
+        self, key: str, buffer: memoryview, *, start: int | None = None, seen: Seen | None = None
+    ) -> None:
+        """Fill a buffer from position `start`, or with the whole key, part by part."""
+        check_key(key)
+        begin, length = start or 0, len(buffer)
+        filled = 0  # kept over attempts, as `seen` takes each part once
+
+        def read() -> None:
+            nonlocal filled
+            options: Any = {}
+            if start is not None or filled:
+                options = {"range": (begin + filled, begin + length)}
+            result = self._ask("get_async", self._reads, key, options=options)
+            size = result.meta["size"]
+            if begin + length > size or (start is None and length != size):
+                raise CorruptError(f"{key} has {size} bytes; {begin + length} are expected.")
+            for part in parts_of(result.stream(min_chunk_size=STREAM_BYTES)):
+                view = memoryview(part)[: length - filled]
+                target = buffer[filled : filled + len(view)]
+                target[:] = view
+                filled += len(view)
+                if seen:
+                    seen(target)
+            if filled < length:
+                raise StorageError(f"{key} in {self._url.place} came incomplete.")
+
+        if length:
+            try:
+                self._tried(read, key)
+            except _RangeError:
+                pass
+            else:
+                return
+        size = self.size(key)
+        if size is None:
+            raise self._missing(key)
+        if length or size < begin or (start is None and size):
+            raise CorruptError(f"{key} has {size} bytes; {begin + length} are expected.")
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Store bytes under a key by one request."""
+        check_key(key)
+        view = memoryview(data).cast("B")
+        store = self._store_for(len(view))
+        self._tried(
+            lambda: self._ask("put_async", store, key, view, use_multipart=False), key, to=True
+        )
+
+    def copy(self, key: str, to: str) -> None:
+        """Have the server copy an object."""
+        check_key(to)
+        self._tried(lambda: self._ask("copy_async", self._writes, check_key(key), to), key)
+
+    def stage(self, data: Buffer, *, seen: Seen | None = None) -> StagedCopy:
+        """Copy the bytes of a later put."""
+        return StagedCopy(self, data, seen)
+
+    def batch(self) -> AbstractContextManager[Storage]:
+        """Return this storage: connections are kept anyway."""
+        return nullcontext(self)
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Do nothing: what was acknowledged is durable."""
+
+    def create(self, key: str, data: Buffer) -> bool:
+        """Store bytes under a key unless it exists; an unclear answer is cleared by a look."""
+        check_key(key)
+        copied = bytes(data)
+        if not self._create(key, copied):
+            return False
+        if not self._is_probed:
+            has_overwritten = False
+            with suppress(StorageError):  # the key is there, so a look that fails changes nothing
+                has_overwritten = self._create_once(key, copied)  # harmless: by the same bytes
+                self._is_probed = not has_overwritten
+            if has_overwritten:
+                raise self._ignores_conditions()
+        return True
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove keys, as many as a request takes at a time."""
+        batch: list[str] = []
+
+        def delete() -> None:
+            try:
+                self._ask("delete_async", self._quick, batch)
+            except FileNotFoundError:  # a server that minds missing keys, one of several
+                if len(batch) > 1:
+                    for key in batch.copy():
+                        self.delete([key])
+
+        for key in dict.fromkeys(keys):
+            batch.append(check_key(key))
+            if len(batch) == DELETE_KEYS:
+                self._tried(delete)
+                batch.clear()
+        if batch:
+            self._tried(delete)
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """List every key under a folder; goes on behind the last key after an error."""
+        after: str | None = None
+        attempt = 0
+        while True:
+            try:
+                for page in self._pages(prefix, after):
+                    for item in page:
+                        after = key = item["path"]
+                        if key.startswith(prefix) and not key.startswith(HIDDEN):
+                            yield Listed(key, item["size"], item["last_modified"].timestamp())
+                    attempt = 0
+            except Exception as error:
+                attempt += 1
+                failed = self._translated(error)
+                if isinstance(failed, RefusedError) or attempt == ATTEMPTS:
+                    raise failed from error
+                _pause(attempt)
+            else:
+                return
+
+    def size(self, key: str) -> int | None:
+        """Return the size of a key, or None."""
+        check_key(key)
+        try:
+            head = self._tried(lambda: self._ask("head_async", self._quick, key), key)
+        except NotFoundError:
+            return None
+        return int(head["size"])
+
+    def now(self) -> float:
+        """Return the time that the server gives to an object that is put now."""
+        key = f"{HIDDEN}clock"
+        self.put(key, secrets.token_bytes(8))
+        time_put = self._hidden().get(key)
+        if time_put is None:
+            raise self._lists_late()
+        return time_put
+
+    @property
+    def lease_seconds(self) -> float:
+        """Return the time after which a gc that died may be taken over."""
+        return LEASE_SECONDS
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold a lock that reaches the threads of this process and no further."""
+        with self._process_lock:
+            yield
+
+    def hold(self, name: str) -> Hold:  # noqa: ARG002
+        """Return a hold that excludes nobody."""
+        return Hold()
+
+    def holder(self, name: str) -> str | None:  # noqa: ARG002
+        """Return None."""
+        return None
+
+    def free_bytes(self) -> int | None:
+        """Return None."""
+        return None
+
+    def temporaries(self) -> Sequence[Temporary]:
+        """List nothing: no object is ever half written."""
+        return ()
+
+    def sweep(self) -> int:
+        """Do nothing: no object is ever half written."""
+        return 0
+
+    def hold_reserve(self) -> None:
+        """Do nothing: a bucket has no end."""
+
+    def reserve_bytes(self) -> int:
+        """Return 0."""
+        return 0
+
+    def release_reserve(self) -> bool:
+        """Do nothing: nothing was set aside."""
+        return False
+
+    @staticmethod
+    def _ask(name: str, *args: Any, **options: Any) -> Any:
+        """Call a function of the client and wait for its answer."""
+        import obstore
+
+        return wait(lambda: getattr(obstore, name)(*args, **options))
+
+    def _store_for(self, size: int) -> Any:
+        return self._quick if size <= QUICK_BYTES else self._writes
+
+    def _pages(self, prefix: str, after: str | None = None) -> Iterator[Sequence[Any]]:
+        """The pages of a listing."""
+        import obstore
+
+        check_process()
+        return parts_of(  # type: ignore[no-any-return]
+            obstore.list(self._quick, prefix.strip("/") or None, offset=after, chunk_size=LIST_KEYS)
+        )
+
+    def _hidden(self) -> dict[str, float]:
+        """The hidden keys, and when they were put."""
+        return self._tried(  # type: ignore[no-any-return]
+            lambda: {
+                item["path"]: item["last_modified"].timestamp()
+                for page in self._pages(HIDDEN)
+                for item in page
+            }
+        )
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Create a key; decide by a look where the answer decides nothing."""
+        error: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                _pause(attempt)
+            try:
+                if self._create_once(key, data):
+                    return True
+                error = None
+            except StorageError as failed:
+                if isinstance(failed, RefusedError):
+                    raise
+                error = failed
+            try:
+                return self.get(key, bytes_max=len(data)) == data
+            except CorruptError:  # longer, so it is another writer's
+                return False
+            except NotFoundError:  # a conflict with what is gone, or a request that was lost
+                pass
+        raise StorageError(
+            f"{key} could not be created in {self._url.place}: the server answers "
+            f"{'conflict' if error is None else first_line(error)!r} {ATTEMPTS} times, and the key "
+            "is not there. Retry."
+        ) from error
+
+    def _create_once(self, key: str, data: bytes) -> bool:
+        """Send one conditional put; False if the server says that the key exists."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            self._ask("put_async", self._quick, key, data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        except Exception as error:
+            raise self._translated(error, key, to=True) from error
+        return True
+
+    def _probe(self) -> None:
+        """Find out whether the server honours conditions and lists what it was given."""
+        key = f"{HIDDEN}probe-{secrets.token_hex(8)}"
+        try:
+            if not self._create(key, b"first"):
+                raise StorageError(f"{self._url.place} has a key that was never created: {key}.")
+            if self._create_once(key, b"second") or self.get(key, bytes_max=9) != b"first":
+                raise self._ignores_conditions()
+            if key not in self._hidden():
+                raise self._lists_late()
+        finally:
+            self.delete([key])
+        self._is_probed = True
+
+    def _lists_late(self) -> StorageError:
+        return RefusedError(
+            f"{self._url.place} is on a server that does not list at once what it was given, which "
+            "a repository needs. Use another server."
+        )
+
+    def _ignores_conditions(self) -> StorageError:
+        return RefusedError(
+            f"{self._url.place} is on a server that ignores conditions (If-None-Match: *), so two "
+            "writers would overwrite each other. Use another server."
+        )
+
+    def _tried(self, call: Callable[[], Any], key: str = "", *, to: bool = False) -> Any:
+        """Make a request that may be repeated, until it succeeds or fails for good."""
+        end = time.monotonic() + self._timeouts.retry
+        for attempt in count(1):
+            try:
+                return call()
+            except (CorruptError, NotFoundError, InvalidInputError):
+                raise
+            except Exception as error:
+                failed = self._translated(error, key, to=to)
+                is_final = isinstance(failed, (NotFoundError, RefusedError))
+                if is_final or attempt == ATTEMPTS or time.monotonic() > end:
+                    raise failed from error
+            _pause(attempt)
+        raise AssertionError
+
+    def _translated(
+        self, error: Exception, key: str = "", *, to: bool = False
+    ) -> StorageError | NotFoundError:
+        """An error of the client as one of this package, without what may be secret."""
+        from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+        if isinstance(error, StorageError):
+            return error
+        text = str(error)
+        if "416" in text and "InvalidRange" in text:
+            return _RangeError(f"{key} in {self._url.place} is shorter than expected.")
+        if isinstance(error, FileNotFoundError) and not to and "NoSuchBucket" not in text:
+            return self._missing(key)
+        what = f"{key} in {self._url.place}" if key else self._url.place
+        if isinstance(error, FileNotFoundError):
+            return RefusedError(
+                f"There is no {'container' if self._url.kind == 'az' else 'bucket'} "
+                f"{self._url.bucket!r}. Make it first."
+            )
+        has_none = _METADATA_SERVER in text  # where the client looks last
+        if has_none or isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+            return RefusedError(
+                f"{what} may not be used with these credentials, or there are none. Pass them in "
+                f"{self._url.sources}."
+            )
+        return StorageError(f"{what} could not be used: {_reason(error)}")
+
+    def _missing(self, key: str) -> NotFoundError:
+        return NotFoundError(f"{key} is not in {self._url.place}.")
+
+
+_METADATA_SERVER = "169.254.169.254"
+
+
+class _RangeError(RefusedError):
+    """A range that begins behind the end of an object."""
+
+
+_locks: defaultdict[str, threading.Lock] = defaultdict(lambda: free_in_child(threading.Lock()))
+
+
+def _store(
+    url: RemoteUrl, timeouts: Timeouts, whole: float, *, silence: float | None = None
+) -> Any:
+    """A store of the client, whose requests end after a time."""
+    from obstore import store
+
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=timeouts.connect),
+        "timeout": timedelta(seconds=whole),
+        "user_agent": "ckptstore",
+    }
+    if silence is not None:
+        client["read_timeout"] = timedelta(seconds=silence)
+    endpoint = url.endpoint
+    if endpoint is not None and endpoint.startswith("http:"):
+        client["allow_http"] = True
+    shared: dict[str, Any] = {
+        "prefix": url.prefix or None,
+        "client_options": client,
+        "retry_config": {
+            "max_retries": 0,  # see `_tried`
+            "retry_timeout": timedelta(seconds=timeouts.retry),
+        },
+    }
+    if endpoint is not None:
+        shared["base_url" if url.kind == "gs" else "endpoint"] = endpoint
+    if url.is_anonymous:
+        shared["skip_signature"] = True
+    try:
+        if url.kind == "s3":
+            if "region" in url.options:
+                shared["region"] = url.options["region"]
+            if "profile" in url.options:
+                shared["credential_provider"] = _profile(url.options["profile"])
+            return store.S3Store(url.bucket, **shared)
+        if url.kind == "gs":
+            return store.GCSStore(url.bucket, **shared)
+        if "account" in url.options:
+            shared["account_name"] = url.options["account"]
+        return store.AzureStore(url.bucket, **shared)
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"{url.place} cannot be used: {_reason(error)} Credentials come from {url.sources}."
+        ) from error
+
+
+def _profile(name: str) -> Any:
+    """The credentials of a profile of the AWS command line."""
+    try:
+        import boto3  # type: ignore[import-not-found, unused-ignore]
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise InvalidInputError(
+            "The option profile needs boto3, which reads profiles: pip install boto3."
+        ) from error
+    try:
+        return Boto3CredentialProvider(boto3.Session(profile_name=name))
+    except Exception as error:
+        raise InvalidInputError(f"The profile {name!r} cannot be used: {error}") from error
+
+
+def _pause(attempt: int) -> None:
+    """Wait before the next attempt, scattered so that writers do not meet again."""
+    pause = min(PAUSE_SECONDS * 2 ** (attempt - 1), PAUSE_SECONDS_MAX)
+    time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of the client, which goes on with pages of its own types."""
+    return f"{first_line(error)}."
