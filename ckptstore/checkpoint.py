@@ -170,6 +170,7 @@ class Checkpoint:
     _manifest: Manifest = field(compare=False)
     _catalog: Catalog = field(compare=False)
     _judge: Callable[[Digest], tuple[str, ...]] = field(compare=False)
+    _seed_of: Callable[[Digest], Digest | None] = field(compare=False)
     # Created with the first array and kept, because it reads the structure.
     _openers: list[ArrayOpener] = field(default_factory=list, compare=False)
 
@@ -186,8 +187,12 @@ class Checkpoint:
         notes: tuple[Note, ...] = (),
         *,
         judge: Callable[[Digest], tuple[str, ...]] = lambda id: (),
+        seed_of: Callable[[Digest], Digest | None] = lambda id: None,
     ) -> Checkpoint:
-        """The checkpoint of a manifest and the notes on it. `judge`: returns why it is kept."""
+        """The checkpoint of a manifest and the notes on it.
+
+        judge: returns why it is kept. seed_of: returns what its branch was started from.
+        """
         return cls(
             id=id,
             step=manifest.step,
@@ -205,12 +210,32 @@ class Checkpoint:
             _manifest=manifest,
             _catalog=catalog,
             _judge=judge,
+            _seed_of=seed_of,
         )
 
     @property
     def repository_url(self) -> str:
         """The URL with which `ckptstore.open` opens its repository."""
         return self._catalog.url
+
+    @property
+    def seed(self) -> Digest | None:
+        """The id of the checkpoint that its branch was started from; None if it began empty.
+
+        This is the source of a derived checkpoint, and what a fine-tuning began with. Its branch is
+        the one that it was committed on. Found on each access by its history.
+
+        Example:
+            >>> import ckptstore
+            >>> repo = ckptstore.init("memory://")
+            >>> pretrained = repo.commit({"w": 1}, branch="pretrain")
+            >>> _ = repo.branch("task", "pretrain")
+            >>> for step in range(3):
+            ...     tuned = repo.commit({"w": step}, branch="task", step=step)
+            >>> tuned.seed == pretrained.id, pretrained.seed
+            (True, None)
+        """
+        return self._seed_of(self.id)
 
     @property
     def why(self) -> tuple[str, ...]:

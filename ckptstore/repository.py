@@ -1553,7 +1553,14 @@ class Repository:
             finish_gc(self._stores())
 
     def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
-        return Checkpoint.of(id, manifest, self._catalog, self._notes.of(id), judge=self._reasons)
+        return Checkpoint.of(
+            id,
+            manifest,
+            self._catalog,
+            self._notes.of(id),
+            judge=self._reasons,
+            seed_of=self._resolver.seed_of,
+        )
 
     def _reasons(self, id: Digest) -> tuple[str, ...]:
         """The reasons why a checkpoint is kept, or not."""

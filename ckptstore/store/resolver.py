@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError, ExpiredError, NotFoundError, shown
-from ckptstore.revisions import resolve
+from ckptstore.revisions import own_of, resolve
 from ckptstore.store.lost import is_missing, missing_head, refuse_without_operations
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Resolver:
         id, _ = self.resolved(rev)
         self._catalog.flush(id)
         return id
+
+    def seed_of(self, id: Digest) -> Digest | None:
+        """Return the checkpoint that the branch of another one was started from, if any."""
+        _, chain = own_of(id, None, self._catalog.names(self._oplog.newest()))
+        return chain.start
 
     def named(self) -> list[Digest]:
         """Return the checkpoints that branches and tags name; CorruptError where one is missing."""

@@ -22,9 +22,20 @@ VALUE_LENGTH_MAX = 100
 
 
 def of_checkpoint(
-    checkpoint: Checkpoint, refs: Refs, values: Mapping[str, object] | None = None
+    checkpoint: Checkpoint,
+    refs: Refs,
+    values: Mapping[str, object] | None = None,
+    *,
+    seed: Checkpoint | None = None,
 ) -> Fields:
-    """The facts that a checkpoint has. `values`: its plain values, where they were read."""
+    """The facts that a checkpoint has.
+
+    Args:
+        checkpoint: The checkpoint.
+        refs: Its branches and tags.
+        values: Its plain values, where they were read.
+        seed: The checkpoint that its branch was started from, where it was looked for.
+    """
     created = checkpoint.created.astimezone()
     fields: Fields = {
         "id": checkpoint.id,
@@ -36,6 +47,7 @@ def of_checkpoint(
         "metrics": [f"{name} = {value}" for name, value in checkpoint.metrics.items()],
         "notes": [_note(note) for note in checkpoint.notes],
         "parents": list(checkpoint.parents),
+        "seed": "" if seed is None else f"{seed.id} ({_place(seed)})",
         "arrays": f"{checkpoint.array_count:,}, {text.size(checkpoint.array_bytes)}",
         "values": _values(checkpoint, values or {}),
         "new": f"{text.size(checkpoint.new_bytes)} stored by this commit",
@@ -60,6 +72,12 @@ def plain(value: object) -> str:
     """A plain value in Python's notation, cut where it is long."""
     shown = text.number(value) if isinstance(value, float) else repr(value)
     return shown if len(shown) <= VALUE_LENGTH_MAX else f"{shown[:VALUE_LENGTH_MAX]}…"
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    """The branch and the step of a checkpoint: "main, step 100"."""
+    step = "without a step" if checkpoint.step is None else f"step {checkpoint.step}"
+    return f"{checkpoint.branch}, {step}" if checkpoint.branch else step
 
 
 def _note(note: Annotation) -> str:

@@ -34,7 +34,15 @@ def test_metrics_are_shown_to_the_last_digit(ckpt, repo):
 def test_json_has_the_fields_of_the_log_and_the_values(ckpt, history):
     shown = ckpt.json("show", "tuned")
     assert shown.pop("values") == 1
+    assert shown.pop("seed") == history.resolve("v1").id
     assert shown == ckpt.json("log", "tuned")[0]
+
+
+def test_the_seed_of_the_branch_is_named(ckpt, history):
+    seed = history.resolve("v1").id
+    assert f"seed     {seed} (main, step 100)\n" in ckpt.out("show", "tuned")
+    assert "seed" not in ckpt.out("show", "main")
+    assert ckpt.json("show", "main")["seed"] is None
 
 
 def test_any_revision_can_be_shown(ckpt, history):

@@ -189,3 +189,60 @@ def test_a_rename_lets_nothing_go(repo: ckptstore.Repository) -> None:
     assert repo._oplog.newest().let_go == ()
     repo.gc(MaxToKeep(1))
     assert len(repo.log("pretraining", expired=False)) == 2  # the head and a seed
+
+
+@pytest.fixture
+def trained() -> ckptstore.Repository:
+    """A branch "pretrain" with the steps 0 to 2."""
+    made = ckptstore.init("memory://")
+    for step in range(3):
+        made.commit({"model": {"w": step}, "n": 1}, branch="pretrain", step=step)
+    return made
+
+
+def test_the_seed_of_a_checkpoint_is_where_its_branch_was_started(
+    trained: ckptstore.Repository,
+) -> None:
+    seed = trained.branch("task", "pretrain~1")
+    assert seed.seed is None  # it is a checkpoint of the other branch
+    for step in range(3):
+        assert trained.commit({"w": 9}, branch="task", step=step).seed == seed.id
+    middle = trained.branch("more", "task~1")
+    assert middle.seed == seed.id
+    assert trained.commit({"w": 9}, branch="more").seed == middle.id
+    assert {checkpoint.seed for checkpoint in trained.log("pretrain")} == {None}
+
+
+def test_the_seed_of_a_derived_checkpoint_is_its_source(trained: ckptstore.Repository) -> None:
+    source = trained.resolve("pretrain").id
+    derived = trained.branch("task", source, include="n")
+    assert derived.id != source
+    assert derived.seed == source
+    assert trained.commit({"n": 2}, branch="task").seed == source
+
+
+def test_the_seed_stays_whatever_happens_to_names_and_arrays(trained: ckptstore.Repository) -> None:
+    source = trained.resolve("pretrain").id
+    trained.branch("task", source)
+    first = trained.commit({"w": 1}, branch="task")
+    trained.rename_branch("task", "done")
+    trained.rename_branch("pretrain", "base")
+    trained.commit({"w": 2}, branch="pretrain")  # another branch with the old name
+    assert trained.commit({"w": 3}, branch="done").seed == source
+    trained.commit({"w": 4}, branch="base")
+    trained.gc(MaxToKeep(2), keep_seeds=False, grace=0)
+    trained.gc(MaxToKeep(1), keep_seeds=False, grace=0)
+    assert trained.resolve(source).expired
+    assert trained.resolve("done").seed == source
+    trained.reset_branch("done", "base")
+    trained.delete_branch("done")
+    assert trained.resolve(first.id).seed == source
+
+
+def test_a_branch_that_was_moved_elsewhere_has_the_seed_of_its_oldest_checkpoint(
+    trained: ckptstore.Repository,
+) -> None:
+    trained.branch("task", "pretrain~2")
+    trained.commit({"w": 1}, branch="task")
+    trained.reset_branch("task", "pretrain")
+    assert trained.commit({"w": 2}, branch="task").seed == trained.resolve("pretrain").id

@@ -33,6 +33,7 @@ def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_jso
         return
     refs = documents.refs_by_id(repo).get(checkpoint.id, documents.NO_REFS)
     values = None if checkpoint.expired else checkpoint.values
+    seed = checkpoint.seed
     verdict = repo.why(checkpoint.id) if with_reasons else None
     if as_json:
         count = None if values is None else len(values)
@@ -47,10 +48,17 @@ def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_jso
         )
         expiry = {"expiry": checkpoint.expiry} if checkpoint.expired else {}
         output.document(
-            {**documents.checkpoint(checkpoint, refs), "values": count, **expiry, **judged}
+            {
+                **documents.checkpoint(checkpoint, refs),
+                "seed": seed,
+                "values": count,
+                **expiry,
+                **judged,
+            }
         )
     else:
-        shown = fields.of_checkpoint(checkpoint, refs, values)
+        source = None if seed is None else repo.resolve(seed)
+        shown = fields.of_checkpoint(checkpoint, refs, values, seed=source)
         if verdict:
             reasons = [*verdict.reasons]
             if verdict.is_next_to_go:
