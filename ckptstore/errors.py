@@ -192,10 +192,10 @@ def check_choice(value: object, choices: Sequence[str], *, name: str) -> None:
         raise InvalidInputError(f"{text}{meant(value, choices)}")
 
 
-def meant(value: object, choices: Iterable[str]) -> str:
+def meant(value: object, choices: Iterable[str], similarity: float = SIMILARITY_MIN) -> str:
     """Return the question whether the choice most like a value was meant; empty if none is."""
     from difflib import get_close_matches
 
     text = value.lower() if isinstance(value, str) else ""
-    close = get_close_matches(text, choices, n=1, cutoff=SIMILARITY_MIN)
+    close = get_close_matches(text, choices, n=1, cutoff=similarity)
     return f" Did you mean {close[0]}?" if close else ""

@@ -5,7 +5,6 @@ It decides when to save and what to keep; commit, checkout and gc are those of `
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import math
@@ -22,6 +21,7 @@ from ckptstore.errors import (
     InvalidInputError,
     NotFoundError,
     check_choice,
+    meant,
     shown,
 )
 from ckptstore.forks import renewed
@@ -29,6 +29,7 @@ from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
 from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
+from ckptstore.training.arguments import ALIKE_MIN, NAMES, advice, explained
 from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.differences import environment
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from ckptstore.training.tracked import Stateful
 
 WHEN_BUSY = ("wait", "skip")
+CONSTRUCTOR_FRAMES = 3  # from the caller of the constructor to a warning in it
 _log = logging.getLogger(__name__)
 
 
@@ -148,6 +150,7 @@ class CheckpointManager:
         10
     """
 
+    @explained
     def __init__(
         self,
         store: str | Path | Repository,
@@ -195,9 +198,7 @@ class CheckpointManager:
         self._best = best or first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
-        self.tracked: dict[str, Stateful] = {
-            name: _tracked(name, value) for name, value in tracked.items() if value is not None
-        }
+        self.tracked = _tracked(tracked)
         self._epoch: int | None = None
         self.batch: int | None = None
         self._save_on_start, self._verbose = save_on_start, verbose
@@ -222,7 +223,7 @@ class CheckpointManager:
         self._gc = BranchGc(self.repository, policy=joint, keep_seeds=keep_seeds, every=gc_every)
         self._disk = Disk(self.repository, on_full=on_full)
         if shortage := self._disk.shortage(branch, joint, self.tracked):
-            warnings.warn(shortage, stacklevel=2)
+            warnings.warn(shortage, stacklevel=CONSTRUCTOR_FRAMES)
         self._preemption.listen()
 
     def __repr__(self) -> str:
@@ -650,12 +651,24 @@ class CheckpointManager:
             self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
 
 
-def _tracked(name: str, value: object) -> Stateful:
-    """The stateful object of a name. An error suggests an option that the name may be a typo of."""
-    try:
-        return stateful(name, value)
-    except InvalidInputError as error:
-        options = inspect.signature(CheckpointManager).parameters
-        if close := difflib.get_close_matches(name, options, n=1):
-            raise InvalidInputError(f"{error} Did you mean {close[0]}?") from error
-        raise
+def _tracked(given: Mapping[str, object]) -> dict[str, Stateful]:
+    """The stateful objects by name, without None.
+
+    An error names all that have no state, and the arguments for which their names may stand.
+    """
+    objects, errors = {}, []
+    options = [*inspect.signature(CheckpointManager).parameters]
+    for name, value in given.items():
+        if value is not None:
+            try:
+                objects[name] = stateful(name, value)
+            except InvalidInputError as error:
+                is_known = name in NAMES["CheckpointManager"]
+                errors.append(
+                    f"{advice('CheckpointManager', name, options)}"
+                    if is_known
+                    else f"{error}{meant(name, options, ALIKE_MIN)}"
+                )
+    if errors:
+        raise InvalidInputError(" ".join(errors))
+    return objects

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import CorruptError
 from ckptstore.store.author import as_training
+from ckptstore.training.arguments import explained
 from ckptstore.training.callback_states import CALLBACKS
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.saver import Saver, manager_of
@@ -61,6 +62,7 @@ class BackupAndRestore(Saver):
 
     turn = 2
 
+    @explained
     def __init__(
         self,
         store: Store,

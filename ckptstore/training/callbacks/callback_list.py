@@ -9,6 +9,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.arguments import NAMES, advice, explained
 from ckptstore.training.callback_states import CALLBACKS, CallbackStates
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
@@ -70,6 +71,7 @@ class CallbackList(Callback):
         2
     """
 
+    @explained
     def __init__(
         self,
         callbacks: Sequence[Any] = (),
@@ -82,6 +84,8 @@ class CallbackList(Callback):
         manager: CheckpointManager | None = None,
         **tracked: Any,
     ) -> None:
+        for name in NAMES["CallbackList"].keys() & tracked.keys():
+            raise InvalidInputError(f"{advice('CallbackList', name, ())}")
         of_manager = manager.tracked if manager is not None else {}
         if model is None:
             model = of_manager.get("model")

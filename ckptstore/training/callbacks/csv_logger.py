@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import number, plain
 
@@ -49,6 +50,7 @@ class CSVLogger(Callback):
 
     _kept = ("_columns", "_size")
 
+    @explained
     def __init__(
         self, filename: str | PathLike[str], separator: str = ",", append: bool = False
     ) -> None:

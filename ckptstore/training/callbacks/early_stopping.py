@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import ExpiredError, InvalidInputError, NotFoundError
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.monitor import Monitored, metrics_of
 from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, make_manager, manager_of, savers_of
@@ -58,6 +59,7 @@ class EarlyStopping(Monitored):
 
     _kept = ("wait", "stopped_epoch", "best", "best_epoch", "_best_id")
 
+    @explained
     def __init__(
         self,
         monitor: str = "val_loss",

@@ -8,6 +8,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback, report
 from ckptstore.training.callbacks.monitor import number
 
@@ -40,6 +41,7 @@ class LearningRateScheduler(Callback):
         0.05
     """
 
+    @explained
     def __init__(self, schedule: Callable[..., float], verbose: int = 0) -> None:
         self.schedule, self.verbose = schedule, verbose
         self._takes_rate = _takes_two(schedule)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.documents.facts import check_message
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.monitor import Monitored, metrics_of
 from ckptstore.training.callbacks.saver import DEFAULT_BRANCH, Saver, manager_of
@@ -82,6 +83,7 @@ class ModelCheckpoint(Saver, Monitored):
         [('epoch 3', 0.25), ('epoch 1', 0.5)]
     """
 
+    @explained
     def __init__(
         self,
         store: Store | None = None,
@@ -106,7 +108,7 @@ class ModelCheckpoint(Saver, Monitored):
                 "ModelCheckpoint: period is deprecated, as in Keras. Pass save_freq, the number of "
                 "batches between two saves.",
                 DeprecationWarning,
-                stacklevel=2,
+                stacklevel=3,  # the caller of the constructor
             )
         if initial_value_threshold is not None and len(self.monitors) > 1:
             raise InvalidInputError(

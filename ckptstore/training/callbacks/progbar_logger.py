@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import printable
 from ckptstore.forks import renewed
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
 
@@ -40,6 +41,7 @@ class ProgbarLogger(Callback):
         Epoch 1/3  loss: 0.5
     """
 
+    @explained
     def __init__(self, verbose: int | None = None) -> None:
         self.verbose = verbose
         self._bar: Progress | None = None

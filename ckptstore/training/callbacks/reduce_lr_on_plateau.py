@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import report
 from ckptstore.training.callbacks.monitor import Monitored
 
@@ -50,6 +51,7 @@ class ReduceLROnPlateau(Monitored):
 
     _kept = ("best", "wait", "cooldown_counter")
 
+    @explained
     def __init__(
         self,
         monitor: str = "val_loss",

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, printable, shown
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
 from ckptstore.training.callbacks.saver import newest_of, savers_of
@@ -78,6 +79,7 @@ class RemoteMonitor(Callback):
 
     turn = 3  # after the callbacks that save
 
+    @explained
     def __init__(
         self,
         root: str = "http://localhost:9000",

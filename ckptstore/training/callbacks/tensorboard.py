@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.forks import renewed
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
 
@@ -75,6 +76,7 @@ class TensorBoard(Callback):
 
     _kept = ("_train_batch", "_test_batch", "_run", "_sizes")
 
+    @explained
     def __init__(
         self,
         log_dir: str | PathLike[str] = "logs",

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError
+from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback, report
 from ckptstore.training.callbacks.monitor import number
 from ckptstore.training.callbacks.saver import savers_of
@@ -34,6 +35,7 @@ class TerminateOnNaN(Callback):
         RuntimeError: Batch 0: the loss is nan, so training ends. No checkpoint was saved.
     """
 
+    @explained
     def __init__(self, raise_error: bool = False) -> None:
         self.raise_error = raise_error
 
