@@ -188,10 +188,12 @@ class Checkpoint:
         *,
         judge: Callable[[Digest], tuple[str, ...]] = lambda id: (),
         seed_of: Callable[[Digest], Digest | None] = lambda id: None,
+        is_new: bool = False,
     ) -> Checkpoint:
         """The checkpoint of a manifest and the notes on it.
 
-        judge: returns why it is kept. seed_of: returns what its branch was started from.
+        judge: returns why it is kept. seed_of: returns what its branch was started from. is_new:
+        True if it was committed a moment ago.
         """
         return cls(
             id=id,
@@ -203,7 +205,7 @@ class Checkpoint:
             created=utc(manifest.created),
             meta=deepcopy(dict(manifest.meta)),  # the catalog shares its manifests
             notes=tuple(map(Annotation.of, notes)),
-            expired=catalog.is_expired(id),
+            expired=not is_new and catalog.is_expired(id),
             new_bytes=manifest.new_bytes,
             array_count=sum(ref.arrays for ref in manifest.refs),
             array_bytes=manifest.array_bytes,

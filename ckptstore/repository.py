@@ -330,7 +330,8 @@ class Repository:
         return self._checkpoint(
             *self._committer().commit(
                 state, branch=branch, facts=facts, created=at, retry=retry, after=after
-            )
+            ),
+            is_new=True,
         )
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
@@ -373,7 +374,8 @@ class Repository:
     ) -> Checkpoint:
         """Make what a session has staged the head of its branch."""
         return self._checkpoint(
-            *self._committer().commit_session(staged, branch=branch, facts=facts, retry=retry)
+            *self._committer().commit_session(staged, branch=branch, facts=facts, retry=retry),
+            is_new=True,
         )
 
     def checkout(
@@ -676,7 +678,7 @@ class Repository:
             made = self._committer().derive(
                 derivation, branch=name, source=partial(self._resolver.durable, at)
             )
-        return self._checkpoint(*made)
+        return self._checkpoint(*made, is_new=True)
 
     def diff(
         self,
@@ -1552,7 +1554,7 @@ class Repository:
         with self._storage.lock():
             finish_gc(self._stores())
 
-    def _checkpoint(self, id: Digest, manifest: Manifest) -> Checkpoint:
+    def _checkpoint(self, id: Digest, manifest: Manifest, *, is_new: bool = False) -> Checkpoint:
         return Checkpoint.of(
             id,
             manifest,
@@ -1560,6 +1562,7 @@ class Repository:
             self._notes.of(id),
             judge=self._reasons,
             seed_of=self._resolver.seed_of,
+            is_new=is_new,
         )
 
     def _reasons(self, id: Digest) -> tuple[str, ...]:

@@ -218,7 +218,7 @@ class Putter:
     def _put_bundle(self, data: memoryview, parts: list[Part]) -> Bundle:
         """Write a bundle ahead. A bundle of the parent is not even hashed."""
         bundle = self._reached.bundles.get(tuple([digest for digest, _ in parts]))
-        if bundle and self._objects.has(bundle.digest, size=bundle.size):
+        if bundle and self._is_there(bundle.digest, bundle.size):
             with self._lock:
                 self.relied.add(bundle.digest)
             return bundle
@@ -252,12 +252,23 @@ class Putter:
             if digest in self.relied:
                 return False
             self.relied.add(digest)
-        if self._reached.is_sound and self._objects.has(digest, size=size):
+        if self._is_there(digest, size):
             return False
         with self._lock:
             self._written.add(digest)
             self.new_bytes += size
         return True
+
+    def _is_there(self, digest: Digest, size: int) -> bool:
+        """True for an object that need not be written.
+
+        The parent's objects are looked for too, so that a lost one is put again, unless each look
+        takes a round trip.
+        """
+        if not self._reached.is_sound:
+            return False
+        is_known = self._objects.is_far and digest in self._reached.digests
+        return is_known or self._objects.has(digest, size=size)
 
 
 @contextmanager

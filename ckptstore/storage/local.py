@@ -318,6 +318,11 @@ class LocalStorage:
                 return time.time()  # who may not write here deletes nothing by its age either
 
     @property
+    def is_far(self) -> bool:
+        """Return False."""
+        return False
+
+    @property
     def lease_seconds(self) -> float:
         """Return 0: the lock excludes everything else."""
         return 0.0

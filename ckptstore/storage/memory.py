@@ -138,6 +138,11 @@ class MemoryStorage:
         return time.monotonic()
 
     @property
+    def is_far(self) -> bool:
+        """Return False."""
+        return False
+
+    @property
     def lease_seconds(self) -> float:
         """Return 0: the lock excludes everything else."""
         return 0.0

@@ -92,6 +92,11 @@ class Storage(Protocol):
         """The URL or path under which `ckptstore.open` finds this storage again."""
         ...
 
+    @property
+    def is_far(self) -> bool:
+        """True where each call costs a round trip through a network."""
+        ...
+
     def prepare(self, keys: Collection[str]) -> None:
         """Get ready to hold a new repository; does nothing where it is ready already.
 

@@ -254,6 +254,11 @@ class RemoteStorage:
         return time_put
 
     @property
+    def is_far(self) -> bool:
+        """Return True."""
+        return True
+
+    @property
     def lease_seconds(self) -> float:
         """Return the time after which a gc that died may be taken over."""
         return LEASE_SECONDS

@@ -115,6 +115,11 @@ class Catalog:
         """What `ckptstore.open` takes to open this repository again."""
         return self._storage.url
 
+    @property
+    def is_far(self) -> bool:
+        """True where a look for a document costs a round trip."""
+        return self._storage.is_far
+
     def manifest(self, id: Digest) -> Manifest:
         """Return the manifest of a live or expired checkpoint; NotFoundError for others."""
         return self._manifests.get(id, self._read_manifest)
@@ -183,6 +188,8 @@ class Catalog:
         id = Digest.of(data)
         self._storage.put(key_of(id), data)
         self.flush(id)
+        if self.is_far:
+            self._manifests.put(id, manifest)
         return id
 
     def flush(self, id: Digest) -> None:

@@ -81,6 +81,11 @@ class ObjectStore:
         """Return a storage in memory that can read these objects, and no others, from here."""
         return BesideStorage(self._storage, frozenset(map(key_of, digests)))
 
+    @property
+    def is_far(self) -> bool:
+        """True where a look for an object costs a round trip."""
+        return self._storage.is_far
+
     def size(self, digest: Digest) -> int | None:
         """Return the size of an object in bytes, or None when it is not there."""
         return self._storage.size(key_of(digest))

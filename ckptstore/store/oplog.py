@@ -12,8 +12,10 @@ than this handle knows.
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -50,6 +52,10 @@ PAGES = "refs/"
 KEPT_OPERATIONS = 1000
 PRUNE_EVERY = 100
 ATTEMPTS_MAX = 1000  # each lost attempt means that another writer got through
+# Of a far storage, where a look costs a round trip:
+FORWARD_MAX = 4  # operations that are read one by one before all are listed
+CONFIRM_SECONDS = 5.0  # in which no thousand operations can be appended through a network
+RECENT_MAX = 64  # operations that are remembered, as none ever changes
 
 _KEY = re.compile(r"ops/([0-9]{12})\.json")
 
@@ -90,9 +96,16 @@ class Oplog:
         self._durable = 0  # the number of the newest operation that is known to be durable
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
+        self._recent: dict[int, Operation] = {}  # by number, only for a far storage
+        self._looked = -math.inf  # when the known operation was last there, by the monotonic clock
+        self._is_confirmed = False  # since the last append, and not long before it
 
     def newest(self) -> Operation:
         """Return the newest operation; before the first, one without branches and tags."""
+        newest = self._next_to_known()
+        if newest is not None:
+            self._note(newest)
+            return newest
         for _ in range(ATTEMPTS_MAX):
             try:
                 seq = max(self.seqs(), default=0)
@@ -117,6 +130,58 @@ class Oplog:
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )
+
+    def _next_to_known(self) -> Operation | None:
+        """Return the newest operation, found by one read for each new one; None to list them all.
+
+        Operations are pruned once a thousand newer ones exist, so of a handle that slept the next
+        one may be missing too. Unless the known one was there seconds ago, it is read again.
+        """
+        newest = self._last()
+        if newest is None:
+            return None
+        for _ in range(FORWARD_MAX):
+            try:
+                newest = self.read(newest.seq + 1)
+            except NotFoundError:
+                is_known = newest.seq == self._seq and not self._is_confirmed_now()
+                if is_known and not self._confirm(newest):
+                    return None
+                return newest.at(self._now)
+            except CorruptError:
+                return None
+        return None
+
+    def _confirm(self, known: Operation) -> bool:
+        """Return True when an operation is there, and so is the repository that it is of."""
+        try:
+            self._is_confirmed = self.read_without_pages(known.seq).nonce == known.nonce
+        except (NotFoundError, CorruptError):
+            self._is_confirmed = False
+        if self._is_confirmed:
+            self._looked = time.monotonic()
+        return self._is_confirmed
+
+    def _is_confirmed_now(self) -> bool:
+        return time.monotonic() - self._looked < CONFIRM_SECONDS
+
+    def _last(self) -> Operation | None:
+        """Return the newest operation that this handle knows, of a far storage."""
+        return self._recent.get(self._seq) if self._storage.is_far else None
+
+    @property
+    def _seq(self) -> int:
+        """The number of the newest operation as of the last look; 0 before the first."""
+        return self._known[0] if self._known else 0
+
+    def _remember(self, operation: Operation) -> None:
+        """Keep an operation, whose pages have been read."""
+        if self._storage.is_far:
+            while len(self._recent) >= RECENT_MAX:
+                self._recent.pop(next(iter(self._recent)), None)
+            self._recent[operation.seq] = operation
+            if operation.seq > self._seq:
+                self._looked = time.monotonic()
 
     def make_durable(self, newest: Operation) -> None:
         """Return once an operation is durable, whose writer may have died before its own flush.
@@ -178,8 +243,12 @@ class Oplog:
 
     def read(self, seq: int) -> Operation:
         """Return one operation by its number; NotFoundError when it was pruned."""
+        known = self._recent.get(seq)
+        if known is not None:
+            return known.at(self._now)
         operation = self.read_without_pages(seq)
         if not operation.head_pages and not operation.tag_pages:
+            self._remember(operation)
             return operation.at(self._now)
         heads = self._read_pages(operation.head_pages, kind="branch", seq=seq)
         tags = self._read_pages(operation.tag_pages, kind="tag", seq=seq)
@@ -189,6 +258,7 @@ class Oplog:
             heads=joined(heads.values(), name=key_of(seq)) if heads else operation.heads,
             tags=joined(tags.values(), name=key_of(seq)) if tags else operation.tags,
         )
+        self._remember(operation)
         return operation.at(self._now)
 
     def read_without_pages(self, seq: int) -> Operation:
@@ -242,9 +312,17 @@ class Oplog:
         `decide` is called again whenever another writer was first. An error it raises ends the
         attempt.
         """
+        last = self._last() if self._is_confirmed_now() else None  # of a moment ago
         for _ in range(ATTEMPTS_MAX):
-            newest = self.newest()
-            operation = self._paged(_numbered(decide(newest), newest.seq + 1), newest)
+            newest = self.newest() if last is None else last.at(self._now)
+            try:
+                operation = self._paged(_numbered(decide(newest), newest.seq + 1), newest)
+            except Exception:
+                if last is None or self.newest().seq == last.seq:
+                    raise
+                last = None  # it was decided on what is not the newest any more
+                continue
+            last = None
             if self._create(operation):
                 return operation
         raise ConflictError(
@@ -328,9 +406,12 @@ class Oplog:
         """Create an operation; False when another writer was first."""
         key = key_of(operation.seq)
         data = readable(operation, name=key)
-        self.check_store()
+        if not (self._is_confirmed and self._is_confirmed_now()):
+            self.check_store()
+        self._is_confirmed = False
         if not self._storage.create(key, data):
             return False
+        self._remember(operation)
         self._known = (operation.seq, operation.nonce)
         self._durable = operation.seq
         self._settle(operation.seq)

@@ -487,7 +487,7 @@ class Refs:
     ) -> None:
         """Append an operation that refers to a checkpoint that was stored a moment ago."""
         try:
-            self._append(decide, done, is_commit=is_commit)
+            self._append(decide, done, is_commit=is_commit, is_stored=True)
         except ExpiredError as error:  # a gc came after `decide` had seen none
             raise CondemnedError from error
 
@@ -498,6 +498,7 @@ class Refs:
         *,
         frees: bool = False,
         is_commit: bool = False,
+        is_stored: bool = False,
         moves_on: bool = False,
         reverts: int | None = None,
         note: Callable[[], Note] | None = None,
@@ -505,17 +506,19 @@ class Refs:
         """Append an operation with its facts, and return it; what it newly names must be live.
 
         frees: whether a gc can free something because of it, so that it may use the gc's reserve.
-        is_commit: whether a branch moves on to a child of its head. moves_on: whether names move on
-        in another way that lets nothing go: a rename, or a tag that a training moves. reverts: the
-        number of the operation that it takes back. note: makes a note durable before the operation
-        names it.
+        is_commit: whether a branch moves on to a child of its head. is_stored: whether all it newly
+        names was stored a moment ago, and no operation since has condemned it. moves_on: whether
+        names move on in another way that lets nothing go: a rename, or a tag that a training moves.
+        reverts: the number of the operation that it takes back. note: makes a note durable before
+        the operation names it.
         """
         stored: NoteName | None = None
 
         def complete(newest: Operation) -> Operation:
             nonlocal stored
             decided = decide(newest)
-            self._check_live(newest, decided)
+            if not (is_stored and self._catalog.is_far):  # a gc since then would be an operation
+                self._check_live(newest, decided)
             if note is not None and stored is None:
                 stored = self._notes.store(note(), seq=newest.seq + 1)
             text = done if isinstance(done, str) else done()

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ckptstore.digest import Digest
 from ckptstore.documents import ref_page
 from ckptstore.documents.canonical import Fields
+from ckptstore.documents.marker import MARKER_KEY, Marker
 from ckptstore.documents.operation import SEQ_MAX, Operation
-from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
+from ckptstore.errors import (
+    ConflictError,
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
 from ckptstore.store import oplog as oplog_module
 from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog, key_of, page_key_of
@@ -23,11 +33,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ID = Digest.of(b"checkpoint")
+STORE = "a random id"
 
 
-@pytest.fixture(params=["memory", "local"])
+class FarStorage(MemoryStorage):
+    """Memory of which a log reads no more than it must."""
+
+    is_far = True
+
+
+@pytest.fixture(params=["memory", "local", "far"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return MemoryStorage() if request.param == "memory" else LocalStorage(tmp_path)
+    kinds = {"memory": MemoryStorage, "far": FarStorage}
+    return LocalStorage(tmp_path) if request.param == "local" else kinds[request.param]()
 
 
 def count_up(log: Oplog) -> None:
@@ -42,6 +60,70 @@ def test_of_many_writers_at_once_each_counts_once(storage: Storage) -> None:
     assert sorted(log.seqs()) == list(range(1, 121))
     assert [log.read(seq).settings["n"] for seq in range(1, 121)] == list(range(1, 121))
     assert len({log.read(seq).nonce for seq in range(1, 121)}) == 120
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["count", "look", "late"]))))
+def test_of_handles_that_remember_each_sees_what_the_others_appended(
+    calls: list[tuple[int, str]],
+) -> None:
+    """Also when the known operation is too old to be relied on."""
+    storage = FarStorage()
+    handles = [Oplog(storage) for _ in range(3)]
+    counted = 0
+    for number, call in calls:
+        if call == "late":
+            handles[number]._looked = -math.inf
+        elif call == "count":
+            count_up(handles[number])
+            counted += 1
+        assert handles[number].newest().settings.get("n", 0) == counted
+        assert handles[number].newest() == Oplog(storage).newest()
+
+
+def test_a_decision_on_what_is_not_the_newest_any_more_is_made_again() -> None:
+    """Its error is not the caller's."""
+    storage = FarStorage()
+    log, other = Oplog(storage), Oplog(storage)
+    count_up(log)
+    count_up(other)
+    seen: list[int] = []
+
+    def decide(newest: Operation) -> Operation:
+        seen.append(newest.seq)
+        if newest.seq == 1:
+            raise ConflictError("old")
+        return newest
+
+    assert log.append(decide).seq == 3
+    assert seen == [1, 2]
+
+
+def test_a_handle_that_slept_for_more_operations_than_are_kept_finds_the_newest() -> None:
+    storage = FarStorage()
+    log = Oplog(storage)
+    count_up(log)
+    log._looked = -math.inf
+    for _ in range(KEPT_OPERATIONS + 150):
+        count_up(Oplog(storage))
+    count_up(log)
+    assert log.newest().settings == {"n": KEPT_OPERATIONS + 152}
+
+
+@pytest.mark.parametrize("looked", [-math.inf, math.inf], ids=["long ago", "a moment ago"])
+def test_a_repository_that_went_away_under_a_handle_that_remembers_is_an_error(
+    looked: float,
+) -> None:
+    storage = FarStorage()
+    marker = Marker(store=STORE)
+    storage.create(MARKER_KEY, marker.encode())
+    log = Oplog(storage, store=STORE)
+    count_up(log)
+    log._looked = looked
+    storage.delete([item.key for item in storage.list("")])
+    with pytest.raises(StorageError, match="no longer holds the repository"):
+        count_up(log)
+    assert [item.key for item in storage.list("")] == []
 
 
 def test_what_a_decision_raises_ends_the_attempt_and_appends_nothing() -> None:
