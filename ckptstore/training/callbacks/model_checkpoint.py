@@ -207,8 +207,9 @@ class ModelCheckpoint(Saver, Monitored):
             self.take_manager(branch=branch, weights_only=self.save_weights_only)
         self.save(logs, message=message, tag=tag)
         if self.verbose:
-            place = self.manager.branch if tag is None else f"{self.manager.branch}, tag {tag}"
-            report(f"Epoch {epoch + 1}: saved to {place}: {message}")
+            place = self.manager.branch if tag is None else f"{self.manager.branch} as {tag}"
+            text = "" if message == tag else f": {message}"
+            report(f"Epoch {epoch + 1}: saved to {place}{text}")
 
     def _is_best(self, epoch: int, logs: Logs) -> bool:
         """Whether any metric is better than ever; also true without one, as in Keras."""

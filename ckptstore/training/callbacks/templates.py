@@ -82,15 +82,17 @@ def split_path(path: str) -> tuple[str, str]:
     """The repository of a path, and the template of a file name in it; "" if it names no file.
 
     A path names a file if it has a field or the ending of a model file. The repository is then in
-    the folder before the first field.
+    the folder before the first field. The query of a URL, its options, belongs to the repository.
     """
-    parts = path.split("/")
+    place, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    parts = place.split("/")
     name_at = next((at for at, part in enumerate(parts) if "{" in part or "}" in part), None)
     if name_at is None:
-        if not path.lower().endswith(ENDINGS):
+        if not place.lower().endswith(ENDINGS):
             return path, ""
         name_at = len(parts) - 1
-    return "/".join([*parts[:name_at], FOLDER]), "/".join(parts[name_at:])
+    folder = "/".join([*parts[:name_at], FOLDER])
+    return f"{folder}{mark}{query}", "/".join(parts[name_at:])
 
 
 def tag_name(text: str) -> str:

@@ -28,7 +28,7 @@ def tag(
 ) -> None:
     """List tags, create one, or delete one.
 
-    A tag is a name that does not move. Deleting one leaves its checkpoint in the repository, and
+    A tag is a name that no commit moves. Deleting one leaves its checkpoint in the repository, and
     prints the command that brings it back.
 
     \b

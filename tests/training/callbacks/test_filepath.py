@@ -139,9 +139,11 @@ def test_characters_that_no_tag_has(folder, capsys):
     drive([ModelCheckpoint("epoch={epoch} {val_loss:.1f}.h5", verbose=1)], losses(-0.5))
     (name,) = ckptstore.open(".ckptstore").tags()
     assert name == "epoch_1_-0.5.h5"
-    assert capsys.readouterr().err == (
-        "Epoch 1: saved to main, tag epoch_1_-0.5.h5: epoch=1 -0.5.h5\n"
-    )
+    drive([ModelCheckpoint("store", filepath="{epoch}.h5", verbose=1)], losses(-0.5))
+    assert capsys.readouterr().err.splitlines() == [
+        "Epoch 1: saved to main as epoch_1_-0.5.h5: epoch=1 -0.5.h5",
+        "Epoch 1: saved to main as 1.h5",
+    ]
 
 
 def test_a_metric_that_is_missing_is_an_error_at_the_first_epoch_as_in_keras(folder):
