@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 ALIKE_MAX = 20  # more names with the same first part are counted in the message, not listed
 NAMES_MAX = 100  # more are counted; the attributes of the error hold all
@@ -154,11 +154,15 @@ class CheckoutMismatchError(InvalidInputError):
 
     Attributes:
         incompatible: Every difference.
+        rename: The `rename` that the message proposes; empty if it proposes none.
     """
 
-    def __init__(self, message: str, incompatible: Incompatible) -> None:
-        super().__init__(message, incompatible)
+    def __init__(
+        self, message: str, incompatible: Incompatible, rename: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, incompatible, rename)
         self.incompatible = incompatible
+        self.rename = dict(rename or {})
 
     def __str__(self) -> str:
         return printable(str(self.args[0]), keep="\n\t")

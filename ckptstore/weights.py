@@ -10,10 +10,9 @@ from ckptstore.repository import Repository
 from ckptstore.state.paths import WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from ckptstore.checkpoint import Checkpoint
     from ckptstore.errors import Incompatible
 
 
@@ -23,6 +22,8 @@ def load_weights(
     rev: str = "main",
     *,
     part: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
     strict: bool = True,
 ) -> Incompatible:
@@ -35,8 +36,11 @@ def load_weights(
         rev: The revision to read, such as "main" or "main@best:val_loss".
         part: The key of the outermost dict that holds the weights. None takes "model", under which
             a training manager commits them, for a module if there is such a key, else everything.
-        rename: New paths of the checkpoint's arrays and keys, as in `Repository.checkout`. `part`
-            goes by the new names.
+        include: Globs over the checkpoint's paths, such as "model/backbone.*", as in
+            `Repository.checkout`.
+        exclude: Globs over paths to leave out.
+        rename: New paths of what the globs choose, as in `Repository.checkout`. `part` goes by the
+            new names.
         strict: Whether any misfit raises before anything changes. If False, what fits is filled.
 
     Returns:
@@ -60,19 +64,21 @@ def load_weights(
     """
     repo = store if isinstance(store, Repository) else repository.open(store)
     checkpoint = repo.resolve(rev)
-    if part is None and is_module(model) and WEIGHTS in _names(repo, checkpoint, rename):
-        part = WEIGHTS
+    if part is None and is_module(model):
+        names: Collection[object] = checkpoint.names
+        if rename:
+            state = repo.checkout(
+                checkpoint.id, include=include, exclude=exclude, rename=rename, lazy=True
+            )
+            names = state if isinstance(state, dict) else ()
+        part = WEIGHTS if WEIGHTS in names else None
     misfit: Incompatible = repo.checkout(
-        checkpoint.id, into=model, part=part, rename=rename, strict=strict
+        checkpoint.id,
+        into=model,
+        part=part,
+        include=include,
+        exclude=exclude,
+        rename=rename,
+        strict=strict,
     )
     return misfit
-
-
-def _names(
-    repo: Repository, checkpoint: Checkpoint, rename: Mapping[str, str] | None
-) -> Collection[object]:
-    """The keys of the outermost dict after a rename."""
-    if not rename:
-        return checkpoint.names
-    state = repo.checkout(checkpoint.id, rename=rename, lazy=True)
-    return state.keys() if isinstance(state, dict) else ()

@@ -6,10 +6,10 @@ See docs/adr/0005 (existing arrays are filled through a verified buffer) and 002
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import replace
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
@@ -19,6 +19,7 @@ from ckptstore.arrays.memory_limit import check_memory
 from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
+from ckptstore.checkout.proposal import remedy
 from ckptstore.checkout.reader import read_fresh, read_into
 from ckptstore.documents.nodes import ZARR
 from ckptstore.errors import Incompatible, InvalidInputError, shown
@@ -106,11 +107,11 @@ def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
     placement = place(stored, into, strict=strict)
     misfit = placement.incompatible
     if placement.empty or (strict and misfit):
-        raise _misfit(placement, into)
+        raise _misfit(stored, placement, into)
     values = [(item, fresh(stored, item.node)) for item in placement.values if not item.is_array]
     handing = Handing()
     try:
-        refused = _hand_over(stored, placement, handing, strict=strict)
+        refused = _hand_over(stored, placement, handing, into, strict=strict)
         read_into(stored.pages, placement.targets, objects=stored.objects)
     except BaseException:
         handing.undo()
@@ -134,7 +135,7 @@ def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
 
 
 def _hand_over(
-    stored: StoredState, placement: Placement, handing: Handing, *, strict: bool
+    stored: StoredState, placement: Placement, handing: Handing, into: object, *, strict: bool
 ) -> list[str]:
     """Have objects load their states. Returns what those that refused said, which is no error then.
 
@@ -146,7 +147,11 @@ def _hand_over(
             handing.give(handover, fresh(stored, handover.node))
         except Refused as refused:
             if strict or _is_model(handover.owner):
-                raise handing.refusal(refused, hint=_choice([PARTS])) from refused.__cause__
+                found = remedy(stored, into, refused.differences, attrgetter("incompatible"))
+                error = handing.refusal(
+                    refused, hint=found.text or _choice([PARTS]), rename=found.rename
+                )
+                raise error from refused.__cause__
             said.append(str(refused))
             placement.handovers.remove(handover)
     return said
@@ -157,7 +162,7 @@ def _is_model(owner: object) -> bool:
     return arrays.is_module(owner) or isinstance(owner, ModelState)
 
 
-def _misfit(placement: Placement, into: object) -> CheckoutMismatchError:
+def _misfit(stored: StoredState, placement: Placement, into: object) -> CheckoutMismatchError:
     """The error for a destination that does not fit, with the most likely remedy."""
     misfit, empty = placement.incompatible, placement.empty
     if empty and not misfit:  # globs left something out, but not these
@@ -165,29 +170,25 @@ def _misfit(placement: Placement, into: object) -> CheckoutMismatchError:
     hints = []
     if empty:
         hints.append(f"Nothing in the checkpoint fits {', '.join(map(shown, empty))}.")
-    hints.append(_way_out(into, misfit, empty))
-    return misfit_error(misfit, hint=" ".join(filter(None, hints)))
+    found = remedy(stored, into, misfit, attrgetter("incompatible"))
+    hints.append(found.text)
+    if not found.fits:
+        hints.append(_way_out(into, misfit, empty, is_renamed=bool(found.rename)))
+    return misfit_error(misfit, hint=" ".join(filter(None, hints)), rename=found.rename)
 
 
-def _way_out(into: object, misfit: Incompatible, empty: Sequence[str]) -> str:
+def _way_out(into: object, misfit: Incompatible, empty: Sequence[str], *, is_renamed: bool) -> str:
     """Suggest the most likely remedy for a misfit.
 
     empty: the objects that would get nothing, which is an error without `strict` as well.
+    is_renamed: whether other names were proposed.
     """
-    tops = sorted({path.split("/")[0] for path in misfit.unexpected})
-    if arrays.is_module(into) and misfit.missing:
-        first = misfit.missing[0]
-        homes = [top for top in tops if f"{top}/{first}" in misfit.unexpected]
-        if homes:
-            return f"The names are under {homes[0]!r}: pass part={homes[0]!r}."
-    prefix = _prefix(misfit)
-    if prefix:
-        return prefix
     ways = [] if empty else [PARTS]
     if isinstance(into, dict):
+        tops = sorted({path.split("/")[0] for path in misfit.unexpected})
         absent = [name for name in misfit.missing if name in into]
         others = [top for top in tops if top not in into]
-        if absent and others:
+        if absent and others and not is_renamed:
             keys = f"The checkpoint has the keys {shown(others, 200)}, not {shown(absent, 200)}."
             return " ".join([keys, _choice(["rename them", *ways])])
         if tops and not misfit.missing and not misfit.mismatched:
@@ -195,35 +196,6 @@ def _way_out(into: object, misfit: Incompatible, empty: Sequence[str]) -> str:
         elif empty and all(name in into for name in empty):
             ways = [f"pass exclude={shown(empty, 200)} to leave it as it is"]
     return _choice(ways)
-
-
-def _prefix(misfit: Incompatible) -> str:
-    """A sentence where the names of the checkpoint have a prefix more, or less; else empty."""
-    for ours, theirs, is_more in (
-        (misfit.missing, misfit.unexpected, True),
-        (misfit.unexpected, misfit.missing, False),
-    ):
-        if not ours:
-            continue
-        above, slash, first = ours[0].rpartition("/")
-        home, there = above + slash, {*theirs}
-        for name in theirs:
-            if not name.startswith(home) or not name.endswith(first):
-                continue
-            prefix = name[len(home) : len(name) - len(first)]
-            if not prefix or any(
-                not one.startswith(home) or f"{home}{prefix}{one[len(home) :]}" not in there
-                for one in ours
-            ):
-                continue
-            old, new = (prefix, "") if is_more else ("", prefix)
-            pattern, by = f"{re.escape(home + old)}(.*)", f"{home}{new}\\1"
-            return (
-                f"The names {'in the checkpoint' if is_more else 'of the destination'} have the "
-                f"prefix {shown(prefix)}. A branch has them renamed: repo.branch(NAME, REV, "
-                f'include="{home}{old}*", rename={{r"{pattern}": r"{by}"}}).'
-            )
-    return ""
 
 
 def _choice(ways: Sequence[str]) -> str:

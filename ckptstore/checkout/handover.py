@@ -19,7 +19,7 @@ from ckptstore.documents.nodes import ArrayNode
 from ckptstore.errors import CheckoutMismatchError, Incompatible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ckptstore.documents.nodes import Node
 
@@ -112,7 +112,9 @@ class Handing:
         while self._taken:
             self._undo(*self._taken.pop())
 
-    def refusal(self, refused: Refused, *, hint: str = "") -> CheckoutMismatchError:
+    def refusal(
+        self, refused: Refused, *, hint: str = "", rename: Mapping[str, str] | None = None
+    ) -> CheckoutMismatchError:
         """The error for an object that refused. It puts the others back."""
         self.undo()
         said = "Nothing was changed."
@@ -121,7 +123,7 @@ class Handing:
         differences = refused.differences
         misfit = replace(differences, mismatched=(str(refused), *differences.mismatched))
         message = f"The checkpoint does not fit: {misfit}. {said} {hint}"
-        return CheckoutMismatchError(message.rstrip(), misfit)
+        return CheckoutMismatchError(message.rstrip(), misfit, rename)
 
     def _undo(self, path: str, undo: Callable[[], None] | None) -> None:
         try:

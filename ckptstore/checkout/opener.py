@@ -54,6 +54,12 @@ class ArrayOpener:
         self._bytes_max, self._origins = bytes_max, origins
         self._store: CheckpointStore | None = None
 
+    def again(self, origins: Mapping[str, str]) -> ArrayOpener:
+        """One of the same checkpoint under other names."""
+        return ArrayOpener(
+            self._id, self._manifest, self._catalog, bytes_max=self._bytes_max, origins=origins
+        )
+
     def named(self, path: str, framework: str | None) -> IndexedArray:
         """The array that a user names; NotFoundError lists names that are similar."""
         if not isinstance(path, str) or path not in self._tags:

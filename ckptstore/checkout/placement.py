@@ -124,10 +124,12 @@ def place(
     return walk.placement
 
 
-def misfit_error(misfit: Incompatible, *, hint: str = "") -> CheckoutMismatchError:
+def misfit_error(
+    misfit: Incompatible, *, hint: str = "", rename: Mapping[str, str] | None = None
+) -> CheckoutMismatchError:
     """The error for a destination that does not fit, before anything was read into it."""
     message = f"The checkpoint does not fit: {misfit}. Nothing was changed. {hint}"
-    return CheckoutMismatchError(message.rstrip(), misfit)
+    return CheckoutMismatchError(message.rstrip(), misfit, rename)
 
 
 class _Place:
@@ -158,7 +160,7 @@ class _Place:
             self.keras(node, target, path)
         elif is_module(target):
             self.module(node, target, path)
-        elif _is_stateful(target):
+        elif is_stateful(target):
             self.stateful(node, target, name)
         elif isinstance(node, ArrayNode) or is_array(target):
             self.array(node, target, name)
@@ -222,7 +224,7 @@ class _Place:
             name
             for name, key in missing.items()
             if self.stored.is_asked_for(name)
-            and (is_module(target[key]) or _is_stateful(target[key]))
+            and (is_module(target[key]) or is_stateful(target[key]))
         ]
         for key, inner, item in _items(node, path):
             if key in target:
@@ -378,7 +380,7 @@ class _Place:
         )
 
 
-def _is_stateful(target: object) -> bool:
+def is_stateful(target: object) -> bool:
     """True for an object that loads a state of its own."""
     return isinstance(target, Recorded) or (
         hasattr(target, "load_state_dict") and not isinstance(target, type)

@@ -35,14 +35,17 @@ if TYPE_CHECKING:
 class StoredState:
     """A checkpoint or a part of one.
 
-    path: of the root in the checkpoint, "" for the whole. selection: the globs that chose it.
-    names: the new paths of what they chose, if it was renamed. arrays: the array nodes of the root.
-    pages: those that list these arrays.
+    whole: the checkpoint as it is stored. selection: the globs that chose something of it. rename:
+    of what they chose. names: the new paths of that; None if nothing was renamed. path: of the root
+    under its new name, "" for the whole. arrays: the array nodes of the root. pages: those that
+    list these arrays.
     """
 
+    whole: Node
     root: Node
     path: str
     selection: Selection
+    rename: Rename
     names: Names | None
     arrays: list[ArrayNode]
     pages: list[Page]
@@ -95,9 +98,11 @@ class StoredState:
                 ),
             )
             return cls(
+                whole=whole,
                 root=root,
                 path=path,
                 selection=selection,
+                rename=rename,
                 names=names,
                 arrays=nodes,
                 pages=pages,
@@ -113,6 +118,42 @@ class StoredState:
     def is_asked_for(self, path: str) -> bool:
         """True unless globs may have left out what the checkpoint has at a path."""
         return self.selection.include is None and self.selection(path)
+
+    def again(self, *, rename: Rename, selection: Selection, part: str | None) -> Self:
+        """The same checkpoint under other names, as far as its pages were read.
+
+        Args:
+            rename: In place of the one that there is.
+            selection: In place of the one that there is, which chose no less.
+            part: As in `load`.
+
+        Raises:
+            InvalidInputError: The rename cannot be, or there is no such part.
+        """
+        chosen = tree.select(self.whole, selection, name="the checkpoint")
+        names = rename.names_in(chosen)
+        root, path = move(chosen, names, source=self.whole), ""
+        if part is not None:
+            root, path = tree.part(root, part), tree.path_of(part)
+        old = {} if self.names is None else {new: old for old, new in self.names.arrays.items()}
+        listed = {entry.path for page in self.pages for entry in page.entries}
+        moves = {
+            path: names.arrays[stored]
+            for path in listed
+            if (stored := old.get(path, path)) in names.arrays
+        }
+        origins = {new: stored for stored, new in names.arrays.items()}
+        return replace(
+            self,
+            root=root,
+            path=path,
+            selection=selection,
+            rename=rename,
+            names=names,
+            arrays=list(tree.arrays(root)),
+            pages=_renamed(self.pages, moves),
+            opener=self.opener.again(origins),
+        )
 
     def entries(self) -> dict[str, Entry]:
         """Every array that the pages list, and every Zarr array, by path."""

@@ -12,10 +12,12 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.placement import misfit_error, place
+from ckptstore.checkout.proposal import remedy
 from ckptstore.checkout.stored_state import StoredState
 from ckptstore.errors import (
     CorruptError,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.errors import Incompatible
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog
@@ -316,10 +319,15 @@ class Follower:
         with paused_collector():
             entries = stored.entries()
             placement = place(stored, model, entries, leaves_values=is_module(model))
-        _refuse_misfit(placement, model, entries)
+        judge = partial(_misfit_of, model=model, entries=entries)
+        advise = partial(remedy, stored, model, judge=judge)
+        misfit = judge(placement)
+        if misfit:
+            found = advise(misfit)
+            raise misfit_error(misfit, hint=found.text, rename=found.rename)
         refill = Refill.read(stored, placement, entries, Known() if full else self._memory)
         with self._lock.writing():
-            refill.apply(self._memory)
+            refill.apply(self._memory, advise)
         return Update(
             checkpoint=self._checkpoint(id, manifest),
             changed=refill.changed,
@@ -328,13 +336,12 @@ class Follower:
         )
 
 
-def _refuse_misfit(placement: Placement, model: object, entries: Mapping[str, Entry]) -> None:
-    """Raise for a model that does not fit; a module need not have a place for plain values."""
+def _misfit_of(placement: Placement, model: object, entries: Mapping[str, Entry]) -> Incompatible:
+    """What does not fit a model; a module need not have a place for plain values."""
     misfit = placement.incompatible
     if placement.empty and not misfit:
         misfit = replace(misfit, missing=tuple(placement.empty))
     if is_module(model):
         unexpected = tuple(name for name in misfit.unexpected if name in entries)
         misfit = replace(misfit, unexpected=unexpected)
-    if misfit:
-        raise misfit_error(misfit)
+    return misfit

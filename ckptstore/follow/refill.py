@@ -22,14 +22,16 @@ from ckptstore.follow.known import Fill, Load
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.checkout.placement import Placement
+    from ckptstore.checkout.proposal import Remedy
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.digest import Digest
     from ckptstore.documents.chunks import Chunk
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.page import Page
+    from ckptstore.errors import Incompatible
     from ckptstore.follow.known import Known
     from ckptstore.store.objects import ObjectReader
 
@@ -104,11 +106,12 @@ class Refill:
         return sum(wholes.values()) + sum(load.nbytes for load in self.loads)
 
     @arrays.outside_inference_mode()
-    def apply(self, memory: Known) -> None:
+    def apply(self, memory: Known, advise: Callable[[Incompatible], Remedy]) -> None:
         """Change the model: objects that load their own state first, then arrays, then the rest.
 
         Where one of the objects refuses, those before it are put back and no array has changed.
-        Arrays are copied to the end where only copying was interrupted.
+        Arrays are copied to the end where only copying was interrupted. `advise` returns what to
+        add to the error of one that refuses.
         """
         objects = [item for item in self.states if item[0].handover.may_refuse]
         objects.sort(key=lambda item: item[0].handover.is_last)
@@ -118,7 +121,9 @@ class Refill:
             try:
                 handing.give(load.handover, value)
             except Refused as refused:
-                raise handing.refusal(refused) from refused.__cause__
+                found = advise(refused.differences)
+                error = handing.refusal(refused, hint=found.text, rename=found.rename)
+                raise error from refused.__cause__
             except BaseException:
                 handing.undo()
                 raise

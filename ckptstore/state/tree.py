@@ -6,6 +6,7 @@ it; none changes a tree. See section 12 of docs/reference/format.md and ADR 0019
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -40,6 +41,7 @@ class Nothing(Enum):
 
 
 NOTHING: Final = Nothing.NOTHING  # what is left of a node of which nothing is kept
+_ENDS = re.compile(r"_?(state_?dict|states?)$")
 
 
 def arrays(root: Node) -> Iterator[ArrayNode]:
@@ -88,9 +90,16 @@ def part(root: Node, name: str) -> Node:
     """
     if not isinstance(name, str) or name not in keys(root):
         there = ", ".join(map(shown, keys(root)[:12])) or "no names"
-        raise InvalidInputError(f"The checkpoint has no part {shown(name)}. It has {there}.")
+        alike = [key for key in keys(root) if isinstance(name, str) and stem(key) == stem(name)]
+        hint = f" Pass part={alike[0]!r}." if len(alike) == 1 else ""
+        raise InvalidInputError(f"The checkpoint has no part {shown(name)}. It has {there}.{hint}")
     assert isinstance(root, DictNode), "nothing else has keys"
     return root.items[name]
+
+
+def stem(key: object) -> str | None:
+    """A key without the ends that people add to the name of an object: "model_state_dict"."""
+    return _ENDS.sub("", key.lower()) if isinstance(key, str) else None
 
 
 def path_of(name: str) -> str:

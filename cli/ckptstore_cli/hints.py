@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 _OPTIONS = {
     "overwrite=True": "--force",
@@ -17,6 +18,7 @@ _OPTIONS = {
     "Open it instead.": "Use it with -r, or choose another folder.",
     "register_codec for its type": "commit it from Python with a codec for its type",
 }
+_PART = re.compile(r"\bPass part='([^']*)'")
 _UNDO = re.compile(r"\bundo\(([0-9]+)\)")
 _EXISTS = re.compile(r"^(Branch|Tag) ('?)([^']+)\2 already exists, .*or delete it first")
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
@@ -30,6 +32,7 @@ def with_options(message: str) -> str:
     """The message of the library with options in place of keyword arguments."""
     for argument, option in _OPTIONS.items():
         message = message.replace(argument, option)
+    message = _PART.sub(lambda found: f"Pass --part {shlex.quote(found[1])}", message)
     message = _UNDO.sub(r"'ckptstore undo \1'", message)
     message = _EXISTS.sub(_deleting, message)
     message = _BEST_EXPIRED.sub(_listing, message)

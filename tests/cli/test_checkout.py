@@ -111,6 +111,7 @@ def test_a_hierarchy_of_zarr_is_exported_under_other_names(ckpt, repo):
         (("--rename", "model=a", "--rename", "model=b"), "--rename model is given twice.", 2),
         (("--rename", "model=a", "--tensor", "model/bias"), "--rename are for many.", 2),
         (("--rename", "model=net", "--part", "model"), "no part 'model'. It has 'net',", 1),
+        (("--rename", "model=m_state", "--part", "m"), "Pass --part m_state.", 1),
     ],
 )
 def test_a_rename_that_cannot_be_writes_nothing(ckpt, trained, options, said, code):

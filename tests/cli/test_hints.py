@@ -17,6 +17,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z]")
     [
         ("x.pt exists. Pass another name, or overwrite it (overwrite=True).", "(--force)"),
         ("Leave them out (drop_values=True), choose arrays (include).", "(--include)"),
+        ("It has 'a_state'. Pass part='a_state'.", "Pass --part a_state."),
         ("Commit again, or pass retry=True.", "pass --retry."),
         ("Check the path; to create one, use ckptstore.init.", "'ckptstore init'"),
         ("x is already a repository. Open it instead.", "Use it with -r"),
