@@ -22,7 +22,7 @@ from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.bands import Bands
 from ckptstore.arrays.index import touched, wanted
 from ckptstore.arrays.indexed import IndexedArray
-from ckptstore.checkout.reader import BUFFER_BYTES_MAX, READ_THREADS, read_bundled
+from ckptstore.checkout.reader import read_bundled, reading_threads
 from ckptstore.documents.chunks import chunk_counts, is_contiguous, number_of, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES, word
 from ckptstore.forks import cached_property
@@ -80,8 +80,8 @@ class CheckpointArray(IndexedArray):
         if self.order is not None:
             made, ranges = made.transpose(self.order), stored_order(ranges, self.order)
         largest = math.prod(self._entry.stored_chunk_shape) * made.itemsize
-        threads = max(1, min(READ_THREADS, BUFFER_BYTES_MAX // largest))
         with self._reading():
+            threads = reading_threads(self._objects, largest)
             gather(list(self._copies(ranges, made)), threads=threads)
 
     def read_into(self, buffer: memoryview, start: int) -> None:

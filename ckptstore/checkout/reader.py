@@ -30,9 +30,18 @@ if TYPE_CHECKING:
 
     Bundled = tuple[Bundle, list[ArrayEntry]]  # arrays that are wanted of a bundle
 
-READ_THREADS = 4
+READ_THREADS, FAR_READ_THREADS = 4, 16  # the latter wait for a network
 BUNDLES_BYTES_MAX = 8 << 20  # bundles held at once; most have about 1 MB
-BUFFER_BYTES_MAX = 32 << 20  # the buffers of all threads together
+# The buffers of all threads together.
+BUFFER_BYTES_MAX, FAR_BUFFER_BYTES_MAX = 32 << 20, 128 << 20
+
+
+def reading_threads(objects: ObjectReader, largest: int = 1) -> int:
+    """Return how many threads read at once, each with a buffer of the largest size needed."""
+    threads, room = READ_THREADS, BUFFER_BYTES_MAX
+    if objects.is_far:
+        threads, room = FAR_READ_THREADS, FAR_BUFFER_BYTES_MAX
+    return max(1, min(threads, room // largest))
 
 
 def read_fresh(
@@ -53,7 +62,7 @@ def read_fresh(
             else:
                 run = memory[chunk.start : chunk.start + chunk.size]
                 jobs.append(partial(objects.read_into, digest, run))
-    gather(jobs, threads=READ_THREADS)
+    gather(jobs, threads=reading_threads(objects))
     copies.run()
     with paused_collector():
         for entry, data in read_small(small, objects):
@@ -94,8 +103,8 @@ class _Copies:
         self._largest = max(self._largest, chunk.size)
 
     def run(self) -> None:
-        """Copy them all, on as many threads as `BUFFER_BYTES_MAX` has room for."""
-        gather(self._jobs, threads=max(1, min(READ_THREADS, BUFFER_BYTES_MAX // self._largest)))
+        """Copy them all, on as many threads as there is room for buffers."""
+        gather(self._jobs, threads=reading_threads(self._objects, self._largest))
 
     def _copy(self, digest: Digest, chunk: Chunk, target: Any) -> None:
         data = self._buffers.of(chunk.size)
@@ -131,11 +140,11 @@ def read_small(
     held = 0
     for bundle, entries in small:
         if batch and held + bundle.size > BUNDLES_BYTES_MAX:
-            yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
+            yield from chain.from_iterable(gather(batch, threads=reading_threads(objects)))
             batch, held = [], 0
         batch.append(partial(read_bundle, bundle, entries, objects))
         held += bundle.size
-    yield from chain.from_iterable(gather(batch, threads=READ_THREADS))
+    yield from chain.from_iterable(gather(batch, threads=reading_threads(objects)))
 
 
 def read_bundle(

@@ -16,7 +16,7 @@ from ckptstore.arrays.source import NDARRAY
 from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
-from ckptstore.checkout.reader import READ_THREADS, bundled, read_small
+from ckptstore.checkout.reader import bundled, read_small, reading_threads
 from ckptstore.documents.page import ArrayEntry
 from ckptstore.follow.known import Fill, Load
 from ckptstore.threads import gather
@@ -146,6 +146,11 @@ class CountedObjects:
         self._objects = objects
         self.read_bytes: list[int] = []
 
+    @property
+    def is_far(self) -> bool:
+        """True where each read takes a round trip."""
+        return self._objects.is_far
+
     def read_into(self, digest: Digest, buffer: memoryview) -> None:
         """Read a whole object."""
         self._objects.read_into(digest, buffer)
@@ -195,7 +200,7 @@ def read_changes(
     """The checked bytes of all changes; a bundle is read once where most of it is wanted."""
     small = {change.fill.path: change for change in changes if change.is_small}
     jobs = [partial(change.read, objects) for change in changes if not change.is_small]
-    chunks = gather(jobs, threads=READ_THREADS)
+    chunks = gather(jobs, threads=reading_threads(objects))
     parts = read_small(bundled(pages, small), objects)
     return [*chunks, *((small[entry.path], data) for entry, data in parts)]
 

@@ -38,6 +38,10 @@ _KEY = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})")
 class ObjectReader(Protocol):
     """Reads objects, whole or in part, into memory of the caller."""
 
+    @property
+    def is_far(self) -> bool:
+        """True where each read takes a round trip."""
+
     def read_into(self, digest: Digest, buffer: memoryview) -> None:
         """Fill a buffer with all bytes of an object of exactly its size, checked."""
 

@@ -21,6 +21,7 @@ from ckptstore import (
     InvalidInputError,
     NotFoundError,
 )
+from ckptstore.checkout import reader
 from ckptstore.follow import refill
 from ckptstore.follow.rwlock import RWLock
 from ckptstore.retention import MaxToKeep
@@ -302,7 +303,7 @@ def test_a_checkpoint_that_expires_while_it_is_read_is_given_up_for_the_newest(
         return real(self, objects)
 
     monkeypatch.setattr(refill.Change, "read", read)
-    monkeypatch.setattr(refill, "READ_THREADS", 1)
+    monkeypatch.setattr(reader, "READ_THREADS", 1)
     assert follower.update(served).checkpoint.id == repo.resolve("main").id
     assert difference(dict(trained.state_dict()), dict(served.state_dict())) is None
 
@@ -698,7 +699,7 @@ def test_one_who_expires_all_the_time_is_told_so(
         return real(self, objects)
 
     monkeypatch.setattr(refill.Change, "read", read)
-    monkeypatch.setattr(refill, "READ_THREADS", 1)
+    monkeypatch.setattr(reader, "READ_THREADS", 1)
     before = {name: value.clone() for name, value in served.state_dict().items()}
     with pytest.raises(ExpiredError, match="5 times in a row"):
         repo.follow().update(served)
