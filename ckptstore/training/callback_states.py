@@ -6,14 +6,20 @@ It decides nothing about when to save or load. See docs/adr/0014, and 0055 for t
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ckptstore.training.loaders.position import PositionedLoader
     from ckptstore.training.training import Training
+
+Data = TypeVar("Data")
 
 CALLBACKS = "callbacks"  # the name under which a checkpoint holds the states of callbacks
 
@@ -29,6 +35,8 @@ class CallbackStates:
         self._waiting: dict[str, Any] | None = None
         self._loader: PositionedLoader | None = None
         self._loader_waiting: dict[str, Any] | None = None
+        self._last: str | None = None  # a glimpse of the newest batch of anything but a loader
+        self.is_strict = True  # whether another next batch than expected is an error
         self.has_begun = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -39,6 +47,7 @@ class CallbackStates:
         loader = self._loader_state()
         return {
             **({} if loader is None else {"loader": loader}),
+            **({} if self._last is None else {"last": self._last}),
             "epoch": epoch,
             "batch": batch,
             "step": step,
@@ -54,6 +63,7 @@ class CallbackStates:
         training = self._the_training
         training.step = state["step"]
         self._loader, self._loader_waiting = None, state.get("loader")
+        self._last = state.get("last")
         for name, callback in self._named():
             if name in state["states"]:
                 callback.load_state_dict(state["states"][name])
@@ -66,32 +76,73 @@ class CallbackStates:
             state, self._waiting = self._waiting, None
             self.load_state_dict(state)
 
-    def position(self, data: Any) -> PositionedLoader | None:
-        """Give a plain DataLoader that the loop is about to go through its saved position.
+    def remaining(self, data: Iterable[Data], *, done: int) -> Iterable[Data]:
+        """What is left of an epoch, and keep its position from now on.
 
         Args:
-            data: What the loop goes through in each epoch, which need not be tracked.
-
-        Returns:
-            The loader, whose position is saved from now on. None for anything else.
+            data: What the loop goes through in each epoch. A plain DataLoader goes on in the order
+                that it had. From anything else the batches that are done are taken and left.
+            done: The number of these batches.
 
         Raises:
             InvalidInputError: The epoch cannot go on, as the loader is another one.
         """
+        if any(data is item for item in self._the_training.tracked.values()):
+            return data
+        loader, state = self._as_loader(data), self._loader_waiting
+        self._loader, self._loader_waiting = loader, None
+        if loader is not None:
+            loader.position.is_strict = self.is_strict
+            if state is not None:
+                loader.load_state_dict(state)
+            if state is not None or not done:
+                return data
+            if self._last is None and type(loader.sampler).__name__ != "SequentialSampler":  # type: ignore[attr-defined]
+                warnings.warn(
+                    f"The checkpoint has no position of the loader, so {done} batches of an order "
+                    "that is drawn anew are left out: some samples may come twice in this epoch "
+                    "and some not at all. Checkpoints of this version have it.",
+                    stacklevel=3,
+                )
+        return self._passed_over(data, done)
+
+    def note_next(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Add the contents of the next batch to a state that was just taken."""
+        if self._loader is None:
+            return state
+        following = self._loader.position.with_next(self._loader, state["loader"])
+        return state | {"loader": following}
+
+    @staticmethod
+    def _as_loader(data: Any) -> PositionedLoader | None:
+        """A plain DataLoader, with a state; None for anything else."""
         if "torch.utils.data" not in sys.modules:
             return None
         from ckptstore.training.loaders.position import is_plain_loader, with_position
 
-        if not is_plain_loader(data):
-            return None
-        self._loader, state = with_position(data), self._loader_waiting
-        if state is not None:
-            self._loader.load_state_dict(state)
-            self._loader_waiting = None
-        return self._loader
+        return with_position(data) if is_plain_loader(data) else None
+
+    def _passed_over(self, data: Iterable[Data], done: int) -> Iterator[Data]:
+        """What is left after the batches that are done; a warning if they are other ones."""
+        from ckptstore.training.loaders.contents import glimpse
+
+        iterator, saved = iter(data), self._last
+        passed = [*islice(iterator, done - 1, done)] if done else []
+        if done and saved is not None and [saved] != [*map(glimpse, passed)]:
+            warnings.warn(
+                f"The batches of the interrupted epoch are others now, such as batch {done}, so "
+                "that some samples may come twice and some not at all. An epoch resumes exactly if "
+                "its order depends on nothing but its number, or if batches() is given torch's "
+                "DataLoader itself.",
+                stacklevel=4,
+            )
+        for batch in iterator:
+            self._last = glimpse(batch)
+            yield batch
 
     def leave_epoch(self) -> None:
         """Note that the loop has left the epoch, perhaps before the end of its loader."""
+        self._last = None
         for item in (self._loader, *self._the_training.tracked.values()):
             if item is not self and hasattr(item, "leave_epoch"):
                 item.leave_epoch()

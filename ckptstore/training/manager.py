@@ -117,6 +117,9 @@ class CheckpointManager:
             warning comes at the start if there is less room than the policy needs.
         save_on_start: Save the initial state as step 0 when `restore_or_initialize` finds no
             checkpoint.
+        compare_next_batch: Record a BLAKE3 of the batch that a tracked DataLoader gives next, which
+            `save` loads for this. When the loop gets that batch after a restore, another one is an
+            error that names what differs, or a warning after `restore(strict=False)`.
         verbose: Print the report of each restore to stderr. Otherwise only differences from the
             run that saved the checkpoint are logged, as a warning.
         clock: Returns seconds, for `save_interval_minutes`.
@@ -173,6 +176,7 @@ class CheckpointManager:
         record_run: bool = True,
         on_full: str = "raise",
         save_on_start: bool = False,
+        compare_next_batch: bool = False,
         verbose: bool = False,
         clock: Callable[[], float] = time.monotonic,
         **tracked: object,
@@ -202,6 +206,7 @@ class CheckpointManager:
         self._epoch: int | None = None
         self.batch: int | None = None
         self._save_on_start, self._verbose = save_on_start, verbose
+        self._compare_next_batch = compare_next_batch
         self._rng, self._when_busy, self._clock = rng, when_busy, clock
         self._run = run_meta() if record_run else {}
         self._staging = Staging() if async_save else None
@@ -564,7 +569,12 @@ class CheckpointManager:
         if rank == 0:
             self._place.begin(self.branch, request.step)
         # On the other ranks too: the state of a sharded model needs all of them.
-        state = capture(self.tracked, progress=request.position, random=self._rng)
+        state = capture(
+            self.tracked,
+            progress=request.position,
+            random=self._rng,
+            next_batch=self._compare_next_batch,
+        )
         self._others.note(state, self.tracked, key=f"{self.branch}/{request.step}")
         if rank > 0:
             self._others.compare()

@@ -108,10 +108,23 @@ def _told(value: Any, item: Any) -> str:
     if is_module(item) and isinstance(value, dict):
         names = {name for name, _ in item.named_parameters()}
         value = {name: part for name, part in value.items() if name in names}
+    value = _of_all_ranks(value)
     try:
         return str(fingerprint(value))
     except UnsupportedValueError:
         return "unsupported"  # rank 0 raises the error
+
+
+def _of_all_ranks(value: Any) -> Any:
+    """A state in which plain data loaders, tracked or of callbacks, have only the position.
+
+    Each rank has samples and seeds of its own, of which the position is the same.
+    """
+    if not isinstance(value, dict):
+        return value
+    if {"begin", "yielded"} <= value.keys():
+        return value["yielded"]
+    return {**value, "loader": _of_all_ranks(value["loader"])} if "loader" in value else value
 
 
 def _store() -> Any:

@@ -237,7 +237,7 @@ def restore_tracked(
         exclude=exclude,
         rename=renames.to_dict(),
     )
-    settle(tracked, random)
+    settle(tracked, random, strict=strict)
     taken = {*misfit.restored}
     leaves = map(moves.of, paths.leaves)
     own = [path for path in leaves if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]

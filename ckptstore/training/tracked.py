@@ -14,7 +14,7 @@ from ckptstore.documents.names import escape_key, unescape_key
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.state.paths import join
 from ckptstore.state.tree import path_of
-from ckptstore.training.loaders.ends import at_next_epoch, is_loader
+from ckptstore.training.loaders.ends import at_next_epoch, compare_strictly, is_loader, note_next
 from ckptstore.training.loaders.position import is_plain_loader, with_position
 from ckptstore.training.random_state import Generator, RandomState
 from ckptstore.training.ranks import rank_and_size, warn_of_random_states
@@ -77,9 +77,20 @@ def stateful(name: str, value: object) -> Stateful:
 
 
 def capture(
-    tracked: Mapping[str, Stateful], *, progress: Mapping[str, object], random: bool
+    tracked: Mapping[str, Stateful],
+    *,
+    progress: Mapping[str, object],
+    random: bool,
+    next_batch: bool = False,
 ) -> dict[str, Any]:
-    """The current states of all objects; arrays are those in use, not copies."""
+    """The current states of all objects; arrays are those in use, not copies.
+
+    Args:
+        tracked: The objects by name.
+        progress: The "epoch" and "batch" of the save.
+        random: Whether to take the random states of the process.
+        next_batch: Whether to load the next batch of plain data loaders, and to note its contents.
+    """
     state: dict[str, Any] = {
         name: named_state(item) if isinstance(item, Module) else item.state_dict()
         for name, item in tracked.items()
@@ -89,6 +100,8 @@ def capture(
     state[PROGRESS] = dict(progress) | ({RECORDS: records} if records else {})
     if random:
         state[RANDOM] = RandomState().state_dict()
+    if next_batch:
+        note_next(state, tracked)
     return state
 
 
@@ -138,8 +151,9 @@ def destination(
     return into, random, progress
 
 
-def settle(tracked: Mapping[str, Stateful], random: Box) -> None:
+def settle(tracked: Mapping[str, Stateful], random: Box, *, strict: bool = True) -> None:
     """Finish a restore: let data loaders create their iterators, then set the random states."""
+    compare_strictly(tracked, is_strict=strict)
     for item in tracked.values():
         if is_loader(item):
             item.state_dict()

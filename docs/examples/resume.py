@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, TensorDataset
 
 import ckptstore
 from ckptstore.training import CheckpointManager
@@ -56,11 +57,12 @@ def train(store: str, branch: str) -> None:
     """Train on a branch from its newest checkpoint, and print each step."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    images, labels = digits()
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 10))
     optimizer = AdamW(model.parameters(), lr=3e-3)
     scheduler = CosineAnnealingLR(optimizer, T_max=STEPS)
-    batches = TRAINING_IMAGES // BATCH_IMAGES
+    loader = DataLoader(
+        TensorDataset(*digits()), batch_size=BATCH_IMAGES, shuffle=True, drop_last=True
+    )
 
     with CheckpointManager(
         store,
@@ -68,21 +70,23 @@ def train(store: str, branch: str) -> None:
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
+        loader=loader,
         save_interval_steps=SAVE_EVERY,
     ) as manager:
-        start = manager.restore_or_initialize()
-        print(f"start {start}", flush=True)
-        for step in range(start, STEPS):
-            epoch, batch = divmod(step, batches)
-            order = torch.randperm(TRAINING_IMAGES, generator=torch.Generator().manual_seed(epoch))
-            chosen = order[batch * BATCH_IMAGES : (batch + 1) * BATCH_IMAGES]
-            optimizer.zero_grad()
-            loss = cross_entropy(model(images[chosen]), labels[chosen])
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            print(f"step {step + 1} {loss.item()!r}", flush=True)
-            manager.save(step + 1, metrics={"loss": loss})
+        step = manager.restore_or_initialize()
+        print(f"start {step}", flush=True)
+        while step < STEPS:
+            for images, labels in loader:  # what is left of the epoch, then whole ones
+                optimizer.zero_grad()
+                loss = cross_entropy(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                step += 1
+                print(f"step {step} {loss.item()!r}", flush=True)
+                manager.save(step, metrics={"loss": loss})
+                if step == STEPS:
+                    break
 
 
 def compare(store: str, chance: random.Random) -> None:

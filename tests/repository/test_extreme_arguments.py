@@ -204,6 +204,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "resume": ("auto", "never"),
     "fallback": (False, True),
     "save_on_start": (False, True),
+    "compare_next_batch": (False, True),
     "verbose": (False, True),
     "on_full": ("raise", "gc"),
     "start": ("latest", "next", "main~1"),
@@ -290,7 +291,7 @@ SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
     *("record_run", "keep_seeds", "fallback", "save_on_start"),
-    "verbose",
+    *("compare_next_batch", "verbose"),
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(

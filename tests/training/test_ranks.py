@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
+from torch.utils.data import DataLoader, DistributedSampler
 
 import ckptstore
 from ckptstore.digest import Digest
@@ -119,6 +120,41 @@ def test_the_other_rank_restores_all_but_the_random_numbers_and_says_so(tmp_path
     assert second == [4, net.bias.tolist(), torch.rand(1).item()]
     assert none == []
     assert "random numbers of rank 1 of 2 are in no checkpoint" in told[0]
+
+
+def test_each_rank_goes_on_with_its_own_samples(tmp_path: Path) -> None:
+    torch.manual_seed(5)  # of the models, equal on both ranks
+
+    def work(rank: int) -> Any:
+        data: Any = torch.arange(20)
+        sampler: Any = DistributedSampler(data)
+        loader = DataLoader(data, batch_size=2, sampler=sampler)
+        seen = []
+        with CheckpointManager(
+            tmp_path / "store", model=torch.nn.Linear(2, 2), loader=loader, rng=False
+        ) as manager:
+            step = manager.restore_or_initialize()
+            first = step
+            for epoch in range(step // 5, 2):
+                sampler.set_epoch(epoch)
+                for batch in loader:
+                    seen += batch.tolist()
+                    step += 1
+                    manager.save(step)
+                    if step == first + 3:
+                        manager.wait()
+                        torch.distributed.barrier()
+                        return seen
+        return seen
+
+    parts = [on_both(tmp_path, work) for _ in range(4)]
+    epochs = [list[int](), list[int]()]
+    for rank in range(2):
+        assert [part[rank][1] for part in parts] == [[]] * 4
+        seen = [sample for part in parts for sample in part[rank][0]]
+        epochs[0] += seen[:10]
+        epochs[1] += seen[10:]
+    assert [sorted(epoch) for epoch in epochs] == [[*range(20)]] * 2
 
 
 STATES: list[Any] = [

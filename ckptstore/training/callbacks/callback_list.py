@@ -165,9 +165,7 @@ class CallbackList(Callback):
             InvalidInputError: The epoch cannot go on, as the loader is another one.
         """
         done = self.training.batch
-        is_tracked = any(data is item for item in self.training.tracked.values())
-        is_positioned = is_tracked or self._states.position(data) is not None
-        remaining = data if is_positioned else itertools.islice(data, done, None)
+        remaining = self._states.remaining(data, done=done)
         for batch, item in enumerate(self._until_preempted(remaining), done):
             yield batch, item
             if self.stop_training:

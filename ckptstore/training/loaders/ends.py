@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.errors import InvalidInputError
 from ckptstore.training.callback_states import CallbackStates
 from ckptstore.training.loaders.position import PositionedLoader, in_epoch, resumed_at
 
@@ -56,6 +57,36 @@ def stay_in_epoch(tracked: Mapping[str, object]) -> None:
     for item in tracked.values():
         if isinstance(item, PositionedLoader):
             item.position.stay()
+
+
+def compare_strictly(tracked: Mapping[str, object], *, is_strict: bool) -> None:
+    """Set whether another next batch than the one that was saved is an error or a warning."""
+    for item in tracked.values():
+        if isinstance(item, PositionedLoader):
+            item.position.is_strict = is_strict
+        elif isinstance(item, CallbackStates):
+            item.is_strict = is_strict
+
+
+def note_next(states: dict[str, Any], tracked: Mapping[str, object]) -> None:
+    """Add the contents of the next batch to the states of plain loaders, in place.
+
+    The batch is loaded for this, so all random states must have been taken before.
+
+    Raises:
+        InvalidInputError: A loader has a state of its own, so that nothing can be loaded ahead.
+        UnsupportedValueError: A batch holds a value that no checkpoint can hold.
+    """
+    for name, item in tracked.items():
+        if isinstance(item, PositionedLoader):
+            states[name] = item.position.with_next(item, states[name])
+        elif isinstance(item, CallbackStates):
+            states[name] = item.note_next(states[name])
+        elif is_loader(item):
+            raise InvalidInputError(
+                f"compare_next_batch needs torch's DataLoader, which can load a batch ahead of the "
+                f"loop. {name} is a {type(item).__name__}."
+            )
 
 
 def _keeps_epoch(item: object) -> bool:

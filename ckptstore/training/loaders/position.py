@@ -8,15 +8,21 @@ samples. See docs/adr/0055.
 from __future__ import annotations
 
 import functools
+import warnings
+import weakref
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.training.loaders.batches import Batches, Epoch
+from ckptstore.training.loaders.contents import NO_BATCH, contents, difference, glimpse
+from ckptstore.training.loaders.facts import ANEW, check_facts, facts, is_iterable
 from ckptstore.training.loaders.indices import Drawn, Indices
 from ckptstore.training.loaders.randomness import LoaderRandomness
+from ckptstore.training.loaders.workers import Workers
 from ckptstore.training.random_state import RandomState
 from ckptstore.training.ranks import rank_and_size
 
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "_ckptstore_position"  # of a loader with a state
 _OF_A_CLASS = ("__module__", "__qualname__", "__doc__", "__slots__", "__dict__", "__weakref__")
-ANEW = "Leave the loader out of the restore, as with exclude='loader', to begin the epoch anew."
 
 
 def is_plain_loader(item: object) -> bool:
@@ -116,6 +121,10 @@ class Position:
     - drawn, is_exhausted, indices: of the sampler, as in `Drawn`. Workers are given batches ahead.
     - begin: the random states when the epoch began, of the process and of the loader's generators.
     - reuses: whether the epoch began with workers of an earlier one.
+    - workers_draw: whether workers drew random numbers of their own.
+    - last: a glimpse of the newest batch of an iterable dataset.
+    - peeked: the random states from which the next batch was loaded already, to be compared.
+    - next: the contents of the next batch, if they are to be compared.
     - created: the random states when persistent workers were started.
     - now: the states of the loader's generators.
     - facts: properties of the loader that decide which batches it yields.
@@ -125,6 +134,9 @@ class Position:
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
+        self.is_strict = True  # whether another next batch than expected is an error
+        self._workers = Workers()
+        self._batches: Callable[[], Batches | None] = lambda: None  # the iterator, while it lives
         self._indices: Indices | None = None
         self._epoch: Epoch | None = None
         self._created: dict[str, Any] | None = None
@@ -138,17 +150,31 @@ class Position:
             return self._saved | {"now": now}
         if self._epoch is None or self._epoch.is_finished:
             return _between(now, self._created)
+        batches = self._batches()
         return self._epoch.state_dict() | {
             "created": self._created,
+            "workers_draw": self._workers.draw,
+            "peeked": None if batches is None else batches.states_of_next,
             "now": now,
             "facts": facts(loader),
         }
+
+    def with_next(self, loader: Any, state: dict[str, Any]) -> dict[str, Any]:
+        """Add the contents of the next batch to a state that was just taken. It is loaded for this.
+
+        Raises:
+            UnsupportedValueError: The batch holds a value that no checkpoint can hold.
+        """
+        batches = self._batches()
+        if batches is None or self._saved is not None or state["begin"] is None:
+            return state
+        return state | {"next": batches.contents_of_next(lambda: _random_states(loader))}
 
     def load_state_dict(self, loader: Any, state: dict[str, Any]) -> None:
         """Continue at a position."""
         try:
             if state["begin"] is not None:
-                _check(state["facts"], facts(loader), state["yielded"])
+                check_facts(state["facts"], facts(loader), yielded=state["yielded"])
             LoaderRandomness(loader).load_state_dict(state["now"])
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
@@ -166,27 +192,12 @@ class Position:
         if self._saved is not None and self._saved.get("stays") is None:
             self._saved = self._saved | {"stays": True}
 
-    @property
-    def waiting(self) -> int | None:
-        """The number of batches that the next iterator passes over; None if it begins an epoch."""
-        saved = self._saved
-        return None if saved is None or saved["begin"] is None else int(saved["yielded"])
-
     def iterate(self, loader: Any) -> Iterator[Any]:
         """An iterator over the batches of a new epoch, or over those that are left."""
         saved, self._saved = self._saved, None
-        if saved is None or saved["begin"] is None:
-            return self._begin(loader)
-        if saved["is_exhausted"] and saved["drawn"] == saved["yielded"]:
-            if not saved.get("stays"):
-                return self._begin(loader)
-            self._epoch = Epoch(begin=saved["begin"], yielded=saved["yielded"])
-            return Batches(self._epoch, iter(()))
-        try:
-            return self._resume(loader, saved)
-        except InvalidInputError:
-            self._saved = saved  # which no later iterator may pass over in silence
-            raise
+        batches = self._begin(loader) if _is_over(saved) else self._resume(loader, saved or {})
+        self._batches = weakref.ref(batches)
+        return batches
 
     def _begin(self, loader: Any) -> Batches:
         """Begin an epoch, and note the random states."""
@@ -203,34 +214,86 @@ class Position:
                 self._created = begin
         self._restarts = False
         self._epoch = epoch = Epoch(begin=begin, reuses=reuses)
-        return Batches(epoch, self._iterator(loader, epoch, begins))
+        iterator = self._iterator(loader, epoch, begins)
+        return Batches(epoch, iterator, glimpses=is_iterable(loader))
 
     def _resume(self, loader: Any, saved: dict[str, Any]) -> Batches:
         """Go on with an epoch."""
         begin, yielded = saved["begin"], saved["yielded"]
         self._epoch = epoch = Epoch(begin=begin, yielded=yielded, reuses=saved["reuses"])
+        if _is_at_end(saved):
+            return Batches(epoch, iter(()))
         self._restarts = False
         vars(loader)["_iterator"] = None
-        if _is_iterable(loader):
-            iterator = self._passed_over(loader, epoch)
-        else:
-            begins = [saved["created"], begin] if saved["reuses"] else [begin]
-            iterator = self._iterator(loader, epoch, begins, saved)
-        or_next = None if saved.get("stays") else functools.partial(self._begin, loader)
-        return Batches(epoch, iterator, or_next=or_next)
+        begins = [saved["created"], begin] if saved["reuses"] else [begin]
+        try:
+            if is_iterable(loader):
+                iterator = self._passed_over(loader, epoch, begins, saved["last"])
+            else:
+                _warn_of_workers(loader, saved)
+                self._workers.draw = saved["workers_draw"]
+                iterator = self._iterator(loader, epoch, begins, saved)
+        except InvalidInputError:
+            self._saved = saved  # which no later iterator may pass over in silence
+            raise
+        return Batches(
+            epoch,
+            iterator,
+            glimpses=is_iterable(loader),
+            load_first=functools.partial(self._load_first, loader, saved),
+            or_next=None if saved.get("stays") else functools.partial(self._begin, loader),
+        )
 
-    def _passed_over(self, loader: Any, epoch: Epoch) -> Iterator[Any]:
+    def _load_first(self, loader: Any, saved: dict[str, Any], iterator: Iterator[Any]) -> Any:
+        """Load the first batch of a resumed epoch, and compare it if its contents were saved."""
+        states = None if saved["peeked"] is None else _random_states(loader)
+        _set(loader, saved["peeked"])
+        batch = next(iterator, saved)
+        _set(loader, states)
+        is_end = batch is saved
+        if saved.get("next") and rank_and_size()[0] == 0:
+            self._compare(saved, NO_BATCH if is_end else contents(batch))
+        if is_end:
+            raise StopIteration
+        return batch
+
+    def _compare(self, saved: dict[str, Any], now: dict[str, Any]) -> None:
+        """Compare the contents of the next batch."""
+        said = difference(saved["next"], now)
+        if not said:
+            return
+        message = (
+            f"The epoch was interrupted after batch {saved['yielded']}, and its next batch is not "
+            f"the one that was next then. What differs: {said}."
+        )
+        if self.is_strict:
+            self._saved = saved
+            raise InvalidInputError(f"{message} With strict=False a restore only warns. {ANEW}")
+        warnings.warn(message, stacklevel=5)
+
+    def _passed_over(
+        self, loader: Any, epoch: Epoch, begins: list[dict[str, Any] | None], last: str | None
+    ) -> Iterator[Any]:
         """The iterator over an iterable dataset, from which the batches before are taken."""
         before = _random_states(loader)
-        _set(loader, epoch.begin)
-        iterator = self._iterator(loader, epoch, [])
+        iterator = self._iterator(loader, epoch, begins)
+        batch: Any = None
         for number in range(epoch.yielded):
-            if next(iterator, epoch) is epoch:
+            batch = next(iterator, epoch)
+            if batch is epoch:
                 raise InvalidInputError(
-                    f"The epoch was interrupted after {epoch.yielded} batches, and the dataset now "
+                    f"The epoch was interrupted after batch {epoch.yielded}, and the dataset now "
                     f"ends after {number}. {ANEW}"
                 )
         _set(loader, before)
+        if epoch.yielded and glimpse(batch) != last:
+            warnings.warn(
+                f"The iterable dataset gives other batches than before the interruption, such as "
+                f"batch {epoch.yielded}, so that some samples may come twice and some not at all. "
+                "It resumes exactly if it draws from generators of its own, or if it has a "
+                "state_dict and torchdata's StatefulDataLoader is tracked.",
+                stacklevel=5,
+            )
         return iterator
 
     def _iterator(
@@ -249,9 +312,8 @@ class Position:
             saved: What was drawn before, to be drawn again. The random states are then those that
                 they were.
         """
-        if _is_iterable(loader):
-            iterator: Iterator[Any] = iter(_twin(loader, self.kind, {}))
-            return iterator
+        if is_iterable(loader):
+            return self._iterator_without_sampler(loader, begins)
         name = "sampler" if loader.batch_sampler is None else "batch_sampler"
         if self._indices is None or self._indices.sampler is not getattr(loader, name):
             self._indices = Indices(getattr(loader, name))
@@ -273,103 +335,23 @@ class Position:
                 _set(loader, before)
 
         self._indices.start(epoch.drawn, begin=begin, draw_again=draw_again)
-        twin = _twin(loader, self.kind, {name: self._indices})
-        iterator = iter(twin)
+        twin = _twin(loader, self.kind, {name: self._indices} | self._workers.watched(loader))
+        iterator: Iterator[Any] = iter(twin)
         vars(loader)["_iterator"] = vars(twin)["_iterator"]  # persistent workers
         if saved is not None and self._indices.iterator is not None:  # a subclass makes it later
             self._indices.iterator.catch_up()
         return iterator
 
-
-class Epoch:
-    """One pass over a loader.
-
-    Attributes:
-        begin: The random states when it began.
-        yielded: The number of batches that the loop got.
-        drawn: What was drawn from the sampler.
-        is_finished: True once the loader had no more.
-    """
-
-    def __init__(self, *, begin: dict[str, Any], yielded: int = 0, reuses: bool = False) -> None:
-        self.begin, self.yielded, self.reuses = begin, yielded, reuses
-        self.drawn = Drawn()
-        self.is_finished = False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The entries of a state that tell where in the epoch the loop is."""
-        return {
-            "yielded": self.yielded,
-            "drawn": self.drawn.count,
-            "is_exhausted": self.drawn.is_exhausted,
-            "indices": self.drawn.digest,
-            "begin": self.begin,
-            "reuses": self.reuses,
-        }
-
-
-class Batches:
-    """An iterator over the batches of an epoch, which counts them."""
-
-    def __init__(
-        self,
-        epoch: Epoch,
-        iterator: Iterator[Any],
-        *,
-        or_next: Callable[[], Batches] | None = None,
-    ) -> None:
-        """or_next: begins the next epoch if nothing is left of this one."""
-        self._epoch, self._iterator, self._or_next = epoch, iterator, or_next
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        or_next, self._or_next = self._or_next, None
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            self._epoch.is_finished = True
-            if or_next is None:
-                raise
-            following = or_next()
-            self._epoch, self._iterator = following._epoch, following._iterator  # noqa: SLF001
-            return next(self)
-        self._epoch.yielded += 1
-        return batch
-
-    def __len__(self) -> int:
-        return len(self._iterator)  # type: ignore[arg-type]  # torch's iterators have a length
-
-
-def facts(loader: Any) -> dict[str, Any]:
-    """Properties that decide which batches a loader yields, as plain values."""
-    is_iterable = _is_iterable(loader)
-    indices = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    return {
-        "dataset": "iterable" if is_iterable else "map",
-        "samples": None if is_iterable else _length(loader.dataset),
-        "batches": None if is_iterable else _length(indices),
-        "batch_size": loader.batch_size,
-        "drop_last": loader.drop_last,
-        "sampler": type(loader.sampler if loader.batch_size else indices).__name__,
-        # Each worker iterates over an iterable dataset of its own.
-        "num_workers": loader.num_workers if is_iterable else None,
-    }
-
-
-def _check(saved: dict[str, Any], now: dict[str, Any], yielded: int) -> None:
-    """Refuse to go on with the epoch of another loader."""
-    found = [
-        f"{name} was {saved.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if saved.get(name) != value
-    ]
-    if found:
-        raise InvalidInputError(
-            f"The epoch was interrupted after {yielded} batches, and cannot go on with another "
-            f"loader: {', '.join(found)}. {ANEW}"
-        )
+    def _iterator_without_sampler(
+        self, loader: Any, begins: list[dict[str, Any] | None]
+    ) -> Iterator[Any]:
+        """The iterator over an iterable dataset, made in the first of these random states."""
+        _set(loader, begins[0] if begins else None)
+        twin = _twin(loader, self.kind, {})
+        iterator: Iterator[Any] = iter(twin)
+        vars(loader)["_iterator"] = vars(twin)["_iterator"]
+        _set(loader, begins[1] if len(begins) > 1 else None)
+        return iterator
 
 
 def _drawn_again(drawn: Drawn, sampler: Iterator[Any], saved: dict[str, Any]) -> deque[Any]:
@@ -391,12 +373,42 @@ def _drawn_again(drawn: Drawn, sampler: Iterator[Any], saved: dict[str, Any]) ->
     )
     if not is_same and rank_and_size()[0] == 0:  # other ranks have samples of their own
         raise InvalidInputError(
-            f"The epoch was interrupted after {saved['yielded']} batches. The sampler now gives "
+            f"The epoch was interrupted after batch {saved['yielded']}. The sampler now gives "
             "other samples. Either the sampler or the dataset has changed, or the sampler "
             "draws from the random generators of the process as it goes: give it a generator of "
             f"its own. {ANEW}"
         )
     return waiting
+
+
+def _warn_of_workers(loader: Any, saved: dict[str, Any]) -> None:
+    """Warn where the batches that are left of an epoch cannot be what they would have been."""
+    if loader.num_workers and saved["yielded"] and saved["workers_draw"]:
+        warnings.warn(
+            "The workers of the loader draw random numbers, which begin anew with the workers: the "
+            "samples that are left of the epoch are the same, but not what is drawn for them. It "
+            "is exact without workers, or if each sample is drawn from a generator that is seeded "
+            "with its index and the epoch.",
+            stacklevel=6,
+        )
+    if loader.num_workers and not getattr(loader, "in_order", True):
+        warnings.warn(
+            "With in_order=False nothing records which batches came first, so that a resumed epoch "
+            "may repeat some samples and leave out others. It is exact with in_order=True.",
+            stacklevel=6,
+        )
+
+
+def _is_at_end(saved: dict[str, Any]) -> bool:
+    """Whether the sampler had no more, and the loop had all of it."""
+    return bool(saved["is_exhausted"]) and saved["drawn"] == saved["yielded"]
+
+
+def _is_over(saved: dict[str, Any] | None) -> bool:
+    """Whether the next iterator begins an epoch."""
+    if saved is None or saved["begin"] is None:
+        return True
+    return _is_at_end(saved) and not saved.get("stays")
 
 
 def _between(now: dict[str, Any], created: dict[str, Any] | None) -> dict[str, Any]:
@@ -441,16 +453,5 @@ def _set(loader: Any, states: dict[str, Any] | None) -> None:
         LoaderRandomness(loader).load_state_dict(states["loader"])
 
 
-def _is_iterable(loader: Any) -> bool:
-    return isinstance(loader.dataset, IterableDataset)
-
-
 def _keeps_workers(loader: Any) -> bool:
     return bool(loader.persistent_workers and loader.num_workers > 0)
-
-
-def _length(item: Any) -> int | None:
-    try:
-        return len(item)
-    except (TypeError, NotImplementedError):
-        return None

@@ -18,6 +18,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SubsetRandomSampler,
@@ -124,7 +125,17 @@ class Trace:
 class Run:
     """A process of a training run: everything in it is made anew."""
 
-    def __init__(self, name: str, *, samples: int, size: int, seed: int, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        samples: int,
+        size: int,
+        seed: int,
+        compares: bool = False,
+        **options: Any,
+    ) -> None:
+        self.compares = compares
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
@@ -156,7 +167,7 @@ def with_manager(run: Run, repository: Repository, epochs: int, last: int | None
         optimizer=run.optimizer,
         loader=run.loader,
         async_save=False,
-        resume="auto",
+        compare_next_batch=run.compares,
     )
     step = manager.restore_or_initialize()
     for epoch in range(step // batches, epochs):
@@ -178,6 +189,7 @@ def with_epochs(run: Run, repository: Repository, epochs: int, last: int | None)
         optimizer=run.optimizer,
         loader=run.loader,
         async_save=False,
+        compare_next_batch=run.compares,
     )
     step = manager.restore_or_initialize()
     for epoch in range(manager.epoch or 0, epochs):
@@ -260,13 +272,21 @@ def check(loop: Any, name: str, *, epochs: int, lasts: list[int], **options: Any
     samples=st.integers(1, 9),
     size=st.integers(1, 4),
     drops=st.booleans(),
+    compares=st.booleans(),
     epochs=st.integers(1, 3),
     lasts=st.lists(st.integers(1, 20), max_size=3, unique=True).map(sorted),
 )
 def test_a_run_interrupted_anywhere_ends_with_the_same_bits(
-    name: str, loop: str, samples: int, size: int, drops: bool, epochs: int, lasts: list[int]
+    name: str,
+    loop: str,
+    samples: int,
+    size: int,
+    drops: bool,
+    compares: bool,
+    epochs: int,
+    lasts: list[int],
 ) -> None:
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"compares": compares}
     if drops and "batch" not in name and size <= (samples + 1) // 2:
         options["drop_last"] = True
     check(LOOPS[loop], name, samples=samples, size=size, epochs=epochs, lasts=lasts, **options)
@@ -338,7 +358,7 @@ def test_an_epoch_does_not_go_on_with_another_loader(options: dict[str, Any], sa
         resumed(repository, loader)
     assert "Nothing was changed" in str(raised.value)
     assert "exclude='loader'" in str(raised.value)
-    with pytest.warns(UserWarning, match="after 1 batches"):
+    with pytest.warns(UserWarning, match="after batch 1"):
         resumed(repository, loader, strict=False)
     assert len([*loader]) == len(loader)  # the epoch begins anew
     resumed(repository, loader, exclude="loader")
@@ -499,3 +519,280 @@ def test_an_epoch_that_callbacks_have_ended_early_is_over() -> None:
     assert next(callbacks.epochs()) == 1
     callbacks.on_epoch_begin(1)
     assert [number for number, _ in callbacks.batches(numbers())] == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"compares": True}])
+@pytest.mark.parametrize("loop", ["with_manager", "with_callbacks"])
+@pytest.mark.parametrize("name", ["generator", "weighted"])
+def test_workers_that_draw_nothing_change_nothing(
+    name: str, loop: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Noisy, "__getitem__", lambda self, index: torch.tensor([float(index)]))
+    options = {"num_workers": 2, **options}
+    check(LOOPS[loop], name, samples=7, size=2, epochs=2, lasts=[1, 3, 4, 6], **options)
+
+
+class Drawing(Dataset[torch.Tensor]):
+    """A dataset that draws from a generator of the process, or of its own."""
+
+    def __init__(self, draw: Callable[[], Any] | None) -> None:
+        self.draw = draw
+        self.noise = draw() if draw is random.Random else None
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if self.noise is not None:
+            self.noise.random()
+        elif self.draw is not None:
+            self.draw()
+        return torch.tensor(index)
+
+
+def draw_of_torch() -> torch.Tensor:
+    return torch.rand(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "draw",
+    [draw_of_torch, random.random, np.random.rand, random.Random],
+    ids=["torch", "python", "numpy", "own"],
+)
+def test_workers_that_draw_are_warned_of_once(draw: Callable[[], Any]) -> None:
+    loader = DataLoader(Drawing(draw), batch_size=2, num_workers=1)
+    repository = interrupted(loader, batches=2)
+    loader = DataLoader(Drawing(draw), batch_size=2, num_workers=1)
+    resumed(repository, loader)
+    with pytest.warns(UserWarning, match="workers of the loader draw") as warned:
+        assert [batch.tolist() for batch in loader] == [[4, 5], [6, 7]]
+    assert len(warned) == 1
+    assert len([*loader]) == 4  # without a warning
+    without = DataLoader(Drawing(draw), batch_size=2)
+    resumed(repository, without)
+    assert len([*without]) == 2
+
+
+@pytest.mark.slow
+def test_workers_that_come_in_any_order_are_warned_of() -> None:
+    loader = DataLoader(Drawing(None), batch_size=2, num_workers=1, in_order=False)
+    repository = interrupted(loader, batches=2)
+    loader = DataLoader(Drawing(None), batch_size=2, num_workers=1, in_order=False)
+    resumed(repository, loader)
+    with pytest.warns(UserWarning, match="in_order=True"):
+        assert len([*loader]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_may_go_on_with_another_number_of_workers() -> None:
+    def made(workers: int, seed: int) -> DataLoader[Any]:
+        return numbers(
+            11, sampler=RandomSampler(range(11), generator=seeded(seed)), num_workers=workers
+        )
+
+    whole = made(0, 1)
+    expected = [[batch.tolist() for batch in whole] for _ in range(2)]
+    for before, after in ((0, 2), (2, 0), (1, 2)):
+        repository = interrupted(made(before, 1), batches=2)
+        loader = made(after, 2)
+        resumed(repository, loader)
+        found = [[batch.tolist() for batch in loader] for _ in range(2)]
+        assert [expected[0][2:], expected[1]] == found
+
+
+class Stream(IterableDataset[int]):
+    """An iterable dataset."""
+
+    def __init__(self, samples: int = 8, *, draws: bool = False) -> None:
+        self.samples, self.draws = samples, draws
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.samples).tolist()
+        return (1000 * int(torch.randint(1000, ())) + i if self.draws else i for i in order)
+
+
+def stream(**options: Any) -> DataLoader[Any]:
+    return DataLoader(Stream(**options), batch_size=2)
+
+
+def test_an_iterable_dataset_is_passed_over() -> None:
+    torch.manual_seed(1)
+    loader = stream()
+    manager = CheckpointManager("memory://", loader=loader, async_save=False)
+    seen = []
+    for _ in range(2):
+        for batch in loader:
+            torch.rand(1)
+            manager.save(len(seen))
+            seen.append(batch.tolist())
+    for step in range(8):
+        torch.manual_seed(step)
+        loader = stream()
+        manager = CheckpointManager(manager.repository, loader=loader, async_save=False)
+        manager.restore(f"main@step={step}", reset=True)
+        found = []
+        for _ in range(2 - (step + 1) // 4):
+            for batch in loader:
+                torch.rand(1)
+                found.append(batch.tolist())
+        assert found == seen[step + 1 :]
+
+
+def test_an_iterable_dataset_that_draws_as_it_goes_is_warned_of() -> None:
+    loader = stream(draws=True)
+    manager = CheckpointManager("memory://", loader=loader, async_save=False)
+    iterator = iter(loader)
+    for _ in range(2):
+        next(iterator)
+        torch.rand(1)
+    manager.save(2)
+    resumed_loader = stream(draws=True)
+    CheckpointManager(manager.repository, loader=resumed_loader, async_save=False).restore()
+    with pytest.warns(UserWarning, match="StatefulDataLoader") as warned:
+        assert len([*resumed_loader]) == 2
+    assert len(warned) == 1
+    shorter = stream(samples=2)
+    CheckpointManager(manager.repository, loader=shorter, async_save=False).restore()
+    with pytest.raises(InvalidInputError, match="after batch 2, and the dataset now ends after 1"):
+        iter(shorter)
+
+
+def compared(repository: Repository, loader: DataLoader[Any], **options: Any) -> None:
+    manager = CheckpointManager(
+        repository, loader=loader, async_save=False, compare_next_batch=True
+    )
+    manager.restore(**options)
+
+
+def noted(loader: DataLoader[Any], batches: int) -> Repository:
+    repository = ckptstore.init("memory://")
+    manager = CheckpointManager(
+        repository, loader=loader, async_save=False, compare_next_batch=True
+    )
+    iterator = iter(loader)
+    for _ in range(batches):
+        next(iterator)
+    manager.save(batches)
+    manager.save(batches + 1)
+    return repository
+
+
+def pairs(second: Any, count: int = 6) -> DataLoader[Any]:
+    data = [{"x": torch.tensor(float(i)), "y": second(i)} for i in range(count)]
+    return DataLoader(data, batch_size=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (lambda i: torch.tensor(i + 1), r"What differs: values of y\."),
+        (lambda i: torch.tensor(float(i)), r"y was int64 \[2\] and is float32 \[2\]"),
+        (lambda i: torch.full((3,), i), r"y was int64 \[2\] and is int64 \[2, 3\]"),
+        (lambda i: f"{i}", "y is missing"),
+    ],
+    ids=["values", "dtype", "shape", "kind"],
+)
+def test_another_next_batch_is_named(other: Any, said: str) -> None:
+    repository = noted(pairs(torch.tensor), 1)
+    same = pairs(torch.tensor)
+    compared(repository, same)
+    assert len([*same]) == 2
+    loader = pairs(other)
+    compared(repository, loader)
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match=said):
+            next(iter(loader))
+    loader = pairs(other)
+    compared(repository, loader, strict=False)
+    with pytest.warns(UserWarning, match=said) as warned:
+        assert len([*loader]) == 2
+    assert len(warned) == 1
+
+
+def test_nothing_is_compared_at_the_end_of_an_epoch() -> None:
+    repository = noted(pairs(torch.tensor), 3)
+    loader = pairs(torch.tensor)
+    compared(repository, loader)
+    assert len([*loader]) == 3  # the next epoch
+
+
+def test_the_next_batch_is_compared_for_loaders_that_can_load_ahead() -> None:
+    class Loader:
+        dataset = ()
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(())
+
+        def state_dict(self) -> dict[str, int]:
+            return {"position": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+    manager = CheckpointManager(
+        "memory://", loader=Loader(), async_save=False, compare_next_batch=True
+    )
+    with pytest.raises(InvalidInputError, match="loader is a Loader"):
+        manager.save(1)
+
+
+def test_callbacks_compare_the_next_batch_of_their_loader() -> None:
+    def go(repository: Repository, loader: DataLoader[Any], last: int | None) -> int:
+        model = torch.nn.Linear(1, 1)
+        manager = CheckpointManager(
+            repository, model=model, async_save=False, compare_next_batch=True
+        )
+        callbacks = CallbackList([BackupAndRestore(manager, save_freq=1)], model=model)
+        callbacks.on_train_begin()
+        callbacks.on_epoch_begin(0)
+        for batch, _ in callbacks.batches(loader):
+            callbacks.on_train_batch_end(batch)
+            if callbacks.training.step == last:
+                break
+        return callbacks.training.step
+
+    repository = ckptstore.init("memory://")
+    go(repository, pairs(torch.tensor), 1)
+    with pytest.raises(InvalidInputError, match="values of y"):
+        go(repository, pairs(lambda i: torch.tensor(-i)), None)
+    assert go(repository, pairs(torch.tensor), None) == 3
+
+
+def passed_over(first: Any, second: Any) -> list[Any]:
+    """The batches that a run takes after one that was interrupted after two."""
+    repository, seen = ckptstore.init("memory://"), []
+    for data, last in ((first, 2), (second, None)):
+        model = torch.nn.Linear(1, 1)
+        callbacks = CallbackList([BackupAndRestore(repository, save_freq=1)], model=model)
+        callbacks.on_train_begin()
+        callbacks.on_epoch_begin(0)
+        seen = []
+        for number, batch in callbacks.batches(data):
+            seen.append(batch)
+            callbacks.on_train_batch_end(number)
+            if number + 1 == last:
+                break
+    return seen
+
+
+def test_batches_of_another_order_are_warned_of() -> None:
+    order = torch.arange(6).split(2)
+    assert [part.tolist() for part in passed_over(order, order)] == [[4, 5]]
+    with pytest.warns(UserWarning, match="such as batch 2"):
+        passed_over(order, torch.arange(5, -1, -1).split(2))
+    with pytest.warns(UserWarning, match="such as batch 2"):
+        assert passed_over("abcd", "a") == []
+
+
+def test_a_checkpoint_without_the_position_of_the_loader_is_warned_of() -> None:
+    def go(loader: DataLoader[Any]) -> int:
+        callbacks = CallbackList()
+        callbacks.on_train_begin()
+        callbacks.load_state_dict({"epoch": 0, "batch": 2, "step": 2, "stops": False, "states": {}})
+        callbacks.on_epoch_begin(0)
+        return len([*callbacks.batches(loader)])
+
+    assert go(numbers()) == 1
+    with pytest.warns(UserWarning, match="no position of the loader"):
+        assert go(numbers(shuffle=True)) == 1
