@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.note import Note
     from ckptstore.documents.page import ArrayEntry
     from ckptstore.documents.zarr_page import EncodedEntry
+    from ckptstore.retention import Reason
     from ckptstore.store.catalog import Catalog
     from ckptstore.zarr.contents import ZarrValues
 
@@ -169,7 +170,7 @@ class Checkpoint:
     array_bytes: int
     _manifest: Manifest = field(compare=False)
     _catalog: Catalog = field(compare=False)
-    _judge: Callable[[Digest], tuple[str, ...]] = field(compare=False)
+    _judge: Callable[[Digest], tuple[Reason, ...]] = field(compare=False)
     _seed_of: Callable[[Digest], Digest | None] = field(compare=False)
     # Created with the first array and kept, because it reads the structure.
     _openers: list[ArrayOpener] = field(default_factory=list, compare=False)
@@ -186,7 +187,7 @@ class Checkpoint:
         catalog: Catalog,
         notes: tuple[Note, ...] = (),
         *,
-        judge: Callable[[Digest], tuple[str, ...]] = lambda id: (),
+        judge: Callable[[Digest], tuple[Reason, ...]] = lambda id: (),
         seed_of: Callable[[Digest], Digest | None] = lambda id: None,
         is_new: bool = False,
     ) -> Checkpoint:
@@ -240,7 +241,7 @@ class Checkpoint:
         return self._seed_of(self.id)
 
     @property
-    def why(self) -> tuple[str, ...]:
+    def why(self) -> tuple[Reason, ...]:
         """The reasons why a gc by the saved policies keeps it, or not. See `Repository.why`."""
         return self._judge(self.id)
 

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.operation import Operation
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, RulesAt, Stores
-    from ckptstore.retention import Policy, Verdict
+    from ckptstore.retention import Policy, Reason, Verdict
     from ckptstore.storage import Storage
     from ckptstore.storage.hold import Hold
     from ckptstore.store.meter import Progress
@@ -941,8 +941,8 @@ class Repository:
             >>> for step in range(3):
             ...     _ = repo.commit({"epoch": step}, step=step)
             >>> repo.keep_resumed("main", "main~1")
-            >>> repo.resolve("main~1").why[0]
-            'resumed from by the run on main'
+            >>> print(repo.resolve("main~1").why[0])
+            resumed from by the run on main
         """
         id, _ = self._resolver.readable(rev)
 
@@ -1258,15 +1258,17 @@ class Repository:
             >>> repo = ckptstore.init("memory://")
             >>> _ = repo.commit({"lr": 0.1})
             >>> _ = repo.tag("v1")
-            >>> repo.why("main").kept, repo.resolve("main").why[:2]
-            (True, ('head of main', 'tag v1'))
+            >>> repo.why("main").kept, *map(str, repo.resolve("main").why[:2])
+            (True, 'head of main', 'tag v1')
+            >>> repo.resolve("main").why[1].tag
+            'v1'
         """
-        from ckptstore.retention import Verdict
+        from ckptstore.retention import Reason, Verdict
 
         id, manifest = self._resolver.resolved(rev)
         if self._catalog.is_expired(id):
             expiry = self._catalog.expiry(id)
-            reason = f"expired {expiry}" if expiry else "expired"
+            reason = Reason(kind="expired", text=f"expired {expiry}" if expiry else "expired")
             return Verdict(id=id, manifest=manifest, branches=(), kept=False, reasons=(reason,))
         for verdict in self.verdicts():
             if verdict.id == id:
@@ -1565,7 +1567,7 @@ class Repository:
             is_new=is_new,
         )
 
-    def _reasons(self, id: Digest) -> tuple[str, ...]:
+    def _reasons(self, id: Digest) -> tuple[Reason, ...]:
         """The reasons why a checkpoint is kept, or not."""
         return self.why(id).reasons
 

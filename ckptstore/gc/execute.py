@@ -154,7 +154,7 @@ def delete(
     Returns:
         The expiries that remain to be recorded.
     """
-    if condemned.why == REPEATED:  # all that is known of them is known of the others
+    if condemned.why == REPEATED.text:  # all that is known of them is known of the others
         stores.catalog.drop(condemned.checkpoints)
         stores.objects.delete(condemned.digests)
         return {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ckptstore.documents.let_go import MISSING
 from ckptstore.history import first_parents
-from ckptstore.retention import Verdict, decide
+from ckptstore.retention import Reason, Verdict, decide
 from ckptstore.store.condemned import COMMIT_SECONDS
 from ckptstore.store.lost import lost, refuse_without_operations
 
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from ckptstore.retention import Policies
 
 REPEATED_READS_MAX = 1000
-UNREACHED = "no branch or tag reaches it"
-UNOWNED = "its branch is gone"
-BY_HAND = "expired by hand"
-REPEATED = "its commit lost a race and was repeated on the branch"
-NEW = "it is new, and a commit may be about to use it"
-INCOMPLETE = "a part of the history is missing, and may need it"
-NOT_CHOSEN = "it was not chosen"
+UNREACHED = Reason(kind="unreached", text="no branch or tag reaches it")
+UNOWNED = Reason(kind="unowned", text="its branch is gone")
+BY_HAND = Reason(kind="by_hand", text="expired by hand")
+REPEATED = Reason(kind="repeated", text="its commit lost a race and was repeated on the branch")
+NEW = Reason(kind="new", text="it is new, and a commit may be about to use it")
+INCOMPLETE = Reason(kind="incomplete", text="a part of the history is missing, and may need it")
+LOST = Reason(
+    kind="lost",
+    text="the operations that named it are missing; to give it up, delete a branch at it",
+)
+NOT_CHOSEN = Reason(kind="not_chosen", text="it was not chosen")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +132,7 @@ def judge(
         and (left := seconds_left(entry)) > 0
     }
     owned = tuple(
-        replace(verdict, kept=True, reasons=(str(named[verdict.id]),))
+        replace(verdict, kept=True, reasons=(_taken(named[verdict.id]),))
         if verdict.id in waiting
         else verdict
         for verdict in owned
@@ -250,9 +254,9 @@ def _let_go(
     if is_cut:
         reason = INCOMPLETE
     elif is_lost:
-        reason = "the operations that named it are missing; to give it up, delete a branch at it"
+        reason = LOST
     elif entry and entry.id:
-        reason = str(entry)
+        reason = _taken(entry)
     elif not is_old:
         reason = NEW
     elif is_reached:
@@ -268,6 +272,17 @@ def _let_go(
         reasons=(reason,),
         is_let_go=True,
         is_reached=is_reached,
+    )
+
+
+def _taken(entry: LetGo) -> Reason:
+    """Return the reason of a checkpoint whose name an operation took away."""
+    kind = entry.way.partition(" ")[0]
+    return Reason(
+        kind="let_go",
+        text=str(entry),
+        branch=entry.name if kind == "branch" else None,
+        tag=entry.name if kind == "tag" else None,
     )
 
 

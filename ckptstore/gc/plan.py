@@ -140,8 +140,9 @@ def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
     plan = _beside_gc(stores, partial(_plan, stores, lambda newest: rules))
     for verdict in plan.kept:
         if verdict.id in ids and verdict.names:
+            names = ", ".join(map(str, verdict.names))
             raise ConflictError(
-                f"Checkpoint {verdict.id.short} cannot expire: it is {', '.join(verdict.names)}. "
+                f"Checkpoint {verdict.id.short} cannot expire: it is {names}. "
                 "Delete the tag, or reset or delete the branch, and retry."
             )
     return plan

@@ -255,18 +255,18 @@ def reasons_of(
     stores: Stores, policies: Policies, verdicts: Iterable[Verdict]
 ) -> dict[Digest, str]:
     """Return why each checkpoint expires, as its expiry will record it."""
-    recorded = {UNREACHED: UNREACHABLE, UNOWNED: GONE, REPEATED: REPEATED}
+    recorded = {UNREACHED: UNREACHABLE, UNOWNED: GONE, REPEATED: REPEATED.text}
     reasons = {
-        verdict.id: recorded.get(verdict.reasons[0]) or _sentence(verdict.reasons[0])
+        verdict.id: recorded.get(verdict.reasons[0]) or _sentence(str(verdict.reasons[0]))
         if verdict.is_let_go
         else shortened(str(policies.of_branch(verdict.branches[0])), WHY_LENGTH_MAX)
         for verdict in verdicts
         if BY_HAND not in verdict.reasons
     }
-    reasons |= {verdict.id: BY_HAND for verdict in verdicts if BY_HAND in verdict.reasons}
-    for manifest in stores.live.manifests.values() if REPEATED in reasons.values() else ():
+    reasons |= {verdict.id: BY_HAND.text for verdict in verdicts if BY_HAND in verdict.reasons}
+    for manifest in stores.live.manifests.values() if REPEATED.text in reasons.values() else ():
         for parent in manifest.parents:
-            if reasons.get(parent) == REPEATED:  # with a child it is a part of the history
+            if reasons.get(parent) == REPEATED.text:  # with a child it is a part of the history
                 reasons[parent] = UNREACHABLE
     return reasons
 

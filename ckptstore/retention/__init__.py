@@ -22,6 +22,7 @@ from ckptstore.retention.policy import KeepSteps as KeepSteps
 from ckptstore.retention.policy import MaxToKeep as MaxToKeep
 from ckptstore.retention.policy import Policy as Policy
 from ckptstore.retention.policy import Union as Union
+from ckptstore.retention.reason import Reason as Reason
 from ckptstore.retention.saved import Policies as Policies
 from ckptstore.retention.saved import from_json as from_json
 from ckptstore.retention.saved import savable as savable
@@ -39,6 +40,7 @@ __all__ = [
     "MaxBytes",
     "MaxToKeep",
     "Policy",
+    "Reason",
     "Union",
     "Verdict",
     "from_json",

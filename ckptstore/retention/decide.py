@@ -16,21 +16,22 @@ from ckptstore.digest import Digest
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.metric_names import known_names
 from ckptstore.retention.max_bytes import MaxBytes, over_limit
-from ckptstore.retention.policy import ALWAYS, ANY, KeepAll, Policy, Reason
-from ckptstore.times import to_the_minute
+from ckptstore.retention.policy import ALWAYS, ANY, KeepAll
+from ckptstore.retention.reason import Reason
+from ckptstore.times import to_the_minute, utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import OwnChain
-    from ckptstore.retention.policy import Chain
+    from ckptstore.retention.policy import Chain, Choice, Policy
     from ckptstore.retention.saved import Policies
 
     Reached = Callable[[Iterable[Digest]], Iterable[tuple[Digest, Manifest]]]
     Freed = Callable[[Sequence[Digest]], Sequence[int]]
 
-NOTHING = "nothing keeps it"
+NOTHING = Reason(kind="nothing", text="nothing keeps it")
 UNMET = (
     "The checkpoints that always stay take more than the limit of {}: heads, tags, seeds, the "
     "newest and the best one. Raise the limit, or delete tags."
@@ -59,10 +60,10 @@ class Verdict:
     manifest: Manifest
     branches: tuple[str, ...]
     kept: bool
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     is_let_go: bool = False
     is_reached: bool = True
-    names: tuple[str, ...] = ()
+    names: tuple[Reason, ...] = ()
     is_next_to_go: bool = False
 
 
@@ -116,23 +117,30 @@ def decide(
     reasons = _for_names(live, heads, tags, seeds if policies.keep_seeds else (), leases)
     for name, id in sorted(resumed.items()):
         if id in reasons:
-            reasons[id].append(f"resumed from by the run on {name}")
-    named = {id: tuple(texts) for id, texts in reasons.items()}
+            text = f"resumed from by the run on {name}"
+            reasons[id].append(Reason(kind="resumed", text=text, branch=name))
+    named = {id: tuple(each) for id, each in reasons.items()}
     owners: dict[Digest, list[str]] = {}
-    dropped: dict[Digest, str] = {}
+    dropped: dict[Digest, Reason] = {}
     notes: list[str] = []
     for name, chain in chains.items():
         for id, _ in chain.checkpoints:
             owners.setdefault(id, []).append(name)
         if not policies.judges(name):
+            text = f"on {name}, which is left alone"
+            left_alone = Reason(kind="left_alone", text=text, branch=name)
             for id, _ in chain.checkpoints:
-                reasons[id].append(f"on {name}, which is left alone")
+                reasons[id].append(left_alone)
             continue
         policy = policies.of_branch(name)
         kept, gone, over = _judge(policy, chain.checkpoints, named=reasons, freed=freed)
-        for reason in kept:
-            reasons[reason.id].append(f"{reason.text} on {name}")
-        dropped.update({reason.id: reason.text for reason in policy.passed_over(chain.checkpoints)})
+        on_branch: dict[Reason, Reason] = {}  # many checkpoints share one
+        for choice in kept:
+            if choice.reason not in on_branch:
+                on_branch[choice.reason] = choice.reason.on(name)
+            reasons[choice.id].append(on_branch[choice.reason])
+        passed_over = policy.passed_over(chain.checkpoints)
+        dropped.update({choice.id: choice.reason for choice in passed_over})
         dropped.update(gone)
         notes += [
             f"Branch {name}: {note}" for note in (policy.note(chain.checkpoints), over) if note
@@ -140,8 +148,8 @@ def decide(
     if policies.is_given:
         _check_metrics(policies, chains)
     unowned = {id: item for id, item in live.items() if id not in owners and not reasons[id]}
-    for id, name in _in_histories(unowned, policies, chains, heads, reached).items():
-        reasons[id].append(f"in the history of {name}")
+    for id, reason in _in_histories(unowned, policies, chains, heads, reached).items():
+        reasons[id].append(reason)
         del unowned[id]
     return Decision(
         chains=chains,
@@ -177,14 +185,14 @@ def next_to_go(
         if not policies.judges(name) or policy.keeps_all or not chain.checkpoints:
             continue
         with suppress(InvalidInputError):  # a function of KeepIf may fail on it
-            kept = {reason.id for reason in policy.keep(_with_next(chain.checkpoints))}
+            kept = {choice.id for choice in policy.keep(_with_next(chain.checkpoints))}
             for id, _ in chain.checkpoints:
                 if (
                     id in reasons
                     and id not in kept
                     and all(
-                        text == f"head of {name}" or text.endswith(f" on {name}")
-                        for text in reasons[id]
+                        reason.branch == name and (reason.policy or reason.kind == "head")
+                        for reason in reasons[id]
                     )
                 ):
                     found[id] = None
@@ -211,8 +219,8 @@ def _with_next(chain: Chain) -> Chain:
 
 
 def _judge(
-    policy: Policy, chain: Chain, *, named: Mapping[Digest, Sequence[str]], freed: Freed | None
-) -> tuple[list[Reason], dict[Digest, str], str]:
+    policy: Policy, chain: Chain, *, named: Mapping[Digest, Sequence[Reason]], freed: Freed | None
+) -> tuple[list[Choice], dict[Digest, Reason], str]:
     """Return what a policy keeps of a branch, what its limit of bytes gives up, and a warning.
 
     The warning is empty unless the limit cannot be met.
@@ -226,13 +234,13 @@ def _judge(
         kept = list(KeepAll().keep(chain))
     limit = min(limits, key=lambda part: part.n)
     ranks: dict[Digest, int] = {}
-    for reason in kept:
-        ranks[reason.id] = max(reason.rank, ranks.get(reason.id, ANY))
+    for choice in kept:
+        ranks[choice.id] = max(choice.rank, ranks.get(choice.id, ANY))
     ranks.update({id: ALWAYS for id, _ in chain if named[id]})
     gone, is_met = over_limit(limit.n, chain, ranks, freed)
-    text = f"over the limit of {limit.size}"
+    over = Reason(kind="over_limit", text=f"over the limit of {limit.size}", policy=limit)
     note = "" if is_met else UNMET.format(limit.size)
-    return [reason for reason in kept if reason.id not in gone], dict.fromkeys(gone, text), note
+    return [choice for choice in kept if choice.id not in gone], dict.fromkeys(gone, over), note
 
 
 def _for_names(
@@ -241,16 +249,31 @@ def _for_names(
     tags: Mapping[str, Digest],
     seeds: Iterable[tuple[str, Digest]],
     leases: Mapping[str, int],
-) -> dict[Digest, list[str]]:
+) -> dict[Digest, list[Reason]]:
     """Return the reasons that hold whatever the policy: a name, or a branch started from it."""
-    reasons: dict[Digest, list[str]] = {id: [] for id in live}
-    for kind, names in (("head of", heads.items()), ("tag", tags.items()), ("seed of", seeds)):
-        for name, id in sorted(names):
-            if id in reasons:
-                is_lease = kind == "tag" and name in leases
-                lease = f"lease {name} until {to_the_minute(leases[name])}" if is_lease else ""
-                reasons[id].append(lease or f"{kind} {name}")
+    reasons: dict[Digest, list[Reason]] = {id: [] for id in live}
+    named = (
+        *((id, _named("head", name)) for name, id in sorted(heads.items())),
+        *((id, _tagged(name, leases.get(name))) for name, id in sorted(tags.items())),
+        *((id, _named("seed", name)) for name, id in sorted(seeds)),
+    )
+    for id, reason in named:
+        if id in reasons:
+            reasons[id].append(reason)
     return reasons
+
+
+def _named(kind: str, branch: str) -> Reason:
+    """The reason of the head or the seed of a branch."""
+    return Reason(kind=kind, text=f"{kind} of {branch}", branch=branch)
+
+
+def _tagged(name: str, until: int | None) -> Reason:
+    """The reason of a tag, or of a lease until a time."""
+    if until is None:
+        return Reason(kind="tag", text=f"tag {name}", tag=name)
+    text = f"lease {name} until {to_the_minute(until)}"
+    return Reason(kind="lease", text=text, tag=name, until=utc(until))
 
 
 def _in_histories(
@@ -259,8 +282,8 @@ def _in_histories(
     chains: Mapping[str, OwnChain],
     heads: Mapping[str, Digest],
     reached: Reached,
-) -> dict[Digest, str]:
-    """Return the checkpoints in the history of branches that keep everything, with the branch.
+) -> dict[Digest, Reason]:
+    """Return the checkpoints in the history of branches that keep everything, with the reason.
 
     If there are many such branches, finding the right one would take too long.
     """
@@ -268,14 +291,16 @@ def _in_histories(
         name for name in chains if not policies.judges(name) or policies.of_branch(name).keeps_all
     ]
     groups = [[name] for name in keepers] if len(keepers) <= KEEPERS_MAX else [keepers]
-    found: dict[Digest, str] = {}
+    found: dict[Digest, Reason] = {}
     for names in groups:
         if len(found) == len(unowned):
             break
-        text = names[0] if len(names) == 1 else f"one of {len(names)} branches"
+        branch = names[0] if len(names) == 1 else None
+        text = f"in the history of {branch or f'one of {len(names)} branches'}"
+        reason = Reason(kind="history", text=text, branch=branch)
         for id, _ in reached([heads[name] for name in names]):
             if id in unowned:
-                found.setdefault(id, text)
+                found.setdefault(id, reason)
     return found
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ckptstore.digest import Digest
-    from ckptstore.retention.policy import Chain, Reasons
+    from ckptstore.retention.policy import Chain, Choices
 
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
 
@@ -46,7 +46,7 @@ class MaxBytes(Policy):
         name, unit = next((name, unit) for name, unit in UNITS if self.n >= unit)
         return f"{self.n / unit:.4g} {name}"
 
-    def keep(self, chain: Chain) -> Reasons:  # noqa: ARG002
+    def keep(self, chain: Chain) -> Choices:  # noqa: ARG002
         """Keep nothing by itself."""
         return iter(())
 

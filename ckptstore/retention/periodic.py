@@ -15,17 +15,18 @@ from ckptstore.retention.policy import (
     NUMBER_MAX,
     PERIODIC,
     WITHIN,
+    Choice,
     Policy,
-    Reason,
     check_count,
 )
+from ckptstore.retention.reason import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ckptstore.digest import Digest
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.retention.policy import Chain, Reasons
+    from ckptstore.retention.policy import Chain, Choices
 
 HOUR_MICROSECONDS = 3_600_000_000
 
@@ -51,13 +52,14 @@ class KeepEveryNHours(Policy):
         """The kept checkpoints, as a part of a sentence."""
         return "one every hour" if self.n == 1 else f"one every {self.n:g} hours"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Decide by the elapsed time, oldest first."""
+        reason = Reason(kind=self.kind, text=f"every {self.n:g} h", policy=self)
         last: int | None = None
         for id, elapsed in elapsed_times(chain):
             if last is None or elapsed - last >= self.n * HOUR_MICROSECONDS:
                 last = elapsed
-                yield Reason(id, f"every {self.n:g} h", PERIODIC)
+                yield Choice(id, reason, PERIODIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +83,14 @@ class KeepEveryNSteps(Policy):
         """The kept checkpoints, as a part of a sentence."""
         return f"one every {self.n} steps" if self.n > 1 else "one of every step"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Decide by the steps of the manifests, oldest first."""
+        reason = Reason(kind=self.kind, text=f"every {self.n} steps", policy=self)
         filled: set[int] = set()
         for id, manifest in reversed(chain):
             if manifest.step is not None and manifest.step // self.n not in filled:
                 filled.add(manifest.step // self.n)
-                yield Reason(id, f"every {self.n} steps", PERIODIC)
+                yield Choice(id, reason, PERIODIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +115,14 @@ class KeepWithin(Policy):
         """The kept checkpoints, as a part of a sentence."""
         return "the last hour" if self.hours == 1 else f"the last {self.hours:g} hours"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Decide by the elapsed time since each checkpoint."""
+        text = f"within {self.hours:g} h of the newest"
+        reason = Reason(kind=self.kind, text=text, policy=self)
         times = list(elapsed_times(chain))
         for id, elapsed in times:
             if times[-1][1] - elapsed <= self.hours * HOUR_MICROSECONDS:
-                yield Reason(id, f"within {self.hours:g} h of the newest", WITHIN)
+                yield Choice(id, reason, WITHIN)
 
 
 def elapsed_times(chain: Chain) -> Iterator[tuple[Digest, int]]:

@@ -16,6 +16,7 @@ from ckptstore.documents.facts import STEP_MAX
 from ckptstore.documents.names import check_metric_name
 from ckptstore.errors import InvalidInputError, check_choice, shortened, shown
 from ckptstore.metric_names import known_names, mode_of, parse_choice, quoted
+from ckptstore.retention.reason import Reason
 from ckptstore.revisions import ranked
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.manifest import Manifest
 
     Chain = Sequence[tuple[Digest, Manifest]]
-    Reasons = Iterator["Reason"]
+    Choices = Iterator["Choice"]
 
 NUMBER_MAX = STEP_MAX
 STEPS_MAX = 100_000  # in one KeepSteps
@@ -38,11 +39,11 @@ NAME_LENGTH_MAX = 60  # characters of a function's name that a reason quotes
 ANY, PERIODIC, WITHIN, NEWEST, BEST, CHOSEN, ALWAYS = range(7)
 
 
-class Reason(NamedTuple):
-    """Why a policy keeps a checkpoint. rank: one of the ranks of this module."""
+class Choice(NamedTuple):
+    """A checkpoint that a policy keeps, and why. rank: one of the ranks of this module."""
 
     id: Digest
-    text: str
+    reason: Reason
     rank: int
 
 
@@ -86,7 +87,7 @@ class Policy:
         """True if no checkpoint expires by it."""
         return any(isinstance(part, KeepAll) for part in self.parts)
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Choose the checkpoints that stay.
 
         Args:
@@ -98,7 +99,7 @@ class Policy:
         """
         raise NotImplementedError
 
-    def passed_over(self, chain: Chain) -> Reasons:  # noqa: ARG002
+    def passed_over(self, chain: Chain) -> Choices:  # noqa: ARG002
         """Explain checkpoints that the policy does not keep, where the reason is not obvious.
 
         Args:
@@ -141,9 +142,10 @@ class KeepAll(Policy):
         """The kept checkpoints, as a part of a sentence."""
         return "every checkpoint of every branch"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Keep all of them."""
-        return (Reason(id, "everything is kept", ANY) for id, _ in chain)
+        reason = Reason(kind=self.kind, text="everything is kept", policy=self)
+        return (Choice(id, reason, ANY) for id, _ in chain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +170,12 @@ class MaxToKeep(Policy):
         """The kept checkpoints, as a part of a sentence."""
         return f"the newest {self.n} of each branch" if self.n > 1 else "the newest of each branch"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Keep the first n steps, and of each the newest."""
         for place, (id, _) in enumerate(islice(once_a_step(chain), self.n), 1):
             rank = ALWAYS if place == 1 else NEWEST
-            yield Reason(id, f"newest {place} of {self.n}", rank)
+            text = f"newest {place} of {self.n}"
+            yield Choice(id, Reason(kind=self.kind, text=text, policy=self, place=place), rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +274,12 @@ class KeepBest(Policy):
         """The one metric."""
         return frozenset({self.metric})
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Keep those with the n least or greatest numbers, and those that wait for one."""
         waiting = self._waiting(chain)
         if len(waiting) == len(chain):
-            for id, _ in chain:
-                yield Reason(id, f"waiting for the first {self.metric}", BEST)
+            first = self._reason("waiting", f"waiting for the first {self.metric}")
+            yield from (Choice(id, first, BEST) for id, _ in chain)
             return
         newest = chain[len(waiting)][0]
         is_finite = False
@@ -284,24 +287,26 @@ class KeepBest(Policy):
             best = islice(once_a_step(ranked(chain, self.metric, mode)), self.n)
             for place, (id, manifest) in enumerate(best, 1):
                 is_finite = True
-                value = f"{manifest.metrics[self.metric]:.4g}"
-                text = f"best {place} of {self.n} by {self.metric} ({mode}) = {value}"
-                yield Reason(id, text, ALWAYS if place == 1 else BEST)
+                value = manifest.metrics[self.metric]
+                text = f"best {place} of {self.n} by {self.metric} ({mode}) = {value:.4g}"
+                reason = self._reason(self.kind, text, mode=mode, place=place, value=value)
+                yield Choice(id, reason, ALWAYS if place == 1 else BEST)
         if not is_finite:  # proof for later gcs that the metric existed
-            yield Reason(newest, f"the newest value of {self.metric}", BEST)
+            reason = self._reason(self.kind, f"the newest value of {self.metric}")
+            yield Choice(newest, reason, BEST)
+        pending = self._reason("waiting", f"waiting for {self.metric}")
         for id, _ in islice(once_a_step(waiting), self.pending):
-            yield Reason(id, f"waiting for {self.metric}", BEST)
+            yield Choice(id, pending, BEST)
 
-    def passed_over(self, chain: Chain) -> Reasons:
+    def passed_over(self, chain: Chain) -> Choices:
         """Explain those without the metric that are older than one with it (ADR 0043)."""
         waiting = self._waiting(chain)
         for id, manifest in chain[len(waiting) + 1 :]:
             if self.metric not in manifest.metrics:
                 newer = chain[len(waiting)]
                 step = "" if newer[1].step is None else f" (step {newer[1].step})"
-                yield Reason(
-                    id, f"no {self.metric}, which the newer {newer[0].short}{step} has", ANY
-                )
+                text = f"no {self.metric}, which the newer {newer[0].short}{step} has"
+                yield Choice(id, self._reason("no_metric", text), ANY)
 
     def note(self, chain: Chain) -> str:
         """Return a sentence where no checkpoint has the metric, or none a finite value."""
@@ -326,6 +331,25 @@ class KeepBest(Policy):
         if self.pending == PENDING:
             del fields["pending"]
         return fields
+
+    def _reason(
+        self,
+        kind: str,
+        text: str,
+        *,
+        mode: str | None = None,
+        place: int | None = None,
+        value: int | float | None = None,
+    ) -> Reason:
+        return Reason(
+            kind=kind,
+            text=text,
+            policy=self,
+            metric=self.metric,
+            mode=mode or (None if self.mode == "auto" else self.mode),
+            place=place,
+            value=value,
+        )
 
     def _waiting(self, chain: Chain) -> Chain:
         """Return the newest checkpoints, down to the first one that has the metric."""
@@ -364,13 +388,12 @@ class KeepSteps(Policy):
         some = ", ".join(map(str, listed[:10])) + (", …" if len(listed) > 10 else "")
         return f"the step{'s' if len(listed) > 1 else ''} {some}"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Keep those whose step is one of them."""
-        return (
-            Reason(id, f"step {item.step} was chosen", CHOSEN)
-            for id, item in chain
-            if item.step in self.steps
-        )
+        for id, item in chain:
+            if item.step in self.steps:
+                text = f"step {item.step} was chosen"
+                yield Choice(id, Reason(kind=self.kind, text=text, policy=self), CHOSEN)
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and the sorted steps."""
@@ -410,8 +433,10 @@ class KeepIf(Policy):
             name = "a function"
         return f"those that {shortened(name, NAME_LENGTH_MAX)} accepts"
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Keep those that the function accepts."""
+        text = "the function of KeepIf accepts it"
+        reason = Reason(kind=self.kind, text=text, policy=self)
         for id, manifest in chain:
             try:
                 chosen = bool(self.predicate(manifest))
@@ -421,7 +446,7 @@ class KeepIf(Policy):
                     f"({type(error).__name__}: {error})."
                 ) from error
             if chosen:
-                yield Reason(id, "the function of KeepIf accepts it", CHOSEN)
+                yield Choice(id, reason, CHOSEN)
 
     def to_json(self) -> dict[str, Any]:
         """Raise InvalidInputError: a function has no JSON form."""
@@ -473,12 +498,12 @@ class Union(Policy):
         """The metrics of all of them."""
         return frozenset().union(*(member.metrics for member in self.members))
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Yield what each keeps, one policy after the other."""
         for member in self.members:
             yield from member.keep(chain)
 
-    def passed_over(self, chain: Chain) -> Reasons:
+    def passed_over(self, chain: Chain) -> Choices:
         """Yield the explanations of each, one policy after the other."""
         for member in self.members:
             yield from member.passed_over(chain)

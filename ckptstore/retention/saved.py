@@ -15,22 +15,23 @@ from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.periodic import KeepEveryNHours, KeepEveryNSteps, KeepWithin
 from ckptstore.retention.policy import (
     ANY,
+    Choice,
     KeepAll,
     KeepBest,
     KeepIf,
     KeepSteps,
     MaxToKeep,
     Policy,
-    Reason,
     Union,
     not_a_policy,
 )
+from ckptstore.retention.reason import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from typing import Self
 
-    from ckptstore.retention.policy import Chain, Reasons
+    from ckptstore.retention.policy import Chain, Choices
 
 RETENTION = "retention"  # the setting of the policy for all branches
 SENTENCE_LENGTH_MAX = 1000  # of a policy that only its program can apply
@@ -88,9 +89,10 @@ class LeftAlone(Policy):
         """True."""
         return True
 
-    def keep(self, chain: Chain) -> Reasons:
+    def keep(self, chain: Chain) -> Choices:
         """Keep all of them."""
-        return (Reason(id, self.reason, ANY) for id, _ in chain)
+        reason = Reason(kind=self.kind, text=self.reason, policy=self)
+        return (Choice(id, reason, ANY) for id, _ in chain)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form in the repository."""

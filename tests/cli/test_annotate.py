@@ -36,7 +36,7 @@ def test_a_note_names_the_older_ones_that_no_longer_wait_for_the_metric(ckpt, re
         f"it: {ids[1].short}, {ids[0].short}. To keep one, add its val_acc or a tag."
     )
     reason = f"no val_acc, which the newer {ids[2].short} (step 2) has"
-    assert [v.reasons for v in repo.plan_gc().expired] == [(reason,), (reason,)]
+    assert [str(r) for v in repo.plan_gc().expired for r in v.reasons] == [reason, reason]
     assert ckpt("annotate", "main~1", "-M", "other=1").stderr == ""
     ckpt("annotate", ids[0], "-M", "val_acc=0.4")
     ckpt("annotate", ids[1], "-M", "val_acc=0.6")

@@ -63,15 +63,16 @@ def test_why_names_every_reason(ckpt, history):
     history.tag("v2", history.commit({"x": 1}, step=300).id)
     kept = ckpt.json("show", "main", "--why")
     assert kept["kept"] is True
-    assert kept["why"] == list(history.resolve("main").why)
-    assert kept["why"][0] == "head of main"
+    assert kept["why"] == [reason.to_json() for reason in history.resolve("main").why]
+    assert kept["why"][0] == {"kind": "head", "text": "head of main", "branch": "main"}
     assert kept["is_next_to_go"] is False
     lines = ckpt.out("show", "main", "--why").splitlines()
     assert lines[-len(kept["why"])].split() == ["kept", "head", "of", "main"]
     gone = ckpt.json("show", "main~1", "--why")
     assert gone["kept"] is False
-    assert f"not kept  {gone['why'][0]}" in ckpt.out("show", "main~1", "--why")
-    assert "tag v1" in ckpt.json("show", "v1", "--why")["why"]
+    assert f"not kept  {gone['why'][0]['text']}" in ckpt.out("show", "main~1", "--why")
+    tag = {"kind": "tag", "text": "tag v1", "tag": "v1"}
+    assert tag in ckpt.json("show", "v1", "--why")["why"]
     assert "kept" not in ckpt.json("show", "main")
 
 
@@ -92,7 +93,8 @@ def test_why_of_an_expired_one_is_what_expired_it(ckpt, history):
     shown = ckpt.json("show", "main~1", "--why")
     assert shown["kept"] is False
     (operation,) = history.operations(limit=1)
-    (why,) = shown["why"]
+    assert [reason["kind"] for reason in shown["why"]] == ["expired"]
+    why = shown["why"][0]["text"]
     assert why.startswith("expired 2")
     assert why.endswith(f" by {operation.who}: Keep the newest of each branch.")
     assert shown["expiry"] == why.removeprefix("expired ")

@@ -154,7 +154,7 @@ def test_a_deleted_branch_is_given_up_after_the_grace_time_only() -> None:
     line.assert_whole(0, 1, 2)
     (lost,) = line.repo.plan_gc(KeepAll(), grace=0).expired
     assert lost.id == line.ids[2]
-    assert lost.reasons[0].startswith("branch side was deleted on 1970-01-12")
+    assert str(lost.reasons[0]).startswith("branch side was deleted on 1970-01-12")
     line.repo.gc(KeepAll(), grace=0)
     line.assert_whole(0, 1)
     with pytest.raises(ExpiredError, match="Branch side was deleted on 1970-01-12"):

@@ -174,7 +174,7 @@ def test_one_branch_is_judged_whatever_the_others_are(graph: Graph, policy: Poli
             graph.numbers[verdict.id]
             for verdict in graph.verdicts(judged(policy))
             if verdict.branches == (name,)
-            and any(reason.endswith(f"on {name}") for reason in verdict.reasons)
+            and any(reason.branch == name and reason.policy for reason in verdict.reasons)
         }
 
     name = min(graph.heads)

@@ -157,4 +157,7 @@ def test_the_reason_of_a_lease_names_its_end(repo: Repository, clock: Clock) -> 
     repo.tag("reading", "main~2", ttl="2h")
     repo.tag("v1", "main~2")
     (verdict,) = [item for item in repo.plan_gc(MaxToKeep(1)).kept if item.manifest.step == 0]
-    assert verdict.reasons == ("lease reading until 2026-01-01 02:00 UTC", "tag v1")
+    assert tuple(map(str, verdict.reasons)) == (
+        "lease reading until 2026-01-01 02:00 UTC",
+        "tag v1",
+    )

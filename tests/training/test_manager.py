@@ -236,7 +236,7 @@ def test_a_branch_has_a_best_of_its_own_and_keeps_its_seed() -> None:
         first.save(step, metrics={"val_acc": 0.1})
     first.wait()
     assert [found.step for found in repo.log(expired=False)] == [8, 4, 3, 1]
-    reasons = {v.manifest.step: v.reasons for v in repo.plan_gc().verdicts}
+    reasons = {v.manifest.step: tuple(map(str, v.reasons)) for v in repo.plan_gc().verdicts}
     assert reasons[1][0] == "seed of task-b"
 
 
@@ -260,7 +260,7 @@ def save(found: CheckpointManager, *steps: int) -> None:
 
 def live(repo: Repository) -> dict[int | None, tuple[str, ...]]:
     """The steps of what did not expire, each with the reasons."""
-    return {v.manifest.step: v.reasons for v in repo.plan_gc().verdicts}
+    return {v.manifest.step: tuple(map(str, v.reasons)) for v in repo.plan_gc().verdicts}
 
 
 def test_what_a_run_on_a_new_branch_was_resumed_from_stays_as_its_seed(resumed: Any) -> None:

@@ -228,18 +228,12 @@ def _print_verdicts(plan: GcPlan) -> None:
             *metrics.cells(position, verdict.manifest),
             "kept" if verdict.kept else "expires",
             "" if verdict.kept else text.size(plan.frees[verdict.id]),
-            "; ".join(_beside_branch(verdict)),
+            "; ".join(reason.beside(verdict.manifest.branch) for reason in verdict.reasons),
         )
         for position, verdict in enumerate(plan.verdicts)
     ]
     expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
     output.table(columns, rows, dimmed=expired)
-
-
-def _beside_branch(verdict: Verdict) -> list[str]:
-    """Return the reasons without the name of the branch, which has a column of its own."""
-    own = f" on {verdict.manifest.branch}"
-    return [reason.removesuffix(own) for reason in verdict.reasons]
 
 
 def _document(verdict: Verdict, plan: GcPlan) -> dict[str, Any]:
@@ -249,6 +243,6 @@ def _document(verdict: Verdict, plan: GcPlan) -> dict[str, Any]:
         "metrics": dict(verdict.manifest.metrics),
         "branches": list(verdict.branches),
         "kept": verdict.kept,
-        "reasons": list(verdict.reasons),
+        "reasons": [reason.to_json() for reason in verdict.reasons],
         "frees": plan.frees.get(verdict.id, 0),
     }

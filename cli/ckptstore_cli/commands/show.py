@@ -40,7 +40,7 @@ def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_jso
         judged = (
             {
                 "kept": verdict.kept,
-                "why": list(verdict.reasons),
+                "why": [reason.to_json() for reason in verdict.reasons],
                 "is_next_to_go": verdict.is_next_to_go,
             }
             if verdict
@@ -60,7 +60,7 @@ def show(ctx: click.Context, rev: str, only_id: bool, with_reasons: bool, as_jso
         source = None if seed is None else repo.resolve(seed)
         shown = fields.of_checkpoint(checkpoint, refs, values, seed=source)
         if verdict:
-            reasons = [*verdict.reasons]
+            reasons = [*map(str, verdict.reasons)]
             if verdict.is_next_to_go:
                 reasons.append("expires when the next checkpoint of its branch comes")
             if not checkpoint.expired:  # else they are in a field of their own
