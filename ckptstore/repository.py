@@ -255,8 +255,8 @@ class Repository:
             >>> seen = []
             >>> repo.on_progress(seen.append)
             >>> _ = repo.commit({"w": np.zeros(1_000_000)})
-            >>> seen[-1]
-            Progress(kind='stored', done=8000000, total=8000000)
+            >>> seen[-1].kind, seen[-1].done, seen[-1].total
+            ('stored', 8000000, 8000000)
         """
         if listener is not None and not callable(listener):
             raise InvalidInputError(f"listener is {shown(listener)}; a function is expected.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Kind = Literal["read", "stored", "verified", "deleted"]
+
+_numbers = count(1)  # of the operations of this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +31,14 @@ class Progress:
             "deleted" for objects.
         done: The bytes or objects so far.
         total: The bytes or objects in all; 0 if unknown.
+        operation: A number that no other operation of this process has. One call may begin several
+            operations. 0 for what is read before any.
     """
 
     kind: str
     done: int
     total: int
+    operation: int = 0
 
 
 class Meter:
@@ -41,7 +47,7 @@ class Meter:
     def __init__(self) -> None:
         self.listener: Callable[[Progress], object] | None = None
         self._kind: Kind = "read"
-        self._done = self._total = 0
+        self._done = self._total = self._operation = 0
         self._lock = free_in_child(Lock())
 
     @contextmanager
@@ -57,6 +63,7 @@ class Meter:
         """Begin an operation: count from zero, and only this kind."""
         with self._lock:
             self._kind, self._done, self._total = kind, 0, total
+            self._operation = next(_numbers)
 
     def add(self, kind: Kind, number: int) -> None:
         """Add to the count if it is of the kind being counted, and call the listener."""
@@ -66,4 +73,6 @@ class Meter:
             self._done += number
             done = min(self._done, self._total) if self._total else self._done
             if self.listener is not None:
-                self.listener(Progress(kind=kind, done=done, total=self._total))
+                self.listener(
+                    Progress(kind=kind, done=done, total=self._total, operation=self._operation)
+                )

@@ -191,18 +191,17 @@ class _ProgressLine:
     """One line on stderr during operations of more than a second, removed before other output."""
 
     def __init__(self) -> None:
-        self._last: tuple[str, int] = ("", 0)
+        self._operation: int | None = None
         self._began = self._next_seconds = 0.0
         self._is_shown = False
 
     def show(self, told: Progress) -> None:
         """Show the progress of an operation, at most once every _PROGRESS_SECONDS."""
         seconds = time.monotonic()
-        kind, done = self._last
-        if told.kind != kind or told.done < done:  # another operation
+        if told.operation != self._operation:
+            self._operation = told.operation
             self._began = seconds
             self._next_seconds = max(self._next_seconds, seconds + _PROGRESS_AFTER_SECONDS)
-        self._last = told.kind, told.done
         if seconds >= self._next_seconds:
             self._next_seconds = seconds + _PROGRESS_SECONDS
             shown = progress_of(told.kind, told.done, told.total, seconds=seconds - self._began)
@@ -216,7 +215,7 @@ class _ProgressLine:
     def end(self) -> None:
         """Remove the line; what comes next is another operation, whatever its progress."""
         self.clear()
-        self._last = ("", 0)
+        self._operation = None
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"\r\x1b[K{text}")

@@ -165,6 +165,21 @@ def test_progress_begins_anew_after_the_end_of_an_operation(monkeypatch, capsys)
     assert capsys.readouterr().err == ""
 
 
+def test_each_operation_of_a_command_has_a_second_of_its_own(monkeypatch, capsys):
+    """Also if it has the kind of the one before, and is further at its first report."""
+    seconds = 100.0
+    line = output._ProgressLine()
+    with monkeypatch.context() as patch:
+        patch.setattr(output.time, "monotonic", lambda: seconds)
+        line.show(Progress(kind="stored", done=100, total=100, operation=1))
+        seconds += 60
+        line.show(Progress(kind="stored", done=300, total=1000, operation=2))
+        assert capsys.readouterr().err == ""
+        seconds += 2
+        line.show(Progress(kind="stored", done=400, total=1000, operation=2))
+    assert "200 B/s, 3 s left" in capsys.readouterr().err
+
+
 def test_progress_stays_out_of_piped_json(ckpt, history):
     command = f"{sys.executable} -m ckptstore_cli verify --json | {sys.executable} -m json.tool"
     assert ckpt.python(["bash", "-c", command]).returncode == 0

@@ -34,14 +34,14 @@ def told(repo: ckptstore.Repository, operation: Any, kind: str) -> list[Progress
     repo.on_progress(None)
     found = [progress for progress in seen if progress.kind == kind and progress.total]
     assert [progress.done for progress in found] == sorted(progress.done for progress in found)
-    assert len({progress.total for progress in found}) == 1
+    assert len({(progress.total, progress.operation) for progress in found}) == 1
     return found
 
 
 def test_a_commit_counts_every_byte_also_of_what_is_there(repo: ckptstore.Repository) -> None:
     for seed in (1, 1, 2):
         found = told(repo, lambda seed=seed: repo.commit(state(seed)), "stored")
-        assert found[-1] == Progress(kind="stored", done=BYTES, total=BYTES)
+        assert (found[-1].done, found[-1].total) == (BYTES, BYTES)
         assert len(found) > 4
 
 
@@ -113,3 +113,24 @@ def test_a_listener_of_one_call_gives_way_afterwards(repo: ckptstore.Repository)
     assert counts
     repo.checkout("main")
     assert seen
+
+
+def test_each_operation_has_a_number_of_its_own_in_every_handle(
+    repo: ckptstore.Repository,
+) -> None:
+    other = ckptstore.init("memory://", chunk_size=64 << 10)
+    seen: list[Progress] = []
+    for handle in (repo, other):
+        handle.on_progress(seen.append)
+    for seed, handle in enumerate((repo, other, repo)):
+        handle.commit(state(seed))
+    for _ in range(2):
+        repo.checkout("main")
+    repo.gc(MaxToKeep(1))
+    operations = list(dict.fromkeys(progress.operation for progress in seen))
+    assert len(operations) == 6
+    assert operations == sorted(operations)
+    for operation in operations:
+        found = [progress for progress in seen if progress.operation == operation]
+        assert len({(progress.kind, progress.total) for progress in found}) == 1
+        assert [progress.done for progress in found] == sorted(progress.done for progress in found)
