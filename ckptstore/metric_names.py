@@ -86,6 +86,7 @@ QUOTED_OR_PLAIN = rf"(?:{_QUOTED}|{_PLAIN})"  # in a revision
 _BEST_AT_END = re.compile(
     rf"(?:^|@)best:(?P<metric>{QUOTED_OR_PLAIN})(?::(?P<mode>min|max|auto))?$"
 )
+_MODE_AT_END = re.compile(r"(?P<name>.+?)(?P<rest>(?::(?:min|max|auto)(?::[0-9]+)?)?)", re.DOTALL)
 _CHOICE = re.compile(
     rf'(?P<metric>{_QUOTED}|[^":][^:]*)'
     rf"(?::(?P<mode>[^:]*)(?::(?P<count>[0-9]{{1,{COUNT_DIGITS_MAX}}})?)?)?"
@@ -169,6 +170,21 @@ def parse_choice(text: str) -> tuple[str, str, int] | None:
     if match is None:
         return None
     return unquoted(match["metric"]), match["mode"] or "auto", int(match["count"] or 1)
+
+
+def quoting(text: str) -> str:
+    """Return a sentence with METRIC[:MODE[:N]] where ":" is a part of the name, quoted.
+
+    Args:
+        text: A text that could not be parsed.
+
+    Returns:
+        The sentence after a space; "" where no ":" is left for the name.
+    """
+    match = _MODE_AT_END.fullmatch(text)
+    if match is None or ":" not in match["name"] or text.startswith('"'):
+        return ""
+    return f" A name that contains ':' is quoted: {quoted(match['name'])}{match['rest']}."
 
 
 def known_names(name: str, known: Sequence[str], *, what: str) -> str:

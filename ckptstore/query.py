@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from ckptstore.errors import InvalidInputError, shown
-from ckptstore.metric_names import known_names, mode_of, parse_choice, unquoted
+from ckptstore.metric_names import known_names, mode_of, parse_choice, quoting, unquoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -159,6 +159,7 @@ class Order:
         if choice is None or choice[1:] not in [(mode, 1) for mode in ("auto", "min", "max")]:
             raise InvalidInputError(
                 f"sort is {shown(text)}; step, METRIC or METRIC:max is expected."
+                f"{quoting(text) if isinstance(text, str) else ''}"
             )
         name, mode = Name.of(choice[0], is_quoted=str(text).startswith('"')), choice[1]
         if not name.is_metric and name.text != "step":

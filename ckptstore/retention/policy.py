@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from ckptstore.documents.facts import STEP_MAX
 from ckptstore.documents.names import check_metric_name
 from ckptstore.errors import InvalidInputError, check_choice, shortened, shown
-from ckptstore.metric_names import known_names, mode_of, parse_choice, quoted
+from ckptstore.metric_names import known_names, mode_of, parse_choice, quoted, quoting
 from ckptstore.retention.reason import Reason
 from ckptstore.revisions import ranked
 
@@ -255,7 +255,10 @@ class KeepBest(Policy):
                 direction.
         """
         chosen = parse_choice(text)
-        return None if chosen is None else cls(*chosen)
+        try:
+            return None if chosen is None else cls(*chosen)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{error}{quoting(text)}") from error
 
     @property
     def phrase(self) -> str:

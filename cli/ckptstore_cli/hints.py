@@ -23,6 +23,7 @@ _UNDO = re.compile(r"\bundo\(([0-9]+)\)")
 _EXISTS = re.compile(r"^(Branch|Tag) ('?)([^']+)\2 already exists, .*or delete it first")
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 
+_QUOTED = re.compile(r"is quoted: (.+)\.$")
 _BEST_EXPIRED = re.compile(
     r"^'(?:([^'@~ ]+)@)?best:([^'@~ ]+)' cannot be used\. .* that is stored is \w+\.$"
 )
@@ -36,12 +37,18 @@ def with_options(message: str) -> str:
     message = _UNDO.sub(r"'ckptstore undo \1'", message)
     message = _EXISTS.sub(_deleting, message)
     message = _BEST_EXPIRED.sub(_listing, message)
+    message = _QUOTED.sub(_for_shell, message)
     return _NOTHING_MATCHES.sub(r"\g<0> List paths with: ckptstore ls \1", message)
 
 
 def _deleting(found: re.Match[str]) -> str:
     """The message of a name in use, with the command that deletes it."""
     return f"{found[0]}: ckptstore {found[1].lower()} -d {found[3]}"
+
+
+def _for_shell(found: re.Match[str]) -> str:
+    """The message about a name to quote, with it as a shell passes it on."""
+    return f"is quoted, and once more for the shell: {shlex.quote(found[1])}"
 
 
 def _listing(found: re.Match[str]) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore.errors import InvalidInputError
+from ckptstore.metric_names import quoting
+from ckptstore_cli.hints import with_options
 from ckptstore_cli.options import Duration, Size, complete_metrics
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def policy_of(options: Mapping[str, Any]) -> Policy | None:
             try:
                 parts.append(make(value))
             except InvalidInputError as error:
-                said = re.sub(r"^\w+: ", "", str(error))  # without the name of the class
+                said = re.sub(r"^\w+: ", "", with_options(str(error)))  # no name of the class
                 option = f"--{name.replace('_', '-')}"
                 raise click.BadParameter(said, param_hint=option) from error
     if options["keep_all"]:
@@ -60,8 +62,8 @@ def _best(text: str) -> Policy:
     best = retention.KeepBest.parse(text)
     if best is None:
         raise click.BadParameter(
-            f"{text!r} is not METRIC[:MODE[:N]], as in val_loss, val_acc:max or val_loss:min:3. A "
-            "name that contains ':' is quoted, as in '\"mAP@.5:.95\":max'.",
+            f"{text!r} is not METRIC[:MODE[:N]], as in val_loss, val_acc:max or val_loss:min:3."
+            f"{with_options(quoting(text))}",
             param_hint="--keep-best",
         )
     return best

@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 
 from ckptstore.retention import MaxToKeep
@@ -84,3 +86,32 @@ def test_a_policy_for_a_branch_or_metric_that_is_not_there_is_saved_with_a_note(
 def test_follow_names_a_branch_that_is_not_there_where_it_does_not_wait(ckpt, runs):
     said = ckpt.error("follow", "mian", "--no-wait")
     assert "There is no branch 'mian'. Known branches: b, main. Did you mean main?" in said
+
+
+NAME = "mAP@.5:.95"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("show", "best:{}:max"),
+        ("show", "main@best:{}"),
+        ("gc", "--dry-run", "--keep-best", "{}"),
+        ("gc", "--dry-run", "--keep-best", "{}:max"),
+        ("gc", "--dry-run", "--keep-best", "{}:max:2"),
+        ("best", "{}"),
+        ("best", "{}:max"),
+        ("log", "--sort", "{}"),
+    ],
+    ids=" ".join,
+)
+def test_a_name_to_be_quoted_is_shown_as_a_shell_takes_it(ckpt, repo, args):
+    """What the message says can be pasted, and works."""
+    repo.commit({"x": 1}, step=1, metrics={NAME: 0.5, "mAP": 0.1})
+    typed = [arg.format(NAME) for arg in args]
+    said = ckpt.error(*typed, code=2 if "--keep-best" in args else 1)
+    _, hint, shown = said.strip().partition("is quoted, and once more for the shell: ")
+    assert hint
+    (word,) = shlex.split(shown)
+    assert '"' in word
+    ckpt(*typed[:-1], word)

@@ -83,3 +83,18 @@ def test_a_part_excludes_other_choices(ckpt, model):
     assert "not by both" in ckpt.error(
         "diff", "main", "main", "--part", "a", "--include", "b", code=2
     )
+
+
+def test_names_that_all_begin_with_the_key_are_pointed_out(ckpt, history):
+    """Another tool looks for them without it, as a model's load_state_dict does."""
+    said = ckpt("checkout", "main", "--include", "model", "-o", "model.safetensors").stderr
+    assert said == (
+        "Every name in it begins with model/. If another tool reads it, leave that out with "
+        "--part model\n"
+    )
+    for args in (
+        ("--part", "model", "-o", "part.safetensors"),
+        ("--include", "model", "-o", "model.pt"),
+        ("--include", "model", "--part", "model", "-o", "both.npz"),
+    ):
+        assert "Every name" not in ckpt("checkout", "main", *args).stderr

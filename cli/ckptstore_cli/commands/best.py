@@ -7,7 +7,7 @@ import math
 import click
 
 from ckptstore.errors import InvalidInputError, NotFoundError, shown
-from ckptstore.metric_names import known_names
+from ckptstore.metric_names import known_names, quoting
 from ckptstore_cli import documents, listing, output, text
 from ckptstore_cli.options import common, complete_metrics, optional_revision_argument
 from ckptstore_cli.repo import open_repository
@@ -62,7 +62,7 @@ def best(
         found = repo.log(rev, own=is_own, sort=metric)
     except InvalidInputError:  # of no direction, for one
         known = {known for checkpoint in repo.log(rev, own=is_own) for known in checkpoint.metrics}
-        if ":" in name or not known or name in known:
+        if ":" in name or not known or name in known or quoting(metric):
             raise
         listed = known_names(name, sorted(known), what="metrics")
         raise NotFoundError(f"No checkpoint has the metric {shown(name)}. {listed}") from None

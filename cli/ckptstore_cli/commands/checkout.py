@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+_NESTED = (*_TORCH_SUFFIXES, ".zarr")  # formats that hold nested dicts, not paths
 
 
 @click.command()
@@ -141,6 +143,11 @@ def checkout(
         )
         if path.suffix.lower() in _TORCH_SUFFIXES and (numpy := list(_numpy_arrays(state, ()))):
             output.note(_pickled(numpy))
+        if include and path.suffix.lower() not in _NESTED and (key := _only_key(state)):
+            output.note(
+                f"Every name in it begins with {key}/. If another tool reads it, leave that out "
+                f"with --part {shlex.quote(key)}"
+            )
 
 
 def _numpy_arrays(state: object, keys: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
@@ -155,6 +162,14 @@ def _numpy_arrays(state: object, keys: tuple[object, ...]) -> Iterator[tuple[obj
         return
     for key, value in items:
         yield from _numpy_arrays(value, (*keys, key))
+
+
+def _only_key(state: object) -> str | None:
+    """The one key that a state has, if there is a dict of several arrays under it."""
+    if not isinstance(state, dict) or len(state) != 1:
+        return None
+    ((key, value),) = state.items()
+    return key if isinstance(key, str) and isinstance(value, dict) else None
 
 
 def _pickled(numpy: list[tuple[object, ...]]) -> str:
