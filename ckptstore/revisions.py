@@ -311,4 +311,7 @@ def _refuse_gaps(
 
 def _offer(name: str, names: Names) -> str:
     known = sorted(names.heads) + sorted(names.tags)
-    return known_names(name, known, what="names") if known else "Nothing has been committed yet."
+    if known:
+        return known_names(name, known, what="names")
+    is_empty = next(iter(names.ids("")), None) is None
+    return "Nothing has been committed yet." if is_empty else "No branch and no tag is left."

@@ -142,7 +142,7 @@ def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
         if verdict.id in ids and verdict.names:
             names = ", ".join(map(str, verdict.names))
             raise ConflictError(
-                f"Checkpoint {verdict.id.short} cannot expire: it is {names}. "
+                f"Checkpoint {verdict.id.short} cannot expire: {names}. "
                 "Delete the tag, or reset or delete the branch, and retry."
             )
     return plan

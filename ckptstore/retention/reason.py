@@ -54,11 +54,19 @@ class Reason:
         return self.text
 
     def on(self, branch: str) -> Reason:
-        """Return the reason of a policy, for the branch that it judged."""
+        """Return the reason of a policy, for the branch that it judged.
+
+        Args:
+            branch: The name of the branch.
+        """
         return replace(self, text=f"{self.text} on {branch}", branch=branch)
 
     def beside(self, branch: str | None) -> str:
-        """Return the text for a place that names the branch already."""
+        """Return the text for a place that names the branch already.
+
+        Args:
+            branch: The branch that the place names; None for none.
+        """
         return self.text if branch is None else self.text.removesuffix(f" on {branch}")
 
     def to_json(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from ckptstore.store.undo import (
     OperationInfo,
     Undone,
     UndoPlan,
+    is_undo,
     next_of_hand,
     nothing_to_undo,
     operations,
@@ -379,7 +380,8 @@ class Refs:
         if number is None:
             target = next_of_hand(found, self._author(), others=others)
             if target is None:
-                raise nothing_to_undo(others)
+                last = next(filter(is_undo, operations(self._oplog, newest)), None)
+                raise nothing_to_undo(others, last)
         else:
             target = next((info for info in found if number in (info.number, *info.members)), None)
             if target is None:

@@ -234,10 +234,16 @@ def _is_of_hand(info: OperationInfo, author: Author) -> bool:
     return info.role == HAND or (info.role == CALL and not info.is_gc)
 
 
-def nothing_to_undo(others: Sequence[OperationInfo]) -> NotFoundError:
-    """Return the error for a log without an operation of this user."""
+def is_undo(info: OperationInfo) -> bool:
+    """Return whether an operation took another one back, and that can be done again."""
+    return info.undoes is not None and info.undone_by is None
+
+
+def nothing_to_undo(others: Sequence[OperationInfo], last: OperationInfo | None) -> NotFoundError:
+    """Return the error for a log without an operation of this user. last: the newest undo."""
     if not others:
-        return NotFoundError("There is nothing to undo.")
+        again = f" To take back {last}, use undo({last.number})." if last else ""
+        return NotFoundError(f"There is nothing to undo.{again}")
     newest = others[0]
     return NotFoundError(
         f"There is nothing of yours to undo. The newest operation of others is {newest.number}"

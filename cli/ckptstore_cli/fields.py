@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Fields = dict[str, str | list[str]]
 
 VALUES_SHOWN = 12
+RANDOM = "rng/"  # random states, of a CheckpointManager: they come last
 VALUE_LENGTH_MAX = 100
 
 
@@ -90,7 +91,8 @@ def _note(note: Annotation) -> str:
 
 def _values(checkpoint: Checkpoint, values: Mapping[str, object]) -> list[str]:
     """The outermost plain values, and how many there are beside them."""
-    outermost = sorted(values, key=lambda path: path.count("/"))[:VALUES_SHOWN]
+    outermost = sorted(values, key=lambda path: (path.startswith(RANDOM), path.count("/")))
+    outermost = outermost[:VALUES_SHOWN]
     lines = [f"{path} = {plain(values[path])}" for path in outermost]
     if len(values) > VALUES_SHOWN:
         more = len(values) - VALUES_SHOWN

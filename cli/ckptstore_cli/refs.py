@@ -57,7 +57,9 @@ def _one_name(ctx: click.Context, param: click.Parameter, names: tuple[str, ...]
 def check_one_ref(ctx: click.Context, *, name: str | None, delete: str | None) -> None:
     """Refuse to create and delete at once."""
     if delete is not None and name is not None:
-        raise click.UsageError("Give a NAME to create, or -d NAME to delete, not both.", ctx)
+        raise click.UsageError(
+            "Give a NAME to create, or -d NAME to delete, not both; -d deletes one at a time.", ctx
+        )
 
 
 def print_refs(

@@ -16,7 +16,7 @@ def test_the_plan_is_shown_first_and_then_done(ckpt, longer):
     heading, row, result = done.stdout.splitlines()
     assert heading.split() == ["id", "branch", "step", "frees", "message"]
     assert row.split()[:3] == [id.short, "main", "100"]
-    assert "Their arrays cannot come back." in done.stderr
+    assert "Its arrays cannot come back." in done.stderr
     assert result.startswith("1 checkpoint expired, ")
     assert longer.resolve("main~1").expired
 

@@ -207,3 +207,16 @@ def test_the_settings_are_named(ckpt, repo):
 
 def test_saving_and_forgetting_at_once_is_wrong_usage(ckpt, history):
     ckpt.error("config", "retention", "--unset", "--max-to-keep", 2, code=2)
+
+
+def test_branches_that_are_left_alone_are_counted_and_not_listed(ckpt, history):
+    history.commit({"x": 1}, step=300)
+    args = ("gc", "--dry-run", "--max-to-keep", "1", "--branch", "tuned")
+    done = ckpt(*args)
+    rows = done.stdout.splitlines()[1:]
+    assert {row.split()[1] for row in rows} == {"tuned"}
+    count = len(ckpt.json(*args)["checkpoints"])
+    assert (
+        f"{count - len(rows)} checkpoints of other branches stay and are not listed." in done.stderr
+    )
+    assert "not listed" not in ckpt("gc", "--dry-run", "--max-to-keep", "1").stderr

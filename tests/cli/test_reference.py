@@ -54,3 +54,13 @@ def test_every_module_of_commands_is_a_command():
     stems = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     modules = {stem.removesuffix("_") for stem in stems}  # "import" is a word of Python
     assert modules == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["bisect"], *([*name.split()] for name in ALL)], ids=" ".join
+)
+def test_the_help_fits_a_terminal_of_80_columns_and_no_sentence_is_cut(ckpt, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ckpt.out(*words, "--help").splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert [line for line in lines if line.endswith("...") and not line.startswith("Usage")] == []

@@ -116,3 +116,12 @@ def test_arguments_are_shown_as_a_shell_takes_them(ckpt, repo):
     shown = ckpt.out("show", "main")
     assert "argv = --name 'two words' --lr=0.1\n" in shown
     assert 'list = ["a b"]\n' in shown
+
+
+def test_random_states_come_after_all_other_values(ckpt, repo):
+    optimizer = {"param_groups": [{"lr": 0.1, "betas": [0.9, 0.99]}]}
+    repo.commit({"rng": {str(n): n for n in range(20)}, "optimizer": optimizer, "epoch": 3})
+    shown = ckpt.out("show", "main")
+    values = shown[shown.index("values") :].splitlines()
+    assert values[:2] == ["values   epoch = 3", "         optimizer/param_groups/0/lr = 0.1"]
+    assert values[4].startswith("         rng/")

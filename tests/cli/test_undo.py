@@ -106,3 +106,28 @@ def test_only_the_newest_are_listed(ckpt, history):
 def test_an_empty_repository_has_no_operations(ckpt, repo):
     assert ckpt("ops").stderr == "Nothing has been done to this repository yet.\n"
     assert ckpt.json("ops") == []
+
+
+def test_after_an_undo_messages_name_what_brings_it_back(ckpt, repo):
+    """What is there is not denied, and no message proposes an undo that would be refused."""
+    repo.commit({"x": 1}, step=1)
+    ckpt("branch", "-d", "main")
+    number = repo.operations()[0].number
+    said = " ".join(ckpt("log").stderr.split())
+    assert (
+        f"To take back operation {number} (deleted branch main): ckptstore undo {number}." in said
+    )
+    missing = ckpt.error("show", "main")
+    assert "No branch and no tag is left." in missing
+    assert "Nothing has been committed" not in missing
+
+
+def test_when_everything_is_undone_the_undo_that_can_be_undone_is_named(ckpt, repo):
+    ckpt("config", "grace", "2h")
+    ckpt("undo")
+    number = repo.operations()[0].number
+    said = ckpt.error("undo")
+    assert said.startswith(f"error: There is nothing to undo. To take back operation {number} (")
+    assert said.endswith(f", use 'ckptstore undo {number}'.\n")
+    ckpt("undo", number)
+    assert repo.grace() == 7200

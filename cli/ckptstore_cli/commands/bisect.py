@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptstore.errors import InvalidInputError
-from ckptstore_cli import output
+from ckptstore_cli import output, text
 from ckptstore_cli.answers import Answers, forget
 from ckptstore_cli.children import environment, filled
-from ckptstore_cli.fields import one_line
 from ckptstore_cli.options import common, complete_refs, revisions_argument
 from ckptstore_cli.repo import command, open_repository, repo_option
 from ckptstore_cli.search import GIVEN, Search
@@ -30,10 +29,10 @@ CODE_MAX = 127  # a higher one, or a signal, ends the search
 @click.group(no_args_is_help=True)
 @repo_option
 def bisect() -> None:
-    """Find the first bad checkpoint between a good and a bad one, by binary search.
+    """Find the first bad checkpoint by binary search.
 
-    Of a thousand checkpoints ten are tested. Each was made from the one before it: its first
-    parent. Expired checkpoints cannot be tested and are left out.
+    Between a good and a bad one, of a thousand checkpoints ten are tested. Each was made from the
+    one before it: its first parent. Expired checkpoints cannot be tested and are left out.
 
     The answers are kept in a file of yours (in $XDG_STATE_HOME, or ~/.local/state), one for each
     repository. The repository itself is only read, so gc may expire a checkpoint meanwhile; the
@@ -158,7 +157,7 @@ def run(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> None:
     \b
     Examples:
       ckptstore bisect run python evaluate.py {id}
-      ckptstore bisect run sh -c 'ckptstore checkout $CKPTSTORE_REV -o x.pt --force && ./test x.pt'
+      ckptstore bisect run sh -c './test.sh $CKPTSTORE_REV'
     """
     repo = open_repository(ctx)
     child = _Child(repo, words, as_json=as_json)
@@ -168,7 +167,7 @@ def run(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> None:
         if search.state is None or search.state.next is None:
             break
         tested = search.next
-        output.note(f"Testing {one_line(tested)} ({search.rest})")
+        output.note(f"Testing {text.checkpoint(tested.id, tested.step)} ({search.rest}).")
         answer = child.answer(tested, good=search.checkpoints[search.state.good])
         if answer == "bad" and repo.resolve(tested.id).expired:
             output.note(f"{tested.id.short} has expired meanwhile, so it is left out.")

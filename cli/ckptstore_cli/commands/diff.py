@@ -116,7 +116,7 @@ def diff(
     has_exit_code: bool,
     as_json: bool,
 ) -> None:
-    """Compare two checkpoints: arrays, plain values, and how much they share.
+    """Compare two checkpoints: arrays, values, and what they share.
 
     Without --numeric no array is read, and the time depends on what differs. With it, each changed
     array gets the norm of its change relative to its norm before (rel. L2), the largest change of

@@ -39,11 +39,12 @@ _COLUMNS = (
 def expire(
     ctx: click.Context, revs: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Expire chosen checkpoints, whatever the policies: their arrays are deleted.
+    """Expire chosen checkpoints: their arrays are deleted.
 
-    The plan is shown first, and on a terminal you are asked. Arrays that other checkpoints share
-    stay. Step, metrics and message remain. undo cannot bring the arrays back. Heads of branches,
-    tagged checkpoints and those that a branch was started from are refused.
+    This happens whatever the policies are. The plan is shown first, and on a terminal you are
+    asked. Arrays that other checkpoints share stay. Step, metrics and message remain. undo cannot
+    bring the arrays back. Heads of branches, tagged checkpoints and those that a branch was started
+    from are refused.
 
     \b
     Examples:
@@ -58,7 +59,7 @@ def expire(
         else:
             output.note("Nothing was changed.")
         return
-    output.ask_before_deleting("Delete their arrays for good?", is_answered=yes or as_json)
+    output.ask_before_deleting("Delete the arrays for good?", is_answered=yes or as_json)
     report = plan.execute()
     if as_json:
         output.document(_document(plan, report))
@@ -84,9 +85,10 @@ def _print_plan(plan: GcPlan) -> None:
         for verdict in plan.expired
     ]
     output.table(_COLUMNS, rows)
+    whose = "Its" if len(rows) == 1 else "Their"
     output.note(
         f"{text.count(len(rows), 'checkpoint')} would expire, which frees "
-        f"{text.size(sum(plan.frees.values()))}. Their arrays cannot come back."
+        f"{text.size(sum(plan.frees.values()))}. {whose} arrays cannot come back."
     )
 
 

@@ -66,10 +66,10 @@ def follow(
     poll_seconds: float,
     as_json: bool,
 ) -> None:
-    """Print the checkpoints of a branch as they come, beginning with its newest.
+    """Print the checkpoints of a branch as they come.
 
-    Each checkpoint is one line; with --json, a document on a line of its own. If a command fails,
-    this is reported, and the exit code is 1 in the end.
+    It begins with the newest. Each checkpoint is one line; with --json, a document on a line of its
+    own. If a command fails, this is reported, and the exit code is 1 in the end.
 
     \b
     Examples:

@@ -65,7 +65,7 @@ def gc(
     as_json: bool,
     **policy: Any,
 ) -> None:
-    """Expire the checkpoints that no policy keeps, and free their space.
+    """Expire what no policy keeps, and free its space.
 
     A checkpoint is kept if any of the options keeps it. Heads of branches, tagged checkpoints and
     those that a branch was started from are always kept. Without options, the policy saved with
@@ -205,8 +205,12 @@ def _few(ids: Iterable[Any]) -> str:
 
 
 def _print_verdicts(plan: GcPlan) -> None:
-    """Print a row for each checkpoint. If room is short, metrics are left out before reasons."""
-    manifests = [verdict.manifest for verdict in plan.verdicts]
+    """Print a row for each checkpoint of the branches that the policy is for.
+
+    If room is short, metrics are left out before reasons.
+    """
+    verdicts = [verdict for verdict in plan.verdicts if not _is_left_alone(verdict)]
+    manifests = [verdict.manifest for verdict in verdicts]
     judged = dict.fromkeys(plan.metrics, "")
     metrics = replace(listing.Metrics.of(manifests, first=judged), best={})
     numbers = metrics.columns(drops=1)
@@ -230,10 +234,19 @@ def _print_verdicts(plan: GcPlan) -> None:
             "" if verdict.kept else text.size(plan.frees[verdict.id]),
             "; ".join(reason.beside(verdict.manifest.branch) for reason in verdict.reasons),
         )
-        for position, verdict in enumerate(plan.verdicts)
+        for position, verdict in enumerate(verdicts)
     ]
-    expired = {number for number, verdict in enumerate(plan.verdicts) if not verdict.kept}
+    expired = {number for number, verdict in enumerate(verdicts) if not verdict.kept}
     output.table(columns, rows, dimmed=expired)
+    if others := len(plan.verdicts) - len(verdicts):
+        output.note(
+            f"{text.count(others, 'checkpoint')} of other branches stay and are not listed."
+        )
+
+
+def _is_left_alone(verdict: Verdict) -> bool:
+    """Whether a checkpoint stays because only other branches were chosen."""
+    return any(reason.kind == "left_alone" for reason in verdict.reasons)
 
 
 def _document(verdict: Verdict, plan: GcPlan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 from ckptstore.errors import CkptStoreError
 from ckptstore_cli import documents, fields, graph, listing, output, text
 from ckptstore_cli.options import common, complete_metrics, optional_revision_argument
+from ckptstore_cli.refs import RECENT
 from ckptstore_cli.repo import open_repository
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def _nothing(repo: Repository) -> str:
     if not left:
         return "No checkpoints yet. Commit one with: ckptstore commit FILE"
     reached = f"No branch and no tag reaches the {text.count(left, 'checkpoint')} there"
-    return f"{reached}. ckptstore undo restores what was deleted last; ckptstore verify lists them."
+    moved = next((info for info in repo.operations(limit=RECENT) if info.moves), None)
+    back = f"To take back {moved}: ckptstore undo {moved.number}. " if moved else ""
+    return f"{reached}. {back}ckptstore verify lists them."
 
 
 def _drawing(checkpoints: Sequence[Checkpoint], refs: Mapping[str, Refs]) -> list[tuple[str, str]]:

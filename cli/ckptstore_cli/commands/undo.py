@@ -29,12 +29,12 @@ LISTED = 20
 @common
 @click.pass_context
 def undo(ctx: click.Context, operation: int | None, is_list: bool, as_json: bool) -> None:
-    """Take back one operation: put back the branches, tags and settings that it moved.
+    """Take back one operation, such as a deleted branch.
 
-    Without a number it takes back your newest operation that was not taken back yet: a command you
-    ran, or a change of names and settings by a program of yours. The commits of a training are left
-    alone, unless you give their number. Later operations stay; if one of them moved the same name,
-    the undo is refused.
+    The branches, tags and settings that it moved are put back. Without a number it takes back your
+    newest operation that was not taken back yet: a command you ran, or a change of names and
+    settings by a program of yours. The commits of a training are left alone, unless you give their
+    number. Later operations stay; if one of them moved the same name, the undo is refused.
 
     To do an operation again, undo the undo. No array is deleted: a checkpoint that no branch refers
     to any more can be found by its id for the grace time (see gc). Arrays that a gc deleted cannot

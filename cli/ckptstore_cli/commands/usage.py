@@ -43,7 +43,7 @@ _COLUMNS = (
 @common
 @click.pass_context
 def usage(ctx: click.Context, revs: tuple[str, ...], of_each: bool, as_json: bool) -> None:
-    """Show the contents and the space of the repository, by branch or by checkpoint.
+    """Show what is stored and its size, by branch or checkpoint.
 
     "own" are the bytes that no other branch or checkpoint reaches: they become free when this one
     is deleted. "shared" are the bytes that others reach too. The column "own" adds up to the size

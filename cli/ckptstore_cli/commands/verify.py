@@ -42,7 +42,7 @@ LISTED_MAX = 8  # checkpoints and foreign files; --json lists all
 def verify(
     ctx: click.Context, revs: tuple[str, ...], sample: float, repair: bool, as_json: bool
 ) -> None:
-    """Check every byte and every reference, of all checkpoints or of some.
+    """Check every byte and reference, of all checkpoints or some.
 
     Each problem is listed with the checkpoints that it affects and what to do, and the exit code is
     1 if there are any. Nothing is changed without --repair.
