@@ -241,6 +241,7 @@ def test_several_can_be_left_out_at_once(ckpt, run_of, judge, tmp_path):
         ("main~9", "main", "It is newer. A bisect finds where good became bad"),
         ("main", "task", "Both were made from {}, step 20."),
         ("main", "other", "They have no checkpoint in common."),
+        ("task~1", "main@step=20", "task~1 and main@step=20 are the same checkpoint, {}."),
     ],
 )
 def test_answers_that_make_no_search_are_refused_and_nothing_begins(ckpt, run_of, bad, good, said):

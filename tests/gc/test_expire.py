@@ -77,7 +77,7 @@ def test_what_is_named_is_refused_with_the_way_out(
     repo: Repository, name: Callable[[Repository], object], rev: str, said: str
 ) -> None:
     name(repo)
-    with pytest.raises(ConflictError, match=f"it is .*{said}.*reset or delete the branch"):
+    with pytest.raises(ConflictError, match=f"expire: .*{said}.*reset or delete the branch"):
         repo.expire(["main@step=1", rev])
     assert live(repo) == [4, 3, 2, 1, 0]
 

@@ -79,6 +79,9 @@ def start(ctx: click.Context, bad: str | None, good: str | None, as_json: bool) 
         answers = answers.plus([repo.resolve(bad).id], "bad")
     if good is not None:
         answers = answers.plus([repo.resolve(good).id], "good")
+    named = [id for id, _ in answers.given]
+    if len(named) > len({*named}):
+        raise InvalidInputError(f"{bad} and {good} are the same checkpoint, {named[0].short}.")
     search = Search(repo, answers)
     answers.save(is_new=True)
     search.show(ctx, as_json=as_json)

@@ -73,7 +73,7 @@ def import_(
 
     if len(templates) > 1:
         raise click.UsageError(
-            "Quote the template, so that the shell does not expand it: 'old/*.pt'", ctx
+            "Quote the template, so that the shell does not expand it, as in 'old/*.pt'.", ctx
         )
     repo = open_repository(ctx)
     plan = plan_import(repo, templates[0], branch=branch, metrics=metrics, rename=rename or None)
