@@ -21,7 +21,7 @@ from ckptstore.training.loaders.batches import Batches, Epoch
 from ckptstore.training.loaders.contents import NO_BATCH, contents, difference, glimpse
 from ckptstore.training.loaders.facts import ANEW, check_facts, facts, is_iterable
 from ckptstore.training.loaders.indices import Drawn, Indices
-from ckptstore.training.loaders.randomness import LoaderRandomness
+from ckptstore.training.loaders.randomness import LoaderRandomness, that_count
 from ckptstore.training.loaders.workers import Workers
 from ckptstore.training.random_state import RandomState
 from ckptstore.training.ranks import rank_and_size
@@ -45,7 +45,7 @@ def with_position(loader: Any) -> PositionedLoader:
     if not isinstance(loader, PositionedLoader):
         kind: Any = type(loader)
         vars(loader)["_iterator"] = None  # persistent workers that go by another sampler
-        vars(loader)[ATTRIBUTE] = Position(kind)
+        vars(loader)[ATTRIBUTE] = Position(loader)
         loader.__class__ = _positioned(kind)
     found: PositionedLoader = loader
     return found
@@ -126,14 +126,15 @@ class Position:
     - peeked: the random states from which the next batch was loaded already, to be compared.
     - next: the contents of the next batch, if they are to be compared.
     - created: the random states when persistent workers were started.
-    - now: the states of the loader's generators.
+    - now: the states of the loader's generators, and what its samplers count.
     - facts: properties of the loader that decide which batches it yields.
     - stays: True if the run resumes in the epoch even at its end, False if the next one then
       begins, None if that depends on the program.
     """
 
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
+    def __init__(self, loader: Any) -> None:
+        self.kind: Any = type(loader)
+        self._first = LoaderRandomness(loader).state_dict()  # before anything was counted
         self.is_strict = True  # whether another next batch than expected is an error
         self._workers = Workers()
         self._batches: Callable[[], Batches | None] = lambda: None  # the iterator, while it lives
@@ -145,13 +146,16 @@ class Position:
 
     def state_dict(self, loader: Any) -> dict[str, Any]:
         """The state of the loader."""
-        now = LoaderRandomness(loader).state_dict()
+        states = LoaderRandomness(loader).state_dict()
+        now = that_count(states, self._first)
         if self._saved is not None:
             return self._saved | {"now": now}
         if self._epoch is None or self._epoch.is_finished:
             return _between(now, self._created)
-        batches = self._batches()
+        begin, batches = self._epoch.begin, self._batches()
+        counted = that_count(begin["loader"], self._first, states)
         return self._epoch.state_dict() | {
+            "begin": begin | {"loader": counted},
             "created": self._created,
             "workers_draw": self._workers.draw,
             "peeked": None if batches is None else batches.states_of_next,
@@ -211,7 +215,7 @@ class Position:
                 # The interrupted process had its workers already, and drew nothing to start them.
                 begins, reuses = [self._created, begin], True
             else:
-                self._created = begin
+                self._created = begin | {"loader": that_count(begin["loader"])}
         self._restarts = False
         self._epoch = epoch = Epoch(begin=begin, reuses=reuses)
         iterator = self._iterator(loader, epoch, begins)
@@ -231,7 +235,8 @@ class Position:
                 iterator = self._passed_over(loader, epoch, begins, saved["last"])
             else:
                 _warn_of_workers(loader, saved)
-                self._workers.draw = saved["workers_draw"]
+                if saved["workers_draw"]:
+                    self._workers.draw = True
                 iterator = self._iterator(loader, epoch, begins, saved)
         except InvalidInputError:
             self._saved = saved  # which no later iterator may pass over in silence

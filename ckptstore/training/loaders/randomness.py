@@ -1,4 +1,4 @@
-"""Randomness of a data loader: the generators and epoch numbers that decide the order of samples.
+"""Randomness of a data loader: the generators and counters that decide the order of samples.
 
 They are found on the loader, its samplers and its dataset. A generator that only a closure or a
 global name holds is not found; a program tracks such a one by name. See docs/adr/0055.
@@ -20,7 +20,8 @@ from ckptstore.training.random_state import Generator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GENERATORS, EPOCHS = "generators", "epochs"
+GENERATORS, COUNTERS = "generators", "counters"
+EPOCH = "epoch"  # which DistributedSampler mixes into its seed
 ROOTS = ("generator", "batch_sampler", "sampler", "dataset", "collate_fn", "worker_init_fn")
 DEPTH_MAX = 5  # of attributes and items, from the loader
 ITEMS_MAX = 64  # of a list or dict that is searched: longer ones hold samples
@@ -32,12 +33,12 @@ _LEAVES = (
 
 
 class LoaderRandomness:
-    """The generators and epoch numbers of a loader, as a stateful object.
+    """The generators and counters of a loader, as a stateful object.
 
     Attributes:
         generators: The generators by the path from the loader, such as "sampler.generator".
-        counters: The samplers, and objects with a `set_epoch`, that have a number `epoch`, which
-            `DistributedSampler` mixes into its seed.
+        counters: The samplers, and objects with a `set_epoch`, by path. All integers in their
+            attributes may count something.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -46,14 +47,14 @@ class LoaderRandomness:
         for path, item in _parts(loader):
             if isinstance(item, Generator.kinds):
                 self.generators[path] = Generator(item)
-            elif _counts_epochs(item):
+            elif isinstance(item, Sampler) or hasattr(type(item), "set_epoch"):
                 self.counters[path] = item
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the states."""
         return {
             GENERATORS: {path: item.state_dict() for path, item in self.generators.items()},
-            EPOCHS: {path: item.epoch for path, item in self.counters.items()},
+            COUNTERS: {path: _integers(item) for path, item in self.counters.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -68,7 +69,26 @@ class LoaderRandomness:
             if path in state[GENERATORS]:
                 item.load_state_dict(state[GENERATORS][path])
         for path, item in self.counters.items():
-            item.epoch = state[EPOCHS].get(path, item.epoch)
+            for name, value in state[COUNTERS].get(path, {}).items():
+                if name in _integers(item):
+                    setattr(item, name, value)
+
+
+def that_count(state: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    """A state with only those integers that have another value in one of the others, or "epoch".
+
+    The rest are settings of the program, which a restore does not replace.
+    """
+    kept = {
+        path: {
+            name: value
+            for name, value in integers.items()
+            if name == EPOCH
+            or any(other[COUNTERS].get(path, {}).get(name, value) != value for other in others)
+        }
+        for path, integers in state[COUNTERS].items()
+    }
+    return state | {COUNTERS: {path: integers for path, integers in kept.items() if integers}}
 
 
 def _parts(loader: Any) -> Iterator[tuple[str, Any]]:
@@ -102,6 +122,7 @@ def _inside(item: Any) -> Iterator[tuple[str, Any]]:
         yield from getattr(item, "__dict__", {}).items()
 
 
-def _counts_epochs(item: Any) -> bool:
-    counts = isinstance(item, Sampler) or hasattr(type(item), "set_epoch")
-    return counts and type(getattr(item, "epoch", None)) is int
+def _integers(item: Any) -> dict[str, int]:
+    """The integers in the attributes of an object."""
+    attributes = getattr(item, "__dict__", {})
+    return {name: value for name, value in attributes.items() if type(value) is int}

@@ -51,17 +51,16 @@ class Noisy(Dataset[torch.Tensor]):
 
 
 class Counting(Sampler[int]):
-    """A sampler whose order is that of its own count of epochs."""
+    """A sampler whose order is that of its own count of epochs, under some name."""
 
-    def __init__(self, samples: int) -> None:
-        self.samples, self.epoch = samples, 0
+    def __init__(self, samples: int, name: str) -> None:
+        self.samples, self.name = samples, name
+        setattr(self, name, 0)
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(
-            self.samples, generator=torch.Generator().manual_seed(self.epoch)
-        ).tolist()
-        self.epoch += 1
-        return iter(order)
+        count = getattr(self, self.name)
+        setattr(self, self.name, count + 1)
+        return iter(torch.randperm(self.samples, generator=seeded(count)).tolist())
 
     def __len__(self) -> int:
         return self.samples
@@ -102,7 +101,8 @@ SAMPLERS: dict[str, Callable[[int, int, int], dict[str, Any]]] = {
         "batch_size": size,
         "sampler": DistributedSampler(range(n), num_replicas=2, rank=1),
     },
-    "counting": lambda n, size, seed: {"batch_size": size, "sampler": Counting(n)},
+    "epochs": lambda n, size, seed: {"batch_size": size, "sampler": Counting(n, "epoch")},
+    "passes": lambda n, size, seed: {"batch_size": size, "sampler": Counting(n, "passes")},
     "batch sampler": lambda n, size, seed: {
         "batch_sampler": BatchSampler(RandomSampler(range(n)), size, drop_last=False)
     },
@@ -298,6 +298,35 @@ def test_each_sampler_goes_on_within_and_between_epochs(name: str, loop: str) ->
     check(LOOPS[loop], name, samples=5, size=2, epochs=3, lasts=[1, 3, 4, 6])
 
 
+def with_two_saves(run: Run, repository: Repository, epochs: int, last: int | None) -> Trace:
+    """A second save comes while the next batch waits, and the training has drawn since."""
+    trace, batches = Trace(), len(run.loader)
+    manager = CheckpointManager(
+        repository,
+        model=run.model,
+        optimizer=run.optimizer,
+        loader=run.loader,
+        async_save=False,
+        compare_next_batch=True,
+    )
+    step = manager.restore_or_initialize() // 2
+    for _ in range(step // batches, epochs):
+        for batch in run.loader:
+            run.train_on(batch, trace)
+            step += 1
+            manager.save(2 * step - 1)
+            trace.samples.append((torch.rand(1).item(), run.loader.dataset.noise.random()))
+            manager.save(2 * step)
+            if step == last:
+                return trace
+    return trace
+
+
+@pytest.mark.parametrize("last", range(1, 7))
+def test_a_batch_that_waits_is_loaded_from_the_random_states_that_it_was(last: int) -> None:
+    check(with_two_saves, "shuffled", samples=5, size=2, epochs=2, lasts=[last])
+
+
 def test_a_backup_of_each_batch_loses_and_repeats_no_sample() -> None:
     """As it was seen: after batch 3 of 6, 3 of 12 samples were never seen and 3 twice."""
     repository, seen = ckptstore.init("memory://"), list[float]()
@@ -385,6 +414,25 @@ def test_a_sampler_that_gives_other_samples_is_an_error_each_time() -> None:
         with pytest.raises(InvalidInputError, match="The sampler now gives other samples"):
             next(iter(loader))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_sampler_does_not_count_is_a_setting_of_the_program() -> None:
+    class Offset(Counting):
+        def __init__(self, offset: int) -> None:
+            super().__init__(6, "passes")
+            self.offset = offset
+
+        def __iter__(self) -> Iterator[int]:
+            return ((index + self.offset) % 6 for index in super().__iter__())
+
+    loader = numbers(sampler=Offset(0))
+    manager = CheckpointManager("memory://", loader=loader, async_save=False)
+    assert len([*loader]) == 3
+    manager.save(3)
+    sampler = Offset(2)
+    other = numbers(sampler=sampler)
+    CheckpointManager(manager.repository, loader=other, async_save=False).restore()
+    assert (sampler.passes, sampler.offset) == (1, 2)  # type: ignore[attr-defined]
 
 
 def test_a_sampler_that_draws_as_it_goes_is_found_out() -> None:
