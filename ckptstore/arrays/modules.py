@@ -1,4 +1,4 @@
-"""Modules of torch: the module inside its wrappers, its state, and whether it loads that itself.
+"""Modules of torch: what is inside wrappers, the state of a module, whether it loads that itself.
 
 Only the type tells a wrapper. An average of weights, or any object that passes attributes on, has a
 state of its own.
@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COMPILED = "_orig_mod"  # the attribute, and the prefix, of torch.compile
+# Also those of FullyShardedDataParallel and of activation checkpointing, in names of parameters.
+_PREFIXES = frozenset({COMPILED, "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Wrappers of accelerate by module and name, with the attribute that has what is inside.
+_ACCELERATED = (
+    ("accelerate.optimizer", "AcceleratedOptimizer", "optimizer"),
+    ("accelerate.scheduler", "AcceleratedScheduler", "scheduler"),
+)
 
 _METHODS = (
     "state_dict",
@@ -29,17 +39,28 @@ _HOOKS = (
 
 
 def unwrapped(value: Any) -> Any:
-    """Return the module inside torch.compile, DistributedDataParallel and DataParallel, in any mix.
+    """Return the object inside wrappers, in any mix; anything else as it is.
 
-    Anything else is returned as it is.
+    They are those of torch.compile, DistributedDataParallel and DataParallel, and those that
+    accelerate has for optimizers and schedulers. FullyShardedDataParallel loads and saves by the
+    names of the module inside by itself, and needs its wrapper for that.
     """
-    while True:
-        if is_compiled(value):
-            value = getattr(value, COMPILED)
-        elif _is_parallel(value):
-            value = value.module
-        else:
-            return value
+    while (attribute := _inner(value)) is not None:
+        value = getattr(value, attribute)
+    return value
+
+
+def _inner(value: object) -> str | None:
+    """The attribute of a wrapper that has what is inside."""
+    if is_compiled(value):
+        return COMPILED
+    if _is_parallel(value):
+        return "module"
+    for home, name, attribute in _ACCELERATED:
+        kind = getattr(sys.modules.get(home), name, None)
+        if kind is not None and isinstance(value, kind):
+            return attribute
+    return None
 
 
 def is_compiled(value: object) -> bool:
@@ -89,18 +110,37 @@ def loads_itself(module: Any) -> bool:
 def named_state(module: Any, *, keep_vars: bool = False) -> Any:
     """Return the state dict of a module, without the prefixes of layers that are compiled alone."""
     state = module.state_dict(keep_vars=True) if keep_vars else module.state_dict()
-    if not any(map(is_compiled, module.modules())) or loads_itself(module):
+    if not isinstance(state, OrderedDict) or not any(map(is_compiled, module.modules())):
         return state
-    renamed = OrderedDict((plain_name(name), value) for name, value in state.items())
+    return _renamed(state, plain_name)
+
+
+def own_state(module: Any, state: Any) -> Any:
+    """Return a state with the names that a module has for it, for its own load_state_dict.
+
+    These have prefixes where layers are compiled alone, or the module inside of a wrapper is.
+    """
+    if not isinstance(state, OrderedDict) or not any(map(is_compiled, module.modules())):
+        return state
+    names = [*module.state_dict(), *(name for name, _ in module.named_modules())]
+    own = {plain_name(name): name for name in names if isinstance(name, str)}
+    return _renamed(state, lambda name: own.get(plain_name(name), name))
+
+
+def _renamed(state: OrderedDict[Any, Any], new: Callable[[str], str]) -> OrderedDict[Any, Any]:
+    """Return a state dict with other names, in its _metadata too."""
+    renamed = OrderedDict(
+        (new(name) if isinstance(name, str) else name, value) for name, value in state.items()
+    )
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
-        plain = OrderedDict((plain_name(name), value) for name, value in metadata.items())
-        renamed._metadata = plain  # type: ignore[attr-defined]  # noqa: SLF001
+        versions = OrderedDict((new(name), value) for name, value in metadata.items())
+        renamed._metadata = versions  # type: ignore[attr-defined]  # noqa: SLF001
     return renamed
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor without the prefixes of torch.compile."""
-    if COMPILED not in name:
+    """Return the name of a tensor without the prefixes that only wrappers give."""
+    if not any(prefix in name for prefix in _PREFIXES):
         return name
-    return ".".join(part for part in name.split(".") if part != COMPILED)
+    return ".".join(part for part in name.split(".") if part not in _PREFIXES)

@@ -1,8 +1,8 @@
 """Matching: which stored array is meant by which name of a destination, and patterns that say so.
 
 Two arrays of the same dtype and shape match if they hold the same bytes, or else if their paths
-have the longest common end. Where two are equally likely, neither is matched. Nothing is read from
-the checkpoint, and nothing is changed. See docs/adr/0056.
+have the longest common end, and then beginning. Where two are equally likely, neither is matched.
+Nothing is read from the checkpoint, and nothing is changed. See docs/adr/0056.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ckptstore.documents.page import ArrayEntry
 from ckptstore.errors import UnsupportedValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from ckptstore.documents.entry import Entry
 
@@ -92,22 +92,35 @@ def _content(array: Any, entry: Entry, known: Collection[object]) -> object:
 
 
 def _of_same_end(stored: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
-    """Matches of one dtype and shape by the longest common end of their paths, in whole tokens."""
-    ends: dict[tuple[int, str], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    """Matches of one dtype and shape by the longest common end of their paths, in whole tokens.
+
+    Of several with the same end, those with the longest common beginning match.
+    """
+    found: dict[str, str] = {}
+    for one, other in _alike(stored, wanted, _ends):
+        pairs = [(one, other)]
+        if len(one) > 1 or len(other) > 1:
+            pairs = [*_alike(one, other, _beginnings)]
+        found |= {a[0]: b[0] for a, b in pairs if len(a) == len(b) == 1}
+    return found
+
+
+def _alike(
+    stored: Sequence[str], wanted: Sequence[str], parts: Callable[[str], Iterator[tuple[int, str]]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """The paths of both sides that have the longest part in common, then the next, and so on."""
+    groups: dict[tuple[int, str], tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for side, paths in enumerate((stored, wanted)):
         for path in paths:
-            for length, end in _ends(path):
-                ends[length, end][side].append(path)
-    found: dict[str, str] = {}
+            for part in parts(path):
+                groups[part][side].append(path)
     done: tuple[set[str], set[str]] = set(), set()
-    for _, both in sorted(ends.items(), reverse=True):
-        left = [[p for p in paths if p not in done[side]] for side, paths in enumerate(both)]
-        if all(left):
-            if len(left[0]) == len(left[1]) == 1:
-                found[left[0][0]] = left[1][0]
-            for side, paths in enumerate(left):
-                done[side].update(paths)
-    return found
+    for _, both in sorted(groups.items(), reverse=True):
+        one, other = ([p for p in paths if p not in done[side]] for side, paths in enumerate(both))
+        if one and other:
+            yield one, other
+            done[0].update(one)
+            done[1].update(other)
 
 
 def _ends(path: str) -> Iterator[tuple[int, str]]:
@@ -115,6 +128,12 @@ def _ends(path: str) -> Iterator[tuple[int, str]]:
     starts = [token.start() for token in _TOKEN.finditer(path)]
     for position, start in enumerate(starts):
         yield len(starts) - position, path[start:]
+
+
+def _beginnings(path: str) -> Iterator[tuple[int, str]]:
+    """The beginnings of a path that end with a token, each with its number of tokens."""
+    for number, token in enumerate(_TOKEN.finditer(path), start=1):
+        yield number, path[: token.end()]
 
 
 def patterns(moves: Mapping[str, str], others: Collection[str]) -> dict[str, str]:

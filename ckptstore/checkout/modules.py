@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.frameworks import is_uninitialized
-from ckptstore.arrays.modules import unwrapped
+from ckptstore.arrays.modules import own_state, plain_name, unwrapped
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.nodes import DictNode
 from ckptstore.errors import Incompatible, shown
@@ -69,6 +70,8 @@ def load_module(
     Raises:
         Exception: The module refuses the state; it may have taken a part of it.
     """
+    state = own_state(module, state)
+    unfit = own_state(module, OrderedDict.fromkeys(unfit)).keys()
     with writing_to(module):
         if strict and is_whole:
             module.load_state_dict(state)
@@ -85,8 +88,10 @@ def load_module(
             )
     missing, unexpected = differences.missing, differences.unexpected
     if hasattr(result, "missing_keys") and hasattr(result, "unexpected_keys"):
-        missing = tuple(join(path, escape_key(str(name))) for name in result.missing_keys)
-        unexpected = tuple(join(path, escape_key(str(name))) for name in result.unexpected_keys)
+        missing, unexpected = (
+            tuple(join(path, escape_key(plain_name(str(name)))) for name in names)
+            for names in (result.missing_keys, result.unexpected_keys)
+        )
     if strict and unexpected:
         raise ValueError(f"it has no place for {shown(list(unexpected), 200)}")
     return Incompatible(

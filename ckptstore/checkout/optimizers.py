@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CLASS, PARAMETERS = "class", "parameters"
 EXCHANGED_MAX = 3  # parameters in a message
+_FLAT, _APART = "_flat_param", "use_orig_params=True"  # of torch's FullyShardedDataParallel
 # Hyperparameters that learning rate schedulers add to the groups of an optimizer.
 _OF_SCHEDULERS = frozenset(
     {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
@@ -163,8 +164,10 @@ class _Comparison:
 
     def sizes(self, live: Sequence[Mapping[str, Any]]) -> list[str]:
         """Groups with another number of parameters."""
+        flat = any(_FLAT in name for name in (*_names(self.recorded.saved), *self.names))
+        note = f", as FullyShardedDataParallel joins them without {_APART}" if flat else ""
         return [
-            f"group {number} has {old} parameters in the checkpoint, {new} in the destination"
+            f"group {number} has {old} parameters in the checkpoint, {new} in the destination{note}"
             for number, (group, here) in enumerate(zip(self.groups, live, strict=True))
             if (old := len(_items(group.get("params")))) != (new := len(here["params"]))
         ]

@@ -40,7 +40,7 @@ from ckptstore.state.paths import children, join
 from ckptstore.state.tree import arrays, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sized
+    from collections.abc import Callable, Container, Iterator, Mapping, Sized
 
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.documents.entry import Entry
@@ -155,7 +155,7 @@ class _Place:
         self, node: Node, target: Any, path: str, assign: Callable[[Any], object] | None
     ) -> None:
         """Match one node with its counterpart. assign: replaces that; None where it cannot be."""
-        name = path or "the state"
+        name, target = path or "the state", unwrapped(target)
         if is_keras(target):
             self.keras(node, target, path)
         elif is_module(target):
@@ -287,7 +287,6 @@ class _Place:
 
     def module(self, node: Node, module: Any, path: str) -> None:
         """Match a module's own names, whose tensors are filled in place, or have it load itself."""
-        module = unwrapped(module)
         if not isinstance(node, DictNode):
             self.refuse_names(node, path)
         elif loads_itself(module):
@@ -314,7 +313,9 @@ class _Place:
 
         Only dtypes are not: torch would convert the arrays in silence.
         """
-        expected = module.state_dict()
+        expected = named_state(module)
+        items = {_own_key(key, expected): item for key, item in node.items.items()}
+        node = replace(node, items=items)
         if self.leaves_values:
             items = {
                 key: item
@@ -415,6 +416,11 @@ def _kind(node: Node) -> str:
     if isinstance(node, ArrayNode | CodecNode):
         return node.kind if isinstance(node, ArrayNode) else node.type
     return {ListNode: "list", TupleNode: "tuple", DictNode: "dict"}.get(type(node), "plain value")
+
+
+def _own_key(key: Key, expected: Container[object]) -> Key:
+    """A key without the prefixes of wrappers, unless it is expected with them."""
+    return key if key in expected or not isinstance(key, str) else plain_name(key)
 
 
 def _text(key: object) -> str:

@@ -145,6 +145,8 @@ class _Search:
         moved = self.again(rename, self.stored.selection, part) if keys else before
         pairs = self.arrays(moved)
         rename = Rename.of(pairs | rename.to_dict())
+        if not (keys or pairs) and part == self.part:
+            return None
         after = self.again(rename, self.stored.selection, part)
         proposal = Proposal(
             rename=rename.to_dict(),
@@ -293,7 +295,7 @@ def _destination(target: Any, path: str, depth: int = 0) -> dict[str, Any]:
         items = ModelState(target).state_dict().items()
     elif is_module(target):
         inner = unwrapped(target)
-        state = inner.state_dict() if loads_itself(inner) else named_state(inner, keep_vars=True)
+        state = named_state(inner, keep_vars=not loads_itself(inner))
         items = state.items() if isinstance(state, dict) else ()
     elif is_stateful(target) or depth > DEPTH_MAX:
         return {}

@@ -37,7 +37,7 @@ from ckptstore.training.disk import ON_FULL, Disk
 from ckptstore.training.loaders.ends import stay_in_epoch
 from ckptstore.training.place import RESUMES, Place
 from ckptstore.training.preemption import Preemption, chosen_signals
-from ckptstore.training.ranks import OtherRanks, rank_and_size
+from ckptstore.training.ranks import OtherRanks, rank_and_size, refuse_shards
 from ckptstore.training.resume import names_to_reset, restore_rev
 from ckptstore.training.save_request import SaveRequest, step_number
 from ckptstore.training.tracked import capture, stateful
@@ -203,6 +203,7 @@ class CheckpointManager:
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
         self.tracked = _tracked(tracked)
+        refuse_shards(self.tracked)
         self._epoch: int | None = None
         self.batch: int | None = None
         self._save_on_start, self._verbose = save_on_start, verbose

@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.frameworks import is_module
-from ckptstore.errors import UnsupportedValueError
+from ckptstore.checkout.handover import is_optimizer
+from ckptstore.errors import InvalidInputError, UnsupportedValueError
 from ckptstore.training.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -39,6 +40,33 @@ def _distributed() -> Any:
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
     return distributed
+
+
+def refuse_shards(tracked: Mapping[str, object]) -> None:
+    """Raise InvalidInputError for an optimizer of which each process has another part.
+
+    FullyShardedDataParallel gathers the state of a model, but not that of an optimizer.
+    """
+    optimizers = [name for name, item in tracked.items() if is_optimizer(item)]
+    for name, item in tracked.items():
+        if optimizers and (size := _shards(item)) > 1:
+            raise InvalidInputError(
+                f"FullyShardedDataParallel has divided {name} among {size} processes, and with it "
+                f"the state of {', '.join(optimizers)}. A checkpoint holds the state of one "
+                "process. Track an object whose state_dict returns "
+                "FullyShardedDataParallel.optim_state_dict(model, optimizer), or leave the "
+                "optimizer out."
+            )
+
+
+def _shards(item: object) -> int:
+    """The number of processes among which FullyShardedDataParallel has divided a module."""
+    home: Any = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
+    if home is None or not is_module(item):
+        return 1
+    modules: Any = item.modules()  # type: ignore[attr-defined]
+    sharded = (part for part in modules if isinstance(part, home.FullyShardedDataParallel))
+    return max((part.process_group.size() for part in sharded), default=1)
 
 
 class OtherRanks:

@@ -91,6 +91,14 @@ def test_nothing_is_guessed(stored: list[str], wanted: list[str]) -> None:
     assert matches(saved, {path: np.zeros(3, int) for path in wanted}) == {}
 
 
+def test_of_the_same_end_the_same_beginning_counts() -> None:
+    parts = ("online_model", "ema_model")
+    saved = entries({f"ema.{part}.0.w": np.arange(3) for part in parts})
+    wanted = {f"ema.{part}.module.0.w": np.zeros(3, int) for part in parts}
+    assert matches(saved, wanted) == {f"ema.{p}.0.w": f"ema.{p}.module.0.w" for p in parts}
+    assert matches(saved, {"ema.0.w": np.zeros(3, int)}) == {}
+
+
 def test_what_is_equal_twice_is_told_apart_by_its_name() -> None:
     saved = entries({"a.0.weight": np.arange(3), "a.1.weight": np.arange(3)})
     wanted = {"b.0.weight": np.arange(3), "b.1.weight": np.arange(3)}

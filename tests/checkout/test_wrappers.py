@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import ckptstore
-from ckptstore.arrays.modules import unwrapped
+from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.modules import named_state, unwrapped
 from ckptstore.errors import CheckoutMismatchError
 from ckptstore.training import CheckpointManager
+from tests.helpers.equality import difference
 from tests.helpers.proposed import proposed
 
 pytestmark = [
@@ -140,3 +143,91 @@ def test_the_error_names_the_arguments_that_remove_a_prefix(tmp_path: Path) -> N
         ckptstore.load_weights(other, repo, part="model")
     ckptstore.load_weights(other, repo, part="model", **proposed(caught.value))
     assert same(other, model)
+
+
+class Twin(torch.nn.Module):
+    """An average beside the model it is of, as ema-pytorch has it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.online_model, self.ema_model = model, copy.deepcopy(model)
+        self.register_buffer("step", torch.tensor(0))
+
+
+class Copy(torch.nn.Module):
+    """An average as timm has it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model)
+
+
+class Shadow:
+    """An average of the parameters alone, in a list, as torch-ema has it."""
+
+    def __init__(self, model: Any) -> None:
+        self.shadow = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decay": 0.9, "shadow_params": self.shadow, "collected_params": None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.shadow = state["shadow_params"]
+
+
+AVERAGES: dict[str, Any] = {
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
+    "compiled": lambda model: torch.compile(torch.optim.swa_utils.AveragedModel(model)),
+    "twin": Twin,
+    "copy": Copy,
+    "shadow": Shadow,
+}
+
+
+def state_of(average: Any) -> Any:
+    return dict(named_state(unwrapped(average))) if is_module(average) else average.state_dict()
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+@settings(max_examples=15, deadline=None)
+@given(mixes, mixes)
+def test_an_average_of_any_mix_fits_or_the_error_says_how(
+    kind: str, saved: Any, other: Any
+) -> None:
+    """Only DistributedDataParallel and DataParallel inside of an average change its names."""
+    model = wrapped(saved)
+    average = AVERAGES[kind](model)
+    with CheckpointManager("memory://", model=model, ema=average) as manager:
+        manager.save(1)
+    restored = wrapped(other)
+    made = AVERAGES[kind](restored)
+    second = CheckpointManager(manager.repository, model=restored, ema=made)
+    before = state_of(made)
+    try:
+        second.restore()
+    except CheckoutMismatchError as error:
+        assert (names := [*state_of(average)]) != [*before]
+        assert {name.replace("module.", "") for name in names} == {
+            name.replace("module.", "") for name in before
+        }
+        second.restore(**proposed(error))
+    expected, found = (
+        [*values.values()] if isinstance(values := state_of(each), dict) else values
+        for each in (average, made)
+    )
+    assert difference(expected, found) is None
+
+
+@pytest.mark.parametrize("kind", ["AveragedModel", "compiled", "copy"])
+@settings(max_examples=15, deadline=None)
+@given(mixes)
+def test_an_average_goes_into_a_plain_model(kind: str, mix: Any) -> None:
+    average = AVERAGES[kind](wrapped(mix))
+    repo = ckptstore.init("memory://")
+    repo.commit({"ema": average})
+    served = plain()
+    with pytest.raises(CheckoutMismatchError) as caught:
+        ckptstore.load_weights(served, repo, part="ema")
+    assert not ckptstore.load_weights(served, repo, part="ema", **proposed(caught.value))
+    values = [value for name, value in state_of(average).items() if name != "n_averaged"]
+    assert difference(values, [*served.state_dict().values()]) is None
