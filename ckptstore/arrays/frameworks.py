@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
@@ -60,7 +61,7 @@ def describe(value: object) -> ArraySource | None:
 
     UnsupportedValueError, without a path, for an array that cannot be stored bit for bit.
     """
-    framework = framework_of(value)
+    framework = _by_type.get(type(value)) or framework_of(value)
     if framework is not None:
         return framework.describe(value)
     return _describe_lazy(value) if isinstance(value, LazyArray) else None
@@ -134,9 +135,11 @@ def copy_out(array: Any, data: memoryview) -> None:
 
 def join(sources: Sequence[ArraySource], data: memoryview) -> None:
     """Copy small arrays to a buffer of their size, one behind the other."""
-    for framework, group in groupby(sources, key=_joined_by):
-        members = list(group)
-        size = sum(member.nbytes for member in members)
+    # The framework of an array that is not copied yet; None for others.
+    joined_by = [source.framework if source.copied is None else None for source in sources]
+    for framework, group in groupby(zip(joined_by, sources, strict=True), key=itemgetter(0)):
+        members = [member for _, member in group]
+        size = sum([member.nbytes for member in members])
         part, data = data[:size], data[size:]
         if framework is not None:
             with one_thread_in_child():
@@ -194,11 +197,6 @@ class _Process:
 
 
 _process = renewed(_Process(), _Process.note_child)
-
-
-def _joined_by(source: ArraySource) -> Framework | None:
-    """The framework of an array that is not copied yet; None for others."""
-    return source.framework if source.copied is None else None
 
 
 def _known(array: Any) -> Framework:

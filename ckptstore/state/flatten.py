@@ -113,6 +113,8 @@ class _Flatten(Generic[LeafT]):
         kind = type(value)
         if kind in _CONTAINERS:
             return self.container(value, path, depth)
+        if kind not in _PLAIN:
+            return self.other(value, path, depth)
         if kind is int and value.bit_length() > INT_BITS_MAX:
             raise UnsupportedValueError(
                 f"{shown_path(path)} is an integer of {value.bit_length()} bits; "
@@ -120,7 +122,7 @@ class _Flatten(Generic[LeafT]):
             )
         if kind is bytearray:
             return bytearray(value)  # which may change after the walk
-        return value if kind is int or kind in _BARE else self.other(value, path, depth)
+        return value
 
     def container(self, value: Any, path: str, depth: int) -> Node:
         """A dict, list or tuple."""
@@ -295,6 +297,7 @@ def _may_be_key(key: object) -> bool:
 _KEYS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _CONTAINERS = frozenset({list, tuple, dict, OrderedDict})
 _BARE = frozenset({type(None), bool, float, str, complex, bytes})
+_PLAIN = _BARE | {int, bytearray}
 
 
 def _marks(value: Any, depth: int, known: dict[int, int]) -> int:
