@@ -121,18 +121,10 @@ def _entries(arrays: Iterable[ArrayPlan], digests: PageDigests) -> Iterator[Arra
             digest, offset = next(small, (None, None))
             if digest is None:
                 raise InvalidInputError(f"No process has put {shown(path)}.")
-            yield ArrayEntry(
-                path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset, order=order
-            )
+            yield ArrayEntry(path, dtype, shape, (), (digest,), offset, order)
         else:
-            yield ArrayEntry(
-                path=path,
-                dtype=dtype,
-                shape=shape,
-                chunk_shape=chunk_shape,
-                digests=_chunks(tied or path, chunk_count(stored, chunk_shape), digests),
-                order=order,
-            )
+            chunks = _chunks(tied or path, chunk_count(stored, chunk_shape), digests)
+            yield ArrayEntry(path, dtype, shape, chunk_shape, chunks, None, order)
 
 
 def _chunks(path: str, count: int, digests: PageDigests) -> tuple[Digest, ...]:

@@ -30,7 +30,7 @@ from ckptstore.documents.chunks import (
     stored_order,
     whole,
 )
-from ckptstore.documents.dtypes import item_bytes
+from ckptstore.documents.dtypes import ITEM_BYTES, item_bytes
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.documents.names import check_path
 from ckptstore.errors import CorruptError, InvalidInputError, shown
@@ -56,7 +56,7 @@ _DIGEST = re.compile(r'"([0-9a-f]{64})"')
 _SMALL = re.compile(r'"digest":"[0-9a-f]{64}","dtype":')
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: that would cost a microsecond for each array
+@dataclass(slots=True)  # neither frozen nor kw_only: these cost 1 us and 0.2 us for each array
 class ArrayEntry:
     """One array: its path, dtype, shape and chunks, and the digests of its bytes.
 
@@ -99,7 +99,7 @@ class ArrayEntry:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole array."""
-        return math.prod(self.shape) * item_bytes(self.dtype, name=self.path)
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def cut(self) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ class ArrayEntry:
 
     def grid(self) -> Iterator[tuple[Digest, Chunk]]:
         """Each chunk, in stored order, with its digest, in C order of the grid."""
-        item = item_bytes(self.dtype, name=self.path)
+        item = ITEM_BYTES[self.dtype]
         grid = chunks(self.stored_shape, self.stored_chunk_shape, item_bytes=item)
         return zip(self.digests, grid, strict=True)
 
@@ -128,14 +128,14 @@ class ArrayEntry:
     def canonical(self) -> str:
         """The canonical JSON of an entry. Its keys are known, so no encoder has to sort them."""
         path = canonical.string(self.path)
-        dtype, shape = self.dtype, ",".join(map(str, self.shape))
-        order = "" if self.order is None else f'"order":[{",".join(map(str, self.order))}],'
+        dtype, shape = self.dtype, _listed(self.shape)
+        order = "" if self.order is None else f'"order":[{_listed(self.order)}],'
         if self.offset is not None:
             return (
                 f'{{"digest":"{self.digests[0]}","dtype":"{dtype}","offset":{self.offset},'
                 f'{order}"path":{path},"shape":[{shape}]}}'
             )
-        steps, digests = ",".join(map(str, self.chunk_shape)), '","'.join(self.digests)
+        steps, digests = _listed(self.chunk_shape), '","'.join(self.digests)
         listed = f'"{digests}"' if digests else ""
         return (
             f'{{"chunk_shape":[{steps}],"digests":[{listed}],"dtype":"{dtype}",'
@@ -164,9 +164,7 @@ class ArrayEntry:
             if not 0 < nbytes < SMALL_BYTES or offset + nbytes > bundle_bytes:
                 raise CorruptError(f"{name} does not fit in its bundle.")
             digest = fields.digest("digest")
-            return cls(
-                path=path, dtype=dtype, shape=shape, digests=(digest,), offset=offset, order=order
-            )
+            return cls(path, dtype, shape, (), (digest,), offset, order)
         chunk_shape = _shape(fields.array("chunk_shape"), name=name)
         listed = fields.array("digests")
         stored = stored_order(shape, order)
@@ -180,14 +178,7 @@ class ArrayEntry:
                 f"{name} claims chunks of {largest} bytes; at most {CHUNK_BYTES_MAX} are allowed."
             )
         digests = tuple(check_digest(text, name=name) for text in listed)
-        return cls(
-            path=path,
-            dtype=dtype,
-            shape=shape,
-            chunk_shape=chunk_shape,
-            digests=digests,
-            order=order,
-        )
+        return cls(path, dtype, shape, chunk_shape, digests, None, order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +227,7 @@ class Page:
     @property
     def array_bytes(self) -> int:
         """Bytes of all arrays of this page."""
-        return sum(entry.nbytes for entry in self.entries)
+        return sum([entry.nbytes for entry in self.entries])
 
     @property
     def has_orders(self) -> bool:
@@ -345,6 +336,11 @@ def cut(arrays: Sequence[tuple[str, int]]) -> list[slice]:
             parts.append(slice(start, position))
             start, chunks_so_far = position, 0
     return parts
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    """Numbers as a JSON array lists them; most arrays that are small have one dimension."""
+    return str(numbers[0]) if len(numbers) == 1 else ",".join(map(str, numbers))
 
 
 def _shape(values: list[Any], *, name: str) -> tuple[int, ...]:
