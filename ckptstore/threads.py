@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 # Queued jobs for each thread, so that a slow job does not leave the other threads idle.
 AHEAD = 64
+ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element
 
 
 class Workers:
@@ -156,3 +157,28 @@ class Buffers(threading.local):
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         return memoryview(self._buffer)[:size]
+
+
+class Ring:
+    """Memory that the caller fills part by part, each for a job of another thread.
+
+    It is used again once the job is done, so that little of it takes the time of its first touch.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = memoryview(bytearray(size))
+        self._start = self._stop = 0  # of the newest part
+        self._lent: deque[tuple[int, int, Future[Any]]] = deque()
+
+    def of(self, size: int) -> memoryview:
+        """Return the next part, of at most the ring's size, once no job needs its memory."""
+        after = -(-self._stop // ALIGNMENT) * ALIGNMENT
+        self._start = after if after + size <= len(self._memory) else 0
+        self._stop = self._start + size
+        while any(start < self._stop and self._start < stop for start, stop, _ in self._lent):
+            self._lent.popleft()[2].result()
+        return self._memory[self._start : self._stop]
+
+    def lend(self, job: Future[Any]) -> None:
+        """Leave the newest part to a job until that is done."""
+        self._lent.append((self._start, self._stop, job))

@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ckptstore.threads import Buffers, Workers, gather, results
+from ckptstore.threads import Buffers, Ring, Workers, gather, results
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -169,3 +171,36 @@ def test_jobs_that_wait_are_dropped_when_the_caller_fails() -> None:
     with pytest.raises(KeyError):
         fail_amid_jobs()
     assert len(done) <= 2
+
+
+class Job:
+    """A job on a part of a ring, done when something waits for it."""
+
+    def __init__(self, part: memoryview) -> None:
+        self.part, self.expected, self.is_done = part, bytes(part), False
+
+    def result(self) -> None:
+        assert bytes(self.part) == self.expected
+        self.is_done = True
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(0, 1000), max_size=30))
+def test_a_ring_lends_memory_again_only_after_the_jobs_that_need_it(
+    capacity: int, sizes: list[int]
+) -> None:
+    ring = Ring(capacity)
+    jobs: list[Job] = []
+    for number, size in enumerate(min(size, capacity) for size in sizes):
+        part = ring.of(size)
+        assert len(part) == size
+        part[:] = bytes([number]) * size
+        jobs.append(Job(part))
+        ring.lend(jobs[-1])  # type: ignore[arg-type] - the part of a future that it needs
+        assert all(bytes(job.part) == job.expected for job in jobs if not job.is_done)
+
+
+def test_a_ring_waits_for_no_job_while_it_has_room() -> None:
+    ring = Ring(1000)
+    for size in (400, 500):
+        ring.of(size)
+        ring.lend(Future())  # never done

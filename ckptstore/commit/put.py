@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, cycle, pairwise
+from itertools import accumulate, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +30,7 @@ from ckptstore.documents.page import Bundle
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.open_files import affordable
 from ckptstore.python_gc import paused_collector
-from ckptstore.threads import Buffers, Workers, results
+from ckptstore.threads import Buffers, Ring, Workers, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,8 +52,10 @@ HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 NEW_IN_A_ROW = 2  # chunks; after so many the next is expected to be new and written right away
-WRITING_MAX = 2  # bundles and documents that are being written or wait for it
-PART_PAGES = 64  # pages that are prepared at once: pausing the collector has a cost too
+WRITING_MAX = 16  # bundles and documents that are being written or wait for it
+AHEAD = 4  # of these that are written and left to the disk before the first is put
+RING_BYTES = 2 << 20  # for bundles, besides the largest, so that one is joined while others wait
+PART_PAGES = 8  # pages that are prepared at once: pausing the collector has a cost too
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
 FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
@@ -106,10 +108,9 @@ class Putter:
         self._staged_max = affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
-        self._bundles = cycle([Buffers() for _ in range(WRITING_MAX + 1)])
         self._new_in_a_row = 0  # chunks
         self._writing: deque[Future[Any]] = deque()
-        self._later = 0  # staged objects that no job puts yet
+        self._ahead: deque[StagedObject] = deque()  # written, and no job puts them yet
         self._lock = Lock()
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
@@ -119,7 +120,7 @@ class Putter:
     def put(self, data: bytes | memoryview) -> Digest:
         """Write an object ahead on the writing thread unless it exists; `finish` puts it.
 
-        data: must not change before the putter has ended, unless it is from `buffer`.
+        data: must not change before the putter has ended.
         """
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
@@ -127,11 +128,12 @@ class Putter:
         return digest
 
     def _write(self, digest: Digest, data: bytes | memoryview) -> None:
-        """Write an object ahead, on the writing thread."""
-        self._stage(digest, data)
-        self._later += 1
-        if self._later > self._staged_max // 2:
-            self._put_later()
+        """Write an object ahead, and have one put that the disk has had time for."""
+        staged = self._objects.stage(digest, data)
+        self._staged.add(staged)
+        self._ahead.append(staged)
+        if len(self._ahead) > AHEAD:
+            self._have_put(self._ahead.popleft())
 
     def _have_written(self, job: Callable[[], Result]) -> Future[Result]:
         """Give a job to the writing thread, and wait while it has many others left."""
@@ -184,12 +186,6 @@ class Putter:
         if len(self._staged) > self._staged_max:
             self._check_next()
 
-    def _put_later(self) -> None:
-        """Have the objects put that the calling thread staged."""
-        for _ in range(self._later):
-            self._jobs.append(self._hashers.submit(self._check_next))
-        self._later = 0
-
     def _check_next(self) -> None:
         """Check the object that was staged first, unless another thread has; then have it put."""
         try:
@@ -197,6 +193,10 @@ class Putter:
         except IndexError:
             return
         staged.check()
+        self._have_put(staged)
+
+    def _have_put(self, staged: StagedObject) -> None:
+        """Have an object put by another thread, or put it now if too many are staged."""
         if len(self._staged) > self._staged_max:
             self._put_staged(staged)
         else:
@@ -206,12 +206,8 @@ class Putter:
         staged.put()
         self._staged.discard(staged)
 
-    def buffer(self, size: int) -> memoryview:
-        """Return memory for the next bundle, while earlier ones are being written."""
-        return next(self._bundles).of(size)
-
     def put_bundle(self, data: memoryview, parts: list[Part]) -> Future[Bundle]:
-        """Put the small arrays of a page, whose bytes are in a buffer from `buffer`."""
+        """Put the small arrays of a page; the data must not change before the future is done."""
         self._objects.meter.add("stored", len(data))
         return self._have_written(partial(self._put_bundle, data, parts))
 
@@ -236,7 +232,8 @@ class Putter:
     def finish(self) -> None:
         """Return once everything relied upon is durable."""
         results(self._writing)
-        self._put_later()
+        while self._ahead:
+            self._have_put(self._ahead.popleft())
         results(self._jobs)  # a job that stages adds its put before it is done
         durable = (self._reached.digests | self._durable) - self._written
         self._objects.flush(self.relied - durable)
@@ -327,18 +324,23 @@ def put_arrays(
             (places, putter.submit(partial(putter.put_chunks, job)))
             for places, job in _jobs(plan, sources, corners or {})
         ]
+        small = [_small(arrays, sources) for arrays in plan.pages]
+        sizes = [sum([source.nbytes for source in held]) for held in small]
+    ring = Ring(min(sum(sizes), max(sizes, default=0) + RING_BYTES))
     chunks: dict[Place, Digest] = {}
     waiting: dict[int, PageDigests] = {}
-    for pages in _parts_of(range(len(plan.pages))):
+    before: list[tuple[int, list[Part], Future[Bundle] | None]] = []
+    for pages in (*_parts_of(range(len(plan.pages))), ()):
         with paused_collector():
-            bundled = [_put_bundle(plan.pages[number], sources, putter) for number in pages]
+            bundled = [(number, *_put_bundle(small[number], putter, ring)) for number in pages]
         ready: dict[int, PageDigests] = {}
-        for number, (small, written) in zip(pages, bundled, strict=True):
+        for number, parts, written in before:  # by now
             is_ready = all(array.chunk_shape is None for array in plan.pages[number])
             (ready if is_ready else waiting)[number] = PageDigests(
-                small=small, bundle=written.result() if written else None, chunks=chunks
+                small=parts, bundle=written.result() if written else None, chunks=chunks
             )
         yield ready
+        before = bundled
     for places, future in hashing:
         chunks.update(zip(places, future.result(), strict=True))
     for pages in _parts_of(list(waiting)):
@@ -373,33 +375,39 @@ def _jobs(
         yield places, job
 
 
+def _small(arrays: Iterable[ArrayPlan], sources: Mapping[str, ArraySource]) -> list[ArraySource]:
+    """The small arrays of a page, or none of them if another process puts its bundle."""
+    paths = [array.path for array in arrays if array.chunk_shape is None]
+    held = [sources[path] for path in paths if path in sources]
+    if held and len(held) < len(paths):
+        missing = next(path for path in paths if path not in sources)
+        raise InvalidInputError(
+            f"{shown(missing)} shares a bundle with {len(paths) - 1} other arrays. The process "
+            "that puts these must put it too."
+        )
+    return held
+
+
 def _put_bundle(
-    arrays: Iterable[ArrayPlan],
-    sources: Mapping[str, ArraySource],
-    putter: Putter,
+    sources: list[ArraySource], putter: Putter, ring: Ring
 ) -> tuple[list[Part], Future[Bundle] | None]:
     """Have the small arrays of a page put as one object.
 
     They are hashed from the copy that is stored, so a digest is right even if an array changes
     meanwhile.
     """
-    paths = [array.path for array in arrays if array.chunk_shape is None]
-    held = [sources[path] for path in paths if path in sources]
-    if not held:
+    if not sources:
         return [], None
-    if len(held) < len(paths):
-        missing = next(path for path in paths if path not in sources)
-        raise InvalidInputError(
-            f"{shown(missing)} shares a bundle with {len(paths) - 1} other arrays. The process "
-            "that puts these must put it too."
-        )
-    buffer = putter.buffer(sum([source.nbytes for source in held]))
-    frameworks.join(held, buffer)
-    parts = _parts(held, buffer)
-    return parts, putter.put_bundle(buffer, parts)
+    *starts, size = accumulate([source.nbytes for source in sources], initial=0)
+    data = ring.of(size)
+    frameworks.join(sources, data)
+    parts = _parts(starts, data)
+    written = putter.put_bundle(data, parts)
+    ring.lend(written)
+    return parts, written
 
 
-def _parts(sources: list[ArraySource], buffer: memoryview) -> list[Part]:
+def _parts(starts: list[int], data: memoryview) -> list[Part]:
     """The digests and positions of arrays that were joined in a buffer."""
-    ends = accumulate([source.nbytes for source in sources], initial=0)
-    return [(Digest(blake3(buffer[i:j]).hexdigest()), i) for i, j in pairwise(ends)]
+    ends = pairwise([*starts, len(data)])
+    return [(Digest(blake3(data[i:j]).hexdigest()), i) for i, j in ends]
