@@ -132,7 +132,7 @@ class Putter:
         staged = self._objects.stage(digest, data)
         self._staged.add(staged)
         self._ahead.append(staged)
-        if len(self._ahead) > AHEAD:
+        if len(self._ahead) > min(AHEAD, self._staged_max // 2):
             self._have_put(self._ahead.popleft())
 
     def _have_written(self, job: Callable[[], Result]) -> Future[Result]:
@@ -334,7 +334,7 @@ def put_arrays(
         with paused_collector():
             bundled = [(number, *_put_bundle(small[number], putter, ring)) for number in pages]
         ready: dict[int, PageDigests] = {}
-        for number, parts, written in before:  # by now
+        for number, parts, written in before:  # whose bundles are written by now
             is_ready = all(array.chunk_shape is None for array in plan.pages[number])
             (ready if is_ready else waiting)[number] = PageDigests(
                 small=parts, bundle=written.result() if written else None, chunks=chunks
