@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 import ckptstore
 from ckptstore import CorruptError, StorageError
+from ckptstore.commit import put
 from ckptstore.digest import Digest
 from ckptstore.documents.page import SMALL_BYTES, Page
 from ckptstore.store.objects import ObjectStore, key_of
@@ -219,3 +221,20 @@ def test_python_collects_again_while_the_error_of_a_commit_is_held(
         ckptstore.init("memory://").commit({"x": np.ones(3)})
     assert held.tb
     assert gc.isenabled()
+
+
+def test_bundles_whose_writing_is_slow_are_not_overwritten_by_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slowly(self: ObjectStore, digest: Digest, data: Any, *, is_shared: bool = False) -> Any:
+        time.sleep(0.02)
+        return stage(self, digest, data, is_shared=is_shared)
+
+    stage = ObjectStore.stage
+    monkeypatch.setattr(ObjectStore, "stage", slowly)
+    monkeypatch.setattr(put, "RING_BYTES", 0)
+    state = {str(number): np.full(50, number) for number in range(2000)}
+    repository = ckptstore.init("memory://")
+    repository.commit(state)
+    assert repository.verify().ok
+    assert difference(state, repository.checkout("main")) is None
