@@ -124,7 +124,7 @@ class CallbackStates:
 
     def _passed_over(self, data: Iterable[Data], done: int) -> Iterator[Data]:
         """What is left after the batches that are done; a warning if they are other ones."""
-        from ckptstore.training.loaders.contents import glimpse
+        from ckptstore.training.loaders.glimpse import glimpse
 
         iterator, saved = iter(data), self._last
         passed = [*islice(iterator, done - 1, done)] if done else []

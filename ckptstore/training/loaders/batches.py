@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.training.loaders.contents import NO_BATCH, contents, glimpse
+from ckptstore.training.loaders.contents import NO_BATCH, contents
+from ckptstore.training.loaders.glimpse import glimpse
 from ckptstore.training.loaders.indices import Drawn
 
 if TYPE_CHECKING:

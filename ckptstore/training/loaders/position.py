@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from ckptstore.errors import InvalidInputError
 from ckptstore.training.loaders.batches import Batches, Epoch
-from ckptstore.training.loaders.contents import NO_BATCH, contents, difference, glimpse
+from ckptstore.training.loaders.contents import NO_BATCH, contents, difference
 from ckptstore.training.loaders.facts import ANEW, check_facts, facts, is_iterable
+from ckptstore.training.loaders.glimpse import glimpse
 from ckptstore.training.loaders.indices import Drawn, Indices
 from ckptstore.training.loaders.randomness import LoaderRandomness, that_count
 from ckptstore.training.loaders.workers import Workers
