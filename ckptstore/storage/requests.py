@@ -8,8 +8,10 @@ interrupted cancels its request, and so do the threads of `Workers` whose owner 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.errors import StorageError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+END_SECONDS = 2.0  # in which the thread of the loop ends at exit
+SETTLE_SECONDS = 0.1  # then, for the threads of the client, which nothing can wait for
 POLL_SECONDS = 0.2  # how soon a thread of `Workers` notices that its owner was interrupted
 
 
@@ -51,8 +55,19 @@ class _Loop:
             if self._loop is None:
                 self._process = os.getpid()
                 self._loop = loop = asyncio.new_event_loop()
-                threading.Thread(target=loop.run_forever, name="ckptstore-io", daemon=True).start()
+                thread = threading.Thread(target=loop.run_forever, name="ckptstore-io", daemon=True)
+                thread.start()
+                atexit.register(self._end, os.getpid(), loop, thread)
             return self._loop
+
+    @staticmethod
+    def _end(process: int, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+        """End the thread with the interpreter, which aborts if it is cut off in the client."""
+        if process == os.getpid():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(END_SECONDS)
+            loop.close()
+            time.sleep(SETTLE_SECONDS)  # the threads of the client may be about to need Python
 
 
 _loop = _Loop()
