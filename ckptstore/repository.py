@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from ckptstore.diff.changes import Diff
     from ckptstore.diff.compare import Source
     from ckptstore.documents.manifest import Manifest
-    from ckptstore.documents.operation import Operation
+    from ckptstore.documents.operation import Condemned, Operation
     from ckptstore.follow.follower import Follower
     from ckptstore.gc import GcPlan, GcReport, RulesAt, Stores
     from ckptstore.retention import Policy, Reason, Verdict
@@ -222,7 +222,7 @@ class Repository:
             self._catalog,
             self._notes,
             now=self._now,
-            finish_gc=self._finish_gc,
+            wait_for_gc=self._wait_for_gc,
             author=self._author,
         )
 
@@ -1220,8 +1220,8 @@ class Repository:
             branches: The branches to judge. Others keep all their own checkpoints. All when None.
             grace: Seconds for which a checkpoint that lost its branch or tag is left alone, counted
                 from that operation; the saved time, or a day, when None. Objects and manifests that
-                no operation named are left alone as long, but an hour at most: another process may
-                be committing them.
+                no operation named, which another process may be committing, are left alone as long,
+                but an hour at most, or a day on an object store.
             keep_seeds: Whether a checkpoint stays because a branch was started from it. If False,
                 the policy of its own branch decides.
 
@@ -1319,6 +1319,7 @@ class Repository:
 
         Raises:
             CorruptError: A page that has to be read is damaged or missing. Nothing was deleted.
+            ConflictError: On an object store: another gc makes no progress, or took over this one.
             StorageError: The storage failed. On a full disk a gc can still free (ADR 0035).
 
         Example:
@@ -1549,12 +1550,11 @@ class Repository:
 
         return set_aside(self._stores(), damaged)
 
-    def _finish_gc(self) -> None:
-        """Wait for a gc that is running, and finish one that died."""
-        from ckptstore.gc import finish_gc
+    def _wait_for_gc(self, met: Condemned | None) -> None:
+        """Wait until a gc has deleted what a writer met, and finish one that died."""
+        from ckptstore.gc import wait_for_gc
 
-        with self._storage.lock():
-            finish_gc(self._stores())
+        wait_for_gc(self._stores(), met)
 
     def _checkpoint(self, id: Digest, manifest: Manifest, *, is_new: bool = False) -> Checkpoint:
         return Checkpoint.of(

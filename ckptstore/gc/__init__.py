@@ -14,13 +14,17 @@ It runs concurrently with any number of writers, readers and gc runs. The order 
 All other processes obey the rule in `ckptstore.store.condemned`. So no delete hits anything that is
 relied on, whatever any clock shows, and space is free at once.
 
-`judge` and `plan` decide (2), `remaining` holds what is left to do, `execute` does it (1, 3, 4 and
-5). What a gc has marked is kept for the next one of the same handle (`stores`, `marks`; ADR 0028).
+Object stores have no such lock. There the newest operation names the only gc, for some minutes at a
+time (ADR 0060).
+
+`judge` and `plan` decide (2), `remaining` holds what is left to do, `finish`, `execute` and
+`deletion` do it (1, 3, 4 and 5), and `ownership` is the right to. What a gc has marked is kept for
+the next one of the same handle (`stores`, `marks`; ADR 0028).
 """
 
 from ckptstore.gc.aside import set_aside as set_aside
 from ckptstore.gc.execute import GcReport as GcReport
-from ckptstore.gc.execute import finish_gc as finish_gc
+from ckptstore.gc.finish import wait_for_gc as wait_for_gc
 from ckptstore.gc.judge import Rules as Rules
 from ckptstore.gc.judge import RulesAt as RulesAt
 from ckptstore.gc.plan import GcPlan as GcPlan

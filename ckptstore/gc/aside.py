@@ -7,12 +7,13 @@ made.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.operation import Condemned
-from ckptstore.gc.execute import NothingLeftError, end, finish_gc
+from ckptstore.gc.deletion import end
+from ckptstore.gc.execute import NothingLeftError
+from ckptstore.gc.finish import alone, begin
 from ckptstore.gc.remaining import BATCH
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Operation
+    from ckptstore.gc.ownership import Ownership
     from ckptstore.gc.stores import Stores
 
 
@@ -28,17 +30,22 @@ def set_aside(stores: Stores, digests: Sequence[Digest]) -> tuple[Digest, ...]:
 
     Objects that are intact again stay. Links, folders and files that are too large stay too.
     """
-    moved: list[Digest] = []
-    with stores.exclusive():
-        finish_gc(stores)
+
+    def run(ownership: Ownership) -> tuple[Digest, ...]:
+        moved: list[Digest] = []
+        begin(stores)
         for start in range(0, len(digests), BATCH):
-            moved += _set_aside(stores, digests[start : start + BATCH])
+            moved += _set_aside(stores, digests[start : start + BATCH], ownership)
         if moved:
-            end(stores, f"moved {len(moved)} damaged objects aside")
-    return tuple(moved)
+            end(stores, ownership, f"moved {len(moved)} damaged objects aside")
+        return tuple(moved)
+
+    return alone(stores, run)
 
 
-def _set_aside(stores: Stores, digests: Sequence[Digest]) -> tuple[Digest, ...]:
+def _set_aside(
+    stores: Stores, digests: Sequence[Digest], ownership: Ownership
+) -> tuple[Digest, ...]:
     objects = stores.objects
     copied = [digest for digest in digests if objects.copy_aside(digest)]
     damaged: tuple[Digest, ...] = ()
@@ -49,13 +56,14 @@ def _set_aside(stores: Stores, digests: Sequence[Digest]) -> tuple[Digest, ...]:
         damaged = tuple(digest for digest in copied if objects.is_damaged(digest))
         if not damaged:
             raise NothingLeftError
-        condemned = Condemned(digests=damaged, owner=secrets.token_hex(8), since=newest.seq + 1)
+        condemned = Condemned(digests=damaged, owner=ownership.owner, since=newest.seq + 1)
         return replace(newest, condemned=condemned)
 
     try:
-        stores.append(condemn, "condemned damaged objects, of which there are copies")
+        ownership.append(condemn, "condemned damaged objects, of which there are copies")
     except NothingLeftError:
         damaged = ()
-    objects.delete(damaged)
+    for bulk in ownership.bulks(damaged):
+        objects.delete(bulk)
     objects.drop_aside(set(copied).difference(damaged))
     return damaged

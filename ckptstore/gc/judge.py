@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ckptstore.documents.let_go import MISSING
 from ckptstore.history import first_parents
 from ckptstore.retention import Reason, Verdict, decide
-from ckptstore.store.condemned import COMMIT_SECONDS
+from ckptstore.store.condemned import commit_seconds
 from ckptstore.store.lost import lost, refuse_without_operations
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Rules:
     Attributes:
         policies: The policy of each branch.
         grace: Seconds that a checkpoint stays after an operation took its name away. A checkpoint
-            that no operation named stays as long after it was stored, but an hour at most.
+            that no operation named stays as long after it was stored, but an hour at most, or a
+            day on an object store.
         chosen: The only checkpoints that expire, whatever the policies. None: the policies decide.
     """
 
@@ -144,7 +145,7 @@ def judge(
     let_go: list[Verdict] = []
     if orphans or decision.unowned:
         stored = stores.catalog.live() if stored is None else stored
-        latest = stores.storage.now() - min(grace, COMMIT_SECONDS)
+        latest = stores.storage.now() - min(grace, commit_seconds(stores.storage))
         entries = live.let_go(newest.let_go)
         rest = named.get(None)  # the entry for all that did not fit
         for id, manifest in {**orphans, **decision.unowned}.items():

@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ckptstore.errors import ConflictError, CorruptError, NotFoundError
-from ckptstore.gc.execute import delete_remaining, execute_plan, finish_gc
+from ckptstore.gc.execute import delete_remaining, execute_plan
+from ckptstore.gc.finish import alone, begin, is_beside_gc, looks
 from ckptstore.gc.judge import Rules, judge, mark
 from ckptstore.gc.marks import marks_of
 from ckptstore.gc.remaining import remaining_of
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.gc.execute import GcReport
     from ckptstore.gc.judge import Judged, RulesAt
+    from ckptstore.gc.ownership import Ownership
     from ckptstore.gc.stores import Stores
     from ckptstore.retention import Verdict
 
 Result = TypeVar("Result")
 
 UNLOCKED_ATTEMPTS = 3
+FAR_ATTEMPTS = 8
 CHOSEN = "Expire the chosen checkpoints, and keep everything else."
 
 
@@ -104,6 +108,7 @@ class GcPlan:
         Raises:
             CorruptError: A page of a checkpoint that stays cannot be read; nothing was deleted that
                 such a checkpoint might need.
+            ConflictError: On an object store: another gc makes no progress, or took over this one.
             StorageError: The storage failed. Repeat the gc; any process that meets what is left of
                 this one finishes it.
         """
@@ -149,25 +154,19 @@ def plan_expiry(stores: Stores, ids: Collection[Digest]) -> GcPlan:
 
 
 def _beside_gc(stores: Stores, attempt: Callable[..., Result]) -> Result:
-    """Plan without the lock, and once more with it if another gc interferes."""
-    for _ in range(UNLOCKED_ATTEMPTS):
+    """Plan without the lock, and once more with it if another gc interferes.
+
+    Where the lock does not keep that away, wait between attempts.
+    """
+    is_far = bool(stores.storage.lease_seconds)
+    for _ in islice(looks(), FAR_ATTEMPTS) if is_far else range(UNLOCKED_ATTEMPTS):
         since = stores.oplog.newest().seq
         try:
             return attempt(lock=nullcontext())
         except (CorruptError, NotFoundError):
-            if not _is_beside_gc(stores, since):
+            if not is_beside_gc(stores, since):
                 raise
     return attempt(lock=stores.storage.lock())
-
-
-def _is_beside_gc(stores: Stores, since: int) -> bool:
-    """Return whether a gc has deleted anything since an operation, or is about to."""
-    try:
-        return any(
-            operation.condemned for operation in stores.oplog.between(since, stores.oplog.newest())
-        )
-    except NotFoundError:  # pruned, so this is unknown
-        return True
 
 
 def _judge_newest(stores: Stores, rules_at: RulesAt) -> Judged:
@@ -234,12 +233,16 @@ def expire(stores: Stores, rules_at: RulesAt) -> GcReport:
 
     Objects that interrupted commits left are not looked for.
     """
-    with stores.exclusive():
-        finish_gc(stores)
+
+    def run(ownership: Ownership) -> GcReport:
+        begin(stores)
         newest = stores.oplog.newest()
         with stores.live.lock:
             stores.live.update(newest)
             judged = judge(stores, newest, rules_at(newest))
             mark(stores, judged)
         stores.note_missing(newest)
-        return delete_remaining(stores, remaining_of(stores, rules_at, judged, seen=newest))
+        left = remaining_of(stores, rules_at, judged, seen=newest)
+        return delete_remaining(stores, left, ownership)
+
+    return alone(stores, run)

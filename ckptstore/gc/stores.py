@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.documents.let_go import MISSING, LetGo, limited
 from ckptstore.documents.settings import GRACE_SECONDS
-from ckptstore.errors import CorruptError, StorageError
+from ckptstore.errors import CorruptError
 from ckptstore.forks import free_in_child
 from ckptstore.gc.marks import Marks
 from ckptstore.gc.sizes import Sizes
-from ckptstore.store.condemned import COMMIT_SECONDS
+from ckptstore.store.condemned import commit_seconds
 from ckptstore.store.lost import is_missing, missing_ancestors, missing_head
 
 if TYPE_CHECKING:
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.documents.author import Author
-    from ckptstore.documents.operation import Operation
+    from ckptstore.documents.operation import Condemned, Operation
     from ckptstore.storage import Storage
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.live import LiveCheckpoints
     from ckptstore.store.objects import ObjectStore
     from ckptstore.store.oplog import Oplog
 
-LISTING_MICROSECONDS = int(COMMIT_SECONDS * 1e6)  # younger leftovers stay anyway
 MISSING_MICROSECONDS = int(GRACE_SECONDS * 1e6)  # for which gc waits for a missing checkpoint
 NOTED_MAX = 50
 STOCK_PART = 1 << 14  # objects that are looked at together
@@ -53,7 +52,8 @@ class Stores:
     live: the checkpoints that have not expired. marks: the objects that they reached at the last
     gc. sizes: bytes of checkpoints, for a policy with a limit. now: returns UTC in microseconds
     since 1970. author: returns the author of operations. listed_at: when a gc last listed all
-    objects. lock: held while `marks` are used, and taken before the storage's.
+    objects. left_condemned: what a gc of this handle condemned before it failed. lock: held while
+    `marks` are used, and taken before the storage's.
     """
 
     storage: Storage
@@ -67,28 +67,21 @@ class Stores:
     sizes: Sizes = field(init=False)
     lock: RLock = field(init=False, default_factory=lambda: free_in_child(RLock()))
     listed_at: int | None = None
+    left_condemned: Condemned | None = None
 
     def __post_init__(self) -> None:
         self.marks, self.sizes = Marks(self.catalog), Sizes(self.catalog)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Exclude every other gc: hold the lock of these stores, then the storage's.
-
-        Raises:
-            StorageError: The storage has no lock that reaches the gcs of other processes.
-        """
-        if self.storage.lease_seconds:
-            raise StorageError(
-                f"A gc cannot run on {self.storage.url} yet: object stores have no lock that other "
-                "processes see. Nothing is deleted there."
-            )
+        """Hold the lock of these stores, then the storage's, which may not reach all processes."""
         with self.lock, self.storage.lock():
             yield
 
     def is_listing_due(self) -> bool:
-        """Return True when no gc has listed all objects for an hour, or ever."""
-        return self.listed_at is None or not 0 <= self.now() - self.listed_at < LISTING_MICROSECONDS
+        """Return True when no gc has listed all objects since the youngest became leftovers."""
+        microseconds = int(commit_seconds(self.storage) * 1e6)
+        return self.listed_at is None or not 0 <= self.now() - self.listed_at < microseconds
 
     def check_refs(self, newest: Operation) -> None:
         """Raise CorruptError when a branch or a tag names a checkpoint that is not live."""
@@ -137,8 +130,8 @@ class Stores:
         return self.sizes.freed([self.live.manifests[id] for id in ids])
 
     def stock(self, *, grace: float) -> Iterator[list[Stocked]]:
-        """List the objects in parts. grace: the grace time in seconds, here an hour at most."""
-        latest = self.storage.now() - min(grace, COMMIT_SECONDS)
+        """List the objects in parts. grace: in seconds, at most that of a commit here counts."""
+        latest = self.storage.now() - min(grace, commit_seconds(self.storage))
         listed = (
             Stocked(digest, item.size, max(item.modified - latest, 0.0))
             for digest, item in self.objects.list()
@@ -147,11 +140,10 @@ class Stores:
         while part := list(islice(listed, STOCK_PART)):
             yield part
 
-    def append(self, choose: Callable[[Operation], Operation], done: str) -> None:
-        """Append what `choose` makes of the newest operation with nothing condemned."""
+    def append(self, choose: Callable[[Operation], Operation], done: str) -> Operation:
+        """Append what `choose` makes of the newest operation, and return it."""
 
         def complete(newest: Operation) -> Operation:
-            chosen = choose(replace(newest, condemned=None))
-            return chosen.stamped(time=self.now(), done=done, by=self.author())
+            return choose(newest).stamped(time=self.now(), done=done, by=self.author())
 
-        self.oplog.append(complete)
+        return self.oplog.append(complete)

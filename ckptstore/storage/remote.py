@@ -10,6 +10,7 @@ not have. It gets an error instead. See docs/adr/0059.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 import threading
@@ -48,6 +49,7 @@ PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.1, 5.0  # between attempts: doubled each ti
 LEASE_SECONDS = 300.0
 LIST_KEYS = 1000  # a page of a listing
 DELETE_KEYS = 1000  # the most keys that a server deletes by one request
+DELETE_SECONDS = 120.0  # for these; far less than the margin of a gc (docs/adr/0060)
 STREAM_BYTES = 512 << 10  # the parts in which an object is read
 QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
 
@@ -195,24 +197,37 @@ class RemoteStorage:
         return True
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove keys, as many as a request takes at a time."""
+        """Remove keys, as many as a request takes at a time.
+
+        For each of these it ends within minutes, so that a gc knows when nothing is sent any more.
+        """
         batch: list[str] = []
-
-        def delete() -> None:
-            try:
-                self._ask("delete_async", self._quick, batch)
-            except FileNotFoundError:  # a server that minds missing keys, one of several
-                if len(batch) > 1:
-                    for key in batch.copy():
-                        self.delete([key])
-
         for key in dict.fromkeys(keys):
             batch.append(check_key(key))
             if len(batch) == DELETE_KEYS:
-                self._tried(delete)
+                self._delete(batch)
                 batch.clear()
         if batch:
-            self._tried(delete)
+            self._delete(batch)
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        """Remove the keys of one request, or one by one if the server minds missing ones."""
+        end = time.monotonic() + DELETE_SECONDS
+
+        def delete(keys: Sequence[str]) -> None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise RefusedError(
+                    f"{len(keys)} keys in {self._url.place} could not be deleted within "
+                    f"{DELETE_SECONDS:.0f} s. Retry."
+                )
+            try:
+                self._ask("delete_async", self._quick, list(keys), within=left)
+            except FileNotFoundError:  # a server that minds missing keys, one of several
+                for key in keys if len(keys) > 1 else ():
+                    self._tried(lambda key=key: delete([key]))  # type: ignore[misc]
+
+        self._tried(lambda: delete(keys))
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """List every key under a folder; goes on behind the last key after an error."""
@@ -301,11 +316,11 @@ class RemoteStorage:
         return False
 
     @staticmethod
-    def _ask(name: str, *args: Any, **options: Any) -> Any:
-        """Call a function of the client and wait for its answer."""
+    def _ask(name: str, *args: Any, within: float | None = None, **options: Any) -> Any:
+        """Call a function of the client and wait for its answer, some seconds at most."""
         import obstore
 
-        return wait(lambda: getattr(obstore, name)(*args, **options))
+        return wait(lambda: asyncio.wait_for(getattr(obstore, name)(*args, **options), within))
 
     def _store_for(self, size: int) -> Any:
         return self._quick if size <= QUICK_BYTES else self._writes

@@ -196,15 +196,17 @@ class Catalog:
         """Return once the manifest of a live checkpoint is durable, regardless of its writer."""
         self._storage.flush([key_of(id)])
 
-    def expire(self, ids: Iterable[Digest]) -> None:
+    def expire(self, ids: Iterable[Digest], *, look: Callable[[], object] = lambda: None) -> None:
         """Move the manifests of live checkpoints to history, durably; ignore others.
 
-        Where the storage can do that, no byte is written: the disk may be full.
+        Where the storage can do that, no byte is written: the disk may be full. look: called before
+        anything is deleted; an error it raises ends this.
         """
         waiting = [id for id in ids if self._storage.size(key_of(id)) is not None]
         while waiting:
             copied = self._copied_to_history(waiting)
             self._storage.flush(key_of(id, EXPIRED) for id in copied)
+            look()
             self._storage.delete([key_of(id) for id in copied])
             waiting = waiting[len(copied) :]
 

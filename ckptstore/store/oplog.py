@@ -18,6 +18,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import replace
+from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
 from ckptstore.documents import ref_page
@@ -39,6 +40,7 @@ from ckptstore.errors import (
     StorageError,
     first_line,
 )
+from ckptstore.store.condemned import seconds_until_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -237,6 +239,15 @@ class Oplog:
         """Return the numbers of the operations that are kept."""
         return {seq for seq, _ in self.list() if seq is not None}
 
+    def stored_by(self, seq: int) -> float | None:
+        """Return a time, by the storage's clock, by which an operation was stored.
+
+        That of the oldest operation from this one on that is left; None if there is none.
+        """
+        left = [(number, item.modified) for number, item in self.list() if number is not None]
+        times = [modified for number, modified in sorted(left) if number >= seq]
+        return times[0] if times else None
+
     def exists(self, seq: int) -> bool:
         """Return True when there is an operation of this number; an error if it is no file."""
         return self._storage.size(key_of(seq)) is not None
@@ -353,8 +364,9 @@ class Oplog:
     ) -> tuple[int, Operation]:
         """Append the state of the newest operation that can be read, behind damaged ones.
 
-        The lock is held, so no gc is deleting what a damaged operation condemned. Writers that
-        began before will find an operation that they cannot read, and put again what they rely on.
+        The lock is held, so no gc is deleting what a damaged operation condemned; where the lock
+        does not show that, the age of the operation has to. Writers that began before will find an
+        operation that they cannot read, and put again what they rely on.
 
         Args:
             now: Returns UTC in microseconds.
@@ -365,7 +377,7 @@ class Oplog:
             The number of the newest damaged operation, and the operation that was appended.
 
         Raises:
-            ConflictError: The newest operation can be read by now.
+            ConflictError: The newest operation can be read by now, or a gc may be deleting.
             CorruptError: No operation can be read.
         """
         with self._storage.lock():
@@ -381,6 +393,7 @@ class Oplog:
                 )
             state = Operation() if state is None else state
             check(state)
+            self._refuse_beside_gc(last)
             done = f"went back to operation {state.seq}, as {key_of(last)} is damaged"
             restored = state.stamped(time=now(), done=done, by=by, undoes=state.seq + 1)
             # With pages of its own, as those of one operation are pruned by what the next one has.
@@ -388,6 +401,18 @@ class Oplog:
             if state.seq == last or not self._create(restored):
                 raise ConflictError("The newest operation is not damaged any more. Look again.")
             return last, restored
+
+    def _refuse_beside_gc(self, damaged: int) -> None:
+        """Raise ConflictError while a gc may be deleting what a damaged operation condemned."""
+        if not self._storage.lease_seconds:
+            return
+        present, stored = self._storage.now(), self.stored_by(damaged)
+        end = (present if stored is None else stored) + seconds_until_dead(self._storage)
+        if present < end:
+            raise ConflictError(
+                f"{key_of(damaged)} is damaged, and a gc of another process may be deleting what "
+                f"it condemned. Retry in {ceil((end - present) / 60)} minutes."
+            )
 
     def _newest_readable(self, seqs: Iterable[int]) -> Operation | None:
         for seq in sorted(seqs, reverse=True):

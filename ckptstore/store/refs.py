@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.author import Author
     from ckptstore.documents.manifest import Manifest
+    from ckptstore.documents.operation import Condemned
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.notes import Notes
     from ckptstore.store.oplog import Oplog
@@ -66,8 +67,8 @@ LEFT_MAX = 10  # more checkpoints that no ref reaches are counted, not listed
 class Refs:
     """Changes the branches, tags and settings of one repository.
 
-    now: returns UTC in microseconds since 1970. finish_gc: waits for a running gc, and finishes one
-    that died. author: returns the author of an operation.
+    now: returns UTC in microseconds since 1970. wait_for_gc: waits until a gc has deleted what was
+    met, and finishes one that died. author: returns the author of an operation.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Refs:
         notes: Notes,
         *,
         now: Callable[[], int],
-        finish_gc: Callable[[], object],
+        wait_for_gc: Callable[[Condemned | None], object],
         author: Callable[..., Author],
     ) -> None:
         self._author = author
@@ -85,15 +86,15 @@ class Refs:
         self._catalog = catalog
         self._notes = notes
         self._now = now
-        self._finish_gc = finish_gc
+        self._wait_for_gc = wait_for_gc
 
     def beside_gc(self, act: Callable[[], Result]) -> Result:
         """Repeat `act` until no gc condemns what it relies on, waiting for each gc to end."""
         while True:
             try:
                 return act()
-            except CondemnedError:
-                self._finish_gc()
+            except CondemnedError as error:
+                self._wait_for_gc(error.condemned)
 
     def publish(
         self,
@@ -550,7 +551,7 @@ class Refs:
         for id in dict.fromkeys(decided.refs.values()):
             if id not in known:
                 if newest.condemned and id in newest.condemned.checkpoints:
-                    raise CondemnedError
+                    raise CondemnedError(newest.condemned)
                 self._catalog.refuse_expired(id)
 
 

@@ -17,10 +17,11 @@ import asyncio
 import hashlib
 import re
 import threading
+from calendar import timegm
 from collections import Counter
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from time import gmtime, strftime, time
+from time import gmtime, strftime, strptime, time
 from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
@@ -89,6 +90,8 @@ class S3Server:
         fault: Called with each request; returns one of `FAULTS` to inject, or None.
         ignores_conditions: Create over what is there, as some servers do.
         stall_seconds: How long a stalled request goes without an answer.
+        signed_seconds: The age of a signature from which on a request is refused. S3 does so after
+            15 minutes.
 
     Attributes:
         counts: The number of requests of each kind since the last `counts.clear()`.
@@ -102,7 +105,9 @@ class S3Server:
         fault: Callable[[Request], str | None] = lambda request: None,
         ignores_conditions: bool = False,
         stall_seconds: float = 5.0,
+        signed_seconds: float = 900.0,
     ) -> None:
+        self.signed_seconds = signed_seconds
         self.latency, self.fault = latency, fault
         self.ignores_conditions, self.stall_seconds = ignores_conditions, stall_seconds
         self.counts: Counter[str] = Counter()
@@ -205,7 +210,8 @@ class S3Server:
         else:
             if fault == "duplicated":
                 self._answer(request, target, headers, body)
-            answer = self._answer(request, target, headers, body)
+            is_old = _age(headers) > self.signed_seconds
+            answer = _OLD if is_old else self._answer(request, target, headers, body)
         if fault == "dropped":
             return False
         return await _send(writer, answer, fault, has_body=method != "HEAD")
@@ -329,6 +335,15 @@ class S3Server:
                 f"<IsTruncated>{is_cut}</IsTruncated>{''.join(rows)}</ListBucketResult>"
             ).encode()
         )
+
+
+_OLD = _Answer(403, b"<Error><Code>RequestTimeTooSkewed</Code></Error>")
+
+
+def _age(headers: dict[str, str]) -> float:
+    """The seconds since a request was signed; 0 if that is not known."""
+    signed = headers.get("x-amz-date")
+    return time() - timegm(strptime(signed, "%Y%m%dT%H%M%SZ")) if signed else 0.0
 
 
 async def _send(

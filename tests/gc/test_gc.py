@@ -13,6 +13,7 @@ import ckptstore
 from ckptstore import ConflictError, CorruptError, ExpiredError, InvalidInputError
 from ckptstore.documents.operation import OPERATION_BYTES_MAX, Condemned
 from ckptstore.gc import execute
+from ckptstore.gc.ownership import Ownership
 from ckptstore.retention import KeepAll, KeepBest, KeepIf, MaxToKeep
 from ckptstore.storage.local import RESERVE
 from ckptstore.store.catalog import key_of
@@ -298,7 +299,9 @@ def test_a_gc_that_died_is_finished_by_the_next(moved: bool) -> None:
         lambda newest: newest.__class__(heads=newest.heads, condemned=condemned)
     )
     if moved:
-        execute.delete(line.repo._stores(), Condemned(checkpoints=(old.id,), why="Because."))
+        part = Condemned(checkpoints=(old.id,), why="Because.")
+        ownership = Ownership(line.repo._stores(), held=part)
+        execute.delete(line.repo._stores(), part, ownership=ownership)
     line.repo.gc(KeepAll(), grace=0)
     assert line.repo._oplog.newest().condemned is None
     line.assert_whole(1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -196,10 +197,10 @@ def nothing_is_spared() -> AbstractContextManager[object]:
 def deleted_before_it_is_condemned() -> AbstractContextManager[object]:
     real = execute.condemn
 
-    def early(stores: Any, left: Any, *, owner: str) -> Any:
-        if part := left.next_part(owner=owner, since=1):
+    def early(stores: Any, left: Any, ownership: Any) -> Any:
+        if part := left.next_part(owner=ownership.owner, since=1):
             stores.objects.delete(part.digests)
-        return real(stores, left, owner=owner)
+        return real(stores, left, ownership)
 
     return patch.object(execute, "condemn", early)
 
@@ -207,9 +208,9 @@ def deleted_before_it_is_condemned() -> AbstractContextManager[object]:
 def released_before_it_is_deleted() -> AbstractContextManager[object]:
     real = execute.delete
 
-    def late(stores: Any, condemned: Any) -> None:
-        stores.append(lambda newest: newest, "too early")
-        real(stores, condemned)
+    def late(stores: Any, condemned: Any, *, ownership: Any, by: Any) -> Any:
+        stores.append(lambda newest: replace(newest, condemned=None), "too early")
+        return real(stores, condemned, ownership=ownership, by=by)
 
     return patch.object(execute, "delete", late)
 
