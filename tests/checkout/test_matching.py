@@ -40,6 +40,14 @@ def test_patterns_move_what_they_should_and_nothing_else(paths: list[str], data:
     assert found == {**{path: path for path in others}, **moves}
 
 
+@given(st.lists(path, unique=True, min_size=3, max_size=8), st.integers(1, 7))
+def test_a_pattern_for_a_prefix_leaves_others_with_it_alone(names: list[str], count: int) -> None:
+    moves = {f"m.{name}": f"n.{name}" for name in names[:count]}
+    others = [f"m.{name}" for name in names[count:]]
+    found = Rename.of(patterns(moves, others)).names([*moves, *others]).arrays
+    assert found == {**moves, **{path: path for path in others}}
+
+
 @given(st.lists(path, unique=True, min_size=2, max_size=8), path)
 def test_one_prefix_is_one_pattern(paths: list[str], prefix: str) -> None:
     for add in (True, False):
