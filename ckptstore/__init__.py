@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptstore.checkpoint import Annotation as Annotation
     from ckptstore.checkpoint import ArrayInfo as ArrayInfo
     from ckptstore.checkpoint import Checkpoint as Checkpoint
+    from ckptstore.cloning import clone as clone
     from ckptstore.diff.changes import ArrayChange as ArrayChange
     from ckptstore.diff.changes import Diff as Diff
     from ckptstore.diff.changes import Numbers as Numbers
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from ckptstore.store.usage import Share as Share
     from ckptstore.store.usage import Usage as Usage
     from ckptstore.this_run import run_meta as run_meta
+    from ckptstore.transfer import RefMove as RefMove
+    from ckptstore.transfer import TransferPlan as TransferPlan
+    from ckptstore.transfer import TransferReport as TransferReport
     from ckptstore.verify import Problem as Problem
     from ckptstore.verify import Unreachable as Unreachable
     from ckptstore.verify import VerifyReport as VerifyReport
@@ -68,6 +72,7 @@ else:
         {
             "arrays.codecs": ("register_codec",),
             "checkpoint": ("Annotation", "ArrayInfo", "Checkpoint"),
+            "cloning": ("clone",),
             "diff.changes": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
             "digest": ("Digest",),
             "documents.entry": ("StoredArray",),
@@ -92,6 +97,7 @@ else:
             "store.undo": ("Move", "OperationInfo", "Undone", "UndoPlan"),
             "store.usage": ("Growth", "Share", "Usage"),
             "this_run": ("run_meta",),
+            "transfer": ("RefMove", "TransferPlan", "TransferReport"),
             "verify": ("Problem", "Unreachable", "VerifyReport"),
             "weights": ("load_weights",),
         },

@@ -61,6 +61,7 @@ from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
 from ckptstore.store.resolver import Resolver
 from ckptstore.store.undo import operations
+from ckptstore.transfer.transfers import Transfers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from ckptstore.store.meter import Progress
     from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
     from ckptstore.store.usage import Usage
+    from ckptstore.transfer.side import Side
     from ckptstore.verify import VerifyReport
     from ckptstore.zarr.session import Session
     from ckptstore.zarr.staged_contents import StagedContents
@@ -189,7 +191,7 @@ def _no_repository(storage: Storage) -> NotFoundError:
     )
 
 
-class Repository:
+class Repository(Transfers):
     """A repository of checkpoints.
 
     Made by `ckptstore.init` and `ckptstore.open`. A handle may be used from several threads, and
@@ -730,8 +732,8 @@ class Repository:
         other = self if other is None else other
         if not isinstance(other, Repository):
             raise InvalidInputError(f"other is {shown(other)}; a Repository is expected.")
-        reading, source, opener = self._side(a)
-        other_reading, other_source, other_opener = other._side(b)  # noqa: SLF001 - the same class
+        reading, source, opener = self._diffed(a)
+        other_reading, other_source, other_opener = other._diffed(b)  # noqa: SLF001 - the same class
         with reading, other_reading:
             with paused_collector():
                 found = compare(source, other_source, selection, decode=_decoded)
@@ -1452,7 +1454,26 @@ class Repository:
         """
         return self._storage.free_bytes()
 
-    def _side(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
+    def _side_at(self, url: str | Path) -> Side:
+        return open(url, clock=self._clock, **self._author.keywords)._side()  # noqa: SLF001
+
+    def _side(self) -> Side:
+        from ckptstore.transfer.side import Side
+
+        return Side(
+            chunk_bytes=self._chunk_bytes,
+            storage=self._storage,
+            objects=self._objects,
+            catalog=self._catalog,
+            oplog=self._oplog,
+            notes=self._notes,
+            refs=self._refs,
+            resolver=self._resolver,
+            now=self._now,
+            author=self._author,
+        )
+
+    def _diffed(self, rev: str) -> tuple[AbstractContextManager[None], Source, ArrayOpener]:
         """A checkpoint as a diff loads it."""
         from ckptstore.checkout.opener import ArrayOpener
         from ckptstore.diff.compare import Source

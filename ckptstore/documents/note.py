@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 NOTE_BYTES_MAX = 1 << 20
+SEVERAL = "several"  # in an operation in place of a name: it published notes of another repository
 
 _NAME = re.compile(r"([0-9a-f]{64})-([0-9]{12})-([0-9a-f]{64})")
 

@@ -24,7 +24,8 @@ RENAMED = "renamed"  # the earlier names of each renamed branch
 BEGUN = "begun"  # where the own checkpoints of a branch begin, if its names do not tell
 RESUMED = "resumed"  # what the run on each branch was resumed from, if its history does not tell
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
-_BY_NAME = (LEASES, RENAMED, BEGUN, RESUMED)
+REMOTES = "remotes"  # the URL of each other repository that has a name here
+_BY_NAME = (LEASES, RENAMED, BEGUN, RESUMED, REMOTES)
 GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
 _DIVIDED = (*_BY_NAME, BRANCH_RETENTION)
 TTL_SECONDS_MAX = 100 * 366 * 86_400
@@ -91,7 +92,7 @@ def branch_groups(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def by_name(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the entries of `LEASES`, `RENAMED`, `BEGUN` or `RESUMED` by the name of the ref."""
+    """Return the entries of a setting that has one for each ref or remote, by its name."""
     entries = settings.get(key)
     return dict(entries) if isinstance(entries, dict) else {}
 

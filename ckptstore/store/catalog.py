@@ -124,6 +124,42 @@ class Catalog:
         """Return the manifest of a live or expired checkpoint; NotFoundError for others."""
         return self._manifests.get(id, self._read_manifest)
 
+    def document(self, id: Digest) -> bytes:
+        """Return the bytes of a manifest, whose digest is its id, to copy it elsewhere."""
+        data = readable(self.manifest(id), name="The manifest")
+        if Digest.of(data) == id:
+            return data
+        return self._read_document(id)[0]
+
+    def take(self, documents: Mapping[Digest, bytes], *, threads: int) -> None:
+        """Store manifests of another repository as live ones, durably."""
+        self._put_all({key_of(id): data for id, data in documents.items()}, threads=threads)
+
+    def take_expired(
+        self, documents: Mapping[Digest, tuple[bytes, Expiry | None]], *, threads: int
+    ) -> None:
+        """Store manifests of another repository as history with their expiries, durably."""
+        puts = {key_of(id, EXPIRED): data for id, (data, _) in documents.items()}
+        for id, (_, expiry) in documents.items():
+            if expiry is not None:
+                puts[key_of(id, EXPIRIES)] = readable(expiry, name="The expiry")
+        self._put_all(puts, threads=threads)
+
+    def revive(self, ids: Iterable[Digest]) -> None:
+        """Delete what says that checkpoints have expired, which are live by now."""
+        keys = [key_of(id, folder) for id in ids for folder in (EXPIRIES, EXPIRED)]
+        self._storage.delete(keys)
+
+    def _put_all(self, puts: Mapping[str, bytes], *, threads: int) -> None:
+        gather(
+            (partial(self._storage.put, key, data) for key, data in puts.items()), threads=threads
+        )
+        self._storage.flush(puts)
+
+    def is_in(self, id: Digest, folder: str) -> bool:
+        """Return True when one of `FOLDERS` has a document of this checkpoint."""
+        return self._storage.size(key_of(id, folder)) is not None
+
     def is_expired(self, id: Digest) -> bool:
         """Return True when only the manifest is left."""
         return (
@@ -317,6 +353,11 @@ class Catalog:
                     yield id
 
     def _read_manifest(self, id: Digest) -> Manifest:
+        data, key = self._read_document(id)
+        return Manifest.decode(data, name=key)
+
+    def _read_document(self, id: Digest) -> tuple[bytes, str]:
+        """Return the bytes of a manifest, checked, and their key."""
         wrong = None
         # LIVE again: gc may have moved it between the first two reads.
         for folder in (LIVE, EXPIRED, LIVE):
@@ -326,7 +367,7 @@ class Catalog:
             except NotFoundError:
                 continue
             if Digest.of(data) == id:
-                return Manifest.decode(data, name=key)
+                return data, key
             wrong = key
         if wrong:
             raise damaged(wrong)

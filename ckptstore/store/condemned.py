@@ -49,9 +49,14 @@ def seconds_until_dead(storage: Storage) -> float:
 
 
 def refuse_condemned(
-    oplog: Oplog, newest: Operation, *, since: int, digests: AbstractSet[Digest], id: Digest
+    oplog: Oplog,
+    newest: Operation,
+    *,
+    since: int,
+    digests: AbstractSet[Digest],
+    ids: AbstractSet[Digest],
 ) -> None:
-    """Raise CondemnedError when a gc condemned one of these objects, or this checkpoint.
+    """Raise CondemnedError when a gc condemned one of these objects or checkpoints.
 
     since: the number of the operation that was the newest when the caller first looked.
     """
@@ -59,7 +64,8 @@ def refuse_condemned(
         for operation in oplog.between(since, newest):
             condemned = operation.condemned
             if condemned and (
-                id in condemned.checkpoints or not digests.isdisjoint(condemned.digests)
+                not ids.isdisjoint(condemned.checkpoints)
+                or not digests.isdisjoint(condemned.digests)
             ):
                 raise CondemnedError(condemned)
     except NotFoundError as error:  # operations since then were pruned, so this is unknown

@@ -8,6 +8,7 @@ of a gc only on the notes on live checkpoints (docs/adr/0045).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,9 +17,10 @@ from ckptstore.documents.canonical import readable
 from ckptstore.documents.note import NOTE_BYTES_MAX, Note, NoteName, in_effect, overlaid
 from ckptstore.errors import CorruptError, NotFoundError, first_line
 from ckptstore.forks import renewed
+from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
@@ -123,6 +125,21 @@ class Notes:
                 "delete it and annotate the checkpoint again."
             ) from error
 
+    def document(self, name: NoteName) -> bytes:
+        """Return the bytes of a note, checked, to copy it elsewhere."""
+        data = readable(self.read(name), name="The note")
+        if Digest.of(data) == name.digest:
+            return data
+        return self._storage.get(key_of(name), bytes_max=NOTE_BYTES_MAX)
+
+    def take(self, documents: Mapping[NoteName, bytes], *, threads: int) -> None:
+        """Store notes of another repository, durably, before an operation publishes them."""
+        puts = {key_of(name): data for name, data in documents.items()}
+        gather(
+            (partial(self._storage.put, key, data) for key, data in puts.items()), threads=threads
+        )
+        self._storage.flush(puts)
+
     def list(self) -> Iterator[tuple[NoteName | None, Listed]]:
         """List the notes; the name is None for any other key."""
         for item in self._storage.list(FOLDER):
@@ -132,6 +149,8 @@ class Notes:
     def _learn(self, operation: Operation) -> None:
         if (name := NoteName.parse(operation.note)) is not None:
             self._add(name)
+        elif operation.note is not None:  # several
+            self._list()
 
     def _list(self) -> None:
         for name, _ in self.list():

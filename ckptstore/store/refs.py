@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.documents.author import TRAINING
-from ckptstore.documents.note import Note, NoteName
+from ckptstore.documents.let_go import LetGo
+from ckptstore.documents.note import SEVERAL, Note, NoteName
 from ckptstore.documents.operation import DONE_LENGTH_MAX, Operation
 from ckptstore.documents.settings import BEGUN, LEASES, claim_of, renamed, with_part
 from ckptstore.errors import (
@@ -45,7 +46,7 @@ from ckptstore.store.undo import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from typing import Any
 
@@ -135,7 +136,7 @@ class Refs:
                 if parents:
                     self._oplog.make_durable(newest)
                 id = self._catalog.store(manifest)
-            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
+            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, ids={id})
             return replace(newest, heads={**newest.heads, branch: id})
 
         def done() -> str:
@@ -167,7 +168,7 @@ class Refs:
         """Make a branch that begins with a checkpoint derived from another, and return its id."""
 
         def check(newest: Operation, id: Digest) -> None:
-            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, id=id)
+            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, ids={id})
 
         check(since, source)
         self._oplog.make_durable(self._oplog.newest())
@@ -334,6 +335,54 @@ class Refs:
         assert id is not None
         return id
 
+    def announce(self, heads: Iterable[tuple[str, str, Digest]], *, done: str) -> None:
+        """Append an operation that names checkpoints which are to become live, without refs yet.
+
+        If their writer dies before the operation that moves refs, they are like those of a deleted
+        branch: a gc deletes them after the grace time.
+
+        Args:
+            heads: The kind, the name and the checkpoint of each ref to come.
+            done: One line for people.
+        """
+
+        def entries(time: int) -> Iterator[LetGo]:
+            for kind, name, id in heads:
+                yield LetGo(id=id, name=name, way=f"{kind} moved", time=time)
+
+        self._append(lambda newest: newest, done, entries=entries)
+
+    def transfer(
+        self,
+        decide: Callable[[Operation], Operation],
+        *,
+        done: str,
+        placed: Mapping[str, Digest],
+        moves_on: bool,
+        has_notes: bool,
+    ) -> None:
+        """Move refs to checkpoints that came from another repository.
+
+        Args:
+            decide: Returns the state with the moved refs. May be called again.
+            done: One line for people.
+            placed: The checkpoints of branches that had other names in that repository.
+            moves_on: Whether no ref lets go of a checkpoint.
+            has_notes: Whether notes came too.
+        """
+
+        def place(newest: Operation) -> Operation:
+            decided = decide(newest)
+            for name in decided.heads.keys() | decided.tags.keys():
+                if name not in newest.heads and name not in newest.tags:
+                    self._refuse_id(name)
+            for name, id in placed.items():
+                before = replace(newest, settings=decided.settings)
+                decided = replace(decided, settings=self._placed(before, name, id))
+            return decided
+
+        self._append_made(place, done, frees=not moves_on, moves_on=moves_on, has_notes=has_notes)
+
     def change_settings(self, change: Change, *, done: str) -> None:
         """Replace the settings by the result of `change`."""
         self._append(lambda newest: replace(newest, settings=change(newest.settings)), done)
@@ -485,12 +534,22 @@ class Refs:
         self,
         decide: Callable[[Operation], Operation],
         done: str | Callable[[], str],
-        *,
         is_commit: bool = False,
+        frees: bool = False,
+        moves_on: bool = False,
+        has_notes: bool = False,
     ) -> None:
-        """Append an operation that refers to a checkpoint that was stored a moment ago."""
+        """Append an operation that refers to checkpoints that were stored a moment ago."""
         try:
-            self._append(decide, done, is_commit=is_commit, is_stored=True)
+            self._append(
+                decide,
+                done,
+                is_commit=is_commit,
+                is_stored=True,
+                frees=frees,
+                moves_on=moves_on,
+                has_notes=has_notes,
+            )
         except ExpiredError as error:  # a gc came after `decide` had seen none
             raise CondemnedError from error
 
@@ -505,6 +564,8 @@ class Refs:
         moves_on: bool = False,
         reverts: int | None = None,
         note: Callable[[], Note] | None = None,
+        has_notes: bool = False,
+        entries: Callable[[int], Iterable[LetGo]] = lambda time: (),
     ) -> Operation:
         """Append an operation with its facts, and return it; what it newly names must be live.
 
@@ -513,7 +574,8 @@ class Refs:
         names was stored a moment ago, and no operation since has condemned it. moves_on: whether
         names move on in another way that lets nothing go: a rename, or a tag that a training moves.
         reverts: the number of the operation that it takes back. note: makes a note durable before
-        the operation names it.
+        the operation names it. has_notes: whether it publishes several, which are durable. entries:
+        returns entries to add for checkpoints without a ref.
         """
         stored: NoteName | None = None
 
@@ -526,13 +588,14 @@ class Refs:
                 stored = self._notes.store(note(), seq=newest.seq + 1)
             text = done if isinstance(done, str) else done()
             time = self._now()
-            return decided.after(newest, time=time, moves_on=is_commit or moves_on).stamped(
+            before = replace(newest, let_go=(*newest.let_go, *entries(time)))
+            return decided.after(before, time=time, moves_on=is_commit or moves_on).stamped(
                 time=time,
                 done=shortened(text, DONE_LENGTH_MAX),
                 by=self._author(is_commit=is_commit),
                 undoes=self._restored_by(decided, reverts),
                 reverts=reverts,
-                note=None if stored is None else str(stored),
+                note=SEVERAL if has_notes else None if stored is None else str(stored),
             )
 
         return (self._oplog.append_in_reserve if frees else self._oplog.append)(complete)

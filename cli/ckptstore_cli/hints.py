@@ -7,6 +7,8 @@ import shlex
 
 _OPTIONS = {
     "overwrite=True": "--force",
+    "force=True": "--force",
+    "Pull first;": "Use pull first;",
     "drop_values=True": "--drop-values",
     "retry=True": "--retry",
     "(include)": "(--include)",
@@ -21,6 +23,7 @@ _OPTIONS = {
 _PART = re.compile(r"\bPass part='([^']*)'")
 _UNDO = re.compile(r"\bundo\(([0-9]+)\)")
 _EXISTS = re.compile(r"^(Branch|Tag) ('?)([^']+)\2 already exists, .*or delete it first")
+_OTHER_NAME = re.compile(r"(?P<way>under another name), branches=\{'[^']*': 'NAME'\}")
 _NOTHING_MATCHES = re.compile(r"^Nothing in checkpoint (\w+) matches .*$")
 
 _QUOTED = re.compile(r"is quoted: (.+)\.$")
@@ -35,6 +38,7 @@ def with_options(message: str) -> str:
         message = message.replace(argument, option)
     message = _PART.sub(lambda found: f"Pass --part {shlex.quote(found[1])}", message)
     message = _UNDO.sub(r"'ckptstore undo \1'", message)
+    message = _OTHER_NAME.sub(r"\g<way> with --as NAME", message)
     message = _EXISTS.sub(_deleting, message)
     message = _BEST_EXPIRED.sub(_listing, message)
     message = _QUOTED.sub(_for_shell, message)

@@ -27,8 +27,8 @@ def test_commands_are_completed(complete):
     assert complete("ch") == ["plain,checkout"]
     assert complete("") == [f"plain,{name}" for name in (
         "init", "commit", "import", "annotate", "log", "best", "show", "ls", "checkout", "diff",
-        "bisect", "branch", "tag", "follow", "ops", "undo", "expire", "gc", "config", "verify",
-        "usage",
+        "bisect", "branch", "tag", "follow", "clone", "remote", "push", "pull", "fetch", "ops",
+        "undo", "expire", "gc", "config", "verify", "usage",
     )]  # fmt: skip
 
 

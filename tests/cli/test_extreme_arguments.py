@@ -27,7 +27,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 # One call of each command that works.
 USUAL: dict[str, tuple[str, ...]] = {
-    "init": ("other",),
+    "init": ("another",),
     "commit": ("state.npz",),
     "import": ("state*.npz",),
     "log": ("main",),
@@ -41,6 +41,13 @@ USUAL: dict[str, tuple[str, ...]] = {
     "gc": ("--max-to-keep", "1", "--grace", "0"),
     "config": ("retention", "--max-to-keep", "3"),
     "annotate": ("main", "-m", "words"),
+    "clone": ("store", "copy"),
+    "remote add": ("there", "other"),
+    "remote remove": ("there",),
+    "remote list": (),
+    "push": ("./other", "main"),
+    "pull": ("./other", "main"),
+    "fetch": ("there",),
     "follow": ("main", "--no-wait"),
     "bisect start": ("main", "main~1"),
     "bisect good": ("main~1",),
@@ -119,6 +126,7 @@ def repository() -> Iterator[None]:
             state = {"m": {"a": np.arange(20.0) + step}, "n": step}
             repo.commit(state, step=step, metrics={"loss": float(step)})
         formats.write_file({"w": np.ones(3)}, "state.npz")
+        repo.set_remote("there", ckptstore.init("other").url)
         yield
 
 

@@ -31,6 +31,7 @@ from ckptstore import Checkpoint, CkptStoreError, CorruptError, Follower, Reposi
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepIf, KeepSteps, MaxToKeep, Union
 from ckptstore.storage import open_storage
 from ckptstore.training import CheckpointManager
+from ckptstore.transfer.transfers import Transfers
 from ckptstore.zarr.session import Session
 
 MESSAGE_LENGTH_MAX = 3000
@@ -285,13 +286,17 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "gc_every": (1, 3),
     "listener": (None,),
     "created": (None, datetime(2024, 1, 1, tzinfo=UTC)),
+    "remote": ("there", None),
+    "tags": (None, True, ["v1"]),
+    "depth": (None, 1),
+    "mirror": (False, True),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
     *("record_run", "keep_seeds", "fallback", "save_on_start"),
-    *("compare_next_batch", "verbose"),
+    *("compare_next_batch", "verbose", "mirror"),
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
@@ -320,7 +325,7 @@ EXTREME: dict[str, tuple[Any, ...]] = {
     ),
 }
 
-PROPERTIES = {"url", "retention"}  # which `still_works` reads
+PROPERTIES = {"url", "retention", "remotes"}  # which `still_works` reads, or that take nothing
 
 
 def repository() -> Repository:
@@ -331,6 +336,7 @@ def repository() -> Repository:
         made.commit(state, step=step, metrics={"loss": float(step)})
     made.tag("v1")
     made.branch("side", "main~1")
+    made.set_remote("there", ckptstore.init("memory://").url)
     return made
 
 
@@ -391,6 +397,11 @@ def manage(repo: Repository, *, store: Any, **arguments: Any) -> None:
         manager.restore()
 
 
+def cloned(repo: Repository, **arguments: Any) -> None:
+    """Clone it."""
+    ckptstore.clone(repo.url, "memory://", **arguments)
+
+
 def load_weights(repo: Repository, *, store: Any, **arguments: Any) -> None:
     """Fill a model."""
     ckptstore.load_weights(store=repo if store is THE_REPOSITORY else store, **arguments)
@@ -399,12 +410,14 @@ def load_weights(repo: Repository, *, store: Any, **arguments: Any) -> None:
 MANAGED = ("save", "should_save", "restore", "restore_or_initialize")
 FOLLOWED = ("wait", "update", "forget")
 POLICIES = [
-    name for name in retention.__all__ if name not in ("Policy", "Verdict") and name[0].isupper()
+    name
+    for name in retention.__all__
+    if name not in ("Policy", "Reason", "Verdict") and name[0].isupper()
 ]
 CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
     **{
         name: (member, method(name))
-        for name, member in vars(Repository).items()
+        for name, member in {**vars(Transfers), **vars(Repository)}.items()
         if not name.startswith("_") and name not in PROPERTIES
     },
     "lease": (Repository.lease, leased),
@@ -423,6 +436,7 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
         )
         for name in FOLLOWED
     },
+    "clone": (lambda *, branches, depth: None, cloned),
     "load_weights": (ckptstore.load_weights, load_weights),
     "CheckpointManager": (CheckpointManager, manage),
     **{

@@ -133,8 +133,8 @@ def test_each_rank_goes_on_with_its_own_samples(tmp_path: Path) -> None:
         with CheckpointManager(
             tmp_path / "store", model=torch.nn.Linear(2, 2), loader=loader, rng=False
         ) as manager:
-            first = step = manager.restore_or_initialize()
-            torch.distributed.barrier()  # before rank 0 saves what rank 1 would restore
+            step = manager.restore_or_initialize()
+            first = step
             for epoch in range(step // 5, 2):
                 sampler.set_epoch(epoch)
                 for batch in loader:

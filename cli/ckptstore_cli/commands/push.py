@@ -1,0 +1,54 @@
+"""`ckptstore push`: copy branches to another repository."""
+
+from __future__ import annotations
+
+import click
+
+from ckptstore_cli import transfers
+from ckptstore_cli.options import common
+from ckptstore_cli.repo import open_repository
+
+
+@click.command()
+@transfers.remote_argument
+@transfers.revs_argument(
+    "[REV]...", "Branches or tags; with --as any revision.  [default: all branches]"
+)
+@transfers.moving_options
+@common
+@click.pass_context
+def push(
+    ctx: click.Context,
+    remote: str | None,
+    revs: tuple[str, ...],
+    name: str | None,
+    tags: bool,
+    depth: int | None,
+    force: bool,
+    mirror: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Copy branches with their checkpoints to another repository.
+
+    Only what is missing there is sent, and every byte is verified. The branches and tags move by
+    one operation at the end. A push that was interrupted goes on where it ended. Expired
+    checkpoints, notes, and the tags in the history of the branches go with them. Policies and
+    other settings stay.
+
+    \b
+    Examples:
+      ckptstore push origin
+      ckptstore push s3://bucket/run main --dry-run
+      ckptstore push ../shared main@best:val_loss --as alice/best
+    """
+    branches = transfers.branches_of(ctx, revs, name, mirror=mirror)
+    plan = open_repository(ctx).plan_push(
+        transfers.place(remote),
+        branches=branches,
+        tags=tags or None,
+        depth=depth,
+        force=force,
+        mirror=mirror,
+    )
+    transfers.run(plan, is_pull=False, dry_run=dry_run, as_json=as_json)
