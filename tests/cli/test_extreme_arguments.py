@@ -127,6 +127,7 @@ def repository() -> Iterator[None]:
             repo.commit(state, step=step, metrics={"loss": float(step)})
         formats.write_file({"w": np.ones(3)}, "state.npz")
         repo.set_remote("there", ckptstore.init("other").url)
+        repo.push("there")
         yield
 
 
