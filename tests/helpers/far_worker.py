@@ -88,7 +88,7 @@ def main() -> None:
         remote.RemoteStorage.delete = die  # type: ignore[method-assign]
     while not Path(stop).exists():
         done += read(repo) if role == "read" else collect(repo)
-    print(done)
+    print(done + collect(repo) if role == "gc" else done)  # also after the last commit
 
 
 if __name__ == "__main__":
