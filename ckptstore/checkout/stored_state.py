@@ -77,7 +77,7 @@ class StoredState:
             root = tree.select(whole, selection, name=f"checkpoint {id.short}")
             names = origins = None
             if rename.patterns:
-                names = rename.names_in(root)
+                names = rename.names_in(root, source=whole)
                 root = move(root, names, source=whole)
                 origins = {new: old for old, new in names.arrays.items()}
             if part is None and is_module(model) and WEIGHTS in tree.keys(root):
@@ -131,7 +131,7 @@ class StoredState:
             InvalidInputError: The rename cannot be, or there is no such part.
         """
         chosen = tree.select(self.whole, selection, name="the checkpoint")
-        names = rename.names_in(chosen)
+        names = rename.names_in(chosen, source=self.whole)
         root, path = move(chosen, names, source=self.whole), ""
         if part is not None:
             root, path = tree.part(root, part), tree.path_of(part)

@@ -114,7 +114,7 @@ def derive(derivation: Derivation, id: Digest, catalog: Catalog) -> Written:
     with paused_collector():
         root, pages = catalog.structure(source), list(catalog.pages(source))
         chosen = select(root, derivation.selection, name=f"checkpoint {id.short}")
-        moves = derivation.rename.names_in(chosen)
+        moves = derivation.rename.names_in(chosen, source=root)
         moved, names = move(chosen, moves, source=root), moves.arrays
         encoded = encoded_entries(source, catalog)
         zarr = {path or ROOT for path in encoded}

@@ -113,12 +113,15 @@ class Rename:
             olds[new] = path
         return Names(arrays=names, keys=keys)
 
-    def names_in(self, root: Node) -> Names:
-        """The new paths of a structure; errors as of `names`."""
+    def names_in(self, root: Node, *, source: Node | None = None) -> Names:
+        """The new paths of a structure; errors as of `names`.
+
+        source: the structure before anything was left out of it, whose paths are meant.
+        """
         listed = [node.path for node in arrays(root)]
         if not self.patterns:
             return Names(arrays=dict(zip(listed, listed, strict=True)))
-        return self.names(listed, _others(root, ""))
+        return self.names(listed, _others(root, "", root if source is None else source))
 
     def within(self, paths: Collection[str], others: Iterable[str]) -> Self:
         """The patterns that match something; arguments as of `names`."""
@@ -163,15 +166,21 @@ def _upwards(path: str) -> Iterator[str]:
         path = path.rpartition("/")[0]
 
 
-def _others(node: Node, place: str) -> Iterator[str]:
-    """The paths of everything that is no array and has nothing below it."""
+def _others(node: Node, place: str, source: Node) -> Iterator[str]:
+    """The paths of everything that is no array and has nothing below it.
+
+    source: the node before anything was left out, without which a key may be escaped otherwise.
+    """
     if isinstance(node, ArrayNode):
         return
-    below = list(children(node, place))
+    before, below = list(children(source, place)), list(children(node, place))
+    if isinstance(node, DictNode) and isinstance(source, DictNode):
+        by_key = dict(zip(source.items, before, strict=True))
+        before = [by_key[key] for key in node.items]
     if not below and place:
         yield place
-    for where, inner in below:
-        yield from _others(inner, where)
+    for (_, inner), (where, item) in zip(below, before, strict=True):
+        yield from _others(inner, where, item)
 
 
 def _expanded(path: str, pattern: Pattern) -> str:

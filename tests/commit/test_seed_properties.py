@@ -119,7 +119,9 @@ def moves_of(state: Any, renames: list[_Renamed]) -> list[tuple[Chain, Chain, An
             if new != (*target(chain[:depth], is_array=False), *chain[depth:]):
                 raise ValueError("in a list")
         elif type(value) not in (dict, OrderedDict) or not value:
-            moves.append((chain, new, value))
+            # A position in a list that was left out is an ordinary key.
+            keys = (str(key.number) if isinstance(key, _Place) else key for key in new)
+            moves.append((chain, tuple(keys), value))
     return moves
 
 
