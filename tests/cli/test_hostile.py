@@ -68,6 +68,7 @@ HOSTILE = (
     "\r\n",
     "x" * 300,
 )
+OTHER = "".join(HOSTILE[1:4])  # the folder of another repository
 EVERY_COMMAND = {
     "init": ("init", "other"),
     "commit": ("commit", "w.npz", "-m", "".join(HOSTILE)),
@@ -84,6 +85,11 @@ EVERY_COMMAND = {
     "annotate": ("annotate", "main", "-m", "".join(HOSTILE)),
     "follow": ("follow", "--no-wait"),
     "expire": ("expire", "main~1"),
+    "clone": ("clone", OTHER, "copy"),
+    "remote": ("remote", "list"),
+    "push": ("push", "origin"),
+    "pull": ("pull", OTHER),
+    "fetch": ("fetch", "origin"),
     "ops": ("ops",),
     "undo": ("undo",),
     "gc": ("gc", "--dry-run", "--max-to-keep", "1"),
@@ -100,6 +106,8 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     repo = ckptstore.init(tmp_path / "store")
+    ckptstore.init(tmp_path / OTHER)
+    repo.set_remote("origin", tmp_path / OTHER)
     metrics = {name: 1.0 for name in HOSTILE if name.isprintable() and len(name) < 200}
     for step in range(2):
         state = {name: np.full(2, step) for name in HOSTILE} | {"".join(HOSTILE): step}
