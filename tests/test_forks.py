@@ -44,7 +44,11 @@ pytestmark = pytest.mark.concurrency
 LIBRARY = Path(ckptstore.__file__).parent
 
 # What lives only during a call, so that a child never meets it.
-OF_A_CALL = {("commit/put.py", "Lock"), ("threads.py", "ThreadPoolExecutor")}
+OF_A_CALL = {
+    ("commit/put.py", "Lock"),
+    ("threads.py", "ThreadPoolExecutor"),
+    ("transfer/copying.py", "Condition"),
+}
 MADE_HERE = {("forks.py", "RLock")}
 # Renewed as a part of its owner.
 OF_AN_OWNER = {

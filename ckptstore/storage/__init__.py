@@ -74,10 +74,11 @@ def open_storage(url: str | Path) -> Storage:
             name = text[match.end() :] or secrets.token_hex(8)
             return _memories.setdefault(name, MemoryStorage(name))
     if scheme in remote_url.SCHEMES:
+        parsed = remote_url.RemoteUrl.parse(text)
         # Imported here, as its client takes time and threads that local repositories do not need.
         from ckptstore.storage.remote import RemoteStorage
 
-        return RemoteStorage(remote_url.RemoteUrl.parse(text))
+        return RemoteStorage(parsed)
     raise InvalidInputError(
         f"{scheme}:// is not a storage that this version knows; use a local path, file://, s3://, "
         "gs://, az:// or memory://."

@@ -288,7 +288,7 @@ def test_gc_shows_what_it_will_delete_and_asks(terminal, ckpt, repo):
 def test_expire_asks_after_its_plan(terminal, repo):
     for step in range(4):
         repo.commit({"w": np.full(20_000, step)}, step=step)
-    question = "Delete their arrays for good? [y/N]"
+    question = "Delete the arrays for good? [y/N]"
     refused = terminal("expire", "main~1", answer="n\n", code=1)
     assert refused.index("1 checkpoint would expire") < refused.index(question)
     assert "Nothing was deleted." in refused
