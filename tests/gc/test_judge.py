@@ -70,12 +70,12 @@ def at_append(
     """Return a gc beside which a change is made just before it appends an operation."""
     append, count = Stores.append, 0
 
-    def changed(self: Stores, *args: object) -> None:
+    def changed(self: Stores, *args: object) -> object:
         nonlocal count
         count += 1
         if count == number:
             change()
-        append(self, *args)  # type: ignore[arg-type]
+        return append(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Stores, "append", changed)
     return lambda repo: repo.gc(leftovers=False)
