@@ -16,12 +16,14 @@ from ckptstore.errors import InvalidInputError, shown
 from ckptstore.forks import free_in_child
 from ckptstore.storage import remote_url
 from ckptstore.storage.beside import BesideStorage
+from ckptstore.storage.diskless import DisklessStorage, StagedCopy
 from ckptstore.storage.local import LocalStorage
-from ckptstore.storage.memory import MemoryStorage, StagedCopy
+from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.protocol import Listed, Staged, Storage
 
 __all__ = [
     "BesideStorage",
+    "DisklessStorage",
     "Listed",
     "LocalStorage",
     "MemoryStorage",

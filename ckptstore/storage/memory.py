@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CorruptError, NotFoundError
 from ckptstore.forks import free_in_child
-from ckptstore.storage.hold import Hold
+from ckptstore.storage.diskless import DisklessStorage
 from ckptstore.storage.protocol import Listed, check_key, first_part, refuse_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Collection, Iterable, Iterator
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Seen, Storage, Temporary
+    from ckptstore.storage.protocol import Seen
 
 
-class StagedCopy:
-    """A copy of bytes that were staged, for storages that write nothing ahead.
-
-    Args:
-        storage: Where they are put.
-        data: The bytes.
-        seen: Called with the copy, if given.
-    """
-
-    def __init__(self, storage: Storage, data: Buffer, seen: Seen | None = None) -> None:
-        self._storage, self._data = storage, bytes(data)
-        if seen:
-            seen(memoryview(self._data))
-
-    def put(self, key: str) -> None:
-        """Store them under a key."""
-        self._storage.put(key, self._data)
-
-    def drop(self) -> None:
-        """Do nothing: a copy is freed with the last reference to it."""
-
-
-class MemoryStorage:
+class MemoryStorage(DisklessStorage):
     """Bytes by key, in the memory of this process.
 
     Args:
@@ -51,11 +27,11 @@ class MemoryStorage:
     """
 
     def __init__(self, name: str = "") -> None:
+        super().__init__()
         self.url = f"memory://{name}"
         self._data: dict[str, bytes] = {}
         self._modified: dict[str, float] = {}
         self._lock = free_in_child(threading.Lock())
-        self._process_lock = free_in_child(threading.Lock())
 
     def prepare(self, keys: Collection[str]) -> None:
         """Refuse a storage that holds other keys."""
@@ -91,17 +67,6 @@ class MemoryStorage:
     def copy(self, key: str, to: str) -> None:
         """Store the bytes of one key under another too."""
         self.put(to, self._get(key))
-
-    def stage(self, data: Buffer, *, seen: Seen | None = None) -> StagedCopy:
-        """Copy the bytes of a later put."""
-        return StagedCopy(self, data, seen)
-
-    def batch(self) -> AbstractContextManager[Storage]:
-        """Return this storage: nothing has to be opened."""
-        return nullcontext(self)
-
-    def flush(self, keys: Iterable[str]) -> None:
-        """Do nothing: no key outlives the process."""
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists."""
@@ -146,43 +111,6 @@ class MemoryStorage:
     def lease_seconds(self) -> float:
         """Return 0: the lock excludes everything else."""
         return 0.0
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the lock of this storage."""
-        with self._process_lock:
-            yield
-
-    def hold(self, name: str) -> Hold:  # noqa: ARG002
-        """Return a hold that excludes nobody: no other process sees this memory."""
-        return Hold()
-
-    def holder(self, name: str) -> str | None:  # noqa: ARG002
-        """Return None."""
-        return None
-
-    def free_bytes(self) -> int | None:
-        """Return None."""
-        return None
-
-    def temporaries(self) -> Sequence[Temporary]:
-        """List nothing: no key is ever half written here."""
-        return ()
-
-    def sweep(self) -> int:
-        """Do nothing: no key is ever half written here."""
-        return 0
-
-    def hold_reserve(self) -> None:
-        """Do nothing: memory is not set aside."""
-
-    def reserve_bytes(self) -> int:
-        """Return 0: memory has no reserve."""
-        return 0
-
-    def release_reserve(self) -> bool:
-        """Do nothing: nothing was set aside."""
-        return False
 
     def _get(self, key: str) -> bytes:
         try:

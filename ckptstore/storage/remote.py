@@ -16,9 +16,8 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from datetime import timedelta
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptstore.errors import (
@@ -29,18 +28,16 @@ from ckptstore.errors import (
     first_line,
 )
 from ckptstore.forks import free_in_child
-from ckptstore.storage.hold import Hold
-from ckptstore.storage.memory import StagedCopy
+from ckptstore.storage.diskless import DisklessStorage
 from ckptstore.storage.protocol import Listed, check_key, refuse_foreign
 from ckptstore.storage.requests import RefusedError, check_process, parts_of, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
-    from ckptstore.storage.protocol import Seen, Storage, Temporary
+    from ckptstore.storage.protocol import Seen
     from ckptstore.storage.remote_url import RemoteUrl
 
 HIDDEN = "tmp/"  # keys that no listing shows
@@ -72,7 +69,7 @@ class Timeouts(NamedTuple):
     retry: float = 60.0
 
 
-class RemoteStorage:
+class RemoteStorage(DisklessStorage):
     """Bytes by key, in a bucket.
 
     Args:
@@ -85,12 +82,12 @@ class RemoteStorage:
 
     def __init__(self, url: RemoteUrl, *, timeouts: Timeouts = Timeouts()) -> None:  # noqa: B008
         check_process()
+        super().__init__(_locks[str(url)])
         self.url = str(url)
         self._url, self._timeouts = url, timeouts
         self._quick = _store(url, timeouts, timeouts.quick)
         self._reads = _store(url, timeouts, timeouts.slow, silence=timeouts.silence)
         self._writes = _store(url, timeouts, timeouts.slow)
-        self._process_lock = _locks[self.url]
         self._is_probed = False
 
     def prepare(self, keys: Collection[str]) -> None:
@@ -169,17 +166,6 @@ class RemoteStorage:
         """Have the server copy an object."""
         check_key(to)
         self._tried(lambda: self._ask("copy_async", self._writes, check_key(key), to), key)
-
-    def stage(self, data: Buffer, *, seen: Seen | None = None) -> StagedCopy:
-        """Copy the bytes of a later put."""
-        return StagedCopy(self, data, seen)
-
-    def batch(self) -> AbstractContextManager[Storage]:
-        """Return this storage: connections are kept anyway."""
-        return nullcontext(self)
-
-    def flush(self, keys: Iterable[str]) -> None:
-        """Do nothing: what was acknowledged is durable."""
 
     def create(self, key: str, data: Buffer) -> bool:
         """Store bytes under a key unless it exists; an unclear answer is cleared by a look."""
@@ -278,43 +264,6 @@ class RemoteStorage:
         """Return the time after which a gc that died may be taken over."""
         return LEASE_SECONDS
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold a lock that reaches the threads of this process and no further."""
-        with self._process_lock:
-            yield
-
-    def hold(self, name: str) -> Hold:  # noqa: ARG002
-        """Return a hold that excludes nobody."""
-        return Hold()
-
-    def holder(self, name: str) -> str | None:  # noqa: ARG002
-        """Return None."""
-        return None
-
-    def free_bytes(self) -> int | None:
-        """Return None."""
-        return None
-
-    def temporaries(self) -> Sequence[Temporary]:
-        """List nothing: no object is ever half written."""
-        return ()
-
-    def sweep(self) -> int:
-        """Do nothing: no object is ever half written."""
-        return 0
-
-    def hold_reserve(self) -> None:
-        """Do nothing: a bucket has no end."""
-
-    def reserve_bytes(self) -> int:
-        """Return 0."""
-        return 0
-
-    def release_reserve(self) -> bool:
-        """Do nothing: nothing was set aside."""
-        return False
-
     @staticmethod
     def _ask(name: str, *args: Any, within: float | None = None, **options: Any) -> Any:
         """Call a function of the client and wait for its answer, some seconds at most."""
@@ -411,7 +360,9 @@ class RemoteStorage:
     def _tried(self, call: Callable[[], Any], key: str = "", *, to: bool = False) -> Any:
         """Make a request that may be repeated, until it succeeds or fails for good."""
         end = time.monotonic() + self._timeouts.retry
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return call()
             except (CorruptError, NotFoundError, InvalidInputError):
@@ -422,7 +373,6 @@ class RemoteStorage:
                 if is_final or attempt == ATTEMPTS or time.monotonic() > end:
                     raise failed from error
             _pause(attempt)
-        raise AssertionError
 
     def _translated(
         self, error: Exception, key: str = "", *, to: bool = False
