@@ -8,14 +8,12 @@ moved to `history/`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from operator import attrgetter
-from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from ckptstore.digest import Digest
 from ckptstore.documents import structure
@@ -33,8 +31,8 @@ from ckptstore.errors import (
     NotFoundError,
     StorageError,
 )
-from ckptstore.forks import free_in_child
 from ckptstore.revisions import Names
+from ckptstore.store.cache import Cache
 from ckptstore.store.objects import damaged
 from ckptstore.threads import gather
 from ckptstore.times import to_the_minute
@@ -57,8 +55,7 @@ CACHED_MANIFEST_PARTS = 1 << 18  # of 300 bytes each: 50,000 small manifests, 1,
 MANIFEST_PARTS = 4  # of a manifest besides its pages
 
 _first = attrgetter("first")
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+Content = TypeVar("Content")
 AnyPage = TypeVar("AnyPage", bound="OrderedPage")
 
 
@@ -103,12 +100,12 @@ class Catalog:
     ) -> None:
         self._storage, self._check_store = storage, check_store
         self.objects = objects
-        self._manifests: _Cache[Digest, Manifest] = _Cache(
+        self._manifests: Cache[Digest, Manifest] = Cache(
             CACHED_MANIFEST_PARTS, weigh=lambda manifest: MANIFEST_PARTS + len(manifest.refs)
         )
-        self._pages: _Cache[Digest, Page] = _Cache(cached_pages)
-        self._node_pages: _Cache[Digest, NodePage] = _Cache(cached_pages)
-        self._written: _Cache[Digest, bool] = _Cache(CACHED_WRITTEN)
+        self._pages: Cache[Digest, Page] = Cache(cached_pages)
+        self._node_pages: Cache[Digest, NodePage] = Cache(cached_pages)
+        self._written: Cache[Digest, bool] = Cache(CACHED_WRITTEN)
 
     @property
     def url(self) -> str:
@@ -373,7 +370,7 @@ class Catalog:
             raise damaged(wrong)
         raise NotFoundError(f"Checkpoint {id.short} is not in this repository.")
 
-    def _read_page(self, digest: Digest, decode: Callable[..., Value]) -> Value:
+    def _read_page(self, digest: Digest, decode: Callable[..., Content]) -> Content:
         data = self.objects.get(digest, bytes_max=PAGE_BYTES_MAX)
         return decode(data, name=f"page {digest}")
 
@@ -391,40 +388,6 @@ def in_order(refs: Iterable[PageRef], read: Callable[[Digest], AnyPage]) -> Iter
             )
         last = page.end
         yield page
-
-
-class _Cache(Generic[Key, Value]):
-    """The most recently used of some values that never change; each weighs 1 unless weighed."""
-
-    def __init__(self, weight_max: int, *, weigh: Callable[[Value], int] = lambda value: 1) -> None:
-        self._weight_max, self._weigh = weight_max, weigh
-        self._weight = 0
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._lock = free_in_child(Lock())
-
-    def __contains__(self, key: Key) -> bool:
-        with self._lock:
-            return key in self._values
-
-    def get(self, key: Key, load: Callable[[Key], Value]) -> Value:
-        """Return the value of a key, loading it when it is not cached."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = load(key)
-        self.put(key, value)
-        return value
-
-    def put(self, key: Key, value: Value) -> None:
-        """Cache a value, evicting the least recently used ones when they weigh too much."""
-        with self._lock:
-            if key not in self._values:
-                self._weight += self._weigh(value)
-            self._values[key] = value
-            while self._weight > self._weight_max and len(self._values) > 1:
-                _, evicted = self._values.popitem(last=False)
-                self._weight -= self._weigh(evicted)
 
 
 def _id_of(key: str, folder: str) -> Digest | None:

@@ -40,6 +40,7 @@ from ckptstore.errors import (
     StorageError,
     first_line,
 )
+from ckptstore.store.cache import Cache
 from ckptstore.store.condemned import seconds_until_dead
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Oplog:
         self._durable = 0  # the number of the newest operation that is known to be durable
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
-        self._recent: dict[int, Operation] = {}  # by number, only for a far storage
+        self._recent: Cache[int, Operation] = Cache(RECENT_MAX)  # only of a far storage
         self._looked = -math.inf  # when the known operation was last there, by the monotonic clock
         self._is_confirmed = False  # since the last append, and not long before it
 
@@ -168,22 +169,13 @@ class Oplog:
         return time.monotonic() - self._looked < CONFIRM_SECONDS
 
     def _last(self) -> Operation | None:
-        """Return the newest operation that this handle knows, of a far storage."""
-        return self._recent.get(self._seq) if self._storage.is_far else None
+        """Return the newest operation that this handle knows; None unless the storage is far."""
+        return self._recent.known(self._seq)
 
     @property
     def _seq(self) -> int:
         """The number of the newest operation as of the last look; 0 before the first."""
         return self._known[0] if self._known else 0
-
-    def _remember(self, operation: Operation) -> None:
-        """Keep an operation, whose pages have been read."""
-        if self._storage.is_far:
-            while len(self._recent) >= RECENT_MAX:
-                self._recent.pop(next(iter(self._recent)), None)
-            self._recent[operation.seq] = operation
-            if operation.seq > self._seq:
-                self._looked = time.monotonic()
 
     def make_durable(self, newest: Operation) -> None:
         """Return once an operation is durable, whose writer may have died before its own flush.
@@ -242,7 +234,7 @@ class Oplog:
     def stored_by(self, seq: int) -> float | None:
         """Return a time, by the storage's clock, by which an operation was stored.
 
-        That of the oldest operation from this one on that is left; None if there is none.
+        If it was pruned, this is the time of the oldest later operation. None if none is left.
         """
         left = [(number, item.modified) for number, item in self.list() if number is not None]
         times = [modified for number, modified in sorted(left) if number >= seq]
@@ -254,23 +246,24 @@ class Oplog:
 
     def read(self, seq: int) -> Operation:
         """Return one operation by its number; NotFoundError when it was pruned."""
-        known = self._recent.get(seq)
-        if known is not None:
-            return known.at(self._now)
+        known = self._recent.get(seq, self._load) if self._storage.is_far else self._load(seq)
+        return known.at(self._now)
+
+    def _load(self, seq: int) -> Operation:
+        """Read an operation with its pages of refs."""
         operation = self.read_without_pages(seq)
+        if seq > self._seq:
+            self._looked = time.monotonic()
         if not operation.head_pages and not operation.tag_pages:
-            self._remember(operation)
-            return operation.at(self._now)
+            return operation
         heads = self._read_pages(operation.head_pages, kind="branch", seq=seq)
         tags = self._read_pages(operation.tag_pages, kind="tag", seq=seq)
         self._pages = {**heads, **tags}
-        operation = replace(
+        return replace(
             operation,
             heads=joined(heads.values(), name=key_of(seq)) if heads else operation.heads,
             tags=joined(tags.values(), name=key_of(seq)) if tags else operation.tags,
         )
-        self._remember(operation)
-        return operation.at(self._now)
 
     def read_without_pages(self, seq: int) -> Operation:
         """Return one operation with the names of its pages of refs, but without these refs."""
@@ -436,8 +429,10 @@ class Oplog:
         self._is_confirmed = False
         if not self._storage.create(key, data):
             return False
-        self._remember(operation)
         self._known = (operation.seq, operation.nonce)
+        self._looked = time.monotonic()
+        if self._storage.is_far:
+            self._recent.put(operation.seq, operation)
         self._durable = operation.seq
         self._settle(operation.seq)
         return True
