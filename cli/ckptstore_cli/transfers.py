@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -14,6 +14,8 @@ from ckptstore_cli.repo import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from typing_extensions import Unpack
 
     from ckptstore import Digest, RefMove, TransferPlan, TransferReport
 
@@ -77,17 +79,38 @@ def moving_options(function: Command) -> Command:
     return named(tags_option(depth_option(force(mirror(dry_run_option(function))))))
 
 
-def branches_of(
-    ctx: click.Context, revs: tuple[str, ...], name: str | None, *, mirror: bool
-) -> Mapping[str, str] | tuple[str, ...] | None:
-    """The branches that are meant, as the library takes them."""
+class Asked(TypedDict):
+    """The arguments and options of push and pull that say what is transferred."""
+
+    remote: str | None
+    revs: tuple[str, ...]
+    name: str | None
+    tags: bool
+    depth: int | None
+    force: bool
+    mirror: bool
+
+
+def planned(
+    ctx: click.Context, plan: Callable[..., TransferPlan], **asked: Unpack[Asked]
+) -> TransferPlan:
+    """Make a plan of what is asked for. plan: `Repository.plan_push` or `plan_pull`."""
+    revs, name, mirror = asked["revs"], asked["name"], asked["mirror"]
+    branches: Mapping[str, str] | tuple[str, ...] | None = revs or None
     if mirror and revs:
         raise click.UsageError("--mirror takes all branches: name none.", ctx)
-    if name is None:
-        return revs or None
-    if len(revs) != 1:
-        raise click.UsageError("--as needs the one REV that gets the NAME.", ctx)
-    return {revs[0]: name}
+    if name is not None:
+        if len(revs) != 1:
+            raise click.UsageError("--as needs the one REV that gets the NAME.", ctx)
+        branches = {revs[0]: name}
+    return plan(
+        place(asked["remote"]),
+        branches=branches,
+        tags=asked["tags"] or None,
+        depth=asked["depth"],
+        force=asked["force"],
+        mirror=mirror,
+    )
 
 
 def place(remote: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`ckptstore fetch`: copy branches of a remote beside the own ones."""
+"""`ckptstore fetch`: copy branches of a remote beside your own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fetch(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Copy branches of a remote beside the own ones, as REMOTE/BRANCH.
+    """Copy branches of a remote beside your own, as REMOTE/BRANCH.
 
     They follow the branches there. No other branch moves, so nothing can be in conflict.
     A push without names leaves them out.

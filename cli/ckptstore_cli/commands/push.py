@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ckptstore_cli import transfers
 from ckptstore_cli.options import common
 from ckptstore_cli.repo import open_repository
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @click.command()
@@ -18,16 +23,7 @@ from ckptstore_cli.repo import open_repository
 @common
 @click.pass_context
 def push(
-    ctx: click.Context,
-    remote: str | None,
-    revs: tuple[str, ...],
-    name: str | None,
-    tags: bool,
-    depth: int | None,
-    force: bool,
-    mirror: bool,
-    dry_run: bool,
-    as_json: bool,
+    ctx: click.Context, dry_run: bool, as_json: bool, **asked: Unpack[transfers.Asked]
 ) -> None:
     """Copy branches with their checkpoints to another repository.
 
@@ -42,13 +38,5 @@ def push(
       ckptstore push s3://bucket/run main --dry-run
       ckptstore push ../shared main@best:val_loss --as alice/best
     """
-    branches = transfers.branches_of(ctx, revs, name, mirror=mirror)
-    plan = open_repository(ctx).plan_push(
-        transfers.place(remote),
-        branches=branches,
-        tags=tags or None,
-        depth=depth,
-        force=force,
-        mirror=mirror,
-    )
+    plan = transfers.planned(ctx, open_repository(ctx).plan_push, **asked)
     transfers.run(plan, is_pull=False, dry_run=dry_run, as_json=as_json)
