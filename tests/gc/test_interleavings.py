@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -24,7 +25,7 @@ from tests.helpers.equality import difference
 from tests.helpers.schedule import Schedule, ScheduledStorage, sticky
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
 PARTS = 8
@@ -163,18 +164,24 @@ def test_whatever_the_order_nothing_that_was_acknowledged_is_lost(
     part: int, record_property: Callable[[str, object], None]
 ) -> None:
     world = World()
+    first = part // PARTS * SCHEDULES
+    seeds = [number * PARTS + part % PARTS for number in range(first, first + SCHEDULES)]
+    record_property("commits beside gc", commits_of(partial(play, world), seeds))
+
+
+def commits_of(play: Callable[[Sequence[Any], int], str | None], seeds: Iterable[int]) -> int:
+    """Play the schedules of some seeds, none of which may end badly; return their commits."""
     commits = 0
-    for number in range(SCHEDULES):
-        seed = (part // PARTS * SCHEDULES + number) * PARTS + part % PARTS
+    for seed in seeds:
         cast = CASTS[seed % len(CASTS)]
         try:
-            found = play(world, cast, seed)
+            found = play(cast, seed)
         except ckptstore.CkptStoreError as error:
             found = f"{type(error).__name__}: {error}"
         names = ", ".join(act.__name__ for act in cast)
         assert found is None, f"schedule {seed} of {names}: {found}"
         commits += names.count("commit")
-    record_property("commits beside gc", commits)
+    return commits
 
 
 def never_condemned() -> AbstractContextManager[object]:
@@ -184,8 +191,8 @@ def never_condemned() -> AbstractContextManager[object]:
 def only_the_newest() -> AbstractContextManager[object]:
     real = condemned.refuse_condemned
 
-    def newest_only(oplog: Any, newest: Any, *, since: int, digests: Any, id: Any) -> None:
-        real(oplog, newest, since=newest.seq, digests=digests, id=id)
+    def newest_only(oplog: Any, newest: Any, *, since: int, digests: Any, ids: Any) -> None:
+        real(oplog, newest, since=newest.seq, digests=digests, ids=ids)
 
     return patch.object(refs, "refuse_condemned", newest_only)
 
@@ -256,5 +263,6 @@ def test_the_schedules_catch_mistakes(bug: Callable[[], AbstractContextManager[o
             except ckptstore.CkptStoreError as error:
                 found = str(error)
         if found is not None:
+            assert "TypeError" not in found, "the mistake is in the test"
             return
     raise AssertionError("no schedule caught it")

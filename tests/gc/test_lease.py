@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -21,7 +22,7 @@ from ckptstore.errors import CorruptError, StorageError
 from ckptstore.gc import execute, finish
 from ckptstore.gc.ownership import Ownership, TakenOverError
 from ckptstore.retention import KeepAll, MaxToKeep
-from ckptstore.store import oplog, refs
+from ckptstore.store import oplog
 from ckptstore.testing.faults import Killed
 from tests.gc import test_interleavings as interleavings
 from tests.helpers.crash.parts import some
@@ -483,22 +484,9 @@ SCHEDULES = 200  # in each part
 def test_whatever_the_order_and_whoever_dies_nothing_that_was_acknowledged_is_lost(
     part: int, storage: FarStorage, record_property: Callable[[str, object], None]
 ) -> None:
-    world, commits = FarWorld(), 0
-    for number in range(SCHEDULES):
-        seed = part * SCHEDULES + number
-        cast = interleavings.CASTS[seed % len(interleavings.CASTS)]
-        try:
-            found = play(world, storage, cast, seed)
-        except ckptstore.CkptStoreError as error:
-            found = f"{type(error).__name__}: {error}"
-        names = ", ".join(act.__name__ for act in cast)
-        assert found is None, f"schedule {seed} of {names}: {found}"
-        commits += names.count("commit")
-    record_property("commits beside gc", commits)
-
-
-def never_condemned() -> AbstractContextManager[object]:
-    return patch.object(refs, "refuse_condemned", lambda *args, **options: None)
+    seeds = range(part * SCHEDULES, (part + 1) * SCHEDULES)
+    played = interleavings.commits_of(partial(play, FarWorld(), storage), seeds)
+    record_property("commits beside gc", played)
 
 
 def no_look() -> AbstractContextManager[object]:
@@ -584,7 +572,7 @@ def test_a_gc_that_stands_still_at_any_call_takes_nothing_that_a_commit_put_agai
 @pytest.mark.parametrize(
     "bug",
     [
-        never_condemned,
+        interleavings.never_condemned,
         no_look,
         taken_over_at_once,
         taken_over_without_an_operation,

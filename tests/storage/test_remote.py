@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -332,6 +333,20 @@ def test_errors_and_the_address_hold_no_credentials(server: S3Server) -> None:
     with pytest.raises(StorageError) as caught:
         storage.put(KEY, b"x")
     assert SECRET not in f"{caught.value}{caught.value.__cause__}{storage.url}"
+
+
+def test_an_error_of_azure_does_not_show_the_signature_of_the_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", f"sv=2020&sig={SECRET}")
+    storage = open_storage("az://box/run?endpoint=http://127.0.0.1:9/account")
+    with pytest.raises(StorageError) as caught:
+        storage.put(KEY, b"x")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert KEY in shown
+    assert SECRET not in shown
 
 
 def test_a_place_that_is_not_there_is_no_empty_one(server: S3Server) -> None:

@@ -19,20 +19,7 @@ from ckptstore.training.callbacks import (
     ModelCheckpoint,
     TerminateOnNaN,
 )
-
-
-def drive(callbacks, logs, *, batches=2, model=None, **tracked):
-    """Epochs with these logs, on a small model."""
-    model = model or torch.nn.Linear(2, 2)
-    found = CallbackList(callbacks, model=model, epochs=len(logs), **tracked)
-    found.on_train_begin()
-    for epoch in found.epochs():
-        found.on_epoch_begin(epoch)
-        for batch in range(batches):
-            found.on_train_batch_end(batch, {"loss": 1.0})
-        found.on_epoch_end(epoch, logs[epoch])
-    found.on_train_end()
-    return found
+from tests.helpers.epochs import drive
 
 
 def test_each_epoch_is_a_checkpoint_with_its_metrics(tmp_path):

@@ -24,20 +24,9 @@ from ckptstore.training.callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
+from tests.helpers.epochs import drive
 
 PERIOD = "ignore:ModelCheckpoint. period is deprecated:DeprecationWarning"
-
-
-def drive(callbacks, logs, *, batches=0):
-    """Epochs with these logs, on a small model."""
-    found = CallbackList(callbacks, model=torch.nn.Linear(2, 2), epochs=len(logs))
-    found.on_train_begin()
-    for epoch in found.epochs():
-        found.on_epoch_begin(epoch)
-        for batch in range(batches):
-            found.on_train_batch_end(batch, {"loss": 1.0})
-        found.on_epoch_end(epoch, logs[epoch])
-    found.on_train_end()
 
 
 def losses(*values):

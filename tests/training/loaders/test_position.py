@@ -154,6 +154,16 @@ class Run:
         trace.samples.append((batch.reshape(-1).tolist(), draws))
         trace.weights = self.model[0].weight.flatten().tolist()
 
+    def manager(self, repository: Repository) -> CheckpointManager:
+        return CheckpointManager(
+            repository,
+            model=self.model,
+            optimizer=self.optimizer,
+            loader=self.loader,
+            async_save=False,
+            compare_next_batch=self.compares,
+        )
+
     def begin(self, epoch: int) -> None:
         if isinstance(self.loader.sampler, DistributedSampler):
             self.loader.sampler.set_epoch(epoch)
@@ -161,14 +171,7 @@ class Run:
 
 def with_manager(run: Run, repository: Repository, epochs: int, last: int | None) -> Trace:
     trace, batches = Trace(), len(run.loader)
-    manager = CheckpointManager(
-        repository,
-        model=run.model,
-        optimizer=run.optimizer,
-        loader=run.loader,
-        async_save=False,
-        compare_next_batch=run.compares,
-    )
+    manager = run.manager(repository)
     step = manager.restore_or_initialize()
     for epoch in range(step // batches, epochs):
         run.begin(epoch)
@@ -183,14 +186,7 @@ def with_manager(run: Run, repository: Repository, epochs: int, last: int | None
 
 def with_epochs(run: Run, repository: Repository, epochs: int, last: int | None) -> Trace:
     trace = Trace()
-    manager = CheckpointManager(
-        repository,
-        model=run.model,
-        optimizer=run.optimizer,
-        loader=run.loader,
-        async_save=False,
-        compare_next_batch=run.compares,
-    )
+    manager = run.manager(repository)
     step = manager.restore_or_initialize()
     for epoch in range(manager.epoch or 0, epochs):
         run.begin(epoch)
