@@ -69,7 +69,7 @@ def bisection(
         chain: Checkpoints in the order in which they were made, each from the one before it.
         answers: The answers in the order in which they came, each for a checkpoint of the chain,
             with a good and a bad one among them. The last answer for a checkpoint counts.
-        untestable: Checkpoints that nobody can test, such as expired ones.
+        untestable: Checkpoints that cannot be tested, such as expired ones.
 
     Raises:
         InvalidInputError: A good checkpoint is newer than a bad one.

@@ -69,7 +69,7 @@ def _of_same_bytes(stored: Mapping[str, Entry], wanted: Mapping[str, Any]) -> di
 
 
 def _content(array: Any, entry: Entry, known: Collection[object]) -> object:
-    """The content of an array, cut as a stored one is; None once it is none of those known."""
+    """The digests of an array that is cut as a stored one; None if the first is not a known one."""
     assert isinstance(entry, ArrayEntry)
     firsts = {content[1][0] for content in known}  # type: ignore[index]
     try:
@@ -166,7 +166,7 @@ def patterns(moves: Mapping[str, str], others: Collection[str]) -> dict[str, str
 
 
 def _heads(old: str, new: str) -> tuple[str, str]:
-    """What is before the longest common end of two paths, in whole tokens."""
+    """The beginnings of two paths without their longest common end, in whole tokens."""
     tokens = [_TOKEN.findall(path) for path in (old, new)]
     common = 0
     for a, b in zip(*map(reversed, tokens), strict=False):

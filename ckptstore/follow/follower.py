@@ -337,7 +337,7 @@ class Follower:
 
 
 def _misfit_of(placement: Placement, model: object, entries: Mapping[str, Entry]) -> Incompatible:
-    """What does not fit a model; a module need not have a place for plain values."""
+    """The differences from a model; a module need not have a place for plain values."""
     misfit = placement.incompatible
     if placement.empty and not misfit:
         misfit = replace(misfit, missing=tuple(placement.empty))

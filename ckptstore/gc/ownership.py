@@ -38,7 +38,7 @@ class Moment(NamedTuple):
     """A moment by the clocks of this machine, for the time since then.
 
     Attributes:
-        awake: Seconds by the clock that nobody sets; where possible, one that counts suspension.
+        awake: Seconds by a clock that is never set; where possible, one that counts suspension.
         wall: Seconds by the clock that shows the time. After a pause of a virtual machine, which
             the other one does not notice, it is set.
     """

@@ -161,7 +161,7 @@ def advice(kind: str, name: str, options: Iterable[str]) -> str | None:
 def _texts(
     kind: str, args: tuple[object, ...], kwargs: Mapping[str, object], signature: inspect.Signature
 ) -> Iterator[str]:
-    """What is wrong with a call, as far as that can be known."""
+    """Explanations of the arguments of a call that are wrong; known ones only."""
     options = [*signature.parameters][1:]  # without self
     takes_any = any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
     for name, value in kwargs.items():
