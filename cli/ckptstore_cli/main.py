@@ -113,9 +113,9 @@ def _show(error: click.UsageError) -> None:
 def cli() -> None:
     """Store training checkpoints, with every array stored once.
 
-    A branch refers to the newest checkpoint of a training run and its history; a tag is a name
-    that does not move. A revision (REV) names a checkpoint: a branch, a tag, an id or at least its
-    first 6 digits, main~2, main@step=1000, best:val_loss, main@best:accuracy:max, latest.
+    A branch refers to the newest checkpoint of a training run and its history; a tag names one
+    checkpoint. A revision (REV) names a checkpoint: a branch, a tag, an id or at least its first 6
+    digits, main~2, main@step=1000, best:val_loss, main@best:accuracy:max, latest.
     """
 
 
