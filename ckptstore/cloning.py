@@ -26,13 +26,15 @@ def clone(
     *,
     branches: Branches = None,
     depth: SupportsIndex | None = None,
+    policies: bool = False,
     clock: Callable[[], float] = time.time,
     by_hand: bool = False,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Repository:
     """Make a new repository with the branches, tags and checkpoints of another one.
 
-    Its remote "origin" is the other repository. Retention policies and other settings stay behind.
+    Its remote "origin" is the other repository. Other settings stay behind, and so do retention
+    policies unless they are asked for.
     A clone that was interrupted goes on when it is repeated.
 
     Args:
@@ -42,6 +44,8 @@ def clone(
             the new repository. All when None.
         depth: How many of the newest checkpoints of each branch are copied with their arrays. Older
             ones become history, as expired ones are. All when None.
+        policies: Whether saved retention policies go along, as in `Repository.plan_push`. A gc of
+            the new repository then expires what they do not keep.
         clock: Returns the time in seconds since 1970.
         by_hand: As in `ckptstore.open`.
         on_progress: As in `Repository.on_progress`.
@@ -75,5 +79,5 @@ def clone(
     made.on_progress(on_progress)
     if DEFAULT not in made.remotes:
         made.set_remote(DEFAULT, place)
-    made.pull(DEFAULT, branches=branches, depth=depth)
+    made.pull(DEFAULT, branches=branches, depth=depth, policies=policies)
     return made

@@ -25,6 +25,7 @@ from ckptstore.retention.policy import Union as Union
 from ckptstore.retention.reason import Reason as Reason
 from ckptstore.retention.saved import Policies as Policies
 from ckptstore.retention.saved import from_json as from_json
+from ckptstore.retention.saved import policy_parts as policy_parts
 from ckptstore.retention.saved import savable as savable
 from ckptstore.retention.saved import saved_policy as saved_policy
 from ckptstore.retention.saved import with_policy as with_policy

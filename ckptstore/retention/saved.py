@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckptstore.documents import canonical
-from ckptstore.documents.settings import BRANCH_RETENTION, branch_groups, with_part
+from ckptstore.documents.settings import BRANCH_RETENTION, branch_groups, parts, with_part
 from ckptstore.errors import InvalidInputError, shortened, shown
 from ckptstore.retention.max_bytes import MaxBytes
 from ckptstore.retention.periodic import KeepEveryNHours, KeepEveryNSteps, KeepWithin
@@ -232,6 +232,29 @@ def saved_policy(settings: Mapping[str, Any], branch: str | None) -> Policy | No
         return branch_policies(settings).get(branch)
     document = settings.get(RETENTION)
     return None if document is None else _read(document)
+
+
+def policy_parts(settings: Mapping[str, Any], branches: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the parts of settings with which other settings have the same policies.
+
+    Args:
+        settings: With saved policies.
+        branches: The names of branches there by their names here, which each get the policy that
+            applies to them here; None for every policy that is saved.
+    """
+    known = {
+        name: document
+        for name, document in parts(settings).items()
+        if name.partition("/")[0] in (RETENTION, BRANCH_RETENTION)
+    }
+    if branches is None:
+        return known
+    default = known.get(RETENTION)
+    applying = {
+        f"{BRANCH_RETENTION}/{name}": known.get(f"{BRANCH_RETENTION}/{branch}", default)
+        for branch, name in branches.items()
+    }
+    return {name: document for name, document in applying.items() if document is not None}
 
 
 def _read(document: object) -> Policy:

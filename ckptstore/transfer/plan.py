@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ckptstore.documents.expiry import Expiry
 from ckptstore.documents.settings import BEGUN, RENAMED, RESUMED, parts, with_part
 from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
-from ckptstore.retention import with_policy
+from ckptstore.retention import policy_parts, with_policy
 from ckptstore.store.condemned import refuse_condemned
 from ckptstore.threads import gather
 from ckptstore.transfer.copying import copy_objects
@@ -49,6 +49,7 @@ class TransferReport:
         objects: How many objects were sent.
         bytes: The bytes of these.
         notes: How many notes were copied.
+        policies: How many saved policies were copied.
         moves: The branches and tags that were made, moved or deleted.
     """
 
@@ -59,6 +60,7 @@ class TransferReport:
     objects: int = 0
     bytes: int = 0
     notes: int = 0
+    policies: int = 0
     moves: tuple[RefMove, ...] = ()
 
 
@@ -74,6 +76,7 @@ class TransferPlan(TransferReport):
         objects: How many objects are sent.
         bytes: The bytes of these.
         notes: How many notes are copied.
+        policies: How many saved policies are copied.
         moves: The branches and tags that are made, moved or deleted.
     """
 
@@ -172,6 +175,7 @@ class _Work:
         if self._starts:
             self._lacking = lacking = find_lacking(self._starts, sides, newest, depth=wanted.depth)
         self._notes = self._lacking_notes({item.id for item in named})
+        self._policies = self._lacking_policies(named)
         self._is_current = True
         self.plan = TransferPlan(
             source=source.storage.url,
@@ -181,6 +185,7 @@ class _Work:
             objects=len(lacking.objects),
             bytes=sum(lacking.objects.values()),
             notes=len(self._notes),
+            policies=len(self._policies),
             moves=self._moves,
             _work=self,
         )
@@ -206,6 +211,16 @@ class _Work:
             return ()
         history = self._sides.history(ids)
         return tuple(name for name in lacking if name.checkpoint in history)
+
+    def _lacking_policies(self, named: list[Named]) -> dict[str, Any]:
+        """Return the parts of the settings with the policies that the target is to get."""
+        if not self._wanted.policies:
+            return {}
+        chosen = {item.source: item.name for item in named if item.kind == "branch"}
+        is_all = self._wanted.branches is None and not self._wanted.under
+        found = policy_parts(self._from.settings, None if is_all else chosen)
+        known = parts(self._since.settings)
+        return {name: document for name, document in found.items() if known.get(name) != document}
 
     def _copy(self) -> None:
         """Make all durable that the operation will refer to."""
@@ -266,7 +281,7 @@ class _Work:
     def _publish(self) -> None:
         """Move the refs, by one operation."""
         lacking = self._lacking
-        if not (self._moves or self._notes or lacking.whole or lacking.history):
+        if not (self._moves or self._notes or self._policies or lacking.whole or lacking.history):
             return
         ids = {*lacking.base, *lacking.whole, *self._starts}
 
@@ -336,11 +351,19 @@ class _Work:
                 for key in (RENAMED, BEGUN):
                     part = f"{key}/{move.name}"
                     settings = with_part(settings, part, known.get(part) if move.after else None)
+        for name, document in self._policies.items():
+            settings = with_part(settings, name, document)
         return settings
 
     def _done(self) -> str:
         """Describe the transfer for the log of operations."""
         names = [move.name for move in self._moves]
         listed = ", ".join(names[:NAMES_MAX]) + (", …" if len(names) > NAMES_MAX else "")
-        what = listed or (f"{len(self._notes)} notes" if self._notes else "checkpoints")
+        what = listed or (
+            f"{len(self._notes)} notes"
+            if self._notes
+            else "policies"
+            if self._policies
+            else "checkpoints"
+        )
         return f"{self._wanted.verb} {what}"

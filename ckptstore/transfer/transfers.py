@@ -67,6 +67,7 @@ class Transfers(ABC):
         depth: SupportsIndex | None = None,
         force: bool = False,
         mirror: bool = False,
+        policies: bool = False,
     ) -> TransferPlan:
         """Plan a push: what the other repository lacks, and which of its refs will move.
 
@@ -83,6 +84,9 @@ class Transfers(ABC):
             force: Whether branches and tags move even if that drops checkpoints there.
             mirror: Whether the other repository gets exactly the branches and tags of this one, and
                 others there are deleted.
+            policies: Whether saved retention policies go along: for all branches each policy that
+                is saved, for named branches the one that applies to each. They replace those of
+                these branches there.
 
         Raises:
             ConflictError: A branch moved on there, or a name is taken.
@@ -109,6 +113,7 @@ class Transfers(ABC):
             depth=depth,
             force=force,
             mirror=mirror,
+            policies=policies,
         )
 
     def push(
@@ -120,6 +125,7 @@ class Transfers(ABC):
         depth: SupportsIndex | None = None,
         force: bool = False,
         mirror: bool = False,
+        policies: bool = False,
     ) -> TransferReport:
         """Copy branches with their checkpoints to another repository.
 
@@ -132,7 +138,13 @@ class Transfers(ABC):
                 outcome is unknown.
         """
         return self.plan_push(
-            remote, branches=branches, tags=tags, depth=depth, force=force, mirror=mirror
+            remote,
+            branches=branches,
+            tags=tags,
+            depth=depth,
+            force=force,
+            mirror=mirror,
+            policies=policies,
         ).execute()
 
     def plan_pull(
@@ -144,6 +156,7 @@ class Transfers(ABC):
         depth: SupportsIndex | None = None,
         force: bool = False,
         mirror: bool = False,
+        policies: bool = False,
     ) -> TransferPlan:
         """Plan a pull: what this repository lacks, and which of its refs will move.
 
@@ -157,6 +170,7 @@ class Transfers(ABC):
             depth=depth,
             force=force,
             mirror=mirror,
+            policies=policies,
         )
 
     def pull(
@@ -168,6 +182,7 @@ class Transfers(ABC):
         depth: SupportsIndex | None = None,
         force: bool = False,
         mirror: bool = False,
+        policies: bool = False,
     ) -> TransferReport:
         """Copy branches with their checkpoints from another repository.
 
@@ -183,7 +198,13 @@ class Transfers(ABC):
             ('main', 7)
         """
         return self.plan_pull(
-            remote, branches=branches, tags=tags, depth=depth, force=force, mirror=mirror
+            remote,
+            branches=branches,
+            tags=tags,
+            depth=depth,
+            force=force,
+            mirror=mirror,
+            policies=policies,
         ).execute()
 
     def plan_fetch(

@@ -56,6 +56,7 @@ class Wanted:
         force: Whether branches and tags move that do not move forward.
         mirror: Whether the target gets exactly the refs of the source.
         under: What the names of branches at the target begin with; they follow the source.
+        policies: Whether the saved policies of the branches go along.
         is_pull: Whether the target is the repository of the caller.
     """
 
@@ -65,6 +66,7 @@ class Wanted:
     force: bool = False
     mirror: bool = False
     under: str = ""
+    policies: bool = False
     is_pull: bool = False
 
     @classmethod
@@ -77,6 +79,7 @@ class Wanted:
         force: bool = False,
         mirror: bool = False,
         under: str = "",
+        policies: bool = False,
         is_pull: bool = False,
     ) -> Self:
         """Check the arguments of a caller."""
@@ -91,6 +94,7 @@ class Wanted:
             force=force,
             mirror=mirror,
             under=under,
+            policies=policies,
             is_pull=is_pull,
         )
 

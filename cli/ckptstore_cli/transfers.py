@@ -53,6 +53,13 @@ depth_option = click.option(
     "there keep step, metrics and lineage, as expired ones do.",
 )
 
+policies_option = click.option(
+    "--policies",
+    is_flag=True,
+    help="Take saved retention policies along: all of them with all branches, else for each "
+    "branch the one that applies to it.",
+)
+
 
 def revs_argument(metavar: str, help: str) -> Callable[[Command], Command]:
     """The arguments REV..., passed on as `revs`."""
@@ -76,7 +83,8 @@ def moving_options(function: Command) -> Command:
     named = click.option(
         "--as", "name", metavar="NAME", help="The name of the one REV at the target."
     )
-    return named(tags_option(depth_option(force(mirror(dry_run_option(function))))))
+    function = force(mirror(policies_option(dry_run_option(function))))
+    return named(tags_option(depth_option(function)))
 
 
 class Asked(TypedDict):
@@ -89,6 +97,7 @@ class Asked(TypedDict):
     depth: int | None
     force: bool
     mirror: bool
+    policies: bool
 
 
 def planned(
@@ -110,6 +119,7 @@ def planned(
         depth=asked["depth"],
         force=asked["force"],
         mirror=mirror,
+        policies=asked["policies"],
     )
 
 
@@ -139,8 +149,8 @@ def show(report: TransferReport, *, dry_run: bool = False) -> None:
     """Print a row for each ref, and a line for what was copied."""
     if report.moves:
         output.table(_COLUMNS, [_row(move) for move in report.moves])
-    is_nothing = not (report.moves or report.checkpoints or report.expired or report.notes)
-    if is_nothing:
+    copied_any = report.checkpoints or report.expired or report.notes or report.policies
+    if not (report.moves or copied_any):
         output.line("Everything is up to date.")
         return
     parts = [text.count(len(report.checkpoints), "checkpoint")]
@@ -148,6 +158,8 @@ def show(report: TransferReport, *, dry_run: bool = False) -> None:
         parts.append(f"{len(report.expired):,} without arrays")
     if report.notes:
         parts.append(text.count(report.notes, "note"))
+    if report.policies:
+        parts.append(text.count(report.policies, "policy", "policies"))
     copied = f"{text.size(report.bytes)} in {text.count(report.objects, 'object')}"
     done = "would be copied. Nothing was changed." if dry_run else "copied."
     output.line(f"{', '.join(parts)}: {copied} {done}")
@@ -163,6 +175,7 @@ def document(report: TransferReport) -> dict[str, Any]:
         "objects": report.objects,
         "bytes": report.bytes,
         "notes": report.notes,
+        "policies": report.policies,
         "moves": [
             {
                 "kind": move.kind,

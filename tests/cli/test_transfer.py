@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import ckptstore
+from ckptstore.retention import MaxToKeep
 from ckptstore_cli.main import cli
 from tests.cli.test_widths import shown
 
@@ -100,6 +101,17 @@ def test_a_repository_is_cloned(ckpt, history):
     assert "already a repository" in ckpt.error("clone", history.url, "other")
     assert "is not a repository" in ckpt.error("clone", "nothing", "more")
     assert not (ckpt.folder / "more").exists()
+
+
+def test_policies_go_along_when_asked_for(ckpt, history, there):
+    history.set_retention(MaxToKeep(3))
+    ckpt("push", there.url)
+    assert there.retention() is None
+    assert "1 policy" in ckpt.out("push", there.url, "--policies")
+    assert ckpt.json("pull", there.url, "--policies")["policies"] == 0
+    assert there.retention() == MaxToKeep(3)
+    ckpt("clone", history.url, "with", "--policies")
+    assert ckptstore.open(ckpt.folder / "with").retention() == MaxToKeep(3)
 
 
 def test_the_repository_in_a_folder_is_found(ckpt, repo, tmp_path):

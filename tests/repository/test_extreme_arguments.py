@@ -290,13 +290,14 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "tags": (None, True, ["v1"]),
     "depth": (None, 1),
     "mirror": (False, True),
+    "policies": (False, True),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
 SWITCHES = (
     *("retry", "strict", "lazy", "numeric", "create", "expired", "leftovers", "full", "own"),
     *("async_save", "save_on_signal", "rng", "force", "by_hand", "by_checkpoint"),
     *("record_run", "keep_seeds", "fallback", "save_on_start"),
-    *("compare_next_batch", "verbose", "mirror"),
+    *("compare_next_batch", "verbose", "mirror", "policies"),
 )
 EXTREME: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
@@ -436,7 +437,7 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
         )
         for name in FOLLOWED
     },
-    "clone": (lambda *, branches, depth: None, cloned),
+    "clone": (lambda *, branches, depth, policies: None, cloned),
     "load_weights": (ckptstore.load_weights, load_weights),
     "CheckpointManager": (CheckpointManager, manage),
     **{

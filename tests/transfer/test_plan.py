@@ -239,6 +239,48 @@ def test_settings_stay_at_home(tmp_path: Path) -> None:
     assert repo.remotes == {"evil": str(tmp_path / "elsewhere")}
 
 
+def _with_policies(path: Path) -> ckptstore.Repository:
+    repo = _run(path)
+    repo.set_retention(MaxToKeep(2))
+    repo.set_retention(KeepBest("loss", "min", 1), branch="fine")
+    return repo
+
+
+def test_policies_go_along_when_asked_for(tmp_path: Path) -> None:
+    repo = _with_policies(tmp_path / "run")
+    copy = ckptstore.clone(repo.url, tmp_path / "copy", policies=True)
+    assert copy.retention() == MaxToKeep(2)
+    assert copy.retention("fine") == KeepBest("loss", "min", 1)
+    assert copy.retention("main") is None
+    copy.set_retention(None)
+    copy.set_retention(MaxToKeep(7), branch="fine")
+    plan = repo.plan_push(copy.url, policies=True)
+    assert (plan.policies, plan.moves, plan.objects) == (2, (), 0)
+    plan.execute()
+    assert copy.retention() == MaxToKeep(2)
+    assert copy.retention("fine") == KeepBest("loss", "min", 1)
+    assert copy.operations()[0].description == "received policies"
+    assert repo.push(copy.url, policies=True).policies == 0
+    copy.undo()
+    assert copy.retention("fine") == MaxToKeep(7)
+    repo.push(copy.url)
+    assert copy.retention("fine") == MaxToKeep(7), "not asked for"
+
+
+def test_named_branches_get_the_policy_that_applies_to_each(tmp_path: Path) -> None:
+    repo = _with_policies(tmp_path / "run")
+    copy = ckptstore.init(tmp_path / "copy")
+    copy.set_retention(MaxToKeep(9))
+    copy.pull(repo.url, branches={"main": "theirs", "fine": "fine"}, policies=True)
+    assert copy.retention("theirs") == MaxToKeep(2)
+    assert copy.retention("fine") == KeepBest("loss", "min", 1)
+    assert copy.retention() == MaxToKeep(9), "other branches keep theirs"
+    repo.set_retention(None)
+    repo.set_retention(None, branch="fine")
+    assert copy.pull(repo.url, branches="fine", policies=True).policies == 0
+    assert copy.retention("fine") == KeepBest("loss", "min", 1), "there is none to take its place"
+
+
 def test_the_own_checkpoints_of_a_renamed_branch_stay_its_own(tmp_path: Path) -> None:
     repo = _run(tmp_path / "run")
     repo.rename_branch("main", "baseline")

@@ -31,6 +31,7 @@ from ckptstore_cli.repo import FOLDER, VARIABLE, named
     help="Copy only this branch, with its tags. May be repeated.",
 )
 @transfers.depth_option
+@transfers.policies_option
 @common
 @click.pass_context
 def clone(
@@ -39,12 +40,14 @@ def clone(
     path: str | None,
     branches: tuple[str, ...],
     depth: int | None,
+    policies: bool,
     as_json: bool,
 ) -> None:
     """Make a new repository with the history of another one.
 
-    It has the branches, tags and checkpoints, and its remote "origin" is the other one. Policies
-    and other settings stay there. A clone that was interrupted goes on when it is repeated.
+    It has the branches, tags and checkpoints, and its remote "origin" is the other one. Other
+    settings stay there, and so do policies unless --policies is given. A clone that was
+    interrupted goes on when it is repeated.
 
     \b
     Examples:
@@ -60,6 +63,7 @@ def clone(
         target,
         branches=branches or None,
         depth=depth,
+        policies=policies,
         by_hand=True,
         on_progress=output.progress(),
     )

@@ -29,8 +29,8 @@ def push(
 
     Only what is missing there is sent, and every byte is verified. The branches and tags move by
     one operation at the end. A push that was interrupted goes on where it ended. Expired
-    checkpoints, notes, and the tags in the history of the branches go with them. Policies and
-    other settings stay.
+    checkpoints, notes, and the tags in the history of the branches go with them. Policies
+    stay unless --policies is given, and so do other settings.
 
     \b
     Examples:
