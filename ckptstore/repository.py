@@ -211,10 +211,10 @@ class Repository(Transfers):
             raise InvalidInputError(f"clock is {shown(clock)}; a function is expected.")
         self._chunk_bytes = marker.chunk_bytes
         self._clock = clock
-        self._objects = ObjectStore(storage)
+        self._objects = ObjectStore.cached(storage)
         self._oplog = Oplog(storage, store=marker.store, now=self._now)
         self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
-        self._notes = Notes(storage, self._oplog.between)
+        self._notes = Notes(storage, self._oplog.between, cache=self._objects.cache)
         self._resolver = Resolver(self._oplog, self._catalog, self._notes)
         self._live = LiveCheckpoints(self._oplog, self._catalog, self._notes)
         self._gc_stores: Stores | None = None

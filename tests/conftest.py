@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from ckptstore.state import codecs
+from ckptstore.store import disk_cache
 from ckptstore.store.objects import ObjectStore
 from tests.helpers.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.helpers.forks import Forks
@@ -76,6 +78,28 @@ def process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     while not gc.isenabled() and time.monotonic() < until:
         time.sleep(0.01)
     assert gc.isenabled()
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Far repositories are not cached: that would hide what a test loses or damages.
+
+    No test writes to the real cache of the user, not even one that turns it on.
+    """
+    folder = tmp_path_factory.getbasetemp() / "cache-of-the-user"
+    monkeypatch.setenv(disk_cache.FOLDER_VARIABLE, str(folder))
+    monkeypatch.setenv(disk_cache.BYTES_VARIABLE, "0")
+
+
+@pytest.fixture
+def cache_of_the_user(monkeypatch: pytest.MonkeyPatch, no_cache: None) -> Iterator[Path]:
+    """The folder of the cache of far repositories, which is on, and empty at first."""
+    monkeypatch.delenv(disk_cache.BYTES_VARIABLE)
+    disk_cache._cache_in.cache_clear()
+    folder = Path(os.environ[disk_cache.FOLDER_VARIABLE])
+    yield folder
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def reopened(
 ) -> IndexedArray:
     """An array of a repository that is not open here; ExpiredError when gc gave it up meanwhile."""
     storage = open_storage(url)
-    catalog = Catalog(storage, ObjectStore(storage))
+    catalog = Catalog(storage, ObjectStore.cached(storage))
     catalog.refuse_expired(id)
     framework = next(name for name, made in KINDS.items() if made == kind)
     opener = ArrayOpener(id, catalog.manifest(id), catalog, bytes_max=bytes_max)

@@ -106,6 +106,9 @@ class Catalog:
         self._pages: Cache[Digest, Page] = Cache(cached_pages)
         self._node_pages: Cache[Digest, NodePage] = Cache(cached_pages)
         self._written: Cache[Digest, bool] = Cache(CACHED_WRITTEN)
+        # The checkpoints that a look found here. The cache on disk has those of other repositories
+        # too, and perhaps some that were deleted here.
+        self._present: set[Digest] = set()
 
     @property
     def url(self) -> str:
@@ -155,18 +158,22 @@ class Catalog:
 
     def is_in(self, id: Digest, folder: str) -> bool:
         """Return True when one of `FOLDERS` has a document of this checkpoint."""
-        return self._storage.size(key_of(id, folder)) is not None
+        is_here = self._storage.size(key_of(id, folder)) is not None
+        if is_here:
+            self._saw(id, folder)
+        return is_here
+
+    def _saw(self, id: Digest, folder: str) -> None:
+        if self.is_far and folder != EXPIRIES:
+            self._present.add(id)
 
     def is_expired(self, id: Digest) -> bool:
         """Return True when only the manifest is left."""
-        return (
-            self._storage.size(key_of(id)) is None
-            and self._storage.size(key_of(id, EXPIRED)) is not None
-        )
+        return not self.is_in(id, LIVE) and self.is_in(id, EXPIRED)
 
     def is_live(self, id: Digest) -> bool:
         """Return True for a checkpoint whose arrays are there, unless a gc condemned it."""
-        return self._storage.size(key_of(id)) is not None
+        return self.is_in(id, LIVE)
 
     def refuse_expired(self, id: Digest) -> None:
         """Raise ExpiredError, saying when and why, for a checkpoint whose arrays are gone."""
@@ -287,7 +294,10 @@ class Catalog:
         """List one of `FOLDERS`; the id is None for a key that is no document's."""
         try:
             for item in self._storage.list(folder):
-                yield _id_of(item.key, folder), item
+                id = _id_of(item.key, folder)
+                if id:
+                    self._saw(id, folder)
+                yield id, item
         except NotFoundError:
             self._check_store()
             raise
@@ -355,6 +365,9 @@ class Catalog:
 
     def _read_document(self, id: Digest) -> tuple[bytes, str]:
         """Return the bytes of a manifest, checked, and their key."""
+        cache = self.objects.cache
+        if id in self._present and (cached := cache.get(id, bytes_max=MANIFEST_BYTES_MAX)):
+            return cached, key_of(id)
         wrong = None
         # LIVE again: gc may have moved it between the first two reads.
         for folder in (LIVE, EXPIRED, LIVE):
@@ -364,6 +377,7 @@ class Catalog:
             except NotFoundError:
                 continue
             if Digest.of(data) == id:
+                cache.put(id, data)
                 return data, key
             wrong = key
         if wrong:

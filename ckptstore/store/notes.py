@@ -17,6 +17,7 @@ from ckptstore.documents.canonical import readable
 from ckptstore.documents.note import NOTE_BYTES_MAX, Note, NoteName, in_effect, overlaid
 from ckptstore.errors import CorruptError, NotFoundError, first_line
 from ckptstore.forks import renewed
+from ckptstore.store.disk_cache import NO_CACHE
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.operation import Operation
     from ckptstore.storage import Listed, Storage
+    from ckptstore.store.disk_cache import DiskCache
 
 FOLDER = "notes/"
 FOLLOWED_MAX = 16  # operations to read for new notes; beyond that, all notes are listed again
@@ -38,16 +40,21 @@ def key_of(name: NoteName) -> str:
 class Notes:
     """The notes of one repository.
 
-    between: returns the operations from a number to the newest.
+    between: returns the operations from a number to the newest. cache: has notes that were read
+    before; which ones are there is asked of the storage.
     """
 
     FOLDERS: ClassVar = (FOLDER,)
     key = staticmethod(key_of)
 
     def __init__(
-        self, storage: Storage, between: Callable[[int, Operation], Iterator[Operation]]
+        self,
+        storage: Storage,
+        between: Callable[[int, Operation], Iterator[Operation]],
+        *,
+        cache: DiskCache = NO_CACHE,
     ) -> None:
-        self._storage, self._between = storage, between
+        self._storage, self._between, self._cache = storage, between, cache
         self._begin()
         renewed(self, Notes._begin)
 
@@ -116,14 +123,18 @@ class Notes:
     def read(self, name: NoteName) -> Note:
         """Read a note and compare it with its name."""
         key = key_of(name)
-        data = self._storage.get(key, bytes_max=NOTE_BYTES_MAX)
+        cached = self._cache.get(name.digest, bytes_max=NOTE_BYTES_MAX)
+        data = cached or self._storage.get(key, bytes_max=NOTE_BYTES_MAX)
         try:
-            return Note.decode(data, name=key, named=name)
+            note = Note.decode(data, name=key, named=name)
         except CorruptError as error:
             raise CorruptError(
                 f"{first_line(error)}. Copy the file from another copy of the repository, or "
                 "delete it and annotate the checkpoint again."
             ) from error
+        if cached is None:
+            self._cache.put(name.digest, data)
+        return note
 
     def document(self, name: NoteName) -> bytes:
         """Return the bytes of a note, checked, to copy it elsewhere."""

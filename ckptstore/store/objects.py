@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from blake3 import blake3
 
@@ -17,6 +17,7 @@ from ckptstore.digest import Digest
 from ckptstore.documents.marker import CHUNK_BYTES_MAX
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from ckptstore.storage.beside import BesideStorage
+from ckptstore.store.disk_cache import NO_CACHE, default_cache
 from ckptstore.store.meter import Meter
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ckptstore.storage import Listed, Storage
     from ckptstore.storage.protocol import Staged
+    from ckptstore.store.disk_cache import DiskCache
 
 PREFIX = "objects/"
 ASIDE = "damaged/"
@@ -61,25 +63,45 @@ class ObjectStore:
 
     hash_threads: how many threads hash an object that is read whole. More than one suits a reader
     of single objects; a reader of several at once keeps the processors busy with one thread each,
-    which hashes every piece while it is in the core's cache. meter: counts what passes.
+    which hashes every piece while it is in the core's cache. meter: counts what passes. cache: has
+    what was read before. Only reads of content use it: `size`, `list` and `check` ask the storage.
     """
 
     FOLDERS: ClassVar = (PREFIX,)
     key = staticmethod(key_of)
 
     def __init__(
-        self, storage: Storage, *, hash_threads: int = 1, meter: Meter | None = None
+        self,
+        storage: Storage,
+        *,
+        hash_threads: int = 1,
+        meter: Meter | None = None,
+        cache: DiskCache = NO_CACHE,
     ) -> None:
         self._storage, self._hash_threads = storage, hash_threads
         self.meter = Meter() if meter is None else meter
+        self.cache = cache
+
+    @classmethod
+    def cached(cls, storage: Storage) -> ObjectStore:
+        """Return the objects of a storage, cached on this machine where each read is a trip."""
+        return cls(storage, cache=default_cache() if storage.is_far else NO_CACHE)
 
     def alone(self) -> ObjectStore:
         """Return the same objects for a reader that wants one at a time."""
-        return ObjectStore(self._storage, hash_threads=ALONE_THREADS, meter=self.meter)
+        return self._with(hash_threads=ALONE_THREADS)
 
     def counted_by(self, meter: Meter) -> ObjectStore:
         """Return the same objects, counted by another meter."""
-        return ObjectStore(self._storage, hash_threads=self._hash_threads, meter=meter)
+        return self._with(meter=meter)
+
+    def _with(self, **changes: Any) -> ObjectStore:
+        kept: dict[str, Any] = {
+            "hash_threads": self._hash_threads,
+            "meter": self.meter,
+            "cache": self.cache,
+        }
+        return ObjectStore(changes.pop("storage", self._storage), **kept | changes)
 
     def beside(self, digests: Iterable[Digest]) -> Storage:
         """Return a storage in memory that can read these objects, and no others, from here."""
@@ -125,7 +147,7 @@ class ObjectStore:
     def batch(self) -> Iterator[ObjectStore]:
         """Yield the same objects for the many calls of one writer, whose threads end before it."""
         with self._storage.batch() as storage:
-            yield ObjectStore(storage, hash_threads=self._hash_threads, meter=self.meter)
+            yield self._with(storage=storage)
 
     def flush(self, digests: Iterable[Digest]) -> None:
         """Return once these objects are durable, whichever process put them."""
@@ -133,13 +155,16 @@ class ObjectStore:
 
     def get(self, digest: Digest, *, bytes_max: int) -> bytes:
         """Return all bytes of an object, checked."""
-        key = key_of(digest)
-        try:
-            data = self._storage.get(key, bytes_max=bytes_max)
-        except NotFoundError as error:
-            raise missing(key) from error
-        if Digest.of(data) != digest:
-            raise damaged(key)
+        data = self.cache.get(digest, bytes_max=bytes_max)
+        if data is None:
+            key = key_of(digest)
+            try:
+                data = self._storage.get(key, bytes_max=bytes_max)
+            except NotFoundError as error:
+                raise missing(key) from error
+            if Digest.of(data) != digest:
+                raise damaged(key)
+            self.cache.put(digest, data)
         self.meter.add("read", len(data))
         return data
 
@@ -148,6 +173,12 @@ class ObjectStore:
 
         After an error the content of the buffer is undefined and must not be used.
         """
+        if not self.cache.read_into(digest, buffer):
+            self._fetch_into(digest, buffer)
+            self.cache.put(digest, buffer)
+        self.meter.add("read", len(buffer))
+
+    def _fetch_into(self, digest: Digest, buffer: memoryview) -> None:
         key = key_of(digest)
         is_alone = self._hash_threads > 1
         hasher = blake3(max_threads=self._hash_threads) if is_alone else blake3()
@@ -161,19 +192,20 @@ class ObjectStore:
             raise missing(key) from error
         if hasher.hexdigest() != digest:
             raise damaged(key)
-        self.meter.add("read", len(buffer))
 
     def read_range(
         self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
     ) -> None:
         """Fill a buffer with a part of an object whose own digest is known."""
-        key = key_of(digest)
-        try:
-            self._storage.read_into(key, buffer, start=start)
-        except NotFoundError as error:
-            raise missing(key) from error
-        if Digest.of(buffer) != expected:
-            raise damaged(key)
+        if not self.cache.read_range(digest, buffer, start=start, expected=expected):
+            key = key_of(digest)
+            try:
+                self._storage.read_into(key, buffer, start=start)
+            except NotFoundError as error:
+                raise missing(key) from error
+            if Digest.of(buffer) != expected:
+                raise damaged(key)
+            self.cache.put(expected, buffer)
         self.meter.add("read", len(buffer))
 
     def check(self, digest: Digest, *, size: int) -> None:

@@ -38,8 +38,18 @@ class Resolver:
         CorruptError where a part of a copy is missing.
         """
         newest = self._oplog.newest()
+        found = self._found(rev, newest)
+        self._notes.update(newest)
+        return found
+
+    def _found(
+        self, rev: str, newest: Operation, *, is_readable: bool = False
+    ) -> tuple[Digest, Manifest]:
         try:
             id = resolve(rev, self._names(newest))
+            if is_readable:
+                with self.naming(rev):
+                    self._catalog.refuse_expired(id)
             return id, self._catalog.manifest(id)
         except NotFoundError:
             refuse_without_operations(newest, self._oplog, self._catalog)
@@ -54,10 +64,7 @@ class Resolver:
 
     def readable(self, rev: str) -> tuple[Digest, Manifest]:
         """Return a checkpoint whose arrays are there; ExpiredError for one that has expired."""
-        id, manifest = self.resolved(rev)
-        with self.naming(rev):
-            self._catalog.refuse_expired(id)
-        return id, manifest
+        return self._found(rev, self._oplog.newest(), is_readable=True)
 
     def stored(self, rev: str) -> Digest:
         """Return the id of such a checkpoint, whose manifest and notes may be damaged."""
@@ -101,9 +108,9 @@ class Resolver:
 
     def _names(self, newest: Operation) -> Names:
         """Return the names that revisions can use as of an operation, with the metrics of notes."""
-        self._notes.update(newest)
 
         def lookup(id: Digest) -> Manifest | None:
+            self._notes.update(newest)
             manifest = self._catalog.lookup(id)
             return manifest and self._notes.annotated(id, manifest)
 

@@ -237,7 +237,7 @@ class CheckpointStore(ContentStore):
         storage = open_storage(url)
         if storage.size(MARKER_KEY) is None:
             raise NotFoundError(f"{storage.url} is not a repository.")
-        catalog = Catalog(storage, ObjectStore(storage))
+        catalog = Catalog(storage, ObjectStore.cached(storage))
         self._show(resolve(rev, catalog.names(Oplog(storage).newest())), catalog, bytes_max)
 
     @classmethod
@@ -280,7 +280,7 @@ class CheckpointStore(ContentStore):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         storage = open_storage(state["url"])
-        self._show(state["id"], Catalog(storage, ObjectStore(storage)), state["bytes_max"])
+        self._show(state["id"], Catalog(storage, ObjectStore.cached(storage)), state["bytes_max"])
         self._is_open = state["is_open"]
 
     def __eq__(self, other: object) -> bool:
