@@ -466,7 +466,7 @@ def _store(
 def _profile(name: str) -> Any:
     """The credentials of a profile of the AWS command line."""
     try:
-        import boto3  # type: ignore[import-not-found, unused-ignore]
+        import boto3  # type: ignore[import-not-found, import-untyped, unused-ignore]
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
         raise InvalidInputError(
