@@ -30,6 +30,7 @@ from ckptstore.errors import (
 from ckptstore.forks import free_in_child
 from ckptstore.storage.diskless import DisklessStorage
 from ckptstore.storage.protocol import Listed, check_key, refuse_foreign
+from ckptstore.storage.remote_errors import RangeError, missing, reason, translated
 from ckptstore.storage.requests import RefusedError, check_process, parts_of, wait
 
 if TYPE_CHECKING:
@@ -143,13 +144,13 @@ class RemoteStorage(DisklessStorage):
         if length:
             try:
                 self._tried(read, key)
-            except _RangeError:
+            except RangeError:
                 pass
             else:
                 return
         size = self.size(key)
         if size is None:
-            raise self._missing(key)
+            raise missing(key, self._url)
         if length or size < begin or (start is None and size):
             raise CorruptError(f"{key} has {size} bytes; {begin + length} are expected.")
 
@@ -227,11 +228,11 @@ class RemoteStorage(DisklessStorage):
                         if key.startswith(prefix) and not key.startswith(HIDDEN):
                             yield Listed(key, item["size"], item["last_modified"].timestamp())
                     attempt = 0
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  whatever the client raises
                 attempt += 1
-                failed = self._translated(error)
+                failed = translated(error, self._url)
                 if isinstance(failed, RefusedError) or attempt == ATTEMPTS:
-                    raise failed from error
+                    raise failed from None
                 _pause(attempt)
             else:
                 return
@@ -327,8 +328,8 @@ class RemoteStorage(DisklessStorage):
             self._ask("put_async", self._quick, key, data, mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             return False
-        except Exception as error:
-            raise self._translated(error, key, to=True) from error
+        except Exception as error:  # noqa: BLE001
+            raise translated(error, self._url, key, to=True) from None
         return True
 
     def _probe(self) -> None:
@@ -367,49 +368,12 @@ class RemoteStorage(DisklessStorage):
                 return call()
             except (CorruptError, NotFoundError, InvalidInputError):
                 raise
-            except Exception as error:
-                failed = self._translated(error, key, to=to)
+            except Exception as error:  # noqa: BLE001
+                failed = translated(error, self._url, key, to=to)
                 is_final = isinstance(failed, (NotFoundError, RefusedError))
                 if is_final or attempt == ATTEMPTS or time.monotonic() > end:
-                    raise failed from error
+                    raise failed from None
             _pause(attempt)
-
-    def _translated(
-        self, error: Exception, key: str = "", *, to: bool = False
-    ) -> StorageError | NotFoundError:
-        """An error of the client as one of this package, without what may be secret."""
-        from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-
-        if isinstance(error, StorageError):
-            return error
-        text = str(error)
-        if "416" in text and "InvalidRange" in text:
-            return _RangeError(f"{key} in {self._url.place} is shorter than expected.")
-        if isinstance(error, FileNotFoundError) and not to and "NoSuchBucket" not in text:
-            return self._missing(key)
-        what = f"{key} in {self._url.place}" if key else self._url.place
-        if isinstance(error, FileNotFoundError):
-            return RefusedError(
-                f"There is no {'container' if self._url.kind == 'az' else 'bucket'} "
-                f"{self._url.bucket!r}. Make it first."
-            )
-        has_none = _METADATA_SERVER in text  # where the client looks last
-        if has_none or isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
-            return RefusedError(
-                f"{what} may not be used with these credentials, or there are none. Pass them in "
-                f"{self._url.sources}."
-            )
-        return StorageError(f"{what} could not be used: {_reason(error)}")
-
-    def _missing(self, key: str) -> NotFoundError:
-        return NotFoundError(f"{key} is not in {self._url.place}.")
-
-
-_METADATA_SERVER = "169.254.169.254"
-
-
-class _RangeError(RefusedError):
-    """A range that begins behind the end of an object."""
 
 
 _locks: defaultdict[str, threading.Lock] = defaultdict(lambda: free_in_child(threading.Lock()))
@@ -459,7 +423,7 @@ def _store(
         raise
     except Exception as error:
         raise InvalidInputError(
-            f"{url.place} cannot be used: {_reason(error)} Credentials come from {url.sources}."
+            f"{url.place} cannot be used: {reason(error)} Credentials come from {url.sources}."
         ) from error
 
 
@@ -482,8 +446,3 @@ def _pause(attempt: int) -> None:
     """Wait before the next attempt, scattered so that writers do not meet again."""
     pause = min(PAUSE_SECONDS * 2 ** (attempt - 1), PAUSE_SECONDS_MAX)
     time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error of the client, which goes on with pages of its own types."""
-    return f"{first_line(error)}."

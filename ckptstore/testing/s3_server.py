@@ -44,6 +44,7 @@ FAULTS = (
     "stalled",  # no answer for `stall_seconds`
 )
 _KEY = re.compile("<Key>(.*?)</Key>")
+_SIGNER = re.compile("Credential=([^/]+)/")
 _CONFLICT = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
 _CODES = {"conflict": 409, "throttled": 429, "error": 500, "unavailable": 503}
 _REASONS = {200: "OK", 204: "No Content", 206: "Partial Content", 404: "Not Found"}
@@ -58,11 +59,13 @@ class Request:
             "list", or "delete_many".
         key: The key with the prefix of its store, or the prefix of a listing.
         number: How many requests came before it.
+        signer: The access key that signed it; "" for none, or for one of Google.
     """
 
     kind: str
     key: str
     number: int
+    signer: str = ""
 
 
 @dataclass(slots=True)
@@ -76,7 +79,15 @@ class _Object:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """An answer, before a fault is applied to it.
+
+    Attributes:
+        status: The status of HTTP.
+        body: The body, also of an answer to HEAD, which sends only its length.
+        headers: The names and values of further headers.
+    """
+
     status: int = 200
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
@@ -206,12 +217,13 @@ class S3Server:
             await asyncio.sleep(self.stall_seconds)
             return False
         if fault in _CODES:
-            answer = _Answer(_CODES[fault], _CONFLICT if fault == "conflict" else b"")
+            answer = Answer(_CODES[fault], _CONFLICT if fault == "conflict" else b"")
+        elif _age(headers) > self.signed_seconds:
+            answer = _OLD
         else:
             if fault == "duplicated":
-                self._answer(request, target, headers, body)
-            is_old = _age(headers) > self.signed_seconds
-            answer = _OLD if is_old else self._answer(request, target, headers, body)
+                await self.answer(request, target, headers, body)
+            answer = await self.answer(request, target, headers, body)
         if fault == "dropped":
             return False
         return await _send(writer, answer, fault, has_body=method != "HEAD")
@@ -232,11 +244,20 @@ class S3Server:
         with self._lock:
             number, self._number = self._number, self._number + 1
             self.counts[kind] += 1
-        return Request(kind, key, number)
+        signed = _SIGNER.search(headers.get("authorization", ""))
+        return Request(kind, key, number, signed[1] if signed else "")
 
-    def _answer(
+    async def answer(
         self, request: Request, target: str, headers: dict[str, str], body: bytes
-    ) -> _Answer:
+    ) -> Answer:
+        """Carry a request out.
+
+        Args:
+            request: The request.
+            target: Its path and query.
+            headers: Its headers, by names in lower case.
+            body: Its body.
+        """
         with self._lock:
             if request.kind == "list":
                 return self._listing(target)
@@ -246,27 +267,25 @@ class S3Server:
                 return self._put(request, headers, body)
             if request.kind == "delete":
                 self._objects.pop(request.key, None)
-                return _Answer(204)
+                return Answer(204)
             return self._get(request.key, headers)
 
-    def _put(self, request: Request, headers: dict[str, str], body: bytes) -> _Answer:
+    def _put(self, request: Request, headers: dict[str, str], body: bytes) -> Answer:
         if request.kind == "copy":
             source = self._objects.get(_copied_from(headers))
             if source is None:
                 return _missing(request.key)
             item = self._objects[request.key] = _Object(source.data)
-            return _Answer(
+            return Answer(
                 body=f"<CopyObjectResult><ETag>{escape(item.etag)}</ETag></CopyObjectResult>".encode()
             )
         is_there = request.key in self._objects
         if request.kind == "create" and is_there and not self.ignores_conditions:
-            return _Answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return Answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
         item = self._objects[request.key] = _Object(body)
-        return _Answer(
-            headers=(("ETag", item.etag), ("x-goog-generation", str(request.number + 1)))
-        )
+        return Answer(headers=(("ETag", item.etag), ("x-goog-generation", str(request.number + 1))))
 
-    def _get(self, key: str, headers: dict[str, str]) -> _Answer:
+    def _get(self, key: str, headers: dict[str, str]) -> Answer:
         item = self._objects.get(key)
         if item is None:
             return _missing(key)
@@ -277,23 +296,23 @@ class S3Server:
         )
         wanted = headers.get("range", "")
         if not wanted:
-            return _Answer(200, item.data, shared)
+            return Answer(200, item.data, shared)
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         begin = int(first)
         end = min(int(last) + 1 if last else len(item.data), len(item.data))
         if begin >= len(item.data):
-            return _Answer(416, b"<Error><Code>InvalidRange</Code></Error>")
+            return Answer(416, b"<Error><Code>InvalidRange</Code></Error>")
         content_range = ("Content-Range", f"bytes {begin}-{end - 1}/{len(item.data)}")
-        return _Answer(206, item.data[begin:end], (*shared, content_range))
+        return Answer(206, item.data[begin:end], (*shared, content_range))
 
-    def _delete_many(self, bucket: str, body: bytes) -> _Answer:
+    def _delete_many(self, bucket: str, body: bytes) -> Answer:
         keys = _KEY.findall(body.decode())
         for key in keys:
             self._objects.pop(f"{bucket.strip('/')}/{unescape(key)}", None)
         deleted = [f"<Deleted><Key>{key}</Key></Deleted>" for key in keys]
-        return _Answer(body=f"<DeleteResult>{''.join(deleted)}</DeleteResult>".encode())
+        return Answer(body=f"<DeleteResult>{''.join(deleted)}</DeleteResult>".encode())
 
-    def _listing(self, target: str) -> _Answer:
+    def _listing(self, target: str) -> Answer:
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         bucket = unquote(parts.path).strip("/")
@@ -329,7 +348,7 @@ class S3Server:
             token = escape(last)
             rows.append(f"<NextContinuationToken>{token}</NextContinuationToken>")
         is_cut = str(bool(names) and last != names[-1]).lower()
-        return _Answer(
+        return Answer(
             body=(
                 '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
                 f"<IsTruncated>{is_cut}</IsTruncated>{''.join(rows)}</ListBucketResult>"
@@ -337,7 +356,7 @@ class S3Server:
         )
 
 
-_OLD = _Answer(403, b"<Error><Code>RequestTimeTooSkewed</Code></Error>")
+_OLD = Answer(403, b"<Error><Code>RequestTimeTooSkewed</Code></Error>")
 
 
 def _age(headers: dict[str, str]) -> float:
@@ -347,7 +366,7 @@ def _age(headers: dict[str, str]) -> float:
 
 
 async def _send(
-    writer: asyncio.StreamWriter, answer: _Answer, fault: str | None, *, has_body: bool
+    writer: asyncio.StreamWriter, answer: Answer, fault: str | None, *, has_body: bool
 ) -> bool:
     """Write an answer; False when the connection is to be closed."""
     body = answer.body
@@ -376,8 +395,8 @@ def _is_create(headers: dict[str, str]) -> bool:
     return headers.get("if-none-match") == "*" or headers.get("x-goog-if-generation-match") == "0"
 
 
-def _missing(key: str) -> _Answer:
-    return _Answer(404, f"<Error><Code>NoSuchKey</Code><Key>{escape(key)}</Key></Error>".encode())
+def _missing(key: str) -> Answer:
+    return Answer(404, f"<Error><Code>NoSuchKey</Code><Key>{escape(key)}</Key></Error>".encode())
 
 
 def _iso(seconds: float) -> str:
