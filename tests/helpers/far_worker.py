@@ -1,9 +1,9 @@
 """A process of the stress test of gc on an object store: `python far_worker.py ROLE URL STOP SEED`.
 
 commit: commits states from a small pool to a branch of its own, and prints the id of each. read:
-checks out heads and compares them. gc: collects repeatedly; one of them kills itself in the middle.
-Readers and gc run until the file STOP exists. The leases are short, and so is all else that the
-margin has to be longer than.
+checks out heads and compares them. gc: collects repeatedly. "gc dies" and "commit dies" kill
+themselves in the middle. Readers and gc run until the file STOP exists. The leases are short, and
+so is all else that the margin has to be longer than.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ckptstore
 from ckptstore import ExpiredError
@@ -28,6 +29,7 @@ from tests.helpers.gc_worker import POOL, is_right, state
 
 LEASE, MARGIN = 2.0, 8.0
 SIGNED_SECONDS = 4.0  # after which the server refuses a request
+PAUSE_SECONDS = 0.1  # between the looks of a reader
 RETRY_SECONDS = 2.0  # in which a request is repeated
 
 
@@ -61,12 +63,27 @@ def read(repo: ckptstore.Repository) -> int:
     return done
 
 
-def collect(repo: ckptstore.Repository) -> int:
+def collect(repo: ckptstore.Repository, *, leftovers: bool) -> int:
     try:
-        return len(repo.gc(MaxToKeep(1), grace=0).expired)
+        return len(repo.gc(MaxToKeep(1), grace=0, leftovers=leftovers).expired)
     except CkptStoreError as error:  # another one took over, or too many faults
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 0
+
+
+def die_in(name: str, rng: random.Random) -> None:
+    """Have some call of a method of the storage, before or after its work, kill this process."""
+    method = getattr(RemoteStorage, name)
+
+    def die(self: RemoteStorage, *args: Any, **options: Any) -> Any:
+        if rng.random() < 0.05:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = method(self, *args, **options)
+        if rng.random() < 0.05:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(RemoteStorage, name, die)
 
 
 def main() -> None:
@@ -74,21 +91,20 @@ def main() -> None:
     rng = random.Random(int(seed))
     repo = opened(url, hours=rng.choice([-72, 0, 720]))
     done = 0
-    if role == "commit":
+    if role.endswith("dies"):
+        die_in("delete" if role == "gc dies" else "put", rng)
+    if role.startswith("commit"):
         commit(repo, rng, int(seed), int(commits))
         return
-    if role == "dies":  # in the middle of a delete, as it cannot know which
-        delete = remote.RemoteStorage.delete
-
-        def die(self: RemoteStorage, keys: object) -> None:
-            if rng.random() < 0.1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            delete(self, keys)  # type: ignore[arg-type]
-
-        remote.RemoteStorage.delete = die  # type: ignore[method-assign]
     while not Path(stop).exists():
-        done += read(repo) if role == "read" else collect(repo)
-    print(done + collect(repo) if role == "gc" else done)  # also after the last commit
+        if role == "read":
+            done += read(repo)
+            time.sleep(PAUSE_SECONDS)
+        else:
+            done += collect(repo, leftovers=bool(int(seed) % 2))  # the others follow what changed
+    if role == "gc":
+        done += collect(repo, leftovers=True)  # also after the last commit
+    print(done)
 
 
 if __name__ == "__main__":

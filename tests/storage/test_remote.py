@@ -25,6 +25,8 @@ from ckptstore.storage.remote import RemoteStorage, Timeouts
 from ckptstore.storage.remote_url import RemoteUrl
 from ckptstore.testing.s3_server import FAULTS, Request, S3Server
 from ckptstore.testing.storage_suite import KEY, StorageSuite
+from tests.helpers.races import WRITERS, assert_one_winner
+from tests.helpers.verbs import VERBS, facts, prepared
 
 SECRET = "S3CR3T"
 DATA = bytes(range(256)) * 8192
@@ -54,11 +56,28 @@ class TestS3(StorageSuite):
         return _storage(server)
 
 
+@pytest.fixture
+def google(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place on the server, which is spoken to as to Google."""
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", GCS_KEY.format(server.endpoint))
+    return f"gs://bucket/a/run?endpoint={server.endpoint}"
+
+
 class TestGoogle(StorageSuite):
     @pytest.fixture
-    def storage(self, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> object:
-        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", GCS_KEY.format(server.endpoint))
-        return open_storage(f"gs://bucket/a/run?endpoint={server.endpoint}")
+    def storage(self, google: str) -> object:
+        return open_storage(google)
+
+
+def test_all_verbs_do_as_in_memory_in_the_dialect_of_google(google: str, tmp_path: Path) -> None:
+    far = ckptstore.init(google, chunk_size=64 << 10)
+    near = ckptstore.init(f"memory://{tmp_path}", chunk_size=64 << 10)
+    for repo in (far, near):
+        prepared(repo)
+    for name, verb in VERBS.items():
+        assert verb(far, tmp_path) == verb(near, tmp_path), name
+    assert facts(ckptstore.open(google)) == facts(near)
+    assert far.verify().problems == ()
 
 
 def _storage(server: S3Server, prefix: str = "runs/a") -> RemoteStorage:
@@ -77,8 +96,8 @@ def _once(fault: str, kind: str = "") -> Callable[[Request], str | None]:
     return inject
 
 
-# What each verb returns from a storage that holds DATA under KEY, and must return after any fault.
-VERBS: dict[str, Callable[[RemoteStorage], object]] = {
+# What each call returns from a storage that holds DATA under KEY, and must return after any fault.
+CALLS: dict[str, Callable[[RemoteStorage], object]] = {
     "get": lambda storage: storage.get(KEY, bytes_max=len(DATA)),
     "read": lambda storage: _read(storage),
     "put": lambda storage: (storage.put(KEY, b"new"), storage.get(KEY, bytes_max=3)),
@@ -99,7 +118,7 @@ def _read(storage: RemoteStorage) -> tuple[bytes, str]:
 
 @pytest.mark.hostile
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "flipped"])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", CALLS)
 def test_after_any_one_fault_each_verb_does_as_without(
     server: S3Server, verb: str, fault: str
 ) -> None:
@@ -110,10 +129,10 @@ def test_after_any_one_fault_each_verb_does_as_without(
         one.prepare({"objects/"})
         one.put(KEY, DATA)
         one.create("ops/0", b"")
-    right = VERBS[verb](expected)
+    right = CALLS[verb](expected)
     server.counts.clear()
     server.fault = _once(fault)
-    assert VERBS[verb](storage) == right
+    assert CALLS[verb](storage) == right
     assert sum(server.counts.values()) < 12
 
 
@@ -192,24 +211,7 @@ def test_a_server_that_ignores_conditions_is_refused_at_the_first_write_of_a_pro
 
 
 def test_sixteen_writers_create_sixty_keys_and_each_has_one_winner(server: S3Server) -> None:
-    storages = [_storage(server) for _ in range(16)]
-    for round in range(60):
-        won: list[int] = []
-        start = threading.Barrier(16)
-
-        def create(number: int, round: int = round, won: list[int] = won) -> None:
-            start.wait()  # noqa: B023
-            if storages[number].create(f"ops/{round}", f"{number}".encode()):
-                won.append(number)
-
-        threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [f"{number}".encode() for number in won] == [
-            storages[0].get(f"ops/{round}", bytes_max=9)
-        ]
+    assert_one_winner([_storage(server) for _ in range(WRITERS)])
 
 
 def test_more_keys_than_a_page_are_listed_and_deleted(server: S3Server) -> None:

@@ -1,0 +1,82 @@
+"""Our client against object stores that other people have written.
+
+ministack is asked in every run; moto and Azurite, which `make test-deep` installs, in deep ones.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import ckptstore
+from ckptstore.storage.remote import RemoteStorage
+from ckptstore.storage.remote_url import RemoteUrl
+from ckptstore.testing.storage_suite import StorageSuite
+from tests.helpers import until_closed
+from tests.helpers.judges import Judge
+from tests.helpers.races import WRITERS, assert_one_winner
+from tests.helpers.verbs import VERBS, facts, prepared
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture
+def url(judge: Judge, tmp_path: Path) -> str:
+    """The URL of a place that no other test uses."""
+    return judge.url(f"{tmp_path.parent.name}/{tmp_path.name}")
+
+
+def _storage(url: str) -> RemoteStorage:
+    return RemoteStorage(RemoteUrl.parse(url))
+
+
+class TestJudges(StorageSuite):
+    @pytest.fixture
+    def storage(self, url: str) -> RemoteStorage:
+        return _storage(url)
+
+
+def test_a_server_ends_with_the_process_that_started_it() -> None:
+    """However that dies, as a pipe from it ends then."""
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    command = [sys.executable, until_closed.__file__, sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        server = int(process.stdout.readline())
+        os.kill(server, 0)
+        process.stdin.close()
+        process.wait(60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
+
+
+def test_sixteen_writers_create_sixty_keys_and_each_has_one_winner(url: str) -> None:
+    assert_one_winner([_storage(url) for _ in range(WRITERS)])
+
+
+def test_more_keys_than_a_page_are_listed_and_deleted(url: str) -> None:
+    storage = _storage(url)
+    keys = {f"objects/{number:04}" for number in range(1100)}
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: storage.put(key, b"x"), sorted(keys)))
+    assert {item.key for item in storage.list("objects/")} == keys
+    storage.delete(keys)
+    assert list(storage.list("")) == []
+
+
+def test_all_verbs_do_as_in_memory(url: str, tmp_path: Path) -> None:
+    """Commit, gc, undo, push, pull and all others, one after the other."""
+    far = ckptstore.init(url, chunk_size=64 << 10)
+    near = ckptstore.init(f"memory://{tmp_path}", chunk_size=64 << 10)
+    for repo in (far, near):
+        prepared(repo)
+    for name, verb in VERBS.items():
+        assert verb(far, tmp_path) == verb(near, tmp_path), name
+    assert facts(ckptstore.open(url)) == facts(near)
+    assert far.verify().problems == ()
