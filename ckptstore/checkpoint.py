@@ -189,12 +189,12 @@ class Checkpoint:
         *,
         judge: Callable[[Digest], tuple[Reason, ...]] = lambda id: (),
         seed_of: Callable[[Digest], Digest | None] = lambda id: None,
-        is_new: bool = False,
+        expired: bool | None = None,
     ) -> Checkpoint:
         """The checkpoint of a manifest and the notes on it.
 
-        judge: returns why it is kept. seed_of: returns what its branch was started from. is_new:
-        True if it was committed a moment ago.
+        judge: returns why it is kept. seed_of: returns what its branch was started from. expired:
+        whether it has; None to look.
         """
         return cls(
             id=id,
@@ -206,7 +206,7 @@ class Checkpoint:
             created=utc(manifest.created),
             meta=deepcopy(dict(manifest.meta)),  # the catalog shares its manifests
             notes=tuple(map(Annotation.of, notes)),
-            expired=not is_new and catalog.is_expired(id),
+            expired=catalog.is_expired(id) if expired is None else expired,
             new_bytes=manifest.new_bytes,
             array_count=sum(ref.arrays for ref in manifest.refs),
             array_bytes=manifest.array_bytes,

@@ -214,6 +214,13 @@ class Query:
             limit=None if limit is None else min(limit, sys.maxsize),
         )
 
+    @property
+    def count_max(self) -> int:
+        """How many checkpoints have to be looked at, at most."""
+        if self.where is not None or self.order is not None or self.limit is None:
+            return sys.maxsize
+        return self.limit
+
     def select(self, items: Iterable[Item]) -> list[Item]:
         """Return the matching checkpoints in this order, or in that of `items` if there is none.
 

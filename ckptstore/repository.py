@@ -47,6 +47,7 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.revisions import own_of
 from ckptstore.state.selection import Selection
 from ckptstore.storage import open_storage
+from ckptstore.store.ahead import Ahead
 from ckptstore.store.author import author
 from ckptstore.store.catalog import Catalog
 from ckptstore.store.live import LiveCheckpoints
@@ -61,6 +62,7 @@ from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
 from ckptstore.store.resolver import Resolver
 from ckptstore.store.undo import operations
+from ckptstore.threads import gather
 from ckptstore.transfer.transfers import Transfers
 
 if TYPE_CHECKING:
@@ -333,7 +335,7 @@ class Repository(Transfers):
             *self._committer().commit(
                 state, branch=branch, facts=facts, created=at, retry=retry, after=after
             ),
-            is_new=True,
+            expired=False,
         )
 
     def session(self, branch: str = DEFAULT_BRANCH) -> Session:
@@ -377,7 +379,7 @@ class Repository(Transfers):
         """Make what a session has staged the head of its branch."""
         return self._checkpoint(
             *self._committer().commit_session(staged, branch=branch, facts=facts, retry=retry),
-            is_new=True,
+            expired=False,
         )
 
     def checkout(
@@ -534,20 +536,22 @@ class Repository(Transfers):
             return query.select(self._own(rev, expired=expired))
         starts = [self._resolver.resolved(rev)[0]] if rev is not None else self._resolver.named()
         if expired:
-            history = ancestors(starts, self._catalog.lookup)
+            walk = Ahead(self._catalog, count=query.count_max)
+            history = walk.with_expired(ancestors(starts, walk))
             return query.select(starmap(self._checkpoint, history))
         with self._live.lock:
             self._live.update(self._oplog.newest())
-            live_starts = self._live.before(starts) or ()
-            return query.select(starmap(self._checkpoint, self._live.reached(live_starts)))
+            live = self._live.reached(self._live.before(starts) or ())
+            return query.select(self._checkpoint(*found, False) for found in live)
 
     def _own(self, rev: str | None, *, expired: bool) -> Iterator[Checkpoint]:
         """Yield the checkpoints of the branch of a revision, newest first."""
         if rev is None:
             raise InvalidInputError("own=True needs a revision, whose branch it lists.")
         id, _ = self._resolver.resolved(rev)
-        _, chain = own_of(id, rev, self._catalog.names(self._oplog.newest()))
-        for found in starmap(self._checkpoint, chain.checkpoints):
+        walk = Ahead(self._catalog)
+        _, chain = own_of(id, rev, self._catalog.names(self._oplog.newest(), lookup=walk))
+        for found in starmap(self._checkpoint, walk.with_expired(chain.checkpoints)):
             if expired or not found.expired:
                 yield found
 
@@ -680,7 +684,7 @@ class Repository(Transfers):
             made = self._committer().derive(
                 derivation, branch=name, source=partial(self._resolver.durable, at)
             )
-        return self._checkpoint(*made, is_new=True)
+        return self._checkpoint(*made, expired=False)
 
     def diff(
         self,
@@ -722,6 +726,7 @@ class Repository(Transfers):
             >>> [(change.path, change.kind, change.numbers.relative_l2) for change in found.arrays]
             [('w', 'changed', 1.0)]
         """
+        from ckptstore.arrays.codecs import decode_known
         from ckptstore.diff.compare import compare
 
         selection = Selection.of(include, exclude)
@@ -736,7 +741,7 @@ class Repository(Transfers):
         other_reading, other_source, other_opener = other._diffed(b)  # noqa: SLF001 - the same class
         with reading, other_reading:
             with paused_collector():
-                found = compare(source, other_source, selection, decode=_decoded)
+                found = compare(source, other_source, selection, decode=decode_known)
             if not numeric:
                 return found
             from ckptstore.diff.numeric import measure
@@ -1577,7 +1582,9 @@ class Repository(Transfers):
 
         wait_for_gc(self._stores(), met)
 
-    def _checkpoint(self, id: Digest, manifest: Manifest, *, is_new: bool = False) -> Checkpoint:
+    def _checkpoint(
+        self, id: Digest, manifest: Manifest, expired: bool | None = None
+    ) -> Checkpoint:
         return Checkpoint.of(
             id,
             manifest,
@@ -1585,7 +1592,7 @@ class Repository(Transfers):
             self._notes.of(id),
             judge=self._reasons,
             seed_of=self._resolver.seed_of,
-            is_new=is_new,
+            expired=expired,
         )
 
     def _reasons(self, id: Digest) -> tuple[Reason, ...]:
@@ -1594,7 +1601,9 @@ class Repository(Transfers):
 
     def _at(self, refs: Mapping[str, Digest], newest: Operation) -> dict[str, Checkpoint]:
         self._resolver.check(refs, newest)
-        made = {id: self._checkpoint(id, self._catalog.manifest(id)) for id in {*refs.values()}}
+        ids = {*refs.values()}
+        jobs = (partial(self._checkpoint, id, self._catalog.manifest(id)) for id in ids)
+        made = dict(zip(ids, gather(jobs, threads=self._catalog.threads), strict=True))
         return {name: made[id] for name, id in sorted(refs.items())}
 
     def _now(self) -> int:
@@ -1649,13 +1658,3 @@ def _length(limit: int | None) -> int:
 def _verified(progress: Callable[[int, int], object]) -> Callable[[Progress], object]:
     """Return a listener that passes on the bytes checked so far, and the bytes in all."""
     return lambda told: progress(told.done, told.total) if told.kind == "verified" else None
-
-
-def _decoded(name: str, value: object) -> object:
-    """The value a codec makes of its form; the form itself if this process has no such codec."""
-    from ckptstore.arrays import codecs
-
-    try:
-        return codecs.decode(name, value)
-    except InvalidInputError:
-        return value

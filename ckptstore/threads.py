@@ -8,11 +8,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ckptstore.errors import StorageError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
 Result = TypeVar("Result")
@@ -20,6 +23,7 @@ Result = TypeVar("Result")
 # Queued jobs for each thread, so that a slow job does not leave the other threads idle.
 AHEAD = 64
 ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element
+POLL_SECONDS = 0.2  # how soon a thread that waits notices that its owner was interrupted
 
 
 class Workers:
@@ -140,6 +144,61 @@ def gather(jobs: Iterable[Callable[[], Result]], *, threads: int) -> list[Result
             waiting.append(workers.submit(job))
         done.extend(results(waiting))
     return done
+
+
+def ahead(jobs: Iterable[Callable[[], Result]], *, threads: int) -> Iterator[Result]:
+    """Yield the results of jobs in order, while other threads do the next ones.
+
+    As many jobs as there are threads are taken from the iterable before their turn, so that few
+    results are in memory at once. With one thread, each job is done when its result is asked for.
+    """
+    left = iter(jobs)
+    first = list(islice(left, threads))
+    if len(first) <= 1:
+        yield from (job() for job in chain(first, left))
+        return
+    with Workers(len(first)) as workers:
+        waiting = deque(workers.submit(job) for job in first)
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(workers.submit(job) for job in islice(left, 1))
+            yield result
+
+
+class Room:
+    """A number of bytes in memory that jobs on several threads share."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max, self._used = bytes_max, 0
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until there is room for so many bytes, or nothing else takes any, and take it.
+
+        Raises:
+            StorageError: The caller that this job works for was interrupted.
+        """
+        with self._changed:
+            while self._used and self._used + size > self._bytes_max:
+                if is_abandoned():
+                    raise StorageError("The operation was interrupted.")
+                self._changed.wait(POLL_SECONDS)
+            self._used += size
+
+    def give(self, size: int) -> None:
+        """Give back so many bytes."""
+        with self._changed:
+            self._used -= size
+            self._changed.notify_all()
+
+    @contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        """Take so many bytes, and give them back afterwards."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give(size)
 
 
 class Buffers(threading.local):

@@ -19,6 +19,14 @@ from ckptstore.state.codecs import is_stateful as is_stateful
 from ckptstore.state.codecs import register_codec as register_codec
 
 
+def decode_known(name: str, value: object) -> object:
+    """Return the value that a codec makes of its form; the form if there is no such codec."""
+    try:
+        return decode(name, value)
+    except InvalidInputError:
+        return value
+
+
 def _torch_size(lengths: list[int]) -> object:
     import torch
 

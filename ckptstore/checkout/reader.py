@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Bundled = tuple[Bundle, list[ArrayEntry]]  # arrays that are wanted of a bundle
 
-READ_THREADS, FAR_READ_THREADS = 4, 16  # the latter wait for a network
+READ_THREADS, FAR_READ_THREADS = 4, 32  # the latter wait for a network
 BUNDLES_BYTES_MAX = 8 << 20  # bundles held at once; most have about 1 MB
 # The buffers of all threads together.
 BUFFER_BYTES_MAX, FAR_BUFFER_BYTES_MAX = 32 << 20, 128 << 20
@@ -150,12 +150,47 @@ def read_small(
 def read_bundle(
     bundle: Bundle, small: list[ArrayEntry], objects: ObjectReader
 ) -> list[tuple[ArrayEntry, memoryview]]:
-    """Read small arrays of a page: the whole bundle if most of it is wanted, else ranges."""
-    if 2 * sum(entry.nbytes for entry in small) < bundle.size:
+    """Read small arrays of a page: the whole bundle if most of it is wanted, else ranges.
+
+    Where each read takes a round trip, several arrays are one range, with all between them.
+    """
+    if 2 * _wanted_bytes(small, objects) < bundle.size:
+        if objects.is_far and len(small) > 1:
+            return _read_span(bundle, small, objects)
         return [(entry, read_bundled(bundle, entry, objects)) for entry in small]
     data = memoryview(bytearray(bundle.size))
     objects.read_into(bundle.digest, data)
     return [(entry, data[_start(entry) : _start(entry) + entry.nbytes]) for entry in small]
+
+
+def _wanted_bytes(small: list[ArrayEntry], objects: ObjectReader) -> int:
+    """The bytes to read of a bundle if not all are read."""
+    if objects.is_far:
+        begin, end = _span(small)
+        return end - begin
+    return sum(entry.nbytes for entry in small)
+
+
+def _span(small: Iterable[ArrayEntry]) -> tuple[int, int]:
+    """From where to where small arrays lie in their bundle."""
+    places = [(_start(entry), _start(entry) + entry.nbytes) for entry in small]
+    return min(places)[0], max(end for _, end in places)
+
+
+def _read_span(
+    bundle: Bundle, small: list[ArrayEntry], objects: ObjectReader
+) -> list[tuple[ArrayEntry, memoryview]]:
+    """Read small arrays by one read from the first to the last of them."""
+    begin, end = _span(small)
+    data = memoryview(bytearray(end - begin))
+    parts = [
+        (entry, slice(_start(entry) - begin, _start(entry) - begin + entry.nbytes))
+        for entry in small
+    ]
+    objects.read_parts(
+        bundle.digest, data, start=begin, parts=[(entry.digests[0], part) for entry, part in parts]
+    )
+    return [(entry, data[part]) for entry, part in parts]
 
 
 def read_bundled(bundle: Bundle, entry: ArrayEntry, objects: ObjectReader) -> memoryview:

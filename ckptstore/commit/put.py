@@ -8,12 +8,16 @@ writes the bundles that they make. Objects that already exist with the right siz
 Unless the parent references them they are still flushed: their writer may have died before its own
 flush.
 
+Where a look takes a round trip, the threads that put look too, right before they put, and there are
+more of them. Nothing is written ahead there: what is staged is a copy in memory (ADR 0062).
+
 Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble`
 takes from one process or from several. ADR 0009, ADR 0036; docs/reference/format.md, section 14.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +34,7 @@ from ckptstore.documents.page import Bundle
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.open_files import affordable
 from ckptstore.python_gc import paused_collector
-from ckptstore.threads import Buffers, Ring, Workers, results
+from ckptstore.threads import Buffers, Ring, Room, Workers, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +54,7 @@ Result = TypeVar("Result")
 
 HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
+FAR_PUT_THREADS = 32  # they wait for a network
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 NEW_IN_A_ROW = 2  # chunks; after so many the next is expected to be new and written right away
 WRITING_MAX = 16  # bundles and documents that are being written or wait for it
@@ -58,9 +63,10 @@ RING_BYTES = 2 << 20  # for bundles, besides the largest, so that one is joined 
 PART_PAGES = 8  # pages that are prepared at once: pausing the collector has a cost too
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
-FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER = 4, 12, 32
+FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER, FILES_PER_FAR_PUTTER = 4, 12, 32, 2
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks, all at once
+FAR_BYTES_MAX = 128 << 20  # staged in memory, all at once, unless one object alone is larger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +111,13 @@ class Putter:
         self._durable: set[Digest] = set()
         self._unchecked: deque[StagedObject] = deque()
         self._staged: set[StagedObject] = set()
-        self._staged_max = affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
+        self._is_far = objects.is_far
+        self._looks_late = self._is_far and reached.is_sound
+        # Files that are written ahead are limited by number, copies in memory by their bytes.
+        self._room = Room(FAR_BYTES_MAX) if self._is_far else None
+        self._staged_max = (
+            sys.maxsize if self._is_far else affordable(STAGED_MAX, files_each=FILES_PER_STAGED)
+        )
         self._jobs: list[Future[None]] = []
         self._buffers = Buffers()
         self._new_in_a_row = 0  # chunks
@@ -129,10 +141,8 @@ class Putter:
 
     def _write(self, digest: Digest, data: bytes | memoryview) -> None:
         """Write an object ahead, and have one put that the disk has had time for."""
-        staged = self._objects.stage(digest, data)
-        self._staged.add(staged)
-        self._ahead.append(staged)
-        if len(self._ahead) > min(AHEAD, self._staged_max // 2):
+        self._ahead.append(self._stage(data, digest))
+        if self._is_far or len(self._ahead) > min(AHEAD, self._staged_max // 2):
             self._have_put(self._ahead.popleft())
 
     def _have_written(self, job: Callable[[], Result]) -> Future[Result]:
@@ -156,35 +166,48 @@ class Putter:
         digest = Digest.of(data)
         if self._is_needed(digest, len(data)):
             self._new_in_a_row += 1
-            self._stage(digest, data, is_shared=is_shared)
-            self._jobs.append(self._hashers.submit(self._check_next))
+            self._keep(self._stage(data, digest, is_shared=is_shared))
         else:
             self._new_in_a_row = 0
         return digest
 
     def _put_copy(self, data: memoryview) -> Digest:
         """Write a chunk that is expected to be new, like those before it."""
-        staged = self._objects.stage_copy(data)
-        self._staged.add(staged)  # before anything can fail, so that `drop` removes it
+        staged = self._stage(data)
         if self._is_needed(staged.digest, len(data)):
             self._keep(staged)
-            self._jobs.append(self._hashers.submit(self._check_next))
         else:
             self._new_in_a_row = 0
-            staged.drop()
-            self._staged.discard(staged)
+            self._drop(staged)
+            if self._room:
+                self._room.give(staged.size)
         return staged.digest
 
-    def _stage(self, digest: Digest, data: bytes | memoryview, *, is_shared: bool = False) -> None:
-        """Write an object ahead."""
-        self._keep(self._objects.stage(digest, data, is_shared=is_shared))
+    def _stage(
+        self, data: bytes | memoryview, digest: Digest | None = None, *, is_shared: bool = False
+    ) -> StagedObject:
+        """Write an object ahead, once there is room. Without a digest, a copy is hashed for it."""
+        if self._room:
+            self._room.take(len(data))
+        if digest is None:
+            staged = self._objects.stage_copy(data)
+        else:
+            staged = self._objects.stage(digest, data, is_shared=is_shared)
+        self._staged.add(staged)  # before anything can fail, so that `drop` removes it
+        return staged
 
     def _keep(self, staged: StagedObject) -> None:
-        """Queue a staged object to be put; put the first one now if there are too many."""
-        self._staged.add(staged)
+        """Have a staged object checked when no chunk is left to hash; now if there are too many.
+
+        Where the threads that put look too, they check as well.
+        """
+        if self._is_far:
+            self._have_put(staged)
+            return
         self._unchecked.append(staged)
         if len(self._staged) > self._staged_max:
             self._check_next()
+        self._jobs.append(self._hashers.submit(self._check_next))
 
     def _check_next(self) -> None:
         """Check the object that was staged first, unless another thread has; then have it put."""
@@ -199,11 +222,24 @@ class Putter:
         """Have an object put by another thread, or put it now if too many are staged."""
         if len(self._staged) > self._staged_max:
             self._put_staged(staged)
-        else:
-            self._jobs.append(self._putters.submit(partial(self._put_staged, staged)))
+            return
+        job = self._putters.submit(partial(self._put_staged, staged))
+        if self._room:  # also if the job is never begun, because another one failed
+            job.add_done_callback(partial(_give, self._room, staged.size))
+        self._jobs.append(job)
 
     def _put_staged(self, staged: StagedObject) -> None:
+        if self._looks_late and self._objects.has(staged.digest, size=staged.size):
+            self._drop(staged)
+            return
         staged.put()
+        self._staged.discard(staged)
+        with self._lock:
+            self._written.add(staged.digest)
+            self.new_bytes += staged.size
+
+    def _drop(self, staged: StagedObject) -> None:
+        staged.drop()
         self._staged.discard(staged)
 
     def put_bundle(self, data: memoryview, parts: list[Part]) -> Future[Bundle]:
@@ -244,28 +280,22 @@ class Putter:
             staged.drop()
 
     def _is_needed(self, digest: Digest, size: int) -> bool:
-        """Rely on an object: True, for one caller, when it has to be written."""
+        """Rely on an object: True, for one caller, when it has to be staged."""
         with self._lock:
             if digest in self.relied:
                 return False
             self.relied.add(digest)
-        if self._is_there(digest, size):
-            return False
-        with self._lock:
-            self._written.add(digest)
-            self.new_bytes += size
-        return True
+        return not self._is_there(digest, size)
 
     def _is_there(self, digest: Digest, size: int) -> bool:
-        """True for an object that need not be written.
+        """True for an object that need not be staged.
 
-        The parent's objects are looked for too, so that a lost one is put again, unless each look
-        takes a round trip.
+        The parent's objects are looked for too, so that a lost one is put again. Where a look takes
+        a round trip they are not, and other objects are looked for when they are to be put.
         """
-        if not self._reached.is_sound:
-            return False
-        is_known = self._objects.is_far and digest in self._reached.digests
-        return is_known or self._objects.has(digest, size=size)
+        if self._is_far:
+            return digest in self._reached.digests
+        return self._reached.is_sound and self._objects.has(digest, size=size)
 
 
 @contextmanager
@@ -278,7 +308,11 @@ def putting(
     hashes and writes.
     """
     with objects.batch() as batch:
-        putters = Workers(affordable(PUT_THREADS, files_each=FILES_PER_PUTTER))
+        if objects.is_far:
+            put_threads = affordable(FAR_PUT_THREADS, files_each=FILES_PER_FAR_PUTTER)
+        else:
+            put_threads = affordable(PUT_THREADS, files_each=FILES_PER_PUTTER)
+        putters = Workers(put_threads)
         hash_threads = affordable(threads or HASH_THREADS, files_each=FILES_PER_HASHER)
         hashers, writer = Workers(hash_threads), Workers(1, is_ahead=hash_threads > 1)
         putter = Putter(batch, reached, hashers=hashers, putters=putters, writer=writer)
@@ -287,6 +321,10 @@ def putting(
                 yield putter
         finally:
             putter.drop()
+
+
+def _give(room: Room, size: int, _: Future[None]) -> None:
+    room.give(size)
 
 
 def hash_threads(plan: Plan, sources: Iterable[ArraySource]) -> int:

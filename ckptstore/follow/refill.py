@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ckptstore.documents.page import Page
     from ckptstore.errors import Incompatible
     from ckptstore.follow.known import Known
-    from ckptstore.store.objects import ObjectReader
+    from ckptstore.store.objects import ObjectReader, Part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +161,13 @@ class CountedObjects:
     ) -> None:
         """Read a part of an object."""
         self._objects.read_range(digest, buffer, start=start, expected=expected)
+        self.read_bytes.append(buffer.nbytes)
+
+    def read_parts(
+        self, digest: Digest, buffer: memoryview, *, start: int, parts: Sequence[Part]
+    ) -> None:
+        """Read a range of an object."""
+        self._objects.read_parts(digest, buffer, start=start, parts=parts)
         self.read_bytes.append(buffer.nbytes)
 
 

@@ -122,17 +122,17 @@ class Marks:
         with self._forgotten_on_error():
             gone = self.manifests.keys() - live.keys()
             removed = [part for id in gone for part in self._remove(self.manifests.pop(id))]
-            added: list[MarkArray] = []
-            for id in live.keys() - self.manifests.keys():
-                self.manifests[id] = live[id]
-                added += self._add(live[id])
+            new = {id: live[id] for id in live.keys() - self.manifests.keys()}
+            self.manifests |= new
+            added = [self._add(manifest) for manifest in new.values()]
+            added += self._read(new.values(), must_be_whole=False)
             self._counts.change(added=added, removed=removed)
 
     def require(self, manifest: Manifest) -> None:
         """Raise CorruptError when a page of a marked checkpoint cannot be read."""
         if not self.unread.isdisjoint(ref.digest for ref in manifest.refs):
             with self._forgotten_on_error():
-                self._counts.change(added=list(self._read(manifest, must_be_whole=True)))
+                self._counts.change(added=list(self._read([manifest], must_be_whole=True)))
 
     def has_read(self, page: Digest) -> bool:
         """Return True for a page of a marked checkpoint that was read."""
@@ -170,11 +170,11 @@ class Marks:
             self._forget()
             raise
 
-    def _add(self, manifest: Manifest) -> Iterator[MarkArray]:
+    def _add(self, manifest: Manifest) -> MarkArray:
         named = manifest.documents()
-        yield marks_of(named - self._users.keys())
+        new = marks_of(named - self._users.keys())
         self._users.update(named)
-        yield from self._read(manifest, must_be_whole=False)
+        return new
 
     def _remove(self, manifest: Manifest) -> Iterator[MarkArray]:
         named = manifest.documents()
@@ -187,18 +187,22 @@ class Marks:
             if document in self._listed:
                 yield self._listed.pop(document)
 
-    def _read(self, manifest: Manifest, *, must_be_whole: bool) -> Iterator[MarkArray]:
+    def _read(self, manifests: Iterable[Manifest], *, must_be_whole: bool) -> Iterator[MarkArray]:
         """Read the pages that were not read yet, and yield the marks of what each lists."""
+        begun: set[Digest] = set()  # as several are read at once
+
+        def wanted(page: Digest) -> bool:
+            is_new = page not in self._listed and page not in begun
+            begun.add(page)
+            return is_new
 
         def failed(page: Digest, error: CkptStoreError) -> None:
             if must_be_whole or not isinstance(error, CorruptError):
                 raise error
             self.unread.add(page)
+            begun.discard(page)
 
-        pages = walk(
-            manifest, self._reader, wanted=lambda page: page not in self._listed, failed=failed
-        )
-        for page, listed in pages:
+        for page, listed in walk(manifests, self._reader, wanted=wanted, failed=failed):
             self._listed[page] = marks = marks_of(listed)
             self.unread.discard(page)
             yield marks

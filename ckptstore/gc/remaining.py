@@ -22,6 +22,7 @@ from ckptstore.gc.judge import (
 )
 from ckptstore.gc.marks import marks_of
 from ckptstore.store.reach import searched, walk
+from ckptstore.threads import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,7 +110,7 @@ class Remaining:
         """Keep the objects of a checkpoint. Pages that others share list nothing that would go."""
         reached: set[str] = set(manifest.documents())
         pages = walk(
-            manifest,
+            [manifest],
             searched(self.stores.catalog),
             wanted=lambda page: (
                 page in self.exclusive.pages or not self.stores.marks.has_read(page)
@@ -303,12 +304,17 @@ def _exclusive_garbage(
     unread = set(exclusive.pages)
     for manifest in manifests.values():
         named.update(dict.fromkeys(sorted(manifest.documents())))
-        pages = walk(manifest, searched(stores.catalog), wanted=unread.__contains__, failed=skip)
-        for page, listed in pages:
-            unread.discard(page)
-            named.update(dict.fromkeys(map(Digest, sorted(listed))))
+    pages = walk(
+        manifests.values(), searched(stores.catalog), wanted=unread.__contains__, failed=skip
+    )
+    for page, listed in pages:
+        unread.discard(page)
+        named.update(dict.fromkeys(map(Digest, sorted(listed))))
     owners = exclusive.owners_of(marks_of(named))
     digests = [digest for digest, owner in zip(named, owners.tolist(), strict=True) if owner >= 0]
-    return (
-        (digest, size) for digest in digests if (size := stores.objects.size(digest)) is not None
+    sizes = ahead(
+        (partial(stores.objects.size, digest) for digest in digests),
+        threads=stores.catalog.threads,
     )
+    found = zip(digests, sizes, strict=True)
+    return ((digest, size) for digest, size in found if size is not None)

@@ -73,7 +73,7 @@ class Sizes:
             return page not in known
 
         pages = walk(
-            manifest, decoded(self._catalog), wanted=is_wanted, failed=lambda page, error: None
+            [manifest], decoded(self._catalog), wanted=is_wanted, failed=lambda page, error: None
         )
         for page, content in pages:
             known[page] = self._sized({page: self._size(page), **dict(content.digests())})

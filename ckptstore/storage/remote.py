@@ -101,17 +101,19 @@ class RemoteStorage(DisklessStorage):
     def get(self, key: str, *, bytes_max: int) -> bytes:
         """Return all bytes of a key."""
 
-        def get() -> bytes:
-            result = self._ask("get_async", self._reads, check_key(key))
+        check_key(key)
+
+        async def get() -> bytes:
+            result = await self._request("get_async", self._reads, key)
             size = result.meta["size"]
             if size > bytes_max:
                 raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
-            data = bytes(wait(result.bytes_async))
+            data = bytes(await result.bytes_async())
             if len(data) != size:
                 raise StorageError(f"{key} in {self._url.place} came incomplete.")
             return data
 
-        data: bytes = self._tried(get, key)
+        data: bytes = self._tried(lambda: wait(get), key)
         return data
 
     def read_into(
@@ -265,12 +267,15 @@ class RemoteStorage(DisklessStorage):
         """Return the time after which a gc that died may be taken over."""
         return LEASE_SECONDS
 
-    @staticmethod
-    def _ask(name: str, *args: Any, within: float | None = None, **options: Any) -> Any:
+    def _ask(self, name: str, *args: Any, within: float | None = None, **options: Any) -> Any:
         """Call a function of the client and wait for its answer, some seconds at most."""
+        return wait(lambda: asyncio.wait_for(self._request(name, *args, **options), within))
+
+    async def _request(self, name: str, *args: Any, **options: Any) -> Any:
+        """Call a function of the client."""
         import obstore
 
-        return wait(lambda: asyncio.wait_for(getattr(obstore, name)(*args, **options), within))
+        return await getattr(obstore, name)(*args, **options)
 
     def _store_for(self, size: int) -> Any:
         return self._quick if size <= QUICK_BYTES else self._writes

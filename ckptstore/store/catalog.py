@@ -34,7 +34,7 @@ from ckptstore.errors import (
 from ckptstore.revisions import Names
 from ckptstore.store.cache import Cache
 from ckptstore.store.objects import damaged
-from ckptstore.threads import gather
+from ckptstore.threads import ahead, gather
 from ckptstore.times import to_the_minute
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from ckptstore.documents.manifest import PageRef
     from ckptstore.documents.operation import Operation
+    from ckptstore.history import Lookup
     from ckptstore.storage import Listed, Storage
     from ckptstore.store.objects import ObjectStore
 
@@ -49,6 +50,7 @@ LIVE = "checkpoints/"
 EXPIRED = "history/"
 EXPIRIES = "expired/"
 EXPIRE_THREADS = 8  # they mostly wait for the disk
+FAR_THREADS = 32  # they wait for a network
 CACHED_PAGES = 256
 CACHED_WRITTEN = 4096
 CACHED_MANIFEST_PARTS = 1 << 18  # of 300 bytes each: 50,000 small manifests, 1,000 of 250 pages
@@ -120,9 +122,34 @@ class Catalog:
         """True where a look for a document costs a round trip."""
         return self._storage.is_far
 
+    @property
+    def threads(self) -> int:
+        """How many documents are worth reading at once."""
+        return FAR_THREADS if self.is_far else 1
+
     def manifest(self, id: Digest) -> Manifest:
         """Return the manifest of a live or expired checkpoint; NotFoundError for others."""
         return self._manifests.get(id, self._read_manifest)
+
+    def knows(self, id: Digest) -> bool:
+        """Return True when the manifest of a checkpoint is in memory."""
+        return id in self._manifests
+
+    def read_ahead(self, id: Digest, *, has_expired: bool = False) -> None:
+        """Read a manifest into memory if it can be read. has_expired: where to look first."""
+        first = (EXPIRED,) if has_expired else ()
+        with suppress(CorruptError, NotFoundError):
+            self._manifests.get(id, partial(self._read_manifest, first=first))
+
+    def manifests(self, ids: Iterable[Digest]) -> Iterator[tuple[Digest, Manifest]]:
+        """Yield those of some manifests that can be read, in order, reading others meanwhile."""
+
+        def read(id: Digest) -> tuple[Digest, Manifest | None]:
+            return id, self.readable(id)
+
+        for id, manifest in ahead((partial(read, id) for id in ids), threads=self.threads):
+            if manifest is not None:
+                yield id, manifest
 
     def document(self, id: Digest) -> bytes:
         """Return the bytes of a manifest, whose digest is its id, to copy it elsewhere."""
@@ -199,12 +226,12 @@ class Catalog:
             self.refuse_expired(id)
             raise
 
-    def names(self, newest: Operation) -> Names:
-        """Return what revisions can name as of an operation."""
+    def names(self, newest: Operation, lookup: Lookup | None = None) -> Names:
+        """Return what revisions can name as of an operation. lookup: of manifests."""
         return Names(
             heads=newest.heads,
             tags=newest.tags,
-            lookup=self.lookup,
+            lookup=self.lookup if lookup is None else lookup,
             ids=self.ids,
             claim=partial(claim_of, newest.settings),
         )
@@ -306,6 +333,15 @@ class Catalog:
         """Return all checkpoints that have not expired, each with the time it was stored at."""
         return {id: item.modified for id, item in self.list(LIVE) if id}
 
+    def stored(self) -> dict[Digest, bool]:
+        """Return all checkpoints, the one stored last first, each with whether it has expired."""
+        jobs = (partial(tuple, self.list(folder)) for folder in (EXPIRED, LIVE))
+        expired, live = gather(jobs, threads=self.threads)
+        found = {id: (item.modified, True) for id, item in expired if id}
+        found |= {id: (item.modified, False) for id, item in live if id}
+        ordered = sorted(found, key=lambda id: found[id][0], reverse=True)
+        return {id: found[id][1] for id in ordered}
+
     def page(self, digest: Digest) -> Page:
         """Return a page of arrays, with every entry checked."""
         return self._pages.get(digest, partial(self._read_page, decode=Page.decode))
@@ -324,7 +360,7 @@ class Catalog:
 
     def node_pages(self, manifest: Manifest) -> Iterator[NodePage]:
         """Return the pages of Zarr nodes, in path order, compared with the manifest's claims."""
-        return in_order(manifest.hierarchy or (), self.node_page)
+        return in_order(manifest.hierarchy or (), self.node_page, threads=self.threads)
 
     def remember_page(self, digest: Digest, page: Page) -> None:
         """Cache a page that was just written, so that the next commit need not read it."""
@@ -337,7 +373,7 @@ class Catalog:
 
     def pages(self, manifest: Manifest) -> Iterator[Page]:
         """Return the pages of a checkpoint, in path order, compared with the manifest's claims."""
-        return in_order(manifest.pages, self.page)
+        return in_order(manifest.pages, self.page, threads=self.threads)
 
     def pages_of(self, manifest: Manifest, paths: Iterable[str]) -> Iterator[Page]:
         """Yield, in path order, the only pages that can list these paths; no other is read."""
@@ -359,18 +395,18 @@ class Catalog:
                 if id and id.startswith(prefix):
                     yield id
 
-    def _read_manifest(self, id: Digest) -> Manifest:
-        data, key = self._read_document(id)
+    def _read_manifest(self, id: Digest, first: tuple[str, ...] = ()) -> Manifest:
+        data, key = self._read_document(id, first)
         return Manifest.decode(data, name=key)
 
-    def _read_document(self, id: Digest) -> tuple[bytes, str]:
-        """Return the bytes of a manifest, checked, and their key."""
+    def _read_document(self, id: Digest, first: tuple[str, ...] = ()) -> tuple[bytes, str]:
+        """Return the bytes of a manifest, checked, and their key. first: where it should be."""
         cache = self.objects.cache
         if id in self._present and (cached := cache.get(id, bytes_max=MANIFEST_BYTES_MAX)):
             return cached, key_of(id)
         wrong = None
         # LIVE again: gc may have moved it between the first two reads.
-        for folder in (LIVE, EXPIRED, LIVE):
+        for folder in (*first, LIVE, EXPIRED, LIVE):
             key = key_of(id, folder)
             try:
                 data = self._storage.get(key, bytes_max=MANIFEST_BYTES_MAX)
@@ -389,11 +425,16 @@ class Catalog:
         return decode(data, name=f"page {digest}")
 
 
-def in_order(refs: Iterable[PageRef], read: Callable[[Digest], AnyPage]) -> Iterator[AnyPage]:
-    """Yield the pages that a manifest lists, compared with its claims."""
+def in_order(
+    refs: Sequence[PageRef], read: Callable[[Digest], AnyPage], *, threads: int = 1
+) -> Iterator[AnyPage]:
+    """Yield the pages that a manifest lists, compared with its claims.
+
+    threads: how many pages are read at once.
+    """
     last: Any = None
-    for ref in refs:
-        page = read(ref.digest)
+    pages = ahead((partial(read, ref.digest) for ref in refs), threads=threads)
+    for ref, page in zip(refs, pages, strict=True):
         if not page.is_as_claimed(ref):
             raise CorruptError(f"Page {ref.digest} does not match its manifest.")
         if last is not None and page.begin <= last:

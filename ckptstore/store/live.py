@@ -85,11 +85,8 @@ class LiveCheckpoints:
         """Bring this up to date with a listing made after the newest operation was read."""
         condemned = set(newest.condemned.checkpoints if newest.condemned else ())
         shared: dict[PageRef, PageRef] = {}  # equal pages of several manifests are in memory once
-        added = {
-            id: manifest.sharing(shared)
-            for id in sorted(set(listed) - self.manifests.keys() - condemned)
-            if (manifest := self._catalog.readable(id))
-        }
+        new = sorted(set(listed) - self.manifests.keys() - condemned)
+        added = {id: manifest.sharing(shared) for id, manifest in self._catalog.manifests(new)}
         self._remove((self.manifests.keys() - listed) | condemned)
         self._insert(added)
         if self.missing:  # what was missing may have been restored

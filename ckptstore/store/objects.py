@@ -21,7 +21,7 @@ from ckptstore.store.disk_cache import NO_CACHE, default_cache
 from ckptstore.store.meter import Meter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from ckptstore.storage.protocol import Staged
     from ckptstore.store.disk_cache import DiskCache
 
+    Part = tuple[Digest, slice]  # the digest of a part of a range, and where it is in that
+
 PREFIX = "objects/"
 ASIDE = "damaged/"
-CHECK_STEP_BYTES = 1 << 20
+CHECK_STEP_BYTES, FAR_CHECK_STEP_BYTES = 1 << 20, 8 << 20  # far, of the largest usual chunk
 ALONE_THREADS = 2
 
 _KEY = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})")
@@ -51,6 +53,11 @@ class ObjectReader(Protocol):
         self, digest: Digest, buffer: memoryview, *, start: int, expected: Digest
     ) -> None:
         """Fill a buffer with a part of an object whose own digest is known, checked."""
+
+    def read_parts(
+        self, digest: Digest, buffer: memoryview, *, start: int, parts: Sequence[Part]
+    ) -> None:
+        """Fill a buffer with a range of an object, of which parts are checked."""
 
 
 def key_of(digest: Digest) -> str:
@@ -131,7 +138,9 @@ class ObjectStore:
         The bytes are then hashed again by the put, before any reader can see them, because later
         commits would rely on bytes stored under a wrong digest (ADR 0009).
         """
-        return StagedObject(digest, self._storage.stage(data), data if is_shared else None)
+        staged = self._storage.stage(data)
+        shared = data if is_shared else None
+        return StagedObject(digest, staged, size=memoryview(data).nbytes, shared=shared)
 
     def stage_copy(self, data: Buffer) -> StagedObject:
         """Copy, hash and write shared memory piece by piece, so that it is hashed once.
@@ -141,7 +150,7 @@ class ObjectStore:
         """
         hasher = blake3()
         staged = self._storage.stage(data, seen=hasher.update)
-        return StagedObject(Digest(hasher.hexdigest()), staged)
+        return StagedObject(Digest(hasher.hexdigest()), staged, size=memoryview(data).nbytes)
 
     @contextmanager
     def batch(self) -> Iterator[ObjectStore]:
@@ -198,23 +207,42 @@ class ObjectStore:
     ) -> None:
         """Fill a buffer with a part of an object whose own digest is known."""
         if not self.cache.read_range(digest, buffer, start=start, expected=expected):
-            key = key_of(digest)
-            try:
-                self._storage.read_into(key, buffer, start=start)
-            except NotFoundError as error:
-                raise missing(key) from error
-            if Digest.of(buffer) != expected:
-                raise damaged(key)
-            self.cache.put(expected, buffer)
+            self._fetch_parts(digest, buffer, start, [(expected, slice(None))])
         self.meter.add("read", len(buffer))
+
+    def read_parts(
+        self, digest: Digest, buffer: memoryview, *, start: int, parts: Sequence[Part]
+    ) -> None:
+        """Fill a buffer with a range of an object; only these parts of it are checked."""
+        are_cached = all(
+            self.cache.read_range(digest, buffer[part], start=start + part.start, expected=expected)
+            for expected, part in parts
+        )
+        if not are_cached:
+            self._fetch_parts(digest, buffer, start, parts)
+        self.meter.add("read", len(buffer))
+
+    def _fetch_parts(
+        self, digest: Digest, buffer: memoryview, start: int, parts: Sequence[Part]
+    ) -> None:
+        key = key_of(digest)
+        try:
+            self._storage.read_into(key, buffer, start=start)
+        except NotFoundError as error:
+            raise missing(key) from error
+        if any(Digest.of(buffer[part]) != expected for expected, part in parts):
+            raise damaged(key)
+        for expected, part in parts:
+            self.cache.put(expected, buffer[part])
 
     def check(self, digest: Digest, *, size: int) -> None:
         """Read an object of any size in small steps; CorruptError when its digest is another."""
         key = key_of(digest)
         hasher = blake3()
-        buffer = memoryview(bytearray(min(size, CHECK_STEP_BYTES)))
-        for start in range(0, size, CHECK_STEP_BYTES):
-            step = buffer[: min(CHECK_STEP_BYTES, size - start)]
+        largest = FAR_CHECK_STEP_BYTES if self.is_far else CHECK_STEP_BYTES
+        buffer = memoryview(bytearray(min(size, largest)))
+        for start in range(0, size, largest):
+            step = buffer[: min(largest, size - start)]
             self._storage.read_into(key, step, start=start)
             hasher.update(step)
             self.meter.add("verified", len(step))
@@ -263,10 +291,12 @@ class ObjectStore:
 class StagedObject:
     """An object whose bytes are on their way to the disk, and that no reader sees yet."""
 
-    __slots__ = ("_shared", "_staged", "digest")
+    __slots__ = ("_shared", "_staged", "digest", "size")
 
-    def __init__(self, digest: Digest, staged: Staged, shared: Buffer | None = None) -> None:
-        self.digest, self._staged, self._shared = digest, staged, shared
+    def __init__(
+        self, digest: Digest, staged: Staged, *, size: int, shared: Buffer | None = None
+    ) -> None:
+        self.digest, self.size, self._staged, self._shared = digest, size, staged, shared
 
     def check(self) -> None:
         """Raise InvalidInputError when shared memory changed since it was hashed.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError, ExpiredError, NotFoundError, shown
 from ckptstore.revisions import own_of, resolve
+from ckptstore.store.ahead import Ahead
 from ckptstore.store.lost import is_missing, missing_head, refuse_without_operations
+from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,7 +71,8 @@ class Resolver:
 
     def stored(self, rev: str) -> Digest:
         """Return the id of such a checkpoint, whose manifest and notes may be damaged."""
-        id = resolve(rev, self._catalog.names(self._oplog.newest()))
+        names = self._catalog.names(self._oplog.newest(), Ahead(self._catalog))
+        id = resolve(rev, names)
         with self.naming(rev):
             self._catalog.refuse_expired(id)
         return id
@@ -81,7 +85,8 @@ class Resolver:
 
     def seed_of(self, id: Digest) -> Digest | None:
         """Return the checkpoint that the branch of another one was started from, if any."""
-        _, chain = own_of(id, None, self._catalog.names(self._oplog.newest()))
+        names = self._catalog.names(self._oplog.newest(), Ahead(self._catalog))
+        _, chain = own_of(id, None, names)
         return chain.start
 
     def named(self) -> list[Digest]:
@@ -93,6 +98,10 @@ class Resolver:
     def check(self, refs: Mapping[str, Digest], newest: Operation) -> None:
         """Raise CorruptError where operations, or checkpoints that refs name, are missing."""
         refuse_without_operations(newest, self._oplog, self._catalog)
+        gather(
+            (partial(self._catalog.read_ahead, id) for id in {*refs.values()}),
+            threads=self._catalog.threads,
+        )
         self._refuse_missing(refs)
         self._notes.update(newest)
 
@@ -108,13 +117,14 @@ class Resolver:
 
     def _names(self, newest: Operation) -> Names:
         """Return the names that revisions can use as of an operation, with the metrics of notes."""
+        walk = Ahead(self._catalog)
 
         def lookup(id: Digest) -> Manifest | None:
             self._notes.update(newest)
-            manifest = self._catalog.lookup(id)
+            manifest = walk(id)
             return manifest and self._notes.annotated(id, manifest)
 
-        return replace(self._catalog.names(newest), lookup=lookup)
+        return self._catalog.names(newest, lookup)
 
     def _instead(self, rev: str) -> str:
         """Return a sentence about the best checkpoint that is stored, where a best one expired."""

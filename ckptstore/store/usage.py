@@ -286,18 +286,17 @@ class _Owners:
             if not isinstance(error, CorruptError):
                 raise error
 
-        for manifest in manifests:
-            pages = walk(
-                manifest,
-                searched(catalog),
-                wanted=lambda page: _mark(page) not in self._listed,
-                failed=skip,
-            )
-            for page, listed in pages:
-                marks = set(map(_mark, listed))
-                self._listed[_mark(page)] = marks
-                for mark in marks:
-                    self._add(mark, self._owners[_mark(page)])
+        pages = walk(
+            manifests,
+            searched(catalog),
+            wanted=lambda page: _mark(page) not in self._listed,
+            failed=skip,
+        )
+        for page, listed in pages:
+            marks = set(map(_mark, listed))
+            self._listed[_mark(page)] = marks
+            for mark in marks:
+                self._add(mark, self._owners[_mark(page)])
 
     def _add(self, mark: int, owner: int) -> None:
         """Record that an owner reaches an object."""

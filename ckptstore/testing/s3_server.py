@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import threading
 from calendar import timegm
@@ -25,6 +24,8 @@ from time import gmtime, strftime, strptime, time
 from typing import TYPE_CHECKING, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
+
+from blake3 import blake3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,10 +73,10 @@ class Request:
 class _Object:
     data: bytes
     modified: float = field(default_factory=time)
+    etag: str = field(init=False)  # like that of S3, the same for the same bytes
 
-    @property
-    def etag(self) -> str:
-        return f'"{hashlib.md5(self.data, usedforsecurity=False).hexdigest()}"'
+    def __post_init__(self) -> None:
+        self.etag = f'"{blake3(self.data).hexdigest(length=16)}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +158,20 @@ class S3Server:
         """The URL of a storage here, for `ckptstore.open` with credentials in the environment."""
         return f"s3://{BUCKET}/{prefix}?endpoint={quote(self.endpoint, safe='')}&region=us-east-1"
 
-    def damage(self, key: str, data: bytes | None) -> None:
+    def damage(self, key: str, data: bytes | None, *, modified: float | None = None) -> None:
         """Replace the bytes of an object behind everyone's back, or remove it.
 
         Args:
             key: The key after its bucket.
             data: The new bytes; None to remove it.
+            modified: When it was put, in seconds since 1970; now when None.
         """
         name = f"{BUCKET}/{key}"
         with self._lock:
             if data is None:
                 del self._objects[name]
             else:
-                self._objects[name] = _Object(data)
+                self._objects[name] = _Object(data, time() if modified is None else modified)
 
     def _run(self) -> None:
         self._loop = loop = asyncio.new_event_loop()

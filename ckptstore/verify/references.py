@@ -23,7 +23,7 @@ from ckptstore.verify import heal
 from ckptstore.zarr.encoded_entries import encoded_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from ckptstore.documents.manifest import Manifest, PageRef
     from ckptstore.store.catalog import Catalog
@@ -167,7 +167,7 @@ class _Pages(Generic[AnyPage]):
             self._numbers[ref.digest] = number
         return number
 
-    def check_order(self, refs: Iterable[PageRef]) -> None:
+    def check_order(self, refs: Sequence[PageRef]) -> None:
         """Compare pages with what a manifest claims of them."""
         for _ in in_order(refs, self._known):
             pass

@@ -162,18 +162,18 @@ class _Verify:
     def reached_by(self, ids: Iterable[Digest]) -> DigestMap:
         """Return the objects that checkpoints refer to; an unreadable page refers to nothing."""
         reached = DigestMap()
-        for manifest in filter(None, map(self.readable, ids)):
-            pages = walk(
-                manifest,
-                searched(self.catalog),
-                wanted=lambda page: page not in reached,
-                failed=lambda page, error: None,
-            )
-            for page, listed in pages:
-                for digest in (page, *listed):
-                    reached[digest] = 1
-            for digest in manifest.documents():
+        manifests = [manifest for _, manifest in self.catalog.manifests(ids)]
+        pages = walk(
+            manifests,
+            searched(self.catalog),
+            wanted=lambda page: page not in reached,
+            failed=lambda page, error: None,
+        )
+        for page, listed in pages:
+            for digest in (page, *listed):
                 reached[digest] = 1
+        for digest in (document for manifest in manifests for document in manifest.documents()):
+            reached[digest] = 1
         return reached
 
     def check_only(self, ids: Iterable[Digest]) -> None:

@@ -32,7 +32,7 @@ class Users:
         if not self._objects:
             return set()
         pages = walk(
-            manifest,
+            [manifest],
             self._reader,
             wanted=lambda page: page not in self._pages,
             failed=lambda page, error: self._remember(page, frozenset()),
