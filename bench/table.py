@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench import follow, hierarchies, memory, peers, repositories, training, workloads
+from bench import follow, hierarchies, memory, peers, remote, repositories, training, workloads
 from bench.bench import Bench
 from bench.figures import Bound, Comparison, Figure, comparisons
 
@@ -245,4 +245,5 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "follow": follow.figures,
     "zarr": hierarchies.figures,
     "memory": peaks,
+    "remote": remote.figures,
 }
