@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS = re.compile(r"Server returned non-2xx status code: (\d{3})")
+_OUTSIDE = re.compile("416.*InvalidRange|Wanted range starting at", re.DOTALL)  # some clip a range
 _TIME = (
     "the signature is too old or too new for the server. Set the clock of this machine. If it is "
     "right, the process stood still: retry."
@@ -63,7 +64,7 @@ def translated(
     if isinstance(error, StorageError):
         return error
     text = str(error)
-    if "416" in text and "InvalidRange" in text:
+    if _OUTSIDE.search(text):
         return RangeError(f"{key} in {url.place} is shorter than expected.")
     if isinstance(error, FileNotFoundError):
         if not to and "NoSuchBucket" not in text:
