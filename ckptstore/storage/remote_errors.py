@@ -84,7 +84,8 @@ def translated(
             f"{what} may not be used with these credentials{shown}, or there are none. Pass them "
             f"in {url.sources}."
         )
-    return StorageError(f"{what} could not be used: {reason(error)}")
+    final = status == "501"  # a request that the server does not know
+    return (RefusedError if final else StorageError)(f"{what} could not be used: {reason(error)}")
 
 
 def missing(key: str, url: RemoteUrl) -> NotFoundError:

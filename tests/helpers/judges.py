@@ -1,4 +1,4 @@
-"""Object stores of other people, as judges of ours: ministack, moto and Azurite.
+"""Object stores of other people, as judges of ours: ministack, moto, Azurite and rclone.
 
 Each is a process on a free port of 127.0.0.1, which ends with its `with` block, and also if this
 process is killed. They keep objects in memory, or in a folder that is deleted, and take any
@@ -112,6 +112,19 @@ def azurite() -> Iterator[Judge]:
         path = f"/{ACCOUNT}/{BUCKET}?restype=container"
         _asked(port, "PUT", path, _signed(path))
         yield Judge("az", port, f"/{ACCOUNT}", AZURE)
+
+
+@contextmanager
+def rclone() -> Iterator[Judge]:
+    """`rclone serve s3`, which ignores conditions. `make test-deep` installs it."""
+
+    def command(port: int, folder: str) -> list[str]:
+        (Path(folder) / BUCKET).mkdir(exist_ok=True)
+        program = Path(sys.prefix) / "bin" / "rclone"
+        return [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", folder]
+
+    with _running(command, lambda port: {}) as port:
+        yield Judge("s3", port)
 
 
 JUDGES: Mapping[str, Callable[[], AbstractContextManager[Judge]]] = {

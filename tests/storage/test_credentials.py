@@ -93,6 +93,22 @@ def test_a_profile_that_does_not_exist_is_named(server: Signed, tmp_path: Path) 
         open_storage(f"{server.url('run')}&profile=reseach")
 
 
+def test_a_profile_may_have_a_program_that_gives_credentials(
+    server: Signed, tmp_path: Path
+) -> None:
+    """As companies do it for their single sign-on; one that fails is an error without a retry."""
+    credentials = {"Version": 1, "AccessKeyId": KEY, "SecretAccessKey": SECRET}
+    (tmp_path / "given").write_text(json.dumps(credentials))
+    (tmp_path / "config").write_text(
+        f"[profile given]\ncredential_process = cat {tmp_path / 'given'}\n"
+        f"[profile failed]\ncredential_process = cat {tmp_path / 'missing'}\n"
+    )
+    _used(f"{server.url('run')}&profile=given")
+    assert server.signers == {KEY}
+    with pytest.raises(InvalidInputError, match="failed"):
+        open_storage(f"{server.url('run')}&profile=failed")
+
+
 def test_a_profile_without_credentials_is_named(server: Signed, tmp_path: Path) -> None:
     (tmp_path / "config").write_text("[profile empty]\nregion = eu-central-1\n")
     with pytest.raises(InvalidInputError, match="empty"):
@@ -190,6 +206,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> None:
         (403, "InvalidAccessKeyId", "access key"),
         (403, "AccessDenied", "may not"),
         (403, "AllAccessDisabled", "AllAccessDisabled"),
+        (501, "NotImplemented", "NotImplemented"),
     ],
 )
 def test_a_refusal_says_why_and_shows_no_secret(

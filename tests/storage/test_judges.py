@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 import ckptstore
+from ckptstore.errors import StorageError
 from ckptstore.storage.remote import RemoteStorage
 from ckptstore.storage.remote_url import RemoteUrl
 from ckptstore.testing.storage_suite import StorageSuite
 from tests.helpers import until_closed
-from tests.helpers.judges import Judge
+from tests.helpers.judges import AWS, Judge, rclone
 from tests.helpers.races import WRITERS, assert_one_winner
 from tests.helpers.verbs import VERBS, facts, prepared
 
@@ -80,3 +81,13 @@ def test_all_verbs_do_as_in_memory(url: str, tmp_path: Path) -> None:
         assert verb(far, tmp_path) == verb(near, tmp_path), name
     assert facts(ckptstore.open(url)) == facts(near)
     assert far.verify().problems == ()
+
+
+@pytest.mark.deep
+def test_a_server_of_others_that_ignores_conditions_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    with rclone() as judge, pytest.raises(StorageError, match="ignores conditions"):
+        ckptstore.init(judge.url("run"))
