@@ -32,6 +32,7 @@ from ckptstore.documents.settings import (
     names_before,
     ttl_seconds,
     with_part,
+    without_branch,
 )
 from ckptstore.errors import (
     CkptStoreError,
@@ -877,8 +878,7 @@ class Repository(Transfers):
         from ckptstore.retention import with_policy
 
         def without(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-            left = with_part(settings, f"{RESUMED}/{name}", None)
-            return with_policy(left, branch=name, policy=None)
+            return with_policy(without_branch(settings, name), branch=name, policy=None)
 
         return self._refs.delete_branch(name, settings=without)
 

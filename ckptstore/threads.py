@@ -102,6 +102,10 @@ class Workers:
         finally:
             _current.workers = outer
 
+    def abandon(self) -> None:
+        """Let jobs that ask `is_abandoned` end early; the caller waits for no result any more."""
+        self._is_abandoned = True
+
     @property
     def is_abandoned(self) -> bool:
         """True once the caller was interrupted and waits only for the jobs to end."""

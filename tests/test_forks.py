@@ -56,6 +56,8 @@ OF_AN_OWNER = {
     ("store/live.py", "RLock"),
     ("store/notes.py", "RLock"),
     ("training/background.py", "ThreadPoolExecutor"),
+    ("training/mirror.py", "Condition"),
+    ("training/mirror.py", "ThreadPoolExecutor"),
     ("zarr/array.py", "BoundedSemaphore"),
 }
 # Python itself marks it as ended in a child, and its owner asks no more or refuses to.

@@ -26,6 +26,7 @@ from ckptstore.documents.settings import (
     by_name,
     claim_of,
     former_names,
+    mirrored_of,
     with_part,
 )
 from ckptstore.errors import CorruptError, InvalidInputError
@@ -33,7 +34,7 @@ from ckptstore.errors import CorruptError, InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptstore.documents.settings import Claim
+    from ckptstore.documents.settings import Claim, Mirrored
 
 OPERATION_BYTES_MAX = 4 << 20  # names of 50,000 pages of refs; operations are read whole
 PAGED_FORMAT = 2  # of operations with pages of refs, which earlier versions refuse
@@ -204,6 +205,12 @@ class Operation:
                 with suppress(InvalidInputError):
                     found[name] = Digest.parse(text)
         return found
+
+    @property
+    def mirrored(self) -> dict[str, Mirrored]:
+        """What of each branch is in the mirror of its training, for branches that have one."""
+        found = mirrored_of(self.settings)
+        return {name: entry for name, entry in found.items() if name in self.heads}
 
     def at(self, now: Callable[[], int]) -> Self:
         """Return this state without ended leases. now: called only if there are leases."""

@@ -25,7 +25,8 @@ BEGUN = "begun"  # where the own checkpoints of a branch begin, if its names do 
 RESUMED = "resumed"  # what the run on each branch was resumed from, if its history does not tell
 BRANCH_RETENTION = "branch_retention"  # groups of branches that share a policy
 REMOTES = "remotes"  # the URL of each other repository that has a name here
-_BY_NAME = (LEASES, RENAMED, BEGUN, RESUMED, REMOTES)
+MIRRORED = "mirrored"  # what of each branch is in the mirror that its training pushes to
+_BY_NAME = (LEASES, RENAMED, BEGUN, RESUMED, REMOTES, MIRRORED)
 GRACE_SECONDS = 86_400.0  # in which what was let go can be brought back, unless set otherwise
 _DIVIDED = (*_BY_NAME, BRANCH_RETENTION)
 TTL_SECONDS_MAX = 100 * 366 * 86_400
@@ -43,6 +44,40 @@ class Claim:
 
     names: tuple[str, ...]
     begun: tuple[Digest, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """What of a branch is in the mirror that its training pushes to.
+
+    Attributes:
+        url: The URL of the mirror. Nothing is ever pushed because it is here.
+        id: The newest checkpoint of the branch that is there; None for none.
+    """
+
+    url: str
+    id: Digest | None = None
+
+    @property
+    def place(self) -> str:
+        """The URL without options, for messages."""
+        return self.url.partition("?")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the setting."""
+        return {"url": self.url, "id": self.id}
+
+
+def mirrored_of(settings: Mapping[str, Any]) -> dict[str, Mirrored]:
+    """Return what is mirrored, by branch, without entries in the form of a later version."""
+    found: dict[str, Mirrored] = {}
+    for branch, entry in sorted(by_name(settings, MIRRORED).items()):
+        if isinstance(entry, dict) and isinstance(entry.get("url"), str):
+            with suppress(InvalidInputError):
+                id = entry.get("id")
+                digest = None if id is None else Digest.parse(id)
+                found[branch] = Mirrored(url=entry["url"], id=digest)
+    return found
 
 
 def parts(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +139,17 @@ def renamed(settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
     result = with_part(settings, f"{RENAMED}/{old}", None)
     result = with_part(result, f"{RENAMED}/{new}", earlier or None)
     known = parts(settings)
-    for key in (BEGUN, RESUMED, BRANCH_RETENTION):
+    for key in (BEGUN, RESUMED, MIRRORED, BRANCH_RETENTION):
         result = with_part(result, f"{key}/{old}", None)
         result = with_part(result, f"{key}/{new}", known.get(f"{key}/{old}"))
     return result
+
+
+def without_branch(settings: Mapping[str, Any], branch: str) -> Mapping[str, Any]:
+    """Return settings without what they say of the run on a branch that is deleted."""
+    for key in (RESUMED, MIRRORED):
+        settings = with_part(settings, f"{key}/{branch}", None)
+    return settings
 
 
 def former_names(settings: Mapping[str, Any], branch: str) -> tuple[str, ...]:

@@ -112,6 +112,10 @@ def judge(
         own=lambda name, head: live.own(head, newest.claim_of(name)),
         leases=newest.leases,
         resumed=newest.resumed,
+        mirrors={
+            name: (entry.place, live.before([entry.id]) or () if entry.id else ())
+            for name, entry in newest.mirrored.items()
+        },
         freed=stores.freed,
     )
     owned = decision.verdicts

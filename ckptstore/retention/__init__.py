@@ -7,6 +7,7 @@ head of every branch, every tagged checkpoint and the seed of every branch alway
 them in a repository.
 """
 
+from ckptstore.retention.decide import UNMIRRORED_MAX as UNMIRRORED_MAX
 from ckptstore.retention.decide import Decision as Decision
 from ckptstore.retention.decide import Verdict as Verdict
 from ckptstore.retention.decide import decide as decide

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from ckptstore.retention.reason import Reason
 from ckptstore.times import to_the_minute, utc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.documents.manifest import Manifest
     from ckptstore.history import OwnChain
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
 
     Reached = Callable[[Iterable[Digest]], Iterable[tuple[Digest, Manifest]]]
     Freed = Callable[[Sequence[Digest]], Sequence[int]]
+    MirroredTo = tuple[str, Collection[Digest]]
 
 NOTHING = Reason(kind="nothing", text="nothing keeps it")
 UNMET = (
     "The checkpoints that always stay take more than the limit of {}: heads, tags, seeds, the "
     "newest and the best one. Raise the limit, or delete tags."
 )
+UNMIRRORED_MAX = 10  # of a branch that stay because they are not in its mirror yet
 KEEPERS_MAX = 20  # branches whose history is searched one by one
 
 
@@ -94,6 +97,7 @@ def decide(
     freed: Freed | None = None,
     leases: Mapping[str, int] = MappingProxyType({}),
     resumed: Mapping[str, Digest] = MappingProxyType({}),
+    mirrors: Mapping[str, MirroredTo] = MappingProxyType({}),
 ) -> Decision:
     """Judge all live checkpoints that a branch or a tag reaches, newest first.
 
@@ -107,6 +111,8 @@ def decide(
             MaxBytes needs it.
         leases: The tags that are leases, each with its end in microseconds since 1970.
         resumed: The checkpoints that runs were resumed from, by the branch of the run.
+        mirrors: For each branch that is mirrored, the place and the checkpoints where what is there
+            begins. Newer ones stay, `UNMIRRORED_MAX` of them at most.
 
     Raises:
         InvalidInputError: A policy passed by the caller uses a metric that no checkpoint has.
@@ -120,6 +126,8 @@ def decide(
             text = f"resumed from by the run on {name}"
             reasons[id].append(Reason(kind="resumed", text=text, branch=name))
     named = {id: tuple(each) for id, each in reasons.items()}
+    for id, reason in _unmirrored(chains, mirrors):
+        reasons[id].append(reason)
     owners: dict[Digest, list[str]] = {}
     dropped: dict[Digest, Reason] = {}
     notes: list[str] = []
@@ -261,6 +269,18 @@ def _for_names(
         if id in reasons:
             reasons[id].append(reason)
     return reasons
+
+
+def _unmirrored(
+    chains: Mapping[str, OwnChain], mirrors: Mapping[str, MirroredTo]
+) -> Iterator[tuple[Digest, Reason]]:
+    """Yield the newest checkpoints of each branch that are not in its mirror yet."""
+    for name, (place, begins) in mirrors.items():
+        reason = Reason(kind="unmirrored", text=f"not yet in the mirror {place}", branch=name)
+        for id, _ in islice(chains[name].checkpoints, UNMIRRORED_MAX):
+            if id in begins:
+                break
+            yield id, reason
 
 
 def _named(kind: str, branch: str) -> Reason:

@@ -18,7 +18,7 @@ class Reason:
     Attributes:
         kind: What kind of reason it is.
             Whatever the policies: "head", "tag", "lease", "seed" (a branch was started from it),
-            "resumed" (a run was resumed from it).
+            "resumed" (a run was resumed from it), "unmirrored" (not in the mirror of its training).
             A policy: its kind in JSON, such as "max_to_keep" or "keep_best"; "waiting" for a metric
             that may still come; "history" of a branch that keeps everything; "left_alone" with its
             branch.

@@ -31,7 +31,7 @@ from ckptstore.forks import free_in_child
 from ckptstore.storage.diskless import DisklessStorage
 from ckptstore.storage.protocol import Listed, check_key, refuse_foreign
 from ckptstore.storage.remote_errors import RangeError, missing, reason, translated
-from ckptstore.storage.requests import RefusedError, check_process, parts_of, wait
+from ckptstore.storage.requests import RefusedError, check_process, parts_of, sleep, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -450,4 +450,4 @@ def _profile(name: str) -> Any:
 def _pause(attempt: int) -> None:
     """Wait before the next attempt, scattered so that writers do not meet again."""
     pause = min(PAUSE_SECONDS * 2 ** (attempt - 1), PAUSE_SECONDS_MAX)
-    time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+    sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311

@@ -100,10 +100,26 @@ def wait(call: Callable[[], Awaitable[Answer]]) -> Answer:
             except TimeoutError:
                 if future.done():
                     raise
-                if is_abandoned():
-                    raise RefusedError("The operation was interrupted.") from None
+                _check_wanted()
     finally:
         future.cancel()
+
+
+def sleep(seconds: float) -> None:
+    """Wait for a time.
+
+    Raises:
+        RefusedError: The operation that this thread works for was interrupted.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        _check_wanted()
+        time.sleep(min(left, POLL_SECONDS))
+
+
+def _check_wanted() -> None:
+    if is_abandoned():
+        raise RefusedError("The operation was interrupted.") from None
 
 
 def parts_of(stream: Any) -> Any:

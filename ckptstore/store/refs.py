@@ -383,9 +383,13 @@ class Refs:
 
         self._append_made(place, done, frees=not moves_on, moves_on=moves_on, has_notes=has_notes)
 
-    def change_settings(self, change: Change, *, done: str) -> None:
-        """Replace the settings by the result of `change`."""
-        self._append(lambda newest: replace(newest, settings=change(newest.settings)), done)
+    def change_settings(self, change: Change, *, done: str, frees: bool = False) -> None:
+        """Replace the settings by the result of `change`. frees: as in `_append`."""
+
+        def decide(newest: Operation) -> Operation:
+            return replace(newest, settings=change(newest.settings))
+
+        self._append(decide, done, frees=frees)
 
     def annotate(
         self, id: Digest, metrics: Mapping[str, int | float], message: str, *, done: str

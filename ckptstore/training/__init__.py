@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckptstore.training.callbacks import TensorBoard as TensorBoard
     from ckptstore.training.callbacks import TerminateOnNaN as TerminateOnNaN
     from ckptstore.training.manager import CheckpointManager as CheckpointManager
+    from ckptstore.training.mirror import MirrorState as MirrorState
     from ckptstore.training.resume import ResumeReport as ResumeReport
 else:
     from ckptstore.training import callbacks
@@ -33,6 +34,7 @@ else:
         {
             "callbacks": callbacks.__all__,
             "manager": ("CheckpointManager",),
+            "mirror": ("MirrorState",),
             "resume": ("ResumeReport",),
         },
     )

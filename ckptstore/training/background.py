@@ -70,7 +70,7 @@ _waited_for: weakref.WeakSet[Background] = weakref.WeakSet()
 ending = free_in_child(threading.Event())  # set when the interpreter ends: no job waits any longer
 
 
-def _finish_all() -> None:
+def finish_all() -> None:
     """Wait for all jobs, and print their errors: no caller is left to catch them."""
     ending.set()
     for background in list(_waited_for):
@@ -84,4 +84,4 @@ def _finish_all() -> None:
 # Not atexit, which runs after thread pools have been closed, and a save needs them. The pools
 # register themselves in the same way when they are imported, as above, and the last to register is
 # called first.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # noqa: SLF001
+threading._register_atexit(finish_all)  # type: ignore[attr-defined]  # noqa: SLF001

@@ -34,13 +34,22 @@ class BranchGc:
         policy: The policy of the manager; None applies the one saved for the branch.
         keep_seeds: Whether checkpoints stay because other branches were started from them.
         every: The number of commits for each gc, which comes after the first of them.
+        has_mirror: Whether what is not mirrored yet has to stay.
     """
 
     def __init__(
-        self, repository: Repository, *, policy: Policy | None, keep_seeds: bool, every: int
+        self,
+        repository: Repository,
+        *,
+        policy: Policy | None,
+        keep_seeds: bool,
+        every: int,
+        has_mirror: bool = False,
     ) -> None:
         self.policy = policy
         self._repository, self._keep_seeds, self._every = repository, keep_seeds, every
+        self._has_mirror = has_mirror
+        self._unmirrored = ""  # a branch that has no mirror any more
         self._commits = 0
         self._saved_for: str | None = None  # the branch for which the policy was saved
         self._warning = ""  # of the last gc
@@ -54,8 +63,11 @@ class BranchGc:
             keeps_all: Whether nothing is to expire now.
         """
         self._commits += 1
-        if (self._commits - 1) % self._every or keeps_all:
-            return
+        if (self._commits - 1) % self._every == 0 and not keeps_all:
+            self.run(branch)
+
+    def run(self, branch: str) -> None:
+        """Expire what the policy of the branch does not keep."""
         try:
             self._expire(branch)
         except Exception as error:  # noqa: BLE001  whatever it is, the checkpoint is saved
@@ -63,6 +75,9 @@ class BranchGc:
 
     def _expire(self, branch: str) -> None:
         """Save the policy of the manager, and apply the policy of the branch."""
+        if not (self._has_mirror or self._unmirrored == branch):
+            self._repository._set_mirror(branch, None)  # noqa: SLF001 - of an earlier run
+            self._unmirrored = branch
         policy, saved = self.policy, self._repository.retention(branch)
         if policy is not None and not (self._saved_for == branch and saved):
             self._save_policy(policy, branch)  # again where a rename took it along

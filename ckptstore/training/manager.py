@@ -18,6 +18,7 @@ from ckptstore import repository
 from ckptstore.commit.staging import Staging
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
+    CkptStoreError,
     InvalidInputError,
     NotFoundError,
     check_choice,
@@ -35,6 +36,12 @@ from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_be
 from ckptstore.training.differences import environment
 from ckptstore.training.disk import ON_FULL, Disk
 from ckptstore.training.loaders.ends import stay_in_epoch
+from ckptstore.training.mirrored import (
+    MIRROR_SECONDS,
+    MirroredRun,
+    checked_retention,
+    checked_timeout,
+)
 from ckptstore.training.place import RESUMES, Place
 from ckptstore.training.preemption import Preemption, chosen_signals
 from ckptstore.training.ranks import OtherRanks, rank_and_size, refuse_shards
@@ -59,7 +66,7 @@ CONSTRUCTOR_FRAMES = 3  # from the caller of the constructor to a warning in it
 _log = logging.getLogger(__name__)
 
 
-class CheckpointManager:
+class CheckpointManager(MirroredRun):
     """Saves and restores everything that a training run needs to continue as if never interrupted.
 
     Under an initialised torch.distributed group rank 0 alone commits. The other ranks restore its
@@ -92,6 +99,14 @@ class CheckpointManager:
             from it. If False, the policy decides.
         gc_every: Run gc after the first save and then after every N-th. Until then up to N - 1
             checkpoints more than the policy keeps take space.
+        mirror: A path or URL, such as "s3://bucket/run", to which a thread pushes the branch after
+            each save. It is made if it is not there. A save is durable on the local disk at once,
+            and in the mirror once `latest_durable("mirror")` has come to it. If the branch is not
+            here, or has more there, its newest checkpoint is fetched first. A mirror that is slow
+            or cannot be reached never stops the training; it is warned of at most once a minute.
+        mirror_retention: The policy of the branch in the mirror, by which a gc runs there after
+            each push. Without one, the policy that is saved there applies. Here, the newest 10
+            checkpoints that are not in the mirror yet stay whatever the policy.
         save_interval_steps: `save` saves when a multiple of N steps was passed.
         save_interval_minutes: `save` saves when N minutes have elapsed since the last save.
             Without either interval, it saves at every call.
@@ -135,7 +150,9 @@ class CheckpointManager:
     Raises:
         InvalidInputError: An argument is invalid, an object cannot be tracked, or with
             `resume="never"` the branch has checkpoints.
-        ConflictError: A manager of another process saves to the branch.
+        ConflictError: A manager of another process saves to the branch, or the mirror has another
+            run's checkpoints on it.
+        StorageError: The mirror cannot be reached, and the branch, which may be there, is not here.
         NotFoundError: With `resume="must"` the branch has no checkpoint.
 
     Example:
@@ -166,6 +183,8 @@ class CheckpointManager:
         policy: Policy | None = None,
         keep_seeds: bool = True,
         gc_every: int = 1,
+        mirror: str | Path | None = None,
+        mirror_retention: Policy | None = None,
         save_interval_steps: int | None = None,
         save_interval_minutes: float | None = None,
         async_save: bool = True,
@@ -199,6 +218,7 @@ class CheckpointManager:
             keep_every_n_hours=keep_every_n_hours,
             keep_every_n_steps=keep_every_n_steps,
         )
+        there = checked_retention(mirror_retention, mirror)
         self._best = best or first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
         self.branch = branch
@@ -206,9 +226,8 @@ class CheckpointManager:
         refuse_shards(self.tracked)
         self._epoch: int | None = None
         self.batch: int | None = None
-        self._save_on_start, self._verbose = save_on_start, verbose
-        self._compare_next_batch = compare_next_batch
-        self._rng, self._when_busy, self._clock = rng, when_busy, clock
+        self._save_on_start, self._compare_next_batch = save_on_start, compare_next_batch
+        self._rng, self._verbose, self._when_busy, self._clock = rng, verbose, when_busy, clock
         self._run = run_meta() if record_run else {}
         self._staging = Staging() if async_save else None
         self._background = Background()
@@ -225,8 +244,15 @@ class CheckpointManager:
             store if isinstance(store, Repository) else repository.open(store, create=True)
         )
         self._place = Place(self.repository, resume=resume)
+        self._start_mirror(mirror, there, keep_seeds=keep_seeds, gc_every=gc_every)
         self._place.start(branch)
-        self._gc = BranchGc(self.repository, policy=joint, keep_seeds=keep_seeds, every=gc_every)
+        self._gc = BranchGc(
+            self.repository,
+            policy=joint,
+            keep_seeds=keep_seeds,
+            every=gc_every,
+            has_mirror=mirror is not None,
+        )
         self._disk = Disk(self.repository, on_full=on_full)
         if shortage := self._disk.shortage(branch, joint, self.tracked):
             warnings.warn(shortage, stacklevel=CONSTRUCTOR_FRAMES)
@@ -556,7 +582,8 @@ class CheckpointManager:
         self.wait()
         has_waited = self._preemption.is_served
         if self._preemption.serve() or has_waited:
-            self.close()
+            if (lacking := self._close(MIRROR_SECONDS)) is not None:
+                sys.stderr.write(f"ckptstore: {lacking}\n")
             sys.stderr.write(
                 f"ckptstore: {self._preemption.asked_by.name} received; saved step "
                 f"{self._saved_step} to {self.branch}.\n"
@@ -616,12 +643,26 @@ class CheckpointManager:
         self._background.wait()
         return self._newest
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = MIRROR_SECONDS) -> None:
         """Wait for the save in flight, raise its error, and restore the handlers of signals.
 
         If the last call of `save` was skipped, make up for it (see `when_busy`). Other processes
         may then save to the branch.
+
+        Args:
+            timeout: The most seconds to wait for the mirror, if there is one; None for no limit.
+
+        Raises:
+            CkptStoreError: The save failed.
+            StorageError: Not all is in the mirror. It is on the local disk, and the message has the
+                command that pushes it.
+            ConflictError: The same, as the branch moved on in the mirror.
         """
+        if (lacking := self._close(checked_timeout(timeout))) is not None:
+            raise lacking
+
+    def _close(self, timeout: float) -> CkptStoreError | None:
+        """Close, and return an error that names what is not in the mirror."""
         self._preemption.close()
         self._others.compare()
         try:
@@ -629,6 +670,13 @@ class CheckpointManager:
             if self._skipped is not None:
                 self._save(self._skipped)
                 self.wait()
+            if self._mirror is None:
+                return None
+            lacking = self._mirror.close(timeout)
+            if self._newest is not None and self._mirror.has_pushed and not self._place.keeps_all:
+                with as_training():
+                    self._gc.run(self.branch)  # of what stayed until it was in the mirror
+            return lacking
         finally:
             self._place.release()
 
@@ -660,6 +708,8 @@ class CheckpointManager:
             if request.tag is not None:
                 self.repository.tag(request.tag, str(self._newest.id), move=True)
             self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
+        if self._mirror is not None:
+            self._mirror.notify(self.branch, self._newest, keeps_all=self._place.keeps_all)
 
 
 def _tracked(given: Mapping[str, object]) -> dict[str, Stateful]:

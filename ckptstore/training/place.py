@@ -73,7 +73,7 @@ class Place:
             InvalidInputError: The run has to be a new one, and the branch has checkpoints of
                 another.
         """
-        self._hold_branch(branch)
+        self.hold(branch)
         if self._resume == "auto":
             return
         head = self._heads().get(branch)
@@ -124,7 +124,7 @@ class Place:
             ConflictError: The branch is not at the checkpoint that this run restored.
             InvalidInputError: The run has to resume, and nothing was restored.
         """
-        self._hold_branch(branch)
+        self.hold(branch)
         if self.follows_head or (self._has_begun and branch == self._branch):
             return
         head = None
@@ -142,8 +142,11 @@ class Place:
             self._hold.release()
             self._hold = None
 
-    def _hold_branch(self, branch: str) -> None:
+    def hold(self, branch: str) -> None:
         """Hold a branch against other processes. Of a group of them only the first does.
+
+        Raises:
+            ConflictError: A manager of another process holds the branch.
 
         A forked child may save with its parent's manager. If both save, the second of them gets an
         error, as the branch has moved.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import CorruptError, first_line
-from ckptstore.threads import Room, gather
+from ckptstore.errors import CorruptError, StorageError, first_line
+from ckptstore.threads import Room, gather, is_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +54,8 @@ def _copy(
     meter: Meter,
     digest: Digest,
 ) -> None:
+    if is_abandoned():
+        raise StorageError("The transfer was interrupted.")
     size = sizes[digest]
     if digest in held:
         target.put(digest, held[digest])

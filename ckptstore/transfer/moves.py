@@ -56,15 +56,17 @@ def moves(
         if item.kind == "tag":
             refs, others = others, refs
         before = refs.get(item.name)
-        if before == item.id or (item.is_followed and (before or item.name in others)):
+        is_ours = before is not None and _is_ours(item, before, wanted, sides)
+        is_known = item.name in others or (before is not None and not is_ours)
+        if before == item.id or (item.is_followed and is_known):
             continue
         if item.name in others and not wanted.mirror:
             raise _taken(item, sides)
         is_forced = False
         if before is not None:
-            if item.kind == "branch" and sides.is_made_from(item.id, before):
-                pass
-            elif wanted.force or wanted.mirror or wanted.under:
+            if is_ours if item.kind == "tag" else sides.is_made_from(item.id, before):
+                pass  # a training moves its tags on, as its branch
+            elif is_ours or wanted.force or wanted.mirror or wanted.under:
                 is_forced = True
             elif item.kind == "tag":
                 raise _other_tag(item, before, sides)
@@ -82,6 +84,15 @@ def moves(
         )
     if wanted.mirror:
         yield from _deleted(named, newest)
+
+
+def _is_ours(item: Named, before: Digest, wanted: Wanted, sides: Sides) -> bool:
+    """Return whether what a ref of the target drops came from the source."""
+    if wanted.dropped is None:
+        return False
+    if item.kind == "branch":
+        return before == wanted.dropped
+    return sides.source.catalog.lookup(before) is not None
 
 
 def _deleted(named: Sequence[Named], newest: Operation) -> Iterator[RefMove]:

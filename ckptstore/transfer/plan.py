@@ -12,7 +12,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.documents.expiry import Expiry
-from ckptstore.documents.settings import BEGUN, RENAMED, RESUMED, parts, with_part
+from ckptstore.documents.settings import (
+    BEGUN,
+    MIRRORED,
+    RENAMED,
+    Mirrored,
+    parts,
+    with_part,
+    without_branch,
+)
 from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, NotFoundError
 from ckptstore.retention import policy_parts, with_policy
 from ckptstore.store.condemned import refuse_condemned
@@ -137,6 +145,7 @@ class _Work:
             except MovedError:
                 continue
             plan = self.plan
+            self._note_mirrored()
             names = (name for name in TransferReport.__slots__)
             return TransferReport(**{name: getattr(plan, name) for name in names})
         raise ConflictError(
@@ -165,6 +174,7 @@ class _Work:
         named = wanted.named(source, self._from)
         if wanted.tags is None and not wanted.mirror:
             named = self._followed(named)
+        self._named = {item.name: item.id for item in named if item.name == item.source}
         self._moves = tuple(moves(wanted, named, sides, newest))
         # The heads of refs that do not move may be behind those of the target.
         starts = [move.after for move in self._moves if move.after]
@@ -346,7 +356,7 @@ class _Work:
                 continue
             if move.after is None:
                 settings = with_policy(settings, branch=move.name, policy=None)
-                settings = with_part(settings, f"{RESUMED}/{move.name}", None)
+                settings = without_branch(settings, move.name)
             if move.name == move.source or move.after is None:
                 for key in (RENAMED, BEGUN):
                     part = f"{key}/{move.name}"
@@ -354,6 +364,24 @@ class _Work:
         for name, document in self._policies.items():
             settings = with_part(settings, name, document)
         return settings
+
+    def _note_mirrored(self) -> None:
+        """Record at the source what of its branches is in their mirror now."""
+        url, ids = self._target.storage.url, self._named
+        changed = {
+            name: Mirrored(url=url, id=ids[name]).to_json()
+            for name, entry in self._from.mirrored.items()
+            if entry.url == url and name in ids and entry.id != ids[name]
+        }
+
+        def change(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+            for name, entry in changed.items():
+                settings = with_part(settings, f"{MIRRORED}/{name}", entry)
+            return settings
+
+        if changed and not self._wanted.is_pull:
+            done = f"noted that {', '.join(changed)} is in the mirror"
+            self._source.refs.change_settings(change, done=done, frees=True)
 
     def _done(self) -> str:
         """Describe the transfer for the log of operations."""

@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.documents.settings import REMOTES, by_name, with_part
+from ckptstore.digest import Digest
+from ckptstore.documents.names import check_ref_name
+from ckptstore.documents.settings import MIRRORED, REMOTES, Mirrored, by_name, with_part
 from ckptstore.errors import InvalidInputError, NotFoundError, shown
 from ckptstore.metric_names import known_names
 from ckptstore.storage import open_storage
@@ -52,6 +54,24 @@ def change_remote(name: object, url: object) -> tuple[Change, str]:
         return with_part(settings, f"{REMOTES}/{legal}", saved)
 
     return change, f"{'removed' if saved is None else 'set'} remote {legal}"
+
+
+def change_mirror(branch: object, url: object, newest: object) -> tuple[Change, str]:
+    """Return a change of the settings that sets or removes the mirror of a branch; and its words.
+
+    Raises:
+        InvalidInputError: An argument is not legal.
+    """
+    name = check_ref_name(branch, kind="branch")
+    saved: Any = None
+    if url is not None:
+        id = None if newest is None else Digest.parse(newest)
+        saved = Mirrored(url=checked_url(url), id=id).to_json()
+
+    def change(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_part(settings, f"{MIRRORED}/{name}", saved)
+
+    return change, f"{'removed' if saved is None else 'set'} the mirror of {name}"
 
 
 def check_remote(name: object) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import SupportsIndex
 
+    from ckptstore.documents.settings import Mirrored
     from ckptstore.transfer.plan import TransferPlan, TransferReport
     from ckptstore.transfer.side import Side
     from ckptstore.transfer.wanted import Branches, Tags
@@ -57,6 +58,32 @@ class Transfers(ABC):
 
         change, done = change_remote(name, url)
         self._side().refs.change_settings(change, done=done)
+
+    @property
+    def mirrors(self) -> dict[str, Mirrored]:
+        """What of each branch is in the mirror of its CheckpointManager, for those with one.
+
+        A gc keeps the newest ten checkpoints of a branch that are not there yet.
+        """
+        return self._side().oplog.newest().mirrored
+
+    def _set_mirror(self, branch: str, url: str | None, newest: str | None = None) -> None:
+        """Record where a branch is mirrored, as a CheckpointManager does. Nothing is pushed.
+
+        A push to that URL records how far it came.
+
+        Args:
+            branch: The branch, which may begin later.
+            url: The URL of the mirror. None: there is none, and a gc keeps nothing for it.
+            newest: The id of the newest checkpoint that is there; None if there is none.
+        """
+        from ckptstore.transfer.remotes import change_mirror
+
+        change, done = change_mirror(branch, url, newest)
+        side = self._side()
+        settings = side.oplog.newest().settings
+        if change(settings) != settings:
+            side.refs.change_settings(change, done=done)
 
     def plan_push(
         self,

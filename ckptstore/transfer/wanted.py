@@ -58,6 +58,8 @@ class Wanted:
         under: What the names of branches at the target begin with; they follow the source.
         policies: Whether the saved policies of the branches go along.
         is_pull: Whether the target is the repository of the caller.
+        dropped: A checkpoint that branches of the target may drop, as it is known to come from
+            here. Tags of the target then move if what they name is known here.
     """
 
     branches: Mapping[str, str] | None = None
@@ -68,6 +70,7 @@ class Wanted:
     under: str = ""
     policies: bool = False
     is_pull: bool = False
+    dropped: Digest | None = None
 
     @classmethod
     def of(
@@ -81,6 +84,7 @@ class Wanted:
         under: str = "",
         policies: bool = False,
         is_pull: bool = False,
+        dropped: Digest | None = None,
     ) -> Self:
         """Check the arguments of a caller."""
         if mirror and (branches is not None or tags is not None):
@@ -96,6 +100,7 @@ class Wanted:
             under=under,
             policies=policies,
             is_pull=is_pull,
+            dropped=dropped,
         )
 
     @property

@@ -90,6 +90,15 @@ def test_remotes_are_listed_and_removed(ckpt, repo, there):
     assert "secret" not in said
 
 
+def test_the_mirrors_of_trainings_are_listed(ckpt, history, there):
+    history._set_mirror("main", there.url)
+    assert f"The mirror of main is {there.url}: nothing yet" in ckpt("remote", "list").stderr
+    ckpt("push", there.url, "main")
+    head = history.resolve("main")
+    said = ckpt("remote", "list").stderr
+    assert f"{there.url}: up to {head.id.short}, at step {head.step}" in said
+
+
 def test_a_repository_is_cloned(ckpt, history):
     said = ckpt("clone", ckpt.folder)
     copy = ckptstore.open(ckpt.folder / ckpt.folder.name)

@@ -1,7 +1,7 @@
 """A small training run with everything that makes runs differ, to kill or to compare with.
 
     python -m tests.helpers.training_run STORE LOG STEPS
-        [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal]
+        [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal] [--mirror URL]
 
 Each finished step appends a line to LOG: the step, the loss to the last bit, and one draw of each
 random generator. The last line is the digest of the weights, the optimizer and all else.
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--kill-after-save", type=float)
     parser.add_argument("--sync", action="store_true")
     parser.add_argument("--signal", action="store_true")
+    parser.add_argument("--mirror")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -91,6 +92,7 @@ def main() -> None:
         save_interval_steps=2,
         async_save=not options.sync,
         save_on_signal=options.signal,
+        mirror=options.mirror,
     )
     with manager:
         start = manager.restore_or_initialize()

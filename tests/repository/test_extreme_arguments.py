@@ -290,6 +290,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "tags": (None, True, ["v1"]),
     "depth": (None, 1),
     "mirror": (False, True),
+    "mirror_retention": (None,),
     "policies": (False, True),
     "members": ((MaxToKeep(1), KeepBest("loss")),),
 }
@@ -326,7 +327,12 @@ EXTREME: dict[str, tuple[Any, ...]] = {
     ),
 }
 
-PROPERTIES = {"url", "retention", "remotes"}  # which `still_works` reads, or that take nothing
+PROPERTIES = {
+    "url",
+    "retention",
+    "remotes",
+    "mirrors",
+}  # which `still_works` reads, or that take nothing
 
 
 def repository() -> Repository:
@@ -389,13 +395,17 @@ def managed(act: Callable[..., object]) -> Callable[..., object]:
     return call
 
 
-def manage(repo: Repository, *, store: Any, **arguments: Any) -> None:
-    """Save twice with a manager, and restore."""
+def manage(repo: Repository, *, store: Any, mirror: Any = None, **arguments: Any) -> None:
+    """Save twice with a manager, and restore. The mirror of a push is a switch."""
     store = repo if store is THE_REPOSITORY else store
-    with CheckpointManager(store, counted=Counted(), **arguments) as manager:
+    arguments["mirror"] = None if mirror is False else mirror
+    manager = CheckpointManager(store, counted=Counted(), **arguments)
+    try:
         for step in (5, 6):
             manager.save(step, metrics={"loss": 0.5})
         manager.restore()
+    finally:
+        manager.close(timeout=0)
 
 
 def cloned(repo: Repository, **arguments: Any) -> None:
@@ -408,7 +418,10 @@ def load_weights(repo: Repository, *, store: Any, **arguments: Any) -> None:
     ckptstore.load_weights(store=repo if store is THE_REPOSITORY else store, **arguments)
 
 
-MANAGED = ("save", "should_save", "restore", "restore_or_initialize")
+MANAGED = (
+    *("save", "should_save", "restore", "restore_or_initialize"),
+    *("close", "wait_for_mirror"),
+)
 FOLLOWED = ("wait", "update", "forget")
 POLICIES = [
     name

@@ -14,6 +14,7 @@ import pytest
 import ckptstore
 from tests.helpers.forks import Forks, Program
 from tests.helpers.root import ROOT
+from tests.helpers.transfers import assert_sound
 
 STEPS = 30
 
@@ -100,6 +101,54 @@ def test_sigterm_saves_and_ends_the_run(
     assert ckptstore.open(store).resolve("run").step == done < STEPS
     assert run(forks, store, log) == 0
     assert lines(log) == standard
+
+
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.deep)])
+def test_a_run_that_is_killed_goes_on_elsewhere_from_the_mirror_alone(
+    seed: int, tmp_path: Path, standard: dict[str, str], forks: Forks
+) -> None:
+    """No two machines share anything but the mirror."""
+    chance = random.Random(seed)
+    place = tmp_path / "mirror"
+    for number, step in enumerate(sorted(chance.sample(range(4, STEPS), 3))):
+        machine = tmp_path / f"machine-{number}"
+        machine.mkdir()
+        options = ("--mirror", place, "--kill-at", step)
+        if number == 1:
+            options = ("--mirror", place, "--kill-after-save", chance.random() / 50)
+        assert run(forks, machine / "store", machine / "log", *options) == -signal.SIGKILL
+        if (machine / "log").exists():
+            assert lines(machine / "log").items() <= standard.items()
+    last = tmp_path / "last"
+    last.mkdir()
+    begun = 0
+    if place.exists():
+        there = ckptstore.open(place)
+        heads = there.ref_names()[0]
+        begun = there.resolve("run").step or 0 if heads else 0
+    assert run(forks, last / "store", last / "log", "--mirror", place) == 0
+    done = lines(last / "log")
+    assert list(done) == [*map(str, range(begun, STEPS)), "end"]
+    assert done.items() <= standard.items()
+    there = ckptstore.open(place)
+    assert_sound(there)
+    assert there.resolve("run").id == ckptstore.open(last / "store").resolve("run").id
+
+
+def test_sigterm_ends_the_run_once_the_last_save_is_in_the_mirror(
+    tmp_path: Path, forks: Forks
+) -> None:
+    log, place = tmp_path / "log", tmp_path / "mirror"
+    process = start(forks, tmp_path / "store", log, "--signal", "--mirror", place)
+    while not log.exists() or len(log.read_text().splitlines()) < 7:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    done = len(log.read_text().splitlines())
+    assert f"saved step {done} to run" in said
+    assert ckptstore.open(place).resolve("run").step == done < STEPS
 
 
 def test_the_comparison_would_notice(tmp_path: Path, standard: dict[str, str]) -> None:

@@ -57,11 +57,17 @@ def remove(ctx: click.Context, name: str, as_json: bool) -> None:
 @common
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
-    """List the remotes with their URLs."""
-    remotes = open_repository(ctx).remotes
+    """List the remotes with their URLs, and how far mirrors of trainings are."""
+    repo = open_repository(ctx)
+    remotes = repo.remotes
     if as_json:
         output.document([{"name": name, "url": url} for name, url in remotes.items()])
         return
+    for branch, entry in repo.mirrors.items():
+        newest = None if entry.id is None else repo.resolve(entry.id)
+        step = "" if newest is None or newest.step is None else f", at step {newest.step}"
+        far = "nothing yet" if newest is None else f"up to {newest.id.short}{step}"
+        output.note(f"The mirror of {branch} is {entry.place}: {far}")
     if not remotes:
         output.note("There is no remote yet. Add one with: ckptstore remote add origin URL")
         return
