@@ -104,6 +104,22 @@ def test_what_one_process_trains_another_evaluates_and_a_third_serves_the_best(t
     assert repo.verify().ok
 
 
+def test_one_machine_trains_another_evaluates_and_they_share_a_mirror(tmp_path, forks):
+    warned = "No checkpoint has the metric 'val_acc' yet"
+    said = run(forks, "mirror.py", "--store", tmp_path / "machines", warned=warned)
+    places = [tmp_path / "machines" / name for name in ("a/store", "b/store", "mirror")]
+    a, b, mirror = map(ckptstore.open, places)
+    evaluated = {c.step: c.metrics["val_acc"] for c in a.log("main") if c.notes}
+    assert 160 in evaluated
+    assert {f"{step:4}" for step in evaluated} == set(re.findall("B: step (....)", said))
+    best = a.resolve("main@best:val_acc:max")
+    assert best.metrics["val_acc"] == max(evaluated.values())
+    assert f"A: the best is step {best.step}, " in said
+    assert [c.id for c in mirror.log("main")] == [c.id for c in a.log("main")]
+    assert b.resolve("main").id == mirror.resolve("main").id
+    assert all(repo.verify().ok for repo in (a, b, mirror))
+
+
 def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path, forks):
     said = run(forks, "serve.py", "--store", tmp_path / "store")
     first, *others = (int(found) for found in re.findall(r"\((\d+)%\)", said))
@@ -117,7 +133,7 @@ def test_serve_answers_from_whole_checkpoints_and_reads_what_changed(tmp_path, f
     assert repo.verify().ok
 
 
-@pytest.mark.parametrize("name", ["resume.py", "early_stopping.py", "serve.py"])
+@pytest.mark.parametrize("name", ["resume.py", "early_stopping.py", "serve.py", "mirror.py"])
 def test_an_example_leaves_alone_what_is_there(name, tmp_path, forks):
     (tmp_path / "mine.txt").write_text("kept")
     assert "exists" in run(forks, name, "--store", tmp_path, code=2)

@@ -18,7 +18,7 @@ from ckptstore.errors import InvalidInputError, printable, shown
 from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import plain
-from ckptstore.training.callbacks.saver import newest_of, savers_of
+from ckptstore.training.callbacks.saver import managers_of, newest_of, savers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +36,10 @@ class RemoteMonitor(Callback):
     callback of the training has made a checkpoint, it also has "checkpoint", the id of the newest
     durable one, its "checkpoint_step", and "repository", the address without user, password and
     query. That is the checkpoint of this epoch unless it is still being written in the background
-    (`async_save`). When training ends, the last event is sent again if a checkpoint has become
-    durable since.
+    (`async_save`). With a manager that has a mirror, "mirror" is its address, and "mirrored" and
+    "mirrored_step" are the newest checkpoint that is durable there, or null: another machine can
+    pull it. When training ends, the last event is sent again if a checkpoint has become durable
+    since, in the mirror too: for this it waits as long as for the server.
 
     A server that cannot be reached, or that refuses, causes a warning and never ends the training.
     Unlike Keras' class it needs no `requests` package, waits for at most `timeout` in all, and
@@ -116,21 +118,33 @@ class RemoteMonitor(Callback):
             return
         for saver in savers_of(self.training):
             saver.finish()
+        for manager in managers_of(self.training):
+            manager.wait_for_mirror(self.timeout)
         if self._event != self._event | self._checkpoint():
             self._report(self._epoch, self._event)
         self._event = {}
 
     def _checkpoint(self) -> dict[str, Any]:
-        """The newest checkpoint of the training, for an event; empty without one."""
-        newest = newest_of(self.training) if self._training is not None else None
-        if newest is None:
+        """The newest checkpoint of the training and its mirror, for an event; empty without one."""
+        if self._training is None:
             return {}
-        url, checkpoint = newest
-        return {
-            "checkpoint": str(checkpoint.id),
-            "checkpoint_step": checkpoint.step,
-            "repository": address(url),
-        }
+        found: dict[str, Any] = {}
+        if (newest := newest_of(self.training)) is not None:
+            url, checkpoint = newest
+            found = {
+                "checkpoint": str(checkpoint.id),
+                "checkpoint_step": checkpoint.step,
+                "repository": address(url),
+            }
+        states = (manager.mirror_state for manager in managers_of(self.training))
+        if (state := next(filter(None, states), None)) is not None:
+            there = state.checkpoint
+            found |= {
+                "mirror": address(state.url),
+                "mirrored": None if there is None else str(there.id),
+                "mirrored_step": None if there is None else there.step,
+            }
+        return found
 
     def _report(self, epoch: int, logs: Logs) -> None:
         """Send an event. If that fails, warn."""

@@ -101,11 +101,22 @@ def newest_of(training: Training) -> tuple[str, Checkpoint] | None:
 
     Backups count only where no other callback saves: they are deleted soon.
     """
-    savers = savers_of(training)
-    turn = min((saver.turn for saver in savers), default=0)
-    lines = [saver.line for saver in savers if saver.turn == turn and saver.manager_or_none]
+    lines = [manager_line(manager) for manager in managers_of(training)]
     found = [(line[0], training.made[line]) for line in lines if line in training.made]
     return max(found, key=lambda pair: pair[1].created, default=None)
+
+
+def managers_of(training: Training) -> list[CheckpointManager]:
+    """The managers through which a training saves what is to stay, as far as it has begun."""
+    savers = savers_of(training)
+    turn = min((saver.turn for saver in savers), default=0)
+    found = [saver.manager_or_none for saver in savers if saver.turn == turn]
+    return [manager for manager in found if manager is not None]
+
+
+def manager_line(manager: CheckpointManager) -> tuple[str, str]:
+    """The repository and the branch that a manager saves to."""
+    return manager.repository.url, manager.branch
 
 
 def save_before_end(training: Training) -> None:
@@ -147,7 +158,7 @@ class Saver(Callback):
     @property
     def line(self) -> tuple[str, str]:
         """The repository and the branch that it saves to. Several callbacks may share them."""
-        return self.manager.repository.url, self.manager.branch
+        return manager_line(self.manager)
 
     @property
     def fixed_branch(self) -> str | None:

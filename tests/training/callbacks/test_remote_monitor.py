@@ -113,6 +113,19 @@ def test_a_save_in_the_background_is_named_once_it_is_durable(server, tmp_path, 
     assert [event["loss"] for event in events(server)] == [0.5] * 3
 
 
+def test_the_mirror_and_what_is_there_are_named(server, tmp_path):
+    manager = CheckpointManager(tmp_path / "store", mirror=tmp_path / "mirror")
+    wait = LambdaCallback(on_epoch_end=lambda epoch, logs: epoch or manager.wait_for_mirror())
+    wait.turn = 2  # after the save, before the event
+    train([ModelCheckpoint(manager), RemoteMonitor(server.root, send_as_json=True), wait])
+    first, *_, last = events(server)
+    (early, *_), (late, *_) = history(ckptstore.open(tmp_path / "mirror"))
+    assert {event["mirror"] for event in events(server)} == {str(tmp_path / "mirror")}
+    assert (first["mirrored"], first["mirrored_step"]) == (early, 2)
+    assert (last["mirrored"], last["mirrored_step"]) == (late, 4)
+    assert last["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     ("url", "sent"),
     [
