@@ -47,7 +47,7 @@ LIBRARY = Path(ckptstore.__file__).parent
 OF_A_CALL = {
     ("commit/put.py", "Lock"),
     ("threads.py", "ThreadPoolExecutor"),
-    ("transfer/copying.py", "Condition"),
+    ("threads.py", "Condition"),
 }
 MADE_HERE = {("forks.py", "RLock")}
 # Renewed as a part of its owner.
