@@ -650,7 +650,8 @@ def test_of_several_processes_that_find_a_dead_gc_one_takes_over(storage: FarSto
         )
         storage.schedule = None
         failed = [result for result in results if isinstance(result, Exception)]
-        assert all(isinstance(error, StorageError) for error in failed)  # signed too long ago
+        # A delete was signed too long ago, or the others waited so long that the gc seemed dead.
+        assert all(isinstance(error, StorageError | ConflictError) for error in failed)
         later = judge._oplog.between(left.seq + 1, judge._oplog.newest())
         assert 1 <= [operation.done for operation in later].count(TOOK_OVER) <= 1 + len(failed)
         assert judge.verify().ok
