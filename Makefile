@@ -82,6 +82,8 @@ $(VENV)/.judges: $(VENV)/.installed
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) --quiet --editable '.[bench]'
+	$(BIN)/python -m venv $(VENV)/dvc
+	$(VENV)/dvc/bin/python -m pip install $(PIPFLAGS) --quiet 'dvc[s3]==3.67.1'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -85,7 +85,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
                 yield from _of_place(bench, place)
         yield from _of_place(bench, sleeping(LATENCY_SECONDS))
     finally:
-        _restore(before)
+        restore(before)
 
 
 @contextmanager
@@ -304,7 +304,8 @@ def pieces_of(state: object) -> list[memoryview]:
     ]
 
 
-def _restore(environment: dict[str, str | None]) -> None:
+def restore(environment: dict[str, str | None]) -> None:
+    """Set environment variables, or unset those that are None."""
     for name, value in environment.items():
         if value is None:
             os.environ.pop(name, None)

@@ -235,6 +235,13 @@ def _peak(
     )
 
 
+def _transfer(bench: Bench) -> Iterator[Figure]:
+    """Imported with the first use: its peers are not installed for the other parts."""
+    from bench import transfer
+
+    return transfer.figures(bench)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "commits": commits,
     "checkouts": checkouts,
@@ -246,4 +253,5 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "zarr": hierarchies.figures,
     "memory": peaks,
     "remote": remote.figures,
+    "transfer": _transfer,
 }
