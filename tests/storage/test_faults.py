@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,13 +17,20 @@ from ckptstore.storage import remote
 from ckptstore.storage.remote import RemoteStorage, Timeouts
 from ckptstore.storage.remote_url import RemoteUrl
 from ckptstore.store import disk_cache
-from ckptstore.testing.s3_server import FAULTS, S3Server
+from ckptstore.testing.s3_server import FAULTS, Request, S3Server
 from tests.helpers.crash.parts import some
 from tests.helpers.verbs import VERBS, facts, prepared
 
 pytestmark = [pytest.mark.hostile]
 
 SHARE = 0.02  # of the requests that fail
+AIMED = {
+    "dropped": "create",
+    "conflict": "create",
+    "duplicated": "create",
+    "truncated": "get",
+    "flipped": "get",
+}
 TIMEOUTS = Timeouts(connect=5, quick=5, slow=5, silence=5, retry=20)
 
 
@@ -64,9 +72,21 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.001)
 
 
+def _at(fault: str, kind: str, number: int) -> Callable[[Request], str | None]:
+    """A fault of one request of a kind."""
+    numbers = itertools.count()
+
+    def inject(request: Request) -> str | None:
+        return fault if request.kind == kind and next(numbers) == number else None
+
+    return inject
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_does_as_without_after_each_fault(served: Served, tmp_path: Path, verb: str) -> None:
     """One fault each, of a request drawn from those that the verb makes.
+
+    A fault that is worst for some kind of request meets one of that kind.
 
     A flipped bit is found by a digest. It may also be one of a listing, or of another answer that
     only the protocol protects; then the result is an error.
@@ -75,19 +95,19 @@ def test_a_verb_does_as_without_after_each_fault(served: Served, tmp_path: Path,
     repo = served.fresh()
     server.counts.clear()
     result = VERBS[verb](repo, tmp_path)
-    requests = sum(server.counts.values())
+    counts = dict(server.counts)
     expected = result, facts(served.opened())
     for fault in FAULTS:
         repo = served.fresh()
-        number = rng.randrange(requests)
-        chosen = server._number + number
-        server.fault = lambda request, fault=fault, chosen=chosen: (  # type: ignore[misc]
-            fault if request.number == chosen else None
-        )
+        kind = AIMED.get(fault, "")
+        if kind not in counts:
+            (kind,) = rng.choices([*counts], [*counts.values()])
+        number = rng.randrange(counts[kind])
+        server.fault = _at(fault, kind, number)
         allowed = CkptStoreError if fault == "flipped" else ()
         with suppress(allowed):
             result = VERBS[verb](repo, tmp_path)
-            assert (result, facts(served.opened())) == expected, (fault, number)
+            assert (result, facts(served.opened())) == expected, (fault, kind, number)
         assert served.opened().verify().problems == ()
 
 

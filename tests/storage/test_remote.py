@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.helpers.races import WRITERS, assert_one_winner
 from tests.helpers.verbs import VERBS, facts, prepared
 
 SECRET = "S3CR3T"
-DATA = bytes(range(256)) * 8192
+DATA = random.Random(0).randbytes(2 << 20)  # without a period, so that every offset counts
 GCS_KEY = (
     '{{"gcs_base_url": "{}", "disable_oauth": true, "client_email": "", "private_key": "",'
     ' "private_key_id": ""}}'
