@@ -44,8 +44,9 @@ def open_storage(url: str | Path) -> Storage:
 
     Args:
         url: A path, file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX
-            (see docs/how-to/object-stores.md for their options), or memory://NAME, which is shared
-            by all callers in this process that pass the same name; memory:// is new at every call.
+            (see docs/how-to/object-stores.md for their options), https://HOST/PATH, which can only
+            be read, or memory://NAME, which is shared by all callers in this process that pass the
+            same name; memory:// is new at every call.
 
     Raises:
         InvalidInputError: The URL names no storage that this version knows.
@@ -78,12 +79,16 @@ def open_storage(url: str | Path) -> Storage:
     if scheme in remote_url.SCHEMES:
         parsed = remote_url.RemoteUrl.parse(text)
         # Imported here, as its client takes time and threads that local repositories do not need.
+        if parsed.is_web:
+            from ckptstore.storage.web import WebStorage
+
+            return WebStorage(parsed)
         from ckptstore.storage.remote import RemoteStorage
 
         return RemoteStorage(parsed)
     raise InvalidInputError(
         f"{scheme}:// is not a storage that this version knows; use a local path, file://, s3://, "
-        "gs://, az:// or memory://."
+        "gs://, az://, https:// or memory://."
     )
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ckptstore.errors import InvalidInputError, shown
+from ckptstore.errors import InvalidInputError, StorageError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -40,6 +40,10 @@ KEY_PARTS_MAX = 3
 
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
 _KEY = re.compile(rf"{_PART}(/{_PART}){{0,{KEY_PARTS_MAX - 1}}}")
+
+
+class UnlistedError(StorageError):
+    """The keys of a storage cannot be listed, though they can be read."""
 
 
 class Listed(NamedTuple):
@@ -216,6 +220,9 @@ class Storage(Protocol):
 
         Args:
             prefix: A folder with its slash, or "" for all keys.
+
+        Raises:
+            UnlistedError: Keys cannot be listed here.
         """
         ...
 

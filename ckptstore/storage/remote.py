@@ -90,6 +90,7 @@ class RemoteStorage(DisklessStorage):
         self._reads = _store(url, timeouts, timeouts.slow, silence=timeouts.silence)
         self._writes = _store(url, timeouts, timeouts.slow)
         self._is_probed = False
+        self._has_ranges = True
 
     def prepare(self, keys: Collection[str]) -> None:
         """Refuse a place that holds other things, and a server that ignores conditions."""
@@ -105,6 +106,7 @@ class RemoteStorage(DisklessStorage):
 
         async def get() -> bytes:
             result = await self._request("get_async", self._reads, key)
+            self._check_result(result, key)
             size = result.meta["size"]
             if size > bytes_max:
                 raise CorruptError(f"{key} has {size} bytes; at most {bytes_max} are expected.")
@@ -126,22 +128,26 @@ class RemoteStorage(DisklessStorage):
 
         def read() -> None:
             nonlocal filled
-            options: Any = {}
-            if start is not None or filled:
-                options = {"range": (begin + filled, begin + length)}
-            result = self._ask("get_async", self._reads, key, options=options)
+            skipped = begin + filled
+            end = begin + length if start is not None or filled else None
+            if end is None or not self._has_ranges:
+                result = self._ask("get_async", self._reads, key)
+            else:
+                result, skipped = self._ranged(key, skipped, end), 0
+            self._check_result(result, key)
             size = result.meta["size"]
             if begin + length > size or (start is None and length != size):
                 raise CorruptError(f"{key} has {size} bytes; {begin + length} are expected.")
-            for part in parts_of(result.stream(min_chunk_size=STREAM_BYTES)):
-                view = memoryview(part)[: length - filled]
+            for part in _behind(skipped, parts_of(result.stream(min_chunk_size=STREAM_BYTES))):
+                view = part[: length - filled]
                 target = buffer[filled : filled + len(view)]
                 target[:] = view
                 filled += len(view)
                 if seen:
                     seen(target)
-            if filled < length:
-                raise StorageError(f"{key} in {self._url.place} came incomplete.")
+                if filled == length:
+                    return
+            raise StorageError(f"{key} in {self._url.place} came incomplete.")
 
         if length:
             try:
@@ -155,6 +161,19 @@ class RemoteStorage(DisklessStorage):
             raise missing(key, self._url)
         if length or size < begin or (start is None and size):
             raise CorruptError(f"{key} has {size} bytes; {begin + length} are expected.")
+
+    def _ranged(self, key: str, begin: int, end: int) -> Any:
+        """Ask for a range; remember if the server has none, as many web servers."""
+        from obstore.exceptions import NotSupportedError
+
+        try:
+            return self._ask("get_async", self._reads, key, options={"range": (begin, end)})
+        except NotSupportedError:
+            self._has_ranges = False
+            raise
+
+    def _check_result(self, result: Any, key: str) -> None:
+        """Look at an answer before its bytes are read."""
 
     def put(self, key: str, data: Buffer) -> None:
         """Store bytes under a key by one request."""
@@ -381,6 +400,15 @@ class RemoteStorage(DisklessStorage):
             _pause(attempt)
 
 
+def _behind(skipped: int, parts: Iterable[Buffer]) -> Iterator[memoryview]:
+    """The parts behind so many bytes, for a server that has no ranges."""
+    for part in parts:
+        view = memoryview(part)
+        if skipped < len(view):
+            yield view[skipped:]
+        skipped = max(0, skipped - len(view))
+
+
 _locks: defaultdict[str, threading.Lock] = defaultdict(lambda: free_in_child(threading.Lock()))
 
 
@@ -394,19 +422,21 @@ def _store(
         "connect_timeout": timedelta(seconds=timeouts.connect),
         "timeout": timedelta(seconds=whole),
         "user_agent": "ckptstore",
+        "allow_http": url.is_plain,
     }
     if silence is not None:
         client["read_timeout"] = timedelta(seconds=silence)
     endpoint = url.endpoint
-    if endpoint is not None and endpoint.startswith("http:"):
-        client["allow_http"] = True
+    retry: Any = {
+        "max_retries": 0,  # see `_tried`
+        "retry_timeout": timedelta(seconds=timeouts.retry),
+    }
+    if url.is_web:
+        return _web_store(url.address, client, retry)
     shared: dict[str, Any] = {
         "prefix": url.prefix or None,
         "client_options": client,
-        "retry_config": {
-            "max_retries": 0,  # see `_tried`
-            "retry_timeout": timedelta(seconds=timeouts.retry),
-        },
+        "retry_config": retry,
     }
     if endpoint is not None:
         shared["base_url" if url.kind == "gs" else "endpoint"] = endpoint
@@ -430,6 +460,14 @@ def _store(
         raise InvalidInputError(
             f"{url.place} cannot be used: {reason(error)} Credentials come from {url.sources}."
         ) from error
+
+
+def _web_store(address: str, client: Any, retry: Any) -> Any:
+    """A store of the client for a web server, past what caches on the way may have of it."""
+    from obstore.store import HTTPStore
+
+    client["default_headers"] = {"Cache-Control": "no-cache"}
+    return HTTPStore.from_url(address, client_options=client, retry_config=retry)
 
 
 def _profile(name: str) -> Any:

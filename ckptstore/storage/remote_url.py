@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ckptstore.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az"}
+SCHEMES = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "az",
+    "azure": "az",
+    "http": "http",
+    "https": "https",
+}
+WEB = frozenset({"http", "https"})
 _ENDPOINT, _REGION, _PROFILE, _ANONYMOUS, _ACCOUNT = (
     *("endpoint", "region", "profile", "anonymous", "account"),
 )
@@ -24,6 +34,8 @@ OPTIONS: Mapping[str, frozenset[str]] = {
     "s3": frozenset({_ENDPOINT, _REGION, _PROFILE, _ANONYMOUS}),
     "gs": frozenset({_ENDPOINT, _ANONYMOUS}),
     "az": frozenset({_ENDPOINT, _ACCOUNT, _ANONYMOUS}),
+    "http": frozenset(),
+    "https": frozenset(),
 }
 _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no", ""})
 
@@ -33,8 +45,8 @@ class RemoteUrl:
     """The parts of the URL of an object store.
 
     Attributes:
-        kind: "s3", "gs" or "az".
-        bucket: The bucket, or with "az" the container.
+        kind: "s3", "gs", "az", "http" or "https".
+        bucket: The bucket, with "az" the container, or with "http" and "https" the server.
         prefix: What all keys begin with, without slashes around it; may be empty.
         options: The options by name, in the order of their names.
     """
@@ -58,16 +70,19 @@ class RemoteUrl:
         except ValueError as error:
             raise InvalidInputError(f"This is no URL of an object store: {error}.") from None
         kind = SCHEMES[parts.scheme.lower()]
+        is_web = kind in WEB
         place = f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if user is not None or "@" in parts.netloc:
             raise InvalidInputError(
-                f"The URL of {place} holds credentials, which would end up in logs. Pass them in "
-                f"{_SOURCES[kind]} instead."
+                f"The URL of {place} holds credentials, which would end up in logs. "
+                + (_PUBLIC if is_web else f"Pass them in {_SOURCES[kind]} instead.")
             )
         if parts.fragment:
             raise InvalidInputError(f"{shown(place)} has a #, which is not a part of a key.")
         bucket = parts.netloc
-        if not bucket or not host or ":" in bucket:
+        if is_web and not host:
+            raise InvalidInputError(f"{shown(place)} names no server.")
+        if not is_web and (not bucket or not host or ":" in bucket):
             raise InvalidInputError(
                 f"{shown(place)} names no bucket; {kind}://BUCKET/PREFIX is expected. The address "
                 "of a server goes into ?endpoint=."
@@ -75,6 +90,8 @@ class RemoteUrl:
         segments = [unquote(segment) for segment in parts.path.split("/") if segment]
         if any(segment in (".", "..") or "/" in segment for segment in segments):
             raise InvalidInputError(f"{shown(place)} has a part . or .. or %2F, which is no name.")
+        if is_web and parts.query:
+            raise InvalidInputError(f"The URL of {place} has a ?, which may be secret. {_PUBLIC}")
         pairs = parse_qsl(parts.query, keep_blank_values=True)
         if unknown := sorted({name for name, _ in pairs} - OPTIONS[kind]):
             raise InvalidInputError(
@@ -99,6 +116,21 @@ class RemoteUrl:
         return f"{self.kind}://{self.bucket}/{self.prefix}".rstrip("/")
 
     @property
+    def is_web(self) -> bool:
+        """True for a web server, which can only be read."""
+        return self.kind in WEB
+
+    @property
+    def is_plain(self) -> bool:
+        """True for requests without TLS."""
+        return self.kind == "http" or (self.endpoint or "").startswith("http:")
+
+    @property
+    def address(self) -> str:
+        """The URL with its prefix quoted, for requests to a web server."""
+        return f"{self.kind}://{self.bucket}/{quote(self.prefix)}"
+
+    @property
     def endpoint(self) -> str | None:
         """The address of the server; None for that of the provider."""
         return self.options.get(_ENDPOINT)
@@ -114,6 +146,7 @@ class RemoteUrl:
         return _SOURCES[self.kind]
 
 
+_PUBLIC = "A web server is read as the public reads it; what is not public is read from its bucket."
 _SOURCES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (?profile=NAME) or the role of "
     "the machine",

@@ -8,10 +8,12 @@ See docs/adr/0062.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ckptstore.storage.protocol import UnlistedError
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class Ahead:
     def _list(self) -> None:
         """List all checkpoints, unless that was done."""
         if not self._order:
-            self._has_expired = self._catalog.stored()
+            with suppress(UnlistedError):  # then each is read when it is asked for
+                self._has_expired = self._catalog.stored()
             self._order = list(self._has_expired)
             self._places = {id: place for place, id in enumerate(self._order)}
 

@@ -31,7 +31,9 @@ from ckptstore.errors import (
     NotFoundError,
     StorageError,
 )
+from ckptstore.history import ancestors
 from ckptstore.revisions import Names
+from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.cache import Cache
 from ckptstore.store.objects import damaged
 from ckptstore.threads import ahead, gather
@@ -232,7 +234,7 @@ class Catalog:
             heads=newest.heads,
             tags=newest.tags,
             lookup=self.lookup if lookup is None else lookup,
-            ids=self.ids,
+            ids=partial(self._ids_or_history, newest),
             claim=partial(claim_of, newest.settings),
         )
 
@@ -393,6 +395,15 @@ class Catalog:
         for folder in (LIVE, EXPIRED):
             for id, _ in self.list(folder):
                 if id and id.startswith(prefix):
+                    yield id
+
+    def _ids_or_history(self, newest: Operation, prefix: str = "") -> Iterator[Digest]:
+        """Yield these ids; where nothing can be listed, those in the history of a ref."""
+        try:
+            yield from list(self.ids(prefix))
+        except UnlistedError:
+            for id, _ in ancestors(newest.refs.values(), self.lookup):
+                if id.startswith(prefix):
                     yield id
 
     def _read_manifest(self, id: Digest, first: tuple[str, ...] = ()) -> Manifest:

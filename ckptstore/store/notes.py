@@ -17,6 +17,7 @@ from ckptstore.documents.canonical import readable
 from ckptstore.documents.note import NOTE_BYTES_MAX, Note, NoteName, in_effect, overlaid
 from ckptstore.errors import CorruptError, NotFoundError, first_line
 from ckptstore.forks import renewed
+from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.disk_cache import NO_CACHE
 from ckptstore.threads import gather
 
@@ -69,13 +70,13 @@ class Notes:
             if self._seq is not None and self._seq >= newest.seq:
                 return
             if self._seq is None or newest.seq - self._seq > FOLLOWED_MAX:
-                self._list()
+                self._list(newest)
             else:
                 try:
                     for operation in self._between(self._seq + 1, newest):
                         self._learn(operation)
                 except NotFoundError:  # some operations were pruned
-                    self._list()
+                    self._list(newest)
             self._seq = newest.seq
 
     def learn(self, operation: Operation) -> None:
@@ -151,6 +152,12 @@ class Notes:
         )
         self._storage.flush(puts)
 
+    def names(self, newest: Operation) -> set[NoteName]:
+        """Return the names of all notes that were published up to the newest operation."""
+        self.update(newest)
+        with self._lock:
+            return {name for names in self._names.values() for name in names}
+
     def list(self) -> Iterator[tuple[NoteName | None, Listed]]:
         """List the notes; the name is None for any other key."""
         for item in self._storage.list(FOLDER):
@@ -161,12 +168,22 @@ class Notes:
         if (name := NoteName.parse(operation.note)) is not None:
             self._add(name)
         elif operation.note is not None:  # several
-            self._list()
+            self._list(None)
 
-    def _list(self) -> None:
-        for name, _ in self.list():
-            if name is not None:
-                self._add(name)
+    def _list(self, newest: Operation | None) -> None:
+        """Learn all names: by a listing, or from every operation there was up to the newest."""
+        try:
+            for name, _ in self.list():
+                if name is not None:
+                    self._add(name)
+        except UnlistedError:
+            if newest is None:
+                raise
+            try:
+                for operation in self._between((self._seq or 0) + 1, newest):
+                    self._learn(operation)
+            except NotFoundError:  # notes of operations that were pruned
+                self._list(None)
 
     def _add(self, name: NoteName) -> None:
         self._names.setdefault(name.checkpoint, {}).setdefault(name, None)

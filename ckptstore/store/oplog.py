@@ -18,6 +18,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,8 +41,11 @@ from ckptstore.errors import (
     StorageError,
     first_line,
 )
+from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.cache import Cache
 from ckptstore.store.condemned import seconds_until_dead
+from ckptstore.store.newest import newest_after, newest_of_all
+from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,6 +62,7 @@ ATTEMPTS_MAX = 1000  # each lost attempt means that another writer got through
 # Of a far storage, where a look costs a round trip:
 FORWARD_MAX = 4  # operations that are read one by one before all are listed
 CONFIRM_SECONDS = 5.0  # in which no thousand operations can be appended through a network
+READ_THREADS = 16
 RECENT_MAX = 64  # operations that are remembered, as none ever changes
 
 _KEY = re.compile(r"ops/([0-9]{12})\.json")
@@ -111,13 +116,13 @@ class Oplog:
             return newest
         for _ in range(ATTEMPTS_MAX):
             try:
-                seq = max(self.seqs(), default=0)
+                seq = self._newest_seq()
             except NotFoundError:
                 self.check_store()
                 raise
             try:
-                if self.exists(seq + 1):  # appended since
-                    continue
+                if self.exists(seq + 1):  # appended since, or a listing from a cache on the way
+                    seq = newest_after(seq, self.exists)
                 newest = self.read(seq) if seq else Operation()
             except NotFoundError:  # pruned since the listing: many newer ones were appended
                 continue
@@ -133,6 +138,13 @@ class Oplog:
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
         )
+
+    def _newest_seq(self) -> int:
+        """Return the number of the newest operation, at least as of now; 0 before the first."""
+        try:
+            return max(self.seqs(), default=0)
+        except UnlistedError:
+            return newest_of_all(self.exists, kept=KEPT_OPERATIONS)
 
     def _next_to_known(self) -> Operation | None:
         """Return the newest operation, found by one read for each new one; None to list them all.
@@ -303,11 +315,15 @@ class Oplog:
 
         NotFoundError when one of them was pruned, or is damaged.
         """
-        for seq in range(max(1, first), newest.seq):
+        seqs = range(max(1, first), newest.seq)
+        step = READ_THREADS if self._storage.is_far else 1
+        for begin in range(0, len(seqs), step):
+            reads = [partial(self.read, seq) for seq in seqs[begin : begin + step]]
             try:
-                yield self.read(seq)
+                operations = gather(reads, threads=step)
             except CorruptError as error:
                 raise NotFoundError(str(error)) from error
+            yield from operations
         yield newest
 
     def append(self, decide: Callable[[Operation], Operation]) -> Operation:

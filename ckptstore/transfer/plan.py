@@ -212,7 +212,7 @@ class _Work:
 
     def _lacking_notes(self, ids: set[Digest]) -> tuple[NoteName, ...]:
         """Return the notes on what is wanted and its history that the target lacks."""
-        ours = {name for name, _ in self._source.notes.list() if name}
+        ours = self._source.notes.names(self._from)
         if not ours:
             return ()
         theirs = {name for name, _ in self._target.notes.list() if name}

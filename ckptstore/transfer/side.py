@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ckptstore.history import ancestors
+from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.catalog import EXPIRED, LIVE
 from ckptstore.threads import gather
 
@@ -74,7 +75,10 @@ class Folder:
         if not self._side.is_far:
             return self._side.catalog.is_in(id, self._folder)
         if self._listed is None:
-            self._listed = {id for id, _ in self._side.catalog.list(self._folder) if id}
+            try:
+                self._listed = {id for id, _ in self._side.catalog.list(self._folder) if id}
+            except UnlistedError:
+                return self._side.catalog.is_in(id, self._folder)
         return id in self._listed
 
 
@@ -139,7 +143,10 @@ class Sides:
 
     def _read_ahead(self) -> None:
         catalog = self.source.catalog
-        ids = catalog.ids()
+        try:
+            ids: Iterable[Digest] = list(catalog.ids())
+        except UnlistedError:
+            return
         if self.is_target_near:
             ids = (id for id in ids if not self.target.catalog.lookup(id))
         reads = (partial(catalog.readable, id) for id in ids)

@@ -11,6 +11,7 @@ from ckptstore.documents.marker import MARKER_BYTES_MAX, MARKER_KEY, Marker
 from ckptstore.documents.operation import Operation
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.history import ancestors
+from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.catalog import EXPIRED, EXPIRIES, LIVE, Catalog
 from ckptstore.store.lost import lost
 from ckptstore.store.notes import Notes
@@ -193,7 +194,7 @@ class _Verify:
     ) -> Iterator[tuple[Name, Listed]]:
         """Yield what is in a folder, by name, and remember the files of other programs.
 
-        A folder that cannot be listed is a problem.
+        A folder that cannot be listed is a problem, unless the storage lists none at all.
         """
         try:
             for name, item in entries():
@@ -201,6 +202,8 @@ class _Verify:
                     self.foreign.add(item.key)
                 else:
                     yield name, item
+        except UnlistedError:  # nothing is wrong, and nothing can be checked
+            raise
         except CkptStoreError:
             check = partial(_drain, entries)
             self.findings.attempt(folder, check, heal=heal.FOLDER)
