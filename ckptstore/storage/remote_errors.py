@@ -40,6 +40,7 @@ _REFUSALS = {
     "AuthenticationFailed": _SIGNATURE,
     "InvalidAccessKeyId": _ACCESS_KEY,
 }
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 # The services of clouds that give out the credentials of a machine: where the client looks last.
 _METADATA = ("169.254.", "/latest/api/token", "/latest/meta-data/")
 
@@ -66,13 +67,15 @@ def translated(
     text = str(error)
     if _OUTSIDE.search(text):
         return RangeError(f"{key} in {url.place} is shorter than expected.")
-    if isinstance(error, FileNotFoundError):
-        if not to and "NoSuchBucket" not in text:
-            return missing(key, url)
+    code, status = _found(_CODE, text), _found(_STATUS, text)
+    is_missing = isinstance(error, FileNotFoundError)
+    is_listing = status == "404" and "list request" in text  # of an empty place it is no error
+    if code in _NO_BUCKET or is_listing or (is_missing and to):
         kind = "container" if url.kind == "az" else "bucket"
         return RefusedError(f"There is no {kind} {url.bucket!r}. Make it first.")
+    if is_missing:
+        return missing(key, url)
     what = f"{key} in {url.place}" if key else url.place
-    code, status = _found(_CODE, text), _found(_STATUS, text)
     if code in _REFUSALS:
         said = _REFUSALS[code].format(sources=url.sources)
         return RefusedError(f"{what} could not be used ({code}): {said}")

@@ -17,9 +17,10 @@ import ckptstore
 from ckptstore.errors import StorageError
 from ckptstore.storage.remote import RemoteStorage
 from ckptstore.storage.remote_url import RemoteUrl
+from ckptstore.storage.requests import RefusedError
 from ckptstore.testing.storage_suite import StorageSuite
 from tests.helpers import until_closed
-from tests.helpers.judges import AWS, Judge, rclone
+from tests.helpers.judges import AWS, BUCKET, Judge, rclone
 from tests.helpers.races import WRITERS, assert_one_winner
 from tests.helpers.verbs import VERBS, facts, prepared
 
@@ -59,6 +60,22 @@ def test_a_server_ends_with_the_process_that_started_it() -> None:
 
 def test_sixteen_writers_create_sixty_keys_and_each_has_one_winner(url: str) -> None:
     assert_one_winner([_storage(url) for _ in range(WRITERS)])
+
+
+def test_a_bucket_that_is_not_there_is_named(judge: Judge) -> None:
+    """At once, by whatever asks first."""
+    url = judge.url("run").replace(f"://{BUCKET}", "://nowhere")
+    storage = _storage(url)
+    uses = (
+        lambda: ckptstore.init(url),
+        lambda: ckptstore.open(url),
+        lambda: list(storage.list("")),
+        lambda: storage.put("a", b""),
+        lambda: storage.create("a", b""),
+    )
+    for use in uses:
+        with pytest.raises(RefusedError, match=r"There is no (bucket|container) 'nowhere'"):
+            use()
 
 
 def test_more_keys_than_a_page_are_listed_and_deleted(url: str) -> None:
