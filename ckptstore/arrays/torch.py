@@ -27,7 +27,8 @@ _HINTS = {
     "nested": "Store the list of its parts (tensor.unbind()).",
     "lazy": "It has no shape yet; pass a batch through its module first.",
     "freed": "Commit while its module is gathered (FSDP frees it between steps).",
-    "DTensor": "Gather it first (tensor.full_tensor()).",
+    "DTensor": "Save it with dcp.save and ckptstore.integrations.dcp.StoreWriter, or gather it "
+    "first (tensor.full_tensor()).",
     "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
 }
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import ConflictError, CorruptError
@@ -20,11 +20,13 @@ from ckptstore.store.refs import check_new_branch
 from ckptstore.zarr.hierarchy import ZarrFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ckptstore.commit.derive import Derivation
+    from ckptstore.commit.shards import PutShards
     from ckptstore.digest import Digest
     from ckptstore.documents.facts import Facts
+    from ckptstore.documents.nodes import Node
     from ckptstore.documents.operation import Operation
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.oplog import Oplog
@@ -33,6 +35,18 @@ if TYPE_CHECKING:
     from ckptstore.zarr.staged_contents import StagedContents
 
     Made = tuple[Digest, Manifest]
+
+
+class Begun(NamedTuple):
+    """The state of a branch before anything was put that is to be committed to it.
+
+    Attributes:
+        newest: The newest operation.
+        head: The head of the branch, which the checkpoint is to follow; None for a new branch.
+    """
+
+    newest: Operation
+    head: Digest | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +120,47 @@ class Committer:
                 raise
             return self._publish(
                 written, facts, branch=branch, retry=retry, parent=staged.id, since=newest
+            )
+
+        return self.refs.beside_gc(make)
+
+    def begin(self, branch: str) -> Begun:
+        """Look at a branch before several processes put what is to be committed to it."""
+        newest = self.oplog.newest()
+        return Begun(newest, head_of(branch, newest, self.oplog, self.catalog))
+
+    def commit_shards(
+        self,
+        root: Node,
+        stored: Sequence[PutShards],
+        *,
+        branch: str,
+        facts: Facts,
+        retry: bool,
+        begun: Begun,
+    ) -> Made:
+        """Commit what several processes have put since a look at the branch.
+
+        A gc that condemned something of it since then cannot be made up for here, as the processes
+        that hold it are elsewhere. Unless all of it is there nonetheless, that is a ConflictError.
+        """
+        from ckptstore.commit.shards import assemble_shards
+
+        looks = [begun.newest]
+
+        def make() -> Made:
+            is_again = not looks
+            newest = looks.pop() if looks else self.oplog.newest()
+            written = assemble_shards(
+                root,
+                stored,
+                catalog=self.catalog,
+                parent=begun.head,
+                chunk_bytes=self.chunk_bytes,
+                is_again=is_again,
+            )
+            return self._publish(
+                written, facts, branch=branch, retry=retry, parent=begun.head, since=newest
             )
 
         return self.refs.beside_gc(make)

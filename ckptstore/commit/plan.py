@@ -40,10 +40,21 @@ if TYPE_CHECKING:
 class Described(Protocol):
     """The properties of an array that a plan depends on, its lengths in stored order."""
 
-    dtype: str
-    shape: Shape
-    nbytes: int
-    order: Shape | None
+    @property
+    def dtype(self) -> str:
+        """Its dtype."""
+
+    @property
+    def shape(self) -> Shape:
+        """Its lengths."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+
+    @property
+    def order(self) -> Shape | None:
+        """Its dimensions in stored order; None for C order."""
 
 
 class ArrayPlan(NamedTuple):

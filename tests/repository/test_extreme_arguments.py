@@ -12,7 +12,8 @@ import inspect
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -23,11 +24,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.api import CheckpointException
 
 import ckptstore
-from ckptstore import Checkpoint, CkptStoreError, CorruptError, Follower, Repository, retention
+from ckptstore import (
+    Checkpoint,
+    CkptStoreError,
+    CorruptError,
+    Follower,
+    InvalidInputError,
+    Repository,
+    retention,
+)
+from ckptstore.integrations.dcp import StoreReader, StoreWriter
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepIf, KeepSteps, MaxToKeep, Union
 from ckptstore.storage import open_storage
 from ckptstore.training import CheckpointManager
@@ -418,6 +430,31 @@ def load_weights(repo: Repository, *, store: Any, **arguments: Any) -> None:
     ckptstore.load_weights(store=repo if store is THE_REPOSITORY else store, **arguments)
 
 
+def saved_by_ranks(repo: Repository, *, store: Any, **arguments: Any) -> None:
+    """Save through torch.distributed.checkpoint, and load."""
+    store = repo if store is THE_REPOSITORY else store
+    with unwrapped_failures():
+        dcp.save({"n": 1}, storage_writer=StoreWriter(store, **arguments), no_dist=True)
+
+
+def loaded_by_ranks(repo: Repository, *, store: Any, **arguments: Any) -> None:
+    """Load through torch.distributed.checkpoint."""
+    store = repo if store is THE_REPOSITORY else store
+    with unwrapped_failures():
+        dcp.load({}, storage_reader=StoreReader(store, **arguments), no_dist=True)
+
+
+@contextmanager
+def unwrapped_failures() -> Iterator[None]:
+    """Raise the error of the one rank there is. torch turns one of metadata into another."""
+    try:
+        yield
+    except CheckpointException as error:
+        raised = error.failures[0][0]
+        known = isinstance(raised, AssertionError) and str(raised).startswith("metadata is None")
+        raise InvalidInputError(str(raised)) if known else raised from error
+
+
 MANAGED = (
     *("save", "should_save", "restore", "restore_or_initialize"),
     *("close", "wait_for_mirror"),
@@ -452,6 +489,8 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
     },
     "clone": (lambda *, branches, depth, policies: None, cloned),
     "load_weights": (ckptstore.load_weights, load_weights),
+    "StoreWriter": (StoreWriter, saved_by_ranks),
+    "StoreReader": (StoreReader, loaded_by_ranks),
     "CheckpointManager": (CheckpointManager, manage),
     **{
         f"CheckpointManager.{name}": (

@@ -1,0 +1,12 @@
+"""torch.distributed.checkpoint: one checkpoint of a training on many ranks.
+
+torch plans what each rank saves and loads, and carries what they have to know of one another. Here
+is the storage behind it: each rank puts and reads the chunks of its own shards, and one rank
+publishes one checkpoint of whole arrays, which is like any other. Nothing is pickled into it.
+ADR 0067.
+"""
+
+from ckptstore.integrations.dcp.reader import StoreReader as StoreReader
+from ckptstore.integrations.dcp.writer import StoreWriter as StoreWriter
+
+__all__ = ["StoreReader", "StoreWriter"]
