@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.errors import StorageError
 from ckptstore.gc import finish, ownership
 from ckptstore.gc.ownership import Moment
-from ckptstore.store import catalog, condemned
+from ckptstore.store import catalog, condemned, newest, oplog
 from ckptstore.testing.faults import Killed
 from tests.helpers.schedule import ScheduledStorage
 
@@ -133,6 +133,8 @@ def with_clocks(monkeypatch: pytest.MonkeyPatch, storage: FarStorage) -> None:
     Each process makes its calls one after the other, so that it can be stopped at any of them.
     """
     monkeypatch.setattr(catalog, "FAR_THREADS", 1)
+    monkeypatch.setattr(oplog, "READ_THREADS", 1)
+    monkeypatch.setattr(newest, "THREADS", 1)
     monkeypatch.setattr(condemned, "MARGIN_SECONDS", MARGIN)
     monkeypatch.setattr(ownership, "now", lambda: Moment(storage.time - 5e5, storage.time + 3e7))
     monkeypatch.setattr(finish, "sleep", storage.sleep)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ckptstore.checkout import reader
 from ckptstore.commit import put
 from ckptstore.storage import local
-from ckptstore.store import catalog, objects
+from ckptstore.store import catalog, newest, objects, oplog
 from ckptstore.verify import inventory
 from ckptstore.zarr import publish
 
@@ -21,6 +21,8 @@ COUNTS: tuple[tuple[ModuleType, str], ...] = (
     (publish, "PUT_THREADS"),
     (catalog, "EXPIRE_THREADS"),
     (objects, "ALONE_THREADS"),
+    (oplog, "READ_THREADS"),
+    (newest, "THREADS"),
     (reader, "READ_THREADS"),
     (inventory, "VERIFY_THREADS"),
     (local, "FLUSH_THREADS"),
