@@ -6,12 +6,16 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.threads import Buffers, Ring, Workers, gather, results
+from ckptstore.threads import Buffers, Ring, Workers, ahead, gather, results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -204,3 +208,32 @@ def test_a_ring_waits_for_no_job_while_it_has_room() -> None:
     for size in (400, 500):
         ring.of(size)
         ring.lend(Future())  # never done
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_results_read_ahead_come_in_order_and_few_are_taken_before_their_turn(threads: int) -> None:
+    taken: list[int] = []
+
+    def jobs() -> Iterator[Callable[[], int]]:
+        for number in range(20):
+            taken.append(number)
+            yield partial(int, number)
+
+    found = ahead(jobs(), threads=threads)
+    assert next(found) == 0
+    assert len(taken) <= threads + 1
+    assert list(found) == list(range(1, 20))
+
+
+def test_reading_ahead_ends_with_its_reader() -> None:
+    begun: list[int] = []
+    found = ahead((partial(begun.append, number) for number in range(100)), threads=3)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 5
+
+
+def test_an_error_met_ahead_comes_at_a_turn() -> None:
+    found = ahead((partial(divmod, 1, number) for number in (1, 1, 0, 1)), threads=2)
+    with pytest.raises(ZeroDivisionError):
+        list(found)

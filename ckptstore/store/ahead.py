@@ -46,12 +46,16 @@ class Ahead:
 
     def __call__(self, id: Digest) -> Manifest | None:
         """Return the manifest of a checkpoint, or None when there is none."""
+        self.prepare(id)
+        return self._catalog.lookup(id)
+
+    def prepare(self, id: Digest) -> None:
+        """Read the manifest of a checkpoint, which is asked for next, with those behind it."""
         if self._catalog.is_far and not self._catalog.knows(id):
             if self._alone:
                 self._alone -= 1
             else:
                 self._read_from(id)
-        return self._catalog.lookup(id)
 
     def with_expired(
         self, checkpoints: Iterable[tuple[Digest, Manifest]]

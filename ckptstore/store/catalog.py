@@ -271,7 +271,7 @@ class Catalog:
         Where the storage can do that, no byte is written: the disk may be full. look: called before
         anything is deleted; an error it raises ends this.
         """
-        waiting = [id for id in ids if self._storage.size(key_of(id)) is not None]
+        waiting: Sequence[Digest] = self._those_in(LIVE, ids)
         while waiting:
             copied = self._copied_to_history(waiting)
             self._storage.flush(key_of(id, EXPIRED) for id in copied)
@@ -283,32 +283,46 @@ class Catalog:
         """Delete the manifests of live checkpoints, durably, without a trace in history."""
         self._storage.delete([key_of(id) for id in ids])
 
+    def _those_in(self, folder: str, ids: Iterable[Digest]) -> list[Digest]:
+        """Return those of some checkpoints that a folder has."""
+        listed = list(ids)
+        looks = (partial(self.is_in, id, folder) for id in listed)
+        are_there = gather(looks, threads=self.threads)
+        return [id for id, is_there in zip(listed, are_there, strict=True) if is_there]
+
     def _copied_to_history(self, ids: Sequence[Digest]) -> Sequence[Digest]:
         """Copy manifests to history, and return those for which there was room: one at least.
 
         What a gc that died has copied stays: the live one may be a deleted name that came back
         after a power failure, as that of other bytes.
         """
+        if self.is_far:  # where no room runs out
+            gather((partial(self._copy_to_history, id) for id in ids), threads=self.threads)
+            return ids
         for number, id in enumerate(ids):
             try:
-                if self._storage.size(key_of(id, EXPIRED)) is None:
-                    self._storage.copy(key_of(id), key_of(id, EXPIRED))
+                self._copy_to_history(id)
             except StorageError as error:
                 if not (error.is_full and number):
                     raise
                 return ids[:number]
         return ids
 
+    def _copy_to_history(self, id: Digest) -> None:
+        if not self.is_in(id, EXPIRED):
+            self._storage.copy(key_of(id), key_of(id, EXPIRED))
+
     def record(self, expiries: Mapping[Digest, Expiry]) -> None:
         """Store when and why checkpoints expired, durably, unless that was done."""
         keys = {id: key_of(id, EXPIRIES) for id in expiries}
-        missing = [id for id, key in keys.items() if self._storage.size(key) is None]
+        recorded = set(self._those_in(EXPIRIES, expiries))
+        missing = [id for id in keys if id not in recorded]
         if missing:
             puts = [
                 partial(self._storage.put, keys[id], readable(expiries[id], name="The expiry"))
                 for id in missing
             ]
-            gather(puts, threads=EXPIRE_THREADS)
+            gather(puts, threads=max(EXPIRE_THREADS, self.threads))
             self._storage.flush(keys[id] for id in missing)
 
     def expiry(self, id: Digest) -> Expiry | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError
 from ckptstore.history import ancestors
+from ckptstore.store.ahead import Ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +32,7 @@ class History:
         self.newest, self.is_cut = newest, not is_newest
         self.reached: set[Digest] = set()
         self.named = {id: f"{name!r} names it" for name, id in newest.refs.items()}
-        self._catalog = catalog
+        self._catalog, self._ahead = catalog, Ahead(catalog, count=sys.maxsize)
 
     def __iter__(self) -> Iterator[tuple[Digest, Manifest]]:
         for id, manifest in ancestors(self.newest.refs.values(), self._lookup):
@@ -44,6 +46,7 @@ class History:
             self.named.setdefault(parent, f"checkpoint {id.short} was made from it")
 
     def _lookup(self, id: Digest) -> Manifest | None:
+        self._ahead.prepare(id)
         try:
             return self._catalog.manifest(id)
         except CkptStoreError:

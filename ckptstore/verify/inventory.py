@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ckptstore.store.objects import ObjectStore
     from ckptstore.verify.findings import Findings
 
-VERIFY_THREADS = 4
+VERIFY_THREADS, FAR_VERIFY_THREADS = 4, 16  # the latter wait for a network
 JOB_BYTES = 4 << 20  # smaller objects are checked together: a job of its own costs 50 µs
 JOB_OBJECTS = 64
 
@@ -53,6 +53,11 @@ class Inventory:
             self.count += 1
             self.bytes += item.size
 
+    @property
+    def threads(self) -> int:
+        """How many objects are worth reading at once."""
+        return FAR_VERIFY_THREADS if self._objects.is_far else VERIFY_THREADS
+
     def __iter__(self) -> Iterator[Digest]:
         """Yield the listed digests."""
         return (digest for digest, _ in self._numbers.items())
@@ -73,7 +78,7 @@ class Inventory:
                     check = partial(self.check_bytes, digest)
                     self.note(digest, error, check=check, heal=heal.DAMAGED, is_alone=True)
 
-        gather((partial(check, job) for job in self._jobs(chosen)), threads=VERIFY_THREADS)
+        gather((partial(check, job) for job in self._jobs(chosen)), threads=self.threads)
 
     def attempt(
         self, digest: Digest, check: Callable[[], object], *, heal: str = heal.DAMAGED
@@ -142,6 +147,7 @@ class Inventory:
 
     def _jobs(self, chosen: Callable[[Digest], bool]) -> Iterator[list[tuple[Digest, int]]]:
         """Yield the chosen objects with their sizes, in jobs large enough for a thread."""
+        count_max = 1 if self._objects.is_far else JOB_OBJECTS
         job: list[tuple[Digest, int]] = []
         total = 0
         for digest, number in self._numbers.items():
@@ -150,7 +156,7 @@ class Inventory:
             size = number >> _FLAG_BITS
             job.append((digest, size))
             total += size
-            if total >= JOB_BYTES or len(job) >= JOB_OBJECTS:
+            if total >= JOB_BYTES or len(job) >= count_max:
                 yield job
                 job, total = [], 0
         if job:

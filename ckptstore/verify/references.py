@@ -6,9 +6,11 @@ a page is shared by all pages that list the same paths, as those of one architec
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from blake3 import blake3
 
@@ -19,11 +21,12 @@ from ckptstore.errors import CkptStoreError, CorruptError
 from ckptstore.state.paths import ROOT
 from ckptstore.state.tree import arrays
 from ckptstore.store.catalog import in_order
+from ckptstore.threads import gather
 from ckptstore.verify import heal
 from ckptstore.zarr.encoded_entries import encoded_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ckptstore.documents.manifest import Manifest, PageRef
     from ckptstore.store.catalog import Catalog
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 AnyPage = TypeVar("AnyPage", Page, NodePage)
 
 UNREAD = 0  # the number of a page that could not be read
+PAGES_AHEAD = 128  # pages that are read at once, of a far storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class References:
     def __init__(self, catalog: Catalog, inventory: Inventory, findings: Findings) -> None:
         self._catalog, self._inventory, self._findings = catalog, inventory, findings
         self._structures = DigestMap()
+        # What was wrong with the bundle of a page that was read ahead; None if it was right.
+        self._bundle_errors: dict[Digest, CkptStoreError | None] = {}
         self._pages = _Pages(catalog.page, self._visit)
         self._node_pages = _Pages(catalog.node_page, self._visit)
 
@@ -64,9 +70,12 @@ class References:
         paths: list[tuple[str, ...]] = []
         numbers: list[bytes] = []
         is_whole = True
-        kinds = (self._pages, manifest.pages), (self._node_pages, manifest.hierarchy or ())
-        for pages, refs in kinds:
-            known = [pages.number(ref) for ref in refs]
+        for pages, refs in self._kinds(manifest):
+            known: list[int] = []
+            for start in range(0, len(refs), PAGES_AHEAD):
+                part = refs[start : start + PAGES_AHEAD]
+                self._read_ahead((pages, ref) for ref in part)
+                known += [pages.number(ref) for ref in part]
             paths += (pages.summaries[number].paths for number in known)
             numbers += (number.to_bytes(8, "big") for number in [*known, UNREAD])
             if UNREAD in known:
@@ -83,6 +92,43 @@ class References:
             if combination not in self._structures:
                 self._structures[combination] = 1
                 self._check_structure(manifest, paths)
+
+    def prepare(self, manifests: Iterable[Manifest]) -> None:
+        """Read the first new pages of checkpoints that are checked next, if the storage is far."""
+        self._read_ahead(
+            (pages, ref)
+            for manifest in manifests
+            for pages, refs in self._kinds(manifest)
+            for ref in refs
+        )
+
+    def _kinds(self, manifest: Manifest) -> Iterator[tuple[_Pages[Any], tuple[PageRef, ...]]]:
+        """Both kinds of pages of a checkpoint."""
+        yield self._pages, manifest.pages
+        yield self._node_pages, manifest.hierarchy or ()
+
+    def _read_ahead(self, refs: Iterable[tuple[_Pages[Any], PageRef]]) -> None:
+        if not self._catalog.is_far:
+            return
+        new = {ref.digest: pages for pages, ref in refs if not pages.has_visited(ref)}
+        reads = (
+            partial(self._read_page_ahead, digest, pages)
+            for digest, pages in islice(new.items(), PAGES_AHEAD)
+            if digest not in self._bundle_errors
+        )
+        gather(reads, threads=self._inventory.threads)
+
+    def _read_page_ahead(self, digest: Digest, pages: _Pages[Any]) -> None:
+        """Have the catalog remember a page, and compare its bundle."""
+        with suppress(CkptStoreError):  # which is met again
+            page = pages.read(digest)
+            if page.bundle:
+                try:
+                    self._check_bundle_bytes(page)
+                except CkptStoreError as error:
+                    self._bundle_errors[digest] = error
+                else:
+                    self._bundle_errors[digest] = None
 
     def _check_structure(self, manifest: Manifest, paths: Sequence[tuple[str, ...]]) -> None:
         """Check that a structure can be read, and that a page lists every array that it names."""
@@ -110,7 +156,7 @@ class References:
             for digest, size in dict.fromkeys(page.digests())
         ]
         if page.bundle and self._inventory.is_right(page.bundle.digest):
-            self._attempt(digest, partial(self._check_bundle, page))
+            self._attempt(digest, partial(self._check_bundle, digest, page))
         paths: list[str] = []
         if isinstance(page, Page):
             paths += (entry.path for entry in page.entries)
@@ -135,7 +181,14 @@ class References:
             return False
         return True
 
-    def _check_bundle(self, page: Page | NodePage) -> None:
+    def _check_bundle(self, digest: Digest, page: Page | NodePage) -> None:
+        """Check the bundle of a page, unless that was done ahead. Once repeated, it is read."""
+        if digest not in self._bundle_errors:
+            self._check_bundle_bytes(page)
+        elif error := self._bundle_errors.pop(digest):
+            raise error
+
+    def _check_bundle_bytes(self, page: Page | NodePage) -> None:
         """Compare the digest of each small array or document with its place in the bundle."""
         assert page.bundle is not None
         data = self._catalog.objects.get(page.bundle.digest, bytes_max=page.bundle.size)
@@ -152,17 +205,21 @@ class _Pages(Generic[AnyPage]):
         read: Callable[[Digest], AnyPage],
         visit: Callable[[PageRef, Callable[[Digest], AnyPage]], Summary | None],
     ) -> None:
-        self._read: Callable[[Digest], AnyPage] = read
+        self.read: Callable[[Digest], AnyPage] = read
         self._visit: Callable[[PageRef, Callable[[Digest], AnyPage]], Summary | None] = visit
         self.summaries = [Summary(("", -1, -1), None, None, ())]
         self._numbers_by_summary: dict[Summary, int] = {}
         self._numbers = DigestMap()
 
+    def has_visited(self, ref: PageRef) -> bool:
+        """Return True for a page that has a number."""
+        return ref.digest in self._numbers
+
     def number(self, ref: PageRef) -> int:
         """Return the number of the summary of a page, which is read if it is new."""
         number = self._numbers.get(ref.digest)
         if number is None:
-            summary = self._visit(ref, self._read)
+            summary = self._visit(ref, self.read)
             number = UNREAD if summary is None else self._number_of(summary)
             self._numbers[ref.digest] = number
         return number
@@ -180,7 +237,7 @@ class _Pages(Generic[AnyPage]):
 
     def _known(self, digest: Digest) -> _Known[AnyPage]:
         number = self._numbers.get(digest) or UNREAD
-        return _Known(self.summaries[number], partial(self._read, digest))
+        return _Known(self.summaries[number], partial(self.read, digest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptstore.digest import DigestMap
@@ -18,6 +19,7 @@ from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog, first_kept
 from ckptstore.store.reach import searched, walk
+from ckptstore.threads import gather
 from ckptstore.verify import heal
 from ckptstore.verify.findings import Findings
 from ckptstore.verify.history import History
@@ -27,7 +29,7 @@ from ckptstore.verify.report import Problem, Unreachable, VerifyReport
 from ckptstore.verify.users import Users
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from ckptstore.digest import Digest
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
     Name = TypeVar("Name")
     Repair = Callable[[Sequence[Digest]], tuple[Digest, ...]]
 
-CACHED_PAGES = 4
+CACHED_PAGES, FAR_CACHED_PAGES = 4, 256
+FAR_CHECKPOINTS = 64  # whose pages are read at once
 PLACE_DIGITS = 12  # of a digest, for its place among all digests
 LOOKS_MAX = 10  # between each two of which 1,000 operations would have to be appended
 
@@ -76,7 +79,8 @@ class _Verify:
         self.storage, self.repair = storage, repair
         self.only, self.window = only, window
         self.objects = ObjectStore(storage, meter=meter)
-        self.catalog = Catalog(storage, self.objects, cached_pages=CACHED_PAGES)
+        cached_pages = FAR_CACHED_PAGES if storage.is_far else CACHED_PAGES
+        self.catalog = Catalog(storage, self.objects, cached_pages=cached_pages)
         self.oplog = Oplog(storage)
         self.notes = Notes(storage, self.oplog.between)
         self.findings = Findings()
@@ -215,21 +219,37 @@ class _Verify:
     def check_notes(self) -> None:
         """Read every note."""
         (folder,) = self.notes.FOLDERS
-        for name, _ in self.listed(folder, self.notes.list):
-            check = partial(self.notes.read, name)
-            self.findings.attempt(self.notes.key(name), check, heal=heal.NOTE)
+        checks = {
+            self.notes.key(name): partial(self.notes.read, name)
+            for name, _ in self.listed(folder, self.notes.list)
+        }
+        self.attempt_all(checks, heal=heal.NOTE)
+
+    def attempt_all(self, checks: Mapping[str, Callable[[], object]], *, heal: str) -> None:
+        """Run checks of documents by their keys, many at once if the storage is far."""
+        jobs = (
+            partial(self.findings.attempt, key, check, heal=heal) for key, check in checks.items()
+        )
+        gather(jobs, threads=self.catalog.threads)
 
     def check_operations(self) -> int:
         """Read every operation, and return how many of those that are kept are missing."""
         (folder,), (page_folder,) = self.oplog.FOLDERS, self.oplog.PAGE_FOLDERS
         seqs = {seq for seq, _ in self.listed(folder, self.oplog.list)}
+        pages_of: dict[int, dict[tuple[str, str], int]] = {}
+        checks = {
+            self.oplog.key(seq): partial(self.check_operation, seq, pages_of)
+            for seq in sorted(seqs)
+        }
+        self.attempt_all(checks, heal=heal.OPERATION)
         pages: dict[tuple[str, str], int] = {}
-        for seq in sorted(seqs):
-            check = partial(self.check_operation, seq, pages)
-            self.findings.attempt(self.oplog.key(seq), check, heal=heal.OPERATION)
-        for (kind, name), seq in pages.items():
-            check_page = partial(self.check_ref_page, name, kind, seq)
-            self.findings.attempt(self.oplog.page_key(name), check_page, heal=heal.OPERATION)
+        for seq in sorted(pages_of):
+            pages |= pages_of[seq]
+        page_checks = {
+            self.oplog.page_key(name): partial(self.check_ref_page, name, kind, seq)
+            for (kind, name), seq in pages.items()
+        }
+        self.attempt_all(page_checks, heal=heal.OPERATION)
         _drain(lambda: self.listed(page_folder, self.oplog.list_pages))  # for foreign files
         newest = max(seqs, default=0)
         kept = range(first_kept(newest), newest + 2)
@@ -239,15 +259,17 @@ class _Verify:
             self.findings.attempt(self.oplog.key(seq), look, heal=heal.OPERATION)
         return len(missing) - 1
 
-    def check_operation(self, seq: int, pages: dict[tuple[str, str], int]) -> None:
+    def check_operation(self, seq: int, pages_of: dict[int, dict[tuple[str, str], int]]) -> None:
         """Read an operation, unless it was pruned, and note its pages; a gap alone is no problem.
 
-        pages: the newest operation that has a page, by the page's kind and name.
+        pages_of: the pages of each operation by kind and name, with its number.
         """
         with suppress(NotFoundError):
             operation = self.oplog.read_without_pages(seq)
-            pages |= {("branch", name): seq for name in operation.head_pages}
-            pages |= {("tag", name): seq for name in operation.tag_pages}
+            pages_of[seq] = {
+                **{("branch", name): seq for name in operation.head_pages},
+                **{("tag", name): seq for name in operation.tag_pages},
+            }
 
     def check_ref_page(self, name: str, kind: str, seq: int) -> None:
         """Read a page of refs, unless it was pruned with all operations that have it."""
@@ -286,11 +308,16 @@ class _Verify:
         """
         history = History(self.catalog, *self.newest())
         live, expired = self.ids(LIVE), self.ids(EXPIRED)
-        for id in self.ids(EXPIRIES):
-            key = self.catalog.key(id, EXPIRIES)
-            self.findings.attempt(key, partial(self.catalog.expiry, id), heal=heal.EXPIRY)
-        for id, manifest in history:
-            if id in live:
+        expiries = {
+            self.catalog.key(id, EXPIRIES): partial(self.catalog.expiry, id)
+            for id in self.ids(EXPIRIES)
+        }
+        self.attempt_all(expiries, heal=heal.EXPIRY)
+        checkpoints = iter(history)
+        while part := list(islice(checkpoints, FAR_CHECKPOINTS if self.storage.is_far else 1)):
+            found = {id: manifest for id, manifest in part if id in live}
+            self.references.prepare(found.values())
+            for id, manifest in found.items():
                 self.references.check(id, manifest)
         reached = set(history.reached)
         orphans = {}

@@ -7,16 +7,20 @@ and 40 small ones; `docs/how-to/object-stores.md` says what the numbers mean for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 import ckptstore
+from ckptstore.retention import MaxToKeep
 from ckptstore.store import oplog
 from ckptstore.testing.s3_server import S3Server
+from tests.helpers.counting_storage import CountingStorage, repository
 
 LARGE = 40  # arrays, each an object of its own
 DOCUMENTS = 4  # bundle, pages and structure of this state
+HISTORY = 1000  # checkpoints
 
 
 @pytest.fixture
@@ -71,3 +75,76 @@ def test_a_poll_of_a_follower_that_finds_nothing_is_one_request(server: S3Server
     follower = reader.follow("main")
     assert follower.poll() is not None
     assert _requests(server, follower.poll) == 1
+
+
+def _with_history(server: S3Server) -> ckptstore.Repository:
+    """A repository with a thousand checkpoints, one a minute, which differ in their facts alone."""
+    storage = CountingStorage()
+    crafted = repository(storage)
+    first = crafted.commit({"w": torch.ones(3)}, step=0, metrics={"loss": 9.0})
+    manifest, id = first._manifest, first.id
+    times = {id: 0.0}
+    for step in range(1, HISTORY):
+        manifest = replace(
+            manifest,
+            parents=(id,),
+            step=step,
+            metrics={"loss": 1 / step},
+            created=manifest.created + 60_000_000,
+        )
+        id = crafted._catalog.store(manifest)
+        times[id] = 60.0 * step
+    crafted.reset_branch("main", id)
+    for item in storage.list(""):
+        time = times.get(item.key.removeprefix("checkpoints/").removesuffix(".json"), 0.0)
+        server.damage(
+            f"run/{item.key}", storage.get(item.key, bytes_max=item.size), modified=1e9 + time
+        )
+    return ckptstore.open(server.url("run"))
+
+
+def test_a_long_history_is_read_ahead(server: S3Server) -> None:
+    repo = _with_history(server)
+    assert _requests(server, lambda: repo.log("main", limit=20)) <= 34
+    assert _requests(server, lambda: repo.log("main~2", limit=4)) <= 12
+    whole = _requests(server, lambda: repo.log("main"))
+    assert whole <= HISTORY - 20 + 12
+    assert _requests(server, lambda: repo.log("main")) <= 5
+    for call in (
+        lambda repo: repo.resolve("best:loss"),
+        lambda repo: repo.log("main", own=True),
+        lambda repo: repo.log("main", expired=False),
+        lambda repo: repo.plan_gc(MaxToKeep(5)),
+        lambda repo: repo.verify(),
+    ):
+        new = ckptstore.open(server.url("run"))
+        assert _requests(server, lambda call=call, repo=new: call(repo)) <= HISTORY + 30  # type: ignore[misc]
+
+
+def test_a_walk_reads_no_more_than_twice_what_it_needs(server: S3Server) -> None:
+    """Where it ends is not known."""
+    repo = _with_history(server)
+    assert _requests(server, lambda: repo.resolve("main~3")) <= 10
+    assert _requests(server, lambda: repo.resolve("main~40")) <= 2 * 40 + 16
+
+
+def test_many_checkpoints_have_their_pages_read_once(server: S3Server) -> None:
+    repo = ckptstore.open(server.url("run"), create=True)
+    for step in range(20):
+        repo.commit({"w": torch.full((3,), float(step))}, step=step)
+    new = ckptstore.open(server.url("run"))
+    assert _requests(server, lambda: new.plan_gc(MaxToKeep(5))) <= 2 * 20 + 12
+    assert _requests(server, lambda: new.gc(MaxToKeep(5), grace=0)) <= 6 * 15 + 40
+    assert len(new.log(expired=False)) == 5
+
+
+def test_what_is_read_of_two_states(server: S3Server) -> None:
+    url, state = server.url("run"), _state()
+    repo = ckptstore.open(url, create=True)
+    repo.commit(state, step=1)
+    repo.commit(state | {"large.0": torch.zeros(400_000)}, step=2)
+    new = [ckptstore.open(url) for _ in range(3)]
+    assert _requests(server, lambda: new[0].diff("main~1", "main")) <= 16
+    # Each object by one request, documents once more, and what is listed.
+    assert _requests(server, lambda: new[1].verify()) <= LARGE + 1 + 2 * 2 * DOCUMENTS + 20
+    assert _requests(server, lambda: new[2].checkout(include="small.1*")) <= 9
