@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -21,12 +22,12 @@ ROOM_CHUNKS = 4
 class FarCounting(CountingStorage):
     """Counts the bytes of copies that are alive, and the threads that look and put.
 
-    fails_after: how many objects can be put.
+    fails_after: how many objects can be put. put_seconds: how long each put takes.
     """
 
-    def __init__(self, fails_after: int = 1 << 30) -> None:
+    def __init__(self, fails_after: int = 1 << 30, put_seconds: float = 0.0) -> None:
         super().__init__()
-        self.fails_after = fails_after
+        self.fails_after, self.put_seconds = fails_after, put_seconds
         self.staged = self.staged_max = 0
         self.looks: set[int] = set()
         self.puts: set[int] = set()
@@ -51,6 +52,7 @@ class FarCounting(CountingStorage):
     def put(self, key: str, data: Any, **options: Any) -> None:
         if key.startswith("objects/"):
             self.puts.add(threading.get_ident())
+            time.sleep(self.put_seconds)
             with self._counted:
                 self.fails_after -= 1
                 if self.fails_after < 0:
@@ -75,8 +77,9 @@ def _state(chunks: int = CHUNKS) -> dict[str, torch.Tensor]:
     } | {f"small{number}": torch.rand(9, generator=values) for number in range(chunks)}
 
 
-def test_copies_in_memory_are_bounded() -> None:
-    storage = FarCounting()
+def test_copies_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(put, "FAR_PUT_THREADS", 2)
+    storage = FarCounting(put_seconds=0.005)
     repository(storage).commit(_state())
     assert storage.staged == 0
     # A copy may still be in the hands of each thread that has just put one.
