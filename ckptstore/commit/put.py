@@ -9,7 +9,8 @@ Unless the parent references them they are still flushed: their writer may have 
 flush.
 
 Where a look takes a round trip, the threads that put look too, right before they put, and there are
-more of them. Nothing is written ahead there: what is staged is a copy in memory (ADR 0062).
+more of them; after many looks that found nothing, most are left out. Nothing is written ahead
+there: a staged object is a copy in memory (ADR 0062).
 
 Nothing here makes pages: what was put comes back as digests, which `ckptstore.commit.assemble`
 takes from one process or from several. ADR 0009, ADR 0036; docs/reference/format.md, section 14.
@@ -67,6 +68,8 @@ FILES_PER_STAGED, FILES_PER_HASHER, FILES_PER_PUTTER, FILES_PER_FAR_PUTTER = 4, 
 JOB_BYTES = 4 << 20  # smaller chunks are hashed together: changing threads costs more than 96 KiB
 COPY_BYTES_MAX = 64 << 20  # copies of chunks, all at once
 FAR_BYTES_MAX = 128 << 20  # staged in memory, all at once, unless one object alone is larger
+# After so many objects in a row that were not there, one of so many is looked for.
+MISSED_MAX, LOOK_EVERY = 16, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ class Putter:
         self._staged: set[StagedObject] = set()
         self._is_far = objects.is_far
         self._looks_late = self._is_far and reached.is_sound
+        self._missed = self._guessed = 0  # looks in a row that found nothing; looks left out since
         # Files that are written ahead are limited by number, copies in memory by their bytes.
         self._room = Room(FAR_BYTES_MAX) if self._is_far else None
         self._staged_max = (
@@ -229,7 +233,7 @@ class Putter:
         self._jobs.append(job)
 
     def _put_staged(self, staged: StagedObject) -> None:
-        if self._looks_late and self._objects.has(staged.digest, size=staged.size):
+        if self._looks_late and self._is_found(staged):
             self._drop(staged)
             return
         staged.put()
@@ -237,6 +241,18 @@ class Putter:
         with self._lock:
             self._written.add(staged.digest)
             self.new_bytes += staged.size
+
+    def _is_found(self, staged: StagedObject) -> bool:
+        """Look for an object that is to be put, unless it seems to be new like those before it."""
+        with self._lock:
+            if self._missed >= MISSED_MAX:
+                self._guessed += 1
+                if self._guessed % LOOK_EVERY:
+                    return False
+        is_there = self._objects.has(staged.digest, size=staged.size)
+        with self._lock:
+            self._missed = 0 if is_there else self._missed + 1
+        return is_there
 
     def _drop(self, staged: StagedObject) -> None:
         staged.drop()

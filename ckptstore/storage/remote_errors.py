@@ -82,7 +82,7 @@ def translated(
     is_denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
     is_denied = is_denied or status in ("401", "403") or (status == "400" and "HEAD" in text)
     if is_denied and url.is_web:
-        return RefusedError(f"{url.place} does not let everybody read {key or 'it'}.")
+        return RefusedError(f"{url.place} does not let the public read {key or 'it'}.")
     if is_denied or any(place in text for place in _METADATA):
         shown = f" ({code})" if code else ""
         return RefusedError(

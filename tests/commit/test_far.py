@@ -13,7 +13,7 @@ import torch
 from ckptstore.commit import put
 from ckptstore.errors import InvalidInputError, StorageError
 from ckptstore.storage.diskless import StagedCopy
-from tests.helpers.counting_storage import CHUNK_BYTES, CountingStorage, repository
+from tests.helpers.counting_storage import CHUNK_BYTES, CountingStorage, array_objects, repository
 
 CHUNKS = 60
 ROOM_CHUNKS = 4
@@ -30,6 +30,7 @@ class FarCounting(CountingStorage):
         self.fails_after, self.put_seconds = fails_after, put_seconds
         self.staged = self.staged_max = 0
         self.looks: set[int] = set()
+        self.look_count = 0
         self.puts: set[int] = set()
         self._counted = threading.Lock()
 
@@ -47,6 +48,8 @@ class FarCounting(CountingStorage):
     def size(self, key: str) -> int | None:
         if key.startswith("objects/"):
             self.looks.add(threading.get_ident())
+            with self._counted:
+                self.look_count += 1
         return super().size(key)
 
     def put(self, key: str, data: Any, **options: Any) -> None:
@@ -111,6 +114,31 @@ def test_what_is_there_is_not_put_again() -> None:
     second = repo.commit(state, branch="second")
     assert not [key for key in storage.written if key.startswith("objects/")]
     assert (first.new_bytes > 0, second.new_bytes) == (True, 0)
+    assert repo.verify().ok
+
+
+def test_after_many_looks_that_found_nothing_few_are_made() -> None:
+    storage = FarCounting()
+    repo = repository(storage)
+    state = _state(200)
+    storage.forget()
+    repo.commit(state)
+    assert storage.look_count >= put.MISSED_MAX
+    assert storage.look_count < put.MISSED_MAX + 200 // put.LOOK_EVERY + put.FAR_PUT_THREADS
+    assert repo.verify().ok
+
+
+def test_objects_that_are_there_after_many_new_ones_are_found_again() -> None:
+    """At most as many are put again as are put between two looks, and by threads meanwhile."""
+    storage = FarCounting()
+    repo = repository(storage)
+    state = _state(300)
+    old = repo.commit({name: state[name] for name in state if name[:2] == "w2"}, branch="old")
+    storage.forget()
+    repo.commit({f"a{name}": array for name, array in state.items()}, branch="new")
+    again = array_objects(old) & storage.written.keys()
+    assert len(array_objects(old)) > 2 * (put.LOOK_EVERY + put.FAR_PUT_THREADS)
+    assert len(again) <= put.LOOK_EVERY + put.FAR_PUT_THREADS
     assert repo.verify().ok
 
 
