@@ -57,7 +57,12 @@ class _Next:
 
 
 class Batches:
-    """An iterator over the batches of an epoch."""
+    """An iterator over the batches of an epoch.
+
+    loader: the loader that is iterated over.
+    """
+
+    loader: object = None
 
     def __init__(
         self,

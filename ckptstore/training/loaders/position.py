@@ -201,6 +201,7 @@ class Position:
         """An iterator over the batches of a new epoch, or over those that are left."""
         saved, self._saved = self._saved, None
         batches = self._begin(loader) if _is_over(saved) else self._resume(loader, saved or {})
+        batches.loader = loader  # which lives as long as the loop
         self._batches = weakref.ref(batches)
         return batches
 
@@ -325,12 +326,15 @@ class Position:
             self._indices = Indices(getattr(loader, name))
             vars(loader)["_iterator"] = None
         before: dict[str, Any] = {}
+        # The loader has the indices, and these what follows. A cycle would have the collector free
+        # workers, whose queues it has ended before: they would be waited for in vain, 5 s each.
+        alive = weakref.ref(loader)
 
         def begin(count: int) -> None:
             if count == 0 and saved is not None:
-                before.update(_random_states(loader))
+                before.update(_random_states(alive()))
             if count < len(begins):
-                _set(loader, begins[count])
+                _set(alive(), begins[count])
 
         def draw_again(sampler: Iterator[Any]) -> deque[Any]:
             if saved is None:
@@ -338,7 +342,7 @@ class Position:
             try:
                 return _drawn_again(epoch.drawn, sampler, saved)
             finally:
-                _set(loader, before)
+                _set(alive(), before)
 
         self._indices.start(epoch.drawn, begin=begin, draw_again=draw_again)
         twin = _twin(loader, self.kind, {name: self._indices} | self._workers.watched(loader))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -257,6 +259,7 @@ def check(loop: Any, name: str, *, epochs: int, lasts: list[int], **options: Any
     for number, last in enumerate([*lasts, None]):
         process = Run(name, seed=1 if number == 0 else 50 + number, **options)
         parts.append(loop(process, repository, epochs, last))
+        process.loader._iterator = None  # its workers end, as with the process
     assert [item for part in parts for item in part.samples] == whole.samples
     assert next(part.weights for part in reversed(parts) if part.weights) == whole.weights
 
@@ -575,6 +578,31 @@ def test_workers_that_draw_nothing_change_nothing(
     monkeypatch.setattr(Noisy, "__getitem__", lambda self, index: torch.tensor([float(index)]))
     options = {"num_workers": 2, **options}
     check(LOOPS[loop], name, samples=7, size=2, epochs=2, lasts=[1, 3, 4, 6], **options)
+
+
+def test_persistent_workers_end_with_their_loader() -> None:
+    """Not by the collector, which would wait for them in vain."""
+    loader = numbers(num_workers=1, persistent_workers=True)
+    manager = CheckpointManager("memory://", loader=loader, async_save=False)
+    for number, _ in enumerate(loader):
+        manager.save(number + 1)
+    iterator = weakref.ref(vars(loader)["_iterator"])
+    assert iterator() is not None
+    gc.disable()
+    try:
+        del loader, manager
+        assert iterator() is None
+    finally:
+        gc.enable()
+
+
+def test_a_loop_keeps_its_loader() -> None:
+    manager = CheckpointManager("memory://", loader=numbers(shuffle=True), async_save=False)
+    batches = iter(manager.tracked["loader"])
+    next(batches)
+    del manager
+    gc.collect()
+    assert len([*batches]) == 2
 
 
 class Drawing(Dataset[torch.Tensor]):
