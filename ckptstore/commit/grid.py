@@ -64,7 +64,8 @@ def grid_of(
 class _Axis:
     """How one dimension of an array is cut into boxes.
 
-    cuts: the greatest length of which every edge between boxes is a multiple; 0 if there is none.
+    cuts: the greatest common divisor of the positions inside the array where boxes meet; 0 if none
+    do.
     length: of the array. longest: of the boxes.
     """
 

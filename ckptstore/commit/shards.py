@@ -83,7 +83,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutShards:
-    """What one process has put, which is durable, and what it leaves to the one that assembles.
+    """The part of a commit that one process has put, and the bytes that the assembling one puts.
 
     Attributes:
         arrays: The arrays of which it had shards, by path.
@@ -172,7 +172,7 @@ def _listed(shard: Shard, chunk_bytes: int) -> Listed:
 
 
 def _inner(shard: Shard, grid: Shape | None) -> Shard | None:
-    """What of a shard is whole chunks."""
+    """The part of a shard that consists of whole chunks; None if there is none."""
     box = None if grid is None else whole_chunks(shard.box, shape=shard.shape, grid=grid)
     if box is None:
         return None

@@ -208,7 +208,7 @@ class Operation:
 
     @property
     def mirrored(self) -> dict[str, Mirrored]:
-        """What of each branch is in the mirror of its training, for branches that have one."""
+        """The mirrors of branches that exist, by branch."""
         found = mirrored_of(self.settings)
         return {name: entry for name, entry in found.items() if name in self.heads}
 

@@ -48,7 +48,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirrored:
-    """What of a branch is in the mirror that its training pushes to.
+    """The mirror of a branch, and how far it has come.
 
     Attributes:
         url: The URL of the mirror. Nothing is ever pushed because it is here.
@@ -69,7 +69,7 @@ class Mirrored:
 
 
 def mirrored_of(settings: Mapping[str, Any]) -> dict[str, Mirrored]:
-    """Return what is mirrored, by branch, without entries in the form of a later version."""
+    """Return the mirrors by branch, without entries in the form of a later version."""
     found: dict[str, Mirrored] = {}
     for branch, entry in sorted(by_name(settings, MIRRORED).items()):
         if isinstance(entry, dict) and isinstance(entry.get("url"), str):

@@ -61,9 +61,10 @@ class Transfers(ABC):
 
     @property
     def mirrors(self) -> dict[str, Mirrored]:
-        """What of each branch is in the mirror of its CheckpointManager, for those with one.
+        """The mirrors of branches, and the newest checkpoint that each of them has.
 
-        A gc keeps the newest ten checkpoints of a branch that are not there yet.
+        A CheckpointManager with `mirror` records them. A gc keeps the newest ten checkpoints of a
+        branch that are not there yet.
         """
         return self._side().oplog.newest().mirrored
 

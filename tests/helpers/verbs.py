@@ -56,6 +56,18 @@ def facts(repo: Repository) -> dict[str, object]:
     }
 
 
+def assert_all_verbs_do_as_in_memory(url: str, folder: Path) -> None:
+    """Call each verb, one after the other, on a new repository there and on one in memory."""
+    far = ckptstore.init(url, chunk_size=64 << 10)
+    near = ckptstore.init(f"memory://{folder}", chunk_size=64 << 10)
+    for repo in (far, near):
+        prepared(repo)
+    for name, verb in VERBS.items():
+        assert verb(far, folder) == verb(near, folder), name
+    assert facts(ckptstore.open(url)) == facts(near)
+    assert far.verify().problems == ()
+
+
 @_verb
 def commit(repo: Repository, folder: Path) -> object:
     return _shown(repo.commit(state(7), step=7, metrics={"loss": 0.1}))

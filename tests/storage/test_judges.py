@@ -22,7 +22,7 @@ from ckptstore.testing.storage_suite import StorageSuite
 from tests.helpers import until_closed
 from tests.helpers.judges import AWS, BUCKET, Judge, rclone
 from tests.helpers.races import WRITERS, assert_one_winner
-from tests.helpers.verbs import VERBS, facts, prepared
+from tests.helpers.verbs import assert_all_verbs_do_as_in_memory
 
 pytestmark = [pytest.mark.slow]
 
@@ -90,14 +90,7 @@ def test_more_keys_than_a_page_are_listed_and_deleted(url: str) -> None:
 
 def test_all_verbs_do_as_in_memory(url: str, tmp_path: Path) -> None:
     """Commit, gc, undo, push, pull and all others, one after the other."""
-    far = ckptstore.init(url, chunk_size=64 << 10)
-    near = ckptstore.init(f"memory://{tmp_path}", chunk_size=64 << 10)
-    for repo in (far, near):
-        prepared(repo)
-    for name, verb in VERBS.items():
-        assert verb(far, tmp_path) == verb(near, tmp_path), name
-    assert facts(ckptstore.open(url)) == facts(near)
-    assert far.verify().problems == ()
+    assert_all_verbs_do_as_in_memory(url, tmp_path)
 
 
 @pytest.mark.deep

@@ -27,7 +27,7 @@ from ckptstore.storage.remote_url import RemoteUrl
 from ckptstore.testing.s3_server import FAULTS, Request, S3Server
 from ckptstore.testing.storage_suite import KEY, StorageSuite
 from tests.helpers.races import WRITERS, assert_one_winner
-from tests.helpers.verbs import VERBS, facts, prepared
+from tests.helpers.verbs import assert_all_verbs_do_as_in_memory
 
 SECRET = "S3CR3T"
 DATA = random.Random(0).randbytes(2 << 20)  # without a period, so that every offset counts
@@ -71,14 +71,7 @@ class TestGoogle(StorageSuite):
 
 
 def test_all_verbs_do_as_in_memory_in_the_dialect_of_google(google: str, tmp_path: Path) -> None:
-    far = ckptstore.init(google, chunk_size=64 << 10)
-    near = ckptstore.init(f"memory://{tmp_path}", chunk_size=64 << 10)
-    for repo in (far, near):
-        prepared(repo)
-    for name, verb in VERBS.items():
-        assert verb(far, tmp_path) == verb(near, tmp_path), name
-    assert facts(ckptstore.open(google)) == facts(near)
-    assert far.verify().problems == ()
+    assert_all_verbs_do_as_in_memory(google, tmp_path)
 
 
 def _storage(server: S3Server, prefix: str = "runs/a") -> RemoteStorage:

@@ -47,6 +47,19 @@ def lines(log: Path) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in log.read_text().splitlines())
 
 
+def saved_at_sigterm(process: subprocess.Popen[str] | Program, log: Path) -> int:
+    """Send SIGTERM in the middle of a run, and return the step that it saved at its end."""
+    while not log.exists() or len(log.read_text().splitlines()) < 7:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    done = len(log.read_text().splitlines())
+    assert f"saved step {done} to run" in said
+    return done
+
+
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("standard")
@@ -90,14 +103,7 @@ def test_sigterm_saves_and_ends_the_run(
     """The run continues in another process: other set order, other random numbers."""
     store, log = tmp_path / "store", tmp_path / "log"
     process = start(None, store, log, "--signal")
-    while not log.exists() or len(log.read_text().splitlines()) < 7:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said
-    done = len(log.read_text().splitlines())
-    assert f"saved step {done} to run" in said
+    done = saved_at_sigterm(process, log)
     assert ckptstore.open(store).resolve("run").step == done < STEPS
     assert run(forks, store, log) == 0
     assert lines(log) == standard
@@ -140,14 +146,7 @@ def test_sigterm_ends_the_run_once_the_last_save_is_in_the_mirror(
 ) -> None:
     log, place = tmp_path / "log", tmp_path / "mirror"
     process = start(forks, tmp_path / "store", log, "--signal", "--mirror", place)
-    while not log.exists() or len(log.read_text().splitlines()) < 7:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said
-    done = len(log.read_text().splitlines())
-    assert f"saved step {done} to run" in said
+    done = saved_at_sigterm(process, log)
     assert ckptstore.open(place).resolve("run").step == done < STEPS
 
 

@@ -75,7 +75,10 @@ class StoredNames:
         return cls(id, stored, side.catalog)
 
     def metadata(self) -> Metadata:
-        """What torch plans with. Each tensor is one chunk there, so that a plan asks for boxes."""
+        """Return the metadata that torch plans with.
+
+        It lists each tensor as one chunk, so that a plan asks for boxes.
+        """
         return Metadata(
             {
                 name: self._tensor(node)

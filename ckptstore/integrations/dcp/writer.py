@@ -12,7 +12,6 @@ from torch.distributed.checkpoint.planner import WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from ckptstore.commit.committer import Committer
 from ckptstore.commit.grid import grid_of
 from ckptstore.commit.shards import PutShards, is_small, put_shards
 from ckptstore.documents.dtypes import ITEM_BYTES
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
     from ckptstore.checkpoint import Checkpoint
-    from ckptstore.commit.committer import Begun
+    from ckptstore.commit.committer import Begun, Committer
     from ckptstore.digest import Digest
     from ckptstore.documents.boxes import Shape
     from ckptstore.documents.nodes import Node
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Saved:
-    """What a rank has saved: the nodes of its values by their keys, and what it put."""
+    """The result of one rank: the nodes of its values by their keys, and the chunks it put."""
 
     nodes: Mapping[Keys, Node]
     put: PutShards
@@ -58,9 +57,9 @@ class StoreWriter(StorageWriter):
     """Saves to a repository: `dcp.save(state, storage_writer=StoreWriter("runs/store", step=100))`.
 
     Every rank makes one. `dcp.save` and `dcp.async_save` take it, the latter with a thread or a
-    process. The checkpoint becomes the head of the branch once all ranks have put their part; if
-    one fails, there is none, and all ranks raise. The id of the checkpoint is in what `dcp.save`
-    returns on each rank, as `storage_meta.checkpoint_id`.
+    process. The checkpoint becomes the head of the branch once all ranks have put their part. If
+    one rank fails, no checkpoint is made, and all ranks raise. `dcp.save` returns metadata, whose
+    `storage_meta.checkpoint_id` is the id of the checkpoint on each rank.
 
     Args:
         store: A repository, or its folder or URL. A missing one is made.
@@ -124,14 +123,7 @@ class StoreWriter(StorageWriter):
 
     @property
     def _committer(self) -> Committer:
-        side = self._side
-        return Committer(
-            catalog=side.catalog,
-            oplog=side.oplog,
-            refs=side.refs,
-            chunk_bytes=side.chunk_bytes,
-            now=side.now,
-        )
+        return self._repo._committer()  # noqa: SLF001
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
