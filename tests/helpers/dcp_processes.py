@@ -45,6 +45,7 @@ def work(rank: int, folder: str, port: int) -> None:
     dcp.save(
         {"model": state, "step": 3, f"rank {rank}": torch.ones(2) * rank}, checkpoint_id=folder
     )
+    dist.barrier()  # else gloo may hold tensors of the last save while Python ends, and abort
     dist.destroy_process_group()
 
 
