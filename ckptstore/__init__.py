@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ckptstore.errors import Incompatible as Incompatible
     from ckptstore.errors import InvalidInputError as InvalidInputError
     from ckptstore.errors import NotFoundError as NotFoundError
+    from ckptstore.errors import RankError as RankError
     from ckptstore.errors import StorageError as StorageError
     from ckptstore.errors import UnsupportedValueError as UnsupportedValueError
     from ckptstore.follow.follower import Follower as Follower
@@ -85,6 +86,7 @@ else:
                 "Incompatible",
                 "InvalidInputError",
                 "NotFoundError",
+                "RankError",
                 "StorageError",
                 "UnsupportedValueError",
             ),

@@ -8,7 +8,8 @@
     ├── InvalidInputError    the call cannot work: correct the arguments (also a ValueError)
     │   ├── UnsupportedValueError   a value that no checkpoint can hold: its path and type are named
     │   └── CheckoutMismatchError   checkpoint and destination differ: every difference is listed
-    └── StorageError         the disk or the network failed
+    ├── StorageError         the disk or the network failed
+    └── RankError            a rank of a training failed or is gone: start the run again
 
 Every message names the thing, what was expected, and what to do next. All errors can be pickled.
 
@@ -95,6 +96,23 @@ class StorageError(CkptStoreError):
         """True when the disk or a quota had no room left."""
         cause = self.__cause__
         return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class RankError(CkptStoreError):
+    """Ranks of a training failed, died, hang or did not come; all others raise it too.
+
+    Attributes:
+        failures: The error of each such rank. That of one that does not answer is a TimeoutError.
+            The first of them is the cause of this error.
+    """
+
+    def __init__(self, message: str, failures: Mapping[int, BaseException]) -> None:
+        super().__init__(message, failures)
+        self.failures = dict(sorted(failures.items()))
+        self.__cause__ = next(iter(self.failures.values()), None)
+
+    def __str__(self) -> str:
+        return printable(str(self.args[0]), keep="\n\t")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,8 @@ MADE_HERE = {("forks.py", "RLock")}
 # Renewed as a part of its owner.
 OF_AN_OWNER = {
     ("follow/rwlock.py", "Condition"),
+    ("rank_group.py", "SimpleQueue"),
+    ("rank_group.py", "Thread"),
     ("store/live.py", "RLock"),
     ("store/notes.py", "RLock"),
     ("training/background.py", "ThreadPoolExecutor"),

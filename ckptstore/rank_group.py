@@ -1,0 +1,444 @@
+"""RankGroup: exchanges between the ranks of a training that end within a bounded time.
+
+The collectives of torch wait for each rank, for half an hour by default, and a rank that died or
+hangs is not named. Here values travel through the key-value store by which the ranks found one
+another, over a connection and a thread of its own. So there is no traffic on the groups of the
+training, whose collectives may run at any moment, and no device is needed. Each rank gives a sign
+of life every few seconds. Rank 0 waits for all and the others for rank 0. Where a rank stays silent
+or makes no progress, all others raise one RankError that names it.
+
+Between ranks values are pickled, as torch does. It knows nothing of checkpoints. ADR 0070.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import Counter
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ckptstore.errors import InvalidInputError, RankError, first_line, shown
+from ckptstore.forks import renewed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Store = Any  # of torch.distributed
+    Watched = dict[int, tuple[bytes, float, float]]  # the sign of each rank; its last two changes
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+TIMEOUT_SECONDS: Final = 300.0
+SILENT_SECONDS: Final = 60.0  # without a sign of life, after which a rank is given up
+SIGN_SECONDS: Final = 5.0  # between two signs of life
+PIECE_BYTES: Final = 4 << 20  # of a value; the server of torch takes 8 MiB
+POLL_SECONDS: Final = (0.001, 0.05)  # the first and the longest pause between two looks
+
+_numbers: Counter[str] = Counter()
+
+
+class RankGroup:
+    """The ranks of a training, of which each makes one, in the same order.
+
+    Without a group of torch.distributed it consists of this process.
+
+    Args:
+        name: Of what is exchanged; the same on all ranks.
+        group: A group of torch.distributed; None for all ranks.
+        timeout: Seconds that a rank may take to come to a meeting, and, once there, from one object
+            put to the next. A rank that gives no sign of life is given up after 60 s, or after
+            `timeout` if that is less.
+
+    Attributes:
+        rank: The number of this process in the group. Rank 0 coordinates.
+        size: The number of processes.
+    """
+
+    def __init__(self, name: str, *, group: Any = None, timeout: float = TIMEOUT_SECONDS) -> None:
+        if not timeout > 0:
+            raise InvalidInputError(f"timeout is {shown(timeout)}; seconds above 0 are expected.")
+        self.timeout = float(timeout)
+        self.silence = min(SILENT_SECONDS, self.timeout)
+        self.rank, self.size, prefix, store = _found(group)
+        self._prefix = f"ckptstore/{prefix}/{name}/{_numbers[f'{prefix}/{name}']}"
+        _numbers[f"{prefix}/{name}"] += 1
+        self._meetings = 0
+        self.line: _Line | None = None
+        if self.size > 1:
+            interval = min(SIGN_SECONDS, self.silence / 8)
+            self.line = _Line(store, self.key_of_sign(self.rank), self.silence, interval)
+            weakref.finalize(self, self.line.close)
+
+    def close(self) -> None:
+        """Give no more signs of life. The group is not used again."""
+        if self.line is not None:
+            self.line.close()
+
+    def key_of_sign(self, rank: int) -> str:
+        """Where a rank leaves its signs of life."""
+        return f"{self._prefix}/sign/{rank}"
+
+    def advance(self) -> None:
+        """Note that this rank makes progress with what the others wait for."""
+        if self.line is not None:
+            self.line.progress += 1
+
+    @contextmanager
+    def meeting(self, purpose: str) -> Iterator[Meeting]:
+        """Meet all ranks; every rank calls this in the same order.
+
+        When one leaves by an error the others raise it, too. Later meetings are not affected.
+
+        Args:
+            purpose: For messages, such as "save of step 5".
+
+        Raises:
+            RankError: A rank died, hangs, did not come, or raised.
+        """
+        meeting = Meeting(self, purpose, f"{self._prefix}/{self._meetings}")
+        self._meetings += 1
+        try:
+            yield meeting
+        except RankError:
+            raise
+        except BaseException as error:
+            meeting.give_up({self.rank: error})
+            raise
+
+
+class Meeting:
+    """Exchanges that belong together: all ranks do the same ones in the same order."""
+
+    def __init__(self, group: RankGroup, purpose: str, prefix: str) -> None:
+        self._group, self._purpose, self._prefix = group, purpose, prefix
+        self._exchanges = 0
+
+    def agree(
+        self, work: Callable[[], Value], join: Callable[[list[Value]], Result] | None = None
+    ) -> Result:
+        """Have each rank do some work, and rank 0 join the results; all return what it makes.
+
+        Args:
+            work: Done on every rank.
+            join: Done on rank 0, with the results of all ranks in their order. None returns these.
+
+        Raises:
+            RankError: A rank died, hangs or raised. Without other ranks, the error itself.
+        """
+        made: list[Result] = self._exchange(
+            work, lambda values: [join(values) if join else values], is_same=True
+        )
+        return made[0]
+
+    def divide(
+        self, work: Callable[[], Value], join: Callable[[list[Value]], Sequence[Result]]
+    ) -> Result:
+        """Have each rank do some work, and rank 0 make of the results one part for each rank.
+
+        Args:
+            work: Done on every rank.
+            join: Done on rank 0, with the results of all ranks in their order.
+
+        Raises:
+            RankError: A rank died, hangs or raised. Without other ranks, the error itself.
+        """
+        parts: Sequence[Result] = self._exchange(work, join, is_same=False)
+        return parts[0]
+
+    def _exchange(self, work: Any, join: Any, *, is_same: bool) -> Any:
+        group = self._group
+        if group.line is None:
+            return join([work()])
+        self._raise_failure()
+        group.advance()
+        key, self._exchanges = f"{self._prefix}/{self._exchanges}", self._exchanges + 1
+        own = _result(work)
+        group.advance()
+        if group.rank:
+            self._send(f"{key}/from/{group.rank}", pickle.dumps(own))
+            name = f"{key}/to/{'all' if is_same else group.rank}"
+            return [_checked(_unpickled(self._received({0: name})[0]))]
+        others = self._received({n: f"{key}/from/{n}" for n in range(1, group.size)})
+        parts = self._joined([own, *map(_unpickled, others.values())], join)
+        if is_same:
+            self._send(f"{key}/to/all", pickle.dumps(parts[0]), readers=group.size - 1)
+        else:
+            for rank in range(1, group.size):
+                self._send(f"{key}/to/{rank}", pickle.dumps(parts[rank]))
+        return [_checked(parts[0])]
+
+    def _joined(self, results: list[Any], join: Any) -> Any:
+        """What rank 0 makes of the results: parts for the ranks, or an error for each of them."""
+        failures = {n: one.error for n, one in enumerate(results) if isinstance(one, _Failed)}
+        if not failures:
+            parts = _result(lambda: join(results))
+            if not isinstance(parts, _Failed):
+                return parts
+            failures = {0: parts.error}
+        return [_Failed(self._error(failures))] * self._group.size
+
+    def give_up(self, failures: dict[int, BaseException]) -> None:
+        """Have all ranks raise an error, if possible; the first one counts."""
+        if self._group.line is not None:
+            with suppress(RankError):
+                data = pickle.dumps(self._error(failures))
+                self.call("compare_set", f"{self._prefix}/failed", "", data)
+
+    def _error(self, failures: dict[int, BaseException]) -> RankError:
+        texts = [f"rank {rank} {_told(error)}" for rank, error in sorted(failures.items())]
+        more = f", and {len(texts) - 4} more" if len(texts) > 4 else ""
+        is_lost = any(isinstance(error, TimeoutError) for error in failures.values())
+        advice = (
+            "End this run on all ranks and start it again, from the last checkpoint, which is whole"
+            if is_lost
+            else "The last checkpoint is whole"
+        )
+        return RankError(
+            f"The {self._purpose} has failed on all {self._group.size} ranks: "
+            f"{'; '.join(texts[:4])}{more}. {advice}.",
+            failures,
+        )
+
+    def _raise_failure(self) -> None:
+        if found := self.get(f"{self._prefix}/failed"):
+            raise _unpickled(found)
+
+    def _send(self, key: str, data: bytes, readers: int = 1) -> None:
+        view = memoryview(data)
+        pieces = range(0, len(data), PIECE_BYTES)
+        for number, start in enumerate(pieces):
+            self.call("set", f"{key}/{number}", bytes(view[start : start + PIECE_BYTES]))
+            self._group.advance()
+        self.call("set", key, f"{len(pieces)} {readers}")
+
+    def _received(self, keys: dict[int, str]) -> dict[int, bytes]:
+        """The data under keys, of which each is to come from a rank."""
+        watch = _Watch(self._group, self, keys)
+        pause = POLL_SECONDS[0]
+        received = {}
+        for rank, key in keys.items():
+            while not self.call("check", [key]):
+                self._raise_failure()
+                if lost := watch.lost():
+                    self.give_up(lost)
+                    self._raise_failure()  # that of whoever was first
+                    raise self._error(lost)
+                time.sleep(pause)
+                pause = min(pause * 1.5, POLL_SECONDS[1])
+            received[rank] = self._read(key)
+            del watch.keys[rank]
+        return received
+
+    def _read(self, key: str) -> bytes:
+        """The data under a key; whoever reads it last deletes it."""
+        count, readers = map(int, self.call("get", key).split())
+        pieces = []
+        for number in range(count):
+            pieces.append(self.call("get", f"{key}/{number}"))
+            self._group.advance()
+        if readers == 1 or self.call("add", f"{key}/read", 1) == readers:
+            for name in (key, f"{key}/read", *(f"{key}/{number}" for number in range(count))):
+                self.call("delete_key", name)
+        return b"".join(pieces)
+
+    def get(self, key: str) -> bytes:
+        """The data under a key; empty if there is none."""
+        found: bytes = self.call("get", key) if self.call("check", [key]) else b""
+        return found
+
+    def call(self, method: str, *arguments: object) -> Any:
+        """Call a method of the store.
+
+        Raises:
+            RankError: It does not answer.
+        """
+        assert self._group.line is not None, "there are other ranks"
+        try:
+            return self._group.line.call(method, *arguments)
+        except (RuntimeError, TimeoutError) as error:  # torch's errors are RuntimeErrors
+            is_of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            holder = "torchrun" if is_of_agent else "rank 0"
+            raise RankError(
+                f"The {self._purpose} has failed on rank {self._group.rank}: {holder}, by which "
+                f"the ranks reach one another, does not answer and has died or hangs. End this run "
+                "on all ranks and start it again, from the last checkpoint, which is whole.",
+                {} if is_of_agent else {0: TimeoutError(first_line(error))},
+            ) from None
+
+
+class _Failed:
+    """The error of a rank, in place of its result."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _result(work: Callable[[], object]) -> object:
+    """The result of some work, or its error; both can be pickled."""
+    try:
+        result = work()
+        pickle.dumps(result)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - torch's CheckpointException is no Exception
+        return _Failed(_portable(error))
+    return result
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An error that can be pickled, with the traceback as a note."""
+    error.add_note(traceback.format_exc())
+    try:
+        _unpickled(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - an error of any class
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _unpickled(data: bytes) -> Any:
+    """A value from another rank of this training, which runs the same program."""
+    return pickle.loads(data)  # noqa: S301
+
+
+def _checked(result: Any) -> Any:
+    if isinstance(result, _Failed):
+        raise result.error
+    return result
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return str(error)
+    text = shown(str(error), 400)[1:-1] if str(error) else "no message"
+    return f"raised {type(error).__name__}: {text.rstrip('.')}"
+
+
+class _Watch:
+    """Notices ranks that give no sign of life, or make no progress, while this one waits."""
+
+    def __init__(self, group: RankGroup, meeting: Meeting, keys: dict[int, str]) -> None:
+        self.keys = dict(keys)
+        self._group, self._meeting = group, meeting
+        self._begin()
+
+    def _begin(self) -> None:
+        self._last = time.monotonic()
+        self._seen: Watched = dict.fromkeys(self.keys, (b"", self._last, self._last))
+
+    def lost(self) -> dict[int, BaseException]:
+        """The ranks to give up, each with the reason."""
+        group, now = self._group, time.monotonic()
+        interval = min(SIGN_SECONDS, group.silence / 8)
+        if now - self._last < interval:
+            return {}
+        if now - self._last > 4 * interval:  # this process was stopped, and sees it first
+            self._begin()
+        self._last = now
+        if not group.rank:
+            group.advance()  # its wait is bounded here, so the others wait for it
+        found: dict[int, BaseException] = {}
+        for rank, (sign, life, progress) in self._seen.items():
+            if rank not in self.keys:
+                continue
+            new = self._meeting.get(group.key_of_sign(rank))
+            if new != sign:
+                life = now
+            if new.split()[1:] != sign.split()[1:]:
+                progress = now
+            self._seen[rank] = new, life, progress
+            if new and now - life > group.silence:
+                found[rank] = TimeoutError(
+                    f"has given no sign of life for {group.silence:g} s, so it has died or hangs"
+                )
+            elif now - progress > group.timeout:
+                found[rank] = TimeoutError(
+                    f"has made no progress for {group.timeout:g} s"
+                    if new
+                    else f"has not come within {group.timeout:g} s"
+                )
+        return {
+            rank: error
+            for rank, error in found.items()
+            if not self._meeting.call("check", [self.keys[rank]])
+        }
+
+
+class _Line:
+    """A connection to the store of the group, with a thread of its own.
+
+    A call to a server that hangs never returns, not even after the timeout of the store. Its thread
+    is then given up, and the caller raises.
+    """
+
+    def __init__(self, store: Store, key_of_sign: str, seconds: float, interval: float) -> None:
+        self.progress = 0
+        self._seconds, self._interval, self._key = seconds, interval, key_of_sign
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._run, args=(store,), name="ckptstore-ranks", daemon=True
+        )
+        self._is_ended = False
+        renewed(self, _Line._end)
+        self._thread.start()
+
+    def call(self, method: str, *arguments: object) -> Any:
+        """Call a method of the store; TimeoutError when it does not answer."""
+        if self._is_ended:
+            raise RuntimeError("The group of ranks was closed, or belongs to a parent process.")
+        done: Future[Any] = Future()
+        self._jobs.put((done, method, arguments))
+        return done.result(self._seconds)
+
+    def close(self) -> None:
+        """End the thread."""
+        if not self._is_ended:
+            self._end()
+            self._jobs.put(None)
+            self._thread.join(1)
+
+    def _end(self) -> None:
+        self._is_ended = True
+
+    def _run(self, store: Store) -> None:
+        connection = None
+        signs, due = 0, 0.0
+        while True:
+            if time.monotonic() >= due:
+                with suppress(Exception):  # the next call raises it
+                    connection = connection or store.clone()
+                    connection.set(self._key, f"{signs} {self.progress}")
+                signs, due = signs + 1, time.monotonic() + self._interval
+            try:
+                task = self._jobs.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                continue
+            if task is None:
+                return
+            done, method, arguments = task
+            try:
+                connection = connection or store.clone()
+                done.set_result(getattr(connection, method)(*arguments))
+            except Exception as error:  # noqa: BLE001 - the caller raises it
+                done.set_exception(error)
+
+
+def _found(group: Any) -> tuple[int, int, str, Store]:
+    """The rank, the size, the name and the store of a group; a group of one has no store."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 0, 1, "", None
+    home: Any = sys.modules["torch.distributed.distributed_c10d"]
+    rank, size = distributed.get_rank(group), distributed.get_world_size(group)
+    if rank < 0:
+        raise InvalidInputError("This process is no rank of the group that was passed.")
+    name = "" if group is None else group.group_name
+    return rank, size, name, home._get_default_store()  # noqa: SLF001
