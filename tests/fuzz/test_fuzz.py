@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers.forks import Forks
 from tests.helpers.fuzz.bugs import BUGS
 from tests.helpers.root import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = [
     pytest.mark.hostile,
@@ -37,7 +37,6 @@ EXTENT = {"ci": "-max_total_time=60", "deep": "-max_total_time=600"}.get(
     "-runs=1000",
 )
 SEEDED_EXTENT = "-runs=20000"
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,32 +54,33 @@ class Outcome:
     log: str
 
 
-def fuzz(target: str, folder: Path, *options: str) -> Outcome:
+@pytest.fixture(scope="session")
+def fuzz() -> Iterator[Callable[..., Outcome]]:
     """Fuzz a target in a process of its own."""
-    command = [sys.executable, "-m", "tests.helpers.fuzz.fuzzer", target, str(folder), *options]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **ONE_THREAD, "PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("INFO: Instr")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'cli'}")
+        server = Forks(["tests.helpers.fuzz.instrumented"], options=())
+        yield partial(_fuzz, server)
+    server.close()
+
+
+def _fuzz(server: Forks, target: str, folder: Path, *options: str) -> Outcome:
+    done = server.run("-m", "tests.helpers.fuzz.fuzzer", target, folder, *options, cwd=ROOT)
+    lines = (done.stdout + done.stderr).splitlines()
     log = "\n".join(lines[-60:])
     finds = [path.read_bytes() for path in sorted((folder / "finds").glob("*"))]
     assert done.returncode == 0 or finds, log
-    inputs = re.search(r"stat::number_of_executed_units: (\d+)", done.stdout)
+    inputs = re.search(r"stat::number_of_executed_units: (\d+)", done.stderr)
     return Outcome(inputs=int(inputs[1]) if inputs else 0, finds=finds, log=log)
 
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("target", NAMES)
 def test_every_input_is_refused_or_harmless(
-    target: str, scratch: Path, record_property: Callable[[str, object], None]
+    target: str,
+    fuzz: Callable[..., Outcome],
+    scratch: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     outcome = fuzz(target, scratch, EXTENT, *filter(os.path.isdir, [str(CORPUS / target)]))
     assert not outcome.finds, f"{outcome.finds!r}\n{outcome.log}"
@@ -92,6 +92,6 @@ def test_every_input_is_refused_or_harmless(
 
 @pytest.mark.seeded
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_mistake_is_found(bug: str, scratch: Path) -> None:
+def test_a_mistake_is_found(bug: str, fuzz: Callable[..., Outcome], scratch: Path) -> None:
     outcome = fuzz(bug.partition(":")[0], scratch, bug, SEEDED_EXTENT, "-seed=1")
     assert outcome.finds, outcome.log

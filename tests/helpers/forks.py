@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Warnings are errors, except one of torchdata, which calls a deprecated function of torch.
 WARNINGS = ("-W", "error", "-W", "ignore:'set_vital' is deprecated")
@@ -76,13 +76,18 @@ class Program:
 
 
 class Forks:
-    """A server of forks."""
+    """A server of forks.
 
-    def __init__(self) -> None:
+    modules: what it imports, and each fork has. options: of its Python.
+    """
+
+    def __init__(
+        self, modules: Sequence[str] = MODULES, *, options: Sequence[str] = WARNINGS
+    ) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, *WARNINGS, __file__, str(theirs.fileno())],
+                [sys.executable, *options, __file__, str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **ONE_THREAD},
@@ -119,9 +124,9 @@ class Forks:
         self._process.wait()
 
 
-def serve(control: socket.socket) -> dict[str, Any] | None:
+def serve(control: socket.socket, modules: Sequence[str]) -> dict[str, Any] | None:
     """Fork for each request. Returns the request in a fork, and None in the server at the end."""
-    for module in MODULES:
+    for module in modules:
         __import__(module)
     gc.collect()
     gc.freeze()  # else a collection in a fork copies all these pages
@@ -194,7 +199,7 @@ if __name__ == "__main__":
     # Registered first, so it runs last.
     atexit.register(lambda: [end() for end in ends])
     with socket.socket(fileno=int(sys.argv[1])) as control:
-        request = serve(control)
+        request = serve(control, sys.argv[2:])
     if request:
         become(**request)
         ends.append(leave)

@@ -2,6 +2,8 @@
 
     python -m tests.helpers.fuzz.fuzzer TARGET FOLDER [BUG] [libFuzzer's options and corpora]
 
+It runs in a fork of a process that has imported `tests.helpers.fuzz.instrumented`.
+
 An input ends the run if it raises anything but a CkptStoreError, ends the process, or takes more
 processor time or memory than an input may; libFuzzer writes it into FOLDER/finds. BUG names a
 mistake to make first.
@@ -9,8 +11,6 @@ mistake to make first.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 import tempfile
 import time
@@ -20,24 +20,16 @@ from pathlib import Path
 
 import atheris
 
+from ckptstore.errors import CkptStoreError
+from tests.helpers.fuzz.bugs import BUGS
+from tests.helpers.fuzz.mutate import change
+from tests.helpers.fuzz.targets import TARGETS, Target
+from tests.helpers.peak import begin_peak, status
+
 SECONDS_MAX = 2.0  # of processor time, which neighbours do not use up
 HANG_SECONDS = 60  # by the clock
 MEMORY_MAX = 512 << 20
 BYTES_MAX = 8 << 10
-# They read no files.
-WITHOUT = ("ckptstore.integrations", "ckptstore.testing", "ckptstore.training")
-
-with atheris.instrument_imports(include=["ckptstore"]):
-    import ckptstore
-
-    for module in pkgutil.walk_packages(ckptstore.__path__, "ckptstore."):
-        if not module.name.startswith(WITHOUT):
-            importlib.import_module(module.name)
-    from ckptstore.errors import CkptStoreError
-    from tests.helpers.fuzz.bugs import BUGS
-    from tests.helpers.fuzz.mutate import change
-    from tests.helpers.fuzz.targets import TARGETS, Target
-    from tests.helpers.peak import begin_peak, status
 
 
 class TooMuchError(Exception):
