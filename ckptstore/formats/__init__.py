@@ -1,10 +1,10 @@
-"""Checkpoint files and folders of other tools: .safetensors, .npz, .npy, .zarr and torch's .pt.
+"""Checkpoint files and folders of other tools: .safetensors, .npz, .npy, .zarr, .pt and .dcp.
 
-Folders of torch.distributed.checkpoint are only read. No code from a file is run: a .pt is read as
-`weights_only=True` reads it, and there is no fallback. Arrays are streamed in both directions: a
-state that was read holds arrays that read the file as they are needed, and a state is written a
-piece at a time (docs/adr/0017). A format's module is imported when a file of that format is met, so
-no format needs the framework of another one.
+The last is a folder of torch.distributed.checkpoint, which may have any name when it is read. No
+code from a file is run: a .pt is read as `weights_only=True` reads it, and there is no fallback.
+Arrays are streamed in both directions: a state that was read holds arrays that read the file as
+they are needed, and a state is written a piece at a time (docs/adr/0017). A format's module is
+imported when a file of that format is met, so no format needs the framework of another one.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _BY_SUFFIX = {
     ".npz": _NPZ,
     ".npy": "ckptstore.formats.npy",
     ".zarr": _ZARR,
+    ".dcp": _DCP,
 }
 _BY_CONTENTS = {
     first_bytes.TORCH: _TORCH,

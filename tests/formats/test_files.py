@@ -302,6 +302,6 @@ def test_a_package_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.M
 def test_the_formats_are_those_that_the_message_names(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as error:
         write_file(STATE, tmp_path / "x.txt")
-    for suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".npy", ".zarr"):
+    for suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".npy", ".zarr", ".dcp"):
         assert suffix in str(error.value)
         assert formats.has_format(f"x{suffix.upper()}")

@@ -1,1 +1,1 @@
-"""Checkpoint folders of torch.distributed.checkpoint, which are only read."""
+"""Checkpoint folders of torch.distributed.checkpoint."""

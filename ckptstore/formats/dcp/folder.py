@@ -21,9 +21,12 @@ from ckptstore.formats.torch.load import load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ckptstore.arrays.source import ArraySource
     from ckptstore.formats.dcp.metadata import Index, Metadata
+    from ckptstore.state.flatten import Flat
 
 METADATA = ".metadata"
+DATA = "__0_0.distcp"  # the first file of rank 0
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
@@ -38,15 +41,42 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     return _nested(path, metadata, values), {}, left_out
 
 
+def is_exported(path: Path) -> bool:
+    """Return whether everything in a folder is what `write` makes."""
+    with os.scandir(path) as entries:
+        return all(
+            entry.name in (METADATA, DATA) and entry.is_file(follow_symlinks=False)
+            for entry in entries
+        )
+
+
+def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:
+    """Write a state as dcp.save does in one process."""
+    from ckptstore.formats.dcp import save  # with torch.distributed, which reading does not need
+
+    del drop_values  # the format holds every value
+    path.mkdir()
+    save.write(flat, data=path / DATA, metadata=path / METADATA)
+
+
 class _Files:
     """The files of a folder. Each is opened once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.opened: dict[str, OpenFile] = {}
+        self._arrays: dict[Place, LazyArray] = {}
 
     def load(self, place: Place) -> Any:
-        """Return what torch.save wrote to a place."""
+        """Return what torch.save wrote to a place. Two names of one tensor are tied."""
+        if place in self._arrays:
+            return self._arrays[place]
+        value = self._load(place)
+        if isinstance(value, LazyArray):
+            self._arrays[place] = value
+        return value
+
+    def _load(self, place: Place) -> Any:
         name = place.name
         if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
             raise InvalidInputError(

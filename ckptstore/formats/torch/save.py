@@ -12,7 +12,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -47,6 +47,12 @@ _LARGEST_ITEM = max(ITEM_BYTES.values())
 
 def write(flat: Flat[ArraySource], path: Path) -> None:
     """Write a state to a new file."""
+    with path.open("xb") as file:
+        write_archive(flat, file)
+
+
+def write_archive(flat: Flat[ArraySource], file: IO[bytes]) -> None:
+    """Write a state to a file that is open and empty."""
     _check_arrays(flat)
     sources: list[ArraySource] = []
 
@@ -58,7 +64,7 @@ def write(flat: Flat[ArraySource], path: Path) -> None:
         return _Tensor(sources[-1], str(len(sources) - 1))
 
     data = _pickled(unflatten(flat.root, array=stand_in, decode=_decoded))
-    with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         # No .format_version: it would promise that places can be computed as in torch's own files.
         _write(archive, "data.pkl", len(data), [data])
         _write(archive, "byteorder", len(b"little"), [b"little"])

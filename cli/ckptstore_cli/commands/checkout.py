@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_NESTED = (*_TORCH_SUFFIXES, ".zarr")  # formats that hold nested dicts, not paths
+_NESTED = (*_TORCH_SUFFIXES, ".zarr", ".dcp")  # formats that hold nested dicts, not paths
 
 
 @click.command()
@@ -39,7 +39,7 @@ _NESTED = (*_TORCH_SUFFIXES, ".zarr")  # formats that hold nested dicts, not pat
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="What to write. The suffix decides the format: .pt (or .pth, .ckpt, .bin), "
-    ".safetensors, .npz, .npy, or .zarr, which is a folder.  "
+    ".safetensors, .npz, .npy, or a folder: .zarr, or .dcp of torch.distributed.checkpoint.  "
     "[default: ckpt-STEP-ID.pt, or ckpt-ID.pt]",
 )
 @click.option(
@@ -76,7 +76,7 @@ _NESTED = (*_TORCH_SUFFIXES, ".zarr")  # formats that hold nested dicts, not pat
 @click.option(
     "--drop-values",
     is_flag=True,
-    help="Leave out plain values, which only .pt and .zarr can hold.",
+    help="Leave out plain values, which only .pt, .dcp and .zarr can hold.",
 )
 @common
 @click.pass_context
