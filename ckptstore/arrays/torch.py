@@ -27,10 +27,12 @@ _HINTS = {
     "nested": "Store the list of its parts (tensor.unbind()).",
     "lazy": "It has no shape yet; pass a batch through its module first.",
     "freed": "Commit while its module is gathered (FSDP frees it between steps).",
-    "DTensor": "Save it with dcp.save and ckptstore.integrations.dcp.StoreWriter, or gather it "
-    "first (tensor.full_tensor()).",
+    "DTensor": "Save all shards: dcp.save(state, storage_writer=StoreWriter(repository)), of "
+    "ckptstore.integrations.dcp. Or gather it on all ranks: tensor.full_tensor(), or "
+    "get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True)).",
     "subclass": "Store the plain tensors it is made of, or register_codec for its type.",
 }
+_SHARDS = frozenset({"DTensor", "ShardedTensor"})
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter})
 _STRIDED = torch.strided
 _PLAIN_DTYPES = {  # all but the complex ones, whose tensors may be conjugated
@@ -137,6 +139,11 @@ class Torch(Framework):
 
     def unwritable(self, array: Any) -> str | None:
         """Why a tensor cannot be filled in place."""
+        if is_shard(array):
+            return (
+                f"is a {type(array).__name__}; load it by dcp.load(state, storage_reader="
+                "StoreReader(repository, revision)), of ckptstore.integrations.dcp"
+            )
         if array.is_meta:
             return "is on the meta device; use module.to_empty() first"
         if array.layout is not torch.strided or array.is_quantized:
@@ -169,6 +176,14 @@ class Torch(Framework):
             raise InvalidInputError(
                 f"No tensor can be put on {shown(device)}: {reason[:200]}."
             ) from error
+
+
+def is_shard(value: Any) -> bool:
+    """True for a tensor of which this process has only a part, as torch.distributed has them."""
+    return type(value) not in _PLAIN_TYPES and any(
+        kind.__name__ in _SHARDS and kind.__module__.startswith("torch.distributed.")
+        for kind in type(value).__mro__
+    )
 
 
 def has_no_memory(tensor: Any) -> bool:
@@ -206,7 +221,7 @@ def _refuse(value: Any) -> None:
     if torch.nn.parameter.is_lazy(value):
         raise UnsupportedValueError(f"is a {kind.__name__}. {_HINTS['lazy']}")
     if kind not in _PLAIN_TYPES:
-        hint = _HINTS["DTensor" if kind.__name__ == "DTensor" else "subclass"]
+        hint = _HINTS["DTensor" if is_shard(value) else "subclass"]
         raise UnsupportedValueError(
             f"is a {kind.__module__}.{kind.__qualname__}, not a plain tensor. {hint}"
         )

@@ -138,3 +138,14 @@ def test_an_example_leaves_alone_what_is_there(name, tmp_path, forks):
     (tmp_path / "mine.txt").write_text("kept")
     assert "exists" in run(forks, name, "--store", tmp_path, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_gather_exports_what_the_ranks_hold(tmp_path, forks):
+    said = run(forks, "gather.py", "--store", tmp_path / "store")
+    assert "rank 0 of 2 holds 50% of the first layer" in said
+    assert "differ from the last checkpoint   0" in said
+    before, after = re.findall(r"   (0\.\d{4})$", said, re.MULTILINE)
+    assert before == after
+    repo = ckptstore.open(tmp_path / "store")
+    assert [checkpoint.step for checkpoint in repo.log("main")] == [5, 4, 3, 2, 1]
+    assert repo.verify().ok

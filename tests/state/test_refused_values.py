@@ -17,7 +17,11 @@ from ckptstore import UnsupportedValueError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PendingDeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning",
+    "ignore::PendingDeprecationWarning",
+    "ignore:Please use DTensor:FutureWarning",
+)
 
 
 class Subclass(torch.Tensor):
@@ -35,6 +39,15 @@ def distributed() -> Any:
     return distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
 
 
+def sharded() -> Any:
+    """The older kind of shard, of one process."""
+    distributed()  # makes the group
+    from torch.distributed._shard.sharded_tensor import ones
+    from torch.distributed._shard.sharding_spec import ChunkShardingSpec
+
+    return ones(ChunkShardingSpec(dim=0, placements=["rank:0/cpu"]), 4)
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "sparse coo": (lambda: torch.eye(3).to_sparse(), "sparse_coo.*to_dense"),
     "sparse csr": (lambda: torch.eye(3).to_sparse_csr(), "sparse_csr.*to_dense"),
@@ -49,7 +62,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
         "NestedTensor|nested",
     ),
-    "distributed": (distributed, "full_tensor"),
+    "distributed": (distributed, r"storage_writer=StoreWriter\(repo.*full_tensor\(\).*full_state"),
+    "sharded": (sharded, r"ShardedTensor.*dcp.save\(state, .*full_state_dict=True"),
     "subclass": (lambda: torch.ones(3).as_subclass(Subclass), "Subclass"),
     "uninitialized": (lambda: torch.nn.UninitializedParameter(), "Uninitialized"),
     "odd dtype": (lambda: torch.empty(3, dtype=torch.bits8), "torch.bits8"),
@@ -87,6 +101,34 @@ def test_it_is_refused_with_its_path_and_its_kind(kind: str) -> None:
     assert "model/layer.0/0" in str(error.value)
     assert len(str(error.value)) < 1000
     assert repo.branches() == {}
+
+
+@pytest.mark.parametrize("make", [distributed, sharded], ids=["DTensor", "ShardedTensor"])
+def test_a_shard_is_not_filled_by_a_checkout(make: Callable[[], Any]) -> None:
+    repo = ckptstore.init("memory://")
+    repo.commit({"w": torch.zeros(4)})
+    line = r"is a D?S?\w+Tensor; load it by dcp.load\(state, storage_reader=StoreReader\(repository"
+    shard = make()
+    with pytest.raises(ckptstore.CheckoutMismatchError, match=line):
+        repo.checkout(into={"w": shard})
+    local = shard.to_local() if hasattr(shard, "to_local") else shard.local_tensor()
+    assert torch.equal(local, torch.ones(4))
+
+
+def test_a_model_in_shards_is_not_filled_by_a_checkout() -> None:
+    distributed()
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    repo = ckptstore.init("memory://")
+    model = torch.nn.Linear(2, 2)
+    repo.commit({"model": {name: torch.zeros_like(v) for name, v in model.state_dict().items()}})
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(ckptstore.CheckoutMismatchError, match=r"weight .*is a DTensor; load it by"):
+        repo.checkout(into={"model": model})
+    assert model.weight.full_tensor().any()
+    with pytest.raises(UnsupportedValueError, match=r"model/weight.*StateDictOptions"):
+        repo.commit({"model": model})
 
 
 def test_a_state_that_holds_itself_is_refused() -> None:
