@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
+from ckptstore import moment
 from ckptstore.errors import CkptStoreError, ConflictError, CorruptError, NotFoundError
-from ckptstore.gc import ownership as owning
 from ckptstore.gc.deletion import delete, end, record
 from ckptstore.gc.ownership import OvertakenError, Ownership, TakenOverError
 from ckptstore.store import condemned as rule
@@ -155,7 +155,7 @@ def _wait(stores: Stores, condemned: Condemned, *, patience: float | None = None
 
     patience: seconds after which to give up; None for no limit.
     """
-    began, noticed, deadline = owning.now(), False, None
+    began, noticed, deadline = moment.now(), False, None
     for _ in looks():
         newest = stores.oplog.newest()
         if newest.condemned != condemned:
@@ -204,7 +204,7 @@ class _Deadline:
         self._end = min(present, present if stored is None else stored) + rule.seconds_until_dead(
             self._storage
         )
-        self._looked, self._left = owning.now(), self._end - present
+        self._looked, self._left = moment.now(), self._end - present
 
     def __str__(self) -> str:
         return f"{to_the_minute(int((self._end + 59) * 1e6))} by the clock of the storage"
@@ -212,5 +212,5 @@ class _Deadline:
     def is_over(self) -> bool:
         """Look at the storage's clock, unless by that of this machine it is too early for that."""
         if self._looked.seconds_ago >= self._left > 0:
-            self._looked, self._left = owning.now(), self._end - self._storage.now()
+            self._looked, self._left = moment.now(), self._end - self._storage.now()
         return self._left <= 0

@@ -10,10 +10,10 @@ takes over. The numbers of operations are unique, so of several that try one win
 from __future__ import annotations
 
 import secrets
-import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ckptstore import moment
 from ckptstore.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
     from ckptstore.documents.operation import Condemned, Operation
     from ckptstore.gc.stores import Stores
+    from ckptstore.moment import Moment
 
 BULK = 1000  # the most keys that are deleted after one look
 
@@ -32,31 +33,6 @@ class OvertakenError(Exception):
 
 class TakenOverError(ConflictError):
     """Another process took over a gc, so this one deletes nothing more."""
-
-
-class Moment(NamedTuple):
-    """A moment by the clocks of this machine, for the time since then.
-
-    Attributes:
-        awake: Seconds by a clock that is never set; where possible, one that counts suspension.
-        wall: Seconds by the clock that shows the time. After a pause of a virtual machine, which
-            the other one does not notice, it is set.
-    """
-
-    awake: float
-    wall: float
-
-    @property
-    def seconds_ago(self) -> float:
-        """The seconds since then, by the clock that shows more."""
-        then = now()
-        return max(then.awake - self.awake, then.wall - self.wall)
-
-
-def now() -> Moment:
-    """Return this moment."""
-    boot = getattr(time, "CLOCK_BOOTTIME", None)  # of Linux
-    return Moment(time.monotonic() if boot is None else time.clock_gettime(boot), time.time())
 
 
 class Ownership:
@@ -90,13 +66,13 @@ class Ownership:
             OvertakenError: Another gc condemns something, and this one has not.
             TakenOverError: Another process took over, or has even finished this gc.
         """
-        began = now()
+        began = moment.now()
 
         def owned(newest: Operation) -> Operation:
             nonlocal began
             self.check(newest)
             chosen = choose(replace(newest, condemned=None))
-            began = now()
+            began = moment.now()
             return chosen
 
         appended = self._stores.append(owned, done)

@@ -216,7 +216,7 @@ class LocalStorage:
             self._is_used = True
             batch.close()
 
-    def create(self, key: str, data: Buffer) -> bool:
+    def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:  # noqa: ARG002
         """Store bytes under a key unless it exists; durable when it returns True."""
         with translated(key, self._root, writing=True):
             staged = self._written((data,))

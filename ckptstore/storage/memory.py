@@ -68,13 +68,16 @@ class MemoryStorage(DisklessStorage):
         """Store the bytes of one key under another too."""
         self.put(to, self._get(key))
 
-    def create(self, key: str, data: Buffer) -> bool:
+    def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:
         """Store bytes under a key unless it exists."""
         check_key(key)
         copied = bytes(data)
         with self._lock:
             self._modified.setdefault(key, time.monotonic())
-            return self._data.setdefault(key, copied) is copied
+            found = self._data.setdefault(key, copied)
+        if found is not copied and seen:
+            seen(memoryview(found))
+        return found is copied
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove keys, ignoring missing ones."""

@@ -194,13 +194,14 @@ class Storage(Protocol):
         """
         ...
 
-    def create(self, key: str, data: Buffer) -> bool:
+    def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:
         """Store bytes under a key unless it exists.
 
         Args:
             key: The key to create.
             data: All of its bytes.
-
+            seen: Called with the bytes of another caller, if the storage had to read them to know
+                that it was first.
 
         Returns:
             True, with the bytes durable, for exactly one of any number of callers.

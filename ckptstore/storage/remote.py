@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptstore.errors import (
@@ -32,6 +33,7 @@ from ckptstore.storage.diskless import DisklessStorage
 from ckptstore.storage.protocol import Listed, check_key, refuse_foreign
 from ckptstore.storage.remote_errors import RangeError, missing, reason, translated
 from ckptstore.storage.requests import RefusedError, check_process, parts_of, sleep, wait
+from ckptstore.threads import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -50,6 +52,7 @@ DELETE_KEYS = 1000  # the most keys that a server deletes by one request
 DELETE_SECONDS = 120.0  # for these; far less than the margin of a gc (docs/adr/0060)
 STREAM_BYTES = 512 << 10  # the parts in which an object is read
 QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
+OTHERS_BYTES_MAX = 1 << 20  # more than this another writer's bytes are longer, they are not read
 
 
 class Timeouts(NamedTuple):
@@ -91,6 +94,7 @@ class RemoteStorage(DisklessStorage):
         self._writes = _store(url, timeouts, timeouts.slow)
         self._is_probed = False
         self._has_ranges = True
+        self._has_rivals = False  # whether another caller was first to create the last key
 
     def prepare(self, keys: Collection[str]) -> None:
         """Refuse a place that holds other things, and a server that ignores conditions."""
@@ -189,11 +193,12 @@ class RemoteStorage(DisklessStorage):
         check_key(to)
         self._tried(lambda: self._ask("copy_async", self._writes, check_key(key), to), key)
 
-    def create(self, key: str, data: Buffer) -> bool:
+    def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:
         """Store bytes under a key unless it exists; an unclear answer is cleared by a look."""
         check_key(key)
         copied = bytes(data)
-        if not self._create(key, copied):
+        self._has_rivals = not self._create(key, copied, seen)
+        if self._has_rivals:
             return False
         if not self._is_probed:
             has_overwritten = False
@@ -318,26 +323,38 @@ class RemoteStorage(DisklessStorage):
             }
         )
 
-    def _create(self, key: str, data: bytes) -> bool:
-        """Create a key; decide by a look where the answer decides nothing."""
+    def _create(self, key: str, data: bytes, seen: Seen | None = None) -> bool:
+        """Create a key; decide by a look where the answer decides nothing.
+
+        While others are often first, that look is under way with the first request.
+        """
         error: Exception | None = None
+        get = partial(self.get, key, bytes_max=len(data) + OTHERS_BYTES_MAX)
         for attempt in range(ATTEMPTS):
+            looks: list[Callable[[], bytes]] = [get]
             if attempt:
                 _pause(attempt)
-            try:
-                if self._create_once(key, data):
-                    return True
-                error = None
-            except StorageError as failed:
-                if isinstance(failed, RefusedError):
-                    raise
-                error = failed
-            try:
-                return self.get(key, bytes_max=len(data)) == data
-            except CorruptError:  # longer, so it is another writer's
-                return False
-            except NotFoundError:  # a conflict with what is gone, or a request that was lost
-                pass
+            with Workers(1, is_ahead=True) as workers:
+                if self._has_rivals and not attempt:
+                    looks.insert(0, workers.submit(get).result)
+                try:
+                    if self._create_once(key, data):
+                        return True
+                    error = None
+                except StorageError as failed:
+                    if isinstance(failed, RefusedError):
+                        raise
+                    error = failed
+            for look in looks:
+                try:
+                    found = look()
+                except CorruptError:  # longer, so it is another writer's
+                    return False
+                except NotFoundError:  # a conflict with what is gone, or a request that was lost
+                    continue
+                if seen and found != data:
+                    seen(memoryview(found))
+                return found == data
         raise StorageError(
             f"{key} could not be created in {self._url.place}: the server answers "
             f"{'conflict' if error is None else first_line(error)!r} {ATTEMPTS} times, and the key "

@@ -79,7 +79,7 @@ class WebStorage(RemoteStorage):
         """Refuse to write."""
         self._refuse()
 
-    def create(self, key: str, data: Buffer) -> bool:  # noqa: ARG002
+    def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:  # noqa: ARG002
         """Refuse to write."""
         self._refuse()
 

@@ -8,6 +8,9 @@ again (docs/reference/format.md, section 8). Many refs are in pages that operati
 A folder can be emptied, unmounted or replaced under an open handle. So the id in the repository's
 marker is compared right before each operation is created, and when the newest operation is another
 than this handle knows.
+
+Of a far storage, what has to be known before a create is read while the operation is decided on,
+and writers that keep losing races go first (docs/adr/0068).
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from ckptstore import moment
 from ckptstore.documents import ref_page
 from ckptstore.documents.canonical import readable
 from ckptstore.documents.marker import MARKER_BYTES_MAX, MARKER_KEY, Marker
@@ -45,13 +49,14 @@ from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.cache import Cache
 from ckptstore.store.condemned import seconds_until_dead
 from ckptstore.store.newest import newest_after, newest_of_all
-from ckptstore.threads import gather
+from ckptstore.threads import Workers, gather, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ckptstore.documents.author import Author
     from ckptstore.documents.ref_page import Refs
+    from ckptstore.moment import Moment
     from ckptstore.storage import Listed, Storage
 
 PREFIX = "ops/"
@@ -61,7 +66,12 @@ PRUNE_EVERY = 100
 ATTEMPTS_MAX = 1000  # each lost attempt means that another writer got through
 # Of a far storage, where a look costs a round trip:
 FORWARD_MAX = 4  # operations that are read one by one before all are listed
-CONFIRM_SECONDS = 5.0  # in which no thousand operations can be appended through a network
+CONFIRM_SECONDS = 5.0  # in which a repository is not looked at again
+# In which no thousand operations are appended through a network: each takes two requests at least
+# after the one before it, which take the client and the server more than 2 ms.
+SETTLE_SECONDS = 2.0
+LOST_MAX = 16  # after which a writer does not wait before it tries again
+WAIT_SECONDS_MAX = 1.0
 READ_THREADS = 16
 RECENT_MAX = 64  # operations that are remembered, as none ever changes
 
@@ -81,6 +91,13 @@ def page_key_of(name: str) -> str:
 def first_kept(newest: int) -> int:
     """Return the number of the oldest operation that no pruning deletes, given the newest."""
     return max(1, newest - KEPT_OPERATIONS + 1)
+
+
+class Sight(NamedTuple):
+    """An operation of a far storage, and a moment before it was last seen to be there."""
+
+    operation: Operation
+    moment: Moment
 
 
 class Oplog:
@@ -104,12 +121,25 @@ class Oplog:
         self._durable = 0  # the number of the newest operation that is known to be durable
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
-        self._recent: Cache[int, Operation] = Cache(RECENT_MAX)  # only of a far storage
-        self._looked = -math.inf  # when the known operation was last there, by the monotonic clock
-        self._is_confirmed = False  # since the last append, and not long before it
+        self._recent: Cache[int, Sight] = Cache(RECENT_MAX)  # only of a far storage
+        self._confirmed: Moment | None = None  # when the repository was, since the last append
+        # The number of the newest operation at a moment, of a far storage: operations behind it
+        # that are created within seconds have numbers that were never used.
+        self._bound: tuple[int, Moment] | None = None
 
     def newest(self) -> Operation:
         """Return the newest operation; before the first, one without branches and tags."""
+        return self._newest(self._read_from)
+
+    def newest_listed(self) -> Operation:
+        """Return the newest operation that is listed.
+
+        A listing from a cache on the way may be late. It is good enough for a plan that is made
+        again where it cannot be carried out.
+        """
+        return self._newest(self.read if self._storage.is_far else self._read_from)
+
+    def _newest(self, read: Callable[[int], Operation]) -> Operation:
         newest = self._next_to_known()
         if newest is not None:
             self._note(newest)
@@ -121,9 +151,7 @@ class Oplog:
                 self.check_store()
                 raise
             try:
-                if self.exists(seq + 1):  # appended since, or a listing from a cache on the way
-                    seq = newest_after(seq, self.exists)
-                newest = self.read(seq) if seq else Operation()
+                newest = read(seq) if seq else self._read_from(0)
             except NotFoundError:  # pruned since the listing: many newer ones were appended
                 continue
             except CorruptError as error:
@@ -139,6 +167,18 @@ class Oplog:
             "The newest operation was replaced again and again while it was being read. Retry."
         )
 
+    def _read_from(self, seq: int) -> Operation:
+        """Read an operation, or the newest behind it: a listing from a cache may be late."""
+        if not seq or not self._storage.is_far or READ_THREADS == 1:
+            newest = newest_after(seq, self.exists) if self.exists(seq + 1) else seq
+            return self.read(newest) if newest else Operation()
+        with Workers(2) as workers:
+            has_next = workers.submit(partial(self.exists, seq + 1))
+            operation = workers.submit(partial(self.read, seq))
+        if has_next.result():
+            return self.read(newest_after(seq, self.exists))
+        return operation.result()
+
     def _newest_seq(self) -> int:
         """Return the number of the newest operation, at least as of now; 0 before the first."""
         try:
@@ -152,14 +192,15 @@ class Oplog:
         Operations are pruned once a thousand newer ones exist, so of a handle that slept the next
         one may be missing too. Unless the known one was there seconds ago, it is read again.
         """
-        newest = self._last()
-        if newest is None:
+        last = self._last()
+        if last is None:
             return None
+        newest = last.operation
         for _ in range(FORWARD_MAX):
             try:
                 newest = self.read(newest.seq + 1)
             except NotFoundError:
-                is_known = newest.seq == self._seq and not self._is_confirmed_now()
+                is_known = newest is last.operation and not _is_within(CONFIRM_SECONDS, last.moment)
                 if is_known and not self._confirm(newest):
                     return None
                 return newest.at(self._now)
@@ -169,20 +210,17 @@ class Oplog:
 
     def _confirm(self, known: Operation) -> bool:
         """Return True when an operation is there, and so is the repository that it is of."""
-        try:
-            self._is_confirmed = self.read_without_pages(known.seq).nonce == known.nonce
-        except (NotFoundError, CorruptError):
-            self._is_confirmed = False
-        if self._is_confirmed:
-            self._looked = time.monotonic()
-        return self._is_confirmed
+        began, self._confirmed = moment.now(), None
+        with suppress(NotFoundError, CorruptError):
+            if self.read_without_pages(known.seq).nonce == known.nonce:
+                self._confirmed = began
+                self._recent.put(known.seq, Sight(known, began))
+        return self._confirmed is not None
 
-    def _is_confirmed_now(self) -> bool:
-        return time.monotonic() - self._looked < CONFIRM_SECONDS
-
-    def _last(self) -> Operation | None:
+    def _last(self, *, within: float = math.inf) -> Sight | None:
         """Return the newest operation that this handle knows; None unless the storage is far."""
-        return self._recent.known(self._seq)
+        last = self._recent.known(self._seq)
+        return last if last and _is_within(within, last.moment) else None
 
     @property
     def _seq(self) -> int:
@@ -258,14 +296,17 @@ class Oplog:
 
     def read(self, seq: int) -> Operation:
         """Return one operation by its number; NotFoundError when it was pruned."""
-        known = self._recent.get(seq, self._load) if self._storage.is_far else self._load(seq)
-        return known.at(self._now)
+        if self._storage.is_far:
+            return self._recent.get(seq, self._seen).operation.at(self._now)
+        return self._joined(self.read_without_pages(seq)).at(self._now)
 
-    def _load(self, seq: int) -> Operation:
-        """Read an operation with its pages of refs."""
-        operation = self.read_without_pages(seq)
-        if seq > self._seq:
-            self._looked = time.monotonic()
+    def _seen(self, seq: int) -> Sight:
+        began = moment.now()
+        return Sight(self._joined(self.read_without_pages(seq)), began)
+
+    def _joined(self, operation: Operation) -> Operation:
+        """Return an operation with the refs of its pages."""
+        seq = operation.seq
         if not operation.head_pages and not operation.tag_pages:
             return operation
         heads = self._read_pages(operation.head_pages, kind="branch", seq=seq)
@@ -279,13 +320,7 @@ class Oplog:
 
     def read_without_pages(self, seq: int) -> Operation:
         """Return one operation with the names of its pages of refs, but without these refs."""
-        key = key_of(seq)
-        operation = Operation.decode(
-            self._storage.get(key, bytes_max=OPERATION_BYTES_MAX), name=key
-        )
-        if operation.seq != seq:
-            raise CorruptError(f"{key} states that it is operation {operation.seq}.")
-        return operation
+        return _decoded(self._storage.get(key_of(seq), bytes_max=OPERATION_BYTES_MAX), seq)
 
     def _read_pages(
         self, names: Iterable[str], *, kind: str, seq: int
@@ -332,22 +367,70 @@ class Oplog:
         `decide` is called again whenever another writer was first. An error it raises ends the
         attempt.
         """
-        last = self._last() if self._is_confirmed_now() else None  # of a moment ago
-        for _ in range(ATTEMPTS_MAX):
-            newest = self.newest() if last is None else last.at(self._now)
+        last = self._last(within=CONFIRM_SECONDS)  # of a moment ago
+        for lost in range(ATTEMPTS_MAX):
+            newest = self.newest() if last is None else last.operation.at(self._now)
             try:
-                operation = self._paged(_numbered(decide(newest), newest.seq + 1), newest)
+                operation, last = self._decided(decide, newest, looks_on=lost > 0)
             except Exception:
-                if last is None or self.newest().seq == last.seq:
+                if last is None or self.newest().seq == last.operation.seq:
                     raise
                 last = None  # it was decided on what is not the newest any more
                 continue
-            last = None
-            if self._create(operation):
-                return operation
+            if last is None:
+                began = moment.now()
+                if self._create(operation):
+                    return operation
+                last = self._recent.known(operation.seq)  # which `create` had to read
+                _let_others(lost + 1, began.seconds_ago if last else 0.0)
         raise ConflictError(
             f"Other writers were first {ATTEMPTS_MAX} times. Retry when fewer write at once."
         )
+
+    def _decided(
+        self, decide: Callable[[Operation], Operation], newest: Operation, *, looks_on: bool
+    ) -> tuple[Operation, Sight | None]:
+        """Return the operation to append, and a newer one if there is one by now.
+
+        Where requests take long, what has to be known before it is created is read meanwhile.
+        """
+
+        def decided() -> Operation:
+            return self._paged(_numbered(decide(newest), newest.seq + 1), newest)
+
+        if not self._storage.is_far:
+            return decided(), None
+        with Workers(READ_THREADS) as workers:
+            checks = [workers.submit(self._confirm_soon)]
+            if not self._is_unused(newest.seq + 1):
+                checks.append(workers.submit(self._bound_soon))
+            if looks_on:  # others are at work, and one of them may have been first again
+                later = workers.submit(partial(self._sight, newest.seq + 1))
+            operation = decided()
+        results(checks)
+        return operation, later.result() if looks_on else None
+
+    def _confirm_soon(self) -> None:
+        """Check that the repository is there, for an operation that is created within seconds."""
+        if not _is_within(CONFIRM_SECONDS, self._confirmed):
+            began = moment.now()
+            self.check_store()
+            self._confirmed = began
+
+    def _bound_soon(self) -> None:
+        """List the operations, for one that is created within seconds."""
+        began = moment.now()
+        self._bound = max(self.seqs(), default=0), began
+
+    def _is_unused(self, seq: int) -> bool:
+        """Return True when no operation of this number can have been pruned, without a look."""
+        bound = self._bound
+        return bound is not None and seq > bound[0] and _is_within(SETTLE_SECONDS, bound[1])
+
+    def _sight(self, seq: int) -> Sight | None:
+        with suppress(NotFoundError, CorruptError):
+            return self._recent.get(seq, self._seen)
+        return None
 
     def append_in_reserve(self, decide: Callable[[Operation], Operation]) -> Operation:
         """Append an operation after which a gc can free; on a full disk, in the reserve of the gc.
@@ -438,19 +521,29 @@ class Oplog:
 
     def _create(self, operation: Operation) -> bool:
         """Create an operation; False when another writer was first."""
-        key = key_of(operation.seq)
+        seq, began = operation.seq, moment.now()
+        key = key_of(seq)
         data = readable(operation, name=key)
-        if not (self._is_confirmed and self._is_confirmed_now()):
+        if not _is_within(CONFIRM_SECONDS, self._confirmed):
             self.check_store()
-        self._is_confirmed = False
-        if not self._storage.create(key, data):
+
+        def learn(data: memoryview) -> None:
+            """Remember the operation of the writer that was first."""
+            if self._storage.is_far:
+                with suppress(NotFoundError, CorruptError):
+                    first = self._joined(_decoded(bytes(data), seq))
+                    self._recent.put(seq, Sight(first, began))
+
+        if not self._storage.create(key, data, seen=learn):
             return False
-        self._known = (operation.seq, operation.nonce)
-        self._looked = time.monotonic()
+        self._known = (seq, operation.nonce)
+        self._confirmed = None
+        self._durable = seq
+        if seq % PRUNE_EVERY == 0 or not self._is_unused(seq):
+            self._settle(seq)
         if self._storage.is_far:
-            self._recent.put(operation.seq, operation)
-        self._durable = operation.seq
-        self._settle(operation.seq)
+            self._recent.put(seq, Sight(operation, began))
+            self._bound = seq, began
         return True
 
     def _paged(self, operation: Operation, newest: Operation) -> Operation:
@@ -558,6 +651,30 @@ class Oplog:
             operation = self.read_without_pages(oldest)
             used = {*operation.head_pages, *operation.tag_pages}
             self._storage.delete(page_key_of(name) for name in old if name not in used)
+
+
+def _is_within(seconds: float, then: Moment | None) -> bool:
+    return then is not None and then.seconds_ago < seconds
+
+
+def _let_others(lost: int, seconds: float) -> None:
+    """Wait after others were first, the less the more often that was.
+
+    So each writer gets its turn. Otherwise one in sixteen waited for 40 of their commits.
+
+    Args:
+        lost: How often others were first.
+        seconds: The time of a request.
+    """
+    time.sleep(min(seconds, WAIT_SECONDS_MAX) * max(0.0, 1 - lost / LOST_MAX))
+
+
+def _decoded(data: bytes, seq: int) -> Operation:
+    """Return an operation, which states its number."""
+    operation = Operation.decode(data, name=key_of(seq))
+    if operation.seq != seq:
+        raise CorruptError(f"{key_of(seq)} states that it is operation {operation.seq}.")
+    return operation
 
 
 def _numbered(operation: Operation, seq: int) -> Operation:

@@ -92,10 +92,10 @@ class LosingStorage:
         for key in keys:
             self._before.pop(key, None)
 
-    def create(self, key: str, data: Buffer) -> bool:
+    def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:
         """As in the protocol; a kill in between leaves the key, but not durable."""
         self._change()
-        if not self._memory.create(key, data):
+        if not self._memory.create(key, data, seen=seen):
             return False
         self._before.setdefault(key, None)
         self.flush([key])

@@ -135,7 +135,7 @@ class _Work:
     def __init__(self, source: Side, target: Side, wanted: Wanted, meter: Meter) -> None:
         self._source, self._target, self._wanted, self._meter = source, target, wanted, meter
         self._is_current = False
-        self._look()
+        self._look(target.oplog.newest_listed())
 
     def execute(self) -> TransferReport:
         """Carry out the plan, and make another when something came between."""
@@ -154,7 +154,7 @@ class _Work:
 
     def _attempt(self) -> None:
         if not self._is_current:
-            self._look()
+            self._look(self._target.oplog.newest())
         self._is_current = False
         try:
             self._copy()
@@ -165,10 +165,10 @@ class _Work:
             raise
         self._publish()
 
-    def _look(self) -> None:
-        """Make the plan from what is there now."""
+    def _look(self, newest: Operation) -> None:
+        """Make the plan from what is there now. newest: the newest operation of the target."""
         source, target, wanted = self._source, self._target, self._wanted
-        self._since = newest = target.oplog.newest()
+        self._since = newest
         self._from = source.oplog.newest()
         self._sides = sides = Sides(source, target)
         named = wanted.named(source, self._from)

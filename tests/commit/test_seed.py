@@ -309,10 +309,10 @@ def test_a_branch_that_comes_meanwhile_is_a_conflict() -> None:
     repo.commit({"a": array(1), "b": 1})
     create = storage.create
 
-    def first(key: str, data: Any) -> bool:
+    def first(key: str, data: Any, **options: Any) -> bool:
         storage.create = create  # type: ignore[method-assign]
         other.branch("seed")
-        return create(key, data)
+        return create(key, data, **options)
 
     storage.create = first  # type: ignore[method-assign]
     with pytest.raises(ConflictError, match="'seed' already exists"):
@@ -352,10 +352,10 @@ def test_a_seed_never_relies_on_what_a_gc_condemns_meanwhile() -> None:
         repo.commit({"a": array(number, 9000), "b": array(number)})
     create = storage.create
 
-    def late(key: str, data: Any) -> bool:
+    def late(key: str, data: Any, **options: Any) -> bool:
         storage.create = create  # type: ignore[method-assign]
         condemn_the_first_of_two(other)
-        return create(key, data)
+        return create(key, data, **options)
 
     storage.create = late  # type: ignore[method-assign]
     with pytest.raises(ExpiredError, match="expired"):

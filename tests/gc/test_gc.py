@@ -413,13 +413,13 @@ def test_gc_does_not_lose_to_commits_that_come_all_the_time() -> None:
     plan = line.repo.plan_gc(MaxToKeep(1), grace=0)
     real, left = line.storage.create, [5]
 
-    def create(key: str, data: Any) -> bool:
+    def create(key: str, data: Any, **options: Any) -> bool:
         if left[0]:
             left[0] -= 1
             line.storage.create = real  # type: ignore[method-assign]
             line.ids.append(line.commit(10 + left[0]))
             line.storage.create = create  # type: ignore[method-assign]
-        return bool(real(key, data))
+        return bool(real(key, data, **options))
 
     line.storage.create = create  # type: ignore[method-assign]
     plan.execute()

@@ -206,10 +206,10 @@ def test_a_commit_that_is_faster_than_the_gc_that_would_condemn_it_is_spared() -
         ours.gc(MaxToKeep(3), grace=0, leftovers=False)
     create, made = world.storage.create, []
 
-    def late(key: str, data: Any) -> bool:
+    def late(key: str, data: Any, **options: Any) -> bool:
         if not made and b"condemned what" in data:
             made.append(world.commit(other, "new", value=1))
-        return create(key, data)
+        return create(key, data, **options)
 
     world.storage.create = late  # type: ignore[method-assign]
     ours.gc(MaxToKeep(1), grace=0, leftovers=False)

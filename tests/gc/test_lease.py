@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 
 import ckptstore
-from ckptstore import ConflictError, Repository
+from ckptstore import ConflictError, Repository, moment
 from ckptstore.documents.marker import Marker
 from ckptstore.errors import CorruptError, StorageError
 from ckptstore.gc import execute, finish
@@ -500,9 +500,7 @@ def taken_over_at_once() -> AbstractContextManager[object]:
 
 def taken_over_without_an_operation() -> AbstractContextManager[object]:
     def take_over(self: Ownership, done: str) -> None:
-        from ckptstore.gc import ownership
-
-        self._began = ownership.now()
+        self._began = moment.now()
         self._lease = 0.0
 
     return patch.object(Ownership, "take_over", take_over)

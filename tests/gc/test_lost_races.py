@@ -31,13 +31,13 @@ def raced(repo: Repository, monkeypatch: pytest.MonkeyPatch, *, rounds: int = 1)
     """Commit with retry while others are faster, just before its operation."""
     create, left = repo._storage.create, list(range(rounds))
 
-    def behind(key: str, data: Any) -> bool:
+    def behind(key: str, data: Any, **options: Any) -> bool:
         if left:
             number = left.pop()
             with monkeypatch.context() as patch:
                 patch.setattr(repo._storage, "create", create)
                 ckptstore.open(repo.url).commit(state(100 + number), step=100 + number)
-        return create(key, data)
+        return create(key, data, **options)
 
     monkeypatch.setattr(repo._storage, "create", behind)
     made = repo.commit(state(7), step=7, metrics={"loss": float("nan")}, retry=True)

@@ -52,10 +52,10 @@ class CountingStorage(MemoryStorage):
         self.calls["put"] += 1
         super().put(key, data, **options)
 
-    def create(self, key: str, data: Any) -> bool:
+    def create(self, key: str, data: Any, **options: Any) -> bool:
         self.written[key] = memoryview(data).nbytes
         self.calls["create"] += 1
-        return super().create(key, data)
+        return super().create(key, data, **options)
 
     def size(self, key: str) -> int | None:
         self.calls["size"] += 1

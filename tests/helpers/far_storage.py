@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ckptstore import moment
 from ckptstore.errors import StorageError
-from ckptstore.gc import finish, ownership
-from ckptstore.gc.ownership import Moment
+from ckptstore.gc import finish
+from ckptstore.moment import Moment
 from ckptstore.store import catalog, condemned, newest, oplog
 from ckptstore.testing.faults import Killed
 from tests.helpers.schedule import ScheduledStorage
@@ -69,9 +70,9 @@ class FarStorage(ScheduledStorage):
         super().put(key, data)
         self._modified[key] = self.time
 
-    def create(self, key: str, data: Any) -> bool:
+    def create(self, key: str, data: Any, **options: Any) -> bool:
         self._call()
-        is_new = super().create(key, data)
+        is_new = super().create(key, data, **options)
         if is_new:
             self._modified[key] = self.time
         return is_new
@@ -136,5 +137,5 @@ def with_clocks(monkeypatch: pytest.MonkeyPatch, storage: FarStorage) -> None:
     monkeypatch.setattr(oplog, "READ_THREADS", 1)
     monkeypatch.setattr(newest, "THREADS", 1)
     monkeypatch.setattr(condemned, "MARGIN_SECONDS", MARGIN)
-    monkeypatch.setattr(ownership, "now", lambda: Moment(storage.time - 5e5, storage.time + 3e7))
+    monkeypatch.setattr(moment, "now", lambda: Moment(storage.time - 5e5, storage.time + 3e7))
     monkeypatch.setattr(finish, "sleep", storage.sleep)

@@ -222,9 +222,9 @@ class Emptied(LocalStorage):
         self._count("an object")
         return super().stage(data, **options)
 
-    def create(self, key: str, data: Any) -> bool:
+    def create(self, key: str, data: Any, **options: Any) -> bool:
         self._count(key)
-        return super().create(key, data)
+        return super().create(key, data, **options)
 
 
 @pytest.mark.usefixtures("one_thread")

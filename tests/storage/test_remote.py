@@ -188,6 +188,37 @@ def test_a_create_that_took_effect_without_an_answer_is_the_callers(server: S3Se
     assert not storage.create("ops/1", b"another")
 
 
+@pytest.mark.parametrize("fault", [None, "dropped", "duplicated", "conflict", "error"])
+@pytest.mark.parametrize("has_rivals", [False, True], ids=["alone", "with rivals"])
+@pytest.mark.parametrize("is_taken", [False, True], ids=["free", "taken"])
+def test_what_another_caller_created_is_seen(
+    server: S3Server, fault: str | None, has_rivals: bool, is_taken: bool
+) -> None:
+    """With rivals, it is read while the key is created, whatever comes of that."""
+    storage = _storage(server)
+    seen: list[bytes] = []
+    assert storage.create("ops/1", b"another")
+    if has_rivals:
+        assert not storage.create("ops/1", b"mine")
+    key = "ops/1" if is_taken else "ops/2"
+    if fault:
+        server.fault = _once(fault, "create")
+    assert storage.create(key, b"mine", seen=lambda data: seen.append(bytes(data))) != is_taken
+    assert seen == [b"another"] * is_taken
+    assert storage.get(key, bytes_max=9) == (b"another" if is_taken else b"mine")
+
+
+def test_rivals_are_read_with_the_request_that_creates(server: S3Server) -> None:
+    storage = _storage(server)
+    storage.create("ops/1", b"another")
+    kinds: list[str] = []
+    for _ in range(3):
+        server.counts.clear()
+        assert not storage.create("ops/1", b"mine")
+        kinds.append(" ".join(sorted(server.counts.elements())))
+    assert kinds == ["create get"] * 3
+
+
 def test_a_server_that_ignores_conditions_is_refused_when_a_repository_is_made() -> None:
     with S3Server(ignores_conditions=True) as server:
         with pytest.raises(StorageError, match="ignores conditions"):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckptstore import moment
 from ckptstore.digest import Digest
 from ckptstore.documents import ref_page
 from ckptstore.documents.canonical import Fields
@@ -24,6 +25,7 @@ from ckptstore.errors import (
     NotFoundError,
     StorageError,
 )
+from ckptstore.moment import Moment
 from ckptstore.storage import LocalStorage, MemoryStorage, Storage
 from ckptstore.store import oplog as oplog_module
 from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog, key_of, page_key_of
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 ID = Digest.of(b"checkpoint")
 STORE = "a random id"
+LONG_AGO = Moment(-math.inf, -math.inf)
 
 
 class FarStorage(MemoryStorage):
@@ -62,6 +65,14 @@ def test_of_many_writers_at_once_each_counts_once(storage: Storage) -> None:
     assert len({log.read(seq).nonce for seq in range(1, 121)}) == 120
 
 
+def forget_when(log: Oplog) -> None:
+    """Have a log know what it knows since long ago."""
+    for sight in list(log._recent._values.values()):
+        log._recent.put(sight.operation.seq, sight._replace(moment=LONG_AGO))
+    log._bound = log._bound and (log._bound[0], LONG_AGO)
+    log._confirmed = log._confirmed and LONG_AGO
+
+
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["count", "look", "late"]))))
 def test_of_handles_that_remember_each_sees_what_the_others_appended(
@@ -73,7 +84,7 @@ def test_of_handles_that_remember_each_sees_what_the_others_appended(
     counted = 0
     for number, call in calls:
         if call == "late":
-            handles[number]._looked = -math.inf
+            forget_when(handles[number])
         elif call == "count":
             count_up(handles[number])
             counted += 1
@@ -103,23 +114,24 @@ def test_a_handle_that_slept_for_more_operations_than_are_kept_finds_the_newest(
     storage = FarStorage()
     log = Oplog(storage)
     count_up(log)
-    log._looked = -math.inf
+    forget_when(log)
     for _ in range(KEPT_OPERATIONS + 150):
         count_up(Oplog(storage))
     count_up(log)
     assert log.newest().settings == {"n": KEPT_OPERATIONS + 152}
 
 
-@pytest.mark.parametrize("looked", [-math.inf, math.inf], ids=["long ago", "a moment ago"])
+@pytest.mark.parametrize("is_late", [True, False], ids=["long ago", "a moment ago"])
 def test_a_repository_that_went_away_under_a_handle_that_remembers_is_an_error(
-    looked: float,
+    is_late: bool,
 ) -> None:
     storage = FarStorage()
     marker = Marker(store=STORE)
     storage.create(MARKER_KEY, marker.encode())
     log = Oplog(storage, store=STORE)
     count_up(log)
-    log._looked = looked
+    if is_late:
+        forget_when(log)
     storage.delete([item.key for item in storage.list("")])
     with pytest.raises(StorageError, match="no longer holds the repository"):
         count_up(log)
@@ -335,3 +347,130 @@ def test_of_many_writers_of_many_refs_each_counts_once(many: CountingStorage) ->
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: tag(Oplog(many), f"another-{n}"), range(40)))
     assert len(Oplog(many).newest().tags) == 5_040
+
+
+class Clock:
+    """The clocks of this machine, which stand still. passed: what they show."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed = Moment(0.0, 0.0)
+        monkeypatch.setattr(moment, "now", lambda: self.passed)
+
+
+def keep(operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oplog_module, "KEPT_OPERATIONS", operations)
+    monkeypatch.setattr(oplog_module, "PRUNE_EVERY", operations // 5)
+
+
+@pytest.mark.parametrize(
+    "passed", [Moment(3.0, 3.0), Moment(3.0, 0.0), Moment(0.0, 3.0)], ids=["both", "awake", "wall"]
+)
+def test_a_writer_that_paused_while_its_number_was_used_and_pruned_is_told(
+    passed: Moment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever clock noticed that."""
+    keep(50, monkeypatch)
+    clock, storage = Clock(monkeypatch), FarStorage()
+    log = Oplog(storage)
+    count_up(log)
+    paused: list[bool] = []
+
+    def pause(newest: Operation) -> Operation:
+        if not paused:
+            paused.append(True)
+            for _ in range(70):
+                count_up(Oplog(storage))
+            clock.passed = passed
+        return newest
+
+    with pytest.raises(ConflictError, match="its outcome is unknown"):
+        log.append(pause)
+
+
+def test_a_thread_that_paused_is_told_though_another_one_goes_on_with_the_same_handle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep(50, monkeypatch)
+    storage = FarStorage()
+    log = Oplog(storage)
+    count_up(log)
+    paused: list[bool] = []
+
+    def pause(newest: Operation) -> Operation:
+        if not paused:
+            paused.append(True)
+            for _ in range(70):
+                count_up(log)
+        return newest
+
+    with pytest.raises(ConflictError, match="its outcome is unknown"):
+        log.append(pause)
+
+
+def test_operations_one_after_the_other_are_appended_without_a_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seconds later, one listing shows that the next number was never used."""
+
+    class Far(CountingStorage):
+        is_far = True
+
+    clock, storage = Clock(monkeypatch), Far()
+    log = Oplog(storage)
+    count_up(log)
+    for listings in (0, 0, 1, 0):
+        if listings:
+            clock.passed = Moment(clock.passed.awake + 3, clock.passed.wall + 3)
+        storage.forget()
+        count_up(log)
+        assert storage.calls["list"] == listings
+
+
+def test_a_writer_waits_the_less_the_more_often_others_were_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage, waited = FarStorage(), list[float]()
+    log, other = Oplog(storage), Oplog(storage)
+    count_up(log)
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(oplog_module.time, "sleep", waited.append)
+    create = storage.create
+
+    def slow(key: str, data: object, **options: object) -> bool:
+        if len(waited) < 20:
+            monkeypatch.setattr(storage, "create", create)
+            count_up(other)
+            monkeypatch.setattr(storage, "create", slow)
+        clock.passed = Moment(clock.passed.awake + 0.16, clock.passed.wall)
+        return create(key, data, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "create", slow)
+    count_up(log)
+    assert [round(seconds, 2) for seconds in waited] == [
+        *[round(0.01 * left, 2) for left in range(15, -1, -1)],
+        *[0.0] * 4,
+    ]
+    assert log.newest().settings == {"n": 22}
+
+
+def test_a_writer_that_lost_decides_on_the_operation_that_was_first() -> None:
+    """Which `create` has read, so that it is not read again."""
+
+    class Far(CountingStorage):
+        is_far = True
+
+    storage = Far()
+    log, other = Oplog(storage), Oplog(storage)
+    count_up(log)
+    seen: list[int] = []
+
+    def decide(newest: Operation) -> Operation:
+        if not seen:
+            count_up(other)
+        seen.append(newest.seq)
+        storage.forget()
+        return newest
+
+    log.append(decide)
+    assert seen == [1, 2]
+    assert storage.reads == {key_of(3): 1}  # a look whether there is a newer one
