@@ -118,10 +118,10 @@ class ArrayOpener:
 
     def _zarr(self, path: str, kind: str, framework: str | None) -> IndexedArray:
         from ckptstore.zarr.array import ZarrArray
-        from ckptstore.zarr.store import CheckpointStore
+        from ckptstore.zarr.store import DecodedStore
 
         if self._store is None:
-            self._store = CheckpointStore.of(self._id, self._catalog, bytes_max=self._bytes_max)
+            self._store = DecodedStore.of(self._id, self._catalog, bytes_max=self._bytes_max)
         is_root = path == ROOT and self._store.is_array("")
         array = ZarrArray(self._store, "" if is_root else path, kind=kind)
         if framework == "torch" and not array.dtype:

@@ -63,14 +63,19 @@ class CheckedReads:
         if encoding is not None:
             frame = Frame(key, memoryview(data), self._bytes_max)
             if stop - start == content.size:
-                frame.check(encoding)
-            elif encoding.shards is not None:
-                self._check_part(view, content, encoding, frame, Place(start, stop))
+                return self._checked(frame, encoding)
+            if encoding.shards is not None:
+                return self._checked_part(view, content, encoding, frame, Place(start, stop))
         return data
 
-    def _check_part(
+    def _checked(self, frame: Frame, encoding: Encoding) -> memoryview:
+        """Check the bytes of an encoded chunk, and return what is handed out."""
+        frame.check(encoding)
+        return frame.data
+
+    def _checked_part(
         self, view: View, content: Content, encoding: Encoding, frame: Frame, place: Place
-    ) -> None:
+    ) -> memoryview:
         """Check a range of a shard, if it is a chunk of it or its index."""
         assert encoding.shards is not None
         known = self._known(self._indices, frame.name, content)
@@ -80,7 +85,8 @@ class CheckedReads:
             known = Index.read(encoding.shards, data, content.size, frame=frame)
             self._keep(self._indices, INDICES_MAX, frame.name, (content, known))
         if place in known.places:
-            frame.part(place, frame.data).check(encoding.shards.inner)
+            return self._checked(frame.part(place, frame.data), encoding.shards.inner)
+        return frame.data
 
     def _encoding(self, view: View, key: str) -> Encoding | None:
         """The encoding of the array of which a key is a chunk, if it is one."""
@@ -114,6 +120,13 @@ class CheckedReads:
             cache[key] = value
             while len(cache) > count_max:
                 cache.popitem(last=False)
+
+
+class UnpackedReads(CheckedReads):
+    """Reads for this library's own decoding: a chunk that was unpacked to be checked stays so."""
+
+    def _checked(self, frame: Frame, encoding: Encoding) -> memoryview:
+        return frame.unpacked_once(encoding)
 
 
 def check_node(key: str, data: bytes) -> None:

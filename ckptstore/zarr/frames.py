@@ -12,6 +12,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,6 +85,30 @@ class Frame:
             else:
                 frame = frame.without_checksum(layer)
 
+    def unpacked_once(self, encoding: Encoding) -> memoryview:
+        """Check the bytes, and return them for a decoder that shall have little to unpack.
+
+        gzip and zlib have to be unpacked to be checked, so what they hold is returned in a frame
+        that does not compress. All other bytes are returned as they are.
+
+        Raises:
+            CorruptError, InvalidInputError: As `check`.
+        """
+        layer = encoding.layers[0] if encoding.layers else None
+        if layer is None or layer.codec not in _WRAPPERS or layer.size is None:
+            self.check(encoding)
+            return self.data
+        self.check_taken(encoding.chunk_bytes)
+        wrapper, pieces, size = _WRAPPERS[layer.codec], list[bytes](), 0
+        with self._refused(layer):
+            for piece in _pieces(self.data, wrapper.decompressor, wrapper.streams_max):
+                pieces.append(piece)
+                size += len(piece)
+                if size > layer.size:
+                    break
+        self._check_size(layer, size)
+        return memoryview(zlib.compress(b"".join(pieces), level=0, wbits=wrapper.bits))
+
     def corrupt(self, reason: str) -> CorruptError:
         """The error for this chunk."""
         return CorruptError(f"The Zarr chunk {self.name!r:.200} cannot be decoded: it {reason}.")
@@ -115,14 +140,24 @@ class Frame:
 
     def unpacked_size(self, layer: Layer) -> int:
         """The bytes that it unpacks to, or an upper bound of them."""
-        try:
+        with self._refused(layer):
             size = _SIZES[layer.codec](self.data, layer.size, self.check_taken)
+        self._check_size(layer, size)
+        return size
+
+    @contextmanager
+    def _refused(self, layer: Layer) -> Iterator[None]:
+        """Raise CorruptError for whatever a decompressor raises."""
+        try:
+            yield
         except (ValueError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise self.corrupt(f"is no {layer.codec}: {error}") from error
+
+    def _check_size(self, layer: Layer, size: int) -> None:
+        """Check the bytes that a compressor packed, or a bound of them."""
         is_bound = layer.codec not in _EXACT
         if layer.size is not None and (size != layer.size if not is_bound else size < layer.size):
             raise self.corrupt(f"unpacks to {size} bytes instead of {layer.size}")
-        return size
 
     def _check_shards(self, shards: Shards) -> None:
         """Check the index, and each chunk that it lists."""
@@ -253,8 +288,8 @@ def _counted(make: Callable[[], Any]) -> Callable[..., int]:
 
     def size(data: memoryview, expected: int | None, check: Callable[[int], None]) -> int:
         total = 0
-        for count in _counts(data, make):
-            total += count
+        for piece in _pieces(data, make):
+            total += len(piece)
             if expected is None:
                 check(total)
             elif total > expected:
@@ -264,29 +299,51 @@ def _counted(make: Callable[[], Any]) -> Callable[..., int]:
     return size
 
 
-def _counts(data: memoryview, make: Callable[[], Any]) -> Iterator[int]:
-    """Unpack, and yield the number of bytes of each step. Streams may follow each other."""
-    stream, streams = make(), 1
+def _pieces(
+    data: memoryview, make: Callable[[], Any], streams_max: int = STREAMS_MAX
+) -> Iterator[bytes]:
+    """Unpack piece by piece. Streams may follow each other."""
+    stream, streams, is_begun = make(), 1, False
     for start in range(0, len(data), PIECE_BYTES):
         packed: bytes | None = bytes(data[start : start + PIECE_BYTES])
         while packed is not None:
-            count = len(stream.decompress(packed, PIECE_BYTES))
-            yield count
-            packed = getattr(stream, "unconsumed_tail", b"") if count == PIECE_BYTES else None
+            if streams > streams_max:
+                raise ValueError("it has too many streams")
+            piece, is_begun = stream.decompress(packed, PIECE_BYTES), True
+            yield piece
+            is_full = len(piece) == PIECE_BYTES
+            packed = getattr(stream, "unconsumed_tail", b"") if is_full else None
             if stream.eof:
                 packed = stream.unused_data.lstrip(b"\0") or None
-                stream, streams = make(), streams + 1
-            if streams > STREAMS_MAX:
-                raise ValueError("it has too many streams")
+                stream, streams, is_begun = make(), streams + 1, False
+    if is_begun:
+        raise ValueError("it is cut off")
 
 
+class _Wrapper(NamedTuple):
+    """A frame around Deflate, which may store bytes as they are.
+
+    bits: for zlib. streams_max: how many its decoder takes, one after another.
+    """
+
+    bits: int
+    streams_max: int
+
+    def decompressor(self) -> Any:
+        return zlib.decompressobj(self.bits)
+
+
+_WRAPPERS = {
+    "gzip": _Wrapper(zlib.MAX_WBITS | 16, STREAMS_MAX),
+    "zlib": _Wrapper(zlib.MAX_WBITS, 1),
+}
 _SIZES: dict[str, Callable[..., int]] = {
     "blosc": _blosc,
     "bz2": _counted(bz2.BZ2Decompressor),
-    "gzip": _counted(lambda: zlib.decompressobj(zlib.MAX_WBITS | 16)),
+    "gzip": _counted(_WRAPPERS["gzip"].decompressor),
     "lz4": _lz4,
     "lzma": _counted(lambda: lzma.LZMADecompressor(memlimit=LZMA_BYTES_MAX)),
-    "zlib": _counted(zlib.decompressobj),
+    "zlib": _counted(_WRAPPERS["zlib"].decompressor),
     "zstd": _zstd,
 }
 _EXACT = frozenset(_SIZES) - {"zstd"}

@@ -34,7 +34,7 @@ from ckptstore.store.objects import ObjectStore
 from ckptstore.store.oplog import Oplog
 from ckptstore.times import utc
 from ckptstore.zarr import dtypes
-from ckptstore.zarr.checked_reads import CheckedReads
+from ckptstore.zarr.checked_reads import CheckedReads, UnpackedReads
 from ckptstore.zarr.contents import (
     View,
     document_bytes,
@@ -74,11 +74,12 @@ class ContentStore(Store):
     supports_deletes: bool = False
     supports_listing: bool = True
     supports_writes: bool = False
+    _reads_of: type[CheckedReads] = CheckedReads
 
     def __init__(self, *, read_only: bool, bytes_max: int | None = None) -> None:
         super().__init__(read_only=read_only)
         self.bytes_max = bytes_max
-        self._reads = CheckedReads(bytes_max)
+        self._reads = self._reads_of(bytes_max)
 
     @abstractmethod
     def _view(self) -> View:
@@ -315,6 +316,12 @@ class CheckpointStore(ContentStore):
     async def delete_dir(self, prefix: str) -> None:  # noqa: ARG002
         """Refused: a checkpoint never changes."""
         self._check_writable()
+
+
+class DecodedStore(CheckpointStore):
+    """The store of `ZarrArray`, not for others: some chunks are not the bytes that are stored."""
+
+    _reads_of = UnpackedReads
 
 
 def open_group(store: CheckpointStore) -> zarr.Group:

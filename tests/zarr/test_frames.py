@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 import warnings
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numcodecs
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from zarr.codecs import numcodecs as codecs
 
 import ckptstore
 from ckptstore.arrays import memory_limit
-from ckptstore.errors import CkptStoreError, InvalidInputError
+from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
 from ckptstore.zarr import allow_codec, encoding
-from ckptstore.zarr.encoding import Encoding
+from ckptstore.zarr.encoding import Encoding, Layer
 from ckptstore.zarr.frames import Frame
 from tests.helpers.root import ROOT
 
@@ -175,7 +179,7 @@ DAMAGE = """
 import random, sys
 import numpy as np
 from ckptstore.errors import CkptStoreError
-from ckptstore.zarr.encoding import Encoding
+from ckptstore.zarr.encoding import Encoding, Layer
 from ckptstore.zarr.frames import Frame
 from tests.zarr.test_frames import COMPRESSORS
 rounds, name = int(sys.argv[1]), sys.argv[2]
@@ -234,3 +238,69 @@ def test_a_header_of_blosc_with_another_size_is_refused(place: int) -> None:
     frame[place : place + 4] = (DATA.nbytes + 1).to_bytes(4, "little")
     with pytest.raises(CkptStoreError, match="'x/0' cannot be decoded"):
         Frame("x/0", memoryview(frame)).check(known)
+
+
+STREAMS = {"gzip": gzip.compress, "zlib": zlib.compress}
+BLOCK_BYTES = 10_000  # less than what Deflate stores in a block
+
+
+def unpacked_once(codec: str, packed: bytes, size: int) -> bytes:
+    """The frame that a decoder of this library gets."""
+    encoding = Encoding(
+        chunk_shape=(size,), chunk_bytes=size, layers=(Layer(codec=codec, size=size),)
+    )
+    return bytes(Frame("c/0", memoryview(packed)).unpacked_once(encoding))
+
+
+@given(data=st.binary(max_size=300_000), codec=st.sampled_from(sorted(STREAMS)))
+def test_a_chunk_that_was_unpacked_to_be_checked_stays_unpacked(data: bytes, codec: str) -> None:
+    frame = unpacked_once(codec, STREAMS[codec](data), len(data))
+    assert bytes(numcodecs.get_codec({"id": codec}).decode(frame)) == data
+    assert data[:BLOCK_BYTES] in frame
+
+
+@pytest.mark.parametrize(
+    ("codec", "packed", "reason"),
+    [
+        ("gzip", gzip.compress(DATA.tobytes())[:-1], "is cut off"),
+        ("zlib", zlib.compress(DATA.tobytes())[:-1], "is cut off"),
+        ("gzip", gzip.compress(DATA.tobytes()[:-1]), "unpacks to"),
+        ("gzip", gzip.compress(DATA.tobytes() * 2), "unpacks to"),
+        ("gzip", gzip.compress(DATA.tobytes())[:-8] + bytes(8), "is no gzip"),
+        ("gzip", gzip.compress(DATA.tobytes()) + b"x", "is no gzip"),
+        ("zlib", zlib.compress(DATA.tobytes()) + zlib.compress(b""), "too many streams"),
+    ],
+    ids=["short", "short zlib", "too little", "too much", "checksum", "behind", "two of zlib"],
+)
+def test_what_a_decoder_would_refuse_is_not_repaired(
+    codec: str, packed: bytes, reason: str
+) -> None:
+    with pytest.raises(CorruptError, match=reason):
+        unpacked_once(codec, packed, DATA.nbytes)
+
+
+def test_members_of_gzip_follow_each_other() -> None:
+    halves = DATA.tobytes()[:1000], DATA.tobytes()[1000:]
+    packed = b"".join(map(gzip.compress, halves)) + bytes(3)
+    frame = unpacked_once("gzip", packed, DATA.nbytes)
+    assert gzip.decompress(frame) == DATA.tobytes()
+
+
+@pytest.mark.parametrize("shards", [None, (30, 20)])
+def test_a_user_gets_the_bytes_that_are_stored_and_an_array_reads_unpacked_ones(
+    shards: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = stored(data=DATA, chunks=(10, 5), shards=shards, compressors=zarr.codecs.GzipCodec())
+    given: list[int] = []
+    decode = numcodecs.GZip.decode
+
+    def counted(self: Any, buffer: Any, out: Any = None) -> Any:
+        given.append(len(buffer))
+        return decode(self, buffer, out)
+
+    monkeypatch.setattr(numcodecs.GZip, "decode", counted)
+    part = repo.resolve("main").array("x")[10:20, 5:10]
+    np.testing.assert_array_equal(part, DATA[10:20, 5:10])
+    np.testing.assert_array_equal(repo.resolve("main").zarr()["x"][10:20, 5:10], part)
+    unpacked, packed = given
+    assert packed < part.nbytes < unpacked
