@@ -22,7 +22,7 @@ from ckptstore.arrays import memory_limit
 from ckptstore.errors import CkptStoreError, CorruptError, InvalidInputError
 from ckptstore.zarr import allow_codec, encoding
 from ckptstore.zarr.encoding import Encoding, Layer
-from ckptstore.zarr.frames import Frame
+from ckptstore.zarr.frames import PIECE_BYTES, Frame
 from tests.helpers.root import ROOT
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ import random, sys
 import numpy as np
 from ckptstore.errors import CkptStoreError
 from ckptstore.zarr.encoding import Encoding, Layer
-from ckptstore.zarr.frames import Frame
+from ckptstore.zarr.frames import PIECE_BYTES, Frame
 from tests.zarr.test_frames import COMPRESSORS
 rounds, name = int(sys.argv[1]), sys.argv[2]
 codec, drawn, passed = COMPRESSORS[name], random.Random(name), 0
@@ -277,6 +277,12 @@ def test_what_a_decoder_would_refuse_is_not_repaired(
 ) -> None:
     with pytest.raises(CorruptError, match=reason):
         unpacked_once(codec, packed, DATA.nbytes)
+
+
+@pytest.mark.parametrize("codec", STREAMS)
+def test_no_more_is_unpacked_than_a_chunk_has(codec: str) -> None:
+    with pytest.raises(CorruptError, match=f"unpacks to {PIECE_BYTES} bytes instead of 100"):
+        unpacked_once(codec, STREAMS[codec](bytes(16 * PIECE_BYTES)), 100)
 
 
 def test_members_of_gzip_follow_each_other() -> None:
