@@ -3,12 +3,12 @@
 #
 #   PIPFLAGS  goes to every pip install, e.g. --extra-index-url URL with PyTorch's index of CPU builds
 #   PYTHON    the Python that .venv is made from; `make clean` first, to change it
-#   WORKERS   how many processes run the tests
+#   WORKERS   how many processes run the tests; one more than the two processors they are meant for, as tests also wait
 #   ARGS      more arguments for pytest or the benchmark, e.g. make pytest ARGS='-k crash'
 
 PYTHON   ?= python3.11
 PIPFLAGS ?=
-WORKERS  ?= 2
+WORKERS  ?= 3
 ARGS     ?=
 
 VENV := .venv
