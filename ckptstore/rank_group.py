@@ -168,7 +168,9 @@ class Meeting:
             name = f"{key}/to/{'all' if is_same else group.rank}"
             return [_checked(_unpickled(self._received({0: name})[0]))]
         others = self._received({n: f"{key}/from/{n}" for n in range(1, group.size)})
+        self._raise_failure()
         parts = self._joined([own, *map(_unpickled, others.values())], join)
+        self._raise_failure()  # others gave this rank up while it joined
         if is_same:
             self._send(f"{key}/to/all", pickle.dumps(parts[0]), readers=group.size - 1)
         else:

@@ -83,7 +83,7 @@ class Staging:
             path in places and places[path].fits(source) for path, source in sources.items()
         ):
             ends = list(accumulate(_aligned(source.nbytes) for source in sources.values()))
-            room = self._at_least(ends[-1] if ends else 0)
+            room = self.room(ends[-1] if ends else 0)
             memory = memoryview(room.numpy())
             self._places = {}
             for (path, source), end in zip(sources.items(), ends, strict=True):
@@ -92,7 +92,7 @@ class Staging:
                 self._places[path] = _Place(source, room[part], memory[part])
         return self._places
 
-    def _at_least(self, size: int) -> Any:
+    def room(self, size: int) -> Any:
         """Memory of at least this size; a smaller one is freed before more is allocated."""
         import torch
 
