@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -61,16 +62,21 @@ class Ranks:
             )
 
     def put(self) -> list[Any]:
-        return [
+        """What each puts, as the others get it."""
+        stored = [
             put_shards(
                 shards,
                 tied={},
                 catalog=self.committer.catalog,
                 parent=self.begun.head,
                 chunk_bytes=1 << 16,
+                threads=1 + number % 2,
             )
-            for shards in self.shards
+            for number, shards in enumerate(self.shards)
         ]
+        sent = [pickle.loads(pickle.dumps(one)) for one in stored]
+        assert sent == stored
+        return sent
 
     def commit(self, stored: list[Any] | None = None) -> ckptstore.Checkpoint:
         id, _ = self.committer.commit_shards(
@@ -140,6 +146,15 @@ def test_no_byte_is_put_twice_and_an_unchanged_array_is_not_put_again():
     assert save(4, 1) < array.nbytes + 10_000
     assert save(4, 1) == 0
     assert save(2, 1) == 0  # by half as many
+
+
+def test_what_a_rank_sends_has_few_bytes_for_each_chunk():
+    repo = ckptstore.init("memory://")
+    ranks = Ranks(repo, 1)
+    ranks.hold("w", numbered((2_000, 1 << 14), "float32"), [Box((0, 0), (2_000, 1 << 14))])
+    (stored,) = ranks.put()
+    assert len(stored.chunks) >= 2_000
+    assert len(pickle.dumps(stored)) < 500 + 40 * len(stored.chunks)  # a digest has 32
 
 
 def test_a_rank_that_did_not_put_is_noticed():

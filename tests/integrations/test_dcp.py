@@ -26,6 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 import ckptstore
 from ckptstore import InvalidInputError, StorageError, formats
+from ckptstore.commit.shards import put_shards
 from ckptstore.integrations.dcp import StoreReader, StoreWriter
 from ckptstore.retention import MaxToKeep
 from ckptstore.store.refs import Refs
@@ -204,6 +205,23 @@ def test_copies_are_put_once_and_an_unchanged_step_puts_no_array(url):
     first, second = ckptstore.open(url).log("main")[::-1]
     assert (first.step, second.step) == (1, 2)
     assert second.new_bytes == 0
+
+
+@pytest.mark.parametrize(("stated", "ranks"), [("4", 4), ("", 1), ("0", 1), ("x", 1), (None, 1)])
+def test_ranks_of_one_machine_share_its_processors(url, stated, ranks, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", stated)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    limits = []
+
+    def put(*args, threads, **options):
+        limits.append(threads)
+        return put_shards(*args, threads=threads, **options)
+
+    monkeypatch.setattr("ckptstore.integrations.dcp.writer.put_shards", put)
+    dcp.save({"w": torch.ones(3)}, storage_writer=StoreWriter(url), no_dist=True)
+    assert limits == [8 // ranks]
 
 
 def test_a_planner_that_keeps_plans(url):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks as arrays
-from ckptstore.arrays.source import TENSOR
 from ckptstore.commit.flatten import flatten
 from ckptstore.commit.shards import Shard
 from ckptstore.documents.boxes import Box
@@ -68,7 +67,7 @@ def planned_arrays(plans: Iterable[SavePlan]) -> dict[str, PlannedArray]:
 
 
 class Values:
-    """The values that a rank has to save: shards of arrays, and nodes by their keys."""
+    """The values that a rank has to save: shards of arrays, and nodes of objects by their keys."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []
@@ -87,7 +86,6 @@ class Values:
         except UnsupportedValueError as error:
             raise UnsupportedValueError(f"{shown(path)} {error}") from error
         assert source is not None, "it is a tensor"
-        self.nodes[keys] = ArrayNode(TENSOR, path)
         self.shards.append(
             Shard(
                 path=path,

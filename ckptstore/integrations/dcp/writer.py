@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.metadata import (
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from ckptstore.arrays.source import TENSOR
 from ckptstore.commit.grid import grid_of
 from ckptstore.commit.shards import PutShards, is_small, put_shards
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.facts import Facts
 from ckptstore.documents.names import check_ref_name
+from ckptstore.documents.nodes import ArrayNode
 from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
 from ckptstore.integrations.dcp.values import (
     Values,
     keys_of,
     looked_up,
+    path_of,
     planned_arrays,
     tree_of,
 )
+from ckptstore.python_gc import paused_collector
 from ckptstore.repository import DEFAULT_BRANCH, Repository, open
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
     from typing import SupportsIndex
 
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Saved:
-    """The result of one rank: the nodes of its values by their keys, and the chunks it put."""
+    """The result of one rank: nodes by keys, those of tensors left out, and the chunks it put."""
 
     nodes: Mapping[Keys, Node]
     put: PutShards
@@ -153,6 +161,10 @@ class StoreWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Look at the branch, and choose the grid of each array. On the coordinator."""
+        with paused_collector():
+            return self._with_grids(plans)
+
+    def _with_grids(self, plans: list[SavePlan]) -> list[SavePlan]:
         self._begun = self._committer.begin(self._branch)
         head = self._begun.head
         arrays = planned_arrays(plans)
@@ -182,6 +194,10 @@ class StoreWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Put what this rank has to save."""
+        with paused_collector():
+            return self._put(plan, planner)
+
+    def _put(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         grids: Mapping[str, Shape] = plan.storage_data
         # Not the parent that the coordinator saw: a planner may hand out a plan of an earlier save.
         parent = self._committer.begin(self._branch).head
@@ -198,6 +214,7 @@ class StoreWriter(StorageWriter):
             catalog=self._side.catalog,
             parent=parent,
             chunk_bytes=self._side.chunk_bytes,
+            threads=max(1, (os.cpu_count() or 1) // ranks_here()),
         )
         done: Future[list[WriteResult]] = Future()
         saved = _Saved(nodes=values.nodes, put=put)
@@ -206,10 +223,20 @@ class StoreWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Publish the checkpoint. On the coordinator."""
+        with paused_collector():
+            self._publish(metadata, results)
+
+    def _publish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         if self._begun is None:
             raise InvalidInputError("A save has to begin before it can finish.")
         saved: list[_Saved] = [one.storage_data for each in results for one in each]
         nodes = {keys: node for one in saved for keys, node in one.nodes.items()}
+        nodes |= {
+            keys: ArrayNode(TENSOR, path_of(keys))
+            for name, listed in metadata.state_dict_metadata.items()
+            if isinstance(listed, TensorStorageMetadata)
+            for keys in [(metadata.planner_data or {}).get(name, (name,))]
+        }
         order = (metadata.planner_data or {}).values()
         known = {keys: nodes[keys] for keys in order if keys in nodes}
         self._id, _ = self._committer.commit_shards(
@@ -221,6 +248,12 @@ class StoreWriter(StorageWriter):
             begun=self._begun,
         )
         metadata.storage_meta = StorageMeta(checkpoint_id=self._id)
+
+
+def ranks_here() -> int:
+    """How many ranks share this machine, as torchrun states it; 1 where nothing does."""
+    stated = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(stated)) if stated.isdecimal() else 1
 
 
 def _grids_before(head: Digest | None, catalog: Catalog) -> dict[tuple[str, str, Shape], Shape]:
