@@ -12,7 +12,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench import follow, hierarchies, memory, peers, remote, repositories, training, workloads
+from bench import (
+    follow,
+    hierarchies,
+    memory,
+    peers,
+    ranks_stall,
+    remote,
+    repositories,
+    training,
+    workloads,
+)
 from bench.bench import Bench
 from bench.figures import Bound, Comparison, Figure, comparisons
 
@@ -254,4 +264,5 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "memory": peaks,
     "remote": remote.figures,
     "transfer": _transfer,
+    "ranks-stall": ranks_stall.figures,
 }
