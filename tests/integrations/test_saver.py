@@ -278,7 +278,7 @@ def test_a_save_relies_on_nothing_of_any_rank_that_a_gc_deleted_meanwhile(url):
 
     def work() -> list[str]:
         rank = dist.get_rank()
-        old, new = ({f"w{rank}": tensors(start)[rank]} for start in (0, 1))
+        old, new = ({f"w{rank}": tensors(start)[rank], "start": start} for start in (0, 1))
         texts = []
         with Saver(url) as saver:
             saver.save(old)
