@@ -7,6 +7,7 @@ the only way in from text, so every Digest is well-formed (docs/reference/format
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -72,14 +73,14 @@ class DigestMap:
     """Numbers by digest, in about 55 bytes each; a dict takes five times as much.
 
     Raw digests, each followed by its number, lie one behind the other in 65,536 buckets, which the
-    first four digits select. With 10 million digests a bucket has 6 KB, which is searched in less
-    than a microsecond.
+    first four digits select, in 256 rows, so that few digests do not need all of them. With 10
+    million digests a bucket has 6 KB, which is searched in less than a microsecond.
     """
 
-    __slots__ = ("_buckets", "_count")
+    __slots__ = ("_count", "_rows")
 
     def __init__(self) -> None:
-        self._buckets: list[bytearray | None] = [None] * (1 << 16)
+        self._rows: list[list[bytearray | None] | None] = [None] * 256
         self._count = 0
 
     def __len__(self) -> int:
@@ -93,7 +94,10 @@ class DigestMap:
         raw, bucket, place = self._find(digest)
         encoded = number.to_bytes(NUMBER_BYTES, "little")
         if bucket is None:
-            self._buckets[int(digest[:4], 16)] = bytearray(raw + encoded)
+            row = self._rows[raw[0]]
+            if row is None:
+                row = self._rows[raw[0]] = [None] * 256
+            row[raw[1]] = bytearray(raw + encoded)
         elif place < 0:
             bucket += raw + encoded
         else:
@@ -114,7 +118,7 @@ class DigestMap:
         Numbers may be changed meanwhile.
         """
         step = RAW_BYTES + NUMBER_BYTES
-        for bucket in filter(None, self._buckets):  # most are None in a small repository
+        for bucket in filter(None, chain.from_iterable(filter(None, self._rows))):
             for place in range(0, len(bucket), step):
                 entry = bytes(bucket[place : place + step])
                 number = int.from_bytes(entry[RAW_BYTES:], "little")
@@ -127,7 +131,8 @@ class DigestMap:
     def _find(self, digest: str) -> tuple[bytes, bytearray | None, int]:
         """Return a digest's bytes, its bucket, and its position there, or -1."""
         raw = bytes.fromhex(digest)
-        bucket = self._buckets[int(digest[:4], 16)]
+        row = self._rows[raw[0]]
+        bucket = None if row is None else row[raw[1]]
         place = -1 if bucket is None else bucket.find(raw)
         while bucket is not None and place % (RAW_BYTES + NUMBER_BYTES) and place >= 0:
             place = bucket.find(raw, place + 1)  # its bytes lie across two entries

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ckptstore.digest import Digest
 
 ARRAYS = 400  # on several pages
-BYTES_MAX = 90  # of memory for each object that is stored
+BYTES_MAX = 91  # of memory for each object that is stored; of 50,000, each has a bucket of its own
 
 
 def state(step: int) -> dict[str, Any]:
