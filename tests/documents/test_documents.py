@@ -228,16 +228,18 @@ def test_errors_are_one_family_that_pickles() -> None:
     family = [getattr(ckptstore, name) for name in ckptstore.__all__ if name.endswith("Error")]
     for error in family:
         assert issubclass(error, CkptStoreError)
-        made = (
-            error("text", Incompatible(missing=("a",)))
-            if error is ckptstore.CheckoutMismatchError
-            else error("text")
-        )
+        more = {
+            ckptstore.CheckoutMismatchError: [Incompatible(missing=("a",))],
+            ckptstore.RankError: [{1: TimeoutError("b")}],
+        }
+        made = error("text", *more.get(error, ()))
         again = pickle.loads(pickle.dumps(made))
         assert (type(again), str(again)) == (error, "text")
     assert pickle.loads(
         pickle.dumps(ckptstore.CheckoutMismatchError("x", Incompatible(missing=("a",))))
     ).incompatible.missing == ("a",)
+    failures = pickle.loads(pickle.dumps(ckptstore.RankError("x", {1: TimeoutError("b")}))).failures
+    assert str(failures[1]) == "b"
     assert issubclass(ckptstore.InvalidInputError, ValueError)
 
 
