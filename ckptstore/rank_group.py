@@ -92,6 +92,17 @@ class RankGroup:
         if self.line is not None:
             self.line.progress += 1
 
+    def raise_flag(self, text: str) -> None:
+        """Leave a text for the other ranks in place of an earlier one; none waits for it."""
+        self._meeting("flag").call("set", f"{self._prefix}/flag/{self.rank}", text)
+
+    def flag(self, rank: int) -> bytes:
+        """Return the text that a rank has left; empty if it has left none."""
+        return self._meeting("flag").get(f"{self._prefix}/flag/{rank}")
+
+    def _meeting(self, purpose: str) -> Meeting:
+        return Meeting(self, purpose, self._prefix)
+
     @contextmanager
     def meeting(self, purpose: str) -> Iterator[Meeting]:
         """Meet all ranks; every rank calls this in the same order.
@@ -138,6 +149,24 @@ class Meeting:
             work, lambda values: [join(values) if join else values], is_same=True
         )
         return made[0]
+
+    def told(self, work: Callable[[], Value]) -> Value:
+        """Have rank 0 do some work; all return what it makes. Rank 0 waits for no other rank.
+
+        Raises:
+            RankError: Rank 0 died, hangs or raised. Without other ranks, the error itself.
+        """
+        group = self._group
+        if group.line is None:
+            return work()
+        key, self._exchanges = f"{self._prefix}/{self._exchanges}", self._exchanges + 1
+        if group.rank:
+            value: Value = _checked(_unpickled(self._received({0: key})[0]))
+            return value
+        made = self._joined([_result(work)], lambda values: values)[0]
+        self._send(key, pickle.dumps(made), readers=group.size - 1)
+        told: Value = _checked(made)
+        return told
 
     def divide(
         self, work: Callable[[], Value], join: Callable[[list[Value]], Sequence[Result]]

@@ -50,6 +50,15 @@ def unwrapped(value: Any) -> Any:
     return value
 
 
+def is_replicated(value: Any) -> bool:
+    """True for a module that DistributedDataParallel keeps equal on all ranks, in any wrappers."""
+    while (attribute := _inner(value)) is not None:
+        if type(value).__name__ == "DistributedDataParallel":
+            return True
+        value = getattr(value, attribute)
+    return False
+
+
 def _inner(value: object) -> str | None:
     """The attribute of a wrapper that has what is inside."""
     if is_compiled(value):

@@ -10,12 +10,14 @@ import warnings
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.memory_limit import check_memory
+from ckptstore.checkout.boxes import Wanted, read_boxes
 from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
@@ -28,8 +30,9 @@ from ckptstore.state.flatten import unflatten
 from ckptstore.state.tree import arrays as arrays_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from ckptstore.arrays.dtensor import Layout
     from ckptstore.checkout.placement import Placement
     from ckptstore.checkout.stored_state import StoredState
     from ckptstore.documents.nodes import Node
@@ -59,15 +62,27 @@ def read(stored: StoredState, *, into: object, strict: bool, device: Any, lazy: 
 
 
 @arrays.outside_inference_mode()
-def fresh(stored: StoredState, node: Node, *, device: Any = None) -> Any:
-    """Build the state of a node of the structure, in memory of its own."""
+def fresh(
+    stored: StoredState,
+    node: Node,
+    *,
+    device: Any = None,
+    layouts: Mapping[str, Layout] = MappingProxyType({}),
+) -> Any:
+    """Build the state of a node of the structure, in memory of its own.
+
+    layouts: of the arrays, by path, that are to be DTensors. Of these only the boxes that this rank
+    holds are read.
+    """
     kinds, encoded = {}, {}
     for item in arrays_of(node):
         if item.is_zarr:
             encoded[item.path] = stored.opener.open(item.path, item.kind)
-        else:
+        elif item.first not in layouts:
             kinds[item.first] = item.kind
     fresh_arrays = read_fresh(stored.pages, kinds, objects=stored.objects) if kinds else {}
+    if layouts:
+        fresh_arrays |= _sharded(stored, layouts)
     for zarr_array in encoded.values():
         zarr_array.check_whole()
     check_memory(zarr_array.nbytes for zarr_array in encoded.values())
@@ -97,6 +112,19 @@ def lazily(stored: StoredState) -> Any:
         return unflatten(stored.root, array=array, decode=codecs.decode)
 
 
+def _sharded(stored: StoredState, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+    """The arrays of which this rank holds boxes, as DTensors."""
+    boxes = {
+        entry.path: layouts[entry.path].empty(entry.dtype)
+        for page in stored.pages
+        for entry in page.entries
+        if entry.path in layouts
+    }
+    wanted = {path: [Wanted(layouts[path].box, local)] for path, local in boxes.items()}
+    read_boxes(stored.pages, wanted, objects=stored.objects)
+    return {path: layouts[path].joined(local) for path, local in boxes.items()}
+
+
 @arrays.outside_inference_mode()
 def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
     """Fill an existing destination, and return what did not fit and what was restored.
@@ -113,6 +141,7 @@ def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
     try:
         refused = _hand_over(stored, placement, handing, into, strict=strict)
         read_into(stored.pages, placement.targets, objects=stored.objects)
+        read_boxes(stored.pages, placement.boxes, objects=stored.objects)
     except BaseException:
         handing.undo()
         raise
@@ -144,7 +173,8 @@ def _hand_over(
     said = []
     for handover in placement.objects:
         try:
-            handing.give(handover, fresh(stored, handover.node))
+            state = fresh(stored, handover.node, layouts=handover.layouts)
+            handing.give(handover, state)
         except Refused as refused:
             if strict or _is_model(handover.owner):
                 found = remedy(stored, into, refused.differences, attrgetter("incompatible"))

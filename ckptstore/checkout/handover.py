@@ -21,6 +21,7 @@ from ckptstore.errors import CheckoutMismatchError, Incompatible
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ckptstore.arrays.dtensor import Layout
     from ckptstore.documents.nodes import Node
 
 NO_DIFFERENCES = Incompatible()
@@ -34,7 +35,7 @@ class Handover:
     path: of the node. assign: takes the value, and may return an `Incompatible` of what it left
     out. owner: the object or module whose method that is; None for a value that is only put in its
     place, which nothing can refuse. differences: what seems not to fit the owner, which may know
-    better.
+    better. layouts: of the arrays, by path, that the owner has as DTensors.
     """
 
     node: Node
@@ -42,6 +43,7 @@ class Handover:
     assign: Callable[[Any], object]
     owner: object = None
     differences: Incompatible = NO_DIFFERENCES
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     @property
     def may_refuse(self) -> bool:

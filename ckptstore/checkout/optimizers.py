@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays.dtensor import Layout, is_sharded
 from ckptstore.checkout.handover import is_optimizer, loads_as_torch
 from ckptstore.documents.names import escape_key, unescape_key
 from ckptstore.documents.nodes import ArrayNode, DictNode, ListNode, TupleNode
@@ -122,6 +123,27 @@ def loader(recorded: Recorded, entries: Mapping[str, Entry]) -> Callable[[Any], 
         _uncast(optimizer, state, held, kept)
 
     return load
+
+
+def layouts(optimizer: Any, node: Node, entries: Mapping[str, Entry]) -> dict[str, Layout]:
+    """The layouts of the arrays in the state of an optimizer whose parameters are DTensors.
+
+    torch makes such a state beside its parameter, so what has the shape of one has its layout.
+    """
+    states = node.items.get("state") if isinstance(node, DictNode) else None
+    if not (is_optimizer(optimizer) and isinstance(states, DictNode)):
+        return {}
+    found = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        state = states.items.get(number)
+        if is_sharded(parameter) and isinstance(state, DictNode):
+            layout = Layout.of(parameter)
+            for item in state.items.values():
+                if isinstance(item, ArrayNode) and not item.is_zarr:
+                    entry = entries.get(item.first)
+                    if entry is not None and tuple(entry.shape) == layout.shape:
+                        found[item.first] = layout
+    return found
 
 
 def differences(recorded: Recorded, node: Node, entries: Mapping[str, Entry]) -> list[str]:

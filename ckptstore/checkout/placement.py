@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays.dtensor import Layout, is_sharded, local_of
 from ckptstore.arrays.frameworks import (
     copy_chunk,
     describe,
@@ -22,12 +23,14 @@ from ckptstore.arrays.frameworks import (
 )
 from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.arrays.modules import loads_itself, named_state, plain_name, unwrapped
+from ckptstore.checkout.boxes import Wanted
 from ckptstore.checkout.handover import Handover
 from ckptstore.checkout.modules import is_counter_of_old_file, load_module
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.optimizers import (
     Recorded,
     differences,
+    layouts,
     loader,
     record,
     renamed_parameters,
@@ -51,7 +54,8 @@ if TYPE_CHECKING:
 class Placement:
     """The plan of filling a destination.
 
-    targets: existing arrays by the path of what goes into them. handovers: nodes that are read as a
+    targets: existing arrays by the path of what goes into them. boxes: the same for DTensors, of
+    which this rank holds a box. handovers: nodes that are read as a
     fresh state and handed to a function: plain values, optimizers, what a module computes rather
     than stores. empty: the modules and objects that nothing goes into. is_whole: what the
     destination has beyond the stored state counts as missing.
@@ -59,6 +63,7 @@ class Placement:
 
     is_whole: bool = True
     targets: dict[str, Any] = field(default_factory=dict)
+    boxes: dict[str, list[Wanted]] = field(default_factory=dict)
     handovers: list[Handover] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -93,6 +98,7 @@ class Placement:
     def restored(self) -> Iterator[str]:
         """The paths of the checkpoint of all that goes into the destination."""
         yield from self.targets
+        yield from self.boxes
         for handover in self.handovers:
             yield from (path for path, _ in leaves(handover.node, handover.path))
 
@@ -188,7 +194,13 @@ class _Place:
             return
         assign = loader(recorded, self.entries)
         self.placement.handovers.append(
-            Handover(node=node, path=name, assign=assign, owner=recorded.target)
+            Handover(
+                node=node,
+                path=name,
+                assign=assign,
+                owner=recorded.target,
+                layouts=layouts(recorded.target, node, self.entries),
+            )
         )
 
     def is_plain(self, value: object) -> bool:
@@ -282,6 +294,9 @@ class _Place:
             )
         elif node.is_zarr:
             self.placement.handovers.append(Handover(node=node, path=name, assign=_copier(target)))
+        elif is_sharded(target):
+            wanted = Wanted(Layout.of(target).box, local_of(target))
+            self.placement.boxes.setdefault(path, []).append(wanted)
         else:
             self.placement.targets[path] = target
 
@@ -353,7 +368,21 @@ class _Place:
             unfit=unfit,
         )
         self.placement.handovers.append(
-            Handover(node=node, path=path, assign=assign, owner=module, differences=seeming)
+            Handover(
+                node=node,
+                path=path,
+                assign=assign,
+                owner=module,
+                differences=seeming,
+                layouts={
+                    item.first: Layout.of(expected[key])
+                    for key, item in node.items.items()
+                    if isinstance(item, ArrayNode)
+                    and key in expected
+                    and is_sharded(expected[key])
+                    and not item.is_zarr
+                },
+            )
         )
 
     def keras(self, node: Node, model: Any, path: str) -> None:
@@ -372,7 +401,8 @@ class _Place:
 
     def filled(self) -> int:
         """The number of arrays and values that have a place so far."""
-        return len(self.placement.targets) + len(self.placement.handovers)
+        found = self.placement
+        return len(found.targets) + len(found.boxes) + len(found.handovers)
 
     def refuse_names(self, node: Node, path: str) -> None:
         """Note that a model was met where the checkpoint has no names."""

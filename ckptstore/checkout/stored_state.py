@@ -18,7 +18,7 @@ from ckptstore.state.paths import WEIGHTS
 from ckptstore.state.rename import move
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import Entry
@@ -65,16 +65,20 @@ class StoredState:
         model: object = None,
         objects: ObjectReader | None = None,
         bytes_max: int | None = None,
+        view: Callable[[Node], Node] | None = None,
     ) -> Self:
         """Read the structure and the pages of what is chosen.
 
         rename: of the paths that the globs of `selection` choose; `part` is one of the new names.
         model: what is filled; without a `part`, a module takes "model" if there is such a key.
-        objects: reads the arrays; the catalog's own when None. bytes_max: of the opener.
+        objects: reads the arrays; the catalog's own when None. bytes_max: of the opener. view:
+        changes what was chosen, before it is renamed.
         """
         with paused_collector():
             whole, path = catalog.structure(manifest), ""
             root = tree.select(whole, selection, name=f"checkpoint {id.short}")
+            if view is not None:
+                root = view(root)
             names = origins = None
             if rename.patterns:
                 names = rename.names_in(root, source=whole)

@@ -13,16 +13,21 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten as flatten_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptstore.arrays.source import ArraySource
     from ckptstore.state.flatten import Flat
 
 
-def flatten(value: object) -> Flat[ArraySource]:
-    """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold."""
+def flatten(
+    value: object, *, describe: Callable[[object], ArraySource | None] = arrays.describe
+) -> Flat[ArraySource]:
+    """Take a state apart; UnsupportedValueError names a value that no checkpoint can hold.
+
+    describe: returns how to read an array, None for any other value.
+    """
     with paused_collector():
-        return flatten_state(
-            value, describe=arrays.describe, encode=codecs.encode, expand=_state_of
-        )
+        return flatten_state(value, describe=describe, encode=codecs.encode, expand=_state_of)
 
 
 def _state_of(value: object) -> object:

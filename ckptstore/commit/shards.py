@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,13 @@ from ckptstore.documents.boxes import Box, Part, parts, whole_chunks
 from ckptstore.documents.chunks import chunk_shape, chunks, is_contiguous, whole
 from ckptstore.documents.dtypes import ITEM_BYTES, word
 from ckptstore.documents.page import SMALL_BYTES
-from ckptstore.errors import ConflictError, InvalidInputError, shown
+from ckptstore.errors import (
+    ConflictError,
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    shown,
+)
 from ckptstore.store.reach import Reached, reached_by
 
 if TYPE_CHECKING:
@@ -133,6 +140,17 @@ def _unpickled(
 def is_small(nbytes: int) -> bool:
     """True for an array that goes into the bundle of its page."""
     return 0 < nbytes < SMALL_BYTES
+
+
+def grids_of(head: Digest | None, catalog: Catalog) -> dict[tuple[str, str, Shape], Shape]:
+    """Return the chunk shapes of a checkpoint's arrays by path, dtype and shape."""
+    found = {}
+    with suppress(CorruptError, NotFoundError):  # then all are chosen anew
+        for page in catalog.pages(catalog.manifest(head)) if head is not None else ():
+            for entry in page.entries:
+                if entry.offset is None and entry.order is None:
+                    found[entry.path, entry.dtype, entry.shape] = entry.chunk_shape
+    return found
 
 
 def put_shards(

@@ -53,13 +53,17 @@ class Staging:
     def copy(self, value: object) -> Staged:
         """Copy a state to host memory; the copy is complete when this returns."""
         # The sources are freed before the collector resumes, which would otherwise visit them.
-        with paused_collector(), arrays.one_thread_in_child():
-            return self._copied(value)
+        with paused_collector():
+            return Staged(self.copy_arrays(flatten_stored(value)))
 
-    def _copied(self, value: object) -> Staged:
+    def copy_arrays(self, flat: Flat[ArraySource]) -> Flat[ArraySource]:
+        """Copy the arrays of a state that was taken apart; complete when this returns."""
+        with paused_collector(), arrays.one_thread_in_child():
+            return self._copied(flat)
+
+    def _copied(self, flat: Flat[ArraySource]) -> Flat[ArraySource]:
         import torch
 
-        flat = flatten_stored(value)
         own = {path: source for path, source in flat.arrays.items() if path not in flat.tied}
         places = self._places_for(own)
         with torch.no_grad():
@@ -67,7 +71,7 @@ class Staging:
         for device in devices - {None}:
             torch.accelerator.synchronize(device)
         staged = {path: places[flat.tied.get(path, path)].source for path in flat.arrays}
-        return Staged(replace(flat, arrays=staged))
+        return replace(flat, arrays=staged)
 
     def _leave_to_parent(self) -> None:
         """Begin anew in a forked child, where page-locked memory can be neither used nor freed."""

@@ -89,7 +89,9 @@ class Refill:
         changes = changes_of(fills, memory)
         chunks = read_changes(changes, stored.pages, stored.objects)
         new = [load for load in loads if not memory.was_handed(load)]
-        states = [(load, fresh(stored, load.handover.node)) for load in new]
+        states = [
+            (load, fresh(stored, load.handover.node, layouts=load.handover.layouts)) for load in new
+        ]
         return cls(fills=fills, loads=loads, changes=changes, chunks=chunks, states=states)
 
     @property

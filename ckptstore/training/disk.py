@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.arrays.frameworks import is_module
 from ckptstore.errors import CkptStoreError, StorageError, first_line
 from ckptstore.retention import KeepBest, MaxBytes, MaxToKeep
 from ckptstore.training.background import ending
+from ckptstore.training.ranks import launched_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ckptstore.checkpoint import Checkpoint
     from ckptstore.repository import Repository
     from ckptstore.retention import Policy
 
 ON_FULL = ("raise", "gc", "wait")
 POLL_SECONDS = 10.0  # between two attempts while waiting for room
+Value = TypeVar("Value")
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +45,7 @@ class Disk:
         estimate from the tensors that are tracked.
         """
         free = self._repository.free_bytes()
-        if free is None:
+        if free is None or launched_rank() > 0:  # of a group of ranks the first warns
             return None
         with suppress(CkptStoreError):  # the first save will raise it
             heads, _ = self._repository.ref_names()
@@ -64,8 +65,8 @@ class Disk:
         return None
 
     def with_room(
-        self, act: Callable[[], Checkpoint], *, may_gc: bool, is_over: Callable[[], bool]
-    ) -> Checkpoint:
+        self, act: Callable[[], Value], *, may_gc: bool, is_over: Callable[[], bool]
+    ) -> Value:
         """Commit, and repeat it once there is room again, if that is asked for.
 
         Args:

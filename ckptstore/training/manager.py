@@ -11,7 +11,7 @@ import math
 import sys
 import time
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsFloat
 
 from ckptstore import repository
@@ -21,6 +21,7 @@ from ckptstore.errors import (
     CkptStoreError,
     InvalidInputError,
     NotFoundError,
+    RankError,
     check_choice,
     meant,
     shown,
@@ -35,6 +36,7 @@ from ckptstore.training.background import Background
 from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
 from ckptstore.training.differences import environment
 from ckptstore.training.disk import ON_FULL, Disk
+from ckptstore.training.group import RANK_SECONDS, checked_ranks, joined_group
 from ckptstore.training.loaders.ends import stay_in_epoch
 from ckptstore.training.mirrored import (
     MIRROR_SECONDS,
@@ -58,10 +60,12 @@ if TYPE_CHECKING:
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.retention import KeepBest, Policy
+    from ckptstore.training.group import GroupSave
     from ckptstore.training.resume import ResumeReport
     from ckptstore.training.tracked import Stateful
 
 WHEN_BUSY = ("wait", "skip")
+NOT_DUE, BUSY, DUE = "not due", "busy", "due"  # what `save` finds
 CONSTRUCTOR_FRAMES = 3  # from the caller of the constructor to a warning in it
 _log = logging.getLogger(__name__)
 
@@ -69,8 +73,9 @@ _log = logging.getLogger(__name__)
 class CheckpointManager(MirroredRun):
     """Saves and restores everything that a training run needs to continue as if never interrupted.
 
-    Under an initialised torch.distributed group rank 0 alone commits. The other ranks restore its
-    checkpoint but for the random states, and warn of what they have that differs from rank 0.
+    Under an initialised torch.distributed group every rank makes a manager and calls its methods
+    alike. One checkpoint has what is of each rank: its part of sharded tensors, its random states,
+    and what differs between ranks. Of all else it has the copy of rank 0 (see docs/adr/0069).
 
     A checkpoint of the branch is kept if any of `max_to_keep`, `keep_best`, `keep_every_n_hours`,
     `keep_every_n_steps` and `policy` keeps it. A gc of this branch alone runs after each save, or
@@ -132,6 +137,11 @@ class CheckpointManager(MirroredRun):
             warning comes at the start if there is less room than the policy needs.
         save_on_start: Save the initial state as step 0 when `restore_or_initialize` finds no
             checkpoint.
+        ranks: "all" where every rank of a torch.distributed group makes a manager and calls its
+            methods alike: rank 0 decides when to save and publishes one checkpoint, to which each
+            rank adds what it holds of sharded tensors, and what it has of its own. "first" saves
+            the state of rank 0 alone, waits for no other rank, and refuses sharded tensors.
+        rank_timeout: The most seconds that a rank waits for another, of which it then is an error.
         compare_next_batch: Record a BLAKE3 of the batch that a tracked DataLoader gives next, which
             `save` loads for this. When the loop gets that batch after a restore, another one is an
             error that names what differs, or a warning after `restore(strict=False)`.
@@ -196,6 +206,8 @@ class CheckpointManager(MirroredRun):
         on_full: str = "raise",
         save_on_start: bool = False,
         compare_next_batch: bool = False,
+        ranks: str = "all",
+        rank_timeout: float = RANK_SECONDS,
         verbose: bool = False,
         clock: Callable[[], float] = time.monotonic,
         **tracked: object,
@@ -224,13 +236,13 @@ class CheckpointManager(MirroredRun):
         self.branch = branch
         self.tracked = _tracked(tracked)
         refuse_shards(self.tracked)
+        rank_seconds = checked_ranks(ranks, rank_timeout)
         self._epoch: int | None = None
         self.batch: int | None = None
         self._save_on_start, self._compare_next_batch = save_on_start, compare_next_batch
         self._rng, self._verbose, self._when_busy, self._clock = rng, verbose, when_busy, clock
         self._run = run_meta() if record_run else {}
-        self._staging = Staging() if async_save else None
-        self._background = Background()
+        self._staging, self._background = Staging() if async_save else None, Background()
         self._newest: Checkpoint | None = None
         self._others = OtherRanks()
         self._skipped: SaveRequest | None = None  # the last call of `save`, if it was skipped
@@ -238,10 +250,12 @@ class CheckpointManager(MirroredRun):
         self._preemption = Preemption(chosen_signals(save_on_signal))
         # The last call of `save` if nothing was due. Only a signal may ask for it later.
         self._called: SaveRequest | None = None
-        self._has_saved = False
-        self._saved_step, self._saved_time = 0, self._seconds()
+        self._has_saved, self._saved_step, self._saved_time = False, 0, self._seconds()
         self.repository = (
             store if isinstance(store, Repository) else repository.open(store, create=True)
+        )
+        self._group = joined_group(
+            self.repository, branch, tracked, self.tracked, seconds=rank_seconds
         )
         self._place = Place(self.repository, resume=resume)
         self._start_mirror(mirror, there, keep_seeds=keep_seeds, gc_every=gc_every)
@@ -286,6 +300,8 @@ class CheckpointManager(MirroredRun):
             if self._called is not None:
                 self._save(self._called)
             self._end()
+        if error is not None and self._group is not None:
+            self._group.end(error)
         if error is not None and self._skipped is not None:
             error.add_note(
                 f"The save at step {self._skipped.step} was skipped while another was in flight. "
@@ -394,7 +410,7 @@ class CheckpointManager(MirroredRun):
         Raises:
             CkptStoreError: As in `restore`.
         """
-        if rev is None and self.latest is None:
+        if rev is None and self._is_new():
             if init_fn is not None:
                 init_fn()
             if self._save_on_start:
@@ -410,6 +426,15 @@ class CheckpointManager(MirroredRun):
             fallback=fallback,
         )
         return report.step or 0
+
+    def _is_new(self) -> bool:
+        """Whether the branch has no checkpoint."""
+        is_new: bool = self._agreed(lambda: self.latest is None)
+        return is_new
+
+    def _agreed(self, decide: Callable[[], Any]) -> Any:
+        """Return what is decided; on all ranks of a group what rank 0 decides."""
+        return decide() if self._group is None else self._group.told(decide, "start")
 
     def restore(
         self,
@@ -454,6 +479,7 @@ class CheckpointManager(MirroredRun):
             CheckoutMismatchError: It does not fit the tracked objects; every difference is listed.
             CorruptError: It is damaged.
             StorageError: The storage failed, or an earlier save did.
+            RankError: Another rank failed to restore it, or does not come within `rank_timeout`.
         """
         self.wait()
         report, position = restore_rev(
@@ -466,6 +492,7 @@ class CheckpointManager(MirroredRun):
             rename=rename,
             reset=names_to_reset(reset, self.tracked),
             fallback=fallback,
+            group=self._group,
         )
         self._forget_skipped()
         if self._verbose:
@@ -498,10 +525,43 @@ class CheckpointManager(MirroredRun):
             CkptStoreError: An earlier save failed in the background.
         """
         number = step_number(step)
-        self._background.raise_error()
-        return self.save_requested or self._interval.is_due(
-            number, last_step=self._saved_step, seconds=self._seconds() - self._saved_time
+        return self._verdict(number, force=False) != NOT_DUE
+
+    def _verdict(self, number: int, *, force: bool) -> str:
+        """Return whether to save at a step; on all ranks of a group what rank 0 finds."""
+        if self._group is None:
+            return self._own_verdict(number, force=force)
+        self._group.carry(self._preemption)
+        of_0, signal, step = self._group.told(
+            lambda: (
+                self._own_verdict(number, force=force),
+                self._preemption.asked_by if self._preemption.is_asked else None,
+                number,
+            ),
+            f"save of step {number}",
         )
+        if step != number:
+            error = InvalidInputError(
+                f"This rank is at step {number}, and rank 0 at step {step}. All ranks have to call "
+                "save and should_save alike."
+            )
+            if of_0 == DUE:
+                with self._group.save(step).beginning():
+                    raise error
+            raise error
+        if signal is not None:
+            self._preemption.note_of_other(signal)
+        return of_0
+
+    def _own_verdict(self, number: int, *, force: bool) -> str:
+        self._background.raise_error()
+        is_forced = force or self.save_requested
+        if not is_forced and not self._interval.is_due(
+            number, last_step=self._saved_step, seconds=self._seconds() - self._saved_time
+        ):
+            return NOT_DUE
+        is_skipped = self._background.is_busy and self._when_busy == "skip" and not is_forced
+        return BUSY if is_skipped else DUE
 
     def save(
         self,
@@ -533,7 +593,7 @@ class CheckpointManager(MirroredRun):
 
         Returns:
             True if a checkpoint was made, or is being made in the background. The same on all ranks
-            of a torch.distributed group, of which rank 0 makes it.
+            of a torch.distributed group, for which rank 0 decides.
 
         Raises:
             UnsupportedValueError: A tracked object's state holds a value that cannot be stored.
@@ -542,6 +602,7 @@ class CheckpointManager(MirroredRun):
                 newest. The message names the ways to go on.
             StorageError: The storage failed. With `async_save`, errors of hashing and writing are
                 raised by the next call of a method instead.
+            RankError: Another rank failed, or does not come within `rank_timeout`.
             SystemExit: After a signal to save and end, once the checkpoint is durable. If several
                 managers listen for it, once all have saved, or at the next call.
         """
@@ -549,7 +610,8 @@ class CheckpointManager(MirroredRun):
         self._preemption.quiet_loaders()
         if self._preemption.is_served:
             self._end()
-        if not (force or self.should_save(number)):
+        verdict = self._verdict(number, force=force)
+        if verdict == NOT_DUE:
             if self._preemption.signals:
                 self._called = SaveRequest.of(number, epoch=epoch, batch=batch, run=self._run)
             return False
@@ -563,8 +625,7 @@ class CheckpointManager(MirroredRun):
             tag=tag,
             run=self._run | environment(self.tracked) if self._run else {},
         )
-        is_forced = force or self.save_requested
-        if self._background.is_busy and self._when_busy == "skip" and not is_forced:
+        if verdict == BUSY:
             self._skipped = request
             return False
         self._save(request)
@@ -588,12 +649,24 @@ class CheckpointManager(MirroredRun):
                 f"ckptstore: {self._preemption.asked_by.name} received; saved step "
                 f"{self._saved_step} to {self.branch}.\n"
             )
+            if self._group is not None:  # launchers end the other ranks once one has ended
+                with suppress(RankError):
+                    self._group.together(lambda: None, "end after a signal")
             raise SystemExit(self._preemption.exit_code)
 
     def _save(self, request: SaveRequest) -> None:
         """Save the tracked objects as they are."""
         self._background.wait()
-        rank, _ = rank_and_size()
+        save = None if self._group is None else self._group.save(request.step)
+        with nullcontext() if save is None else save.beginning():
+            self._begin(request, save)
+        self._saved_step, self._saved_time = request.step, self._seconds()
+        self._has_saved = True
+        self._forget_skipped()
+
+    def _begin(self, request: SaveRequest, save: GroupSave | None) -> None:
+        """Take the state of a save, and commit it or have it committed in the background."""
+        rank, size = rank_and_size()
         if rank == 0:
             self._place.begin(self.branch, request.step)
         # On the other ranks too: the state of a sharded model needs all of them.
@@ -602,7 +675,13 @@ class CheckpointManager(MirroredRun):
             progress=request.position,
             random=self._rng,
             next_batch=self._compare_next_batch,
+            world_size=1 if save is None else size,
         )
+        if save is not None:
+            save.take(state, self.tracked, self._staging)
+            del state
+            self._start(lambda: self._commit_part(save, request))
+            return
         self._others.note(state, self.tracked, key=f"{self.branch}/{request.step}")
         if rank > 0:
             self._others.compare()
@@ -613,9 +692,30 @@ class CheckpointManager(MirroredRun):
             # Freeing a tensor yields to other threads: the commit would go first, for milliseconds.
             del state
             self._background.start(lambda: self._commit(staged, request))
-        self._saved_step, self._saved_time = request.step, self._seconds()
-        self._has_saved = True
-        self._forget_skipped()
+
+    def _start(self, job: Callable[[], object]) -> None:
+        """Do a job, in the background if saves are asynchronous."""
+        if self._staging is None:
+            job()
+        else:
+            self._background.start(job)
+
+    def _commit_part(self, save: GroupSave, request: SaveRequest) -> None:
+        """Do the part of this rank in a save of all ranks; that of rank 0 includes the gc."""
+        place, disk, branch = self._place, self._disk, self.branch
+        room: dict[str, Any] = {"is_over": lambda: self.preempted}
+        with as_training():
+            self._newest = save.run(
+                branch,
+                lambda make: disk.with_room(
+                    lambda: place.commit(None, branch, request.facts, make),
+                    may_gc=not place.keeps_all,
+                    **room,
+                ),
+                lambda put: disk.with_room(put, may_gc=False, **room),
+            )
+        if save.group.rank == 0:
+            self._committed(request)
 
     def _forget_skipped(self) -> None:
         self._skipped = self._called = None
@@ -705,6 +805,12 @@ class CheckpointManager(MirroredRun):
                 may_gc=not self._place.keeps_all,
                 is_over=lambda: self.preempted,
             )
+        self._committed(request)
+
+    def _committed(self, request: SaveRequest) -> None:
+        """Tag the newest checkpoint, expire what no policy keeps, and have it mirrored."""
+        assert self._newest is not None, "it was committed"
+        with as_training():
             if request.tag is not None:
                 self.repository.tag(request.tag, str(self._newest.id), move=True)
             self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.retention import Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ckptstore.checkpoint import Checkpoint
@@ -32,6 +33,10 @@ class MirroredRun(ABC):
     @abstractmethod
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint of the branch in the repository."""
+
+    @abstractmethod
+    def _agreed(self, decide: Callable[[], Any]) -> Any:
+        """Return what is decided; on all ranks of a group what rank 0 decides."""
 
     @abstractmethod
     def wait(self) -> Checkpoint | None:
@@ -92,12 +97,15 @@ class MirroredRun(ABC):
             return
         from ckptstore.training.mirror import Mirror
 
-        self._place.hold(self.branch)
-        mirror = Mirror(
-            self.repository, url, retention=retention, keep_seeds=keep_seeds, gc_every=gc_every
-        )
-        mirror.start(self.branch)
-        self._mirror = mirror
+        def start() -> None:
+            self._place.hold(self.branch)
+            mirror = Mirror(
+                self.repository, url, retention=retention, keep_seeds=keep_seeds, gc_every=gc_every
+            )
+            mirror.start(self.branch)
+            self._mirror = mirror
+
+        self._agreed(start)  # rank 0 alone pushes, and fetches what all ranks then restore
 
 
 def checked_retention(policy: object, mirror: object) -> Policy | None:
@@ -118,12 +126,12 @@ def checked_retention(policy: object, mirror: object) -> Policy | None:
     return policy
 
 
-def checked_timeout(timeout: object) -> float:
+def checked_timeout(timeout: object, *, name: str = "timeout") -> float:
     """Return the seconds to wait; InvalidInputError if they are none."""
     if timeout is None:
         return TIMEOUT_SECONDS_MAX
     if isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout >= 0:
         return float(min(timeout, TIMEOUT_SECONDS_MAX))
     raise InvalidInputError(
-        f"timeout is {shown(timeout)}; a number of seconds of 0 or more is expected."
+        f"{name} is {shown(timeout)}; a number of seconds of 0 or more is expected."
     )

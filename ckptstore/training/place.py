@@ -24,6 +24,8 @@ from ckptstore.errors import (
 from ckptstore.training.ranks import launched_rank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
     from ckptstore.documents.facts import Facts
@@ -207,15 +209,23 @@ class Place:
             stacklevel=SAVE_FRAMES,
         )
 
-    def commit(self, state: object, branch: str, facts: Facts) -> Checkpoint:
+    def commit(
+        self,
+        state: object,
+        branch: str,
+        facts: Facts,
+        make: Callable[..., Checkpoint] | None = None,
+    ) -> Checkpoint:
         """Commit a state after its parent.
+
+        make: commits it with the arguments of `Repository.commit`, which is the default.
 
         Raises:
             ConflictError: The branch has moved since.
         """
         parent = None if self.follows_head else self._parent(branch)
         try:
-            made = self._repository.commit(
+            made = (make or self._repository.commit)(
                 state,
                 branch=branch,
                 parent=parent,

@@ -6,6 +6,7 @@ managers, and is put back when the last of them is closed. See docs/adr/0051.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -133,6 +134,12 @@ class Preemption:
             self.is_save_asked = True
         elif not self.is_asked:
             self.is_asked, self.asked_by, self._asked_at = True, number, time.monotonic()
+
+    def note_of_other(self, number: int) -> None:
+        """Note a signal to end that another rank got. If it comes here too, it is the same one."""
+        if not self.is_asked:
+            self.is_asked, self.asked_by = True, signal.Signals(number)
+            self._asked_at = math.inf
 
     def is_second(self, number: signal.Signals) -> bool:
         """Whether a signal comes when one to end was already noted, and is not that one again."""

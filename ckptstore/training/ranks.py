@@ -1,8 +1,8 @@
-"""Ranks: a training in several processes, of which the first alone saves.
+"""Ranks: a training in several processes, of which the first alone saves (`ranks="first"`).
 
-A checkpoint holds the state of one process. Under an initialised torch.distributed group rank 0
-commits, and the others name what they have that is not its. Nothing here waits for another rank:
-some programs call `save` on one rank only. See docs/adr/0051.
+The checkpoint has the state of rank 0, and the other ranks name what they have that is not its.
+Nothing here waits for another rank: such programs may call `save` on one rank only. All ranks
+together are `group`. See docs/adr/0069.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class OtherRanks:
         own = {name: _told(value, tracked.get(name)) for name, value in state.items()}
         if rank > 0:
             self._own = own
-        elif store := _store():
+        elif store := group_store():
             for name, text in own.items():
                 store.set(f"{self._key}/{name}", text)
             store.set(self._key, "whole")
 
     def compare(self) -> None:
         """Warn of what differs from rank 0, once that has published its fingerprints."""
-        store = _store()
+        store = group_store()
         if self._own is None or store is None:
             return
         with suppress(RuntimeError):  # the store of a group that has ended
@@ -155,8 +155,8 @@ def _of_all_ranks(value: Any) -> Any:
     return {**value, "loader": _of_all_ranks(value["loader"])} if "loader" in value else value
 
 
-def _store() -> Any:
-    """The key-value store of the group, through which its processes found each other."""
+def group_store() -> Any:
+    """The key-value store of the group, through which its processes found each other; or None."""
     groups = sys.modules.get("torch.distributed.distributed_c10d")
     get: Any = getattr(groups, "_get_default_store", None)
     with suppress(ValueError, RuntimeError):  # there is no group

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from glob import escape
 from typing import TYPE_CHECKING, Any, Self
 
+from ckptstore.checkout.checkout import fill
+from ckptstore.checkout.stored_state import StoredState
 from ckptstore.documents.manifest import SEED
 from ckptstore.documents.names import check_strings, escape_key, unescape_key
 from ckptstore.errors import (
@@ -14,6 +17,7 @@ from ckptstore.errors import (
     CorruptError,
     ExpiredError,
     InvalidInputError,
+    RankError,
     first_line,
     shown,
 )
@@ -21,16 +25,20 @@ from ckptstore.state.paths import key_segments
 from ckptstore.state.rename import Rename
 from ckptstore.state.selection import Selection
 from ckptstore.training.differences import changed, environment, moved, settings
-from ckptstore.training.tracked import PROGRESS, RANDOM, destination, records_of, settle
+from ckptstore.training.rank_view import RankView
+from ckptstore.training.tracked import PROGRESS, RANDOM, RANKS, destination, records_of, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
+    from ckptstore.errors import Incompatible
     from ckptstore.repository import Repository
+    from ckptstore.training.group import Group
     from ckptstore.training.tracked import Stateful
 
+FINDING, RESTORING = "search for a checkpoint", "restore"
 SHOWN_MAX = 5  # names in a line of the report; the attributes have all
 
 
@@ -104,19 +112,22 @@ def restore_rev(
     rename: Mapping[str, str] | None,
     reset: Sequence[str],
     fallback: bool,
+    group: Group | None = None,
 ) -> tuple[ResumeReport, Mapping[str, Any] | None]:
     """Restore tracked objects from a revision, as `restore_tracked` does.
 
     fallback: whether to restore the newest whole one of the checkpoints before it if it is damaged.
+    group: all ranks of it restore the same checkpoint, the one that rank 0 finds, or none.
     """
     before = settings(tracked)
     damaged: list[Digest] = []
     first: CorruptError | None = None
     try:
-        for found in _candidates(repository, rev) if fallback else (rev,):
+        for found in _tried(repository, rev, fallback=fallback, group=group):
             try:
-                checkpoint = repository.resolve(found)
-                report, position = restore_tracked(
+                checkpoint = _resolved(repository, found, group)
+                restore = partial(
+                    restore_tracked,
                     repository,
                     checkpoint,
                     tracked,
@@ -125,9 +136,15 @@ def restore_rev(
                     exclude=exclude,
                     rename=rename,
                     reset=reset,
+                    group=group,
                 )
-            except CorruptError as error:
-                first = first or error
+                report, position = (
+                    restore() if group is None else group.together(restore, RESTORING)
+                )
+            except (CorruptError, RankError) as error:
+                if (damage := _damage(error)) is None:
+                    raise
+                first = first or damage
                 damaged.append(_id_of(repository, found))
             except ExpiredError:
                 if not damaged:
@@ -175,6 +192,32 @@ def names_to_reset(
     return tuple(names)
 
 
+def _tried(
+    repository: Repository, rev: str, *, fallback: bool, group: Group | None
+) -> Iterator[str]:
+    """Yield the revisions to try; on all ranks those of rank 0."""
+    found = iter(_candidates(repository, rev) if fallback else (rev,))
+    if group is None:
+        yield from found
+        return
+    while (name := group.told(lambda: next(found, None), FINDING)) is not None:
+        yield name
+
+
+def _resolved(repository: Repository, rev: str, group: Group | None) -> Checkpoint:
+    """Return the checkpoint of a revision; on all ranks that which rank 0 finds."""
+    if group is None:
+        return repository.resolve(rev)
+    return repository.resolve(group.told(lambda: repository.resolve(rev).id, FINDING))
+
+
+def _damage(error: CorruptError | RankError) -> CorruptError | None:
+    """The error of what is damaged, on whichever ranks it was found; None if that is not all."""
+    found = [*error.failures.values()] if isinstance(error, RankError) else [error]
+    damage = [each for each in found if isinstance(each, CorruptError)]
+    return damage[0] if len(damage) == len(found) else None
+
+
 def _candidates(repository: Repository, rev: str) -> Iterator[str]:
     """Yield a revision, and then the checkpoints before it, newest first."""
     yield rev
@@ -202,6 +245,7 @@ def restore_tracked(
     exclude: str | Sequence[str] | None,
     rename: Mapping[str, str] | None,
     reset: Sequence[str],
+    group: Group | None = None,
 ) -> tuple[ResumeReport, Mapping[str, Any] | None]:
     """Restore tracked objects and the global random states from a checkpoint.
 
@@ -215,11 +259,13 @@ def restore_tracked(
         exclude: Globs of paths to leave as they are.
         rename: New paths of what these choose.
         reset: The names of objects that begin anew.
+        group: The ranks, each of which takes what it had for itself.
 
     Returns:
         The report, and the saved position, "epoch" and "batch", if it was chosen.
     """
-    paths = _Paths.of(checkpoint)
+    paths = _Paths.of(checkpoint).of_rank_0
+    view = RankView(0 if group is None or rename else group.rank)
     if include is None and isinstance(checkpoint.meta.get(SEED), dict):
         include = sorted({f"{_top(path)}/**" for path in paths.leaves})
     renames = Rename.of(rename)
@@ -229,16 +275,18 @@ def restore_tracked(
     moves = renames.names(chosen.arrays, [*chosen.values, *chosen.tops])
     names = [unescape_key(_top(moves.of(path))) for path in paths.every]
     into, random, progress = destination(tracked, names, records_of(repository, checkpoint, moves))
-    misfit = repository.checkout(
+    misfit = _filled(
+        repository,
         checkpoint.id,
-        into={name: item for name, item in into.items() if name not in reset},
+        {name: item for name, item in into.items() if name not in reset},
         strict=strict,
-        include=include,
-        exclude=exclude,
-        rename=renames.to_dict(),
+        selection=Selection.of(include, exclude),
+        rename=renames,
+        view=view,
     )
-    settle(tracked, random, strict=strict)
-    taken = {*misfit.restored}
+    settle(tracked, random, strict=strict, is_own=RANDOM in view.own)
+    view.report(group, progress.state, into)
+    taken = {*map(view.path_of_all, misfit.restored)}
     leaves = map(moves.of, paths.leaves)
     own = [path for path in leaves if _top(path) in into and _top(path) not in (RANDOM, PROGRESS)]
     restored = [path for path in own if path in taken]
@@ -254,6 +302,32 @@ def restore_tracked(
         ),
     )
     return report, progress.state
+
+
+def _filled(
+    repository: Repository,
+    id: Digest,
+    into: Mapping[str, Any],
+    *,
+    strict: bool,
+    selection: Selection,
+    rename: Rename,
+    view: RankView,
+) -> Incompatible:
+    """Fill objects as `Repository.checkout` does, from the view that a rank has of a checkpoint."""
+    side = repository._side()  # noqa: SLF001
+    id, manifest = side.resolver.readable(id)
+    with side.catalog.reading(id):
+        stored = StoredState.load(
+            id,
+            manifest,
+            side.catalog,
+            selection=selection,
+            rename=rename,
+            part=None,
+            view=view,
+        )
+        return fill(stored, into, strict=strict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +357,11 @@ class _Paths:
         """The arrays and values, and the keys that have nothing below them."""
         known = {*map(_top, self.leaves)}
         return [*self.leaves, *(top for top in self.tops if top not in known)]
+
+    @property
+    def of_rank_0(self) -> Self:
+        """Those without what other ranks have of their own."""
+        return self.chosen(Selection(exclude=(RANKS,)))
 
     def chosen(self, selection: Selection) -> Self:
         """What a selection chooses."""

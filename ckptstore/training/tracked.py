@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ckptstore.state.rename import Names
 
 RANDOM, PROGRESS = "rng", "progress"
+RANKS = "ranks"  # what other ranks than the first have of their own, by rank and name
+WORLD = "world_size"  # the key in the progress of the number of ranks that saved
 RECORDS = "objects"  # the key in the progress of facts about objects that their states lack
 
 
@@ -58,7 +60,7 @@ class Box:
 
 def stateful(name: str, value: object) -> Stateful:
     """The stateful object to track for an object; InvalidInputError for one without a state."""
-    if name in (RANDOM, PROGRESS):
+    if name in (RANDOM, PROGRESS, RANKS):
         raise InvalidInputError(
             f"The manager itself saves something under the name {name!r}. Choose another name."
         )
@@ -82,6 +84,7 @@ def capture(
     progress: Mapping[str, object],
     random: bool,
     next_batch: bool = False,
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """The current states of all objects; arrays are those in use, not copies.
 
@@ -90,6 +93,7 @@ def capture(
         progress: The "epoch" and "batch" of the save.
         random: Whether to take the random states of the process.
         next_batch: Whether to load the next batch of plain data loaders, and to note its contents.
+        world_size: The number of ranks that save together.
     """
     state: dict[str, Any] = {
         name: named_state(item) if isinstance(item, Module) else item.state_dict()
@@ -98,6 +102,8 @@ def capture(
     at_next_epoch(state, tracked, progress)
     records = {name: facts for name, facts in _records(tracked).items() if facts}
     state[PROGRESS] = dict(progress) | ({RECORDS: records} if records else {})
+    if world_size > 1:
+        state[PROGRESS][WORLD] = world_size
     if random:
         state[RANDOM] = RandomState().state_dict()
     if next_batch:
@@ -151,14 +157,19 @@ def destination(
     return into, random, progress
 
 
-def settle(tracked: Mapping[str, Stateful], random: Box, *, strict: bool = True) -> None:
-    """Finish a restore: let data loaders create their iterators, then set the random states."""
+def settle(
+    tracked: Mapping[str, Stateful], random: Box, *, strict: bool = True, is_own: bool = False
+) -> None:
+    """Finish a restore: let data loaders create their iterators, then set the random states.
+
+    is_own: whether the random states are those of this rank; otherwise they are those of rank 0.
+    """
     compare_strictly(tracked, is_strict=strict)
     for item in tracked.values():
         if is_loader(item):
             item.state_dict()
     if random.state is not None:
-        if rank_and_size()[0] == 0:
+        if is_own or rank_and_size()[0] == 0:
             RandomState().load_state_dict(random.state)
         else:
             warn_of_random_states()

@@ -1,7 +1,10 @@
 """The examples run to their end, and what they print is so."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from types import SimpleNamespace
 
@@ -149,3 +152,41 @@ def test_gather_exports_what_the_ranks_hold(tmp_path, forks):
     repo = ckptstore.open(tmp_path / "store")
     assert [checkpoint.step for checkpoint in repo.log("main")] == [5, 4, 3, 2, 1]
     assert repo.verify().ok
+
+
+def launched(name, ranks, *options):
+    """The lines that an example prints under torchrun, and whether it ended well."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
+            *(str(FOLDER / name), *map(str, options)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    return done.stdout.splitlines(), done.returncode == 0
+
+
+@pytest.mark.concurrency
+def test_ddp_goes_on_after_a_kill_with_the_bits_of_a_run_that_was_never_stopped(tmp_path):
+    said, is_whole = launched("ddp.py", 2, tmp_path / "store")
+    assert not is_whole
+    assert sorted(said)[:2] == [f"killed: rank {rank} starts after step 0" for rank in range(2)]
+    said, is_whole = launched("ddp.py", 2, tmp_path / "store")
+    assert is_whole
+    assert sorted(said)[1:] == [f"killed: rank {rank} starts after step 15" for rank in range(2)]
+    assert re.match(r"\d\d arrays are equal, 0 differ$", min(said))
+
+
+@pytest.mark.concurrency
+def test_fsdp_goes_on_with_fewer_ranks_after_a_kill(tmp_path):
+    _, is_whole = launched("fsdp.py", 2, tmp_path / "store", "--kill-at", 12)
+    assert not is_whole
+    weights = ckptstore.open(tmp_path / "store").checkout(part="model").values()
+    norm = sum(weight.square().sum().item() for weight in weights)
+    said, is_whole = launched("fsdp.py", 1, tmp_path / "store")
+    assert is_whole
+    assert said[0] == f"1 ranks start after step 10, weights {norm:.6f}"
+    assert ckptstore.open(tmp_path / "store").resolve("main").step == 20

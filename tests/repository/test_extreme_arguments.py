@@ -218,6 +218,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "fallback": (False, True),
     "save_on_start": (False, True),
     "compare_next_batch": (False, True),
+    "ranks": ("all", "first"),
+    "rank_timeout": (60.0, None),
     "verbose": (False, True),
     "on_full": ("raise", "gc"),
     "start": ("latest", "next", "main~1"),

@@ -1,4 +1,4 @@
-"""A training in two processes: the first alone saves, and the second says what is not saved."""
+"""A training in two processes of which the first alone saves: `ranks="first"`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_rank_0_saves_and_the_other_names_what_differs(tmp_path: Path) -> None:
         torch.manual_seed(rank)
         model.mean += rank  # of a replica, until its next step
         parts = {"model": model, "same": Position(1), "loader": Position(rank)}
-        with CheckpointManager(tmp_path / "store", **parts) as manager:
+        with CheckpointManager(tmp_path / "store", ranks="first", **parts) as manager:
             saved = []
             for step in (1, 2):
                 saved.append(manager.save(step))
@@ -92,7 +92,9 @@ def test_rank_0_saves_and_the_other_names_what_differs(tmp_path: Path) -> None:
 def test_equal_states_are_not_warned_of(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         random.seed(1)  # Python seeds it anew in each child
-        with CheckpointManager(tmp_path / "store", model=torch.nn.Linear(2, 2)) as manager:
+        with CheckpointManager(
+            tmp_path / "store", ranks="first", model=torch.nn.Linear(2, 2)
+        ) as manager:
             manager.save(1)
             torch.distributed.barrier()
 
@@ -111,7 +113,7 @@ def test_the_other_rank_restores_all_but_the_random_numbers_and_says_so(tmp_path
         torch.manual_seed(100 + rank)
         model = torch.nn.Linear(2, 2)
         torch.manual_seed(100 + rank)
-        found = CheckpointManager(tmp_path / "store", model=model)
+        found = CheckpointManager(tmp_path / "store", ranks="first", model=model)
         return [found.restore_or_initialize(), model.bias.tolist(), torch.rand(1).item()]
 
     (first, none), (second, told) = on_both(tmp_path, work)
@@ -131,7 +133,11 @@ def test_each_rank_goes_on_with_its_own_samples(tmp_path: Path) -> None:
         loader = DataLoader(data, batch_size=2, sampler=sampler)
         seen = []
         with CheckpointManager(
-            tmp_path / "store", model=torch.nn.Linear(2, 2), loader=loader, rng=False
+            tmp_path / "store",
+            model=torch.nn.Linear(2, 2),
+            loader=loader,
+            rng=False,
+            ranks="first",
         ) as manager:
             step = manager.restore_or_initialize()
             first = step

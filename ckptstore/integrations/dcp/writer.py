@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,12 @@ from torch.futures import Future
 
 from ckptstore.arrays.source import TENSOR
 from ckptstore.commit.grid import grid_of
-from ckptstore.commit.shards import PutShards, is_small, put_shards
+from ckptstore.commit.shards import PutShards, grids_of, is_small, put_shards
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.documents.facts import Facts
 from ckptstore.documents.names import check_ref_name
 from ckptstore.documents.nodes import ArrayNode
-from ckptstore.errors import CorruptError, InvalidInputError, NotFoundError
+from ckptstore.errors import InvalidInputError, NotFoundError
 from ckptstore.integrations.dcp.values import (
     Values,
     keys_of,
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from ckptstore.documents.boxes import Shape
     from ckptstore.documents.nodes import Node
     from ckptstore.integrations.dcp.values import Keys
-    from ckptstore.store.catalog import Catalog
     from ckptstore.transfer.side import Side
 
 
@@ -168,7 +166,7 @@ class StoreWriter(StorageWriter):
         self._begun = self._committer.begin(self._branch)
         head = self._begun.head
         arrays = planned_arrays(plans)
-        before = _grids_before(head, self._side.catalog)
+        before = grids_of(head, self._side.catalog)
         grids = {
             name: grid_of(
                 array.shape,
@@ -254,14 +252,3 @@ def ranks_here() -> int:
     """How many ranks share this machine, as torchrun states it; 1 where nothing does."""
     stated = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(stated)) if stated.isdecimal() else 1
-
-
-def _grids_before(head: Digest | None, catalog: Catalog) -> dict[tuple[str, str, Shape], Shape]:
-    """The chunk shapes of a checkpoint's arrays by path, dtype and shape."""
-    found = {}
-    with suppress(CorruptError, NotFoundError):  # then all are chosen anew
-        for page in catalog.pages(catalog.manifest(head)) if head is not None else ():
-            for entry in page.entries:
-                if entry.offset is None and entry.order is None:
-                    found[entry.path, entry.dtype, entry.shape] = entry.chunk_shape
-    return found

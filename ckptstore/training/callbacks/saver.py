@@ -59,6 +59,7 @@ def make_manager(
         max_to_keep=max_to_keep,
         async_save=False,
         rng=not weights_only,
+        ranks="first",  # what is monitored may differ between ranks
         **{name: training.tracked[name] for name in names},
     )
     manager._place.follows_head = weights_only  # noqa: SLF001 - it replaces those of another run
