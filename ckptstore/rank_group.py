@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import secrets
 import sys
 import threading
 import time
@@ -69,13 +70,14 @@ class RankGroup:
         self.timeout = float(timeout)
         self.silence = min(SILENT_SECONDS, self.timeout)
         self.rank, self.size, prefix, store = _found(group)
-        self._prefix = f"ckptstore/{prefix}/{name}/{_numbers[f'{prefix}/{name}']}"
+        base = f"ckptstore/{prefix}/{name}/{_numbers[f'{prefix}/{name}']}"
         _numbers[f"{prefix}/{name}"] += 1
         self._meetings = 0
         self.line: _Line | None = None
         if self.size > 1:
             interval = min(SIGN_SECONDS, self.silence / 8)
-            self.line = _Line(store, self.key_of_sign(self.rank), self.silence, interval)
+            greeting = _Greeting(base, self.rank, self.size)
+            self.line = _Line(store, greeting, self.silence, interval)
             weakref.finalize(self, self.line.close)
 
     def close(self) -> None:
@@ -83,9 +85,31 @@ class RankGroup:
         if self.line is not None:
             self.line.close()
 
+    @property
+    def _prefix(self) -> str:
+        """What the keys of this group begin with, once rank 0 has said it.
+
+        Raises:
+            RankError: Rank 0 does not come.
+        """
+        assert self.line is not None, "there are other ranks"
+        end = time.monotonic() + self.timeout
+        pause = POLL_SECONDS[0]
+        while not (prefix := self.line.greeting.prefix):
+            if not self.line.is_alive or time.monotonic() > end:
+                error = TimeoutError(f"has not come within {self.timeout:g} s")
+                raise RankError(
+                    f"The ranks have not met: rank 0 {error}. End this run on all ranks and start "
+                    "it again, from the last checkpoint, which is whole.",
+                    {0: error},
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, POLL_SECONDS[1])
+        return prefix
+
     def key_of_sign(self, rank: int) -> str:
         """Where a rank leaves its signs of life."""
-        return f"{self._prefix}/sign/{rank}"
+        return _key_of_sign(self._prefix, rank)
 
     def advance(self) -> None:
         """Note that this rank makes progress with what the others wait for."""
@@ -115,7 +139,8 @@ class RankGroup:
         Raises:
             RankError: A rank died, hangs, did not come, or raised.
         """
-        meeting = Meeting(self, purpose, f"{self._prefix}/{self._meetings}")
+        prefix = "" if self.line is None else self._prefix
+        meeting = Meeting(self, purpose, f"{prefix}/{self._meetings}")
         self._meetings += 1
         try:
             yield meeting
@@ -403,6 +428,49 @@ class _Watch:
         }
 
 
+def _key_of_sign(prefix: str, rank: int) -> str:
+    return f"{prefix}/sign/{rank}"
+
+
+class _Greeting:
+    """Agrees on keys that no earlier attempt of the run has used.
+
+    torchrun starts all ranks again when one dies, and the store keeps what the former ones left.
+    So rank 0 draws a number for the keys. Each other rank draws one to ask for it, which only a
+    rank 0 of the same attempt answers.
+    """
+
+    def __init__(self, base: str, rank: int, size: int) -> None:
+        self._base, self.rank = base, rank
+        self._own = secrets.token_hex(8)
+        self.prefix = "" if rank else f"{base}/{self._own}"
+        self._pending = {} if rank else dict.fromkeys(range(1, size), b"")
+        self._has_asked = False
+
+    @property
+    def is_done(self) -> bool:
+        """True when this rank has nothing more to do for it."""
+        return not self._pending if self.rank == 0 else bool(self.prefix)
+
+    def go_on(self, store: Store) -> None:
+        """Ask, or answer, as far as that is possible now."""
+        if self.rank:
+            if not self._has_asked:
+                store.set(f"{self._base}/hello/{self.rank}", self._own)
+                self._has_asked = True
+            if store.check([f"{self._base}/welcome/{self._own}"]):
+                self.prefix = store.get(f"{self._base}/welcome/{self._own}").decode()
+            return
+        for rank, answered in list(self._pending.items()):
+            if store.check([_key_of_sign(self.prefix, rank)]):
+                del self._pending[rank]
+            elif store.check([f"{self._base}/hello/{rank}"]):
+                asked = store.get(f"{self._base}/hello/{rank}")
+                if asked != answered:
+                    self._pending[rank] = asked
+                    store.set(f"{self._base}/welcome/{asked.decode()}", self.prefix)
+
+
 class _Line:
     """A connection to the store of the group, with a thread of its own.
 
@@ -410,9 +478,10 @@ class _Line:
     is then given up, and the caller raises.
     """
 
-    def __init__(self, store: Store, key_of_sign: str, seconds: float, interval: float) -> None:
+    def __init__(self, store: Store, greeting: _Greeting, seconds: float, interval: float) -> None:
         self.progress = 0
-        self._seconds, self._interval, self._key = seconds, interval, key_of_sign
+        self.greeting = greeting
+        self._seconds, self._interval = seconds, interval
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._run, args=(store,), name="ckptstore-ranks", daemon=True
@@ -420,6 +489,11 @@ class _Line:
         self._is_ended = False
         renewed(self, _Line._end)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the thread ends, or is a parent's."""
+        return not self._is_ended and self._thread.is_alive()
 
     def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the store; TimeoutError when it does not answer."""
@@ -441,15 +515,24 @@ class _Line:
 
     def _run(self, store: Store) -> None:
         connection = None
-        signs, due = 0, 0.0
+        signs, due, pause = 0, 0.0, POLL_SECONDS[0]
+        greeting = self.greeting
         while True:
-            if time.monotonic() >= due:
+            if not greeting.is_done:
                 with suppress(Exception):  # the next call raises it
                     connection = connection or store.clone()
-                    connection.set(self._key, f"{signs} {self.progress}")
+                    greeting.go_on(connection)
+            if greeting.prefix and time.monotonic() >= due:
+                with suppress(Exception):
+                    connection = connection or store.clone()
+                    key = _key_of_sign(greeting.prefix, greeting.rank)
+                    connection.set(key, f"{signs} {self.progress}")
                 signs, due = signs + 1, time.monotonic() + self._interval
+            wait = max(0.0, due - time.monotonic())
+            if not greeting.is_done:
+                wait, pause = pause, min(pause * 1.5, POLL_SECONDS[1])
             try:
-                task = self._jobs.get(timeout=max(0.0, due - time.monotonic()))
+                task = self._jobs.get(timeout=wait)
             except queue.Empty:
                 continue
             if task is None:

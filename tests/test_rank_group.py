@@ -6,12 +6,13 @@ import os
 import pickle
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from ckptstore import InvalidInputError, RankError
+from ckptstore import InvalidInputError, RankError, rank_group
 from ckptstore.rank_group import PIECE_BYTES, RankGroup
 from tests.helpers.children import fork
 from tests.helpers.ranks import DiedError, checked, on_ranks
@@ -42,6 +43,26 @@ def error_of(group: RankGroup, work: Any, join: Any = None) -> RankError:
     with pytest.raises(RankError) as caught, group.meeting("save of step 5") as meeting:
         meeting.agree(work, join)
     return pickle.loads(pickle.dumps(caught.value))
+
+
+def test_an_attempt_reads_nothing_of_the_one_before():
+    """As when torchrun starts the ranks again, whose store keeps the keys of the former ones."""
+
+    def work() -> list[int]:
+        rank = dist.get_rank()
+        group = RankGroup("x", timeout=TIMEOUT)
+        with suppress(RankError, ZeroDivisionError), group.meeting("save") as meeting:
+            if rank:
+                raise ZeroDivisionError
+            meeting.agree(lambda: rank)
+        dist.barrier()
+        group.close()
+        rank_group._numbers.clear()
+        with RankGroup("x", timeout=TIMEOUT).meeting("save") as meeting:
+            found: list[int] = meeting.agree(lambda: rank)
+        return found
+
+    assert checked(on_ranks(2, work)) == [[0, 1]] * 2
 
 
 def test_values_and_errors_reach_all_ranks():
