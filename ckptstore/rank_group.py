@@ -118,7 +118,14 @@ class RankGroup:
 
     def raise_flag(self, text: str) -> None:
         """Leave a text for the other ranks in place of an earlier one; none waits for it."""
-        self._meeting("flag").call("set", f"{self._prefix}/flag/{self.rank}", text)
+        meeting = self._meeting("flag")
+        meeting.call("set", f"{self._prefix}/flag/{self.rank}", text)
+        meeting.call("add", f"{self._prefix}/flags", 1)
+
+    @property
+    def flags(self) -> int:
+        """How often ranks have raised their flags."""
+        return int(self._meeting("flag").call("add", f"{self._prefix}/flags", 0))
 
     def flag(self, rank: int) -> bytes:
         """Return the text that a rank has left; empty if it has left none."""

@@ -70,7 +70,7 @@ class Group:
         self._saves = RankGroup(f"saves to {branch}", timeout=seconds)
         self._replicas = frozenset(replicas)
         self._is_told = False
-        self._asks = self._asked = 0
+        self._flags = self._asks = 0  # of all ranks on rank 0, elsewhere of this rank
 
     @property
     def rank(self) -> int:
@@ -113,13 +113,9 @@ class Group:
         if not preemption.signals or self.size == 1:
             return
         if self.rank == 0:
-            for rank in range(1, self.size):
-                number, asks = map(int, (self._calls.flag(rank) or b"0 0").split())
-                if number:
-                    preemption.note_of_other(number)
-                self._asks += asks
-            preemption.is_save_asked |= self._asks > self._asked
-            self._asked, self._asks = self._asks, 0
+            if (flags := self._calls.flags) != self._flags:
+                self._flags = flags
+                self._read_flags(preemption)
             return
         if (preemption.is_asked and not self._is_told) or preemption.is_save_asked:
             self._is_told = preemption.is_asked
@@ -127,6 +123,16 @@ class Group:
             preemption.is_save_asked = False
             number = int(preemption.asked_by) if preemption.is_asked else 0
             self._calls.raise_flag(f"{number} {self._asks}")
+
+    def _read_flags(self, preemption: Preemption) -> None:
+        asks = 0
+        for rank in range(1, self.size):
+            number, of_rank = map(int, (self._calls.flag(rank) or b"0 0").split())
+            if number:
+                preemption.note_of_other(number)
+            asks += of_rank
+        preemption.is_save_asked |= asks > self._asks
+        self._asks = asks
 
     def save(self, step: int) -> GroupSave:
         """Begin a save, the same on all ranks."""
