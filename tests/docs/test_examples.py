@@ -158,7 +158,8 @@ def launched(name, ranks, *options):
     """The lines that an example prints under torchrun, and whether it ended well."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),  # a free port
+            *("--nproc-per-node", str(ranks)),
             *(str(FOLDER / name), *map(str, options)),
         ],
         capture_output=True,
