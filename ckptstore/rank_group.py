@@ -65,7 +65,8 @@ class RankGroup:
     """
 
     def __init__(self, name: str, *, group: Any = None, timeout: float = TIMEOUT_SECONDS) -> None:
-        if not timeout > 0:
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if not (is_number and 0 < timeout <= threading.TIMEOUT_MAX):
             raise InvalidInputError(f"timeout is {shown(timeout)}; seconds above 0 are expected.")
         self.timeout = float(timeout)
         self.silence = min(SILENT_SECONDS, self.timeout)

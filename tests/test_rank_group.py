@@ -33,7 +33,7 @@ def test_one_process_needs_no_other():
     group.close()
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), 10**400, "5", None, True])
 def test_a_timeout_is_above_zero(timeout):
     with pytest.raises(InvalidInputError, match="timeout"):
         RankGroup("x", timeout=timeout)

@@ -70,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    weights = distribute_tensor(torch.zeros(600, 40), mesh, [Shard(0)])
+    weights = distribute_tensor(torch.zeros(4000, 40), mesh, [Shard(0)])
     state: dict[str, Any] = {"model": {"w": weights}, "step": 0}
     if dist.get_rank() == 0:
         ckptstore.open(out / "store", create=True)

@@ -39,7 +39,7 @@ from ckptstore import (
     Repository,
     retention,
 )
-from ckptstore.integrations.dcp import StoreReader, StoreWriter
+from ckptstore.integrations.dcp import Saver, StoreReader, StoreWriter
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepIf, KeepSteps, MaxToKeep, Union
 from ckptstore.storage import open_storage
 from ckptstore.training import CheckpointManager
@@ -439,6 +439,13 @@ def saved_by_ranks(repo: Repository, *, store: Any, **arguments: Any) -> None:
         dcp.save({"n": 1}, storage_writer=StoreWriter(store, **arguments), no_dist=True)
 
 
+def saved_beside_a_training(repo: Repository, **arguments: Any) -> None:
+    """Save at once, and in the background."""
+    with Saver(repo) as saver:
+        saver.async_save(**arguments)
+        saver.save(**arguments)
+
+
 def loaded_by_ranks(repo: Repository, *, store: Any, **arguments: Any) -> None:
     """Load through torch.distributed.checkpoint."""
     store = repo if store is THE_REPOSITORY else store
@@ -493,6 +500,10 @@ CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
     "load_weights": (ckptstore.load_weights, load_weights),
     "StoreWriter": (StoreWriter, saved_by_ranks),
     "StoreReader": (StoreReader, loaded_by_ranks),
+    "Saver.async_save": (
+        lambda *, state, step, metrics, message, meta, retry: None,
+        saved_beside_a_training,
+    ),
     "CheckpointManager": (CheckpointManager, manage),
     **{
         f"CheckpointManager.{name}": (

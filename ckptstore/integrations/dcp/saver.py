@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.stateful import Stateful
 
-from ckptstore.integrations.dcp.stager import Stager
+from ckptstore.integrations.dcp.stager import Stager, not_too_deep, states
 from ckptstore.integrations.dcp.writer import StoreWriter
 from ckptstore.rank_group import TIMEOUT_SECONDS, RankGroup
 from ckptstore.repository import DEFAULT_BRANCH, Repository, open
@@ -103,11 +102,7 @@ class Saver:
         """
         self.wait()
         writer = self._writer(step, metrics, message, meta, retry)
-        whole = {
-            key: item.state_dict() if isinstance(item, Stateful) else item
-            for key, item in state.items()
-        }
-        return self._save(whole, writer, step, planner)
+        return self._save(states(state), writer, step, planner)
 
     def async_save(
         self,
@@ -230,7 +225,9 @@ def save_in(
     of_all: list[Metadata] = []
 
     def plan() -> SavePlan:
-        planner.set_up_planner(state, storage_meta=writer.storage_meta(), is_coordinator=is_first)
+        meta = writer.storage_meta()
+        with not_too_deep():
+            planner.set_up_planner(state, storage_meta=meta, is_coordinator=is_first)
         writer.set_up_storage_writer(is_first)
         return writer.prepare_local_plan(planner.create_local_plan())
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
 from ckptstore.commit.staging import ALIGNMENT, Staging
+from ckptstore.errors import InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size)
 _CLONED: Final = (torch.complex32, torch.float4_e2m1fn_x2)  # torch cannot copy, or warns of, these
@@ -60,16 +60,14 @@ class Stager:
             state: A state as for `dcp.save`. Of objects with a `state_dict` that is taken.
 
         Raises:
+            InvalidInputError: The state is no dict.
             StorageError: There is no memory for the copy.
         """
         if self._lent is not None and self._lent() is not None:
             self._begin()
-        with paused_collector(), torch.no_grad():
+        with paused_collector(), torch.no_grad(), not_too_deep():
             tensors: dict[int, torch.Tensor] = {}
-            whole = {
-                key: item.state_dict() if isinstance(item, Stateful) else item
-                for key, item in state.items()
-            }
+            whole = states(state)
             _collect(whole, tensors)
             places = self._places_for(tensors)
             devices = {
@@ -127,6 +125,27 @@ class _Place:
         local = _local(tensor)
         self._view.copy_(local, non_blocking=not local.is_cpu)
         return None if local.is_cpu else local.device
+
+
+@contextmanager
+def not_too_deep() -> Iterator[None]:
+    """Refuse a state that contains itself, or is nested too deeply."""
+    try:
+        yield
+    except RecursionError:
+        raise InvalidInputError("The state is nested too deeply, or contains itself.") from None
+
+
+def states(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state in which that of each object with a `state_dict` takes its place."""
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise InvalidInputError(
+            f"The state is {shown(state)}; a dict whose keys are str is expected."
+        )
+    return {
+        key: item.state_dict() if isinstance(item, Stateful) else item
+        for key, item in state.items()
+    }
 
 
 class _StagedState(dict[str, Any]):
