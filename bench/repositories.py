@@ -55,9 +55,7 @@ def commit(
     """
 
     def prepare() -> tuple[Path, Any]:
-        copy = linked_copy(base)
-        for number in range(OBJECT_FOLDERS if has_folders else 0):
-            (copy / OBJECTS / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+        copy = linked_copy(base, has_folders=has_folders)
         repository = ckptstore.open(copy)
         if repository.branches():
             assert repository.resolve(BRANCH).arrays
@@ -109,10 +107,16 @@ def commit_now(base: Path, state: object) -> Checkpoint:
     return ckptstore.open(base).commit(state)
 
 
-def linked_copy(base: Path) -> Path:
-    """A copy of a repository: new folders with hard links to the same files."""
-    copy = base.with_name(f"{base.name}-{next(_number)}")
-    return Path(shutil.copytree(base, copy, copy_function=os.link))
+def linked_copy(base: Path, copy: Path | None = None, *, has_folders: bool = False) -> Path:
+    """A copy of a repository: new folders with hard links to the same files.
+
+    has_folders: all folders of objects are made.
+    """
+    copy = copy or base.with_name(f"{base.name}-{next(_number)}")
+    shutil.copytree(base, copy, copy_function=os.link)
+    for number in range(OBJECT_FOLDERS if has_folders else 0):
+        (copy / OBJECTS / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+    return copy
 
 
 def object_bytes(base: Path) -> tuple[int, int]:

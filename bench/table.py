@@ -17,6 +17,8 @@ from bench import (
     hierarchies,
     memory,
     peers,
+    ranks,
+    ranks_70b,
     ranks_stall,
     remote,
     repositories,
@@ -265,4 +267,6 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "remote": remote.figures,
     "transfer": _transfer,
     "ranks-stall": ranks_stall.figures,
+    "ranks": ranks.figures,
+    "ranks-70b": ranks_70b.figures,
 }

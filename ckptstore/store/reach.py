@@ -139,8 +139,11 @@ def reached_by(id: Digest, catalog: Catalog) -> Reached:
         manifest = catalog.manifest(id)
         reached = Reached(digests=manifest.documents())
         for digest, page in walk([manifest], decoded(catalog)):
-            reached.digests.update(listed for listed, _ in page.digests())
-            if isinstance(page, Page) and page.bundle and catalog.wrote_page(digest):
+            if not isinstance(page, Page):
+                reached.digests.update(listed for listed, _ in page.digests())
+                continue
+            reached.digests |= page.objects()
+            if page.bundle and catalog.wrote_page(digest):
                 small = (entry.digests[0] for entry in page.entries if entry.offset is not None)
                 reached.bundles[tuple(small)] = page.bundle
     except (CorruptError, NotFoundError):

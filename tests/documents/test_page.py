@@ -70,6 +70,7 @@ def test_a_page_comes_back_from_its_bytes() -> None:
     assert list(SMALL.sized_digests()) == [(SMALL.digests[0], 12)]
     assert list(EMPTY.sized_digests()) == []
     assert list(PAGE.digests()) == [(Digest.of(b"bundle"), 20), *LARGE.sized_digests()]
+    assert PAGE.objects() == {digest for digest, _ in PAGE.digests()}
     assert PAGE.array_bytes == 12 + 400_000
 
 
@@ -148,6 +149,7 @@ def test_what_a_page_reaches_is_found_in_its_bytes(page: Page) -> None:
     data = page.encode()
     assert Page.decode(data, name="page") == page
     exact = {digest for digest, _ in page.digests()}
+    assert page.objects() == exact
     found = reached(data, name="page", decode=Page.decode)
     assert exact <= found <= exact | {entry.path for entry in page.entries}
 

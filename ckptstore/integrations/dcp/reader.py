@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from ckptstore.errors import InvalidInputError
+from ckptstore.errors import CkptStoreError, InvalidInputError
 from ckptstore.integrations.dcp.stored import StoredNames
 from ckptstore.repository import DEFAULT_BRANCH, Repository, open
 
 if TYPE_CHECKING:
     import os
 
-    from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
 
@@ -50,6 +50,7 @@ class StoreReader(StorageReader):
         self._repo = store if isinstance(store, Repository) else open(store)
         self._rev = rev
         self._stored: StoredNames | None = None
+        self._failed: CkptStoreError | None = None
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -62,14 +63,29 @@ class StoreReader(StorageReader):
             self._rev = str(checkpoint_id)
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:  # noqa: ARG002
-        """Return the names of all values, with the dtypes and shapes of tensors."""
-        self._stored = StoredNames.open(self._repo, self._rev)
+        """Return the names of all values, with the dtypes and shapes of tensors.
+
+        torch would make an AssertionError of an error here, so `set_up_storage_reader`, which it
+        calls next, raises that.
+        """
+        self._stored, self._failed = None, None
+        try:
+            self._stored = StoredNames.open(self._repo, self._rev)
+        except CkptStoreError as error:
+            self._failed = error
+            return Metadata({})
         return self._stored.metadata()
 
     def set_up_storage_reader(
-        self, metadata: Metadata, is_coordinator: bool, *args: Any, **options: Any
+        self,
+        metadata: Metadata,  # noqa: ARG002
+        is_coordinator: bool,  # noqa: ARG002
+        *args: Any,  # noqa: ARG002
+        **options: Any,  # noqa: ARG002
     ) -> None:
-        """Do nothing: all that is needed was read with the metadata."""
+        """Raise the error of the metadata, if there was one."""
+        if self._failed is not None:
+            raise self._failed
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Return the plan as it is."""
