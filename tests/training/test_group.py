@@ -42,7 +42,7 @@ class Model(nn.Module):
         super().__init__()
         self.up = nn.Linear(20, WIDTH)
         self.norm = nn.LayerNorm(20)
-        self.down = nn.Linear(WIDTH, 60)
+        self.down = nn.Linear(WIDTH, 600)  # whose parts have chunks of their own
         self.register_buffer("seen", torch.zeros(1))
         self.odd = nn.Parameter(torch.ones(7, 20))
 
@@ -98,7 +98,9 @@ def step_of(parts: dict[str, Any]) -> None:
 
 def result(parts: dict[str, Any]) -> dict[str, Any]:
     """The whole state, the same on all ranks."""
-    model = parts["model"]
+    model, optimizer = parts["model"], parts["optimizer"]
+    for parameter, state in optimizer.state.items():
+        assert isinstance(state["exp_avg"], DTensor) == isinstance(parameter, DTensor)
     model = model.module if isinstance(model, DistributedDataParallel) else model
     return gathered(
         {
@@ -455,12 +457,12 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(url: str) -> None:
     checked(on_ranks(2, train, url, "fsdp", 1))
     before = {*Path(url).rglob("*")}
     checked(on_ranks(2, train, url, "fsdp", 2))
-    for path in {*Path(url).rglob("*")} - before:
-        if path.is_file() and path.stat().st_size > 30_000:
-            data = bytearray(path.read_bytes())
-            data[-1] ^= 1
-            path.chmod(0o600)
-            path.write_bytes(data)
+    new = sorted({*Path(url).rglob("*")} - before)
+    path = next(path for path in new if path.stat().st_size == 50 * WIDTH * 4)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of model.down.weight, or of a moment, in the half of one rank
+    path.chmod(0o600)
+    path.write_bytes(data)
 
     def restore() -> Any:
         manager = CheckpointManager(url, own=nn.Linear(2, 2), rank_timeout=60, **objects("fsdp"))
