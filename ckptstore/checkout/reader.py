@@ -50,8 +50,9 @@ def read_fresh(
     """Read new arrays for the paths of `kinds` ("tensor" or "ndarray"), and nothing else."""
     large, small = _large(pages, kinds), list(bundled(pages, kinds))
     check_memory(entry.nbytes for entry in chain(large, *(entries for _, entries in small)))
+    first, *later = _batches(small) or [[]]
     fresh: dict[str, Any] = {}
-    jobs: list[Callable[[], object]] = []
+    jobs: list[Callable[[], Any]] = []
     copies = _Copies(objects)
     for entry in large:
         array, memory = arrays.allocate(kinds[entry.path], entry.dtype, entry.shape, entry.order)
@@ -62,10 +63,11 @@ def read_fresh(
             else:
                 run = memory[chunk.start : chunk.start + chunk.size]
                 jobs.append(partial(objects.read_into, digest, run))
-    gather(jobs, threads=reading_threads(objects))
+    bundles: list[Callable[[], Any]] = [partial(read_bundle, *each, objects) for each in first]
+    done = gather([*bundles, *jobs], threads=reading_threads(objects))
     copies.run()
     with paused_collector():
-        for entry, data in read_small(small, objects):
+        for entry, data in chain(*done[: len(bundles)], read_small(chain(*later), objects)):
             fresh[entry.path] = arrays.from_bytes(
                 kinds[entry.path], entry.dtype, entry.shape, data, entry.order
             )
@@ -136,15 +138,22 @@ def read_small(
     small: Iterable[Bundled], objects: ObjectReader
 ) -> Iterator[tuple[ArrayEntry, memoryview]]:
     """Yield the checked bytes of small arrays; threads read a few bundles at a time."""
-    batch: list[Callable[[], list[tuple[ArrayEntry, memoryview]]]] = []
+    for batch in _batches(small):
+        reads = (partial(read_bundle, bundle, entries, objects) for bundle, entries in batch)
+        yield from chain.from_iterable(gather(reads, threads=reading_threads(objects)))
+
+
+def _batches(small: Iterable[Bundled]) -> list[list[Bundled]]:
+    """Split bundles into groups that may be in memory at once."""
+    batches: list[list[Bundled]] = []
     held = 0
     for bundle, entries in small:
-        if batch and held + bundle.size > BUNDLES_BYTES_MAX:
-            yield from chain.from_iterable(gather(batch, threads=reading_threads(objects)))
-            batch, held = [], 0
-        batch.append(partial(read_bundle, bundle, entries, objects))
+        if not batches or held + bundle.size > BUNDLES_BYTES_MAX:
+            batches.append([])
+            held = 0
+        batches[-1].append((bundle, entries))
         held += bundle.size
-    yield from chain.from_iterable(gather(batch, threads=reading_threads(objects)))
+    return batches
 
 
 def read_bundle(

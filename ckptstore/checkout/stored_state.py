@@ -8,7 +8,8 @@ else: whatever comes after sees a checkpoint with the new ones.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.opener import ArrayOpener
@@ -16,6 +17,7 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree
 from ckptstore.state.paths import WEIGHTS
 from ckptstore.state.rename import move
+from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ckptstore.state.selection import Selection
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectReader
+
+PAGES_WITH_STRUCTURE_MAX = 64  # fewer than the catalog keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +78,9 @@ class StoredState:
         objects: reads the arrays; the catalog's own when None. bytes_max: of the opener. view:
         changes what was chosen, before it is renamed.
         """
+        is_whole = part is None and selection.is_everything and not rename.patterns
         with paused_collector():
-            whole, path = catalog.structure(manifest), ""
+            whole, path = _structure(manifest, catalog, has_all_pages=is_whole), ""
             root = tree.select(whole, selection, name=f"checkpoint {id.short}")
             if view is not None:
                 root = view(root)
@@ -165,6 +170,19 @@ class StoredState:
         entries: dict[str, Entry] = {**self.opener.encoded_entries()} if has_zarr else {}
         entries |= {entry.path: entry for page in self.pages for entry in page.entries}
         return entries
+
+
+def _structure(manifest: Manifest, catalog: Catalog, *, has_all_pages: bool) -> Node:
+    """Read the structure of a checkpoint; of a far one with the pages that are read next."""
+    if not (catalog.is_far and has_all_pages and len(manifest.pages) <= PAGES_WITH_STRUCTURE_MAX):
+        root: Node = catalog.structure(manifest)
+        return root
+    reads: list[Callable[[], Any]] = [
+        partial(catalog.structure, manifest),
+        partial(list, catalog.pages(manifest)),
+    ]
+    root, _ = gather(reads, threads=min(len(reads), catalog.threads))
+    return root
 
 
 def _renamed(pages: Iterable[Page], names: Mapping[str, str]) -> list[Page]:

@@ -91,7 +91,7 @@ class Committer:
                     f"{after.short if after else ''}, which was to be the parent. Nothing was "
                     "committed."
                 )
-            written = self._write(value, head)
+            written = self._write(value, head, is_first=not newest.seq)
             return self._publish(
                 written,
                 facts,
@@ -192,13 +192,19 @@ class Committer:
 
         return self.refs.beside_gc(make)
 
-    def _write(self, value: object, head: Digest | None) -> Written:
+    def _write(self, value: object, head: Digest | None, *, is_first: bool) -> Written:
         """Store a state, or a Zarr hierarchy in files; durable when this returns."""
         from ckptstore.commit.flatten import flatten_stored
         from ckptstore.commit.staging import Staged
         from ckptstore.commit.writer import write
 
-        store = partial(write, catalog=self.catalog, parent=head, chunk_bytes=self.chunk_bytes)
+        store = partial(
+            write,
+            catalog=self.catalog,
+            parent=head,
+            chunk_bytes=self.chunk_bytes,
+            is_first=is_first,
+        )
         if isinstance(value, ZarrFiles):
             from ckptstore.zarr.commit_folder import take
 

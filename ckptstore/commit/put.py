@@ -116,7 +116,8 @@ class Putter:
         self._staged: set[StagedObject] = set()
         self._is_far = objects.is_far
         self._looks_late = self._is_far and reached.is_sound
-        self._missed = self._guessed = 0  # looks in a row that found nothing; looks left out since
+        # Looks in a row that found nothing, taken as many where all seems new; looks left out.
+        self._missed, self._guessed = MISSED_MAX if reached.seems_new else 0, 0
         # Files that are written ahead are limited by number, copies in memory by their bytes.
         self._room = Room(FAR_BYTES_MAX) if self._is_far else None
         self._staged_max = (

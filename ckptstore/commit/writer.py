@@ -27,6 +27,7 @@ def write(
     catalog: Catalog,
     parent: Digest | None,
     chunk_bytes: int,
+    is_first: bool = False,
 ) -> Written:
     """Store a state; everything the manifest will refer to is durable when this returns.
 
@@ -35,8 +36,9 @@ def write(
         catalog: The repository, and its objects; it keeps the pages for the next commit.
         parent: The checkpoint that the new one follows. What it reaches is not put again.
         chunk_bytes: Bytes of the largest chunks.
+        is_first: Whether the repository has no checkpoint.
     """
-    reached = reached_by(parent, catalog) if parent else Reached()
+    reached = reached_by(parent, catalog) if parent else Reached(seems_new=is_first)
     with paused_collector():
         plan = plan_arrays(flat.arrays, chunk_bytes=chunk_bytes, tied=flat.tied)
     catalog.objects.meter.begin("stored", sum(array.nbytes for array in flat.arrays.values()))

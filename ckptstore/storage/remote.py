@@ -50,7 +50,7 @@ LEASE_SECONDS = 300.0
 LIST_KEYS = 1000  # a page of a listing
 DELETE_KEYS = 1000  # the most keys that a server deletes by one request
 DELETE_SECONDS = 120.0  # for these; far less than the margin of a gc (docs/adr/0060)
-STREAM_BYTES = 512 << 10  # the parts in which an object is read
+STREAM_BYTES = 2 << 20  # the parts in which an object is read; each takes a turn of three threads
 QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
 OTHERS_BYTES_MAX = 1 << 20  # more than this another writer's bytes are longer, they are not read
 

@@ -73,6 +73,9 @@ class DiskCache:
         self._room = 0  # that may be taken before the next look at the folder
         self._paused_until = 0.0  # by the monotonic clock
 
+    def __contains__(self, digest: Digest) -> bool:
+        return self._folder is not None and os.path.exists(self._path(digest))
+
     def get(self, digest: Digest, *, bytes_max: int) -> bytes | None:
         """Return the bytes of a digest, checked; None when they are not here."""
         entry = self._open(digest)

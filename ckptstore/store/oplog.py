@@ -122,7 +122,8 @@ class Oplog:
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
         self._recent: Cache[int, Sight] = Cache(RECENT_MAX)  # only of a far storage
-        self._confirmed: Moment | None = None  # when the repository was, since the last append
+        # When the repository was, since the last append. Whoever makes a log has read its marker.
+        self._confirmed: Moment | None = moment.now() if storage.is_far else None
         # The number of the newest operation at a moment, of a far storage: operations behind it
         # that are created within seconds have numbers that were never used.
         self._bound: tuple[int, Moment] | None = None
@@ -145,6 +146,7 @@ class Oplog:
             self._note(newest)
             return newest
         for _ in range(ATTEMPTS_MAX):
+            began = moment.now()
             try:
                 seq = self._newest_seq()
             except NotFoundError:
@@ -162,6 +164,9 @@ class Oplog:
                     "checkpoints that no branch reaches then."
                 ) from error
             self._note(newest)
+            if not seq and self._storage.is_far:
+                self._recent.put(0, Sight(newest, began))
+                self._bound = 0, began
             return newest
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
@@ -193,7 +198,7 @@ class Oplog:
         one may be missing too. Unless the known one was there seconds ago, it is read again.
         """
         last = self._last()
-        if last is None:
+        if last is None or not last.operation.seq:
             return None
         newest = last.operation
         for _ in range(FORWARD_MAX):
@@ -241,7 +246,7 @@ class Oplog:
         """Remember the newest operation; compare the marker if another writer made it, or none."""
         known = (newest.seq, newest.nonce)
         if not newest.seq or self._known not in (None, known):
-            self.check_store()
+            self._confirm_soon()
         self._known = known
 
     def check_store(self) -> None:

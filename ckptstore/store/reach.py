@@ -119,11 +119,13 @@ class Reached:
     bundles: each bundle that this handle wrote, by the digests of the small arrays in it, in order.
     Only these are trusted: the bundle of another page may be false. is_sound: False when
     the parent could not be read. Then no object in place is relied on, and damaged ones are healed.
+    seems_new: whether most other objects are new as far as one can guess: those of the parent were.
     """
 
     digests: set[Digest] = field(default_factory=set)
     bundles: dict[tuple[Digest, ...], Bundle] = field(default_factory=dict)
     is_sound: bool = True
+    seems_new: bool = False
 
 
 def page_ref(page: Page, digest: Digest) -> PageRef:
@@ -137,7 +139,9 @@ def reached_by(id: Digest, catalog: Catalog) -> Reached:
     """Return what a checkpoint reaches; a damaged one must not keep the next from being made."""
     try:
         manifest = catalog.manifest(id)
-        reached = Reached(digests=manifest.documents())
+        stored = sum(ref.bytes for ref in manifest.pages)
+        seems_new = 2 * manifest.new_bytes > stored
+        reached = Reached(digests=manifest.documents(), seems_new=seems_new)
         for digest, page in walk([manifest], decoded(catalog)):
             if not isinstance(page, Page):
                 reached.digests.update(listed for listed, _ in page.digests())

@@ -52,7 +52,7 @@ class Resolver:
             id = resolve(rev, self._names(newest))
             if is_readable:
                 with self.naming(rev):
-                    self._catalog.refuse_expired(id)
+                    return id, self._catalog.live_manifest(id)
             return id, self._catalog.manifest(id)
         except NotFoundError:
             refuse_without_operations(newest, self._oplog, self._catalog)

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ckptstore.transfer.side import Side
 
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 1.0, 60.0  # after a push that failed: doubled each time
+REFUSED_SECONDS = 60.0  # after a push that was refused, as the mirror has what is not here
 WARNING_SECONDS = 60.0  # between two warnings
 NOTICE_SECONDS = 10.0  # after which a wait for the mirror is announced
 COUNTED_MAX = 100  # checkpoints of earlier runs that are counted as missing in the mirror
@@ -366,7 +367,9 @@ class Mirror:
                         self._due[branch] = None
                 if not self._is_over:
                     self._failed(branch, error)
-                    if not is_final:
+                    if is_final:
+                        self._rest(branch)
+                    else:
                         self._pause(pause)
                         pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
@@ -389,6 +392,18 @@ class Mirror:
                 self._changed.wait_for(lambda: self._is_over, PAUSE_SECONDS)
             else:
                 self._changed.wait_for(lambda: self._is_hurried or self._is_over, seconds)
+
+    def _rest(self, branch: str) -> None:
+        """Wait before a branch that was refused is tried again: not when the manager is closed.
+
+        A push that is due meanwhile, of any branch, does not wait.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_hurried or self._is_over or bool(self._due), REFUSED_SECONDS
+            )
+            if not (self._is_hurried or self._is_over):
+                self._due[branch] = None
 
     def _pushed(self, branch: str) -> None:
         """Push a branch once, and expire there what its policy does not keep."""
@@ -447,9 +462,10 @@ class Mirror:
                 return
             self._warned_at, self._has_warned = time.monotonic(), True
         what = f"{self._lacking({branch: waiting})} here. " if waiting else ""
-        again = "with the next save" if is_final else "until it succeeds"
+        again = " with each save and every minute" if is_final else ""
         _log.warning(
-            "The mirror %s is behind: %s. %sThe training goes on, and the push is tried again %s. "
+            "The mirror %s is behind: %s. %sThe training goes on, and the push is tried again%s "
+            "until it succeeds. "
             "The newest %d checkpoints of %s that are not there stay here whatever the policy; "
             "older ones may expire.",
             *(self.place, why.rstrip("."), what, again, UNMIRRORED_MAX, branch),

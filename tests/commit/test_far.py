@@ -120,11 +120,32 @@ def test_what_is_there_is_not_put_again() -> None:
 def test_after_many_looks_that_found_nothing_few_are_made() -> None:
     storage = FarCounting()
     repo = repository(storage)
+    repo.commit({"other": 1}, branch="other")
     state = _state(200)
-    storage.forget()
+    storage.look_count = 0
     repo.commit(state)
     assert storage.look_count >= put.MISSED_MAX
     assert storage.look_count < put.MISSED_MAX + 200 // put.LOOK_EVERY + put.FAR_PUT_THREADS
+    assert repo.verify().ok
+
+
+def test_the_first_commit_and_one_after_another_that_was_all_new_look_for_few_objects() -> None:
+    """What follows a commit of few new objects is looked for."""
+    storage = FarCounting()
+    repo = repository(storage)
+    few = CHUNKS // put.LOOK_EVERY + 2
+    looks = []
+    for add in (0, 1):
+        storage.look_count = 0
+        repo.commit({name: array + add for name, array in _state().items()})
+        looks.append(storage.look_count)
+    assert all(count <= few for count in looks), looks
+    state = {name: array + 1 for name, array in _state().items()}
+    state["w1"] = state["w1"] + 1
+    repo.commit(state)
+    storage.look_count = 0
+    repo.commit({name: array + 2 for name, array in _state().items()})
+    assert storage.look_count > few
     assert repo.verify().ok
 
 

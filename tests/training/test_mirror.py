@@ -231,6 +231,31 @@ def test_a_mirror_to_which_another_run_pushed_meanwhile_is_not_overwritten(
     assert found.repository.resolve("main").step == 1
 
 
+def test_a_push_that_was_refused_is_tried_again_without_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the other run's branch was moved away, and meanwhile close does not wait."""
+    monkeypatch.setattr(mirror, "REFUSED_SECONDS", 0.05)
+    place = tmp_path / "mirror"
+    found = manager(tmp_path / "run", place)
+    save(found, 0)
+    assert found.wait_for_mirror()
+    there = ckptstore.open(place)
+    there.commit({"other": 1}, step=9)
+    save(found, 1)
+    until(lambda: bool(found.mirror_state and found.mirror_state.error))
+    there.branch("others", "main")
+    there.reset_branch("main", "main~1")
+    until(lambda: bool(found.mirror_state and not found.mirror_state.behind))
+    assert there.resolve("main").step == 1
+    monkeypatch.setattr(mirror, "REFUSED_SECONDS", 1e6)
+    there.commit({"other": 2}, step=9)
+    save(found, 2)
+    until(lambda: bool(found.mirror_state and found.mirror_state.error))
+    with pytest.raises(ConflictError, match="non-fast-forward"):
+        found.close(timeout=1e6)
+
+
 def test_the_mirror_follows_a_run_that_goes_back(tmp_path: Path) -> None:
     place = tmp_path / "mirror"
     with manager(tmp_path / "run", place) as found:
