@@ -11,7 +11,7 @@ section 14.
 from __future__ import annotations
 
 import math
-import sys
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -160,7 +160,6 @@ def put_shards(
     catalog: Catalog,
     parent: Digest | None,
     chunk_bytes: int,
-    threads: int | None = None,
 ) -> PutShards:
     """Put the chunks that a process holds. They are durable when this returns.
 
@@ -171,7 +170,6 @@ def put_shards(
         catalog: The repository, and its objects.
         parent: The checkpoint that the new one follows. What it reaches is not put again.
         chunk_bytes: Bytes of the largest chunks.
-        threads: The most threads that hash; by default as many as help one process.
     """
     arrays = {shard.path: _listed(shard, chunk_bytes) for shard in shards}
     own = [shard for shard in shards if shard.path not in tied]
@@ -195,7 +193,8 @@ def put_shards(
     corners = {str(number): shard.corner for number, shard in enumerate(inner)}
     catalog.objects.meter.begin("stored", sum(source.nbytes for source in sources.values()))
     reached = reached_by(parent, catalog) if parent else Reached()
-    threads = min(threads or sys.maxsize, hash_threads(plan, sources.values()))
+    most = max(1, (os.cpu_count() or 1) // ranks_here())
+    threads = min(most, hash_threads(plan, sources.values()))
     with putting(catalog.objects, reached, threads=threads) as putter:
         put = list(put_arrays(plan, sources, putter, corners=corners))
         putter.finish()
@@ -208,6 +207,12 @@ def put_shards(
     return PutShards(
         arrays=arrays, tied=tied, chunks=digests, parts=left, new_bytes=putter.new_bytes
     )
+
+
+def ranks_here() -> int:
+    """How many ranks share this machine, as torchrun states it; 1 where nothing does."""
+    stated = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(stated)) if stated.isdecimal() else 1
 
 
 def _listed(shard: Shard, chunk_bytes: int) -> Listed:

@@ -84,6 +84,17 @@ def folders_above(key: str) -> Iterator[tuple[str, ...]]:
 
 def walk(fd: int, prefix: str) -> Iterator[Listed]:
     """List every key below a folder."""
+    for key, entry in entries_below(fd, prefix):
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # deleted since
+            continue
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        yield Listed(key, size, status.st_mtime)
+
+
+def entries_below(fd: int, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """List every key below a folder, with its entry, of which a look is taken before the next."""
     with os.scandir(fd) as entries:
         for entry in entries:
             key = f"{prefix}{entry.name}"
@@ -94,16 +105,11 @@ def walk(fd: int, prefix: str) -> Iterator[Listed]:
                     except FileNotFoundError:  # deleted since
                         continue
                     try:
-                        yield from walk(inner, f"{key}/")
+                        yield from entries_below(inner, f"{key}/")
                     finally:
                         os.close(inner)
             else:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # deleted since
-                    continue
-                size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-                yield Listed(key, size, status.st_mtime)
+                yield key, entry
 
 
 def _may_hold_keys(folder: str) -> bool:

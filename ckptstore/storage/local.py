@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore import flock
 from ckptstore.errors import (
@@ -47,6 +47,7 @@ from ckptstore.regular_file import open_regular, read_full
 from ckptstore.storage.copies import copies
 from ckptstore.storage.folders import (
     FOLDER,
+    entries_below,
     folders_above,
     fsync_folder,
     grant,
@@ -69,11 +70,13 @@ from ckptstore.storage.writeback import begin_writeback
 from ckptstore.threads import Buffers, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
     from ckptstore.storage.protocol import Seen
+
+Item = TypeVar("Item")
 
 OF_DISKS = ("lost+found", ".snapshot", ".zfs")  # file systems have them at their own root
 RESERVE = tuple(f"reserve-{number}" for number in range(1, 9))  # in tmp/; an inode each
@@ -284,11 +287,18 @@ class LocalStorage:
         An entry that is no regular file is listed with size 0: reading it reports its kind. So is a
         folder that can hold no keys, such as "lost+found".
         """
+        return self._listed(prefix, walk)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """List the keys of `list`, without a call for each."""
+        return (key for key, _ in self._listed(prefix, entries_below))
+
+    def _listed(self, prefix: str, below: Callable[[int, str], Iterator[Item]]) -> Iterator[Item]:
         parts = tuple(part for part in prefix.split("/") if part)
         with translated(prefix or "the root", self._root):
             try:
                 with self._folder(parts) as fd:
-                    yield from walk(fd, "".join(f"{part}/" for part in parts))
+                    yield from below(fd, "".join(f"{part}/" for part in parts))
             except FileNotFoundError:
                 if not parts or not os.path.isdir(self._root):
                     raise

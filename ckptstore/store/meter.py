@@ -59,6 +59,19 @@ class Meter:
         finally:
             self.listener = before
 
+    @contextmanager
+    def also_heard_by(self, listener: Callable[[Progress], object]) -> Iterator[None]:
+        """Use one more listener in this block."""
+        before = self.listener
+
+        def both(progress: Progress) -> None:
+            listener(progress)
+            if before is not None:
+                before(progress)
+
+        with self.heard_by(both):
+            yield
+
     def begin(self, kind: Kind, total: int) -> None:
         """Begin an operation: count from zero, and only this kind."""
         with self._lock:

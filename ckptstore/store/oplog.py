@@ -88,6 +88,12 @@ def page_key_of(name: str) -> str:
     return f"{PAGES}{name}.json"
 
 
+def _seq_of(key: str) -> int | None:
+    """The number of an operation by its key; None for any other key."""
+    match = _KEY.fullmatch(key)
+    return int(match[1]) if match else None
+
+
 def first_kept(newest: int) -> int:
     """Return the number of the oldest operation that no pruning deletes, given the newest."""
     return max(1, newest - KEPT_OPERATIONS + 1)
@@ -272,8 +278,7 @@ class Oplog:
     def list(self) -> Iterator[tuple[int | None, Listed]]:
         """List the operations that are kept; the number is None for any other key."""
         for item in self._storage.list(PREFIX):
-            match = _KEY.fullmatch(item.key)
-            yield int(match[1]) if match else None, item
+            yield _seq_of(item.key), item
 
     def list_pages(self) -> Iterator[tuple[str | None, Listed]]:
         """List the pages of refs by name; the name is None for any other key."""
@@ -284,7 +289,8 @@ class Oplog:
 
     def seqs(self) -> set[int]:
         """Return the numbers of the operations that are kept."""
-        return {seq for seq, _ in self.list() if seq is not None}
+        found = map(_seq_of, self._storage.keys(PREFIX))
+        return {seq for seq in found if seq is not None}
 
     def stored_by(self, seq: int) -> float | None:
         """Return a time, by the storage's clock, by which an operation was stored.

@@ -264,4 +264,6 @@ class StorageSuite:
 
 def _sizes(storage: Storage, prefix: str = "") -> dict[str, int]:
     """Return the size of every key that is listed, by key."""
-    return {item.key: item.size for item in storage.list(prefix)}
+    sizes = {item.key: item.size for item in storage.list(prefix)}
+    assert sorted(storage.keys(prefix)) == sorted(sizes)
+    return sizes

@@ -292,7 +292,9 @@ class GroupSave:
             make = partial(self._published, committer, begun.begun, all_sent)
             return commit(make).id
 
-        with own_errors(self.group.rank), self.group.meeting(self.purpose) as meeting:
+        meter = self.repository._side().catalog.objects.meter  # noqa: SLF001
+        advance = meter.also_heard_by(lambda _: self.group.advance())
+        with own_errors(self.group.rank), self.group.meeting(self.purpose) as meeting, advance:
             begun = meeting.agree(begin, _first)
             made = meeting.agree(sent, publish)
         return self.repository.resolve(made)

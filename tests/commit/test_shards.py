@@ -70,9 +70,8 @@ class Ranks:
                 catalog=self.committer.catalog,
                 parent=self.begun.head,
                 chunk_bytes=1 << 16,
-                threads=1 + number % 2,
             )
-            for number, shards in enumerate(self.shards)
+            for shards in self.shards
         ]
         sent = [pickle.loads(pickle.dumps(one)) for one in stored]
         assert sent == stored

@@ -124,6 +124,7 @@ def test_no_temporary_file_is_left_and_none_is_listed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "tmp") == []
     (tmp_path / "tmp" / "1-left-by-a-crash").write_bytes(b"x")
     assert sorted(item.key for item in storage.list("")) == [KEY, "ops/1"]
+    assert sorted(storage.keys("")) == [KEY, "ops/1"]
 
 
 def test_folders_of_other_programs_are_listed_and_not_entered(tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ def test_folders_of_other_programs_are_listed_and_not_entered(tmp_path: Path) ->
         (tmp_path / other / "file").write_bytes(b"x")
     sizes = {item.key: item.size for item in storage.list("")}
     assert sizes == {KEY: 1, **dict.fromkeys(others, 0)}
+    assert set(storage.keys("objects/")) == set(sizes)
 
 
 def test_a_folder_that_is_deleted_while_others_are_listed_ends_no_listing(tmp_path: Path) -> None:

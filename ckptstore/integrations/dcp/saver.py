@@ -8,7 +8,6 @@ with its collectives. See `rank_group` and ADR 0070.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -20,7 +19,7 @@ from ckptstore.repository import DEFAULT_BRANCH, Repository, open
 from ckptstore.training.background import Background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self, SupportsIndex
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from ckptstore.digest import Digest
     from ckptstore.rank_group import Meeting
-    from ckptstore.store.meter import Progress
 
 
 class Saver:
@@ -191,22 +189,10 @@ class Saver:
         planner: SavePlanner | None,
     ) -> Digest:
         purpose = "save" if step is None else f"save of step {step}"
-        with self._group.meeting(purpose) as meeting, self._noted():
-            return save_in(meeting, state, writer, planner, is_first=self._group.rank == 0)
-
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Note that this rank makes progress, whenever it has put an object."""
         meter = self._repo._side().catalog.objects.meter  # noqa: SLF001
-        before = meter.listener
-
-        def note(progress: Progress) -> None:
-            self._group.advance()
-            if before is not None:
-                before(progress)
-
-        with meter.heard_by(note):
-            yield
+        advance = meter.also_heard_by(lambda _: self._group.advance())
+        with self._group.meeting(purpose) as meeting, advance:
+            return save_in(meeting, state, writer, planner, is_first=self._group.rank == 0)
 
 
 def save_in(

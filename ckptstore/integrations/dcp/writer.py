@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from ckptstore.python_gc import paused_collector
 from ckptstore.repository import DEFAULT_BRANCH, Repository, open
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
     from typing import SupportsIndex
 
@@ -212,7 +212,6 @@ class StoreWriter(StorageWriter):
             catalog=self._side.catalog,
             parent=parent,
             chunk_bytes=self._side.chunk_bytes,
-            threads=max(1, (os.cpu_count() or 1) // ranks_here()),
         )
         done: Future[list[WriteResult]] = Future()
         saved = _Saved(nodes=values.nodes, put=put)
@@ -246,9 +245,3 @@ class StoreWriter(StorageWriter):
             begun=self._begun,
         )
         metadata.storage_meta = StorageMeta(checkpoint_id=self._id)
-
-
-def ranks_here() -> int:
-    """How many ranks share this machine, as torchrun states it; 1 where nothing does."""
-    stated = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(stated)) if stated.isdecimal() else 1
