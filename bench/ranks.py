@@ -124,8 +124,14 @@ def _contenders(folder: Path, first: State, second: State) -> Iterator[tuple[str
         clean=_keep,
     )
     yield SAVE, [ours, theirs]
-    save(_copy(base, make=True), second, 2)
-    yield UNCHANGED, [ours, theirs]
+    opened = _copy(base, make=True)  # as a training holds it, step after step
+    save(opened, second, 2)
+    unchanged = Contender(
+        name="ckptstore",
+        prepare=lambda: _together(lambda: opened),
+        call=lambda repository: save(repository, second, 3 + next(_number)),
+    )
+    yield UNCHANGED, [unchanged, theirs]
     save_files(files, second)
     yield (
         LOAD,
