@@ -174,11 +174,12 @@ def _others(node: Node, place: str, source: Node) -> Iterator[str]:
     if isinstance(node, ArrayNode):
         return
     before, below = list(children(source, place)), list(children(node, place))
+    if not below:  # also a None in place of a list that was left out
+        yield from [place] if place else []
+        return
     if isinstance(node, DictNode) and isinstance(source, DictNode):
         by_key = dict(zip(source.items, before, strict=True))
         before = [by_key[key] for key in node.items]
-    if not below and place:
-        yield place
     for (_, inner), (where, item) in zip(below, before, strict=True):
         yield from _others(inner, where, item)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from ckptstore import InvalidInputError
@@ -233,6 +233,14 @@ def outcome(act: Any) -> Any:
 
 
 @given(pieces())
+@example(  # a None is in place of the list that is left out
+    (
+        [[np.zeros(1), np.zeros(1)], None],
+        [_Renamed(old=(_Place(0), _Place(0)), new=("fresh",), is_dict=False)],
+        None,
+        ["0"],
+    )
+)
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_a_seed_holds_what_renaming_the_keys_of_the_state_gives(
     drawn: tuple[Any, list[_Renamed], list[str] | None, list[str] | None],
