@@ -128,7 +128,8 @@ class Oplog:
         # The pages of the operation that was read last, as the next one shares most of them.
         self._pages: dict[tuple[str, str], Refs] = {}
         self._recent: Cache[int, Sight] = Cache(RECENT_MAX)  # only of a far storage
-        # When the repository was, since the last append. Whoever makes a log has read its marker.
+        # When a far repository was there, since the last append. Whoever makes a log has read its
+        # marker.
         self._confirmed: Moment | None = moment.now() if storage.is_far else None
         # The number of the newest operation at a moment, of a far storage: operations behind it
         # that are created within seconds have numbers that were never used.
@@ -422,11 +423,11 @@ class Oplog:
         return operation, later.result() if looks_on else None
 
     def _confirm_soon(self) -> None:
-        """Check that the repository is there, for an operation that is created within seconds."""
+        """Check that the repository is there; of a far one, unless it was there seconds ago."""
         if not _is_within(CONFIRM_SECONDS, self._confirmed):
             began = moment.now()
             self.check_store()
-            self._confirmed = began
+            self._confirmed = began if self._storage.is_far else None
 
     def _bound_soon(self) -> None:
         """List the operations, for one that is created within seconds."""

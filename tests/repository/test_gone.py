@@ -242,6 +242,30 @@ def test_no_commit_is_acknowledged_whose_repository_is_emptied_meanwhile(
     assert not list(root.glob("ops/*"))
 
 
+class Replaced(Emptied):
+    """A folder in whose place another repository comes right before a write."""
+
+    def _count(self, key: str) -> None:
+        self.writes.append(key)
+        if len(self.writes) == self._at:
+            root = Path(self.url)
+            root.rename(root.with_name("elsewhere"))
+            made(root)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_no_operation_goes_into_a_repository_that_came_in_its_place_meanwhile(root: Path) -> None:
+    """The marker was compared a moment ago, as another writer had come first."""
+    other = made(root)
+    repo = ckptstore.Repository(Replaced(root, 1), Marker.decode((root / MARKER_KEY).read_bytes()))
+    assert repo.resolve("main").step == 2
+    other.commit({"x": np.ones(3)}, step=3)
+    with pytest.raises(StorageError, match="another repository"):
+        repo.commit({"x": np.ones(50_000)}, step=4)
+    assert [checkpoint.step for checkpoint in ckptstore.open(root).log()] == [2, 1]
+    assert len(list((root / "ops").iterdir())) == 2
+
+
 def test_a_writer_makes_no_folder_in_a_folder_that_was_emptied(root: Path) -> None:
     made(root)
     with LocalStorage(root).batch() as storage:
