@@ -23,14 +23,15 @@ import traceback
 import weakref
 from collections import Counter
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from ckptstore.errors import InvalidInputError, RankError, first_line, shown
 from ckptstore.forks import renewed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
 
     Store = Any  # of torch.distributed
     Watched = dict[int, tuple[bytes, float, float]]  # the sign of each rank; its last two changes
@@ -87,8 +88,8 @@ class RankGroup:
             self.line.close()
 
     @property
-    def _prefix(self) -> str:
-        """What the keys of this group begin with, once rank 0 has said it.
+    def prefix(self) -> str:
+        """The prefix of the keys of this group, once rank 0 has published it.
 
         Raises:
             RankError: Rank 0 does not come.
@@ -110,7 +111,7 @@ class RankGroup:
 
     def key_of_sign(self, rank: int) -> str:
         """Where a rank leaves its signs of life."""
-        return _key_of_sign(self._prefix, rank)
+        return _key_of_sign(self.prefix, rank)
 
     def advance(self) -> None:
         """Note that this rank makes progress with what the others wait for."""
@@ -120,51 +121,58 @@ class RankGroup:
     def raise_flag(self, text: str) -> None:
         """Leave a text for the other ranks in place of an earlier one; none waits for it."""
         meeting = self._meeting("flag")
-        meeting.call("set", f"{self._prefix}/flag/{self.rank}", text)
-        meeting.call("add", f"{self._prefix}/flags", 1)
+        meeting.call("set", f"{self.prefix}/flag/{self.rank}", text)
+        meeting.call("add", f"{self.prefix}/flags", 1)
 
     @property
     def flags(self) -> int:
         """How often ranks have raised their flags."""
-        return int(self._meeting("flag").call("add", f"{self._prefix}/flags", 0))
+        return int(self._meeting("flag").call("add", f"{self.prefix}/flags", 0))
 
     def flag(self, rank: int) -> bytes:
         """Return the text that a rank has left; empty if it has left none."""
-        return self._meeting("flag").get(f"{self._prefix}/flag/{rank}")
+        return self._meeting("flag").get(f"{self.prefix}/flag/{rank}")
 
     def _meeting(self, purpose: str) -> Meeting:
-        return Meeting(self, purpose, self._prefix)
+        return Meeting(self, purpose, 0)
 
-    @contextmanager
-    def meeting(self, purpose: str) -> Iterator[Meeting]:
-        """Meet all ranks; every rank calls this in the same order.
-
-        When one leaves by an error the others raise it, too. Later meetings are not affected.
+    def meeting(self, purpose: str) -> Meeting:
+        """Return the next meeting of all ranks; every rank calls this in the same order.
 
         Args:
             purpose: For messages, such as "save of step 5".
-
-        Raises:
-            RankError: A rank died, hangs, did not come, or raised.
         """
-        prefix = "" if self.line is None else self._prefix
-        meeting = Meeting(self, purpose, f"{prefix}/{self._meetings}")
         self._meetings += 1
-        try:
-            yield meeting
-        except RankError:
-            raise
-        except BaseException as error:
-            meeting.give_up({self.rank: error})
-            raise
+        return Meeting(self, purpose, self._meetings)
 
 
 class Meeting:
-    """Exchanges that belong together: all ranks do the same ones in the same order."""
+    """Exchanges that belong together: all ranks do the same ones in the same order.
 
-    def __init__(self, group: RankGroup, purpose: str, prefix: str) -> None:
-        self._group, self._purpose, self._prefix = group, purpose, prefix
+    It is entered for the exchanges, and for whatever this rank does to prepare them. When one rank
+    leaves by an error the others raise a RankError. Later meetings are not affected.
+    """
+
+    def __init__(self, group: RankGroup, purpose: str, number: int) -> None:
+        self._group, self._purpose, self._number = group, purpose, number
         self._exchanges = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Have the others raise an error of this rank."""
+        if error is not None and not isinstance(error, RankError):
+            self.give_up({self._group.rank: _picklable(error)})
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._group.prefix}/{self._number}"
 
     def agree(
         self, work: Callable[[], Value], join: Callable[[list[Value]], Result] | None = None
@@ -241,7 +249,7 @@ class Meeting:
         return [_checked(parts[0])]
 
     def _joined(self, results: list[Any], join: Any) -> Any:
-        """What rank 0 makes of the results: parts for the ranks, or an error for each of them."""
+        """Join the results on rank 0 to parts for the ranks, or to an error for each of them."""
         failures = {n: one.error for n, one in enumerate(results) if isinstance(one, _Failed)}
         if not failures:
             parts = _result(lambda: join(results))
@@ -361,6 +369,11 @@ def _result(work: Callable[[], object]) -> object:
 def _portable(error: BaseException) -> BaseException:
     """An error that can be pickled, with the traceback as a note."""
     error.add_note(traceback.format_exc())
+    return _picklable(error)
+
+
+def _picklable(error: BaseException) -> BaseException:
+    """An error, or one with its text if it cannot be pickled."""
     try:
         _unpickled(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - an error of any class

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ckptstore.commit.staging import Staging
     from ckptstore.digest import Digest
     from ckptstore.documents.nodes import Key, Node
+    from ckptstore.rank_group import Meeting
     from ckptstore.repository import Repository
     from ckptstore.training.preemption import Preemption
     from ckptstore.training.tracked import Stateful
@@ -135,8 +136,9 @@ class Group:
         self._asks = asks
 
     def save(self, step: int) -> GroupSave:
-        """Begin a save, the same on all ranks."""
-        return GroupSave(self._repository, self._saves, f"save of step {step}", self._replicas)
+        """Begin a save, the same on all ranks, which is numbered now, whenever it runs."""
+        meeting = self._saves.meeting(f"save of step {step}")
+        return GroupSave(self._repository, self._saves, meeting, self._replicas)
 
 
 @contextmanager
@@ -198,7 +200,7 @@ def joined_group(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Begin:
-    """What rank 0 says at the begin of a save.
+    """The message of rank 0 at the start of a save.
 
     begun: the state of the branch. prints: of what it has that may differ between ranks, by name.
     sharded: the names of its sharded tensors, as a digest.
@@ -211,7 +213,7 @@ class _Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent:
-    """What a rank has put, and the nodes of what it has of its own, by name."""
+    """The message of a rank after its puts: these, and the nodes of its own objects by name."""
 
     put: PutShards
     nodes: Mapping[str, Node]
@@ -224,13 +226,13 @@ class GroupSave:
     Attributes:
         repository: The repository.
         group: The ranks.
-        purpose: For messages.
+        meeting: That of this save.
         replicas: The names of modules that are equal on all ranks.
     """
 
     repository: Repository
     group: RankGroup
-    purpose: str
+    meeting: Meeting
     replicas: frozenset[str]
     _part: _Part | None = None
 
@@ -241,7 +243,7 @@ class GroupSave:
             yield
         except BaseException:
             if self._part is None:  # else the error is one of `run`
-                with suppress(BaseException), self.group.meeting(self.purpose):
+                with suppress(BaseException), self.meeting:
                     raise
             raise
 
@@ -294,7 +296,7 @@ class GroupSave:
 
         meter = self.repository._side().catalog.objects.meter  # noqa: SLF001
         advance = meter.also_heard_by(lambda _: self.group.advance())
-        with own_errors(self.group.rank), self.group.meeting(self.purpose) as meeting, advance:
+        with own_errors(self.group.rank), self.meeting as meeting, advance:
             begun = meeting.agree(begin, _first)
             made = meeting.agree(sent, publish)
         return self.repository.resolve(made)
@@ -365,7 +367,7 @@ class GroupSave:
 
 
 def _first(values: Sequence[_Begin | None]) -> _Begin:
-    """What rank 0 said."""
+    """The message of rank 0."""
     assert values[0] is not None, "rank 0 says something"
     return values[0]
 

@@ -346,6 +346,31 @@ def test_a_rank_that_fails_fails_all_alike(url):
 
 
 @pytest.mark.crash
+def test_a_rank_that_cannot_copy_its_state_fails_that_save_alone_on_all_ranks(url):
+    def work() -> tuple[str, str]:
+        with Saver(url, timeout=TIMEOUT) as saver:
+            saver.save({"n": 1}, step=1)
+            if dist.get_rank():
+                saver._stager.stage = no_memory
+            try:
+                saver.async_save({"n": 2}, step=2)
+                saver.wait()
+            except ckptstore.CkptStoreError as error:
+                found = type(error).__name__, str(error)
+            vars(saver._stager).pop("stage", None)
+            saver.async_save({"n": 3}, step=3)
+        return found
+
+    def no_memory(state: Any) -> Any:
+        raise StorageError("There is no memory.")
+
+    first, second = checked(on_ranks(2, work))
+    assert second == ("StorageError", "There is no memory.")
+    assert first[0] == "RankError"
+    assert "rank 1 raised StorageError: There is no memory" in first[1]
+    assert [one.step for one in ckptstore.open(url).log()] == [3, 1]
+
+
 def test_a_disk_that_is_full_fails_all_ranks_alike(tmp_path):
     with small_disk("tmpfs", tmp_path) as disk:
         url = ckptstore.init(disk / "store", chunk_size=CHUNK_BYTES).url

@@ -28,6 +28,7 @@ from ckptstore import CkptStoreError, InvalidInputError, StorageError
 from ckptstore.storage import LocalStorage
 from ckptstore.store.refs import Refs
 from ckptstore.training import CheckpointManager, group
+from ckptstore.training.group import GroupSave
 from tests.helpers.equality import difference
 from tests.helpers.layouts import gathered
 from tests.helpers.ranks import DiedError, checked, on_ranks
@@ -301,13 +302,22 @@ def test_a_rank_that_does_not_come_is_an_error_after_the_timeout(url: str) -> No
     assert [checkpoint.step for checkpoint in repo.log()] == [1]
 
 
-def test_ranks_that_differ_are_named(url: str) -> None:
+def test_ranks_that_differ_are_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the save before has not yet begun in the background of one of them."""
+    run = GroupSave.run
+
+    def late(save: GroupSave, *args: Any) -> Any:
+        if dist.get_rank():
+            time.sleep(1)
+        return run(save, *args)
+
     def save() -> Any:
         rank = dist.get_rank()
         with CheckpointManager(url, model=nn.Linear(2, 2), rank_timeout=20) as manager:
             manager.save(1)
             return errors_of(lambda: manager.save(2 + rank)) or errors_of(manager.wait)
 
+    monkeypatch.setattr(GroupSave, "run", late)
     first, second = checked(on_ranks(2, save))
     assert second[0] == "InvalidInputError"
     assert "This rank is at step 3, and rank 0 at step 2" in second[1]

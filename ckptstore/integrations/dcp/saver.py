@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
+from ckptstore.errors import shown
 from ckptstore.integrations.dcp.stager import Stager, not_too_deep, states
 from ckptstore.integrations.dcp.writer import StoreWriter
 from ckptstore.rank_group import TIMEOUT_SECONDS, RankGroup
@@ -99,8 +100,9 @@ class Saver:
             InvalidInputError: An argument is wrong.
         """
         self.wait()
-        writer = self._writer(step, metrics, message, meta, retry)
-        return self._save(states(state), writer, step, planner)
+        with self._meeting(step) as meeting:
+            writer = self._writer(step, metrics, message, meta, retry)
+            return self._save(meeting, states(state), writer, planner)
 
     def async_save(
         self,
@@ -133,9 +135,10 @@ class Saver:
             StorageError: There is no memory for the copy.
         """
         self.wait()
-        writer = self._writer(step, metrics, message, meta, retry)
-        staged = [self._stager.stage(state)]  # popped, so that the memory is free once it ends
-        self._background.start(lambda: self._save(staged.pop(), writer, step, planner))
+        with self._meeting(step) as meeting:
+            writer = self._writer(step, metrics, message, meta, retry)
+            staged = [self._stager.stage(state)]  # popped, so that the memory is free once it ends
+        self._background.start(lambda: self._save(meeting, staged.pop(), writer, planner))
 
     def wait(self) -> None:
         """Wait until the save in the background has ended.
@@ -181,17 +184,19 @@ class Saver:
             retry=retry,
         )
 
+    def _meeting(self, step: object) -> Meeting:
+        return self._group.meeting("save" if step is None else f"save of step {shown(step)}")
+
     def _save(
         self,
+        meeting: Meeting,
         state: dict[str, Any],
         writer: StoreWriter,
-        step: object,
         planner: SavePlanner | None,
     ) -> Digest:
-        purpose = "save" if step is None else f"save of step {step}"
         meter = self._repo._side().catalog.objects.meter  # noqa: SLF001
         advance = meter.also_heard_by(lambda _: self._group.advance())
-        with self._group.meeting(purpose) as meeting, advance:
+        with meeting, advance:
             return save_in(meeting, state, writer, planner, is_first=self._group.rank == 0)
 
 
