@@ -451,17 +451,15 @@ class Repository(Transfers):
 
         check_destination(into, device=device, lazy=lazy)
         selection, renames = Selection.of(include, exclude), Rename.of(rename)
-        id, manifest = self._resolver.readable(rev)
-        with self._catalog.reading(id):
-            stored = StoredState.load(
-                id,
-                manifest,
-                self._catalog,
-                selection=selection,
-                rename=renames,
-                part=part,
-                bytes_max=bytes_max,
-            )
+        with StoredState.reading(
+            rev,
+            self._resolver,
+            self._catalog,
+            selection=selection,
+            rename=renames,
+            part=part,
+            bytes_max=bytes_max,
+        ) as stored:
             return read(stored, into=into, strict=strict, device=device, lazy=lazy)
 
     def resolve(self, rev: str) -> Checkpoint:

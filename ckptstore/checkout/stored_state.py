@@ -7,6 +7,7 @@ else: whatever comes after sees a checkpoint with the new ones.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -16,21 +17,22 @@ from ckptstore.checkout.opener import ArrayOpener
 from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree
 from ckptstore.state.paths import WEIGHTS
-from ckptstore.state.rename import move
+from ckptstore.state.rename import Rename, move
+from ckptstore.state.selection import Selection
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ckptstore.digest import Digest
     from ckptstore.documents.entry import Entry
     from ckptstore.documents.manifest import Manifest
     from ckptstore.documents.nodes import ArrayNode, Node
     from ckptstore.documents.page import Page
-    from ckptstore.state.rename import Names, Rename
-    from ckptstore.state.selection import Selection
+    from ckptstore.state.rename import Names
     from ckptstore.store.catalog import Catalog
     from ckptstore.store.objects import ObjectReader
+    from ckptstore.store.resolver import Resolver
 
 PAGES_WITH_STRUCTURE_MAX = 64  # fewer than the catalog keeps
 
@@ -39,12 +41,13 @@ PAGES_WITH_STRUCTURE_MAX = 64  # fewer than the catalog keeps
 class StoredState:
     """A checkpoint or a part of one.
 
-    whole: the checkpoint as it is stored. selection: the globs that chose something of it. rename:
-    of what they chose. names: the new paths of that; None if nothing was renamed. path: of the root
-    under its new name, "" for the whole. arrays: the array nodes of the root. pages: those that
-    list these arrays.
+    id: of the checkpoint. whole: the checkpoint as it is stored. selection: the globs that chose
+    something of it. rename: of what they chose. names: the new paths of that; None if nothing was
+    renamed. path: of the root under its new name, "" for the whole. arrays: the array nodes of the
+    root. pages: those that list these arrays.
     """
 
+    id: Digest
     whole: Node
     root: Node
     path: str
@@ -55,6 +58,38 @@ class StoredState:
     pages: list[Page]
     opener: ArrayOpener
     objects: ObjectReader
+
+    @classmethod
+    @contextmanager
+    def reading(
+        cls,
+        rev: str,
+        resolver: Resolver,
+        catalog: Catalog,
+        *,
+        selection: Selection | None = None,
+        rename: Rename | None = None,
+        part: str | None = None,
+        bytes_max: int | None = None,
+        view: Callable[[Node], Node] | None = None,
+    ) -> Iterator[Self]:
+        """Load a revision, whose arrays are read in this block; arguments as of `load`.
+
+        Raises:
+            ExpiredError: The arrays were deleted by a gc, also by one that runs meanwhile.
+        """
+        id, manifest = resolver.readable(rev)
+        with catalog.reading(id):
+            yield cls.load(
+                id,
+                manifest,
+                catalog,
+                selection=selection or Selection.of(None, None),
+                rename=rename or Rename.of(None),
+                part=part,
+                bytes_max=bytes_max,
+                view=view,
+            )
 
     @classmethod
     def load(
@@ -107,6 +142,7 @@ class StoredState:
                 ),
             )
             return cls(
+                id=id,
                 whole=whole,
                 root=root,
                 path=path,

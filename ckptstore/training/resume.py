@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.digest import Digest
-    from ckptstore.errors import Incompatible
     from ckptstore.repository import Repository
     from ckptstore.training.group import Group
     from ckptstore.training.tracked import Stateful
@@ -275,15 +274,17 @@ def restore_tracked(
     moves = renames.names(chosen.arrays, [*chosen.values, *chosen.tops])
     names = [unescape_key(_top(moves.of(path))) for path in paths.every]
     into, random, progress = destination(tracked, names, records_of(repository, checkpoint, moves))
-    misfit = _filled(
-        repository,
+    mine = {name: item for name, item in into.items() if name not in reset}
+    side = repository._side()  # noqa: SLF001
+    with StoredState.reading(
         checkpoint.id,
-        {name: item for name, item in into.items() if name not in reset},
-        strict=strict,
+        side.resolver,
+        side.catalog,
         selection=Selection.of(include, exclude),
         rename=renames,
         view=view,
-    )
+    ) as stored:
+        misfit = fill(stored, mine, strict=strict)
     settle(tracked, random, strict=strict, is_own=RANDOM in view.own)
     view.report(group, progress.state, into)
     taken = {*map(view.path_of_all, misfit.restored)}
@@ -302,32 +303,6 @@ def restore_tracked(
         ),
     )
     return report, progress.state
-
-
-def _filled(
-    repository: Repository,
-    id: Digest,
-    into: Mapping[str, Any],
-    *,
-    strict: bool,
-    selection: Selection,
-    rename: Rename,
-    view: RankView,
-) -> Incompatible:
-    """Fill objects as `Repository.checkout` does, from the view that a rank has of a checkpoint."""
-    side = repository._side()  # noqa: SLF001
-    id, manifest = side.resolver.readable(id)
-    with side.catalog.reading(id):
-        stored = StoredState.load(
-            id,
-            manifest,
-            side.catalog,
-            selection=selection,
-            rename=rename,
-            part=None,
-            view=view,
-        )
-        return fill(stored, into, strict=strict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

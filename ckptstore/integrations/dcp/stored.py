@@ -27,13 +27,10 @@ from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, 
 from ckptstore.errors import ConflictError, CorruptError, InvalidInputError, shown
 from ckptstore.integrations.dcp.values import dtype_name
 from ckptstore.state import tree
-from ckptstore.state.rename import Rename
-from ckptstore.state.selection import Selection
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
-    from ckptstore.digest import Digest
     from ckptstore.documents.boxes import Shape
     from ckptstore.documents.nodes import Node
     from ckptstore.integrations.dcp.values import Keys
@@ -44,12 +41,12 @@ if TYPE_CHECKING:
 class StoredNames:
     """A checkpoint as torch.distributed.checkpoint sees it: values by names joined with dots."""
 
-    def __init__(self, id: Digest, stored: StoredState, catalog: Catalog) -> None:
-        self.id, self._stored, self._catalog = id, stored, catalog
+    def __init__(self, stored: StoredState, catalog: Catalog) -> None:
+        self.id, self._stored, self._catalog = stored.id, stored, catalog
         root = stored.root
         if not isinstance(root, DictNode):
             raise InvalidInputError(
-                f"Checkpoint {id.short} is no dict. Only dicts can be loaded by "
+                f"Checkpoint {self.id.short} is no dict. Only dicts can be loaded by "
                 "torch.distributed.checkpoint."
             )
         self._values, self._keys = flatten_state_dict(
@@ -62,17 +59,8 @@ class StoredNames:
     def open(cls, repo: Repository, rev: str) -> StoredNames:
         """Read the structure and the pages of a checkpoint."""
         side = repo._side()  # noqa: SLF001
-        id, manifest = side.resolver.readable(rev)
-        with side.catalog.reading(id):
-            stored = StoredState.load(
-                id,
-                manifest,
-                side.catalog,
-                selection=Selection.of(None, None),
-                rename=Rename.of(None),
-                part=None,
-            )
-        return cls(id, stored, side.catalog)
+        with StoredState.reading(rev, side.resolver, side.catalog) as stored:
+            return cls(stored, side.catalog)
 
     def metadata(self) -> Metadata:
         """Return the metadata that torch plans with.
