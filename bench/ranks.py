@@ -62,7 +62,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def main(rounds: int, cache: Path, folder: Path, times: Path) -> None:
-    """What each rank does."""
+    """Time all saves and loads on this rank; rank 0 writes the times."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -169,7 +169,7 @@ def _copy(base: Path, *, make: bool = False) -> Any:
 
 
 def _together(make: Callable[[], Any]) -> Any:
-    """What a function returns, once all ranks have come here."""
+    """Call a function, and return its result once all ranks have come here."""
     import torch.distributed as dist
 
     made = make()

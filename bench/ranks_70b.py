@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def figures(bench: Bench, ranks: int = RANKS) -> Iterator[Figure]:
-    """What a save of all ranks costs the coordinator, and a look at it each rank."""
+    """Measure a save of all ranks on the coordinator, and the reads of each rank."""
     folder = bench.scratch / "ranks-70b"
     yield from _saved(folder, ranks)
     yield from _looked_at(folder)
@@ -91,7 +91,7 @@ def _saved(folder: Path, ranks: int) -> Iterator[Figure]:
 
 
 def _looked_at(folder: Path) -> Iterator[Figure]:
-    """What each rank does with the pages: before a load, and before the next save."""
+    """Measure the two reads of the pages on each rank: before a load, and before the next save."""
     side = ckptstore.open(folder)._side()  # noqa: SLF001
     id, manifest = side.resolver.readable("main")
     sizes = [
@@ -142,7 +142,7 @@ def _arrays() -> Arrays:
 
 
 def _plan(arrays: Arrays, rank: int, ranks: int) -> SavePlan:
-    """What a rank saves: its rows of each array, and each number on one rank."""
+    """Return the shards of a rank: its rows of each array, and each number on one rank."""
     items = []
     for position, (keys, shape) in enumerate(arrays.items()):
         corner, lengths = [0] * len(shape), list(shape)
@@ -160,7 +160,7 @@ def _plan(arrays: Arrays, rank: int, ranks: int) -> SavePlan:
 
 
 def _put(plan: SavePlan, rank: int) -> PutShards:
-    """What a rank sends when it has put its chunks."""
+    """Return the result that a rank sends when it has put its chunks."""
     random_bytes = random.Random(rank).randbytes
     arrays, chunks, left = {}, {}, []
     for item in plan.items:

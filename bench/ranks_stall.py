@@ -1,4 +1,4 @@
-"""What `Saver.async_save` costs the loop of a training on two ranks, beside a copy of the shards.
+"""The time that `Saver.async_save` takes from the loop of two ranks, beside a copy of the shards.
 
 The ranks are processes on this machine (torchrun, gloo). Each holds as many bytes as the training
 state of the other benches has, in shards. Both make the same calls in the same order, and a time is
@@ -44,7 +44,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def main(rounds: int, cache: Path, folder: Path, times: Path) -> None:
-    """What each rank does."""
+    """Time the calls on this rank; rank 0 writes the times."""
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh

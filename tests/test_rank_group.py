@@ -109,7 +109,7 @@ def test_values_and_errors_reach_all_ranks():
 
 
 def gone(how: str) -> None:
-    """What a rank does that is lost."""
+    """Lose this rank: it dies, stops for a while, or is slow."""
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "stopped":

@@ -128,7 +128,7 @@ def _unpickled(
     parts: list[tuple[str, Part, bytes]],
     new_bytes: int,
 ) -> PutShards:
-    """What was pickled."""
+    """Rebuild a pickled result."""
     chunks = {
         (path, number): Digest(raw[place * RAW_BYTES : (place + 1) * RAW_BYTES].hex())
         for path, numbers, raw in packed

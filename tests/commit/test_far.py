@@ -130,7 +130,7 @@ def test_after_many_looks_that_found_nothing_few_are_made() -> None:
 
 
 def test_the_first_commit_and_one_after_another_that_was_all_new_look_for_few_objects() -> None:
-    """What follows a commit of few new objects is looked for."""
+    """A commit after one with few new objects looks for all of its own."""
     storage = FarCounting()
     repo = repository(storage)
     few = CHUNKS // put.LOOK_EVERY + 2

@@ -62,7 +62,7 @@ class Ranks:
             )
 
     def put(self) -> list[Any]:
-        """What each puts, as the others get it."""
+        """The results of all ranks, as the others get them."""
         stored = [
             put_shards(
                 shards,

@@ -32,6 +32,7 @@ from ckptstore.store.oplog import KEPT_OPERATIONS, Oplog, key_of, page_key_of
 from tests.helpers.counting_storage import CountingStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ID = Digest.of(b"checkpoint")
@@ -362,6 +363,18 @@ def keep(operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oplog_module, "PRUNE_EVERY", operations // 5)
 
 
+def pausing(meanwhile: Callable[[], None]) -> Callable[[Operation], Operation]:
+    """A decision to change nothing, in whose first call other things happen."""
+    events = iter([meanwhile])
+
+    def decide(newest: Operation) -> Operation:
+        for event in events:
+            event()
+        return newest
+
+    return decide
+
+
 @pytest.mark.parametrize(
     "passed", [Moment(3.0, 3.0), Moment(3.0, 0.0), Moment(0.0, 3.0)], ids=["both", "awake", "wall"]
 )
@@ -373,18 +386,14 @@ def test_a_writer_that_paused_while_its_number_was_used_and_pruned_is_told(
     clock, storage = Clock(monkeypatch), FarStorage()
     log = Oplog(storage)
     count_up(log)
-    paused: list[bool] = []
 
-    def pause(newest: Operation) -> Operation:
-        if not paused:
-            paused.append(True)
-            for _ in range(70):
-                count_up(Oplog(storage))
-            clock.passed = passed
-        return newest
+    def meanwhile() -> None:
+        for _ in range(70):
+            count_up(Oplog(storage))
+        clock.passed = passed
 
     with pytest.raises(ConflictError, match="its outcome is unknown"):
-        log.append(pause)
+        log.append(pausing(meanwhile))
 
 
 def test_a_thread_that_paused_is_told_though_another_one_goes_on_with_the_same_handle(
@@ -394,17 +403,13 @@ def test_a_thread_that_paused_is_told_though_another_one_goes_on_with_the_same_h
     storage = FarStorage()
     log = Oplog(storage)
     count_up(log)
-    paused: list[bool] = []
 
-    def pause(newest: Operation) -> Operation:
-        if not paused:
-            paused.append(True)
-            for _ in range(70):
-                count_up(log)
-        return newest
+    def meanwhile() -> None:
+        for _ in range(70):
+            count_up(log)
 
     with pytest.raises(ConflictError, match="its outcome is unknown"):
-        log.append(pause)
+        log.append(pausing(meanwhile))
 
 
 def test_operations_one_after_the_other_are_appended_without_a_listing(

@@ -193,7 +193,7 @@ def _copied(value: Any, copies: Mapping[int, torch.Tensor]) -> Any:
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor."""
+    """The part of a tensor that this process holds."""
     # to_local takes 20 microseconds
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor  # noqa: SLF001
 
