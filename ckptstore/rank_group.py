@@ -566,14 +566,27 @@ class _Line:
                 done.set_exception(error)
 
 
+def distributed() -> Any:
+    """torch.distributed, if its group is initialised; or None."""
+    home: Any = sys.modules.get("torch.distributed")
+    return home if home is not None and home.is_available() and home.is_initialized() else None
+
+
+def group_store() -> Any:
+    """The key-value store of the group, through which its processes found each other; or None."""
+    groups = sys.modules.get("torch.distributed.distributed_c10d")
+    get: Any = getattr(groups, "_get_default_store", None)
+    with suppress(ValueError, RuntimeError):  # there is no group
+        return get() if get else None
+    return None
+
+
 def _found(group: Any) -> tuple[int, int, str, Store]:
     """The rank, the size, the name and the store of a group; a group of one has no store."""
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+    torch_groups = distributed()
+    if torch_groups is None:
         return 0, 1, "", None
-    home: Any = sys.modules["torch.distributed.distributed_c10d"]
-    rank, size = distributed.get_rank(group), distributed.get_world_size(group)
+    rank, size = torch_groups.get_rank(group), torch_groups.get_world_size(group)
     if rank < 0:
         raise InvalidInputError("This process is no rank of the group that was passed.")
-    name = "" if group is None else group.group_name
-    return rank, size, name, home._get_default_store()  # noqa: SLF001
+    return rank, size, "" if group is None else group.group_name, group_store()

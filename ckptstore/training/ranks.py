@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.arrays.frameworks import is_module
 from ckptstore.checkout.handover import is_optimizer
 from ckptstore.errors import InvalidInputError, UnsupportedValueError
+from ckptstore.rank_group import distributed, group_store
 from ckptstore.training.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -24,22 +25,14 @@ if TYPE_CHECKING:
 
 def rank_and_size() -> tuple[int, int]:
     """The rank of this process and the number of them; (0, 1) without a group."""
-    group = _distributed()
+    group = distributed()
     return (0, 1) if group is None else (group.get_rank(), group.get_world_size())
 
 
 def launched_rank() -> int:
     """The rank of this process, also before the group is initialised."""
     rank = os.environ.get("RANK", "")  # set by torchrun and other launchers
-    return int(rank) if _distributed() is None and rank.isdecimal() else rank_and_size()[0]
-
-
-def _distributed() -> Any:
-    """torch.distributed, if its group is initialised."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    return distributed
+    return int(rank) if distributed() is None and rank.isdecimal() else rank_and_size()[0]
 
 
 def refuse_shards(tracked: Mapping[str, object]) -> None:
@@ -153,12 +146,3 @@ def _of_all_ranks(value: Any) -> Any:
     if {"begin", "yielded"} <= value.keys():
         return value["yielded"]
     return {**value, "loader": _of_all_ranks(value["loader"])} if "loader" in value else value
-
-
-def group_store() -> Any:
-    """The key-value store of the group, through which its processes found each other; or None."""
-    groups = sys.modules.get("torch.distributed.distributed_c10d")
-    get: Any = getattr(groups, "_get_default_store", None)
-    with suppress(ValueError, RuntimeError):  # there is no group
-        return get() if get else None
-    return None
