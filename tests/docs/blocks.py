@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.helpers.forks import Forks
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FRAMEWORKS = sorted(ROOT.glob("docs/how-to/frameworks/*.md"))  # need packages of their own
 RUNNABLE = frozenset({"bash", "console", "python"})
 MARK = re.compile(r"^\W*<!-- not run: \S.* -->$")
 _TITLE = re.compile(r'title="([\w.]+)"')
@@ -70,28 +71,36 @@ def parse(page: Path, text: str) -> list[Block]:
     return found
 
 
-def run(block: Block, folder: Path, forks: Forks) -> None:
+def run(block: Block, folder: Path, forks: Forks | None) -> None:
     """Run a block in this folder: all of it, or of a console's the lines after "$ ".
 
-    Python is run from a file that keeps its name: the block's title, or example.py.
+    Python is run from a file that keeps its name: the block's title, or example.py. Without forks
+    it is a new process, in which warnings are no errors.
     """
     done: subprocess.CompletedProcess[str]
     if block.language == "python":
         script = folder / (block.title or "example.py")
         script.write_text(block.text, encoding="utf-8")
-        done = forks.run(script, cwd=folder, env=_environment(folder))
+        if forks is None:
+            done = _process([sys.executable, str(script)], folder)
+        else:
+            done = forks.run(script, cwd=folder, env=_environment(folder))
     else:
         prompts = re.findall(r"^\$ (.*)$", block.text, flags=re.MULTILINE)
         text = "\n".join(prompts) if block.language == "console" else block.text
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            cwd=folder,
-            env=_environment(folder),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        done = _process(["bash", "-euo", "pipefail", "-c", text], folder)
     assert done.returncode == 0, f"{block.place} failed:\n{done.stdout}{done.stderr}"
+
+
+def _process(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=_environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 def _inside(lines: Iterator[tuple[int, str]], opening: re.Match[str]) -> Iterator[str]:

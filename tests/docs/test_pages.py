@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs.blocks import MARK, PAGES, RUNNABLE, blocks, parse, run
+from tests.docs.blocks import FRAMEWORKS, MARK, PAGES, RUNNABLE, blocks, parse, run
 from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"  # has a test of its own
@@ -17,12 +17,21 @@ def name(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=name)
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {README, *FRAMEWORKS}), ids=name)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, forks):
     """All in one new folder, each block a process of its own."""
     for block in blocks(page):
         if block.is_run:
             run(block, tmp_path, forks)
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("page", FRAMEWORKS, ids=name)
+def test_the_code_of_a_page_on_a_framework_runs_from_top_to_bottom(page, tmp_path):
+    """As users run it: frameworks warn of what they do themselves."""
+    for block in blocks(page):
+        if block.is_run:
+            run(block, tmp_path, forks=None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
