@@ -9,7 +9,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import keras  # type: ignore[import-untyped]
+import keras
 
 from ckptstore.arrays.keras import ModelState, OptimizerState, is_keras, layers, named_variables
 from ckptstore.errors import InvalidInputError

@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 from ckptstore.storage import Storage
-from tests.docs.test_api import PAGE_OF
+from tests.docs.test_api import MODULES
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 INTERNAL = ("_", "of", "on_", "test_")  # hooks are described once, in Callback
@@ -47,7 +47,7 @@ def describes_its_arguments(value):
     return "Args:" in text
 
 
-@pytest.mark.parametrize("module", PAGE_OF)
+@pytest.mark.parametrize("module", MODULES)
 def test_every_callable_with_parameters_has_args(module):
     listed = list(callables(module))
     assert [

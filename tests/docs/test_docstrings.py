@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.frameworks import marked
 from tests.helpers.root import ROOT
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -24,7 +25,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", [module_name(path) for path in SOURCES])
+@pytest.mark.parametrize("name", [marked(module_name(path)) for path in SOURCES])
 def test_the_examples_of_a_module_work_as_printed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
