@@ -287,9 +287,9 @@ class Repository(Transfers):
 
         Args:
             state: Any nested structure of dicts (with str or int keys), lists and tuples with torch
-                tensors, numpy arrays and plain values. It is read during the call and never
-                changed. Arrays in a file or a repository (`formats.read_file`,
-                `checkout(lazy=True)`) are read a piece at a time.
+                tensors, numpy and JAX arrays and plain values, or any pytree of JAX. It is read
+                during the call and never changed. Arrays in a file or a repository
+                (`formats.read_file`, `checkout(lazy=True)`) are read a piece at a time.
             branch: The branch to commit to. One that does not exist is made.
             step: The training step, an integer of at most 63 bits.
             metrics: Numbers by name. Scalars of numpy and torch are taken as plain numbers.
@@ -407,7 +407,8 @@ class Repository(Transfers):
             into: A destination to fill in place, without a second copy of the weights: an
                 nn.Module, a Keras model, or a nested structure of dicts and lists of tensors,
                 arrays, plain values, models and other objects with load_state_dict. Arrays keep
-                their memory; dtypes and shapes must be the same (ADR 0005).
+                their memory; dtypes and shapes must be the same (ADR 0005). A pytree with JAX
+                arrays is a template: it stays as it is, and a new one is returned (ADR 0075).
             strict: Whether any misfit of `into` raises before anything changes. If False, what
                 fits is filled and the rest is returned.
             include: Globs over paths, such as "model/**". A dict loses the keys that are not
@@ -424,8 +425,8 @@ class Repository(Transfers):
                 cannot claim all memory.
 
         Returns:
-            The state in fresh, writable memory. With `into`, an `Incompatible` that lists what did
-            not fit, which is false when everything did.
+            The state in fresh, writable memory. With `into`, a new pytree if it is one of JAX, else
+            an `Incompatible` that lists what did not fit, which is false when everything did.
 
         Raises:
             CheckoutMismatchError: `into` does not fit and `strict` is set. Nothing was changed.

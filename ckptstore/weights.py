@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from ckptstore.errors import Incompatible
-
 
 def load_weights(
     model: Any,
@@ -26,12 +24,12 @@ def load_weights(
     exclude: str | Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
     strict: bool = True,
-) -> Incompatible:
+) -> Any:
     """Fill a model in place with the weights of a checkpoint. Nothing else is read.
 
     Args:
         model: An nn.Module, a Keras model, or a nested structure of tensors and arrays, as
-            `Repository.checkout(into=)` takes it.
+            `Repository.checkout(into=)` takes it. With JAX arrays in it, it is a template.
         store: A repository, or its folder or URL.
         rev: The revision to read, such as "main" or "main@best:val_loss".
         part: The key of the outermost dict that holds the weights. None takes "model", under which
@@ -44,7 +42,8 @@ def load_weights(
         strict: Whether any misfit raises before anything changes. If False, what fits is filled.
 
     Returns:
-        An `Incompatible` that lists what did not fit; false when everything did.
+        An `Incompatible` that lists what did not fit; false when everything did. For a template of
+        JAX, a new pytree like it.
 
     Raises:
         CheckoutMismatchError: The model does not fit and `strict` is set. Nothing was changed.
@@ -72,7 +71,7 @@ def load_weights(
             )
             names = state if isinstance(state, dict) else ()
         part = WEIGHTS if WEIGHTS in names else None
-    misfit: Incompatible = repo.checkout(
+    return repo.checkout(
         checkpoint.id,
         into=model,
         part=part,
@@ -81,4 +80,3 @@ def load_weights(
         rename=rename,
         strict=strict,
     )
-    return misfit

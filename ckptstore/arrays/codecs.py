@@ -7,14 +7,17 @@ always registered. See section 12.1 of docs/reference/format.md.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ckptstore.arrays import standard as standard
+from ckptstore.arrays.pytrees import KEY_IMPLS
 from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import CorruptError, InvalidInputError, shown
 from ckptstore.state.codecs import build_in
 from ckptstore.state.codecs import decode as decode
 from ckptstore.state.codecs import encode as encode
+from ckptstore.state.codecs import is_field_class as is_field_class
 from ckptstore.state.codecs import is_stateful as is_stateful
 from ckptstore.state.codecs import register_codec as register_codec
 
@@ -25,6 +28,10 @@ def decode_known(name: str, value: object) -> object:
         return decode(name, value)
     except InvalidInputError:
         return value
+
+
+def _encoded_elsewhere(value: object) -> object:
+    raise InvalidInputError(f"a {shown(type(value))}")
 
 
 def _torch_size(lengths: list[int]) -> object:
@@ -66,6 +73,19 @@ def _decode_scalar(form: list[str]) -> object:
     return value
 
 
+def _jax_key(impl: str, data: Any) -> object:
+    try:
+        from ckptstore.arrays.jax import key_of
+    except ImportError as error:
+        raise InvalidInputError(
+            "The checkpoint holds a random key of JAX, which is not installed here. Leave it out "
+            "(exclude), or read it lazily."
+        ) from error
+    return key_of(data, impl)
+
+
+for _impl, _name in KEY_IMPLS.items():  # encoded by ckptstore.arrays.pytrees
+    build_in(_name, _encoded_elsewhere, partial(_jax_key, _impl))
 build_in("torch.Size", list, _torch_size)
 build_in("torch.dtype", lambda dtype: str(dtype).removeprefix("torch."), _torch_dtype)
 build_in("torch.device", str, _torch_device)

@@ -1,6 +1,7 @@
 """Frameworks: which framework an array belongs to, and what is done with arrays of any.
 
-A framework is a module of this package, a line of `KINDS` and a line of `_load`. It is imported
+A framework is a module of this package, a line of `KINDS` or a name in `ALIKE`, and a line of
+`_load`. It is imported
 once its arrays can exist, which is when the program has imported the framework, or when an array of
 it has to be made: naming checkpoints needs neither torch nor numpy.
 """
@@ -15,7 +16,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.arrays.source import KINDS, TENSOR, ArraySource, part_of
+from ckptstore.arrays.source import ALIKE, JAX, KINDS, TENSOR, ArraySource, part_of
 from ckptstore.documents.chunks import reversed_order, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError
@@ -34,11 +35,16 @@ def _load(kind: str) -> Framework:
         from ckptstore.arrays.torch import Torch
 
         return Torch()
+    if kind == JAX:
+        from ckptstore.arrays.jax import Jax
+
+        return Jax()
     from ckptstore.arrays.numpy import Numpy
 
     return Numpy()
 
 
+_LOADED = {**KINDS, **dict(zip(ALIKE, ALIKE, strict=True))}  # what `_load` takes, by module
 _by_type: dict[type, Framework] = {}  # of the arrays that were met; spares most of each look
 
 
@@ -47,7 +53,7 @@ def framework_of(value: object) -> Framework | None:
     known = _by_type.get(type(value))
     if known is not None:
         return known
-    for name, kind in KINDS.items():
+    for name, kind in _LOADED.items():
         if sys.modules.get(name) is not None:  # None: the program forbids to import it
             framework = _load(kind)
             if isinstance(value, framework.array_type):

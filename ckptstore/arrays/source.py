@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TENSOR, NDARRAY = "tensor", "ndarray"  # the kinds of arrays in a structure
 KINDS = {"torch": TENSOR, "numpy": NDARRAY}  # by the top-level module of the framework
+JAX = "jax"
+ALIKE = (JAX,)  # frameworks whose arrays are stored as those of numpy, by the same module
 REPEATED_BYTES_MAX = 1 << 30  # a view that repeats its elements is stored in full up to this size
 
 

@@ -17,12 +17,14 @@ from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.memory_limit import check_memory
+from ckptstore.arrays.pytrees import Tree, is_pytree
 from ckptstore.checkout.boxes import Wanted, read_boxes
 from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.proposal import remedy
 from ckptstore.checkout.reader import read_fresh, read_into
+from ckptstore.checkout.slots import read_slots
 from ckptstore.documents.nodes import ZARR
 from ckptstore.errors import Incompatible, InvalidInputError, shown
 from ckptstore.python_gc import paused_collector
@@ -58,6 +60,10 @@ def read(stored: StoredState, *, into: object, strict: bool, device: Any, lazy: 
         return lazily(stored)
     if into is None:
         return fresh(stored, stored.root, device=device)
+    if is_pytree(into):
+        tree = Tree(into)
+        fill(stored, tree.target, strict=strict)
+        return tree.result()
     return fill(stored, into, strict=strict)
 
 
@@ -142,6 +148,7 @@ def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
         refused = _hand_over(stored, placement, handing, into, strict=strict)
         read_into(stored.pages, placement.targets, objects=stored.objects)
         read_boxes(stored.pages, placement.boxes, objects=stored.objects)
+        read_slots(stored.pages, placement.slots, objects=stored.objects)
     except BaseException:
         handing.undo()
         raise
@@ -150,6 +157,8 @@ def fill(stored: StoredState, into: object, *, strict: bool) -> Incompatible:
     for handover in placement.values:
         if handover.is_array:
             handover.assign(fresh(stored, handover.node))
+    for owner, tree in placement.pytrees:
+        owner.adopt(tree.result())
     found = [misfit, *handing.left_out]
     unexpected = dict.fromkeys(chain.from_iterable(each.unexpected for each in found))
     misfit = Incompatible(

@@ -23,6 +23,7 @@ from ckptstore.arrays.frameworks import (
 )
 from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.arrays.modules import loads_itself, named_state, plain_name, unwrapped
+from ckptstore.arrays.pytrees import Fields, Items, PytreeState, Slot, Tree
 from ckptstore.checkout.boxes import Wanted
 from ckptstore.checkout.handover import Handover
 from ckptstore.checkout.modules import is_counter_of_old_file, load_module
@@ -35,10 +36,12 @@ from ckptstore.checkout.optimizers import (
     record,
     renamed_parameters,
 )
+from ckptstore.checkout.slots import number_for, place_slot, take_number
 from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode
 from ckptstore.errors import CheckoutMismatchError, Incompatible, shown
+from ckptstore.state.classes import is_class
 from ckptstore.state.paths import children, join
 from ckptstore.state.tree import arrays, leaves
 
@@ -55,7 +58,8 @@ class Placement:
     """The plan of filling a destination.
 
     targets: existing arrays by the path of what goes into them. boxes: the same for DTensors, of
-    which this rank holds a box. handovers: nodes that are read as a
+    which this rank holds a box. slots: those of JAX, which are made anew; pytrees: the objects that
+    get pytrees of them. handovers: nodes that are read as a
     fresh state and handed to a function: plain values, optimizers, what a module computes rather
     than stores. empty: the modules and objects that nothing goes into. is_whole: what the
     destination has beyond the stored state counts as missing.
@@ -64,6 +68,8 @@ class Placement:
     is_whole: bool = True
     targets: dict[str, Any] = field(default_factory=dict)
     boxes: dict[str, list[Wanted]] = field(default_factory=dict)
+    slots: dict[str, Slot] = field(default_factory=dict)
+    pytrees: list[tuple[PytreeState, Tree]] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -99,6 +105,7 @@ class Placement:
         """The paths of the checkpoint of all that goes into the destination."""
         yield from self.targets
         yield from self.boxes
+        yield from self.slots
         for handover in self.handovers:
             yield from (path for path, _ in leaves(handover.node, handover.path))
 
@@ -162,7 +169,15 @@ class _Place:
     ) -> None:
         """Match one node with its counterpart. assign: replaces that; None where it cannot be."""
         name, target = path or "the state", unwrapped(target)
-        if is_keras(target):
+        if isinstance(target, Fields) and isinstance(node, CodecNode) and is_class(node.type):
+            node = node.value  # the fields of a namedtuple or a dataclass
+        if isinstance(target, Slot):
+            self.slot(node, target, name)
+        elif isinstance(target, PytreeState):
+            tree = target.tree()
+            self.placement.pytrees.append((target, tree))
+            self.node(node, tree.target, path, None)
+        elif is_keras(target):
             self.keras(node, target, path)
         elif is_module(target):
             self.module(node, target, path)
@@ -214,6 +229,8 @@ class _Place:
                 if key not in seen and key not in self.plain:
                     seen.add(key)
                     left.extend(item.values() if isinstance(item, dict) else item)
+                if isinstance(item, Fields | Items):
+                    return False
             elif is_array(item) or hasattr(item, "load_state_dict"):
                 return False
         self.plain |= seen
@@ -292,6 +309,11 @@ class _Place:
                 f"{name} (tied to {first} in the destination, but not equal to it in the "
                 "checkpoint)"
             )
+        elif node.is_zarr and isinstance(target, Slot):
+            take = partial(place_slot, target)
+            self.placement.handovers.append(Handover(node=node, path=name, assign=take))
+        elif isinstance(target, Slot):
+            self.placement.slots[path] = target
         elif node.is_zarr:
             self.placement.handovers.append(Handover(node=node, path=name, assign=_copier(target)))
         elif is_sharded(target):
@@ -299,6 +321,30 @@ class _Place:
             self.placement.boxes.setdefault(path, []).append(wanted)
         else:
             self.placement.targets[path] = target
+
+    def slot(self, node: Node, slot: Slot, name: str) -> None:
+        """Match an array, a random key or a number with its place in a pytree."""
+        if slot.codec is not None and isinstance(node, CodecNode) and node.type == slot.codec:
+            node = node.value
+        elif slot.codec is not None or (isinstance(node, CodecNode) and not slot.is_number):
+            there = slot.codec or f"{slot.dtype} {list(slot.shape)}"
+            self.placement.mismatched.append(
+                f"{name} (checkpoint: {_kind(node)}, destination: {there})"
+            )
+            return
+        entry = self.entries.get(node.path) if isinstance(node, ArrayNode) else None
+        if slot.is_number and entry is not None and not entry.shape:
+            slot.dtype = str(entry.dtype)  # a number that became an array of one element
+        elif slot.is_number or _is_number_for(slot, node):
+            if any(arrays(node)):
+                self.placement.mismatched.append(
+                    f"{name} (checkpoint: {_kind(node)}, destination: number)"
+                )
+            else:
+                take = partial(take_number, slot)
+                self.placement.handovers.append(Handover(node=node, path=name, assign=take))
+            return
+        self.array(node, slot, name)
 
     def module(self, node: Node, module: Any, path: str) -> None:
         """Match a module's own names, whose tensors are filled in place, or have it load itself."""
@@ -402,7 +448,7 @@ class _Place:
     def filled(self) -> int:
         """The number of arrays and values that have a place so far."""
         found = self.placement
-        return len(found.targets) + len(found.boxes) + len(found.handovers)
+        return len(found.targets) + len(found.boxes) + len(found.slots) + len(found.handovers)
 
     def refuse_names(self, node: Node, path: str) -> None:
         """Note that a model was met where the checkpoint has no names."""
@@ -439,6 +485,12 @@ def _copier(target: Any) -> Callable[[Any], object]:
 def _items(node: DictNode, path: str) -> Iterator[tuple[Key, str, Node]]:
     """The keys of a dict, each with the path and the node of its value."""
     return ((key, *child) for key, child in zip(node.items, children(node, path), strict=True))
+
+
+def _is_number_for(slot: Slot, node: Node) -> bool:
+    """True for a number that becomes the only element of an array without being another one."""
+    is_number = type(node) in (bool, int, float, complex) and not slot.shape
+    return is_number and number_for(slot, node) is not None
 
 
 def _kind(node: Node) -> str:

@@ -71,6 +71,11 @@ def register(cls: type) -> None:
     _registered[name_of(cls)] = cls
 
 
+def is_registered(cls: type) -> bool:
+    """True for a class that checkouts may make values of."""
+    return _registered.get(name_of(cls)) is cls
+
+
 def name_of(cls: type) -> str:
     """The name of a class: its module and its qualified name."""
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -120,6 +120,16 @@ def encode(value: object) -> tuple[str, object] | None:
     return None if is_stateful(value) else classes.encode(value)
 
 
+def is_field_class(type: type) -> bool:
+    """True for a dataclass that would be stored as its fields, and that no program registered."""
+    name = type_name(type)
+    return (
+        classes.kind_of(type) == classes.DATACLASS
+        and name not in _registered
+        and not classes.is_registered(type)
+    )
+
+
 def is_stateful(value: object) -> bool:
     """True for a module, an optimizer and any other object that has a state_dict of its own."""
     kind = type(value)

@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from ckptstore.arrays.keras import ModelState, is_keras
 from ckptstore.arrays.modules import named_state, plain_name, unwrapped
+from ckptstore.arrays.pytrees import is_pytree
 from ckptstore.checkout.optimizers import Recorded, record, renamed_record
 from ckptstore.documents.names import escape_key, unescape_key
 from ckptstore.errors import InvalidInputError, shown
@@ -73,8 +74,9 @@ def stateful(name: str, value: object) -> Stateful:
         return Generator(value)
     if isinstance(value, Stateful) and not isinstance(value, type):
         return value
+    hint = " Pass **JaxState(...) of ckptstore.integrations.jax." if is_pytree(value) else ""
     raise InvalidInputError(
-        f"{name}={shown(value)} cannot be tracked: it has no state_dict and load_state_dict."
+        f"{name}={shown(value)} cannot be tracked: it has no state_dict and load_state_dict.{hint}"
     )
 
 

@@ -8,7 +8,7 @@ from tests.docs.blocks import FRAMEWORKS, MARK, PAGES, RUNNABLE, blocks, parse, 
 from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"  # has a test of its own
-INERT = {"hex", "json", "text", "toml", "yaml"}
+INERT = {"diff", "hex", "json", "text", "toml", "yaml"}
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 
