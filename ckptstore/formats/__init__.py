@@ -28,11 +28,20 @@ from ckptstore.formats.publish import check_room, published
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["FileState", "check_free", "has_format", "named", "read_file", "write_file"]
+__all__ = [
+    "FileState",
+    "check_free",
+    "has_format",
+    "holds_folder",
+    "named",
+    "read_file",
+    "write_file",
+]
 
 SAFETENSORS = ".safetensors"
 _NPZ = "ckptstore.formats.npz"
 _DCP = "ckptstore.formats.dcp.folder"
+_HUGGING_FACE = "ckptstore.formats.hugging_face"
 _SHARDED = "ckptstore.formats.sharded"
 _TORCH = "ckptstore.formats.torch.file"
 _ZARR = "ckptstore.zarr.folder_write"
@@ -54,8 +63,7 @@ _BY_CONTENTS = {
     first_bytes.NPY: _BY_SUFFIX[".npy"],
 }
 FORMATS = tuple(suffix[1:] for suffix in (".pt", SAFETENSORS, ".npz", ".npy"))
-_INDICES = (".safetensors.index.json", ".bin.index.json")
-_FOLDERS = frozenset({_DCP, _SHARDED, _ZARR})  # modules whose format is a folder
+_FOLDERS = frozenset({_DCP, _HUGGING_FACE, _SHARDED, _ZARR})  # modules whose format is a folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +73,18 @@ class FileState:
     Attributes:
         state: A state to commit. Its arrays are read from the file as they are needed.
         meta: The file's name and metadata, as plain JSON for `commit(meta=)`.
-        left_out: The names of other files in the folder, which are not part of the state.
+        left_out: The names of what is in the folder and not part of the state.
+        step: The step of the checkpoint, if the file or folder has it.
+        epoch: The epoch, if it has it.
+        metrics: The metrics that it has of that step.
     """
 
     state: Any
     meta: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    step: int | None = None
+    epoch: int | None = None
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
 
 
 def has_format(path: str | Path) -> bool:
@@ -86,6 +100,21 @@ def has_format(path: str | Path) -> bool:
         (True, False)
     """
     return Path(path).suffix.lower() in _BY_SUFFIX
+
+
+def holds_folder(state: object) -> bool:
+    """Return whether a state is a whole folder of Hugging Face, which `write_file` writes again.
+
+    Args:
+        state: What `read_file` returned as a state, or a checkout of it.
+
+    Example:
+        >>> from ckptstore import formats
+        >>> formats.holds_folder({"model": {}})
+        False
+    """
+    is_folder: bool = import_module(_HUGGING_FACE).holds_folder(state)
+    return is_folder
 
 
 def named(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,14 +173,19 @@ def read_file(
             raise NotFoundError(f"{path} does not exist.")
         name = _of_folder(path) if path.is_dir() else _of_file(path, format)
         options = {"bytes_max": bytes_max} if name == _NPZ else {}
-        state, meta, *left_out = import_module(name).read(path, **options)
+        module = import_module(name)
+        state, meta, *left_out = module.read(path, **options)
+        facts = module.facts(path) if name == _HUGGING_FACE else {}
     except ImportError as error:
         raise _lacking(path, error) from error
     except OSError as error:
         raise StorageError(f"{shown(str(path))} could not be read: {error.strerror}.") from error
     name = os.fsencode(os.path.basename(os.path.abspath(path))).decode(errors="replace")
     return FileState(
-        state=state, meta={"file": name, **meta}, left_out=tuple(*map(sorted, left_out))
+        state=state,
+        meta={"file": name, **meta},
+        left_out=tuple(*map(sorted, left_out)),
+        **facts,
     )
 
 
@@ -167,7 +201,8 @@ def write_file(
 
     Args:
         state: Arrays and plain values in any nesting, or a Zarr hierarchy of a checkpoint.
-        path: Where to write it. The suffix is that of the format.
+        path: Where to write it. The suffix is that of the format. A state that was read from a
+            folder of Hugging Face is written as such a folder to a path without one.
         overwrite: Whether to replace a file, or an export in a folder. If the path is a link, what
             it leads to is replaced.
         drop_values: Whether to leave out plain values if the format has no place for them.
@@ -180,8 +215,8 @@ def write_file(
         StorageError: It could not be written, or there is no room for it.
     """
     path = _path(path)
-    name = _of_output(path, shard_bytes)
-    target = _target(path, name, overwrite=overwrite)
+    name = _of_output(path, shard_bytes, state)
+    target = _target(path, name, overwrite=overwrite, state=state)
     size, write = _writer(name, state, drop_values=drop_values, shard_bytes=shard_bytes)
     check_room(target.absolute().parent, size, what=str(path))
     try:
@@ -209,11 +244,17 @@ def _writer(
     options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
     flat = flatten(state)
     size = sum(source.nbytes for source in flat.arrays.values())
+    if name == _HUGGING_FACE:
+        return size, partial(module.write, state, **options)
     return size, lambda path: module.write(flat, path, drop_values=drop_values, **options)
 
 
 def check_free(
-    path: str | Path, *, overwrite: bool = False, shard_bytes: int | None = None
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    shard_bytes: int | None = None,
+    state: object = None,
 ) -> None:
     """Raise an error if `write_file` could not write to a path.
 
@@ -221,6 +262,7 @@ def check_free(
         path: As of `write_file`.
         overwrite: As of `write_file`.
         shard_bytes: As of `write_file`.
+        state: As of `write_file`; None for one that is not of a folder of Hugging Face.
 
     Raises:
         InvalidInputError: It is taken, or its suffix is not that of a format.
@@ -228,17 +270,17 @@ def check_free(
         StorageError: Nothing can have that path.
     """
     path = _path(path)
-    _target(path, _of_output(path, shard_bytes), overwrite=overwrite)
+    _target(path, _of_output(path, shard_bytes, state), overwrite=overwrite, state=state)
 
 
-def _target(path: Path, module: str, *, overwrite: bool) -> Path:
+def _target(path: Path, module: str, *, overwrite: bool, state: object) -> Path:
     """Return where a module of a format writes: the path, or what a link there leads to."""
     target = _followed(path)
     if os.path.lexists(path):
         if not overwrite:
             raise _exists(path)
         if target.exists():
-            _check_replaced(target, module)
+            _check_replaced(target, module, state)
     if not target.parent.is_dir():
         raise NotFoundError(f"The folder {target.parent} does not exist.")
     return target
@@ -262,7 +304,7 @@ def _followed(path: Path) -> Path:
         raise StorageError(f"{shown(str(path))} cannot be written: {why}.") from error
 
 
-def _check_replaced(path: Path, module: str) -> None:
+def _check_replaced(path: Path, module: str, state: object) -> None:
     """Raise an error if a file or folder is not one that an export may replace."""
     is_folder = module in _FOLDERS
     if path.is_dir() != is_folder:
@@ -270,7 +312,8 @@ def _check_replaced(path: Path, module: str) -> None:
             f"{path} is {_kind(path)}, and {'a folder' if is_folder else 'a file'} would "
             "replace it. Pass another name."
         )
-    if is_folder and not import_module(module).is_exported(path):
+    more = (state,) if module == _HUGGING_FACE else ()
+    if is_folder and not import_module(module).is_exported(path, *more):
         raise InvalidInputError(
             f"{path} holds more than an export of a checkpoint, so it is not replaced. Pass "
             "another name."
@@ -311,19 +354,20 @@ def _of_folder(path: Path) -> str:
         return _DCP
     if any(path.joinpath(name).exists() for name in NODE_DOCUMENTS):
         return _ZARR
-    if any(name.endswith((SAFETENSORS, *_INDICES)) for name in os.listdir(path)):
-        return _SHARDED
+    if import_module(_HUGGING_FACE).is_folder(os.listdir(path)):
+        return _HUGGING_FACE
     raise InvalidInputError(
-        f"{path} is a folder without a checkpoint that could be read: .safetensors files, the "
-        "index of .bin files, zarr.json, or the .metadata of torch.distributed.checkpoint. Commit "
-        "any other file in it by its own name."
+        f"{path} is a folder without a checkpoint that could be read: .safetensors files, "
+        "pytorch_model.bin, trainer_state.json, zarr.json, or the .metadata of "
+        "torch.distributed.checkpoint. Commit any other file in it by its own name."
     )
 
 
-def _of_output(path: Path, shard_bytes: int | None) -> str:
-    """The module that writes to a path."""
+def _of_output(path: Path, shard_bytes: int | None, state: object) -> str:
+    """The module that writes a state to a path."""
+    is_whole = not has_format(path) and holds_folder(state)
     if shard_bytes is None:
-        return _of_suffix(path)
+        return _HUGGING_FACE if is_whole else _of_suffix(path)
     if not isinstance(shard_bytes, int) or shard_bytes < 1:
         raise InvalidInputError(f"{shown(shard_bytes)} is not a size in bytes.")
     if has_format(path) and path.suffix.lower() != SAFETENSORS:
@@ -331,7 +375,7 @@ def _of_output(path: Path, shard_bytes: int | None) -> str:
             f"A {path.suffix.lower()} is not written in shards, only .safetensors. Pass the name "
             "of a folder for them."
         )
-    return _SHARDED
+    return _HUGGING_FACE if is_whole else _SHARDED
 
 
 def _of_suffix(path: Path) -> str:

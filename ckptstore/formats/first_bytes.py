@@ -35,14 +35,11 @@ class Foreign(NamedTuple):
     way_out: str
 
 
+POINTER = Foreign(
+    "a pointer of Git LFS to the file, not the file", "Get the contents with 'git lfs pull'"
+)
 _MAGICS: tuple[tuple[bytes, Foreign], ...] = (
-    (
-        b"version https://git-lfs.github.com/spec/",
-        Foreign(
-            "a pointer of Git LFS to the file, not the file",
-            "Get the contents with 'git lfs pull'",
-        ),
-    ),
+    (b"version https://git-lfs.github.com/spec/", POINTER),
     (
         b"GGUF",
         Foreign(

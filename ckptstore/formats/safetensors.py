@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import json_document
@@ -75,20 +76,37 @@ def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, FileArra
     Raises:
         InvalidInputError: It is damaged, or holds what no checkpoint can hold.
     """
+    tensors, metadata, _ = read_all(path, follow=follow)
+    return tensors, metadata
+
+
+def read_all(
+    path: Path, *, follow: bool = True
+) -> tuple[dict[str, FileArray], dict[str, str], FileArray]:
+    """Return what `read_tensors` does, and the bytes of the header, as one more array.
+
+    Args:
+        path: Path of the file.
+        follow: Whether it may be a link.
+
+    Raises:
+        InvalidInputError: It is damaged, or holds what no checkpoint can hold.
+    """
     file = OpenFile(path, follow=follow)
     length = _header_length(file)
+    start = _LENGTH_BYTES + length
     try:
         data = json_document.read(file, _LENGTH_BYTES, length)
         _check(path)
         header = json_document.parse(data)
         metadata = header.pop(_METADATA, None) or {}
         _check_whole(path, metadata)
-        start = _LENGTH_BYTES + length
-        return {name: _array(file, start, entry) for name, entry in header.items()}, metadata
+        tensors = {name: _array(file, start, entry) for name, entry in header.items()}
     except InvalidInputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _invalid(path, error) from error
+    return tensors, metadata, FileArray(file, kind=KIND, dtype="uint8", shape=(start,), offset=0)
 
 
 def _header_length(file: OpenFile) -> int:
@@ -131,6 +149,17 @@ def _check_whole(path: Path, metadata: Mapping[str, str]) -> None:
 
 def _array(file: OpenFile, start: int, entry: Mapping[str, Any]) -> FileArray:
     begin, end = entry["data_offsets"]
+    dtype, shape = _form(entry)
+    if (
+        not begin <= end <= file.nbytes - start
+        or end - begin != math.prod(shape) * ITEM_BYTES[dtype]
+    ):
+        raise ValueError("it was changed while it was read")  # since the library looked
+    return FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=start + begin)
+
+
+def _form(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """The dtype and the shape of a tensor in a header, as a checkpoint has them."""
     if entry["dtype"] not in _NAMES:
         raise ValueError(f"it has a tensor of dtype {entry['dtype']}, which no checkpoint can hold")
     dtype = _NAMES[entry["dtype"]]
@@ -139,12 +168,7 @@ def _array(file: OpenFile, start: int, entry: Mapping[str, Any]) -> FileArray:
         if not shape or shape[-1] % 2:
             raise ValueError(f"it has a tensor of dtype F4 whose rows end within a byte: {shape}")
         shape = (*shape[:-1], shape[-1] // 2)
-    if (
-        not begin <= end <= file.nbytes - start
-        or end - begin != math.prod(shape) * ITEM_BYTES[dtype]
-    ):
-        raise ValueError("it was changed while it was read")  # since the library looked
-    return FileArray(file, kind=KIND, dtype=dtype, shape=shape, offset=start + begin)
+    return dtype, shape
 
 
 def _invalid(path: Path, why: object) -> InvalidInputError:
@@ -205,3 +229,49 @@ def write_tensors(
 def _place(item: tuple[str, ArraySource]) -> tuple[int, str]:
     name, source = item
     return _ORDER[source.dtype], name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A header of a file, from which a file of other tensors of the same forms can be written.
+
+    Attributes:
+        data: Its bytes, and those of its length before them.
+        metadata: The texts in it.
+        forms: The dtype and shape of each tensor, in the order of their bytes.
+    """
+
+    data: bytes
+    metadata: Mapping[str, str]
+    forms: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Header | None:
+        """Return a header, which anybody may have made; None if it is not one of a whole file."""
+        try:
+            if int.from_bytes(data[:_LENGTH_BYTES], "little") != len(data) - _LENGTH_BYTES:
+                return None
+            json_document.check(data[_LENGTH_BYTES:])
+            document = json_document.parse(data[_LENGTH_BYTES:])
+            metadata = dict(document.pop(_METADATA, None) or {})
+            forms, end = {}, 0
+            for name, entry in sorted(document.items(), key=lambda item: item[1]["data_offsets"]):
+                dtype, shape = forms[name] = _form(entry)
+                begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+                if entry["data_offsets"] != [begin, end]:
+                    return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        is_text = all(type(text) is str for text in (*metadata, *metadata.values()))
+        return cls(data=data, metadata=metadata, forms=forms) if is_text else None
+
+    def fits(self, tensors: Mapping[str, ArraySource]) -> bool:
+        """Return whether tensors have the names, dtypes and shapes of this header."""
+        return self.forms == {name: (one.dtype, one.shape) for name, one in tensors.items()}
+
+    def write(self, tensors: Mapping[str, ArraySource], path: Path) -> None:
+        """Write tensors that fit to a new file."""
+        with path.open("xb") as file:
+            file.write(self.data)
+            for name in self.forms:
+                file.writelines(tensors[name].pieces())

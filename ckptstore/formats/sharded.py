@@ -1,8 +1,8 @@
 """A folder of .safetensors files, into which Hugging Face divides large models, and its index.
 
 The index names the file of each tensor. Older models are divided into .bin files of torch.save with
-an index of the same form; these are only read. Other files in the folder (config.json, a tokenizer,
-the state of an optimizer) are left out, and their names returned.
+an index of the same form; these are only read. A folder with other files, such as config.json, is
+one of `hugging_face`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ckptstore.formats.names import nested
 from ckptstore.formats.torch import file as torch_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ckptstore.arrays.lazy import LazyArray
@@ -35,7 +35,7 @@ _READERS: Mapping[str, Callable[..., tuple[Mapping[str, LazyArray], Mapping[str,
     _SUFFIX: safetensors.read_tensors,
     _TORCH_SUFFIX: torch_file.read_tensors,
 }
-_METADATA = {"format": "pt"}  # some loaders refuse a file without it
+METADATA: Mapping[str, str] = {"format": "pt"}  # some loaders refuse a file without it
 _NUMBERED = re.compile(r"(.+)-(\d{5,})-of-(\d{5,})\.safetensors")
 _OURS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
 
@@ -49,12 +49,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     has_safetensors = any(name.endswith((_SUFFIX, _SUFFIX + _INDEX)) for name in names)
     suffix = _SUFFIX if has_safetensors else _TORCH_SUFFIX
     indices = [name for name in names if name.endswith(suffix + _INDEX)]
-    if len(indices) > 1:
-        raise InvalidInputError(
-            f"{path} has several indices ({', '.join(indices[:5])}). Keep each model in a folder "
-            "of its own."
-        )
-    places = _read_index(path / indices[0], suffix) if indices else None
+    places = read_index(path / indices[0], suffix) if indices else None
     files = sorted(set(places.values())) if places is not None else _files(path, names)
     if len(files) > FILES_MAX:
         raise InvalidInputError(
@@ -65,8 +60,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     metadata: dict[str, str] = {}
     left = METADATA_LENGTH_MAX
     for file in files:
-        own_tensors, own_metadata = _READERS[suffix](_inside(path, file), follow=False)
-        _check_places(path / file, own_tensors, homes, places)
+        own_tensors, own_metadata = _READERS[suffix](inside(path, file), follow=False)
+        check_places(path / file, own_tensors, homes, places)
         tensors |= own_tensors
         homes |= dict.fromkeys(own_tensors, file)
         metadata |= own_metadata
@@ -76,19 +71,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
                 f"{path} has more than {TENSORS_MAX} tensors, or {METADATA_LENGTH_MAX} characters "
                 "of metadata, which no checkpoint holds. Commit its files one by one."
             )
-    if places is not None and (missing := places.keys() - tensors.keys()):
-        name = min(missing)
-        raise InvalidInputError(
-            f"{path / indices[0]} states that {shown(name)} is in {shown(places[name])}, and it "
-            "is not. Is the file another one?"
-        )
+    if places is not None:
+        check_complete(path / indices[0], tensors, places)
     left_out = [name for name in names if name not in {*files, *indices}]
     return nested(tensors), {"safetensors": metadata} if metadata else {}, left_out
 
 
-def _read_index(path: Path, suffix: str) -> dict[str, str]:
+def read_index(path: Path, suffix: str) -> dict[str, str]:
     """The file of each tensor."""
-    file = OpenFile(_inside(path.parent, path.name), follow=False)
+    file = OpenFile(inside(path.parent, path.name), follow=False)
     try:
         places = dict(json_document.parse(json_document.read(file))["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -99,7 +90,7 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
     if not places:
         raise InvalidInputError(f"{path} names no tensor.")
     for name, place in places.items():
-        if not isinstance(place, str) or not _is_plain(place, suffix):
+        if not isinstance(place, str) or not is_plain(place, suffix):
             raise InvalidInputError(
                 f"{path} states that {shown(name)} is in {shown(place)}, which is not the name of "
                 f"a {suffix} file beside it."
@@ -107,13 +98,13 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
     return places
 
 
-def _is_plain(name: str, suffix: str) -> bool:
+def is_plain(name: str, suffix: str) -> bool:
     """Whether a name can only lead to a file in the same folder."""
     return name.endswith(suffix) and not set(name) & {"/", "\\", "\0"}
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file in a folder. A link may not lead out of it."""
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file in a folder. A link may not lead out of it, but for the hub's cache."""
     path = folder / name
     if not os.path.lexists(path):
         raise NotFoundError(f"{folder} lacks {shown(name)}, which its index names.")
@@ -123,7 +114,10 @@ def _inside(folder: Path, name: str) -> Path:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a broken link, or one to itself
         target = None
-    if target is None or target.parent != folder.resolve():
+    root = folder.resolve()
+    # The cache of huggingface_hub has the files of a model beside the folders of links to them.
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if target is None or target.parent not in (root, blobs):
         raise InvalidInputError(
             f"{path} is a link out of its folder, and is not followed. Copy the folder with the "
             "files that its links lead to (cp -rL)."
@@ -134,16 +128,21 @@ def _inside(folder: Path, name: str) -> Path:
 def _files(path: Path, names: list[str]) -> list[str]:
     """The files of a folder without an index. If they are numbered, all must be there."""
     files = [name for name in names if name.endswith(_SUFFIX)]
+    check_numbers(path, files)
+    return files
+
+
+def check_numbers(path: Path, files: Collection[str]) -> None:
+    """Refuse numbered files if there are fewer than the number of one states."""
     for name in files:
         if (match := _NUMBERED.fullmatch(name)) and int(match[3]) > len(files):
             raise InvalidInputError(
                 f"{path} has {len(files)} files, and {name} is one of {int(match[3])}. Get the "
                 "others."
             )
-    return files
 
 
-def _check_places(
+def check_places(
     path: Path,
     names: Iterable[str],
     homes: Mapping[str, str],
@@ -164,6 +163,16 @@ def _check_places(
             )
 
 
+def check_complete(path: Path, names: Collection[str], places: Mapping[str, str]) -> None:
+    """Refuse an index that names a tensor which is not in its file."""
+    if missing := places.keys() - set(names):
+        name = min(missing)
+        raise InvalidInputError(
+            f"{path} states that {shown(name)} is in {shown(places[name])}, and it is not. Is the "
+            "file another one?"
+        )
+
+
 def is_exported(path: Path) -> bool:
     """Return whether everything in a folder is what `write` makes."""
     with os.scandir(path) as entries:
@@ -176,20 +185,40 @@ def is_exported(path: Path) -> bool:
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool, shard_bytes: int) -> None:
     """Write every array under its path, to files with at most `shard_bytes` bytes of arrays."""
     safetensors.check(flat, drop_values=drop_values)
-    shards = list(_shards(flat.arrays, shard_bytes)) or [{}]
     path.mkdir()
+    write_shards(flat.arrays, path, shard_bytes=shard_bytes)
+
+
+def write_shards(
+    tensors: Mapping[str, ArraySource],
+    path: Path,
+    *,
+    shard_bytes: int,
+    stem: str = "model",
+    metadata: Mapping[str, str] = METADATA,
+) -> None:
+    """Write tensors to one new file in a folder, or to several and their index.
+
+    Args:
+        tensors: The tensors by name.
+        path: The folder.
+        shard_bytes: The most bytes of tensors in each file.
+        stem: The beginning of the files' names.
+        metadata: The texts in the header of each file.
+    """
+    shards = list(_shards(tensors, shard_bytes)) or [{}]
     if len(shards) == 1:
-        safetensors.write_tensors(shards[0], path / f"model{_SUFFIX}", metadata=_METADATA)
+        safetensors.write_tensors(shards[0], path / f"{stem}{_SUFFIX}", metadata=metadata)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}{_SUFFIX}"
-        safetensors.write_tensors(shard, path / name, metadata=_METADATA)
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}{_SUFFIX}"
+        safetensors.write_tensors(shard, path / name, metadata=metadata)
         places |= dict.fromkeys(shard, name)
-    total = sum(source.nbytes for source in flat.arrays.values())
+    total = sum(source.nbytes for source in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (path / f"model{_SUFFIX}{_INDEX}").write_text(text, encoding="utf-8")
+    (path / f"{stem}{_SUFFIX}{_INDEX}").write_text(text, encoding="utf-8")
 
 
 def _shards(

@@ -80,9 +80,9 @@ class Rows:
         unused = (keys[0] for keys in self.keys if not any(key in used for key in keys))
         return list(dict.fromkeys(f"{kind} {value}" for kind, value in unused))
 
-    def add(self, row: Mapping[str, object], *, epochs: bool = True) -> None:
+    def add(self, row: Mapping[str, object]) -> None:
         """Add the metrics of a row to those of its file, step and epoch."""
-        step, epoch = first_integer(row, STEPS), first_integer(row, EPOCHS) if epochs else None
+        step, epoch = first_integer(row, STEPS), first_integer(row, EPOCHS)
         file = next((str(row[name]) for name in _FILES if row.get(name)), None)
         metrics: Metrics = {}
         for name, value in row.items():
@@ -144,21 +144,6 @@ def read_rows(path: Path) -> Rows:
             "is expected."
         )
     return rows
-
-
-def trainer_metrics(path: Path) -> tuple[int | None, float | None, dict[str, int | float]]:
-    """Return the step, the epoch and the metrics in a trainer_state.json; nothing without one."""
-    try:
-        if not path.is_file() or path.stat().st_size > FILE_BYTES_MAX:
-            return None, None, {}
-        state = json.loads(path.read_text(encoding="utf-8"))
-        rows = Rows()
-        for row in state.get("log_history", ()):
-            rows.add(row, epochs=False)
-        step, epoch = first_integer(state, STEPS), number_of(state.get("epoch"))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return None, None, {}
-    return step, epoch, {} if step is None else rows.by_step.get(step, {})
 
 
 def first_integer(values: Mapping[Any, object], names: Iterable[str]) -> int | None:

@@ -30,7 +30,6 @@ from ckptstore.imports.metrics_file import (
     first_integer,
     number_of,
     read_rows,
-    trainer_metrics,
 )
 from ckptstore.imports.template import COUNTS, EPOCHS, STEPS, Template, is_plain, proposed
 from ckptstore.metric_names import SIMILARITY_MIN, mode_of
@@ -51,7 +50,6 @@ FILES_MAX = 100_000
 OTHERS_SHOWN = 12
 TIME_MAX = 253_402_214_400.0  # seconds, of the last day that a datetime can have
 _METRIC_DICTS = ("metrics", "logs")
-_TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,19 +326,14 @@ def _item(
         return item, rows.key_of(path.name, own, item.epoch) if rows else None
     problem = ""
     inside: Numbers = {}
-    left_out: tuple[str, ...] = ()
+    file = formats.FileState(state=None)
     try:
         file = formats.read_file(path)
-        inside, left_out = _inside(file.state), file.left_out
+        inside = _inside(file.state)
     except CkptStoreError as error:
         problem = str(error)
-    trainer_step, trainer_epoch, trainer = trainer_metrics(path / _TRAINER_STATE)
-    step = _first(first_integer(numbers, STEPS), trainer_step, first_integer(inside, STEPS))
-    epoch = _first(
-        first_integer(numbers, EPOCHS),
-        None if trainer_epoch is None else int(trainer_epoch),
-        first_integer(inside, EPOCHS),
-    )
+    step = _first(first_integer(numbers, STEPS), file.step, first_integer(inside, STEPS))
+    epoch = _first(first_integer(numbers, EPOCHS), file.epoch, first_integer(inside, EPOCHS))
     key = rows.key_of(path.name, step, epoch) if rows else None
     item = Import(
         path=path,
@@ -350,12 +343,12 @@ def _item(
         metrics={
             **{name: value for name, value in numbers.items() if name not in COUNTS},
             **{name: value for name, value in inside.items() if _is_metric(name)},
-            **trainer,
+            **file.metrics,
             **(rows.at(key) if rows else {}),
         },
         created=created,
         bytes=size,
-        left_out=left_out,
+        left_out=file.left_out,
         problem=problem,
     )
     try:

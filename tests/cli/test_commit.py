@@ -82,12 +82,33 @@ def test_a_folder_of_hugging_face_is_one_checkpoint(ckpt, repo, tensors):
     index = {"metadata": {"total_size": 0}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     made = ckpt.json("commit", "Tiny-1B/", "--no-record-run")
-    assert made["meta"] == {"file": "Tiny-1B", "safetensors": {"format": "pt"}}
-    state = repo.checkout("main")
+    assert (made["meta"], made["left_out"]) == ({"file": "Tiny-1B"}, [])
+    state = repo.checkout("main", part="model")
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+    ckpt.out("checkout", "main", "-o", "again")
+    for file in folder.iterdir():
+        assert (ckpt.folder / "again" / file.name).read_bytes() == file.read_bytes()
     (folder / places["half"]).unlink()
     assert places["half"] in ckpt.error("commit", "Tiny-1B", "-b", "other")
     assert list(repo.branches()) == ["main"]
+
+
+def test_the_step_and_metrics_of_a_trainer_are_those_of_the_checkpoint(ckpt, repo, tensors):
+    folder = ckpt.folder / "checkpoint-500"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    logged = [{"step": 400, "loss": 9}, {"step": 500, "loss": 0.5}, {"step": 500, "eval_loss": 0.4}]
+    trainer = {"global_step": 500, "log_history": logged}
+    (folder / "trainer_state.json").write_text(json.dumps(trainer))
+    (folder / "runs").mkdir()
+    assert "not part of this checkpoint: runs/" in ckpt("commit", "checkpoint-500").stderr
+    head = repo.resolve("main")
+    assert (head.step, head.metrics) == (500, {"loss": 0.5, "eval_loss": 0.4})
+    made = ckpt.json("commit", "checkpoint-500", "--step", "7", "--metric", "loss=1")
+    assert (made["step"], made["metrics"]) == (7, {"loss": 1, "eval_loss": 0.4})
+    wrote = ckpt.json("checkout", "main")
+    assert wrote["file"] == f"ckpt-7-{repo.resolve('main').id.short}"
+    assert (ckpt.folder / wrote["file"] / "trainer_state.json").exists()
 
 
 def test_everything_said_of_it_is_kept(ckpt, repo, file):

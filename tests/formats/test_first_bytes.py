@@ -149,12 +149,3 @@ def test_any_beginning_is_looked_at(length: int) -> None:
     for data in (_torch(), _npz(), _npy(), POINTER, b"\x80\x02", b"\x08\x01\x12"):
         found = identify(data[:length], size=len(data))
         assert found is None or isinstance(found, str | Foreign)
-
-
-def test_what_else_is_in_a_folder_is_listed(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(safetensors.numpy.save(STATE))
-    for name in ("config.json", "optimizer.pt", "tokenizer.json"):
-        (tmp_path / name).write_text("{}")
-    file = formats.read_file(tmp_path)
-    assert file.left_out == ("config.json", "optimizer.pt", "tokenizer.json")
-    assert formats.read_file(tmp_path / "model.safetensors").left_out == ()

@@ -217,7 +217,6 @@ def shards(tmp_path: Path) -> Path:
     """A folder of two files: a and b in the first, c in the second."""
     path = tmp_path / "model"
     write_file({name: torch.ones(8) for name in "abc"}, path, shard_bytes=64)
-    (path / "config.json").write_text("{}")
     return path
 
 
@@ -258,7 +257,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_within_is_followed(
 ) -> None:
     (shards / name).rename(shards / "kept")
     (shards / name).symlink_to("kept")
-    assert sorted(committed(shards)) == ["a", "b", "c"]
+    assert sorted(committed(shards)["model"]) == ["a", "b", "c"]
     (shards / "kept").rename(shards.parent / "kept")
     for target in ("../kept", str(shards.parent / "kept"), "nowhere", name):
         (shards / name).unlink()
@@ -334,10 +333,14 @@ def test_files_without_an_index_are_taken_together(shards: Path) -> None:
         read_file(shards)
 
 
-def test_two_indices_are_refused(shards: Path) -> None:
-    (shards / "other.safetensors.index.json").write_text("{}")
-    with pytest.raises(InvalidInputError, match="several indices"):
+def test_two_indices_are_two_models(shards: Path) -> None:
+    index = shards / "other.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(InvalidInputError, match="is not an index"):
         read_file(shards)
+    save_file({"d": torch.ones(1)}, shards / "other.safetensors")
+    index.write_text('{"weight_map": {"d": "other.safetensors"}}')
+    assert sorted(committed(shards)) == ["files", "model", "other"]
 
 
 # Folders of older shards.
@@ -358,7 +361,6 @@ def torch_shards(tmp_path: Path) -> Path:
     places["c.d"] = "pytorch_model-00002-of-00002.bin"
     index = {"metadata": {"total_size": 28}, "weight_map": places}
     (path / TORCH_INDEX).write_text(json.dumps(index))
-    (path / "config.json").write_text("{}")
     return path
 
 
@@ -368,9 +370,11 @@ def test_shards_of_torch_are_read_by_their_index(torch_shards: Path) -> None:
     assert flatten(read_file(torch_shards).state).tied == {"b": "a"}
 
 
-def test_shards_of_safetensors_are_read_where_both_are_there(torch_shards: Path) -> None:
+def test_the_model_is_that_in_safetensors_where_both_are_there(torch_shards: Path) -> None:
     save_file({"w": torch.ones(1)}, torch_shards / "model.safetensors")
-    assert list(committed(torch_shards)) == ["w"]
+    state = committed(torch_shards)
+    assert list(state) == ["model", "pytorch_model", "files"]
+    assert list(state["model"]) == ["w"]
 
 
 def test_shards_of_torch_are_held_to_their_index(torch_shards: Path) -> None:

@@ -98,7 +98,8 @@ def checkout(
     """Write a checkpoint, or some of its arrays, to a file or folder.
 
     A .pt contains the state as it was committed, for torch.load, and a .zarr the same for any Zarr
-    reader. The other formats contain the arrays by path. Every byte is verified, and the file or
+    reader. The other formats contain the arrays by path. A folder of Hugging Face that was
+    committed comes back under a name without a suffix. Every byte is verified, and the file or
     folder appears either complete or not at all.
 
     \b
@@ -108,6 +109,7 @@ def checkout(
       ckptstore checkout main --part model --shard-size 5GB -o exported
       ckptstore checkout main --rename 'model/(.*)=net/module.\\1' -o net.pt
       ckptstore checkout main --tensor model/head.weight -o head.npy
+      ckptstore checkout main@step=500 -o checkpoint-500
     """
     from ckptstore import formats
 
@@ -121,11 +123,12 @@ def checkout(
         repo.checkout(rev, lazy=True)  # raises with the revision as typed, not the id
     if part is not None and "/" in part and any(part == a.path for a in checkpoint.arrays):
         raise click.UsageError(f"{part} is an array: --tensor {part} writes it.", ctx)
+    state = _state(repo, checkpoint, file, array, part, include, exclude, rename, bytes_max)
+    is_folder = shard_bytes is not None or formats.holds_folder(state)
     path = file or default_file(
-        checkpoint, suffix=".npy" if array is not None else ".pt" if shard_bytes is None else ""
+        checkpoint, suffix=".npy" if array is not None else "" if is_folder else ".pt"
     )
-    formats.check_free(path, overwrite=force, shard_bytes=shard_bytes)
-    state = _state(repo, checkpoint, path, array, part, include, exclude, rename, bytes_max)
+    formats.check_free(path, overwrite=force, shard_bytes=shard_bytes, state=state)
     formats.write_file(
         state, path, overwrite=force, drop_values=drop_values, shard_bytes=shard_bytes
     )
@@ -190,7 +193,7 @@ def default_file(checkpoint: Checkpoint, *, suffix: str = ".pt") -> Path:
 def _state(
     repo: Repository,
     checkpoint: Checkpoint,
-    path: Path,
+    file: Path | None,
     array: str | None,
     part: str | None,
     include: tuple[str, ...],
@@ -203,7 +206,8 @@ def _state(
 
     if array is not None:
         return formats.named({array: checkpoint.array(array, bytes_max=bytes_max)})
-    if path.suffix.lower() == ".zarr" and not (include or exclude or rename or part is not None):
+    is_zarr = file is not None and file.suffix.lower() == ".zarr"
+    if is_zarr and not (include or exclude or rename or part is not None):
         values = checkpoint.zarr_values()
         if values is not None:
             return values

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     "file",
     type=click.Path(exists=True),
     help="A .safetensors, .npz or .npy file, a file of torch.save (.pt, .pth, .ckpt, .bin or any "
-    "name: its first bytes decide), or a folder: one of Hugging Face with .safetensors files "
-    "or an index of .bin files, a .zarr, or "
+    "name: its first bytes decide), or a folder: one of Hugging Face (a model, or a checkpoint "
+    "of Trainer, accelerate or PEFT), a .zarr, or "
     "one of torch.distributed.checkpoint. No code in it is run: a .pt is loaded with "
     "weights_only=True.",
 )
@@ -94,6 +94,9 @@ def commit(
     already in the repository are not stored again. The checkpoint is durable when the command
     returns. The last line summarizes the changes since the checkpoint before.
 
+    A folder of Hugging Face is stored whole, its weights under the key "model". Without --step and
+    --metric they are those in its trainer_state.json.
+
     The meta of the checkpoint records the file, and the host, program, arguments and git revision
     of this run. Arguments that look like secrets are left out.
 
@@ -102,6 +105,7 @@ def commit(
       ckptstore commit ckpt_100.pt --step 100 --metric val_loss=0.31 -m "warm-up"
       ckptstore commit tuned.safetensors -b tuned
       ckptstore commit Llama-3.2-1B/ -b base
+      ckptstore commit out/checkpoint-500/
     """
     from ckptstore import formats, run_meta
 
@@ -112,8 +116,8 @@ def commit(
         checkpoint = repo.commit(
             contents.state,
             branch=branch,
-            step=step,
-            metrics=metrics,
+            step=contents.step if step is None else step,
+            metrics={**contents.metrics, **metrics},
             message=message,
             meta={**run, **contents.meta, **meta},
             retry=retry,
@@ -137,8 +141,8 @@ def commit(
 def _left_out(names: tuple[str, ...]) -> str:
     """A sentence about the files of a folder that are not committed."""
     return (
-        f"Not committed, as the weights do not need it: {text.some(names)}. To commit a file, pass "
-        "its own name."
+        f"Not committed, as it is not part of this checkpoint: {text.some(names)}. To commit one, "
+        "pass its own name."
     )
 
 
