@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckptstore.checkpoint import ArrayInfo as ArrayInfo
     from ckptstore.checkpoint import Checkpoint as Checkpoint
     from ckptstore.cloning import clone as clone
+    from ckptstore.commit_hooks import CommitEvent as CommitEvent
     from ckptstore.diff.changes import ArrayChange as ArrayChange
     from ckptstore.diff.changes import Diff as Diff
     from ckptstore.diff.changes import Numbers as Numbers
@@ -74,6 +75,7 @@ else:
             "arrays.codecs": ("register_codec",),
             "checkpoint": ("Annotation", "ArrayInfo", "Checkpoint"),
             "cloning": ("clone",),
+            "commit_hooks": ("CommitEvent",),
             "diff.changes": ("ArrayChange", "Diff", "Numbers", "ValueChange"),
             "digest": ("Digest",),
             "documents.entry": ("StoredArray",),

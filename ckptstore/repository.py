@@ -18,6 +18,7 @@ from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ckptstore.checkpoint import Checkpoint
+from ckptstore.commit_hooks import Hooked, Hooks
 from ckptstore.digest import Digest
 from ckptstore.documents.canonical import readable
 from ckptstore.documents.facts import Facts, check_created
@@ -194,7 +195,7 @@ def _no_repository(storage: Storage) -> NotFoundError:
     )
 
 
-class Repository(Transfers):
+class Repository(Transfers, Hooked):
     """A repository of checkpoints.
 
     Made by `ckptstore.init` and `ckptstore.open`. A handle may be used from several threads, and
@@ -243,29 +244,6 @@ class Repository(Transfers):
     def url(self) -> str:
         """The URL with which `ckptstore.open` reopens this repository."""
         return self._storage.url
-
-    def on_progress(self, listener: Callable[[Progress], object] | None) -> None:
-        """Report the progress of commit, checkout, diff, verify and gc of this handle.
-
-        Args:
-            listener: Called often, from different threads but by one at a time. It should return
-                quickly. None ends the reports.
-
-        Raises:
-            InvalidInputError: The listener is not a function.
-
-        Example:
-            >>> import ckptstore, numpy as np
-            >>> repo = ckptstore.init("memory://")
-            >>> seen = []
-            >>> repo.on_progress(seen.append)
-            >>> _ = repo.commit({"w": np.zeros(1_000_000)})
-            >>> seen[-1].kind, seen[-1].done, seen[-1].total
-            ('stored', 8000000, 8000000)
-        """
-        if listener is not None and not callable(listener):
-            raise InvalidInputError(f"listener is {shown(listener)}; a function is expected.")
-        self._objects.meter.listener = listener
 
     def commit(
         self,
@@ -1504,6 +1482,7 @@ class Repository(Transfers):
         marker = Marker(store=secrets.token_hex(16), chunk_bytes=self._chunk_bytes)
         storage.create(MARKER_KEY, marker.encode())
         made = Repository(storage, marker)
+        made._hooks = Hooks()
         with self._catalog.reading(id):
             made.commit(value)
         return made
@@ -1524,6 +1503,7 @@ class Repository(Transfers):
             refs=self._refs,
             chunk_bytes=self._chunk_bytes,
             now=self._now,
+            committed=self._committed,
         )
 
     def _asked(

@@ -59,6 +59,7 @@ class Committer:
         refs: Publishes manifests.
         chunk_bytes: Bytes of the largest chunks.
         now: Returns UTC in microseconds since 1970.
+        committed: Called with each new checkpoint, once it is durable.
     """
 
     catalog: Catalog
@@ -66,6 +67,7 @@ class Committer:
     refs: Refs
     chunk_bytes: int
     now: Callable[[], int]
+    committed: Callable[[Digest, Manifest], object]
 
     def commit(
         self,
@@ -102,7 +104,7 @@ class Committer:
                 created=created,
             )
 
-        return self.refs.beside_gc(make)
+        return self._made(make)
 
     def commit_session(
         self, staged: StagedContents, *, branch: str, facts: Facts, retry: bool
@@ -122,7 +124,7 @@ class Committer:
                 written, facts, branch=branch, retry=retry, parent=staged.id, since=newest
             )
 
-        return self.refs.beside_gc(make)
+        return self._made(make)
 
     def begin(self, branch: str) -> Begun:
         """Look at a branch before several processes put what is to be committed to it."""
@@ -163,7 +165,7 @@ class Committer:
                 written, facts, branch=branch, retry=retry, parent=begun.head, since=newest
             )
 
-        return self.refs.beside_gc(make)
+        return self._made(make)
 
     def derive(self, derivation: Derivation, *, branch: str, source: Callable[[], Digest]) -> Made:
         """Make a branch that begins with a derived checkpoint.
@@ -190,7 +192,13 @@ class Committer:
             )
             return made, manifest
 
-        return self.refs.beside_gc(make)
+        return self._made(make)
+
+    def _made(self, make: Callable[[], Made]) -> Made:
+        """Return what a function makes, which begins again after a gc, and announce it."""
+        made = self.refs.beside_gc(make)
+        self.committed(*made)
+        return made
 
     def _write(self, value: object, head: Digest | None, *, is_first: bool) -> Written:
         """Store a state, or a Zarr hierarchy in files; durable when this returns."""

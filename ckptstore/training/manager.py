@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsFloat
 
 from ckptstore import repository
 from ckptstore.commit.staging import Staging
+from ckptstore.commit_hooks import CommitEvent, Hooks
 from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
     CkptStoreError,
@@ -137,6 +138,9 @@ class CheckpointManager(MirroredRun):
             warning comes at the start if there is less room than the policy needs.
         save_on_start: Save the initial state as step 0 when `restore_or_initialize` finds no
             checkpoint.
+        on_commit: A function, or several, called with a `CommitEvent` of each checkpoint that this
+            manager makes, once it is durable, by the thread that saved it: on rank 0, and beside
+            the training where saves are asynchronous. An error of it is a warning, once.
         ranks: "all" where every rank of a torch.distributed group makes a manager and calls its
             methods alike: rank 0 decides when to save and publishes one checkpoint, to which each
             rank adds what it holds of sharded tensors, and what it has of its own. "first" saves
@@ -206,6 +210,9 @@ class CheckpointManager(MirroredRun):
         on_full: str = "raise",
         save_on_start: bool = False,
         compare_next_batch: bool = False,
+        on_commit: Callable[[CommitEvent], object]
+        | Sequence[Callable[[CommitEvent], object]]
+        | None = None,
         ranks: str = "all",
         rank_timeout: float = RANK_SECONDS,
         verbose: bool = False,
@@ -233,13 +240,13 @@ class CheckpointManager(MirroredRun):
         there = checked_retention(mirror_retention, mirror)
         self._best = best or first_best(policy)
         self._interval = Interval(steps=save_interval_steps, minutes=save_interval_minutes)
-        self.branch = branch
-        self.tracked = _tracked(tracked)
+        self.branch, self.tracked = branch, _tracked(tracked)
         refuse_shards(self.tracked)
         rank_seconds = checked_ranks(ranks, rank_timeout)
         self._epoch: int | None = None
         self.batch: int | None = None
         self._save_on_start, self._compare_next_batch = save_on_start, compare_next_batch
+        self._hooks = Hooks.of(on_commit)
         self._rng, self._verbose, self._when_busy, self._clock = rng, verbose, when_busy, clock
         self._run = run_meta() if record_run else {}
         self._staging, self._background = Staging() if async_save else None, Background()
@@ -809,13 +816,18 @@ class CheckpointManager(MirroredRun):
 
     def _committed(self, request: SaveRequest) -> None:
         """Tag the newest checkpoint, expire what no policy keeps, and have it mirrored."""
-        assert self._newest is not None, "it was committed"
-        with as_training():
-            if request.tag is not None:
-                self.repository.tag(request.tag, str(self._newest.id), move=True)
-            self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
-        if self._mirror is not None:
-            self._mirror.notify(self.branch, self._newest, keeps_all=self._place.keeps_all)
+        newest = self._newest
+        assert newest is not None, "it was committed"
+        try:
+            with as_training():
+                if request.tag is not None:
+                    self.repository.tag(request.tag, str(newest.id), move=True)
+                self._gc.after_commit(self.branch, keeps_all=self._place.keeps_all)
+            if self._mirror is not None:
+                self._mirror.notify(self.branch, newest, keeps_all=self._place.keeps_all)
+        finally:
+            there = None if self._mirror is None else self._mirror.url
+            self._hooks.call(lambda: CommitEvent.of(newest, mirror=there))
 
 
 def _tracked(given: Mapping[str, object]) -> dict[str, Stateful]:

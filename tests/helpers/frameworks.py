@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 INTEGRATIONS = "ckptstore.integrations."
-INSTALLED = ("dcp", "keras")  # integrations whose frameworks every test can import
+INSTALLED = ("dcp", "keras", "tensorboard")  # integrations whose frameworks every test can import
 
 
 def needs_framework(module: str) -> bool:

@@ -84,6 +84,10 @@ class Counted:
         self.state = state
 
 
+def print_nothing(event: Any) -> None:
+    """A hook."""
+
+
 THE_REPOSITORY = object()  # in place of the one that is tried
 
 
@@ -299,6 +303,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "keep_seeds": (True, False),
     "gc_every": (1, 3),
     "listener": (None,),
+    "hook": (print_nothing,),
+    "on_commit": (None, print_nothing),
     "created": (None, datetime(2024, 1, 1, tzinfo=UTC)),
     "remote": ("there", None),
     "tags": (None, True, ["v1"]),

@@ -14,6 +14,7 @@ from http.client import HTTPException
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.commit_hooks import CommitEvent, address
 from ckptstore.errors import InvalidInputError, printable, shown
 from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
@@ -130,12 +131,7 @@ class RemoteMonitor(Callback):
             return {}
         found: dict[str, Any] = {}
         if (newest := newest_of(self.training)) is not None:
-            url, checkpoint = newest
-            found = {
-                "checkpoint": str(checkpoint.id),
-                "checkpoint_step": checkpoint.step,
-                "repository": address(url),
-            }
+            found = CommitEvent.of(newest).document()
         states = (manager.mirror_state for manager in managers_of(self.training))
         if (state := next(filter(None, states), None)) is not None:
             there = state.checkpoint
@@ -203,14 +199,6 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         """Follow none."""
-
-
-def address(url: str) -> str:
-    """The URL of a repository without what may be secret: user, password, query and fragment."""
-    if url.startswith("/") or "://" not in url:  # a path, where "?" and "@" are plain characters
-        return url
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _as_json(value: object) -> object:

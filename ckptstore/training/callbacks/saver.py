@@ -97,14 +97,14 @@ def savers_of(training: Training) -> list[Saver]:
     return [callback for callback in training.callbacks if isinstance(callback, Saver)]
 
 
-def newest_of(training: Training) -> tuple[str, Checkpoint] | None:
-    """The newest durable checkpoint that a training made, and the address of its repository.
+def newest_of(training: Training) -> Checkpoint | None:
+    """The newest durable checkpoint that a training made.
 
     Backups count only where no other callback saves: they are deleted soon.
     """
     lines = [manager_line(manager) for manager in managers_of(training)]
-    found = [(line[0], training.made[line]) for line in lines if line in training.made]
-    return max(found, key=lambda pair: pair[1].created, default=None)
+    found = [training.made[line] for line in lines if line in training.made]
+    return max(found, key=lambda checkpoint: checkpoint.created, default=None)
 
 
 def managers_of(training: Training) -> list[CheckpointManager]:

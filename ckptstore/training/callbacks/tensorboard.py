@@ -17,11 +17,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.commit_hooks import CommitEvent
 from ckptstore.errors import InvalidInputError, shown
 from ckptstore.forks import renewed
 from ckptstore.training.arguments import explained
 from ckptstore.training.callbacks.callback import Callback
 from ckptstore.training.callbacks.monitor import metrics_of
+from ckptstore.training.checkpoint_writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,9 +41,9 @@ class TensorBoard(Callback):
     """Writes event files for TensorBoard to log_dir/train and log_dir/validation.
 
     Metrics have the names that Keras gives them. Unlike Keras' class it needs no TensorFlow, also
-    writes the id, step and metrics of each checkpoint that a callback of the same training makes,
-    and continues a resumed training: with its batch numbers, in files that are cut to what they
-    held at the checkpoint, so that no point is there twice. It profiles with torch.profiler.
+    writes the id, address, step and metrics of each checkpoint that a callback of the same training
+    makes, and continues a resumed training: with its batch numbers, in files that are cut to what
+    they held at the checkpoint, so that no point is there twice. It profiles with torch.profiler.
 
     Args:
         log_dir: The folder.
@@ -57,6 +59,8 @@ class TensorBoard(Callback):
         embeddings_freq: Epochs between two snapshots of embedding layers, 0 for none.
         embeddings_metadata: A text file with a label for each row of the embedding, or such files
             by the name of the layer.
+        hparams: The hyperparameters of the run by name. TensorBoard's HParams page shows them with
+            the metrics of the newest checkpoint.
 
     Raises:
         ImportError: The tensorboard package is missing.
@@ -88,6 +92,7 @@ class TensorBoard(Callback):
         profile_batch: int | str | Sequence[int] = 0,
         embeddings_freq: int = 0,
         embeddings_metadata: str | Mapping[str, str] | None = None,
+        hparams: Mapping[str, bool | str | float] | None = None,
     ) -> None:
         _writer_class()
         self.log_dir = Path(log_dir)
@@ -95,7 +100,7 @@ class TensorBoard(Callback):
         self.write_graph, self.write_images = write_graph, write_images
         self.write_steps_per_second = write_steps_per_second
         self.update_freq = 1 if update_freq == "batch" else update_freq
-        self.embeddings_metadata = embeddings_metadata
+        self.embeddings_metadata, self.hparams = embeddings_metadata, dict(hparams or {})
         self._profiled = _batches_to_profile(profile_batch)
         self._writers: dict[str, Any] = {}
         self._run = ""  # the end of the names of all files that one training writes
@@ -202,14 +207,8 @@ class TensorBoard(Callback):
         self._flush()
 
     def on_checkpoint(self, checkpoint: Checkpoint, branch: str) -> None:
-        """Write the id, step and metrics of a checkpoint."""
-        step = checkpoint.step or 0
-        facts = {"branch": branch, "step": step, "message": checkpoint.message}
-        lines = [f"- {name}: {value}" for name, value in (facts | dict(checkpoint.metrics)).items()]
-        text = "\n".join([f"`{checkpoint.id}`", "", *lines])
-        self._writer(TRAIN).add_text("checkpoint", text, step)
-        self._scalars(TRAIN, "checkpoint/", {"step": step}, step)
-        self._scalars(TRAIN, "checkpoint/", checkpoint.metrics, step)
+        """Write the id, address, step and metrics of a checkpoint."""
+        CheckpointWriter(self._writer(TRAIN), self.hparams).write(CommitEvent.of(checkpoint))
         if self._has_ended:  # the last save of another callback
             self._close()
 

@@ -548,6 +548,7 @@ def test_names_arguments_and_defaults_are_those_of_keras():
         "BackupAndRestore": ["branch"],
         "RemoteMonitor": ["timeout"],
         "ProgbarLogger": ["verbose"],
+        "TensorBoard": ["hparams"],
     }
     for name in (
         "EarlyStopping",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ckptstore
+from ckptstore.commit_hooks import address
 from ckptstore.training import CheckpointManager
 from ckptstore.training.callbacks import (
     BackupAndRestore,
@@ -19,7 +20,6 @@ from ckptstore.training.callbacks import (
     ModelCheckpoint,
     RemoteMonitor,
 )
-from ckptstore.training.callbacks.remote_monitor import address
 
 PLACE = ("checkpoint", "checkpoint_step", "repository")
 
