@@ -1,4 +1,4 @@
-"""Metrics in a file of their own: CSV, JSON lines, or the trainer_state.json of Hugging Face.
+"""Metrics in files of their own: CSV, JSON lines, trainer_state.json, or those of TensorBoard.
 
 A row belongs to a file name, a step or an epoch, depending on the columns. Rows of the same step
 are joined, as loggers write the numbers of training and validation separately.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Key = tuple[str, int | str]  # "file", "step" or "epoch", and its value
 
 FILE_BYTES_MAX = 256 << 20
+EVENT_FILE = "tfevents"  # in the name of an event file of TensorBoard
 _FILES = ("file", "path", "checkpoint", "filename")
 _TIMES = frozenset({"time", "timestamp", "created", "wall_time"})
 
@@ -40,6 +41,7 @@ class Rows:
         times: The names of columns with times, which are not metrics.
         keys: The file, step or epoch of each row with metrics, in the order of the rows.
         lost: The number of rows with metrics but without a file, step or epoch.
+        notes: Warnings about damaged files.
     """
 
     by_file: dict[str, Metrics] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Rows:
     times: set[str] = field(default_factory=set)
     keys: dict[tuple[Key, ...], None] = field(default_factory=dict)
     lost: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def key_of(self, name: str, step: int | None, epoch: int | None) -> Key | None:
         """Return the key of the rows of a checkpoint; None if it has no row."""
@@ -116,12 +119,16 @@ def read_rows(path: Path) -> Rows:
     """Read a file of metrics.
 
     Args:
-        path: A .csv or .tsv, or JSON: lines, a list of objects, or an object with `log_history`.
+        path: A .csv or .tsv, or JSON: lines, a list of objects, or an object with `log_history`. An
+            event file of TensorBoard, or a folder with such files.
 
     Raises:
-        InvalidInputError: The file has another format, or no row has a file, a step or an epoch.
+        InvalidInputError: The file has another format, no row has a file, a step or an epoch, or
+            the tensorboard package is missing.
         StorageError: The file cannot be read.
     """
+    if path.is_dir() or EVENT_FILE in path.name:
+        return _read_events(path)
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise InvalidInputError(f"{path} has more than {FILE_BYTES_MAX} bytes.")
@@ -143,6 +150,18 @@ def read_rows(path: Path) -> Rows:
             f"The rows of {path} have no step, epoch or file. A column called step, epoch or file "
             "is expected."
         )
+    return rows
+
+
+def _read_events(path: Path) -> Rows:
+    from ckptstore.imports.event_files import rows_of
+
+    rows = Rows()
+    listed, rows.notes = rows_of(path)
+    for row in listed:
+        rows.add(row)
+    if not (rows.by_step or rows.by_epoch):
+        raise InvalidInputError(" ".join([f"{path} holds no scalars.", *rows.notes]))
     return rows
 
 

@@ -169,6 +169,7 @@ def plan_import(
     repository: Repository,
     template: str | Path,
     *,
+    pattern: str | None = None,
     branch: str = "main",
     metrics: str | Path | None = None,
     rename: Mapping[str, str] | None = None,
@@ -179,9 +180,13 @@ def plan_import(
         repository: The repository to import to.
         template: A path in which `{step}`, `{epoch}` or the name of a metric in braces stands for a
             number, and `*` and `?` stand for text. Examples: "old/ckpt_{step}.pt",
-            "logs/epoch={epoch}-val_loss={val_loss}.ckpt" or "out/checkpoint-{step}".
+            "logs/epoch={epoch}-val_loss={val_loss}.ckpt" or "out/checkpoint-{step}". With a
+            pattern, the folder, whose name stands for itself.
+        pattern: The template of the names in the folder, such as "ckpt_{step}.pt".
         branch: The branch to import to.
-        metrics: A file with the metrics of each step, epoch or file: CSV or JSON lines.
+        metrics: A file with the metrics of each step, epoch or file: CSV, JSON lines or a
+            trainer_state.json; or an event file of TensorBoard, or a folder with such files, which
+            need the tensorboard package.
         rename: New paths of arrays by regular expression, as for `Repository.branch`.
 
     Returns:
@@ -205,7 +210,8 @@ def plan_import(
         ()
     """
     renames = Rename.of(rename)
-    found, others = _found(str(template))
+    text = str(template) if pattern is None else pattern
+    found, others = _found(*_parts(template, pattern))
     rows = None if metrics is None else read_rows(Path(metrics))
     known = _imported(repository, branch)
     keyed = sorted((_item(one, rows, known) for one in found), key=lambda pair: _order(pair[0]))
@@ -214,18 +220,33 @@ def plan_import(
         branch=branch,
         imports=tuple(items),
         others=tuple(others),
-        notes=(*_field_notes(str(template)), *_notes(keyed, rows, metrics)),
+        notes=(
+            *_field_notes(text),
+            *_notes(keyed, rows, metrics),
+        ),
         _repository=repository,
         _rename=renames,
     )
 
 
-def _found(template: str) -> tuple[list[Found], list[str]]:
-    """Return the matches of a template with the numbers in their names, and the other names."""
-    parts = [part for part in template.rstrip("/").split("/") if part not in ("", ".")]
-    folder = Path("/" if template.startswith("/") else ".")
+def _parts(template: str | Path, pattern: str | None) -> tuple[Path, list[str]]:
+    """Return the folder to search, and the templates of the names in it and below."""
+    if pattern is not None and not isinstance(pattern, str):
+        raise InvalidInputError(f"pattern is {shown(pattern)}; a template of names is expected.")
+    text = str(template) if pattern is None else pattern
+    parts = [part for part in text.rstrip("/").split("/") if part not in ("", ".")]
+    folder = Path("/" if text.startswith("/") else ".")
+    if pattern is not None:
+        folder = Path(template)
+        if not folder.is_dir():
+            raise NotFoundError(f"{folder} is not a folder.")
     while parts and is_plain(parts[0]):
         folder = folder / parts.pop(0)
+    return folder, parts
+
+
+def _found(folder: Path, parts: list[str]) -> tuple[list[Found], list[str]]:
+    """Return the matches of templates with the numbers in their names, and the other names."""
     if not parts:
         raise _no_template(folder)
     own_name = folder.resolve().name  # stays the same if the folder is moved
@@ -235,9 +256,10 @@ def _found(template: str) -> tuple[list[Found], list[str]]:
         is_last = number == len(parts) - 1
         found = list(_step(found, part, others if is_last else None))
     if not found:
+        template = str(folder.joinpath(*parts))
         raise NotFoundError(f"Nothing matches {shown(template)}.{_proposal(folder, parts)}")
     if len(found) > FILES_MAX:
-        raise InvalidInputError(f"{shown(template)} matches more than {FILES_MAX} files.")
+        raise InvalidInputError(f"{'/'.join(parts)} matches more than {FILES_MAX} files.")
     return found, sorted(others)
 
 
@@ -431,6 +453,7 @@ def _notes(
     """Yield warnings about unused columns and rows of a file of metrics, and missing rows."""
     if rows is None:
         return
+    yield from rows.notes
     if rows.ignored:
         yield f"Columns of {metrics} that hold no numbers are ignored: {_some(rows.ignored)}."
     if rows.times:

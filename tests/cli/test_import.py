@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from ckptstore.training import CheckpointManager
 
@@ -94,3 +99,44 @@ def test_any_number_of_an_import_takes_all_of_it_back(ckpt, repo, old):
     assert "There is nothing to undo" in ckpt.error("undo")
     ckpt("undo", numbers[0] + 1)
     assert [checkpoint.step for checkpoint in repo.log("main")] == [100, 20]
+
+
+def test_a_folder_and_a_pattern(ckpt, repo, old):
+    (ckpt.folder / "metrics.csv").write_text("step,val_acc\n20,.5\n100,.75\n")
+    given = ("import", "old", "--pattern", "ckpt_{step}.pt", "--metrics", "metrics.csv")
+    assert "Imported 2 checkpoints to main" in ckpt.out(*given)
+    assert [dict(made.metrics) for made in repo.log()] == [
+        {"val_loss": 0.01, "val_acc": 0.75},
+        {"val_loss": 0.05, "val_acc": 0.5},
+    ]
+    assert "Imported 0 checkpoints to main, 0 B new, 2 there before." in ckpt.out(*given)
+
+
+def test_metrics_of_a_trainer_and_of_tensorboard(ckpt, repo, old):
+    history = {"log_history": [{"step": 20, "eval_loss": 0.5}, {"step": 100, "eval_loss": 0.25}]}
+    (ckpt.folder / "trainer_state.json").write_text(json.dumps(history))
+    ckpt("import", "old/ckpt_{step}.pt", "--metrics", "trainer_state.json", "-b", "trainer")
+    assert repo.resolve("trainer@best:eval_loss").step == 100
+    with SummaryWriter(str(ckpt.folder / "logs")) as writer:
+        writer.add_scalar("acc", 0.5, 20)
+        writer.add_scalar("acc", 0.25, 100)
+    ckpt("import", "old", "--pattern", "ckpt_{step}.pt", "--metrics", "logs", "-b", "board")
+    assert repo.resolve("board@best:acc").step == 20
+
+
+@pytest.mark.crash
+def test_an_import_that_is_killed_goes_on_when_it_is_run_again(ckpt, repo, old):
+    for step in range(101, 140):
+        torch.save({"w": torch.ones(3) * step}, old / f"ckpt_{step}.pt")
+    command = [sys.executable, "-m", "ckptstore", "-r", repo.url, "import", "old"]
+    command += ["--pattern", "ckpt_{step}.pt"]
+    with subprocess.Popen(command, cwd=ckpt.folder, stdout=subprocess.PIPE, text=True) as killed:
+        for _ in range(5):
+            killed.stdout.readline()
+        killed.kill()
+    before = len(repo.log())
+    assert 4 <= before < 41
+    again = ckpt.json("import", "old", "--pattern", "ckpt_{step}.pt")
+    assert len(again["made"]) == 41 - before
+    assert [made.step for made in repo.log()] == [*range(139, 99, -1), 20]
+    assert repo.verify().ok

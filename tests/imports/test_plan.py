@@ -278,3 +278,38 @@ def test_a_field_that_may_be_mistyped_is_named(
     repo: ckptstore.Repository, epochs: Path, name: str, notes: tuple[str, ...]
 ) -> None:
     assert planned(repo, epochs, name).notes == notes
+
+
+def test_a_folder_and_a_pattern_are_what_one_template_is(
+    repo: ckptstore.Repository, tmp_path: Path
+) -> None:
+    folder = tmp_path / "of {step} *"  # means itself
+    (folder / "sub").mkdir(parents=True)
+    for step in (10, 9):
+        np.savez(folder / "sub" / f"ckpt_{step}.npz", w=np.full(2, step))
+    plan = ckptstore.plan_import(repo, folder, pattern="sub/ckpt_{step}.npz")
+    assert [item.name for item in plan.imports] == ["sub/ckpt_9.npz", "sub/ckpt_10.npz"]
+    assert [made.step for made in plan.execute()] == [9, 10]
+    assert ckptstore.plan_import(repo, folder / "sub", pattern="ckpt_{step}.npz").due == ()
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern", "error"),
+    [
+        ("none", "ckpt_{step}.npz", NotFoundError),
+        (".", "none_{step}.npz", NotFoundError),
+        (".", "ckpt_{step", InvalidInputError),
+        (".", 3, InvalidInputError),
+        (".", "", InvalidInputError),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_refused(
+    repo: ckptstore.Repository,
+    tmp_path: Path,
+    folder: str,
+    pattern: str,
+    error: type[Exception],
+) -> None:
+    np.savez(tmp_path / "ckpt_1.npz", w=np.ones(2))
+    with pytest.raises(error):
+        ckptstore.plan_import(repo, tmp_path / folder, pattern=pattern)

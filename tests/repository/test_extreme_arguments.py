@@ -39,6 +39,7 @@ from ckptstore import (
     Repository,
     retention,
 )
+from ckptstore.commit_hooks import Hooked
 from ckptstore.integrations.dcp import Saver, StoreReader, StoreWriter
 from ckptstore.retention import KeepBest, KeepEveryNHours, KeepIf, KeepSteps, MaxToKeep, Union
 from ckptstore.storage import open_storage
@@ -483,7 +484,7 @@ POLICIES = [
 CALLS: dict[str, tuple[Any, Callable[..., object]]] = {
     **{
         name: (member, method(name))
-        for name, member in {**vars(Transfers), **vars(Repository)}.items()
+        for name, member in {**vars(Transfers), **vars(Hooked), **vars(Repository)}.items()
         if not name.startswith("_") and name not in PROPERTIES
     },
     "lease": (Repository.lease, leased),

@@ -33,13 +33,19 @@ _COLUMNS = (
     metavar="TEMPLATE",
     help="The files, as in 'old/ckpt_{step}.pt'.",
 )
+@click.option(
+    "--pattern",
+    metavar="TEMPLATE",
+    help="The names in a folder: import old --pattern 'ckpt_{step}.pt'.",
+)
 @branch_option("The branch to import to.")
 @click.option(
     "--metrics",
     "metrics",
-    type=click.Path(exists=True, dir_okay=False),
+    type=click.Path(exists=True),
     metavar="FILE",
-    help="Metrics of each step, epoch or file: CSV with a header, or JSON lines.",
+    help="Metrics of each step, epoch or file: CSV with a header, JSON lines, trainer_state.json, "
+    "or an event file of TensorBoard or a folder of them.",
 )
 @rename_option("Rename arrays")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and import nothing.")
@@ -48,6 +54,7 @@ _COLUMNS = (
 def import_(
     ctx: click.Context,
     templates: tuple[str, ...],
+    pattern: str | None,
     branch: str,
     metrics: str | None,
     rename: dict[str, str],
@@ -68,6 +75,7 @@ def import_(
       ckptstore import 'old/ckpt_{step}.pt' --dry-run
       ckptstore import 'logs/epoch={epoch}-val_loss={val_loss}.ckpt' -b run-3
       ckptstore import 'out/checkpoint-{step}' --metrics metrics.csv
+      ckptstore import old --pattern 'ckpt_{step}.pt' --metrics runs/tensorboard
     """
     from ckptstore import plan_import
 
@@ -76,7 +84,14 @@ def import_(
             "Quote the template, so that the shell does not expand it, as in 'old/*.pt'.", ctx
         )
     repo = open_repository(ctx)
-    plan = plan_import(repo, templates[0], branch=branch, metrics=metrics, rename=rename or None)
+    plan = plan_import(
+        repo,
+        templates[0],
+        pattern=pattern,
+        branch=branch,
+        metrics=metrics,
+        rename=rename or None,
+    )
     if dry_run:
         _print_plan(plan, as_json=as_json)
         return
