@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from bench import (
     follow,
     hierarchies,
+    jax,
     memory,
     peers,
     ranks,
@@ -263,6 +264,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "training": training.figures,
     "follow": follow.figures,
     "zarr": hierarchies.figures,
+    "jax": jax.figures,
     "memory": peaks,
     "remote": remote.figures,
     "transfer": _transfer,

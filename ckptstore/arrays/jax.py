@@ -102,9 +102,14 @@ class Jax(Framework):
         return "is a JAX array, which cannot be changed"
 
     def end_of(self, array: Any) -> Callable[[], bool]:
-        """A function that is true once the array is gone."""
+        """A function that is true once the array is gone, or was deleted or donated."""
         reference = weakref.ref(array)
-        return lambda: reference() is None
+
+        def is_gone() -> bool:
+            found = reference()
+            return found is None or bool(found.is_deleted())
+
+        return is_gone
 
     def to_device(self, array: Any, device: Any) -> Any:
         """The array on a device."""

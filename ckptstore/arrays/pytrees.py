@@ -173,7 +173,8 @@ class Items(list[Any]):
 class Slot:
     """An array that is still to be made, or a number that may have become one.
 
-    dtype, shape: of the array. sharding: of JAX, where it is to be; None for the default device.
+    dtype, shape: of the array. like: the array of the template that it takes the place of; None
+    for a description. sharding: of JAX, where it is to be; None for the default device.
     codec: of the random key whose data the array is. is_jax: False for an array of numpy.
     is_weak: whether its dtype yields to others, as that of a Python number. is_number: whether
     the template has a Python number, whose place an array of one element may take.
@@ -187,6 +188,7 @@ class Slot:
         "is_jax",
         "is_number",
         "is_weak",
+        "like",
         "shape",
         "sharding",
     )
@@ -196,6 +198,7 @@ class Slot:
         dtype: str,
         shape: tuple[int, ...],
         *,
+        like: Any = None,
         sharding: Any = None,
         codec: str | None = None,
         is_jax: bool = True,
@@ -204,13 +207,14 @@ class Slot:
     ) -> None:
         self.dtype, self.shape, self.sharding, self.codec = dtype, shape, sharding, codec
         self.is_jax, self.is_weak, self.is_number = is_jax, is_weak, is_number
+        self.like = like
         self.is_filled, self._value = False, None
 
     @classmethod
     def of(cls, value: Any) -> Slot:
         """The slot for an array like one of JAX, or as described by jax.ShapeDtypeStruct."""
         jax = sys.modules["jax"]
-        codec = None
+        codec, like = None, value if isinstance(value, jax.Array) else None
         if _has_keys(value):
             from ckptstore.arrays.jax import impl_of
 
@@ -228,6 +232,7 @@ class Slot:
         return cls(
             str(value.dtype),
             tuple(value.shape),
+            like=like,
             sharding=None if is_free else value.sharding,
             codec=codec,
             is_weak=bool(value.weak_type),

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.pytrees import is_pytree
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.proposal import remedy
 from ckptstore.checkout.stored_state import StoredState
@@ -209,7 +210,8 @@ class Follower:
 
         Args:
             model: A destination as `Repository.checkout(into=)` takes it: an nn.Module, a Keras
-                model or a nested structure. Its arrays keep their memory.
+                model or a nested structure. Its arrays keep their memory. Of JAX, what
+                `ckptstore.integrations.jax.JaxState` has: `{**state}`, where unchanged arrays stay.
             include: Globs over the checkpoint's paths, as in `Repository.checkout`.
             exclude: Globs over paths to leave out.
             part: The key of the outermost dict whose value goes into the model. None takes "model"
@@ -232,6 +234,11 @@ class Follower:
         if self._lock.is_reading():
             raise InvalidInputError(
                 "This thread is inside reading() and would wait for itself. Update after that."
+            )
+        if is_pytree(model):
+            raise InvalidInputError(
+                "A pytree of JAX cannot be changed. Keep it in a JaxState of "
+                "ckptstore.integrations.jax, and pass {**state}."
             )
         selection, renames = Selection.of(include, exclude), Rename.of(rename)
         with self._updating:

@@ -17,13 +17,15 @@ from ckptstore.checkout.checkout import fresh
 from ckptstore.checkout.handover import Handing, Refused
 from ckptstore.checkout.opener import unlisted
 from ckptstore.checkout.reader import bundled, read_small, reading_threads
+from ckptstore.checkout.slots import read_slots
 from ckptstore.documents.page import ArrayEntry
-from ckptstore.follow.known import Fill, Load
+from ckptstore.follow.known import Fill, Load, location_of
 from ckptstore.threads import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from ckptstore.arrays.pytrees import PytreeState, Slot, Tree
     from ckptstore.checkout.placement import Placement
     from ckptstore.checkout.proposal import Remedy
     from ckptstore.checkout.stored_state import StoredState
@@ -65,6 +67,7 @@ class Refill:
 
     fills, loads: the whole of what goes into the model. changes: the chunks that it does not hold,
     in the order of the destination; chunks: their bytes. states: what it was not handed yet.
+    pytrees: the objects that get new ones; slots: the arrays of these, filled if they are new.
     """
 
     fills: list[Fill]
@@ -72,6 +75,8 @@ class Refill:
     changes: list[Change]
     chunks: list[tuple[Change, memoryview]]
     states: list[tuple[Load, Any]]
+    pytrees: Sequence[tuple[PytreeState, Tree]]
+    slots: list[tuple[Slot, ArrayEntry]]
 
     @classmethod
     def read(
@@ -86,26 +91,39 @@ class Refill:
             Fill(path, target, _listed(entries[path])) for path, target in placement.targets.items()
         ]
         loads = [Load.of(handover, entries) for handover in placement.handovers]
+        slots = [(slot, _listed(entries[path])) for path, slot in placement.slots.items()]
+        new_slots = {entry.path: slot for slot, entry in slots if not _holds(slot, entry, memory)}
+        read_slots(stored.pages, new_slots, objects=stored.objects)
         changes = changes_of(fills, memory)
         chunks = read_changes(changes, stored.pages, stored.objects)
         new = [load for load in loads if not memory.was_handed(load)]
         states = [
             (load, fresh(stored, load.handover.node, layouts=load.handover.layouts)) for load in new
         ]
-        return cls(fills=fills, loads=loads, changes=changes, chunks=chunks, states=states)
+        return cls(
+            fills=fills,
+            loads=loads,
+            changes=changes,
+            chunks=chunks,
+            states=states,
+            pytrees=placement.pytrees,
+            slots=slots,
+        )
 
     @property
     def changed(self) -> tuple[str, ...]:
         """The paths of the arrays that were read, each once."""
         filled = (change.fill.path for change in self.changes)
         handed = chain.from_iterable(load.paths for load, _ in self.states)
-        return tuple(dict.fromkeys(chain(filled, handed)))
+        made = (entry.path for slot, entry in self.slots if slot.is_filled)
+        return tuple(dict.fromkeys(chain(filled, made, handed)))
 
     @property
     def whole_bytes(self) -> int:
         """Bytes of all arrays that go into the model; tied ones count once."""
         wholes = {fill.key: fill.entry.nbytes for fill in self.fills}
-        return sum(wholes.values()) + sum(load.nbytes for load in self.loads)
+        slots = sum(entry.nbytes for _, entry in self.slots)
+        return sum(wholes.values()) + slots + sum(load.nbytes for load in self.loads)
 
     @arrays.outside_inference_mode()
     def apply(self, memory: Known, advise: Callable[[Incompatible], Remedy]) -> None:
@@ -138,7 +156,14 @@ class Refill:
         except BaseException:
             _copy(self.chunks)
             raise
-        memory.remember([change.fill for change in self.changes], self.loads)
+        for owner, tree in self.pytrees:
+            owner.adopt(tree.result())
+        made = [
+            Fill(entry.path, slot.value, entry)
+            for slot, entry in self.slots
+            if slot.is_filled and slot.codec is None
+        ]
+        memory.remember([*(change.fill for change in self.changes), *made], self.loads)
 
 
 class CountedObjects:
@@ -178,6 +203,13 @@ def _listed(entry: Entry) -> ArrayEntry:
     if not isinstance(entry, ArrayEntry):
         raise unlisted(entry.path)
     return entry
+
+
+def _holds(slot: Slot, entry: ArrayEntry, memory: Known) -> bool:
+    """Whether the array of a pytree is the stored one, so that it can stay."""
+    location = None if slot.like is None else location_of(slot.like)
+    known = None if location is None else memory.entry(location)
+    return known is not None and known.content == entry.content
 
 
 def changes_of(fills: Iterable[Fill], memory: Known) -> list[Change]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from collections import OrderedDict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import ckptstore
 from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValueError
+from ckptstore.checkout import slots
 from ckptstore.integrations.jax import JaxState
+from ckptstore.testing import strategies
 from ckptstore.training import CheckpointManager
 
 pytestmark = pytest.mark.framework
@@ -46,8 +52,9 @@ def bits(leaf: Any) -> Any:
         return "key", str(jax.random.key_impl(leaf)), bits(jax.random.key_data(leaf))
     if isinstance(leaf, (jax.Array, np.ndarray)):
         weak = getattr(leaf, "weak_type", False)
-        return type(leaf), str(leaf.dtype), leaf.shape, weak, np.asarray(leaf).tobytes()
-    return leaf
+        kind = np.ndarray if isinstance(leaf, np.ndarray) else jax.Array
+        return kind, str(leaf.dtype), leaf.shape, weak, np.asarray(leaf).tobytes()
+    return repr(leaf)
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -64,8 +71,9 @@ def zeros(tree: Any) -> Any:
             impl = jax.random.key_impl(leaf)
             return jax.random.wrap_key_data(jnp.zeros_like(data), impl=impl)
         if isinstance(leaf, jax.Array):
-            zeros = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype))()
-            return jnp.asarray(0) if leaf.weak_type and leaf.dtype == "int32" else zeros
+            if leaf.weak_type:
+                return jnp.asarray(0)
+            return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
         if isinstance(leaf, np.ndarray):
             return np.zeros_like(leaf)
         return 0 if type(leaf) is int else leaf
@@ -177,9 +185,7 @@ def train_state(seed: int = 0, width: int = 3) -> Any:
 
 
 def frozen() -> Any:
-    from flax.core import freeze
-
-    return freeze({"a": {"b": jnp.arange(3)}, "c": 4})
+    return FrozenDict({"a": {"b": jnp.arange(3)}, "c": 4})
 
 
 def nnx_state() -> Any:
@@ -224,6 +230,50 @@ def test_a_pytree_of_any_nodes_comes_back_as_itself(repo: ckptstore.Repository, 
     found = round_trip(repo, tree)
     assert_same(found, tree)
     assert [*map(bits, jax.tree.leaves(template))] == before, "the template has changed"
+
+
+def jax_arrays() -> st.SearchStrategy[Any]:
+    """Arrays of any bits, of the dtypes that JAX has without jax_enable_x64."""
+    found = strategies.ndarrays().filter(lambda array: array.dtype.name in STORED)
+    return found.map(lambda array: jnp.asarray(np.ascontiguousarray(array)))
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def pytrees() -> st.SearchStrategy[Any]:
+    """Pytrees of JAX arrays, random keys, numpy arrays and plain values, in nodes of any kind."""
+    keys = st.integers(0, 99).map(jax.random.key)
+    plain = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3)
+    leaves = jax_arrays() | jax_arrays() | keys | plain | strategies.ndarrays()
+    names = st.sampled_from(["a", "b/c", "0", "", "%", "é"])
+
+    def nodes(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        named = st.dictionaries(names, inner, max_size=3)
+        return (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | named
+            | named.map(OrderedDict)
+            | named.map(FrozenDict)
+            | st.lists(inner, max_size=3).map(lambda items: Custom(*items))
+            | st.builds(Pair, inner, inner)
+            | st.builds(Registered, inner, inner, st.just("static"))
+        )
+
+    return st.recursive(leaves, nodes, max_leaves=8)
+
+
+@given(tree=pytrees(), array=jax_arrays())
+def test_any_pytree_comes_back_as_itself(tree: Any, array: Any) -> None:
+    """With an array at its side, as without one a dict is filled in place."""
+    state = {"tree": tree, "array": array}
+    template = zeros(state)
+    before = [*map(bits, jax.tree.leaves(template))]
+    assert_same(round_trip(ckptstore.init("memory://"), state), state)
+    assert [*map(bits, jax.tree.leaves(template))] == before
 
 
 def test_a_checkout_without_a_template_has_dicts_lists_and_numpy(
@@ -385,6 +435,55 @@ def test_a_checkpoint_is_the_same_whatever_devices_held_it(repo: ckptstore.Repos
         assert made.new_bytes == 0
 
 
+def test_no_sharded_array_is_ever_whole_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit copies a chunk for each thread, a checkout fills some boxes at a time."""
+    repo = ckptstore.init("memory://", chunk_size=1 << 18)
+    values = np.arange(1 << 22, dtype=np.float32).reshape(2048, 2048)
+    sharded = jax.device_put(values, layouts()["columns"])
+    del values
+    tracemalloc.start()  # which numpy counts in, and JAX does not
+    try:
+        repo.commit({"w": sharded})
+        held = tracemalloc.get_traced_memory()[1] - repo.resolve("main").new_bytes
+    finally:
+        tracemalloc.stop()
+    assert held < sharded.nbytes / 4
+    batches = []
+    read = slots.read_boxes
+
+    def read_boxes(pages: Any, wanted: Any, **more: Any) -> None:
+        batches.append(sum(part.target.nbytes for parts in wanted.values() for part in parts))
+        read(pages, wanted, **more)
+
+    monkeypatch.setattr(slots, "read_boxes", read_boxes)
+    monkeypatch.setattr(slots, "HOST_BYTES_MAX", sharded.nbytes // 4)
+    template = {"w": jax.ShapeDtypeStruct((2048, 2048), jnp.float32, sharding=layouts()["both"])}
+    found = repo.checkout(into=template)["w"]
+    assert batches == [sharded.nbytes // 4] * 4
+    assert found.sharding == layouts()["both"]
+    assert jnp.array_equal(jax.device_put(found, layouts()["columns"]), sharded)
+
+
+def test_an_array_takes_over_the_memory_that_it_was_read_to(repo: ckptstore.Repository) -> None:
+    """On the CPU: nothing is copied between the check of its bytes and its use."""
+    w = jnp.arange(1 << 20)
+    repo.commit({"w": w, "s": jax.device_put(w, NamedSharding(mesh(8), P("x")))})
+    read = []
+    put = jax.device_put
+
+    def device_put(arrays: Any, *more: Any) -> Any:
+        read.extend(array.ctypes.data for array in arrays)
+        return put(arrays, *more)
+
+    template = {"w": w, "s": jax.device_put(w, NamedSharding(mesh(8), P("x")))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_put", device_put)
+        found = repo.checkout(into=template)
+    places = {found["w"].unsafe_buffer_pointer()}
+    places |= {shard.data.unsafe_buffer_pointer() for shard in found["s"].addressable_shards}
+    assert places == {*read}
+
+
 def test_an_uncommitted_template_gives_an_uncommitted_array(repo: ckptstore.Repository) -> None:
     repo.commit({"w": jnp.arange(3)})
     assert not repo.checkout(into={"w": jnp.zeros(3, int)})["w"].committed
@@ -474,6 +573,28 @@ def test_a_manager_says_what_differs_and_changes_nothing() -> None:
     with pytest.raises(CheckoutMismatchError, match=r"params/w \(checkpoint: float32 \[4, 1\]"):
         CheckpointManager(manager.repository, branch="other", **other).restore("main")
     assert other.params is before
+
+
+def test_a_follower_replaces_what_has_changed_and_keeps_the_rest() -> None:
+    trained, served = begun(), begun()
+    del vars(served)["opt_state"]
+    repo = ckptstore.init("memory://")
+    repo.commit(vars(trained))
+    follower = repo.follow()
+    chosen = ["params", "key"]
+    first = follower.update({**served}, include=chosen)
+    assert set(first.changed) == {"params/w", "params/b", "key"}
+    kept = served.params["w"]
+    trained.params = {**trained.params, "b": jnp.ones(1)}
+    repo.commit(vars(trained))
+    assert set(follower.update({**served}, include=chosen).changed) == {"params/b", "key"}
+    assert served.params["w"] is kept
+    assert_same(served.params, trained.params)
+    served.params = {"w": kept + 1, "b": jnp.ones(1)}
+    follower.update({**served}, include=chosen)
+    assert_same(served.params, trained.params)
+    with pytest.raises(InvalidInputError, match="JaxState"):
+        follower.update(served.params)
 
 
 def test_a_bare_pytree_cannot_be_tracked_and_the_error_names_the_way() -> None:
