@@ -49,7 +49,10 @@ _MARKS = re.compile(
     r".*\.safetensors|.*\.(safetensors|bin)\.index\.json|pytorch_model.*\.bin|adapter_model\.bin"
     r"|trainer_state\.json|optimizer(_\d+)?\.(pt|bin)|random_states_\d+\.pkl"
 )
-_KEPT = re.compile(r"rng_state(_\d+)?\.pth|random_states_\d+\.pkl|training_args\.bin")
+_KEPT = re.compile(
+    r"rng_state(_\d+)?\.pth|random_states_\d+\.pkl|training_args\.bin"
+    r"|.*\.distcp|\.metadata"  # of torch.distributed.checkpoint: several archives in one file
+)
 _ELSEWHERE = re.compile(r"checkpoint-\d+|\.git|\.cache|__pycache__|runs|wandb")
 _MODEL = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?")
 _SHARD = re.compile(r"-\d{5,}-of-\d{5,}$")

@@ -1,0 +1,296 @@
+"""Hugging Face's Trainer saves to a repository, and resumes from it bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ckptstore
+from ckptstore import ConflictError, InvalidInputError, NotFoundError, formats
+from tests.helpers.equality import difference
+
+transformers = pytest.importorskip("transformers")
+
+from ckptstore.integrations.transformers import (  # noqa: E402
+    CkptStoreCallback,
+    CkptStoreTrainerMixin,
+)
+
+pytestmark = [
+    pytest.mark.framework,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+STEPS = 9  # the epoch has 4, so each multiple of 3 but one is in the middle of one
+
+
+class Trainer(CkptStoreTrainerMixin, transformers.Trainer):
+    """The line that users write."""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def model(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=32,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=8,
+        num_labels=2,
+        hidden_dropout_prob=0.5,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def data() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"input_ids": torch.randint(0, 32, (6,), generator=generator), "labels": number % 2}
+        for number in range(16)
+    ]
+
+
+def trainer(
+    output: Path,
+    callback: Any = None,
+    *,
+    seed: int = 0,
+    own: Any = None,
+    compute_metrics: Any = None,
+    **chosen: Any,
+) -> Any:
+    options: dict[str, Any] = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "save_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "logging_steps": 1,
+        "learning_rate": 0.01,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_total_limit": 1,
+    }
+    arguments = transformers.TrainingArguments(str(output), **(options | chosen))
+    made = Trainer(
+        model(seed) if own is None else own,
+        arguments,
+        train_dataset=data(),
+        eval_dataset=data()[:4],
+        compute_metrics=compute_metrics,
+        callbacks=[] if callback is None else [callback],
+    )
+    made.remove_callback(transformers.PrinterCallback)
+    return made
+
+
+def weights(made: Any) -> dict[str, torch.Tensor]:
+    return {name: one.clone() for name, one in made.model.state_dict().items()}
+
+
+def losses(made: Any) -> list[float]:
+    return [row["loss"] for row in made.state.log_history if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[float]]:
+    """A run to the end: its repository, its weights and its losses."""
+    folder = tmp_path_factory.mktemp("whole")
+    made = trainer(folder / "out", CkptStoreCallback(folder / "store"), save_total_limit=None)
+    made.train()
+    return folder, weights(made), losses(made)
+
+
+def copied(whole: Any, folder: Path) -> Path:
+    shutil.copytree(whole[0] / "store", folder / "store")
+    return folder / "store"
+
+
+def test_each_save_is_a_checkpoint_with_its_metrics(whole: Any) -> None:
+    repo = ckptstore.open(whole[0] / "store")
+    log = repo.log()
+    assert [one.step for one in log] == [9, 6, 3]
+    assert [one.parents for one in log] == [(log[1].id,), (log[2].id,), ()]
+    assert set(log[0].metrics) > {"eval_loss", "loss", "learning_rate"}
+    assert log[0].meta["epoch"] == 2
+    assert repo.checkout("main", part="model").keys() == whole[1].keys()
+
+
+def test_a_folder_comes_back_as_it_was(whole: Any, tmp_path: Path) -> None:
+    repo, folder = ckptstore.open(whole[0] / "store"), whole[0] / "out" / "checkpoint-6"
+    formats.write_file(repo.checkout("main@step=6", lazy=True), tmp_path / "checkpoint-6")
+    opened = {"optimizer.pt", "scheduler.pt"}
+    for file in folder.iterdir():
+        again = tmp_path / "checkpoint-6" / file.name
+        if file.name in opened:
+            assert difference(torch.load(file), torch.load(again)) is None
+        else:
+            assert file.read_bytes() == again.read_bytes(), file.name
+    loaded = type(model()).from_pretrained(tmp_path / "checkpoint-6")
+    expected = type(model()).from_pretrained(folder)
+    assert difference(dict(expected.state_dict()), dict(loaded.state_dict())) is None
+    filled = model(5)
+    assert not ckptstore.load_weights(filled, repo, "main@step=6")
+    assert difference(dict(expected.state_dict()), dict(filled.state_dict())) is None
+
+
+@pytest.mark.parametrize("where", ["last", "ckptstore://main", "folder", True])
+def test_a_run_resumes_in_the_middle_of_an_epoch(whole: Any, tmp_path: Path, where: Any) -> None:
+    """The output folder is another one, as on another machine."""
+    repo = ckptstore.open(copied(whole, tmp_path))
+    repo.reset_branch("main", "main@step=6")
+    if where == "folder":
+        where = str(tmp_path / "checkpoint-6")
+        formats.write_file(repo.checkout("main", lazy=True), where)
+    made = trainer(tmp_path / "out", CkptStoreCallback(tmp_path / "store"), seed=7)
+    made.train(resume_from_checkpoint=where)
+    assert difference(whole[1], weights(made)) is None
+    assert losses(made) == whole[2]
+    log = ckptstore.open(tmp_path / "store").log()
+    assert [one.step for one in log] == [9, 6, 3], "it goes on from where it resumed"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["checkpoint-9"]
+
+
+def test_the_best_is_loaded_at_the_end_also_elsewhere(tmp_path: Path) -> None:
+    scores = iter([1, 3, 2, 0])
+    best: dict[str, Any] = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "score",
+        "compute_metrics": lambda _: {"score": next(scores)},
+    }
+    store = tmp_path / "store"
+    first = trainer(tmp_path / "out", CkptStoreCallback(store, keep_best="eval_score:max"), **best)
+    first.train()
+    repo = ckptstore.open(store)
+    kept = repo.resolve("best:eval_score:max")
+    assert kept.step == first.state.best_global_step == 6
+    assert sorted(repo.checkout(kept.id, part="model")) == sorted(weights(first))
+    for name, tensor in repo.checkout(kept.id, part="model").items():
+        assert torch.equal(tensor, weights(first)[name])
+    shutil.rmtree(tmp_path / "out")
+    again = trainer(
+        tmp_path / "elsewhere", CkptStoreCallback(store), seed=3, **best | {"max_steps": STEPS + 3}
+    )
+    again.train(resume_from_checkpoint="last")
+    assert (again.state.best_global_step, again.state.global_step) == (6, 12)
+    assert difference(weights(first), weights(again)) is None
+
+
+def test_an_older_checkpoint_needs_a_branch_or_a_reset(whole: Any, tmp_path: Path) -> None:
+    store = copied(whole, tmp_path)
+    made = trainer(tmp_path / "out", CkptStoreCallback(store), seed=2)
+    with pytest.raises(ConflictError, match="To keep both, pass another branch"):
+        made.train(resume_from_checkpoint="ckptstore://main~1")
+    assert not any((tmp_path / "out").iterdir())
+    made.callback_handler.callbacks[-1].manager.close()
+    again = trainer(tmp_path / "out", CkptStoreCallback(store, branch="other"))
+    again.train(resume_from_checkpoint="ckptstore://main~1")
+    repo = ckptstore.open(store)
+    assert [one.step for one in repo.log("other", own=True)] == [9]
+    assert repo.log("other")[1].id == repo.log("main")[1].id
+    back = trainer(tmp_path / "back", CkptStoreCallback(store, reset=True))
+    back.train(resume_from_checkpoint="best:eval_loss:min")
+    assert difference(whole[1], weights(back)) is None
+    assert repo.log("main")[0].parents == (repo.resolve("main~1").id,)
+
+
+def test_a_local_folder_goes_on_with_the_branch(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    trainer(tmp_path / "out", CkptStoreCallback(store), max_steps=6).train()
+    made = trainer(tmp_path / "out", CkptStoreCallback(store), seed=2)
+    made.train(resume_from_checkpoint=True)
+    assert [one.step for one in ckptstore.open(store).log()] == [9, 6, 3]
+
+
+def test_what_cannot_be_resumed_is_an_error(whole: Any, tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "out")
+    for address in ("last", "ckptstore://main", "best"):
+        with pytest.raises(InvalidInputError, match="no CkptStoreCallback"):
+            plain.train(resume_from_checkpoint=address)
+    new = trainer(tmp_path / "out", CkptStoreCallback(tmp_path / "store"))
+    with pytest.raises(NotFoundError, match="main"):
+        new.train(resume_from_checkpoint="last")
+    with pytest.raises(InvalidInputError, match="no best checkpoint without a metric"):
+        new.train(resume_from_checkpoint="best")
+    repo = ckptstore.open(tmp_path / "store")
+    repo.commit({"model": {"w": torch.ones(1)}}, branch="other")
+    with pytest.raises(InvalidInputError, match="not a folder of Hugging Face"):
+        new.train(resume_from_checkpoint="ckptstore://other")
+
+
+def test_another_repository_needs_no_callback(whole: Any, tmp_path: Path) -> None:
+    made = trainer(tmp_path / "out", seed=4)
+    made.train(resume_from_checkpoint=f"ckptstore://{whole[0] / 'store'}#main~1")
+    assert difference(whole[1], weights(made)) is None
+
+
+def test_a_policy_and_save_total_limit_go_together(tmp_path: Path) -> None:
+    callback = CkptStoreCallback(tmp_path / "store", max_to_keep=2, async_save=False)
+    trainer(tmp_path / "out", callback).train()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-9"]
+    repo = ckptstore.open(tmp_path / "store")
+    assert [(one.step, one.expired) for one in repo.log()] == [
+        (9, False),
+        (6, False),
+        (3, True),
+    ]
+
+
+def test_a_signal_saves_and_ends(tmp_path: Path) -> None:
+    class Kill(transformers.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    callback = CkptStoreCallback(tmp_path / "store", save_on_signal="SIGUSR1")
+    made = trainer(tmp_path / "out", callback)
+    made.add_callback(Kill)
+    with pytest.raises(SystemExit) as raised:
+        made.train()
+    assert raised.value.code == 128 + signal.SIGUSR1
+    assert [one.step for one in ckptstore.open(tmp_path / "store").log()] == [5, 3]
+
+
+def test_an_adapter_is_small_and_has_its_base_once(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = model(1)
+    base.save_pretrained(tmp_path / "base")
+    repo = ckptstore.init(tmp_path / "store")
+    file = formats.read_file(tmp_path / "base")
+    root = repo.commit(file.state, branch="base", meta=file.meta)
+    lora = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS")
+    for branch in ("adapter-a", "adapter-b"):
+        repo.branch(branch, at="base")
+        own = peft.get_peft_model(model(1), lora)
+        callback = CkptStoreCallback(repo, branch=branch)
+        trainer(tmp_path / branch, callback, own=own, max_steps=3).train()
+    heads = [repo.resolve(branch) for branch in ("adapter-a", "adapter-b")]
+    assert all(head.parents == (root.id,) for head in heads)
+    weights_bytes = sum(one.nbytes for one in root.arrays if one.path.startswith("model/"))
+    adapter = [one for one in heads[0].arrays if one.path.startswith("adapter_model/")]
+    assert 0 < sum(one.nbytes for one in adapter) < weights_bytes / 4
+    assert not [one for one in heads[0].arrays if one.path.startswith("model/")]
+    formats.write_file(repo.checkout("base", lazy=True), tmp_path / "base-again")
+    formats.write_file(repo.checkout("adapter-a", lazy=True), tmp_path / "adapter-again")
+    again = peft.PeftModel.from_pretrained(
+        type(base).from_pretrained(tmp_path / "base-again"), tmp_path / "adapter-again"
+    )
+    expected = peft.get_peft_model_state_dict(
+        peft.PeftModel.from_pretrained(
+            type(base).from_pretrained(tmp_path / "base"),
+            tmp_path / "adapter-a" / "checkpoint-3",
+        )
+    )
+    assert difference(expected, peft.get_peft_model_state_dict(again)) is None
