@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import repository
-from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.frameworks import is_model
 from ckptstore.repository import Repository
 from ckptstore.state.paths import WEIGHTS
 
@@ -63,7 +63,7 @@ def load_weights(
     """
     repo = store if isinstance(store, Repository) else repository.open(store)
     checkpoint = repo.resolve(rev)
-    if part is None and is_module(model):
+    if part is None and is_model(model):
         names: Collection[object] = checkpoint.names
         if rename:
             state = repo.checkout(

@@ -34,7 +34,7 @@ from tests.helpers.judges import Judge
 MEMORY = "/dev/shm"
 PAUSE_SECONDS = 30  # of the collector, on a machine with much else to do
 
-os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is imported
+os.environ.setdefault("KERAS_BACKEND", "torch")  # read when Keras is imported
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # read when JAX is imported
 
 # Workers share the processors: with as many threads in each, torch's would mostly wait for one

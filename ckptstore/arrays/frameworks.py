@@ -1,9 +1,8 @@
 """Frameworks: which framework an array belongs to, and what is done with arrays of any.
 
-A framework is a module of this package, a line of `KINDS` or a name in `ALIKE`, and a line of
-`_load`. It is imported
-once its arrays can exist, which is when the program has imported the framework, or when an array of
-it has to be made: naming checkpoints needs neither torch nor numpy.
+A framework is a module of this package, a name in `KINDS` or `ALIKE` and a line of `_load`. It is
+imported once its arrays can exist, which is when the program has imported the framework, or when an
+array of it has to be made: naming checkpoints needs neither torch nor numpy. See docs/adr/0074.
 """
 
 from __future__ import annotations
@@ -13,38 +12,49 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.arrays.lazy import LazyArray
-from ckptstore.arrays.source import ALIKE, JAX, KINDS, TENSOR, ArraySource, part_of
-from ckptstore.documents.chunks import reversed_order, stored_order
+from ckptstore.arrays.source import ALIKE, JAX, KINDS, ArraySource, part_of
+from ckptstore.documents.chunks import Chunk, reversed_order, stored_order
 from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import StorageError, UnsupportedValueError
 from ckptstore.forks import renewed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from ckptstore.arrays.source import Framework
-    from ckptstore.documents.chunks import Chunk
+    from ckptstore.arrays.source import Form, Framework
+
+Key = TypeVar("Key")
 
 
 @cache
-def _load(kind: str) -> Framework:
-    if kind == TENSOR:
+def _load(name: str) -> Framework:
+    if name == "torch":
         from ckptstore.arrays.torch import Torch
 
         return Torch()
-    if kind == JAX:
+    if name == JAX:
         from ckptstore.arrays.jax import Jax
 
         return Jax()
+    if name == "tensorflow":
+        from ckptstore.arrays.tensorflow import TensorFlow
+
+        return TensorFlow()
+    if name == "keras":
+        from ckptstore.arrays.keras_variable import KerasVariables
+
+        return KerasVariables()
     from ckptstore.arrays.numpy import Numpy
 
     return Numpy()
 
 
-_LOADED = {**KINDS, **dict(zip(ALIKE, ALIKE, strict=True))}  # what `_load` takes, by module
+_NAMES = {**{kind: name for name, kind in KINDS.items()}, JAX: JAX}  # what makes arrays
+
+
 _by_type: dict[type, Framework] = {}  # of the arrays that were met; spares most of each look
 
 
@@ -53,9 +63,9 @@ def framework_of(value: object) -> Framework | None:
     known = _by_type.get(type(value))
     if known is not None:
         return known
-    for name, kind in _LOADED.items():
+    for name in (*KINDS, *ALIKE):
         if sys.modules.get(name) is not None:  # None: the program forbids to import it
-            framework = _load(kind)
+            framework = _load(name)
             if isinstance(value, framework.array_type):
                 _by_type[type(value)] = framework
                 return framework
@@ -78,10 +88,21 @@ def is_array(value: object) -> bool:
     return framework_of(value) is not None
 
 
+def is_model(value: object) -> bool:
+    """True for a torch nn.Module and for a Keras model."""
+    return is_module(value) or is_keras(value)
+
+
 def is_module(value: object) -> bool:
     """True for a torch nn.Module."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def is_keras(value: object) -> bool:
+    """True for a Keras model; with the torch backend it is an nn.Module too."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, getattr(keras, "Model", ()))
 
 
 def is_uninitialized(value: object) -> bool:
@@ -97,7 +118,7 @@ def allocate(
 
     order: its dimensions in the order of its bytes; None for C order.
     """
-    framework = _load(kind)
+    framework = _load(_NAMES[kind])
     try:
         array, data = framework.allocate(dtype, stored_order(shape, order))
     except UnsupportedValueError:
@@ -132,6 +153,33 @@ def in_order(array: Any, order: tuple[int, ...] | None) -> Any:
 def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
     """Copy the checked bytes of a chunk to their place in an array of the same dtype and shape."""
     _known(target).copy_in(part_of(target, chunk), data)
+
+
+@contextmanager
+def opened(targets: Mapping[Key, Any]) -> Iterator[dict[Key, Any]]:
+    """What to fill in place of arrays: themselves, or copies that are assigned to them at the end.
+
+    Where an error is raised before that, the latter stay as they are.
+    """
+    distinct = {id(target): target for target in targets.values()}
+    memory = {key: _known(target).open(target) for key, target in distinct.items()}
+    yield {key: memory[id(target)] for key, target in targets.items()}
+    for key, target in distinct.items():
+        if memory[key] is not target:
+            _known(target).assign(target, memory[key])
+
+
+def copy(target: Any, value: Any) -> None:
+    """Copy the elements of an array to one of the same dtype and shape, of any framework."""
+    source = describe(value)
+    assert source is not None
+    with opened({0: target}) as memory:
+        copy_chunk(memory[0], Chunk(0, source.nbytes, ()), source.whole())
+
+
+def form_of(array: Any) -> Form:
+    """The dtype, as checkpoints name it, and the shape of an array."""
+    return _known(array).form_of(array)
 
 
 def copy_out(array: Any, data: memoryview) -> None:

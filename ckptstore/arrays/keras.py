@@ -1,28 +1,42 @@
-"""Keras models and their optimizers as tensors by stable names.
+"""Keras models and their optimizers as arrays by stable names, on any backend.
 
 Keras numbers the layers of each new model differently, so the `.path` of a variable differs between
 two runs of the same program. Variables are therefore named by their position and a readable name.
-See docs/adr/0014. Keras is not imported here: only a process that has imported it can hold a model.
+See docs/adr/0014 and 0074. Keras is not imported here: only a process that has imported it can hold
+a model.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays import frameworks
 from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import torch
+    from ckptstore.arrays.source import Form
+
+_FORMS: Mapping[str, Form] = MappingProxyType({})
+_INTEGERS = re.compile(r"u?int\d+")
 
 
-def is_keras(value: object) -> bool:
-    """True for a Keras model; with the torch backend it is an nn.Module too."""
-    keras = sys.modules.get("keras")
-    return keras is not None and isinstance(value, getattr(keras, "Model", ()))
+def synced(model: Any) -> Any:
+    """A model whose variables are up to date: in `fit` JAX has them elsewhere between batches."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+    return model
+
+
+def tensor_of(variable: Any) -> Any:
+    """The tensor of a variable with the torch backend; None with others."""
+    value = variable.value
+    torch = sys.modules.get("torch")
+    return value.detach() if torch is not None and isinstance(value, torch.Tensor) else None
 
 
 class _Variables:
@@ -31,13 +45,33 @@ class _Variables:
     what: str
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._unsynced = model
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the tensors in use, not copies, by names such as "000.dense.kernel"."""
-        return {name: variable.value.detach() for name, variable in self._named()}
+    @property
+    def _model(self) -> Any:
+        return synced(self._unsynced)
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the arrays by names such as "000.dense.kernel".
+
+        With the torch backend they are the tensors in use, not copies, and with others numpy arrays
+        of the present values.
+        """
+        return {name: value_of(variable) for name, variable in self._named()}
+
+    def targets(self, forms: Mapping[str, Form] = _FORMS) -> dict[str, Any]:
+        """Return what a checkout fills, by name: the tensors in use, or the variables.
+
+        forms: the dtypes and shapes of stored arrays, by name.
+        """
+        return {
+            name: Integers(variable)
+            if _is_another_integer(forms.get(name), frameworks.form_of(variable))
+            else _target(variable)
+            for name, variable in self._named()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Assign all variables, by position.
 
         Args:
@@ -57,12 +91,12 @@ class ModelState(_Variables):
     """The variables of a Keras model: weights, statistics and the random seeds of layers.
 
     Args:
-        model: A built Keras model with the torch backend.
+        model: A built Keras model.
     """
 
     what = "model"
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Assign all variables, by position.
 
         Args:
@@ -88,7 +122,7 @@ class OptimizerState(_Variables):
     """The variables of a Keras model's optimizer: slots, iterations and learning rate.
 
     Args:
-        model: A compiled Keras model with the torch backend. Its optimizer is built if necessary.
+        model: A compiled Keras model. Its optimizer is built if necessary.
     """
 
     what = "optimizer"
@@ -143,19 +177,82 @@ def _snake(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _assign(state: Mapping[str, torch.Tensor], named: list[tuple[str, Any]], *, what: str) -> None:
-    """Assign values to variables by position."""
-    import torch
+class Integers:
+    """A variable of integers as a stateful object, which takes integers of another width.
 
+    Backends have their seeds and counters in different dtypes.
+    """
+
+    def __init__(self, variable: Any) -> None:
+        self._variable = variable
+
+    def state_dict(self) -> Any:
+        """The value."""
+        return value_of(self._variable)
+
+    def load_state_dict(self, value: Any) -> None:
+        """Assign a value; InvalidInputError for one that the dtype of the variable cannot hold."""
+        frameworks.copy(self._variable, _converted(value, self._variable))
+
+
+def value_of(variable: Any) -> Any:
+    """The tensor of a variable, or its value as a numpy array."""
+    tensor = tensor_of(variable)
+    if tensor is not None:
+        return tensor
+    source = frameworks.describe(variable)
+    assert source is not None
+    return source.array
+
+
+def _target(variable: Any) -> Any:
+    """What is filled to change a variable."""
+    tensor = tensor_of(variable)
+    return variable if tensor is None else tensor
+
+
+def _is_another_integer(stored: Form | None, here: Form) -> bool:
+    """True for integers of the same shape but another dtype."""
+    return (
+        stored is not None
+        and stored[1] == here[1]
+        and stored[0] != here[0]
+        and all(_INTEGERS.fullmatch(dtype) for dtype in (stored[0], here[0]))
+    )
+
+
+def _converted(value: Any, variable: Any) -> Any:
+    """An array in the dtype of a variable; InvalidInputError for integers too large for it."""
+    stored, here = frameworks.form_of(value), frameworks.form_of(variable)
+    if not _is_another_integer(stored, here):
+        return value
+    import numpy as np
+
+    numbers = np.asarray(value)
+    converted = numbers.astype(here[0])
+    if not np.array_equal(converted.astype(object), numbers.astype(object)):
+        raise InvalidInputError(
+            f"{variable.path} is {here[0]} with this backend of Keras, which cannot hold "
+            f"{numbers.tolist()}."
+        )
+    return converted
+
+
+def _assign(state: Mapping[str, Any], named: list[tuple[str, Any]], *, what: str) -> None:
+    """Assign values to variables by position."""
     values, names = list(state.values()), [name for name, _ in named]
     shared = min(len(values), len(names))
+    forms = [
+        (name, frameworks.form_of(value), frameworks.form_of(variable))
+        for (name, variable), value in zip(named, values, strict=False)
+    ]
     misfit = Incompatible(
         missing=tuple(names[shared:]),
         unexpected=tuple(list(state)[shared:]),
         mismatched=tuple(
-            f"{name} ({_described(value)} there, {_described(variable.value)} here)"
-            for (name, variable), value in zip(named, values, strict=False)
-            if _described(value) != _described(variable.value)
+            f"{name} ({_described(stored)} there, {_described(here)} here)"
+            for name, stored, here in forms
+            if stored != here and not _is_another_integer(stored, here)
         )
         or _moved(list(state), names),
     )
@@ -163,9 +260,10 @@ def _assign(state: Mapping[str, torch.Tensor], named: list[tuple[str, Any]], *, 
         raise CheckoutMismatchError(
             f"The checkpoint does not fit the Keras {what}: {misfit}.", misfit
         )
-    with torch.no_grad():
-        for value, (_, variable) in zip(values, named, strict=True):
-            variable.assign(value)
+    pairs = zip(values, named, strict=True)
+    converted = [(_converted(value, variable), variable) for value, (_, variable) in pairs]
+    for value, variable in converted:
+        frameworks.copy(variable, value)
 
 
 def _moved(stored: list[str], names: list[str]) -> tuple[str, ...]:
@@ -177,5 +275,5 @@ def _moved(stored: list[str], names: list[str]) -> tuple[str, ...]:
     return tuple(f"{name} ({other} there)" for other, name in pairs if other != name)
 
 
-def _described(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _described(form: Form) -> str:
+    return f"{form[0]} {list(form[1])}"

@@ -7,6 +7,7 @@ bit for bit, or not at all.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Numpy(Framework):
     """The arrays of numpy."""
 
-    array_type = np.ndarray
+    array_type: type | tuple[type, ...] = np.ndarray
 
     def describe(self, array: Any) -> ArraySource:
         """How to read an array."""
@@ -85,6 +86,36 @@ class Numpy(Framework):
 
     def to_device(self, array: Any, device: Any) -> Any:
         """The array itself: numpy has no devices."""
+        del device
+        return array
+
+
+class ReadAsNumpy(Numpy):
+    """Arrays of another framework, which are read as numpy arrays and assigned as a whole."""
+
+    def value_of(self, array: Any) -> Any:
+        """The elements as a numpy array, without a copy where that is possible."""
+        raise NotImplementedError
+
+    def describe(self, array: Any) -> ArraySource:
+        """How to read an array. Two names of one object are tied."""
+        source = super().describe(self.value_of(array))
+        return replace(source, identity=(NDARRAY, id(array)) if source.nbytes else None)
+
+    def open(self, array: Any) -> Any:
+        """A copy of its elements, to fill and then to assign."""
+        return np.array(self.value_of(array), order="C")
+
+    def in_order(self, array: Any, order: Sequence[int]) -> Any:
+        """Its elements with the dimensions in another order."""
+        return super().in_order(self.value_of(array), order)
+
+    def unwritable(self, array: Any) -> str | None:
+        """Why an array cannot be assigned."""
+        return None if hasattr(array, "assign") else "cannot be changed"
+
+    def to_device(self, array: Any, device: Any) -> Any:
+        """The array itself: its framework decides where it is."""
         del device
         return array
 

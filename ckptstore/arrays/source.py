@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 TENSOR, NDARRAY = "tensor", "ndarray"  # the kinds of arrays in a structure
 KINDS = {"torch": TENSOR, "numpy": NDARRAY}  # by the top-level module of the framework
 JAX = "jax"
-ALIKE = (JAX,)  # frameworks whose arrays are stored as those of numpy, by the same module
+ALIKE = (JAX, "tensorflow", "keras")  # frameworks whose arrays are stored as those of numpy
+Form = tuple[str, tuple[int, ...]]
 REPEATED_BYTES_MAX = 1 << 30  # a view that repeats its elements is stored in full up to this size
 
 
@@ -35,10 +36,22 @@ class Framework(Protocol):
     its framework, and is itself imported only when an array is met or has to be made.
     """
 
-    array_type: type
+    array_type: type | tuple[type, ...]
 
     def describe(self, array: Any) -> ArraySource:
         """How to read an array; UnsupportedValueError, without a path, for one that is refused."""
+
+    def form_of(self, array: Any) -> Form:
+        """The dtype, as checkpoints name it, and the shape of an array."""
+        return str(array.dtype).removeprefix("torch."), tuple(array.shape)
+
+    def open(self, array: Any) -> Any:
+        """What is filled in place of an array: itself, or a copy of it that is then assigned."""
+        return array
+
+    def assign(self, array: Any, memory: Any) -> None:
+        """Assign what `open` returned, and what was then filled."""
+        del array, memory
 
     def memory(self, array: Any) -> memoryview | None:
         """The bytes of an array; None where they are not one run of this process's memory."""

@@ -198,7 +198,7 @@ def _hand_over(
 
 def _is_model(owner: object) -> bool:
     """True for what a training is nothing without, so that leaving it as it is is never meant."""
-    return arrays.is_module(owner) or isinstance(owner, ModelState)
+    return arrays.is_model(owner) or isinstance(owner, ModelState)
 
 
 def _misfit(stored: StoredState, placement: Placement, into: object) -> CheckoutMismatchError:

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays.frameworks import describe, in_order
+from ckptstore.arrays.frameworks import describe, form_of, in_order
 from ckptstore.digest import Digest
 from ckptstore.documents.page import ArrayEntry
 from ckptstore.errors import UnsupportedValueError
@@ -36,7 +36,7 @@ def matches(stored: Mapping[str, Entry], wanted: Mapping[str, Any]) -> dict[str,
     for path, entry in stored.items():
         groups[entry.dtype, entry.shape][0][path] = entry
     for path, array in wanted.items():
-        groups[str(array.dtype).removeprefix("torch."), tuple(array.shape)][1][path] = array
+        groups[form_of(array)][1][path] = array
     found: dict[str, str] = {}
     for entries, arrays in groups.values():
         if entries and arrays:

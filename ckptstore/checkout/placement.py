@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays.dtensor import Layout, is_sharded, local_of
 from ckptstore.arrays.frameworks import (
-    copy_chunk,
-    describe,
+    copy,
+    form_of,
     is_array,
+    is_keras,
+    is_model,
     is_module,
     is_uninitialized,
     unwritable,
 )
-from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.modules import loads_itself, named_state, plain_name, unwrapped
 from ckptstore.arrays.pytrees import Fields, Items, PytreeState, Slot, Tree
 from ckptstore.checkout.boxes import Wanted
@@ -37,7 +39,6 @@ from ckptstore.checkout.optimizers import (
     renamed_parameters,
 )
 from ckptstore.checkout.slots import number_for, place_slot, take_number
-from ckptstore.documents.chunks import Chunk
 from ckptstore.documents.names import escape_key
 from ckptstore.documents.nodes import ArrayNode, CodecNode, DictNode, ListNode, TupleNode
 from ckptstore.errors import CheckoutMismatchError, Incompatible, shown
@@ -253,7 +254,7 @@ class _Place:
             name
             for name, key in missing.items()
             if self.stored.is_asked_for(name)
-            and (is_module(target[key]) or is_stateful(target[key]))
+            and (is_model(target[key]) or is_stateful(target[key]))
         ]
         for key, inner, item in _items(node, path):
             if key in target:
@@ -292,7 +293,7 @@ class _Place:
         if entry is None:
             raise unlisted(path)
         first, _ = self.first.setdefault(id(target), (path, target))
-        dtype, shape = str(target.dtype).removeprefix("torch."), tuple(target.shape)
+        dtype, shape = form_of(target)
         if (entry.dtype, entry.shape) != (dtype, shape):
             text = (
                 f"{name} (checkpoint: {entry.dtype} {list(entry.shape)}, "
@@ -434,7 +435,12 @@ class _Place:
     def keras(self, node: Node, model: Any, path: str) -> None:
         """Match the variables of a Keras model by the names that checkpoints have for them."""
         if isinstance(node, DictNode):
-            before, expected = self.filled(), ModelState(model).state_dict()
+            forms = {
+                str(key): (entry.dtype, tuple(entry.shape))
+                for key, item in node.items.items()
+                if isinstance(item, ArrayNode) and (entry := self.entries.get(item.path))
+            }
+            before, expected = self.filled(), ModelState(model).targets(forms)
             self.dict(node, expected, path)
             self.note_empty(expected, before, path)
         else:
@@ -474,12 +480,7 @@ def _setter(target: Any, key: Any) -> Callable[[Any], object]:
 def _copier(target: Any) -> Callable[[Any], object]:
     """Return a function that copies an array of the same dtype and shape into this one."""
 
-    def assign(value: Any) -> None:
-        source = describe(value)
-        assert source is not None
-        copy_chunk(target, Chunk(0, source.nbytes, ()), source.whole())
-
-    return assign
+    return partial(copy, target)
 
 
 def _items(node: DictNode, path: str) -> Iterator[tuple[Key, str, Node]]:

@@ -12,8 +12,14 @@ from dataclasses import dataclass, field, replace
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays.frameworks import is_array, is_module, is_uninitialized
-from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.frameworks import (
+    is_array,
+    is_keras,
+    is_model,
+    is_module,
+    is_uninitialized,
+)
+from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.modules import loads_itself, named_state, plain_name, unwrapped
 from ckptstore.checkout.matching import matches, patterns, replacement
 from ckptstore.checkout.optimizers import Recorded, renamed_record
@@ -98,14 +104,14 @@ def remedy(stored: StoredState, into: object, misfit: Incompatible, judge: Judge
         misfit: Its differences.
         judge: Returns those of any placement, of which each is an error.
     """
-    if is_module(into) and misfit.missing:
+    if is_model(into) and misfit.missing:
         tops = sorted({path.split("/")[0] for path in misfit.unexpected})
         for top in tops:
             if f"{top}/{misfit.missing[0]}" in misfit.unexpected:
                 return Remedy(text=f"The names are under {top!r}: pass part={top!r}.", fits=True)
     try:
         search = _Search(stored, into, judge)
-        found = search.of_parts() if is_module(into) and not stored.path else search.best(None)
+        found = search.of_parts() if is_model(into) and not stored.path else search.best(None)
     except CkptStoreError:  # such as two names that would become one
         found = None
     if found is None:
@@ -282,7 +288,7 @@ def _items(root: Node, path: str) -> Iterator[tuple[str, str, Node]]:
 
 def _is_filled(target: object) -> bool:
     """True for what a checkout fills, rather than replaces."""
-    kinds = is_array(target) or is_module(target) or is_keras(target) or is_stateful(target)
+    kinds = is_array(target) or is_model(target) or is_stateful(target)
     return kinds or isinstance(target, dict | list | tuple)
 
 
@@ -292,7 +298,7 @@ def _destination(target: Any, path: str, depth: int = 0) -> dict[str, Any]:
     if is_array(target):
         return {} if is_uninitialized(target) else {path: target}
     if is_keras(target):
-        items = ModelState(target).state_dict().items()
+        items = ModelState(target).targets().items()
     elif is_module(target):
         inner = unwrapped(target)
         state = named_state(inner, keep_vars=not loads_itself(inner))

@@ -80,14 +80,15 @@ def read_into(pages: Sequence[Page], targets: Mapping[str, Any], *, objects: Obj
     On an error some of them may already hold new values.
     """
     copies = _Copies(objects)
-    for entry in _large(pages, targets):
-        target = arrays.in_order(targets[entry.path], entry.order)
-        for digest, chunk in entry.grid():
-            copies.add(digest, chunk, target)
-    copies.run()
-    for entry, data in read_small(bundled(pages, targets), objects):
-        target = arrays.in_order(targets[entry.path], entry.order)
-        arrays.copy_chunk(target, Chunk(0, entry.nbytes, ()), data)
+    with arrays.opened(targets) as memory:
+        for entry in _large(pages, memory):
+            target = arrays.in_order(memory[entry.path], entry.order)
+            for digest, chunk in entry.grid():
+                copies.add(digest, chunk, target)
+        copies.run()
+        for entry, data in read_small(bundled(pages, memory), objects):
+            target = arrays.in_order(memory[entry.path], entry.order)
+            arrays.copy_chunk(target, Chunk(0, entry.nbytes, ()), data)
 
 
 class _Copies:

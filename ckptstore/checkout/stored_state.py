@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.frameworks import is_model
 from ckptstore.checkout.opener import ArrayOpener
 from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree
@@ -124,7 +124,7 @@ class StoredState:
                 names = rename.names_in(root, source=whole)
                 root = move(root, names, source=whole)
                 origins = {new: old for old, new in names.arrays.items()}
-            if part is None and is_module(model) and WEIGHTS in tree.keys(root):
+            if part is None and is_model(model) and WEIGHTS in tree.keys(root):
                 part = WEIGHTS
             if part is not None:
                 root, path = tree.part(root, part), tree.path_of(part)

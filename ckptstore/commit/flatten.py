@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
-from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.modules import named_state, unwrapped
 from ckptstore.arrays.pytrees import children, encode_key, is_node
 from ckptstore.python_gc import paused_collector
@@ -47,7 +47,7 @@ def _encode(value: object) -> tuple[str, object] | None:
 def _state_of(value: object) -> object:
     """The state of an object that has one, as a checkout fills it; None for any other value."""
     value = unwrapped(value)
-    if is_keras(value):
+    if arrays.is_keras(value):
         return ModelState(value).state_dict()
     if arrays.is_module(value):
         return named_state(value)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.frameworks import is_model
 from ckptstore.arrays.pytrees import is_pytree
 from ckptstore.checkout.placement import misfit_error, place
 from ckptstore.checkout.proposal import remedy
@@ -325,7 +325,7 @@ class Follower:
         )
         with paused_collector():
             entries = stored.entries()
-            placement = place(stored, model, entries, leaves_values=is_module(model))
+            placement = place(stored, model, entries, leaves_values=is_model(model))
         judge = partial(_misfit_of, model=model, entries=entries)
         advise = partial(remedy, stored, model, judge=judge)
         misfit = judge(placement)
@@ -348,7 +348,7 @@ def _misfit_of(placement: Placement, model: object, entries: Mapping[str, Entry]
     misfit = placement.incompatible
     if placement.empty and not misfit:
         misfit = replace(misfit, missing=tuple(placement.empty))
-    if is_module(model):
+    if is_model(model):
         unexpected = tuple(name for name in misfit.unexpected if name in entries)
         misfit = replace(misfit, unexpected=unexpected)
     return misfit

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ckptstore.arrays import frameworks as arrays
-from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.keras import ModelState
 from ckptstore.checkout.opener import unlisted
 from ckptstore.documents import structure
 from ckptstore.documents.zarr_page import EncodedEntry
@@ -43,11 +43,6 @@ class Fill:
     entry: ArrayEntry
     key: object = None
     is_located: bool = False
-
-    @property
-    def stored(self) -> Any:
-        """The array with its dimensions in the order in which the stored one is."""
-        return arrays.in_order(self.target, self.entry.order)
 
     def __post_init__(self) -> None:
         location = location_of(self.target)
@@ -170,9 +165,9 @@ def _holders(value: Any, seen: dict[int, object]) -> Iterator[Any]:
     if id(value) in seen:
         return
     seen[id(value)] = value
-    if is_keras(value):
+    if arrays.is_keras(value):
         yield value
-        yield from _holders(ModelState(value).state_dict(), seen)
+        yield from _holders(ModelState(value).targets(), seen)
     elif arrays.is_module(value):
         yield value
         yield from _holders(value.state_dict(keep_vars=True), seen)

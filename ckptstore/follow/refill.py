@@ -246,6 +246,9 @@ def read_changes(
     return [*chunks, *((small[entry.path], data) for entry, data in parts)]
 
 
-def _copy(chunks: Iterable[tuple[Change, memoryview]]) -> None:
-    for change, data in chunks:
-        arrays.copy_chunk(change.fill.stored, change.chunk, data)
+def _copy(chunks: Sequence[tuple[Change, memoryview]]) -> None:
+    targets = {id(change.fill.target): change.fill.target for change, _ in chunks}
+    with arrays.opened(targets) as memory:
+        for change, data in chunks:
+            target = memory[id(change.fill.target)]
+            arrays.copy_chunk(arrays.in_order(target, change.fill.entry.order), change.chunk, data)

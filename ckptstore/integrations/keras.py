@@ -1,4 +1,4 @@
-"""Keras 3 with the torch backend: the callbacks of ckptstore.training in `fit`.
+"""Keras 3 on any backend: the callbacks of ckptstore.training in `fit`.
 
 The state of a Keras model is that of `arrays.keras`. See docs/adr/0014 and docs/adr/0024.
 """
@@ -10,8 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
+import torch
 
-from ckptstore.arrays.keras import ModelState, OptimizerState, is_keras, layers, named_variables
+from ckptstore.arrays.frameworks import is_keras
+from ckptstore.arrays.keras import (
+    ModelState,
+    OptimizerState,
+    layers,
+    named_variables,
+    synced,
+    tensor_of,
+    value_of,
+)
 from ckptstore.errors import InvalidInputError
 from ckptstore.training.callback_states import CALLBACKS, CallbackStates
 from ckptstore.training.frameworks import register
@@ -39,9 +50,6 @@ def tracked(model: keras.Model) -> dict[str, Any]:
     Returns:
         "model" and, with an optimizer, "optimizer": objects with state_dict and load_state_dict.
 
-    Raises:
-        InvalidInputError: Keras does not run on the torch backend.
-
     Example:
         >>> import keras
         >>> from ckptstore.integrations.keras import tracked
@@ -53,7 +61,6 @@ def tracked(model: keras.Model) -> dict[str, Any]:
         >>> manager.restore_or_initialize()
         1
     """
-    _check_backend()
     states: dict[str, Any] = {"model": ModelState(model)}
     if getattr(model, "optimizer", None) is not None:
         states["optimizer"] = OptimizerState(model)
@@ -66,7 +73,6 @@ class KerasTraining(Training):
     knows_metrics_late = True
 
     def __init__(self, model: keras.Model) -> None:
-        _check_backend()
         super().__init__(None, tracked(model))
         self.model = model
         self._fit: weakref.ref[Any] | None = None
@@ -74,13 +80,22 @@ class KerasTraining(Training):
         states.has_begun = True  # BackupAndRestore alone loads them, at the right time
 
     @property
+    def model(self) -> Any:
+        """The model, with its variables up to date."""
+        return synced(self._unsynced)
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._unsynced = model
+
+    @property
     def stop_training(self) -> bool:
         """Whether fit should end."""
-        return bool(getattr(self.model, "stop_training", False))
+        return bool(getattr(self._unsynced, "stop_training", False))
 
     @stop_training.setter
     def stop_training(self, stops: bool) -> None:
-        self.model.stop_training = stops
+        self._unsynced.stop_training = stops
 
     @property
     def step(self) -> int:
@@ -119,13 +134,13 @@ class KerasTraining(Training):
         """Readable names and values of the model's weights."""
         own = {id(weight) for weight in self.model.weights}
         pairs = named_variables(self.model)
-        return iter([(name, variable.value) for variable, name in pairs if id(variable) in own])
+        return iter([(name, _tensor(variable)) for variable, name in pairs if id(variable) in own])
 
     @property
     def embeddings(self) -> dict[str, Any]:
         """The weights of embedding layers, by the layer's name."""
         return {
-            layer.name: layer.embeddings.value
+            layer.name: _tensor(layer.embeddings)
             for layer in layers(self.model)
             if isinstance(layer, keras.layers.Embedding)
         }
@@ -145,7 +160,7 @@ class KerasTraining(Training):
 
     def join(self, callback: Any) -> None:
         """Add a callback. A new call of fit first removes those of the previous one."""
-        fit = getattr(self.model, "history", None)
+        fit = getattr(self._unsynced, "history", None)
         if fit is not None and (self._fit is None or self._fit() is not fit):
             self._fit = weakref.ref(fit)
             self.callbacks.clear()
@@ -181,11 +196,11 @@ class KerasTraining(Training):
         super().begin_at(epoch, batch, stops=stops)
         if stops:
             epoch = max([epoch, *(callback.params.get("epochs", 0) for callback in self.callbacks)])
-        self.model._initial_epoch = epoch  # noqa: SLF001 - as Keras' own BackupAndRestore does
+        self._unsynced._initial_epoch = epoch  # noqa: SLF001 - as Keras' own BackupAndRestore does
 
     def note_begun(self) -> None:
         """Reset the initial epoch, so that the next call of fit begins as its arguments specify."""
-        self.model._initial_epoch = None  # noqa: SLF001 - Keras itself never resets it
+        self._unsynced._initial_epoch = None  # noqa: SLF001 - Keras itself never resets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +241,12 @@ class Once:
             self.is_done = True
 
 
-def _check_backend() -> None:
-    if keras.backend.backend() != "torch":
-        raise InvalidInputError(
-            f"Keras runs on {keras.backend.backend()}; the callbacks of ckptstore need the torch "
-            "backend. Set KERAS_BACKEND=torch before Keras is imported."
-        )
+def _tensor(variable: Any) -> torch.Tensor:
+    """A variable as a tensor, as which TensorBoard's writer takes it."""
+    tensor: torch.Tensor | None = tensor_of(variable)
+    if tensor is None:
+        tensor = torch.tensor(np.asarray(value_of(variable), np.float32))
+    return tensor
 
 
 register(is_keras, KerasTraining)

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.arrays.keras import is_keras
+from ckptstore.arrays.frameworks import is_keras
 from ckptstore.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch.nn import Module
 
-from ckptstore.arrays.keras import ModelState, is_keras
+from ckptstore.arrays.frameworks import is_keras
+from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.modules import named_state, plain_name, unwrapped
 from ckptstore.arrays.pytrees import is_pytree
 from ckptstore.checkout.optimizers import Recorded, record, renamed_record

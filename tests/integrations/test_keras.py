@@ -1,4 +1,7 @@
-"""A Keras model in a manager, in load_weights and in a follower, by stable names."""
+"""A Keras model in a manager, in load_weights and in a follower, by stable names.
+
+test_keras_backends runs this on the other backends.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ from ckptstore import CheckoutMismatchError, InvalidInputError
 from ckptstore.integrations.keras import KerasTraining, OptimizerState, tracked
 from ckptstore.training import CheckpointManager, frameworks
 from ckptstore.training.training import Training, training_of
+
+# Keras 3.15 hands torch parameters to numpy 2 in a way that numpy warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def made(seed: int) -> Any:
@@ -33,8 +39,14 @@ def made(seed: int) -> Any:
     return model
 
 
-def values(model: Any) -> list[torch.Tensor]:
-    return [variable.value.detach().clone() for variable in model.variables]
+def values(model: Any) -> list[Any]:
+    return [numbers(variable) for variable in model.variables]
+
+
+def numbers(variable: Any) -> Any:
+    import keras
+
+    return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
 def test_a_manager_restores_another_model_of_the_same_layers() -> None:
@@ -43,7 +55,7 @@ def test_a_manager_restores_another_model_of_the_same_layers() -> None:
     found.save(1)
     found.wait()
     CheckpointManager(found.repository, model=other).restore()
-    assert all(map(torch.equal, values(one), values(other)))
+    assert all(map(np.array_equal, values(one), values(other)))
     assert any(path.endswith("kernel") for path in (a.path for a in found.latest.arrays))
 
 
@@ -56,11 +68,17 @@ def test_weights_are_loaded_and_followed() -> None:
     assert follower.update(served).read_bytes > 0
     ckptstore.load_weights(loaded, found.repository)
     for model in (served, loaded):
-        assert all(map(torch.equal, values(trained), values(model)))
+        assert all(map(np.array_equal, values(trained), values(model)))
     trained.layers[-1].bias.assign([5.0, 6.0])
     found.save(2)
     assert follower.update(served).read_bytes == 8
-    assert all(map(torch.equal, values(trained), values(served)))
+    assert all(map(np.array_equal, values(trained), values(served)))
+
+
+def is_jax() -> bool:
+    import keras
+
+    return str(keras.backend.backend()) == "jax"
 
 
 def saved(model: Any) -> ckptstore.Repository:
@@ -72,11 +90,12 @@ def saved(model: Any) -> ckptstore.Repository:
 def test_a_checkout_fills_a_model_as_load_weights_does() -> None:
     trained, by_checkout, by_load = made(1), made(2), made(3)
     repo = saved(trained)
-    places = [variable.value.data_ptr() for variable in by_checkout.variables]
+    places = [id(variable.value) for variable in by_checkout.variables]
     assert repo.checkout(part="model", into=by_checkout) == ckptstore.load_weights(by_load, repo)
     for model in (by_checkout, by_load):
-        assert all(map(torch.equal, values(trained), values(model)))
-    assert [variable.value.data_ptr() for variable in by_checkout.variables] == places
+        assert all(map(np.array_equal, values(trained), values(model)))
+    if not is_jax():  # whose arrays cannot be changed
+        assert [id(variable.value) for variable in by_checkout.variables] == places
 
 
 def test_a_checkout_fills_a_model_inside_a_nested_structure() -> None:
@@ -85,12 +104,12 @@ def test_a_checkout_fills_a_model_inside_a_nested_structure() -> None:
     repo = saved(trained)
     target = {"model": filled, "optimizer": OptimizerState(filled)}
     assert not repo.checkout(into=target, exclude=["progress/**", "rng/**"])
-    assert all(map(torch.equal, values(trained), values(filled)))
+    assert all(map(np.array_equal, values(trained), values(filled)))
     for one, other in zip(trained.optimizer.variables, filled.optimizer.variables, strict=True):
-        assert torch.equal(one.value, other.value)
+        assert np.array_equal(numbers(one), numbers(other))
     follower, followed = repo.follow(), {"model": made(3)}
     follower.update(followed, include="model/**")
-    assert all(map(torch.equal, values(trained), values(followed["model"])))
+    assert all(map(np.array_equal, values(trained), values(followed["model"])))
     assert follower.update(followed, include="model/**").read_bytes == 0
     follower.forget(followed)
     assert follower.update(followed, include="model/**").read_bytes > 0
@@ -131,10 +150,10 @@ def test_a_model_that_does_not_fit_is_left_as_it_was_and_every_difference_is_nam
         assert found.missing == (expected["missing"] if call in whole else ())
         assert found.unexpected == expected["unexpected"]
         assert found.mismatched == expected["mismatched"]
-        assert all(map(torch.equal, before, values(other)))
+        assert all(map(np.array_equal, before, values(other)))
         with pytest.raises(CheckoutMismatchError, match="Nothing in the checkpoint fits"):
             call(strict=False)
-        assert all(map(torch.equal, before, values(other)))
+        assert all(map(np.array_equal, before, values(other)))
 
 
 def test_what_fits_is_filled_when_the_rest_need_not() -> None:
@@ -144,7 +163,7 @@ def test_what_fits_is_filled_when_the_rest_need_not() -> None:
     with pytest.warns(UserWarning, match="2 missing"):
         found = repo.checkout(part="model", into=other, strict=False)
     assert found.missing == ("model/008.dense.kernel", "model/009.dense.bias")
-    assert all(map(torch.equal, values(trained), values(other)))
+    assert all(map(np.array_equal, values(trained), values(other)))
     assert len(values(other)) == 10
 
 
@@ -207,7 +226,7 @@ def test_layers_of_one_shape_that_changed_places_are_an_error_and_nothing_change
     state, before = tracked(saved)["model"].state_dict(), values(other)
     with pytest.raises(CheckoutMismatchError, match=r"query.*value"):
         tracked(other)["model"].load_state_dict(state)
-    assert all(map(torch.equal, values(other), before))
+    assert all(map(np.array_equal, values(other), before))
     again = _named("query", "value")
     tracked(again)["model"].load_state_dict(state)
-    assert all(map(torch.equal, values(again), values(saved)))
+    assert all(map(np.array_equal, values(again), values(saved)))

@@ -1,4 +1,4 @@
-"""The callbacks of Keras, for plain PyTorch loops and for Keras' `fit` with the torch backend.
+"""The callbacks of Keras, for plain PyTorch loops and for `fit` of Keras 3 on any backend.
 
 One module for each, named as in Keras. All of them keep their state in checkpoints, so that a
 resumed training decides as one that was never interrupted; see docs/adr/0014. The names are

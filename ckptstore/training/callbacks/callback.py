@@ -10,6 +10,7 @@ import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ckptstore.arrays.keras import synced
 from ckptstore.errors import InvalidInputError, printable
 from ckptstore.training.training import Training, training_of
 
@@ -55,9 +56,18 @@ class Callback:
 
     turn = 0
     params: Mapping[str, Any] = MappingProxyType({})
-    model: Any = None
+    _model: Any = None
     _training: Training | None = None
     _kept: tuple[str, ...] = ()  # the attributes of the state, where they have no underscore
+
+    @property
+    def model(self) -> Any:
+        """The model in training, with its variables up to date; None before there is one."""
+        return synced(self._model)
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = model
 
     @property
     def training(self) -> Training:

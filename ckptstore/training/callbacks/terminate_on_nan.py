@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import CkptStoreError
 from ckptstore.training.arguments import explained
@@ -88,11 +88,16 @@ def _is_finite(checkpoint: Checkpoint) -> bool:
         return False
     try:
         paths = [array.path for array in checkpoint.arrays if array.path.startswith("model/")]
-        weights = (checkpoint.array(path)[...] for path in paths)
-        return all(
-            bool(weight.isfinite().all())
-            for weight in weights
-            if hasattr(weight, "is_floating_point") and weight.is_floating_point()
-        )
+        return all(_has_finite(checkpoint.array(path)[...]) for path in paths)
     except CkptStoreError:
         return False
+
+
+def _has_finite(weight: Any) -> bool:
+    """Whether a tensor or a numpy array has finite numbers only."""
+    if hasattr(weight, "isfinite"):
+        number = weight.float() if weight.itemsize == 1 else weight  # torch tells not all float8
+        return bool(number.isfinite().all())
+    import numpy as np
+
+    return bool(np.isfinite(weight).all())
