@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import repository
 from ckptstore.arrays.frameworks import is_model
 from ckptstore.repository import Repository
-from ckptstore.state.paths import WEIGHTS
+from ckptstore.state.paths import weights_part
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,8 +32,9 @@ def load_weights(
             `Repository.checkout(into=)` takes it. With JAX arrays in it, it is a template.
         store: A repository, or its folder or URL.
         rev: The revision to read, such as "main" or "main@best:val_loss".
-        part: The key of the outermost dict that holds the weights. None takes "model", under which
-            a training manager commits them, for a module if there is such a key, else everything.
+        part: The key of the outermost dict that holds the weights. None takes for a module "model",
+            under which a training manager commits them, or "state_dict", which is Lightning's, if
+            there is such a key, else everything.
         include: Globs over the checkpoint's paths, such as "model/backbone.*", as in
             `Repository.checkout`.
         exclude: Globs over paths to leave out.
@@ -70,7 +71,7 @@ def load_weights(
                 checkpoint.id, include=include, exclude=exclude, rename=rename, lazy=True
             )
             names = state if isinstance(state, dict) else ()
-        part = WEIGHTS if WEIGHTS in names else None
+        part = weights_part(names)
     return repo.checkout(
         checkpoint.id,
         into=model,

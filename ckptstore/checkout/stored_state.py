@@ -16,7 +16,7 @@ from ckptstore.arrays.frameworks import is_model
 from ckptstore.checkout.opener import ArrayOpener
 from ckptstore.python_gc import paused_collector
 from ckptstore.state import tree
-from ckptstore.state.paths import WEIGHTS
+from ckptstore.state.paths import weights_part
 from ckptstore.state.rename import Rename, move
 from ckptstore.state.selection import Selection
 from ckptstore.threads import gather
@@ -109,7 +109,7 @@ class StoredState:
         """Read the structure and the pages of what is chosen.
 
         rename: of the paths that the globs of `selection` choose; `part` is one of the new names.
-        model: what is filled; without a `part`, a module takes "model" if there is such a key.
+        model: what is filled; without a `part`, a module takes its key among `WEIGHTS`.
         objects: reads the arrays; the catalog's own when None. bytes_max: of the opener. view:
         changes what was chosen, before it is renamed.
         """
@@ -124,8 +124,8 @@ class StoredState:
                 names = rename.names_in(root, source=whole)
                 root = move(root, names, source=whole)
                 origins = {new: old for old, new in names.arrays.items()}
-            if part is None and is_model(model) and WEIGHTS in tree.keys(root):
-                part = WEIGHTS
+            if part is None and is_model(model):
+                part = weights_part(tree.keys(root))
             if part is not None:
                 root, path = tree.part(root, part), tree.path_of(part)
             nodes = list(tree.arrays(root))

@@ -13,17 +13,23 @@ from ckptstore.documents.nodes import DictNode, ListNode, TupleNode
 from ckptstore.errors import UnsupportedValueError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from ckptstore.documents.nodes import Node
 
 ROOT = "array"  # the path of a state that is one array
-WEIGHTS = "model"  # the part in which the state of a training has its weights
+# The parts in which the state of a training may have its weights: of a manager, and of Lightning.
+WEIGHTS = ("model", "state_dict")
 
 
 def join(path: str, segment: str) -> str:
     """The path of what is under a segment."""
     return f"{path}/{segment}" if path else segment
+
+
+def weights_part(keys: Collection[object]) -> str | None:
+    """The key of the outermost dict under which the weights are; None if they are not in a part."""
+    return next((part for part in WEIGHTS if part in keys), None)
 
 
 def key_segments(keys: Iterable[object], path: str = "") -> list[str]:

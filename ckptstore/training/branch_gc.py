@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
-from ckptstore.errors import CkptStoreError, InvalidInputError, shown
+from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
+from ckptstore.metric_names import quoted
 from ckptstore.retention import (
     KeepBest,
     KeepEveryNHours,
@@ -21,6 +23,7 @@ from ckptstore.retention import (
 )
 
 if TYPE_CHECKING:
+    from ckptstore.checkpoint import Checkpoint
     from ckptstore.repository import Repository
 
 _log = logging.getLogger(__name__)
@@ -176,3 +179,17 @@ def first_best(policy: Policy | None) -> KeepBest | None:
     """Return the first KeepBest of a policy, if any."""
     parts = policy.parts if policy is not None else ()
     return next((part for part in parts if isinstance(part, KeepBest)), None)
+
+
+def stored_best(repository: Repository, branch: str, best: KeepBest) -> Checkpoint | None:
+    """Return the best stored checkpoint of a branch by a metric; None if none has it."""
+    metric, mode = quoted(best.metric), best.mode
+    found: Checkpoint | None
+    try:
+        found = repository.resolve(f"{branch}@best:{metric}:{mode}")
+    except NotFoundError:
+        return None
+    if found.expired:  # as where a note corrected a value after a better one had expired
+        stored = repository.log(branch, own=True, expired=False, sort=f"{metric}:{mode}", limit=1)
+        found = next((c for c in stored if isfinite(c.metrics.get(best.metric, inf))), None)
+    return found

@@ -403,6 +403,7 @@ class _Part:
             if is_optimizer(item) and (modules := _modules_of(item, tracked))
         }
         alike = sharded | replicas | {PROGRESS}
+        alike |= {name for name, item in tracked.items() if getattr(item, "is_replica", False)}
         alike |= {name for name, modules in follows.items() if alike.issuperset(modules)}
         own = {name: value for name, value in state.items() if name not in alike}
         base = ""

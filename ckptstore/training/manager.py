@@ -21,20 +21,24 @@ from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
     CkptStoreError,
     InvalidInputError,
-    NotFoundError,
     RankError,
     check_choice,
     meant,
     shown,
 )
 from ckptstore.forks import renewed
-from ckptstore.metric_names import quoted
 from ckptstore.repository import Repository
 from ckptstore.store.author import as_training
 from ckptstore.this_run import run_meta
 from ckptstore.training.arguments import ALIKE_MIN, NAMES, advice, explained
 from ckptstore.training.background import Background
-from ckptstore.training.branch_gc import BranchGc, first_best, joined, parsed_best
+from ckptstore.training.branch_gc import (
+    BranchGc,
+    first_best,
+    joined,
+    parsed_best,
+    stored_best,
+)
 from ckptstore.training.differences import environment
 from ckptstore.training.disk import ON_FULL, Disk
 from ckptstore.training.group import RANK_SECONDS, checked_ranks, joined_group
@@ -364,19 +368,7 @@ class CheckpointManager(MirroredRun):
                 "There is no best checkpoint without a metric. Pass one, such as "
                 "keep_best='val_loss'."
             )
-        metric, mode = quoted(self._best.metric), self._best.mode
-        found: Checkpoint | None
-        try:
-            found = self.repository.resolve(f"{self.branch}@best:{metric}:{mode}")
-        except NotFoundError:
-            return None
-        if found.expired:  # as where a note corrected a value after a better one had expired
-            stored = self.repository.log(
-                self.branch, own=True, expired=False, sort=f"{metric}:{mode}", limit=1
-            )
-            name = self._best.metric
-            found = next((c for c in stored if math.isfinite(c.metrics.get(name, math.inf))), None)
-        return found
+        return stored_best(self.repository, self.branch, self._best)
 
     @property
     def checkpoints(self) -> list[Checkpoint]:

@@ -46,10 +46,16 @@ class Stateful(Protocol):
 
 
 class Box:
-    """A stateful object that only keeps the state it is given."""
+    """A stateful object that only keeps the state it is given.
 
-    def __init__(self) -> None:
-        self.state: Any = None
+    Args:
+        state: The state.
+        is_replica: Whether it is equal on all ranks, so that that of rank 0 is saved.
+    """
+
+    def __init__(self, state: Any = None, *, is_replica: bool = False) -> None:
+        self.state = state
+        self.is_replica = is_replica
 
     def state_dict(self) -> Any:
         """The state."""

@@ -1,0 +1,435 @@
+"""Runs of Lightning's Trainer that CkptStoreCallback saves, and that go on as if never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from torch import nn  # noqa: E402
+from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
+from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
+
+import ckptstore  # noqa: E402
+from ckptstore import (  # noqa: E402
+    CkptStoreError,
+    ConflictError,
+    InvalidInputError,
+    UnsupportedValueError,
+)
+from ckptstore.formats import write_file  # noqa: E402
+from ckptstore.integrations.lightning import CkptStoreCallback  # noqa: E402
+from tests.helpers.equality import difference  # noqa: E402
+from tests.helpers.root import ROOT  # noqa: E402
+
+pytestmark = [
+    pytest.mark.framework,
+    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated"),
+    pytest.mark.filterwarnings("ignore:The '(train|val|test)_dataloader' does not have many work"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings('ignore:.fit\\(ckpt_path="last"\\) is set, but there is no last'),
+]
+
+
+class Model(pl.LightningModule):
+    def __init__(self, width: int = 8, rate: float = 0.01) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Linear(4, width), nn.Dropout(0.5), nn.BatchNorm1d(width), nn.Linear(width, 1)
+        )
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return (self.net(x) - y).square().mean()
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.rate)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
+
+
+class Noisy(Dataset):
+    """Samples with noise of the process, which a resumed run has to draw alike."""
+
+    def __init__(self) -> None:
+        x = torch.linspace(-1, 1, 64 * 4).reshape(64, 4)
+        self.x, self.y = x, x.sum(1, keepdim=True)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.x[index] + 0.1 * torch.randn(4), self.y[index]
+
+
+def stateful() -> Any:
+    return StatefulDataLoader(Noisy(), batch_size=8, shuffle=True)
+
+
+def plain() -> Any:
+    return DataLoader(Noisy(), batch_size=8, shuffle=True)
+
+
+def validation() -> Any:
+    data = Noisy()
+    return DataLoader(TensorDataset(data.x, data.y), batch_size=16)
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAfter(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise StopError
+
+
+def fit(
+    *callbacks: Any,
+    loader: Any = plain,
+    ckpt_path: Any = None,
+    module: Any = None,
+    stop: int | None = None,
+    max_epochs: int = 3,
+    **options: Any,
+) -> Any:
+    pl.seed_everything(1, verbose=False)
+    if stop is not None:
+        callbacks = (StopAfter(stop), *callbacks)
+    trainer = pl.Trainer(
+        max_epochs=max_epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        **options,
+    )
+    module = module or Model()
+    if stop is not None:
+        with pytest.raises(StopError):
+            trainer.fit(module, loader(), validation(), ckpt_path=ckpt_path)
+    else:
+        trainer.fit(module, loader(), validation(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def final(trainer: Any) -> dict[str, Any]:
+    """All that a run ends with."""
+    optimizer = trainer.optimizers[0].state_dict()
+    scheduler = trainer.lr_scheduler_configs[0].scheduler.state_dict()
+    return {
+        "step": trainer.global_step,
+        "model": {name: value.clone() for name, value in trainer.model.state_dict().items()},
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+    }
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[Any, Any]:
+    """Runs that no checkpoint was made of and that were never stopped, by their loader."""
+    return {loader: final(fit(loader=loader, enable_checkpointing=False)) for loader in LOADERS}
+
+
+def assert_final(trainer: Any, expected: Any) -> None:
+    assert difference(final(trainer), expected) is None
+
+
+LOADERS = (plain, stateful)
+
+
+@pytest.mark.parametrize("stop", [9, 23])
+def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, references: Any, stop: int) -> None:
+    fit(CkptStoreCallback(tmp_path), stop=stop)
+    assert_final(fit(CkptStoreCallback(tmp_path), ckpt_path="last"), references[plain])
+
+
+@pytest.mark.parametrize(
+    ("stop", "every", "saved"), [(7, 3, 6), (8, 8, 8), (9, 4, 8), (17, 3, 15), (23, 1, 23)]
+)
+def test_a_run_goes_on_from_the_middle_of_an_epoch(
+    tmp_path: Path, references: Any, stop: int, every: int, saved: int
+) -> None:
+    def callback() -> Any:
+        return CkptStoreCallback(tmp_path, every_n_train_steps=every)
+
+    fit(callback(), loader=stateful, stop=stop)
+    store = ckptstore.open(tmp_path)
+    assert [c.step for c in store.log(limit=1)] == ([saved] if saved else [])
+    assert_final(fit(callback(), loader=stateful, ckpt_path="last"), references[stateful])
+
+
+@pytest.mark.parametrize(("loader", "stops"), [(plain, (8, 16, 20)), (stateful, (8, 13, 20))])
+def test_a_run_that_counts_steps_goes_on_from_the_end_of_an_epoch(
+    tmp_path: Path, loader: Any, stops: tuple[int, ...]
+) -> None:
+    """Lightning restores such a run in another way."""
+    whole = final(fit(loader=loader, enable_checkpointing=False, max_epochs=-1, max_steps=20))
+    for steps in stops:
+        again = fit(
+            CkptStoreCallback(tmp_path, every_n_train_steps=4),
+            loader=loader,
+            ckpt_path="last",
+            max_epochs=-1,
+            max_steps=steps,
+        )
+        assert again.global_step == steps
+    assert_final(again, whole)
+
+
+def test_a_new_process_goes_on(tmp_path: Path, references: Any) -> None:
+    fit(CkptStoreCallback(tmp_path / "store", every_n_train_steps=3), loader=stateful, stop=14)
+    program = f"""
+import torch
+from tests.integrations.test_lightning import *
+callback = CkptStoreCallback({str(tmp_path / "store")!r}, every_n_train_steps=3)
+torch.save(final(fit(callback, loader=stateful, ckpt_path="last")), {str(tmp_path / "final.pt")!r})
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=ROOT)
+    assert difference(torch.load(tmp_path / "final.pt"), references[stateful]) is None
+
+
+def test_a_checkpoint_has_the_facts_and_the_names_of_the_run(tmp_path: Path) -> None:
+    trainer = fit(CkptStoreCallback(tmp_path, monitor="val_loss", save_top_k=-1), max_epochs=2)
+    repo = ckptstore.open(tmp_path)
+    newest, first = repo.log()
+    assert (first.step, newest.step) == (8, 16)
+    assert first.meta["epoch"] == 0
+    assert first.meta["hyper_parameters"] == {"width": 8, "rate": 0.01}
+    assert first.metrics.keys() == {
+        "train_loss",
+        "train_loss_step",
+        "train_loss_epoch",
+        "val_loss",
+    }
+    assert newest.metrics["val_loss"] == float(trainer.callback_metrics["val_loss"])
+    changed = {change.path for change in repo.diff(first.id, newest.id).changed}
+    assert "state_dict/net.0.weight" in changed
+    other = Model()
+    ckptstore.load_weights(other, repo)
+    expected = trainer.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+
+
+def test_metrics_of_a_validation_belong_to_its_step(tmp_path: Path) -> None:
+    fit(
+        CkptStoreCallback(tmp_path, every_n_train_steps=3, monitor="val_loss", save_top_k=-1),
+        loader=stateful,
+        max_epochs=2,
+        val_check_interval=4,
+    )
+    log = ckptstore.open(tmp_path).log()
+    measured = {
+        c.step: ("val_loss" in c.metrics, "train_loss_epoch" in c.metrics) for c in reversed(log)
+    }
+    assert measured == {
+        3: (False, False),
+        4: (True, False),
+        6: (False, False),
+        8: (True, True),
+        9: (False, False),
+        12: (True, False),
+        15: (False, False),
+        16: (True, True),
+    }
+
+
+def test_the_best_is_kept_found_and_tested(tmp_path: Path) -> None:
+    class Worse(Model):
+        def validation_step(self, batch: Any) -> None:
+            self.log("score", float(-self.current_epoch % 3))  # 0, 2, 1, 0
+
+    callback = CkptStoreCallback(tmp_path, monitor="score", mode="max")
+    trainer = fit(callback, module=Worse(), max_epochs=4)
+    repo = ckptstore.open(tmp_path)
+    best = repo.resolve("best:score:max")
+    assert [c.step for c in repo.log(expired=False)] == [32, 16]
+    assert callback.best_model_path.endswith(f"#{best.id}")
+    assert callback.best_model_score == 2
+    trainer.test(ckpt_path="best", dataloaders=validation(), verbose=False)
+    of_best = repo.checkout(best.id, part="state_dict")
+    assert all(torch.equal(of_best[n], v) for n, v in trainer.model.state_dict().items())
+    loaded = Model.load_from_checkpoint(callback.best_model_path)
+    assert all(torch.equal(of_best[n], v) for n, v in loaded.state_dict().items())
+    other = CkptStoreCallback(tmp_path, monitor="score", mode="max")
+    fit(other, max_epochs=4, ckpt_path="last")  # which has nothing to do
+    assert other.best_model_path == callback.best_model_path
+
+
+def test_a_run_goes_on_from_any_revision(tmp_path: Path) -> None:
+    fit(CkptStoreCallback(tmp_path / "a"), max_epochs=2)
+    older = "ckptstore://main~1"
+    with pytest.raises(ConflictError, match="pass another branch"):
+        fit(CkptStoreCallback(tmp_path / "a"), ckpt_path=older)
+    fit(CkptStoreCallback(tmp_path / "a", branch="other"), ckpt_path=older)
+    fit(CkptStoreCallback(tmp_path / "a", reset=True), ckpt_path=older)
+    elsewhere = f"ckptstore://{tmp_path / 'a'}#other"
+    fit(CkptStoreCallback(tmp_path / "b"), ckpt_path=elsewhere, max_epochs=4)
+    repo = ckptstore.open(tmp_path / "a")
+    assert [c.step for c in repo.log("other")] == [24, 16, 8]
+    assert [c.step for c in repo.log("main")] == [24, 16, 8]
+    assert repo.diff("main", "other").is_empty
+    assert [c.step for c in ckptstore.open(tmp_path / "b").log()] == [32]
+
+
+def test_files_are_saved_and_loaded_as_ever(tmp_path: Path, references: Any) -> None:
+    """A file that was made of a checkpoint brings its random states along."""
+    file = pl.callbacks.ModelCheckpoint(tmp_path / "files", every_n_epochs=1, save_top_k=-1)
+    trainer = fit(CkptStoreCallback(tmp_path / "a"), file, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "own.ckpt", weights_only=False)
+    repo = ckptstore.open(tmp_path / "a")
+    write_file(repo.checkout("main", lazy=True), tmp_path / "exported.ckpt")
+    for name in (tmp_path / "own.ckpt", Path(file.best_model_path)):
+        assert fit(enable_checkpointing=False, ckpt_path=name).global_step == 24
+    again = fit(CkptStoreCallback(tmp_path / "b"), ckpt_path=tmp_path / "exported.ckpt")
+    assert_final(again, references[plain])
+    fit(enable_checkpointing=False, ckpt_path=tmp_path / "exported.ckpt")
+
+
+def test_states_of_callbacks_are_saved(tmp_path: Path) -> None:
+    """Averages, early stops and the paths of files come back."""
+
+    def callbacks(folder: Path) -> list[Any]:
+        return [
+            pl.callbacks.EarlyStopping("val_loss", patience=50),
+            pl.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1),
+            pl.callbacks.ModelCheckpoint(tmp_path / "files", monitor="val_loss"),
+            pl.callbacks.Timer("00:01:00:00"),
+            CkptStoreCallback(folder),
+        ]
+
+    whole = fit(*callbacks(tmp_path / "whole"), max_epochs=4)
+    fit(*callbacks(tmp_path / "s"), max_epochs=4, stop=20)
+    names = ckptstore.open(tmp_path / "s").checkout("main", part="callbacks", lazy=True)
+    assert {name.split("{")[0] for name in names} >= {
+        "EarlyStopping",
+        "StochasticWeightAveraging",
+        "ModelCheckpoint",
+    }
+    assert_final(fit(*callbacks(tmp_path / "s"), max_epochs=4, ckpt_path="last"), final(whole))
+
+
+def test_a_hyperparameter_that_no_checkpoint_holds_is_an_error_before_the_training(
+    tmp_path: Path,
+) -> None:
+    class Odd(Model):
+        def __init__(self, loss: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    with pytest.raises(UnsupportedValueError, match=r"hyper_parameters/loss.*ignore="):
+        fit(CkptStoreCallback(tmp_path), module=Odd(loss=object()))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_the_training_adds_and_no_checkpoint_holds_is_named(tmp_path: Path) -> None:
+    class Odd(Model):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["odd"] = {"thing": object()}
+
+    with pytest.raises(UnsupportedValueError, match="odd/thing"):
+        fit(CkptStoreCallback(tmp_path), module=Odd())
+
+
+def test_names_of_the_store_are_refused(tmp_path: Path) -> None:
+    class Odd(Model):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["rng"] = 1
+
+    with pytest.raises(InvalidInputError, match="'rng'"):
+        fit(CkptStoreCallback(tmp_path), module=Odd())
+
+
+def test_several_callbacks_save_one_run(tmp_path: Path) -> None:
+    often = CkptStoreCallback(tmp_path, branch="often", every_n_train_steps=3)
+    fit(CkptStoreCallback(tmp_path), often, loader=stateful, max_epochs=2)
+    repo = ckptstore.open(tmp_path)
+    assert [c.step for c in repo.log("main")] == [16, 8]
+    assert [c.step for c in repo.log("often")] == [15, 12, 9, 6, 3]
+
+
+def test_a_signal_saves_and_ends_the_program(tmp_path: Path, references: Any) -> None:
+    class Signal(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 12:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    def callback() -> Any:
+        return CkptStoreCallback(tmp_path, save_on_signal="SIGUSR1")
+
+    with pytest.raises(SystemExit):
+        fit(Signal(), callback(), loader=stateful)
+    assert ckptstore.open(tmp_path).resolve("main").step == 13
+    assert_final(fit(callback(), loader=stateful, ckpt_path="last"), references[stateful])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"save_top_k": 0, "monitor": "val_loss"}, "save_top_k"),
+        ({"save_top_k": 3}, "monitor"),
+        ({"mode": "min"}, "monitor"),
+        ({"monitor": "quux"}, "quux"),
+        ({"monitor": "val_loss", "mode": "up"}, "mode"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_errors(arguments: Any, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        CkptStoreCallback("memory://", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ckptstore://", "names no checkpoint"),
+        ("ckptstore://nothing", "nothing"),
+        ("ckptstore://best", "no best checkpoint"),
+        ("ckptstore://last", "no last checkpoint"),
+    ],
+)
+def test_addresses_that_name_nothing_are_errors(address: str, words: str) -> None:
+    with pytest.raises(CkptStoreError, match=words):
+        fit(CkptStoreCallback("memory://"), ckpt_path=address)
+
+
+def test_a_checkpoint_that_lightning_did_not_make_is_refused() -> None:
+    repo = ckptstore.init("memory://")
+    repo.commit({"model": Model().state_dict()})
+    with pytest.raises(InvalidInputError, match="no checkpoint of Lightning"):
+        fit(CkptStoreCallback(repo, branch="run"), ckpt_path="ckptstore://main")
+
+
+def test_a_strategy_that_saves_by_itself_is_refused() -> None:
+    class Own(pl.strategies.SingleDeviceStrategy):
+        def save_checkpoint(self, *args: Any, **options: Any) -> None:
+            pass
+
+    with pytest.raises(InvalidInputError, match="a format of its own"):
+        fit(CkptStoreCallback("memory://"), strategy=Own(device=torch.device("cpu")))
