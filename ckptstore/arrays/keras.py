@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks
-from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError
+from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ckptstore.arrays.source import Form
 
@@ -51,6 +51,11 @@ class _Variables:
     def _model(self) -> Any:
         return synced(self._unsynced)
 
+    @property
+    def model(self) -> Any:
+        """The model, whose variables may be out of date; None if it is not known."""
+        return self._unsynced
+
     def state_dict(self) -> dict[str, Any]:
         """Return the arrays by names such as "000.dense.kernel".
 
@@ -65,7 +70,7 @@ class _Variables:
         forms: the dtypes and shapes of stored arrays, by name.
         """
         return {
-            name: Integers(variable)
+            name: Variable(variable)
             if _is_another_integer(forms.get(name), frameworks.form_of(variable))
             else _target(variable)
             for name, variable in self._named()
@@ -119,22 +124,48 @@ class ModelState(_Variables):
 
 
 class OptimizerState(_Variables):
-    """The variables of a Keras model's optimizer: slots, iterations and learning rate.
+    """The variables of a Keras optimizer: slots, iterations and learning rate.
 
     Args:
-        model: A compiled Keras model. Its optimizer is built if necessary.
+        model: The Keras model that is trained; None if it is not known. Its optimizer is built if
+            necessary.
+        optimizer: The optimizer; None for the one the model was compiled with.
     """
 
     what = "optimizer"
 
+    def __init__(self, model: Any, optimizer: Any = None) -> None:
+        super().__init__(model)
+        self._own = optimizer
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer."""
+        return self._model.optimizer if self._own is None else self._own
+
+    def find_model(self, models: Sequence[Any]) -> None:
+        """Choose the model whose weights it has slots for, if the model is not known yet."""
+        weights = {id(weight) for weight in getattr(self.optimizer, "_trainable_variables", ())}
+        for model in models if self._unsynced is None else ():
+            own = {id(weight) for weight in model.trainable_variables}
+            if weights & own or (not weights and len(models) == 1):
+                self._unsynced = model
+
     def _named(self) -> list[tuple[str, Any]]:
         """A slot that belongs to a weight is named after that weight."""
-        optimizer = self._model.optimizer
+        optimizer, model = self.optimizer, self._model
         if not optimizer.built:
-            optimizer.build(self._model.trainable_variables)
-        weights = {
-            variable.path.replace("/", "_"): name for variable, name in named_variables(self._model)
-        }
+            if model is None or not model.built:
+                raise InvalidInputError(
+                    "The Keras optimizer is not built yet. Call optimizer.build(variables) with "
+                    "those that it trains, once the model is built."
+                )
+            optimizer.build(model.trainable_variables)
+        if model is None:
+            pairs = [(item, _plain_path(item)) for item in optimizer._trainable_variables]  # noqa: SLF001
+        else:
+            pairs = named_variables(model)
+        weights = {variable.path.replace("/", "_"): name for variable, name in pairs}
         named = []
         for position, variable in enumerate(optimizer.variables):
             owner = max(
@@ -147,6 +178,43 @@ class OptimizerState(_Variables):
                 name = f"{weights[owner]}.{variable.name[len(owner) + 1 :]}"
             named.append((f"{position:03d}.{name}", variable))
         return named
+
+
+def pair_optimizers(objects: Collection[object]) -> None:
+    """Let each optimizer of Keras among tracked objects find its model among them."""
+    models = [item.model for item in objects if isinstance(item, ModelState)]
+    for item in objects:
+        if isinstance(item, OptimizerState):
+            item.find_model(models)
+
+
+def as_stateful(value: object) -> Any:
+    """A stateful object for a model, optimizer, variable or generator of Keras or TensorFlow.
+
+    None for any other value.
+    """
+    if frameworks.is_keras(value):
+        return ModelState(value)
+    if _is_a(value, "keras", "optimizers", "Optimizer"):
+        return OptimizerState(None, value)
+    is_generator = _is_a(value, "keras", "random", "SeedGenerator")
+    if is_generator or _is_a(value, "tensorflow", "random", "Generator"):
+        return Variable(value.state)  # type: ignore[attr-defined]
+    is_variable = _is_a(value, "keras", "Variable") or _is_a(value, "tensorflow", "Variable")
+    return Variable(value) if is_variable else None
+
+
+def _is_a(value: object, *names: str) -> bool:
+    """True for an instance of a class of a framework that the program has imported."""
+    found: Any = sys.modules.get(names[0])
+    for name in names[1:]:
+        found = getattr(found, name, None)
+    return isinstance(found, type) and isinstance(value, found)
+
+
+def _plain_path(variable: Any) -> str:
+    """The path of a variable without the numbers that Keras counts."""
+    return ".".join(re.sub(r"_\d+$", "", part) for part in variable.path.split("/"))
 
 
 def named_variables(model: Any) -> list[tuple[Any, str]]:
@@ -177,10 +245,10 @@ def _snake(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-class Integers:
-    """A variable of integers as a stateful object, which takes integers of another width.
+class Variable:
+    """A variable of Keras or TensorFlow as a stateful object.
 
-    Backends have their seeds and counters in different dtypes.
+    It takes integers of another width, as backends have seeds and counters in different dtypes.
     """
 
     def __init__(self, variable: Any) -> None:
@@ -191,15 +259,17 @@ class Integers:
         return value_of(self._variable)
 
     def load_state_dict(self, value: Any) -> None:
-        """Assign a value; InvalidInputError for one that the dtype of the variable cannot hold."""
+        """Assign an array; InvalidInputError for one of another shape or dtype."""
+        if not frameworks.is_array(value):
+            raise InvalidInputError(f"{shown(value)} is not an array.")
+        stored, here = frameworks.form_of(value), frameworks.form_of(self._variable)
+        if stored != here and not _is_another_integer(stored, here):
+            raise InvalidInputError(f"{_described(stored)} there, {_described(here)} here")
         frameworks.copy(self._variable, _converted(value, self._variable))
 
 
 def value_of(variable: Any) -> Any:
     """The tensor of a variable, or its value as a numpy array."""
-    tensor = tensor_of(variable)
-    if tensor is not None:
-        return tensor
     source = frameworks.describe(variable)
     assert source is not None
     return source.array
@@ -232,7 +302,7 @@ def _converted(value: Any, variable: Any) -> Any:
     converted = numbers.astype(here[0])
     if not np.array_equal(converted.astype(object), numbers.astype(object)):
         raise InvalidInputError(
-            f"{variable.path} is {here[0]} with this backend of Keras, which cannot hold "
+            f"{getattr(variable, 'path', variable.name)} is {here[0]} here, which cannot hold "
             f"{numbers.tolist()}."
         )
     return converted

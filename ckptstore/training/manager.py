@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsFloat
 
 from ckptstore import repository
+from ckptstore.arrays.keras import pair_optimizers
 from ckptstore.commit.staging import Staging
 from ckptstore.commit_hooks import CommitEvent, Hooks
 from ckptstore.documents.names import check_ref_name
@@ -842,4 +843,5 @@ def _tracked(given: Mapping[str, object]) -> dict[str, Stateful]:
                 )
     if errors:
         raise InvalidInputError(" ".join(errors))
+    pair_optimizers(objects.values())
     return objects

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ckptstore.arrays.keras import Integers, value_of
+from ckptstore.arrays.keras import Variable, value_of
 from ckptstore.errors import InvalidInputError
 
 _ACCELERATORS = ("cuda", "xpu", "mps")
@@ -133,7 +133,7 @@ class _Keras:
         """Set the generator if the program has imported Keras."""
         home: Any = sys.modules.get("keras.src.random.seed_generator")
         if home is not None:
-            Integers(home.global_seed_generator().state).load_state_dict(np.array(state["seed"]))
+            Variable(home.global_seed_generator().state).load_state_dict(np.array(state["seed"]))
 
 
 _OTHERS: dict[str, _TensorFlow | _Keras] = {"tensorflow": _TensorFlow(), "keras": _Keras()}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch.nn import Module
 
-from ckptstore.arrays.frameworks import is_keras
-from ckptstore.arrays.keras import ModelState
+from ckptstore.arrays.keras import as_stateful
 from ckptstore.arrays.modules import named_state, plain_name, unwrapped
 from ckptstore.arrays.pytrees import is_pytree
 from ckptstore.checkout.optimizers import Recorded, record, renamed_record
@@ -72,8 +71,9 @@ def stateful(name: str, value: object) -> Stateful:
         raise InvalidInputError(
             f"The manager itself saves something under the name {name!r}. Choose another name."
         )
-    if is_keras(value):
-        return ModelState(value)
+    known: Stateful | None = as_stateful(value)
+    if known is not None:
+        return known
     if is_plain_loader(value):
         return with_position(value)
     value = unwrapped(value)

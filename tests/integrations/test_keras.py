@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -230,3 +231,93 @@ def test_layers_of_one_shape_that_changed_places_are_an_error_and_nothing_change
     again = _named("query", "value")
     tracked(again)["model"].load_state_dict(state)
     assert all(map(np.array_equal, values(again), values(saved)))
+
+
+def test_an_optimizer_is_tracked_beside_its_model_as_tracked_does() -> None:
+    """As tf.train.Checkpoint(model=model, optimizer=optimizer) has them."""
+    one, other, third = made(1), made(2), made(3)
+    one.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    named = CheckpointManager("memory://", model=one, optimizer=one.optimizer, async_save=False)
+    named.save(1)
+    again = CheckpointManager(named.repository, optimizer=other.optimizer, model=other)
+    again.restore()
+    CheckpointManager(named.repository, **tracked(third)).restore()
+    for model in (other, third):
+        for name in ("variables", "optimizer.variables"):
+            pairs = zip(attrgetter(name)(one), attrgetter(name)(model), strict=True)
+            assert all(np.array_equal(numbers(a), numbers(b)) for a, b in pairs)
+
+
+def test_an_optimizer_finds_the_model_whose_weights_it_has() -> None:
+    import keras
+
+    left, right = _named("left", "a"), _named("right", "b")
+    right.optimizer.build(right.trainable_variables)
+    manager = CheckpointManager("memory://", left=left, right=right, optimizer=right.optimizer)
+    manager.save(1)
+    manager.wait()
+    names = [item.path for item in manager.latest.arrays if item.path.startswith("optimizer/")]
+    assert "optimizer/002.right.kernel.momentum" in names
+    alone = keras.optimizers.Adam()
+    with pytest.raises(InvalidInputError, match=r"not built yet. Call optimizer\.build"):
+        CheckpointManager("memory://", optimizer=alone, async_save=False).save(1)
+    alone.build(left.trainable_variables)
+    manager = CheckpointManager("memory://", optimizer=alone, async_save=False)
+    manager.save(1)
+    manager.restore()
+
+
+def test_variables_and_generators_are_tracked() -> None:
+    import keras
+
+    def objects(number: int) -> dict[str, Any]:
+        variable = keras.Variable(np.full((2, 3), number, "float32"))
+        seeds = keras.random.SeedGenerator(number)
+        count = keras.Variable(number, dtype="int32", trainable=False)
+        return {"count": count, "table": variable, "seeds": seeds}
+
+    one, other = objects(3), objects(4)
+    keras.random.normal((2,), seed=one["seeds"])
+    with CheckpointManager("memory://", **one, async_save=False) as manager:
+        manager.save(1)
+        CheckpointManager(manager.repository, **other).restore()
+        assert int(other["count"]) == 3
+        assert np.array_equal(numbers(other["table"]), numbers(one["table"]))
+        assert np.array_equal(numbers(other["seeds"].state), numbers(one["seeds"].state))
+        misfit = {**other, "table": keras.Variable(np.zeros((3, 3), "float32"))}
+        other["count"].assign(9)
+        with pytest.raises(CheckoutMismatchError, match=r"float32 \[2, 3\] there.*\[3, 3\] here"):
+            CheckpointManager(manager.repository, **misfit).restore()
+        assert int(other["count"]) == 9
+    repo = ckptstore.init("memory://")
+    repo.commit({"table": one["table"]})
+    assert np.array_equal(np.asarray(repo.checkout()["table"]), numbers(one["table"]))
+    other["table"].assign(np.zeros((2, 3)))
+    repo.checkout(into={"table": other["table"]})
+    assert np.array_equal(numbers(other["table"]), numbers(one["table"]))
+
+
+def test_integers_of_another_backend_are_converted_or_refused() -> None:
+    """Seeds are int64 with TensorFlow, uint32 with JAX and int32 with torch."""
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5)])
+    name, seeds = "000.seed_generator.seed_generator_state", np.array([5, 7], "uint8")
+    repo = ckptstore.init("memory://")
+    repo.commit({"model": {name: seeds}})
+    for call in (
+        lambda: repo.checkout(into=model, part="model"),
+        lambda: repo.follow().update(model),
+        lambda: CheckpointManager(repo, model=model).restore(),
+    ):
+        model.variables[0].assign([1, 2])
+        call()
+        assert numbers(model.variables[0]).tolist() == [5, 7]
+    repo.commit({"model": {name: np.array([1 << 63, 1], "uint64")}})
+    for call in (
+        lambda: repo.checkout(into=model, part="model"),
+        lambda: repo.follow().update(model),
+    ):
+        with pytest.raises(CheckoutMismatchError, match=r"cannot hold \[9223372036854775808, 1\]"):
+            call()
+        assert numbers(model.variables[0]).tolist() == [5, 7]

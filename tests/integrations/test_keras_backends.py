@@ -23,7 +23,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 TESTS = ["tests/integrations/test_keras.py", "tests/training/callbacks/test_keras_fit.py"]
-CHOSEN = "(test_keras.py and not integration) or terminating or best_weights or second_fit"
+CHOSEN = "(test_keras.py and not integration_is) or article or terminating or second_fit"
 
 
 @pytest.fixture(scope="module")

@@ -391,3 +391,38 @@ def test_the_same_callbacks_serve_a_second_fit(tmp_path):
     assert callbacks[1].training is callbacks[2].training
     fit(model, [other := ModelCheckpoint(tmp_path)], epochs=1)
     assert other.training.callbacks == [other]
+
+
+def test_the_code_of_articles_runs_as_it_stands(tmp_path, monkeypatch):
+    """Only the import is another: patterns of files, callbacks and the way to go on."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint_path = "training_1/cp-{epoch:04d}.weights.h5"
+    cp_callback = ModelCheckpoint(filepath=checkpoint_path, save_weights_only=True, verbose=0)
+    best = ModelCheckpoint(
+        "ckpt/weights-{epoch:02d}-{val_loss:.2f}.keras",
+        monitor="val_loss",
+        save_best_only=True,
+        mode="min",
+    )
+    stop = EarlyStopping(monitor="val_loss", patience=3, restore_best_weights=True)
+    plateau = ReduceLROnPlateau(monitor="val_loss", factor=0.2, patience=5, min_lr=0.001)
+    model, ends = make(), []
+
+    class Ends(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            ends.append(values(self.model)[: len(self.model.variables)])
+
+    callbacks = [cp_callback, best, BackupAndRestore("backup"), stop, plateau, Ends()]
+    losses = fit(model, callbacks, epochs=3).history["val_loss"]
+    repository = ckptstore.open("training_1/.ckptstore")
+    assert [*repository.tags()] == [f"cp-{epoch:04d}.weights.h5" for epoch in (1, 2, 3)]
+    for epoch in (1, 2, 3):
+        again = make(seed=9)
+        ckptstore.load_weights(again, repository, checkpoint_path.format(epoch=epoch)[11:])
+        assert is_equal(values(again)[: len(again.variables)], ends[epoch - 1])
+    found = min(losses)
+    name = f"weights-{losses.index(found) + 1:02d}-{found:.2f}.keras"
+    assert ckptstore.open("ckpt/.ckptstore").resolve(name).metrics["val_loss"] == found
+    assert (
+        sorted(path.name for path in tmp_path.rglob("*") if path.suffix in (".h5", ".keras")) == []
+    )
