@@ -356,17 +356,22 @@ class _Place:
         else:
             before, expected = self.filled(), named_state(module, keep_vars=True)
             names = set()
+            owned = set()  # the tensors that get an array, under whichever of their names
             for key, inner, item in _items(node, path):
                 name = str(key) if key in expected else plain_name(str(key))
                 names.add(name)
                 if name in expected:
                     self.array(item, expected[name], inner)
+                    if is_array(expected[name]):
+                        owned.add(id(expected[name]))
                 else:
                     self.unexpected(item, inner)
             self.placement.missing += [
                 join(path, escape_key(name))
-                for name in expected
-                if name not in names and not is_counter_of_old_file(node, module, name)
+                for name, tensor in expected.items()
+                if name not in names
+                and id(tensor) not in owned  # of tied ones Hugging Face saves the first
+                and not is_counter_of_old_file(node, module, name)
             ]
             self.note_empty(expected, before, path)
 

@@ -203,6 +203,19 @@ def test_weights_that_were_not_tied_do_not_fill_a_model_that_ties_them() -> None
     assert loose.head.weight is not loose.embed.weight
 
 
+@pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
+def test_one_name_of_a_tied_tensor_is_enough(name: str) -> None:
+    """As in files of Hugging Face, which have each tensor once."""
+    saved, filled = Tied(tied=True), Tied(tied=True)
+    state = {name: saved.state_dict()[name]}
+    assert not committed(state).checkout(into=filled)
+    assert torch.equal(filled.head.weight, saved.embed.weight)
+    assert committed({"model": state}).follow().update(Tied(tied=True)).read_bytes > 0
+    loose = Tied(tied=False)
+    with pytest.raises(CheckoutMismatchError, match="1 missing from the checkpoint"):
+        committed(state).checkout(into=loose)
+
+
 def test_two_modules_that_compute_their_state_are_never_taken_for_tied() -> None:
     """Computed values are freed before the next is read, and their memory is reused."""
 

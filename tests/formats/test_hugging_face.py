@@ -118,6 +118,10 @@ def test_its_weights_are_those_of_a_model(tmp_path: Path) -> None:
     assert not ckptstore.load_weights(model, repo)
     assert all(torch.equal(model.state_dict()[name], one) for name, one in weights(500).items())
     assert difference(repo.checkout("main", part="model"), weights(500)) is None
+    with torch.no_grad():
+        model["head"].weight += 1
+    assert repo.follow().update(model).read_bytes > 0
+    assert torch.equal(model["head"].weight, weights(500)["head.weight"])
 
 
 def test_what_is_equal_is_stored_once_and_what_differs_is_named(tmp_path: Path) -> None:
