@@ -403,9 +403,9 @@ def layouts() -> dict[str, Any]:
 
 @pytest.mark.parametrize("new", [*layouts()])
 @pytest.mark.parametrize("old", [*layouts()])
-def test_a_sharded_array_goes_to_any_other_layout(
-    repo: ckptstore.Repository, old: str, new: str
-) -> None:
+def test_a_sharded_array_goes_to_any_other_layout(old: str, new: str) -> None:
+    """In chunks that lie across the edges of shards, and shards of several chunks."""
+    repo = ckptstore.init("memory://", chunk_size=1 << 16)
     values = np.arange(256 * 512, dtype=np.float32).reshape(256, 512)
     small = values[:8, :8].copy()
     state = jax.device_put({"w": values, "b": small}, layouts()[old])
@@ -595,6 +595,15 @@ def test_a_follower_replaces_what_has_changed_and_keeps_the_rest() -> None:
     assert_same(served.params, trained.params)
     with pytest.raises(InvalidInputError, match="JaxState"):
         follower.update(served.params)
+
+
+def test_the_memory_of_a_donated_array_is_known_to_have_ended() -> None:
+    """Another array may be there by the next update, while the old one still has a name."""
+    array = jnp.zeros(3)
+    is_gone = arrays_of_jax.Jax().end_of(array)
+    assert not is_gone()
+    jax.jit(lambda x: x + 1, donate_argnums=0)(array)
+    assert is_gone()
 
 
 def test_a_bare_pytree_cannot_be_tracked_and_the_error_names_the_way() -> None:
