@@ -11,15 +11,27 @@ from functools import partial
 from typing import Any
 
 from ckptstore.arrays import standard as standard
-from ckptstore.arrays.pytrees import KEY_IMPLS
+from ckptstore.arrays.pytrees import KEY_IMPLS, encode_key, is_node
 from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import CorruptError, InvalidInputError, shown
+from ckptstore.state import codecs as state_codecs
 from ckptstore.state.codecs import build_in
 from ckptstore.state.codecs import decode as decode
-from ckptstore.state.codecs import encode as encode
-from ckptstore.state.codecs import is_field_class as is_field_class
 from ckptstore.state.codecs import is_stateful as is_stateful
 from ckptstore.state.codecs import register_codec as register_codec
+
+
+def encode(value: object) -> tuple[str, object] | None:
+    """The type name and plain form of a value; None when its type has no codec.
+
+    Of a random key of JAX it is the data. A dataclass that is registered with JAX says itself which
+    of its fields are data, and is no class of fields, unless it is registered here too.
+    """
+    if (key := encode_key(value)) is not None:
+        return key
+    if state_codecs.is_field_class(type(value)) and is_node(value):
+        return None
+    return state_codecs.encode(value)
 
 
 def decode_known(name: str, value: object) -> object:
@@ -84,7 +96,7 @@ def _jax_key(impl: str, data: Any) -> object:
     return key_of(data, impl)
 
 
-for _impl, _name in KEY_IMPLS.items():  # encoded by ckptstore.arrays.pytrees
+for _impl, _name in KEY_IMPLS.items():  # encoded by `encode`
     build_in(_name, _encoded_elsewhere, partial(_jax_key, _impl))
 build_in("torch.Size", list, _torch_size)
 build_in("torch.dtype", lambda dtype: str(dtype).removeprefix("torch."), _torch_dtype)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import jax
 import numpy as np
 
+from ckptstore.arrays.frameworks import describe
+from ckptstore.arrays.lazy import LazyArray
 from ckptstore.arrays.numpy import Numpy, numpy_dtype
 from ckptstore.arrays.pytrees import KEY_IMPLS, Slot, is_key
 from ckptstore.arrays.source import NDARRAY, ArraySource, Framework
@@ -31,10 +33,51 @@ ALIGNMENT = 64  # bytes: JAX takes over memory at such an address without a copy
 _numpy: Final = Numpy()
 
 
-class Jax(Framework):
-    """The arrays of JAX."""
+class Pieces:
+    """An array on several devices, or on an accelerator, or a part of it.
 
-    array_type: Any = (jax.Array, Slot)
+    box: the part. dtype: of numpy. parts: where each piece is in the whole array, and the array on
+    one device that holds it.
+    """
+
+    def __init__(self, box: Box, dtype: Any, parts: Sequence[tuple[Box, Any]]) -> None:
+        self.box, self.dtype, self._parts = box, dtype, parts
+
+    @classmethod
+    def of(cls, array: Any) -> Pieces:
+        """A whole array; of what several devices hold alike, one copy is enough."""
+        held: dict[Box, Any] = {}
+        for shard in array.addressable_shards:
+            held.setdefault(box_of(shard.index, array.shape), shard.data)
+        whole = Box((0,) * array.ndim, tuple(array.shape))
+        return cls(whole, np.dtype(array.dtype), tuple(held.items()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the part."""
+        return self.box.size * int(self.dtype.itemsize)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Pieces:
+        """A smaller part, which copies nothing."""
+        inner = box_of(index, self.box.shape)
+        corner = tuple(a + b for a, b in zip(self.box.corner, inner.corner, strict=True))
+        return Pieces(Box(corner, inner.shape), self.dtype, self._parts)
+
+    def copy_to(self, target: Any) -> None:
+        """Copy the elements to a numpy array."""
+        for box, data in self._parts:
+            low = tuple(map(max, box.corner, self.box.corner))
+            high = tuple(map(min, box.end, self.box.end))
+            if all(start < stop for start, stop in zip(low, high, strict=True)):
+                sizes = tuple(stop - start for start, stop in zip(low, high, strict=True))
+                common = Box(low, sizes)
+                target[common.within(self.box)] = on_host(data, common.within(box))
+
+
+class Jax(Framework):
+    """The arrays of JAX, and what stands for one: its pieces, and the slot of one that is to be."""
+
+    array_type: Any = (jax.Array, Pieces, Slot)
 
     def describe(self, array: Any) -> ArraySource:
         """How to read an array: as the numpy array that it is in memory, or in pieces."""
@@ -58,7 +101,7 @@ class Jax(Framework):
             nbytes=pieces.nbytes,
             identity=(NDARRAY, id(array)),
             array=pieces,
-            framework=_PIECES,
+            framework=self,
         )
 
     def memory(self, array: Any) -> memoryview | None:
@@ -116,56 +159,6 @@ class Jax(Framework):
         return jax.device_put(array, device)
 
 
-class _InPieces(Jax):
-    """Arrays of which parts are in several places."""
-
-    array_type: Any = ()
-
-
-_PIECES = _InPieces()
-
-
-class Pieces:
-    """An array on several devices, or on an accelerator, or a part of it.
-
-    box: the part. dtype: of numpy. parts: where each piece is in the whole array, and the array on
-    one device that holds it.
-    """
-
-    def __init__(self, box: Box, dtype: Any, parts: Sequence[tuple[Box, Any]]) -> None:
-        self.box, self.dtype, self._parts = box, dtype, parts
-
-    @classmethod
-    def of(cls, array: Any) -> Pieces:
-        """A whole array; of what several devices hold alike, one copy is enough."""
-        held: dict[Box, Any] = {}
-        for shard in array.addressable_shards:
-            held.setdefault(box_of(shard.index, array.shape), shard.data)
-        whole = Box((0,) * array.ndim, tuple(array.shape))
-        return cls(whole, np.dtype(array.dtype), tuple(held.items()))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the part."""
-        return self.box.size * int(self.dtype.itemsize)
-
-    def __getitem__(self, index: tuple[slice, ...]) -> Pieces:
-        """A smaller part, which copies nothing."""
-        inner = box_of(index, self.box.shape)
-        corner = tuple(a + b for a, b in zip(self.box.corner, inner.corner, strict=True))
-        return Pieces(Box(corner, inner.shape), self.dtype, self._parts)
-
-    def copy_to(self, target: Any) -> None:
-        """Copy the elements to a numpy array."""
-        for box, data in self._parts:
-            low = tuple(map(max, box.corner, self.box.corner))
-            high = tuple(map(min, box.end, self.box.end))
-            if all(start < stop for start, stop in zip(low, high, strict=True)):
-                sizes = tuple(stop - start for start, stop in zip(low, high, strict=True))
-                common = Box(low, sizes)
-                target[common.within(self.box)] = on_host(data, common.within(box))
-
-
 def box_of(index: Iterable[slice], shape: Sequence[int]) -> Box:
     """The box that slices choose of an array of this shape."""
     spans = [part.indices(length)[:2] for part, length in zip(index, shape, strict=True)]
@@ -176,7 +169,7 @@ def box_of(index: Iterable[slice], shape: Sequence[int]) -> Box:
 
 def on_host(array: Any, index: tuple[slice, ...]) -> Any:
     """A part of an array of one device, as a numpy array; in memory, without a copy."""
-    if _platform(array) == HOST:
+    if is_in_host_memory(array):
         return np.asarray(array)[index]
     starts = [part.start for part in index]
     sizes = tuple(part.stop - part.start for part in index)
@@ -191,13 +184,14 @@ def _cut(array: Any, starts: Any, sizes: Shape) -> Any:
     return jax.lax.dynamic_slice(array, starts, sizes)
 
 
-def _platform(array: Any) -> str:
-    return str(next(iter(array.sharding.device_set)).platform)
+def is_in_host_memory(array: Any) -> bool:
+    """True for an array on devices that use the memory of this process."""
+    return bool(next(iter(array.sharding.device_set)).platform == HOST)
 
 
 def _in_memory(array: Any) -> Any:
     """The numpy array that shares the memory of an array; None if that is not one run of it."""
-    if _platform(array) != HOST:
+    if not is_in_host_memory(array):
         return None
     if array.sharding.num_devices == 1:
         return np.asarray(array)
@@ -253,7 +247,12 @@ def impl_of(key: Any) -> object:
 
 
 def key_of(data: Any, impl: str) -> Any:
-    """The random key of an implementation that has this data."""
+    """The random key of an implementation that has this data, which may be read lazily."""
+    if isinstance(data, LazyArray):
+        source = describe(data)
+        assert source is not None, "a lazy array can be read"
+        flat = np.frombuffer(b"".join(map(bytes, source.pieces())), source.dtype)
+        data = flat.reshape(source.shape)
     return jax.random.wrap_key_data(jax.numpy.asarray(data), impl=impl)
 
 
@@ -262,6 +261,7 @@ def placed(arrays: Mapping[str, Any], slots: Mapping[str, Slot]) -> None:
     names = [name for name in arrays if slots[name].is_jax]
     for name in arrays.keys() - names:
         slots[name].fill(arrays[name])
+    names = [name for name in names if not _keeps_numpy(arrays[name], slots[name])]
     free = [name for name in names if slots[name].sharding is None]
     bound = [name for name in names if slots[name].sharding is not None]
     put = [*jax.device_put([arrays[name] for name in free])] if free else []
@@ -271,6 +271,14 @@ def placed(arrays: Mapping[str, Any], slots: Mapping[str, Slot]) -> None:
         )
     for name, array in zip([*free, *bound], put, strict=True):
         slots[name].fill(_checked(array, slots[name]))
+
+
+def _keeps_numpy(array: Any, slot: Slot) -> bool:
+    """Fill the slot of a number with an array of numpy, if JAX has no array of its dtype."""
+    is_kept = slot.is_number and jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
+    if is_kept:
+        slot.fill(array)
+    return is_kept
 
 
 def boxes_of(slot: Slot) -> dict[Box, list[Any]]:

@@ -9,7 +9,7 @@ from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
 from ckptstore.arrays.keras import ModelState
 from ckptstore.arrays.modules import named_state, unwrapped
-from ckptstore.arrays.pytrees import children, encode_key, is_node
+from ckptstore.arrays.pytrees import children
 from ckptstore.python_gc import paused_collector
 from ckptstore.state.flatten import flatten as flatten_state
 
@@ -28,20 +28,7 @@ def flatten(
     describe: returns how to read an array, None for any other value.
     """
     with paused_collector():
-        return flatten_state(value, describe=describe, encode=_encode, expand=_state_of)
-
-
-def _encode(value: object) -> tuple[str, object] | None:
-    """The codec and the plain form of a value; None for one that has neither, or has children.
-
-    A dataclass that is registered with JAX is one of these, as it says itself which of its fields
-    are data, unless it is registered here too.
-    """
-    if (key := encode_key(value)) is not None:
-        return key
-    if codecs.is_field_class(type(value)) and is_node(value):
-        return None
-    return codecs.encode(value)
+        return flatten_state(value, describe=describe, encode=codecs.encode, expand=_state_of)
 
 
 def _state_of(value: object) -> object:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.pytrees import PytreeState
+from ckptstore.commit.flatten import flatten
 from ckptstore.errors import CkptStoreError, StorageError, first_line
 from ckptstore.retention import KeepBest, MaxBytes, MaxToKeep
 from ckptstore.training.background import ending
@@ -149,7 +151,9 @@ def _state_bytes(tracked: Mapping[str, object]) -> int:
         return 0
     total = 0
     for item in tracked.values():
-        if is_module(item):
+        if isinstance(item, PytreeState):
+            total += sum(array.nbytes for array in flatten(item.state_dict()).arrays.values())
+        elif is_module(item):
             module: Any = item
             total += _bytes_of([*module.parameters(), *module.buffers()])
         elif isinstance(item, torch.optim.Optimizer):

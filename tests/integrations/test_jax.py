@@ -6,6 +6,7 @@ import dataclasses
 import tracemalloc
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import ckptstore
-from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValueError
+from ckptstore import CheckoutMismatchError, InvalidInputError, UnsupportedValueError, formats
+from ckptstore.arrays import jax as arrays_of_jax
 from ckptstore.checkout import slots
 from ckptstore.integrations.jax import JaxState
 from ckptstore.testing import strategies
@@ -372,6 +374,45 @@ def test_a_described_template_is_enough(repo: ckptstore.Repository) -> None:
     assert_same(found["key"], state["key"])
 
 
+def test_an_array_that_came_through_zarr_goes_into_a_pytree(repo: ckptstore.Repository) -> None:
+    import zarr
+
+    with repo.session("main") as session:
+        zarr.open_group(session.store)["loss"] = np.array([0.5, 0.25], np.float32)
+        session.commit()
+    assert_same(repo.checkout(into={"loss": jnp.zeros(2)}), {"loss": jnp.asarray([0.5, 0.25])})
+
+
+def test_metrics_and_steps_may_be_arrays_of_jax(repo: ckptstore.Repository) -> None:
+    made = repo.commit([1], step=jnp.asarray(4), metrics={"loss": jnp.asarray(0.5, jnp.bfloat16)})
+    assert (made.step, made.metrics) == (4, {"loss": 0.5})
+
+
+def test_a_state_is_compared_with_a_checkpoint(repo: ckptstore.Repository) -> None:
+    state = {"w": jnp.arange(3), "key": jax.random.key(0)}
+    repo.commit(state)
+    assert repo.diff("main", state).arrays == ()
+    assert [a.path for a in repo.diff("main", state | {"w": jnp.ones(3, int)}).arrays] == ["w"]
+
+
+def test_a_checkpoint_with_a_key_is_read_lazily_and_exported(
+    repo: ckptstore.Repository, tmp_path: Path
+) -> None:
+    import torch
+
+    state = {"w": jnp.arange(3), "key": jax.random.key(7)}
+    repo.commit(state)
+    lazy = repo.checkout(lazy=True)
+    assert_same(lazy["key"], state["key"])
+    assert repo.commit(lazy, branch="copy").new_bytes == 0
+    for name in ("state.zarr", "state.pt"):
+        formats.write_file(repo.checkout(), tmp_path / name)
+    found = torch.load(tmp_path / "state.pt", weights_only=False)
+    assert found["key"].tolist() == jax.random.key_data(state["key"]).tolist()
+    repo.commit(formats.read_file(tmp_path / "state.zarr").state, branch="zarr")
+    assert_same(repo.checkout("zarr")["key"], state["key"])
+
+
 def test_torch_beside_jax_is_an_error(repo: ckptstore.Repository) -> None:
     import torch
 
@@ -482,6 +523,33 @@ def test_an_array_takes_over_the_memory_that_it_was_read_to(repo: ckptstore.Repo
     places = {found["w"].unsafe_buffer_pointer()}
     places |= {shard.data.unsafe_buffer_pointer() for shard in found["s"].addressable_shards}
     assert places == {*read}
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "both", "replicated", "one"])
+def test_arrays_on_accelerators_are_copied_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """As if the devices here had memory of their own."""
+    repo = ckptstore.init("memory://", chunk_size=1 << 16)
+    values = np.arange(200 * 304, dtype=np.float32).reshape(200, 304)
+    state = jax.device_put({"w": values, "b": values[:8, :8].copy()}, layouts()[layout])
+    state |= {"s": jnp.asarray(3), "e": jnp.zeros((0, 2))}
+    repo.commit(state)
+    monkeypatch.setattr(arrays_of_jax, "is_in_host_memory", lambda array: False)
+    assert repo.commit(state, branch="again").new_bytes == 0
+    assert repo.diff("main", "again").arrays == ()
+
+
+@pytest.mark.parametrize("layout", [*layouts()])
+def test_a_sharded_state_is_saved_in_the_background(layout: str) -> None:
+    values = np.arange(256 * 512, dtype=np.float32).reshape(256, 512)
+    state = JaxState(params=jax.device_put({"w": values}, layouts()[layout]))
+    with CheckpointManager("memory://", **state) as manager:
+        manager.save(1)
+        state.params["w"].delete()
+    state.params = {"w": jax.ShapeDtypeStruct((256, 512), jnp.float32, sharding=layouts()["both"])}
+    CheckpointManager(manager.repository, **state).restore()
+    assert np.asarray(state.params["w"]).tobytes() == values.tobytes()
 
 
 def test_an_uncommitted_template_gives_an_uncommitted_array(repo: ckptstore.Repository) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from ckptstore.arrays import codecs
 from ckptstore.arrays import frameworks as arrays
+from ckptstore.arrays.pytrees import KEY_IMPLS
 from ckptstore.arrays.source import NDARRAY
 from ckptstore.arrays.strided import c_strides
 from ckptstore.documents.chunks import reversed_order, stored_order
@@ -74,7 +75,12 @@ def write_archive(flat: Flat[ArraySource], file: IO[bytes]) -> None:
 
 
 def _decoded(name: str, form: object) -> object:
-    """A value of a type; plain fields if its class is not known, so that torch.load needs none."""
+    """A value of a type; plain fields if its class is not known, so that torch.load needs none.
+
+    Of a random key of JAX it has the data.
+    """
+    if name in KEY_IMPLS.values():
+        return form
     value = codecs.decode(name, form)
     return form if isinstance(value, NamedValue) else value
 
