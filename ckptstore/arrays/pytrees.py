@@ -104,14 +104,26 @@ def is_node(value: object) -> bool:
 def children(value: object) -> dict[str | int, Any] | list[Any] | None:
     """What is stored of a node that is registered with JAX; None for any other value.
 
-    A function among its children, or in a container that is one, is not stored.
+    A function among its children, or in a container that is one, is not stored; nor is a node that
+    has a name and no leaves, such as the bookkeeping of flax nnx.
     """
     taken = taken_apart(value)
     if taken is None:
         return None
     if isinstance(taken.children, list):
         return [_without_functions(child) for child in taken.children]
-    return {name: _without_functions(child) for name, child in taken.children.items()}
+    return {
+        name: _without_functions(child)
+        for name, child in taken.children.items()
+        if not _is_bare(child)
+    }
+
+
+def _is_bare(value: object) -> bool:
+    """True for a node without leaves."""
+    if value is None or type(value) in _CONTAINERS:
+        return False
+    return not sys.modules["jax"].tree_util.tree_leaves(value) and is_node(value)
 
 
 def _without_functions(value: Any) -> Any:
@@ -326,12 +338,7 @@ class Tree:
             return self._container(value, path)
         taken = taken_apart(value)
         if taken is not None:
-            names = taken.children if isinstance(taken.children, dict) else None
-            items = list(names.values()) if names is not None else list(taken.children)
-            keys = list(range(len(items))) if names is None else list(names)
-            return self._branch(
-                Fields() if names is not None else Items(), keys, items, taken.again, path
-            )
+            return self._node(taken, path)
         if is_function(value) and path:
             return _Leaf(value, None)
         if hasattr(value, "load_state_dict") or hasattr(value, "device"):
@@ -341,6 +348,19 @@ class Tree:
                 "in a call of its own, with part= or include=."
             )
         return _Leaf(value, value)
+
+    def _node(self, taken: Taken, path: str) -> _Branch:
+        """The children of a node; of those by name, without the bare ones, which stay."""
+        found = taken.children
+        if isinstance(found, list):
+            return self._branch(Items(), range(len(found)), found, taken.again, path)
+        kept = {name: child for name, child in found.items() if not _is_bare(child)}
+
+        def again(items: Sequence[Any]) -> Any:
+            new = dict(zip(kept, items, strict=True))
+            return taken.again([new.get(name, child) for name, child in found.items()])
+
+        return self._branch(Fields(), list(kept), list(kept.values()), again, path)
 
     def _container(self, value: Any, path: str) -> _Branch:
         """A dict, list or tuple, or the fields of a namedtuple."""

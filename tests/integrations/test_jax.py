@@ -606,6 +606,43 @@ def test_a_resumed_training_is_bit_for_bit_the_same(async_save: bool) -> None:
     assert_same(vars(again), vars(whole))
 
 
+def test_a_train_state_of_flax_resumes_bit_for_bit() -> None:
+    @jax.jit
+    def step(state: Any) -> Any:
+        x = jax.random.normal(jax.random.fold_in(jax.random.key(0), state.step), (8, 2))
+        loss = jax.grad(lambda params: (state.apply_fn({"params": params}, x) ** 2).mean())
+        return state.apply_gradients(grads=loss(state.params))
+
+    first, again = JaxState(train=train_state()), JaxState(train=train_state(seed=9))
+    with CheckpointManager("memory://", **first) as manager:
+        for number in range(3):
+            first.train = step(first.train)
+            manager.save(number + 1)
+    assert CheckpointManager(manager.repository, **again).restore_or_initialize() == 3
+    whole, resumed = (jax.tree.leaves(step(state.train)) for state in (first, again))
+    assert [*map(bits, resumed)] == [*map(bits, whole)]
+
+
+def test_a_model_of_nnx_is_updated_in_place_or_made_anew(repo: ckptstore.Repository) -> None:
+    from flax import nnx
+
+    def made(seed: int) -> Any:
+        model = nnx.Linear(2, 3, rngs=nnx.Rngs(seed))
+        return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    trained, optimizer = made(0)
+    optimizer.update(trained, nnx.grad(lambda model: model(jnp.ones(2)).sum())(trained))
+    repo.commit({"model": nnx.state(trained), "optimizer": nnx.state(optimizer)})
+    model, other = made(1)
+    found = repo.checkout(into={"model": nnx.state(model), "optimizer": nnx.state(other)})
+    nnx.update(model, found["model"])
+    nnx.update(other, found["optimizer"])
+    assert_same(nnx.state(model), nnx.state(trained))
+    assert_same(nnx.state(other), nnx.state(optimizer))
+    anew = repo.checkout(part="model", into=made(2)[0])
+    assert_same(nnx.state(anew), nnx.state(trained))
+
+
 def test_arrays_that_are_donated_after_a_save_do_not_reach_it() -> None:
     state = begun()
     manager = CheckpointManager("memory://", **state)
