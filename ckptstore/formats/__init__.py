@@ -1,4 +1,4 @@
-"""Checkpoint files and folders of other tools: .safetensors, .npz, .npy, .zarr, .pt and .dcp.
+"""Checkpoint files and folders of other tools: .safetensors, .pt, .npz, .h5, .keras, .zarr, .dcp.
 
 The last is a folder of torch.distributed.checkpoint, which may have any name when it is read. No
 code from a file is run: a .pt is read as `weights_only=True` reads it, and there is no fallback.
@@ -10,6 +10,7 @@ imported when a file of that format is met, so no format needs the framework of 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,10 +40,13 @@ __all__ = [
 ]
 
 SAFETENSORS = ".safetensors"
+_HDF5 = "ckptstore.formats.hdf5"
+_KERAS = "ckptstore.formats.keras_archive"
 _NPZ = "ckptstore.formats.npz"
 _DCP = "ckptstore.formats.dcp.folder"
 _HUGGING_FACE = "ckptstore.formats.hugging_face"
 _SHARDED = "ckptstore.formats.sharded"
+_TENSORFLOW = "ckptstore.formats.tensor_bundle"
 _TORCH = "ckptstore.formats.torch.file"
 _ZARR = "ckptstore.zarr.folder_write"
 _BY_SUFFIX = {
@@ -52,6 +56,9 @@ _BY_SUFFIX = {
     ".ckpt": _TORCH,
     ".bin": _TORCH,
     ".npz": _NPZ,
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".keras": _KERAS,
     ".npy": "ckptstore.formats.npy",
     ".zarr": _ZARR,
     ".dcp": _DCP,
@@ -60,9 +67,13 @@ _BY_CONTENTS = {
     first_bytes.TORCH: _TORCH,
     first_bytes.SAFETENSORS: _BY_SUFFIX[SAFETENSORS],
     first_bytes.NPZ: _NPZ,
+    first_bytes.HDF5: _HDF5,
+    first_bytes.KERAS: _KERAS,
     first_bytes.NPY: _BY_SUFFIX[".npy"],
 }
 FORMATS = tuple(suffix[1:] for suffix in (".pt", SAFETENSORS, ".npz", ".npy"))
+_OF_TENSORFLOW = re.compile(r".+\.index|.+\.data-[0-9]{5}-of-[0-9]{5}|checkpoint")
+_UNPACKED = frozenset({_HDF5, _KERAS, _NPZ})  # modules that unpack what is compressed
 _FOLDERS = frozenset({_DCP, _HUGGING_FACE, _SHARDED, _ZARR})  # modules whose format is a folder
 
 
@@ -169,10 +180,10 @@ def read_file(
     """
     path = _path(path)
     try:
-        if not path.exists():
+        if not path.exists() and not _has_index(path):
             raise NotFoundError(f"{path} does not exist.")
         name = _of_folder(path) if path.is_dir() else _of_file(path, format)
-        options = {"bytes_max": bytes_max} if name == _NPZ else {}
+        options = {"bytes_max": bytes_max} if name in _UNPACKED else {}
         module = import_module(name)
         state, meta, *left_out = module.read(path, **options)
         facts = module.facts(path) if name == _HUGGING_FACE else {}
@@ -320,8 +331,16 @@ def _check_replaced(path: Path, module: str, state: object) -> None:
         )
 
 
+def _has_index(path: Path) -> bool:
+    """Return whether a path is the name of a checkpoint of TensorFlow, which is in other files."""
+    return bool(path.name) and path.with_name(f"{path.name}.index").is_file()
+
+
 def _of_file(path: Path, format: str | None) -> str:
     """Return the module that reads a file: by its first bytes, its suffix, or the format given."""
+    is_named = _OF_TENSORFLOW.fullmatch(path.name) or not path.exists()
+    if is_named and import_module(_TENSORFLOW).prefix_of(path) is not None:
+        return _TENSORFLOW
     if not path.is_file():
         raise InvalidInputError(f"{path} is not a regular file.")
     if format is not None:
@@ -356,10 +375,12 @@ def _of_folder(path: Path) -> str:
         return _ZARR
     if import_module(_HUGGING_FACE).is_folder(os.listdir(path)):
         return _HUGGING_FACE
+    if import_module(_TENSORFLOW).prefix_of(path) is not None:
+        return _TENSORFLOW
     raise InvalidInputError(
         f"{path} is a folder without a checkpoint that could be read: .safetensors files, "
-        "pytorch_model.bin, trainer_state.json, zarr.json, or the .metadata of "
-        "torch.distributed.checkpoint. Commit any other file in it by its own name."
+        "pytorch_model.bin, trainer_state.json, zarr.json, the .index of TensorFlow, or the "
+        ".metadata of torch.distributed.checkpoint. Commit any other file in it by its own name."
     )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 HEAD_BYTES = 4096
 TORCH, SAFETENSORS, NPZ, NPY = "torch", "safetensors", "npz", "npy"
+HDF5, KERAS = "hdf5", "keras"
 _ZIP = b"PK\x03\x04"
 _TORCH_RECORD = re.compile(
     rb"[^/]*/(data\.pkl|version|byteorder|constants\.pkl|\.format_version|data/.*|code/.*)"
@@ -21,10 +22,6 @@ _TAR = b"ustar"
 _TAR_PLACE = 257
 _TORCH_TAR = (b"sys_info", b"pickle", b"tensors", b"storages")
 _KERAS = re.compile(rb"metadata\.json|config\.json|(model|_model)?\.?weights\.h5|assets/.*")
-_KERAS_WAY = (
-    "Load it with keras.saving.load_model, and save the model with a CheckpointManager "
-    "(integrations.keras.tracked) or with keras.callbacks of ckptstore"
-)
 _UNPACK = "Unpack it, and commit what is in it"
 
 
@@ -45,13 +42,6 @@ _MAGICS: tuple[tuple[bytes, Foreign], ...] = (
         Foreign(
             "a GGUF file of llama.cpp, whose quantized tensors no checkpoint can hold",
             "Commit the .safetensors or .pt that it was made from",
-        ),
-    ),
-    (
-        b"\x89HDF\r\n\x1a\n",
-        Foreign(
-            "an HDF5 file, such as Keras' .h5",
-            f"{_KERAS_WAY}, or read its arrays with h5py and commit a dict of them",
         ),
     ),
     (b"\x1f\x8b", Foreign("compressed with gzip", "Unpack it with gunzip, and commit the result")),
@@ -95,7 +85,8 @@ def identify(head: bytes, *, size: int) -> str | Foreign | None:
         size: The size of the file in bytes.
 
     Returns:
-        `TORCH`, `SAFETENSORS`, `NPZ` or `NPY`, a `Foreign` kind, or None if it is not recognized.
+        `TORCH`, `SAFETENSORS`, `NPZ`, `NPY`, `HDF5` or `KERAS`, a `Foreign` kind, or None if it is
+        not recognized.
     """
     if not size:
         return _EMPTY
@@ -107,6 +98,8 @@ def identify(head: bytes, *, size: int) -> str | Foreign | None:
         return TORCH
     if head[_TAR_PLACE:].startswith(_TAR):
         return TORCH if head.startswith(_TORCH_TAR) else Foreign("a tar archive", _UNPACK)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return HDF5
     if head.startswith(b"\x93NUMPY"):
         return NPY
     for magic, kind in _MAGICS:
@@ -126,7 +119,7 @@ def _of_zip(head: bytes) -> str | Foreign | None:
     if name.endswith(b".npy"):
         return NPZ
     if _KERAS.fullmatch(name):
-        return Foreign("a .keras file, with which Keras saves a model", _KERAS_WAY)
+        return KERAS
     return None
 
 

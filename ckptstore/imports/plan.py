@@ -8,6 +8,7 @@ example after an interruption, skips the files that were imported before.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 FILES_MAX = 100_000
 OTHERS_SHOWN = 12
 TIME_MAX = 253_402_214_400.0  # seconds, of the last day that a datetime can have
+_DATA = re.compile(r"\.data-[0-9]{5}-of-[0-9]{5}$")  # of TensorFlow, where the index is imported
 _METRIC_DICTS = ("metrics", "logs")
 
 
@@ -275,7 +277,7 @@ def _step(found: Iterable[Found], part: str, others: list[str] | None) -> Iterat
                 numbers.get(field, value) == value for field, value in values.items()
             ):
                 yield folder / name, f"{prefix}{name}/", {**numbers, **values}
-            elif others is not None:
+            elif others is not None and template.match(_DATA.sub(".index", name)) is None:
                 others.append(f"{prefix}{name}")
 
 

@@ -16,7 +16,7 @@ from ckptstore.arrays import memory_limit
 from ckptstore.errors import InvalidInputError, StorageError
 from ckptstore.formats import publish, read_file, write_file
 
-OUTPUTS = ["x.pt", "x.safetensors", "x.npz", "x.npy", "x.zarr", "x.dcp"]
+OUTPUTS = ["x.pt", "x.safetensors", "x.npz", "x.npy", "x.h5", "x.zarr", "x.dcp"]
 
 
 def claiming(elements: int) -> ckptstore.Repository:

@@ -76,8 +76,9 @@ def _hdf5() -> bytes:
         lambda: _torch(_use_new_zipfile_serialization=False),
         _npz,
         lambda: safetensors.numpy.save(STATE),
+        _hdf5,
     ],
-    ids=["torch", "old torch", "npz", "safetensors"],
+    ids=["torch", "old torch", "npz", "safetensors", "hdf5"],
 )
 def test_the_contents_decide(tmp_path: Path, name: str, make: Callable[[], bytes]) -> None:
     path = tmp_path / name
@@ -103,8 +104,6 @@ def test_a_npy_may_have_any_name(tmp_path: Path) -> None:
         (b"", "is empty"),
         (bytes(5000), "all zeros"),
         (b"GGUF\3\0\0\0" + bytes(60), "a GGUF file"),
-        (_hdf5(), "an HDF5 file"),
-        (_zip("metadata.json"), "a .keras file"),
         (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x90\1", "an ONNX model"),
         (b"\x1c\0\0\0TFL3\x14\0\x20\0", "TensorFlow Lite"),
         (gzip.compress(_torch()), "compressed with gzip. Unpack it with gunzip"),
@@ -116,7 +115,7 @@ def test_a_npy_may_have_any_name(tmp_path: Path) -> None:
         (b'{"metadata": {}, "weight_map": {"w": "a.safetensors"}}', "Commit its folder"),
         (b"[1, 2]", "a JSON document"),
     ],
-    ids=[str(number) for number in range(18)],
+    ids=[str(number) for number in range(16)],
 )
 def test_what_is_no_checkpoint_is_named_with_the_way_out(
     tmp_path: Path, suffix: str, data: bytes, said: str

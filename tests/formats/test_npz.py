@@ -25,7 +25,7 @@ from ckptstore.arrays import strided
 from ckptstore.commit.flatten import flatten
 from ckptstore.documents.dtypes import NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError
-from ckptstore.formats import npz, read_file, write_file
+from ckptstore.formats import read_file, write_file, zip_members
 from ckptstore.testing.strategies import ndarrays
 from tests.helpers.equality import difference
 from tests.helpers.flat_files import bits_of, committed
@@ -341,7 +341,7 @@ def test_a_list_of_members_beyond_reason_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "x.npz", **{f"w{number}": np.ones(1) for number in range(100)})
-    monkeypatch.setattr(npz, "READ_BYTES_MAX", 5000)
+    monkeypatch.setattr(zip_members, "READ_BYTES_MAX", 5000)
     with pytest.raises(InvalidInputError, match="list of members"):
         read_file(tmp_path / "x.npz")
 

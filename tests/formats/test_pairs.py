@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.documents.dtypes import ITEM_BYTES, NUMPY_DTYPES
+from ckptstore.documents.dtypes import ITEM_BYTES, ML_DTYPES, NUMPY_DTYPES
 from ckptstore.errors import InvalidInputError
 from ckptstore.formats import read_file, safetensors, write_file
 from ckptstore.testing.strategies import arrays
@@ -45,6 +45,7 @@ FORMATS = {
     "safetensors": Format("x.safetensors", frozenset(safetensors.DTYPES)),
     "sharded": Format("shards", frozenset(safetensors.DTYPES), shard_bytes=100_000),
     "npz": Format("x.npz", NUMPY_DTYPES),
+    "h5": Format("x.h5", NUMPY_DTYPES | ML_DTYPES),
     "pt": Format("x.pt", ALL),
     "zarr": Format("x.zarr", ALL),
 }

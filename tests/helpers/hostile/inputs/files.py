@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import torch
 
 from ckptstore.errors import CkptStoreError, InvalidInputError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 COMMAND = "touch ../outside/ran"
 
 for module in (
+    "ckptstore.formats.hdf5",
+    "ckptstore.formats.keras_archive",
     "ckptstore.formats.npz",
     "ckptstore.formats.sharded",
     "numpy.lib.format",
@@ -121,6 +124,38 @@ def _with_pickle(data: bytes) -> bytes:
         _saved({"w": torch.zeros(2)}),
         lambda name, old: data if name.endswith("data.pkl") else old,
     )
+
+
+def _hdf5(write: Callable[[Any], object]) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        write(file)
+    return buffer.getvalue()
+
+
+def _one_array(file: Any) -> None:
+    file["w"] = list(range(500))
+
+
+def _external_link(file: Any) -> None:
+    file["w"] = h5py.ExternalLink("../outside/secret", "/")
+
+
+def _external_data(file: Any) -> None:
+    file.create_dataset("w", shape=(2,), dtype="f4", external=[("../outside/secret", 0, 8)])
+
+
+def _inside_itself(file: Any) -> None:
+    file["a/b"] = file.create_group("a")
+
+
+def _unwritten(file: Any) -> None:
+    file.create_dataset("w", shape=(1 << 40,), dtype="f8", chunks=(1 << 10,))
+
+
+def _keras(weights: bytes) -> bytes:
+    members = [("metadata.json", b"{}"), ("config.json", b"{}"), ("model.weights.h5", weights)]
+    return _zip(members)
 
 
 def _zip_bomb() -> bytes:
@@ -553,6 +588,23 @@ CASES = (
     _bytes("a .npy whose header has 4 GB", "x.npy", b"\x93NUMPY\2\0" + b"\xff" * 4 + bytes(99)),
     _bytes("a .npy whose header has 60,000 characters", "x.npy", _npy(" " * 60_000 + "(2,)")),
     _bytes("a pickle called .npy", "x.npy", pickle.dumps(_Runs(os.system, COMMAND))),
+    _bytes("a beginning of HDF5 alone", "x.h5", b"\x89HDF\r\n\x1a\n"),
+    _bytes("an HDF5 file of ones", "x.h5", b"\x89HDF\r\n\x1a\n" + b"\xff" * 4000),
+    _bytes("an HDF5 file cut in half", "x.h5", lambda: _hdf5(_one_array)[:1500]),
+    _bytes("an .h5 with a link to another file", "x.h5", lambda: _hdf5(_external_link)),
+    _bytes("an .h5 with data in another file", "x.h5", lambda: _hdf5(_external_data)),
+    _bytes("an .h5 inside itself", "x.h5", lambda: _hdf5(_inside_itself)),
+    _bytes("an .h5 that claims 8 TB", "x.h5", lambda: _hdf5(_unwritten)),
+    _bytes(
+        "a .keras whose weights are a pickle",
+        "x.keras",
+        lambda: _keras(pickle.dumps(_Runs(os.system, COMMAND))),
+    ),
+    _bytes(
+        "a .keras whose weights lead to another file",
+        "x.keras",
+        lambda: _keras(_hdf5(_external_link)),
+    ),
     _bytes("an empty file called .npz", "x.npz", b""),
     _bytes("a .npz of zeros", "x.npz", bytes(1000)),
     _bytes("a .npz cut in half", "x.npz", _npz()[:2000]),
