@@ -306,16 +306,19 @@ def joined(slot: Slot, parts: Mapping[Any, Any]) -> Any:
 
 
 def weak(array: Any) -> Any:
-    """A number as a Python number becomes one in JAX, which yields to the dtypes it meets.
+    """An array whose dtype yields to those it meets, as one that JAX makes of Python numbers.
 
-    The array itself where that would not have the same dtype and bits.
+    The array itself where no such array has the same dtype and bits.
     """
-    if array.ndim or array.weak_type:
+    if array.weak_type or not array.is_fully_replicated:
         return array
-    number = jax.numpy.asarray(array.item())
-    if number.dtype != array.dtype or bytes(np.asarray(number)) != bytes(np.asarray(array)):
+    zero = {"b": False, "i": 0, "f": 0.0, "c": 0j}.get(array.dtype.kind)
+    if zero is None or jax.numpy.asarray(zero).dtype != array.dtype:
         return array
-    return jax.device_put(number, array.sharding) if array.committed else number
+    made = jax.numpy.full(array.shape, zero).at[...].set(array)
+    if not made.weak_type or bytes(np.asarray(made)) != bytes(np.asarray(array)):
+        return array
+    return jax.device_put(made, array.sharding) if array.committed else made
 
 
 def of_number(number: Any, dtype: str) -> Any:

@@ -307,11 +307,17 @@ class Tree:
     Attributes:
         target: Dicts and lists of the same structure, with a slot for each array, for a checkout to
             fill.
+        leaves: How many there are.
     """
 
     def __init__(self, template: object) -> None:
+        self.leaves = len(sys.modules["jax"].tree_util.tree_leaves(template))
         self._root = self._part(template, "", is_nodes=True)
         self.target = self._root.made
+
+    def put(self, value: Any) -> None:
+        """Replace all of it, where it has plain values alone."""
+        self.target = value
 
     def result(self) -> Any:
         """The new pytree. What was not filled is that of the template."""

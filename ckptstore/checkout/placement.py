@@ -175,9 +175,10 @@ class _Place:
         if isinstance(target, Slot):
             self.slot(node, target, name)
         elif isinstance(target, PytreeState):
-            tree = target.tree()
+            tree, before = target.tree(), self.filled()
             self.placement.pytrees.append((target, tree))
-            self.node(node, tree.target, path, None)
+            self.node(node, tree.target, path, tree.put)
+            self.note_empty(range(tree.leaves), before, path)
         elif is_keras(target):
             self.keras(node, target, path)
         elif is_module(target):

@@ -74,7 +74,7 @@ def zeros(tree: Any) -> Any:
             return jax.random.wrap_key_data(jnp.zeros_like(data), impl=impl)
         if isinstance(leaf, jax.Array):
             if leaf.weak_type:
-                return jnp.asarray(0)
+                return jnp.full(leaf.shape, 0 if leaf.dtype == "int32" else 0.0)
             return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
         if isinstance(leaf, np.ndarray):
             return np.zeros_like(leaf)
@@ -363,6 +363,24 @@ def test_a_number_may_have_become_an_array_and_an_array_may_have_been_a_number(
     repo.commit({"step": 300})
     with pytest.raises(CheckoutMismatchError, match="step"):
         repo.checkout(into={"step": jnp.zeros((), jnp.int8)})
+
+
+@pytest.mark.parametrize("value", [3, -0.0, float("nan")])
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_a_dtype_that_yields_to_others_is_that_of_the_template(
+    repo: ckptstore.Repository, value: float, shape: tuple[int, ...]
+) -> None:
+    """What a sum of it and of bfloat16 is depends on that."""
+    tree = {
+        "weak": jnp.full(shape, value),
+        "strong": jnp.asarray(np.full(shape, value, np.float32)),
+    }
+    assert tree["weak"].weak_type
+    assert_same(round_trip(repo, tree), tree)
+    assert_same(
+        round_trip(repo, jax.device_put(tree, jax.devices()[1])),
+        jax.device_put(tree, jax.devices()[1]),
+    )
 
 
 def test_a_described_template_is_enough(repo: ckptstore.Repository) -> None:
@@ -714,6 +732,30 @@ def test_the_memory_of_a_donated_array_is_known_to_have_ended() -> None:
 def test_a_bare_pytree_cannot_be_tracked_and_the_error_names_the_way() -> None:
     with pytest.raises(InvalidInputError, match="JaxState"):
         CheckpointManager("memory://", params={"w": jnp.ones(3)})
+
+
+def test_a_state_may_have_plain_values_and_nodes_without_leaves() -> None:
+    def made(*values: Any) -> JaxState:
+        step, history, name = values
+        params = {"w": jnp.full(2, step)}
+        state = optax.sgd(0.1).init(params)
+        return JaxState(
+            params=params, state=state, step=step, history=history, name=name, none=None
+        )
+
+    saved, other = made(3, [1, 2], "x"), made(0, [], "y")
+    with CheckpointManager("memory://", **saved) as manager:
+        manager.save(1)
+    CheckpointManager(manager.repository, **other).restore()
+    assert_same(vars(other), vars(saved))
+
+
+def test_a_pytree_that_would_get_nothing_is_an_error_also_in_part() -> None:
+    with CheckpointManager("memory://", **JaxState(params={"w": jnp.ones(2)})) as manager:
+        manager.save(1)
+    other = JaxState(params={"v": jnp.ones(2)})
+    with pytest.raises(CheckoutMismatchError, match="Nothing in the checkpoint fits 'params'"):
+        CheckpointManager(manager.repository, **other).restore(strict=False)
 
 
 def test_the_names_of_a_state() -> None:
