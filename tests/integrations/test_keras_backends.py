@@ -30,7 +30,7 @@ runpy.run_module("tests.helpers.keras_processes", run_name="__main__", alter_sys
 """
 CHOSEN = {
     "tensorflow": "(test_keras.py and not integration_is) or article or terminating",
-    "jax": "are_loaded or nested_structure or generators or integers or terminating",
+    "jax": "few_batches or are_loaded or nested_structure or generators or integers or terminating",
 }
 
 
