@@ -145,15 +145,15 @@ def test_a_model_finds_its_part_and_its_names(read: str, kind: type[Deriving]) -
     saved, model = kind(), kind()
     state = {f"module.{name}": value for name, value in saved.state_dict().items()}
     repo = ckptstore.init("memory://")
-    repo.commit({"state_dict": state, "optimizer": {"lr": 0.1, "m": torch.ones(3)}, "epoch": 3})
+    repo.commit({"network": state, "optimizer": {"lr": 0.1, "m": torch.ones(3)}, "epoch": 3})
     arguments = proposal_of(lambda: READS[read](repo, model))
     assert (
         arguments
         == {
-            "part": "state_dict",
-            "rename": {r"state_dict/module\.inner\.(.*)": r"state_dict/inner.\1"},
+            "part": "network",
+            "rename": {r"network/module\.inner\.(.*)": r"network/inner.\1"},
         }
-        or arguments["part"] == "state_dict"
+        or arguments["part"] == "network"
     )
     READS[read](repo, model, **arguments)
     assert difference(saved.state_dict(), model.state_dict()) is None
