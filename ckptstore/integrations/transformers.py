@@ -66,7 +66,8 @@ class CkptStoreCallback(TrainerCallback):
         save_on_signal: As for CheckpointManager: after SIGTERM, say, save and end the program.
 
     Attributes:
-        manager: The FolderSaves that saves to the branch; only rank 0 has one.
+        manager: The FolderSaves that saves to the branch, from the beginning of a training on; only
+            rank 0 has one. A Trainer that only evaluates makes no repository.
 
     Raises:
         InvalidInputError: An argument is invalid.
@@ -132,13 +133,8 @@ class CkptStoreCallback(TrainerCallback):
             )
         return f"{self.branch}@best:{self._best.metric}:{self._best.mode}"
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the repository and begin to hold the branch, before the training takes time."""
-        self._open(args)
-
     def _open(self, args: TrainingArguments) -> FolderSaves | None:
+        """Open the repository and hold the branch, before the training takes time."""
         if self.manager is None and args.process_index == 0:
             self.manager = FolderSaves(
                 self.store, branch=self.branch, rng=False, ranks="first", **self._options
@@ -308,7 +304,8 @@ def _place(address: str, callback: CkptStoreCallback | None) -> tuple[Repository
             f"{shown(address)} names no repository, and the Trainer has no CkptStoreCallback. Add "
             "one, or name the repository too: ckptstore://STORE#REV."
         )
+    rev = callback.revision(rev or LAST)
     try:
-        return callback.repository, callback.revision(rev or LAST)
+        return callback.repository, rev
     except NotFoundError as error:
         raise NotFoundError(f"There is nothing to resume from: {error}") from error

@@ -57,7 +57,7 @@ def trained(folder: Path, step: int = 500) -> Path:
     (folder / "config.json").write_text('{\n  "hidden_size": 6\n}\n')
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     history = [
-        {"step": 250, "eval_loss": 0.5, "epoch": 1.0},
+        {"step": 250, "eval_loss": 0.5, "eval_rouge": 0.1, "epoch": 1.0},
         {"step": step, "loss": 0.3, "epoch": 2.0},
         {"step": step, "eval_loss": 0.25, "epoch": 2.0},
     ]
@@ -202,6 +202,8 @@ def test_what_a_checkout_leaves_out_is_not_written(tmp_path: Path) -> None:
     assert "optimizer.pt" not in names
     assert "rng_state.pth" not in names
     assert {"model.safetensors", "trainer_state.json", "scheduler.pt"} <= set(names)
+    out = again(repo, tmp_path / "no-moments", exclude="optimizer/state/**")
+    assert "optimizer.pt" not in os.listdir(out), "a run would go on with moments of zero"
 
 
 def test_folders_inside_belong_to_it_and_other_checkpoints_do_not(tmp_path: Path) -> None:
@@ -364,6 +366,36 @@ def test_any_header_gives_a_whole_file(data: Any, tmp_path_factory: Any) -> None
     assert set(map(str, found)) == set(tensors)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     shutil.rmtree(folder)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "BF16"},
+        {"shape": [4, 2]},
+        {"shape": [8]},
+        {"data_offsets": [0, 32]},
+        {"data_offsets": [96, 130]},
+        {"data_offsets": [128, 96]},
+    ],
+    ids=str,
+)
+def test_a_header_that_describes_other_tensors_is_not_used(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    tensors = weights()
+    header = json.loads(_header(tensors)[8:])
+    assert header["head.weight"]["data_offsets"] == [96, 128]
+    header["head.weight"] |= change
+    text = json.dumps(header).encode()
+    data = torch.tensor(list(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+    entry = {"part": "model", "header": data}
+    formats.write_file({"model": tensors, "files": {"model.safetensors": entry}}, tmp_path / "out")
+    found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert sorted(found) == sorted(tensors)
+    assert all(torch.equal(found[name], one) for name, one in tensors.items())
+    assert all(found[name].dtype == one.dtype for name, one in tensors.items())
 
 
 def _header(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -210,7 +210,11 @@ def test_an_older_checkpoint_needs_a_branch_or_a_reset(whole: Any, tmp_path: Pat
 
 def test_a_local_folder_goes_on_with_the_branch(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    trainer(tmp_path / "out", CkptStoreCallback(store), max_steps=6).train()
+    first = trainer(tmp_path / "out", CkptStoreCallback(store), max_steps=6, save_total_limit=None)
+    first.train()
+    older = trainer(tmp_path / "out", CkptStoreCallback(store), seed=2)
+    with pytest.raises(ConflictError, match=r"step 3.* is at .*step 6"):
+        older.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
     made = trainer(tmp_path / "out", CkptStoreCallback(store), seed=2)
     made.train(resume_from_checkpoint=True)
     assert [one.step for one in ckptstore.open(store).log()] == [9, 6, 3]
@@ -222,11 +226,13 @@ def test_what_cannot_be_resumed_is_an_error(whole: Any, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="no CkptStoreCallback"):
             plain.train(resume_from_checkpoint=address)
     new = trainer(tmp_path / "out", CkptStoreCallback(tmp_path / "store"))
-    with pytest.raises(NotFoundError, match="main"):
-        new.train(resume_from_checkpoint="last")
+    for address in ("last", True):
+        with pytest.raises(NotFoundError, match="nothing to resume from"):
+            new.train(resume_from_checkpoint=address)
+    assert not (tmp_path / "store").exists()
     with pytest.raises(InvalidInputError, match="no best checkpoint without a metric"):
         new.train(resume_from_checkpoint="best")
-    repo = ckptstore.open(tmp_path / "store")
+    repo = ckptstore.init(tmp_path / "store")
     repo.commit({"model": {"w": torch.ones(1)}}, branch="other")
     with pytest.raises(InvalidInputError, match="not a folder of Hugging Face"):
         new.train(resume_from_checkpoint="ckptstore://other")
