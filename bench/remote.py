@@ -37,6 +37,7 @@ from ckptstore.repository import Repository
 from ckptstore.storage import remote
 from ckptstore.storage.remote_url import RemoteUrl
 from ckptstore.store.disk_cache import BYTES_VARIABLE
+from ckptstore.store.opening import read_marker
 from ckptstore.testing.s3_server import S3Server
 
 PEER_THREADS = 16
@@ -206,7 +207,8 @@ class _SleepingStorage(remote.RemoteStorage):
 def _repository(storage: remote.RemoteStorage) -> Repository:
     """A handle on the repository in a storage, which is made if it is missing."""
     storage.create(MARKER_KEY, Marker(store="0" * 32, chunk_bytes=PIECE_BYTES).encode())
-    return Repository(storage, Marker.decode(storage.get(MARKER_KEY, bytes_max=1 << 20)))
+    marker, end = read_marker(storage)
+    return Repository(storage, marker, end=end)
 
 
 def _of_place(bench: Bench, place: Place) -> Iterator[Figure]:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from ckptstore.checkpoint import Checkpoint
 from ckptstore.commit_hooks import Hooked, Hooks
 from ckptstore.digest import Digest
-from ckptstore.documents.canonical import readable
 from ckptstore.documents.facts import Facts, check_created
 from ckptstore.documents.manifest import CREATED_MAX
-from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_BYTES_MAX, MARKER_KEY, Marker
+from ckptstore.documents.marker import CHUNK_BYTES_DEFAULT, MARKER_KEY, Marker
 from ckptstore.documents.names import check_metric_name, check_ref_name, check_strings
 from ckptstore.documents.settings import (
     GRACE,
@@ -60,6 +59,7 @@ from ckptstore.store.lost import (
 )
 from ckptstore.store.notes import Notes
 from ckptstore.store.objects import ObjectStore
+from ckptstore.store.opening import create_marker, read_marker
 from ckptstore.store.oplog import Oplog
 from ckptstore.store.refs import Refs, check_known
 from ckptstore.store.resolver import Resolver
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from ckptstore.storage import Storage
     from ckptstore.storage.hold import Hold
     from ckptstore.store.meter import Progress
+    from ckptstore.store.oplog import End
     from ckptstore.store.undo import OperationInfo, Undone, UndoPlan
     from ckptstore.store.usage import Usage
     from ckptstore.transfer.side import Side
@@ -130,10 +131,9 @@ def init(
         *(*Oplog.FOLDERS, *Oplog.PAGE_FOLDERS),
     )
     storage.prepare({MARKER_KEY, *folders})
-    if not storage.create(MARKER_KEY, readable(marker, name=MARKER_KEY)):
-        raise ConflictError(f"{storage.url} is already a repository. Open it instead.")
+    end = create_marker(storage, marker)
     storage.hold_reserve()
-    return Repository(storage, marker, clock=clock)
+    return Repository(storage, marker, clock=clock, end=end)
 
 
 def open(
@@ -165,7 +165,7 @@ def open(
     """
     storage = open_storage(url)
     try:
-        marker = Marker.decode(storage.get(MARKER_KEY, bytes_max=MARKER_BYTES_MAX))
+        marker, end = read_marker(storage)
     except NotFoundError as error:
         if not create:
             raise _no_repository(storage) from error
@@ -178,7 +178,7 @@ def open(
             "copy of the repository. Without one, delete that file; to make it anew and keep the "
             "checkpoints, use ckptstore.init."
         ) from error
-    return Repository(storage, marker, clock=clock, by_hand=by_hand)
+    return Repository(storage, marker, clock=clock, by_hand=by_hand, end=end)
 
 
 def _no_repository(storage: Storage) -> NotFoundError:
@@ -209,6 +209,7 @@ class Repository(Transfers, Hooked):
         *,
         clock: Callable[[], float] = time.time,
         by_hand: bool = False,
+        end: End | None = None,
     ) -> None:
         self._storage = storage
         if not callable(clock):
@@ -216,7 +217,7 @@ class Repository(Transfers, Hooked):
         self._chunk_bytes = marker.chunk_bytes
         self._clock = clock
         self._objects = ObjectStore.cached(storage)
-        self._oplog = Oplog(storage, store=marker.store, now=self._now)
+        self._oplog = Oplog(storage, store=marker.store, now=self._now, end=end)
         self._catalog = Catalog(storage, self._objects, check_store=self._oplog.check_store)
         self._notes = Notes(storage, self._oplog.between, cache=self._objects.cache)
         self._resolver = Resolver(self._oplog, self._catalog, self._notes)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 # Queued jobs for each thread, so that a slow job does not leave the other threads idle.
 AHEAD = 64
@@ -167,6 +168,14 @@ def ahead(jobs: Iterable[Callable[[], Result]], *, threads: int) -> Iterator[Res
             result = waiting.popleft().result()
             waiting.extend(workers.submit(job) for job in islice(left, 1))
             yield result
+
+
+def beside(job: Callable[[], Result], other: Callable[[], Other]) -> tuple[Result, Other]:
+    """Return the results of two jobs, of which another thread does the second meanwhile."""
+    with Workers(1, is_ahead=True) as workers:
+        waiting = workers.submit(other)
+        result = job()
+        return result, waiting.result()
 
 
 class Room:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Bundled = tuple[Bundle, list[ArrayEntry]]  # arrays that are wanted of a bundle
 
-READ_THREADS, FAR_READ_THREADS = 4, 32  # the latter wait for a network
+READ_THREADS, FAR_READ_THREADS = 4, 48  # the latter wait for a network
 BUNDLES_BYTES_MAX = 8 << 20  # bundles held at once; most have about 1 MB
 # The buffers of all threads together.
 BUFFER_BYTES_MAX, FAR_BUFFER_BYTES_MAX = 32 << 20, 128 << 20

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import ConflictError, CorruptError
 from ckptstore.store.lost import head_of
+from ckptstore.store.oplog import FORWARD_MAX
 from ckptstore.store.refs import check_new_branch
+from ckptstore.threads import beside
 from ckptstore.zarr.hierarchy import ZarrFiles
 
 if TYPE_CHECKING:
@@ -84,23 +86,19 @@ class Committer:
         created: None means now. after: the head that the branch has to have; None for any.
         """
 
+        guesses = [self.oplog.known()]  # with which the first attempt begins
+
         def make() -> Made:
-            newest = self.oplog.newest()
-            head = head_of(branch, newest, self.oplog, self.catalog)
-            if after not in (None, head):
-                raise ConflictError(
-                    f"Branch {branch!r} is at {head.short if head else 'no checkpoint'}, not at "
-                    f"{after.short if after else ''}, which was to be the parent. Nothing was "
-                    "committed."
-                )
-            written = self._write(value, head, is_first=not newest.seq)
+            guess = guesses.pop() if guesses else None
+            look = partial(self._look, branch, after)
+            written, since, head = self._written_beside(look, value, branch, guess)
             return self._publish(
                 written,
                 facts,
                 branch=branch,
                 retry=retry,
                 parent=head,
-                since=newest,
+                since=since,
                 created=created,
             )
 
@@ -128,8 +126,7 @@ class Committer:
 
     def begin(self, branch: str) -> Begun:
         """Look at a branch before several processes put what is to be committed to it."""
-        newest = self.oplog.newest()
-        return Begun(newest, head_of(branch, newest, self.oplog, self.catalog))
+        return self._look(branch)
 
     def commit_shards(
         self,
@@ -199,6 +196,48 @@ class Committer:
         made = self.refs.beside_gc(make)
         self.committed(*made)
         return made
+
+    def _look(self, branch: str, after: Digest | None = None) -> Begun:
+        """Look at a branch. after: the head that it has to have; None for any."""
+        newest = self.oplog.newest()
+        head = head_of(branch, newest, self.oplog, self.catalog)
+        if after not in (None, head):
+            raise ConflictError(
+                f"Branch {branch!r} is at {head.short if head else 'no checkpoint'}, not at "
+                f"{after.short if after else ''}, which was to be the parent. Nothing was "
+                "committed."
+            )
+        return Begun(newest, head)
+
+    def _written_beside(
+        self, look: Callable[[], Begun], value: object, branch: str, guess: Operation | None
+    ) -> tuple[Written, Operation, Digest | None]:
+        """Store a state, and look at the branch meanwhile if an operation is known already.
+
+        That operation was the newest once, so it counts as what the commit looked at first: what
+        any operation since then has condemned is not relied on. If there are many since then, the
+        state is stored again, as reading all of them would take longer (ADR 0077).
+
+        Args:
+            look: Looks at the branch.
+            value: The state, or a Zarr hierarchy in files.
+            branch: Its name.
+            guess: An operation that was the newest once; None to look first.
+
+        Returns:
+            What was written, the operation that was the newest before, and the head of the branch.
+        """
+
+        def write(newest: Operation, head: Digest | None) -> Written:
+            return self._write(value, head, is_first=not newest.seq)
+
+        if guess is None or isinstance(value, ZarrFiles):
+            newest, head = look()
+            return write(newest, head), newest, head
+        written, (newest, head) = beside(partial(write, guess, guess.heads.get(branch)), look)
+        if newest.seq - guess.seq > FORWARD_MAX:
+            return write(newest, head), newest, head
+        return written, guess, head
 
     def _write(self, value: object, head: Digest | None, *, is_first: bool) -> Written:
         """Store a state, or a Zarr hierarchy in files; durable when this returns."""

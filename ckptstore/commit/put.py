@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 
 HASH_THREADS = 3  # more would only take turns
 PUT_THREADS = 8  # they wait for fsync, which takes from 0.1 ms to many, as the disk is
-FAR_PUT_THREADS = 32  # they wait for a network
+FAR_PUT_THREADS = 48  # they wait for a network
 COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also waits for these
 NEW_IN_A_ROW = 2  # chunks; after so many the next is expected to be new and written right away
 WRITING_MAX = 16  # bundles and documents that are being written or wait for it

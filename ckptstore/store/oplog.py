@@ -49,7 +49,7 @@ from ckptstore.storage.protocol import UnlistedError
 from ckptstore.store.cache import Cache
 from ckptstore.store.condemned import seconds_until_dead
 from ckptstore.store.newest import newest_after, newest_of_all
-from ckptstore.threads import Workers, gather, results
+from ckptstore.threads import Workers, beside, gather, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -106,12 +106,19 @@ class Sight(NamedTuple):
     moment: Moment
 
 
+class End(NamedTuple):
+    """Where a log ended: the number of its newest operation, and a moment before that was seen."""
+
+    seq: int
+    moment: Moment
+
+
 class Oplog:
     """The operations of one repository.
 
     store: the id in its marker; "" leaves the marker alone. now: returns UTC in microseconds since
     1970, by which leases end. Returned operations have no ended leases, so appended ones have none
-    either.
+    either. end: where the log ended when the repository was opened, if that is known of a far one.
     """
 
     FOLDERS: ClassVar = (PREFIX,)
@@ -120,7 +127,12 @@ class Oplog:
     page_key = staticmethod(page_key_of)
 
     def __init__(
-        self, storage: Storage, *, store: str = "", now: Callable[[], int] = lambda: 0
+        self,
+        storage: Storage,
+        *,
+        store: str = "",
+        now: Callable[[], int] = lambda: 0,
+        end: End | None = None,
     ) -> None:
         self._storage, self._store, self._now = storage, store, now
         self._known: tuple[int, str] | None = None  # the newest operation, as of the last look
@@ -133,19 +145,52 @@ class Oplog:
         self._confirmed: Moment | None = moment.now() if storage.is_far else None
         # The number of the newest operation at a moment, of a far storage: operations behind it
         # that are created within seconds have numbers that were never used.
-        self._bound: tuple[int, Moment] | None = None
+        self._bound: End | None = end
+        self._listed = 0 if end is None else end.seq  # where the first look begins
+        if end is not None and not end.seq:
+            self._recent.put(0, Sight(Operation(), end.moment))
+
+    def known(self) -> Operation | None:
+        """Return an operation that has been the newest, without a look; None if none is known.
+
+        Only of a far storage. Before the first operation it is one without branches and tags.
+        """
+        last = self._last()
+        return None if last is None else last.operation.at(self._now)
 
     def newest(self) -> Operation:
         """Return the newest operation; before the first, one without branches and tags."""
+        listed, self._listed = self._listed, 0
+        if listed and self._last() is None and self._is_newest(listed):
+            return self.read(listed)
         return self._newest(self._read_from)
 
     def newest_listed(self) -> Operation:
-        """Return the newest operation that is listed.
+        """Return the newest operation that is listed, or was when the repository was opened.
 
-        A listing from a cache on the way may be late. It is good enough for a plan that is made
-        again where it cannot be carried out.
+        That may have been seconds ago, and a listing from a cache on the way may be late. It is
+        good enough for a plan that is made again where it cannot be carried out.
         """
-        return self._newest(self.read if self._storage.is_far else self._read_from)
+        if not self._storage.is_far:
+            return self._newest(self._read_from)
+        listed, self._listed = self._listed, 0
+        if listed and self._last() is None and _is_within(CONFIRM_SECONDS, self._confirmed):
+            with suppress(NotFoundError, CorruptError):
+                newest = self.read(listed)
+                self._note(newest)
+                return newest
+        return self._newest(self.read)
+
+    def _is_newest(self, seq: int) -> bool:
+        """Read an operation, and return whether no newer one is there; False if it cannot be read.
+
+        If one is there, that is looked for from here.
+        """
+        with suppress(NotFoundError, CorruptError):
+            operation, has_next = beside(partial(self.read, seq), partial(self.exists, seq + 1))
+            self._note(operation)
+            return not has_next
+        return False
 
     def _newest(self, read: Callable[[int], Operation]) -> Operation:
         newest = self._next_to_known()
@@ -173,7 +218,7 @@ class Oplog:
             self._note(newest)
             if not seq and self._storage.is_far:
                 self._recent.put(0, Sight(newest, began))
-                self._bound = 0, began
+                self._bound = End(0, began)
             return newest
         raise ConflictError(
             "The newest operation was replaced again and again while it was being read. Retry."
@@ -184,12 +229,8 @@ class Oplog:
         if not seq or not self._storage.is_far or READ_THREADS == 1:
             newest = newest_after(seq, self.exists) if self.exists(seq + 1) else seq
             return self.read(newest) if newest else Operation()
-        with Workers(2) as workers:
-            has_next = workers.submit(partial(self.exists, seq + 1))
-            operation = workers.submit(partial(self.read, seq))
-        if has_next.result():
-            return self.read(newest_after(seq, self.exists))
-        return operation.result()
+        operation, has_next = beside(partial(self.read, seq), partial(self.exists, seq + 1))
+        return self.read(newest_after(seq, self.exists)) if has_next else operation
 
     def _newest_seq(self) -> int:
         """Return the number of the newest operation, at least as of now; 0 before the first."""
@@ -205,7 +246,7 @@ class Oplog:
         one may be missing too. Unless the known one was there seconds ago, it is read again.
         """
         last = self._last()
-        if last is None or not last.operation.seq:
+        if last is None:
             return None
         newest = last.operation
         for _ in range(FORWARD_MAX):
@@ -222,6 +263,8 @@ class Oplog:
 
     def _confirm(self, known: Operation) -> bool:
         """Return True when an operation is there, and so is the repository that it is of."""
+        if not known.seq:
+            return False
         began, self._confirmed = moment.now(), None
         with suppress(NotFoundError, CorruptError):
             if self.read_without_pages(known.seq).nonce == known.nonce:
@@ -292,6 +335,11 @@ class Oplog:
         """Return the numbers of the operations that are kept."""
         found = map(_seq_of, self._storage.keys(PREFIX))
         return {seq for seq in found if seq is not None}
+
+    def end(self) -> End:
+        """Return where the log ends, by a listing."""
+        began = moment.now()
+        return End(max(self.seqs(), default=0), began)
 
     def stored_by(self, seq: int) -> float | None:
         """Return a time, by the storage's clock, by which an operation was stored.
@@ -431,13 +479,12 @@ class Oplog:
 
     def _bound_soon(self) -> None:
         """List the operations, for one that is created within seconds."""
-        began = moment.now()
-        self._bound = max(self.seqs(), default=0), began
+        self._bound = self.end()
 
     def _is_unused(self, seq: int) -> bool:
         """Return True when no operation of this number can have been pruned, without a look."""
         bound = self._bound
-        return bound is not None and seq > bound[0] and _is_within(SETTLE_SECONDS, bound[1])
+        return bound is not None and seq > bound.seq and _is_within(SETTLE_SECONDS, bound.moment)
 
     def _sight(self, seq: int) -> Sight | None:
         with suppress(NotFoundError, CorruptError):
@@ -555,7 +602,7 @@ class Oplog:
             self._settle(seq)
         if self._storage.is_far:
             self._recent.put(seq, Sight(operation, began))
-            self._bound = seq, began
+            self._bound = End(seq, began)
         return True
 
     def _paged(self, operation: Operation, newest: Operation) -> Operation:

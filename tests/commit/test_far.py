@@ -153,8 +153,10 @@ def test_objects_that_are_there_after_many_new_ones_are_found_again() -> None:
     """At most as many are put again as are put between two looks, and by threads meanwhile."""
     storage = FarCounting()
     repo = repository(storage)
-    state = _state(300)
-    old = repo.commit({name: state[name] for name in state if name[:2] == "w2"}, branch="old")
+    state = _state(400)
+    old = repo.commit(
+        {name: state[name] for name in state if name[:2] in ("w2", "w3")}, branch="old"
+    )
     storage.forget()
     repo.commit({f"a{name}": array for name, array in state.items()}, branch="new")
     again = array_objects(old) & storage.written.keys()

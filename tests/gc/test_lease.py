@@ -18,12 +18,14 @@ import pytest
 
 import ckptstore
 from ckptstore import ConflictError, Repository, moment
+from ckptstore.commit import committer
 from ckptstore.documents.marker import Marker
 from ckptstore.errors import CorruptError, StorageError
 from ckptstore.gc import execute, finish
 from ckptstore.gc.ownership import Ownership, TakenOverError
 from ckptstore.retention import KeepAll, MaxToKeep
 from ckptstore.store import oplog
+from ckptstore.store.oplog import Oplog
 from ckptstore.testing.faults import Killed
 from tests.gc import test_interleavings as interleavings
 from tests.helpers.crash.parts import some
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 DAY = 86_400.0
+CALLS_MIN = 8  # of a commit; a gc makes more
 TOOK_OVER = "took over a gc that was interrupted"
 MARKER = Marker(store="0" * 32, chunk_bytes=64 << 10)
 
@@ -405,6 +408,59 @@ def is_lost(far: Far, expiring: dict[str, Any], *, margin: float) -> bool:
     return not far.repo.verify().ok
 
 
+def stands_still(far: Far, call: int) -> tuple[bool, str | None]:
+    """A commit stands still at a call, while a gc takes what it has found or put.
+
+    Returns whether it got so far, and what is wrong afterwards.
+    """
+    me = threading.get_ident()
+    committing = far.open()
+    committing._oplog.newest()  # so that it puts before it looks
+    far.storage.calls_until_stall[me] = call
+    far.storage.on_stall = lambda: far.open(days=9).gc(MaxToKeep(1), grace=0)
+    committing.commit(state(0), branch="again")
+    if far.storage.calls_until_stall.pop(me, None) is not None:
+        return False, None
+    report = far.open().verify()
+    if not report.ok:
+        return True, f"stalled at call {call}: {report.problems[0]}"
+    is_same = difference(state(0), far.open().checkout("again")) is None
+    return True, None if is_same else "another state came back"
+
+
+def since_the_look() -> AbstractContextManager[object]:
+    """A commit that takes its look as what came before its puts."""
+    real = committer.Committer._written_beside
+
+    def written(self: Any, look: Callable[[], Any], *args: Any) -> Any:
+        begun = []
+        made, _, head = real(self, lambda: begun.append(look()) or begun[-1], *args)
+        return made, begun[-1].newest, head
+
+    return patch.object(committer.Committer, "_written_beside", written)
+
+
+@pytest.mark.parametrize("forward", [oplog.FORWARD_MAX, 0], ids=["few operations", "many"])
+def test_a_commit_that_stands_still_at_any_call_puts_again_what_a_gc_took(
+    forward: int, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "FORWARD_MAX", forward)
+    assert first_complaint(far, stands_still) is None
+
+
+@pytest.mark.seeded
+@pytest.mark.parametrize(
+    "bug",
+    [since_the_look, interleavings.never_condemned, interleavings.only_the_newest],
+    ids=lambda bug: bug.__name__.replace("_", "-"),
+)
+def test_a_commit_that_stands_still_shows_mistakes(
+    bug: Callable[[], AbstractContextManager[object]], far: Far
+) -> None:
+    with bug():
+        assert first_complaint(far, stands_still) is not None
+
+
 # ------------------------------------------------------------------------------------ every order
 
 
@@ -412,17 +468,21 @@ class FarWorld(interleavings.World):
     """The world of `test_interleavings` on such a storage."""
 
     def far(self, storage: FarStorage, actors: int) -> list[Repository]:
-        """Handles of processes whose clocks are wrong by days."""
+        """Handles of processes whose clocks are wrong by days; each second one knows the log."""
         for key, data in self.data.items():
             storage.put(key, data)
-        return [
+        handles = [
             Repository(
                 storage,
                 self.marker,
                 clock=lambda days=number * 30 - 40: 1e9 + 1 + days * DAY,  # type: ignore[misc]
+                end=Oplog(storage).end(),
             )
             for number in range(actors)
         ]
+        for handle in handles[::2]:
+            handle._oplog.newest()
+        return handles
 
 
 @pytest.fixture
@@ -548,15 +608,15 @@ def stalled(far: Far, call: int) -> tuple[bool, str | None]:
     return True, None if is_same else "another state came back"
 
 
-def first_complaint(far: Far) -> str | None:
-    """What is wrong after a gc stood still at any of its calls, or None if nothing ever is."""
+def first_complaint(far: Far, stalled: Callable[[Far, int], tuple[bool, str | None]]) -> str | None:
+    """What is wrong after a process stood still at any of its calls; None if nothing ever is."""
     far.commit(0, 1, 2)
     data, modified = dict(far.storage._data), dict(far.storage._modified)
     for call in range(1, 1000):
         far.storage._data, far.storage._modified = dict(data), dict(modified)
         is_there, complaint = stalled(far, call)
         if complaint or not is_there:
-            assert complaint or call > 30
+            assert complaint or call > CALLS_MIN
             return complaint
     raise AssertionError
 
@@ -564,7 +624,7 @@ def first_complaint(far: Far) -> str | None:
 def test_a_gc_that_stands_still_at_any_call_takes_nothing_that_a_commit_put_again(
     far: Far,
 ) -> None:
-    assert first_complaint(far) is None
+    assert first_complaint(far, stalled) is None
 
 
 @pytest.mark.seeded
@@ -584,7 +644,7 @@ def test_a_gc_that_stands_still_shows_mistakes(
     bug: Callable[[], AbstractContextManager[object]], far: Far
 ) -> None:
     with bug():
-        assert first_complaint(far) is not None
+        assert first_complaint(far, stalled) is not None
 
 
 def test_a_gc_killed_at_any_call_is_finished_by_a_commit_or_the_next_gc(

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ckptstore import moment
+from ckptstore.commit import committer
 from ckptstore.errors import StorageError
 from ckptstore.gc import finish
 from ckptstore.moment import Moment
@@ -131,8 +132,10 @@ class FarStorage(ScheduledStorage):
 def with_clocks(monkeypatch: pytest.MonkeyPatch, storage: FarStorage) -> None:
     """Have this process live by the clock of a storage, days away, and with short leases.
 
-    Each process makes its calls one after the other, so that it can be stopped at any of them.
+    Each process makes its calls one after the other, so that it can be stopped at any of them. A
+    commit that begins with an operation it knows puts all objects before it looks for a newer one.
     """
+    monkeypatch.setattr(committer, "beside", lambda job, other: (job(), other()))
     monkeypatch.setattr(catalog, "FAR_THREADS", 1)
     monkeypatch.setattr(oplog, "READ_THREADS", 1)
     monkeypatch.setattr(newest, "THREADS", 1)

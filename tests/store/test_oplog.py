@@ -70,16 +70,23 @@ def forget_when(log: Oplog) -> None:
     """Have a log know what it knows since long ago."""
     for sight in list(log._recent._values.values()):
         log._recent.put(sight.operation.seq, sight._replace(moment=LONG_AGO))
-    log._bound = log._bound and (log._bound[0], LONG_AGO)
+    log._bound = log._bound and log._bound._replace(moment=LONG_AGO)
     log._confirmed = log._confirmed and LONG_AGO
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["count", "look", "late"]))))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from(["count", "count thrice", "look", "late", "open", "be opened"]),
+        )
+    )
+)
 def test_of_handles_that_remember_each_sees_what_the_others_appended(
     calls: list[tuple[int, str]],
 ) -> None:
-    """Also when the known operation is too old to be relied on."""
+    """Also when the known operation is too old to be relied on, or only its number is known."""
     storage = FarStorage()
     handles = [Oplog(storage) for _ in range(3)]
     counted = 0
@@ -89,6 +96,15 @@ def test_of_handles_that_remember_each_sees_what_the_others_appended(
         elif call == "count":
             count_up(handles[number])
             counted += 1
+        elif call == "count thrice":
+            for _ in range(3):
+                count_up(handles[number])
+            counted += 3
+        elif call == "open":
+            handles[number] = Oplog(storage, end=handles[number].end())
+        elif call == "be opened":  # and only used after others have appended
+            handles[number] = Oplog(storage, end=handles[number].end())
+            continue
         assert handles[number].newest().settings.get("n", 0) == counted
         assert handles[number].newest() == Oplog(storage).newest()
 
@@ -111,15 +127,24 @@ def test_a_decision_on_what_is_not_the_newest_any_more_is_made_again() -> None:
     assert seen == [1, 2]
 
 
-def test_a_handle_that_slept_for_more_operations_than_are_kept_finds_the_newest() -> None:
+@pytest.mark.parametrize("begins", [0, 1])
+def test_a_handle_that_slept_for_more_operations_than_are_kept_finds_the_newest(
+    begins: int,
+) -> None:
+    """Also one that has only been opened."""
     storage = FarStorage()
+    opened = []
     log = Oplog(storage)
-    count_up(log)
-    forget_when(log)
+    for _ in range(begins + 1):
+        opened.append(Oplog(storage, end=log.end()))
+        count_up(log)
+    for handle in (log, *opened):
+        forget_when(handle)
     for _ in range(KEPT_OPERATIONS + 150):
         count_up(Oplog(storage))
     count_up(log)
-    assert log.newest().settings == {"n": KEPT_OPERATIONS + 152}
+    assert log.newest().settings == {"n": KEPT_OPERATIONS + 152 + begins}
+    assert all(handle.newest() == log.newest() for handle in opened)
 
 
 @pytest.mark.parametrize("is_late", [True, False], ids=["long ago", "a moment ago"])
