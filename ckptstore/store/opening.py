@@ -52,8 +52,12 @@ def create_marker(storage: Storage, marker: Marker) -> End | None:
 
 
 def _beside_end(job: Callable[[], Result], storage: Storage) -> tuple[Result, End | None]:
-    """Have a request made; of a far storage the operations are listed meanwhile."""
+    """Have a request made; the operations of an object store are listed meanwhile."""
     if not storage.is_far:
+        return job(), None
+    from ckptstore.storage.web import WebStorage
+
+    if isinstance(storage, WebStorage):  # which lists by several requests, if at all
         return job(), None
     return beside(job, partial(_end, storage))
 
