@@ -74,6 +74,7 @@ _BY_CONTENTS = {
 FORMATS = tuple(suffix[1:] for suffix in (".pt", SAFETENSORS, ".npz", ".npy"))
 _OF_TENSORFLOW = re.compile(r".+\.index|.+\.data-[0-9]{5}-of-[0-9]{5}|checkpoint")
 _UNPACKED = frozenset({_HDF5, _KERAS, _NPZ})  # modules that unpack what is compressed
+_WITH_FACTS = frozenset({_HUGGING_FACE, _TORCH})  # modules that find a step, an epoch or metrics
 _FOLDERS = frozenset({_DCP, _HUGGING_FACE, _SHARDED, _ZARR})  # modules whose format is a folder
 
 
@@ -186,7 +187,7 @@ def read_file(
         options = {"bytes_max": bytes_max} if name in _UNPACKED else {}
         module = import_module(name)
         state, meta, *left_out = module.read(path, **options)
-        facts = module.facts(path) if name == _HUGGING_FACE else {}
+        facts = module.facts(path, state) if name in _WITH_FACTS else {}
     except ImportError as error:
         raise _lacking(path, error) from error
     except OSError as error:

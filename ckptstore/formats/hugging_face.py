@@ -80,7 +80,7 @@ def read(path: Path) -> tuple[Any, ...]:
     return first | parts | {FILES: tree}, {}, reading.left_out
 
 
-def facts(path: Path) -> dict[str, Any]:
+def facts(path: Path, state: Any) -> dict[str, Any]:  # noqa: ARG001 - of other formats
     """Return the step, the epoch and the metrics of a folder, as far as Trainer wrote them."""
     if not os.path.lexists(path / trainer_state.NAME):
         return {}

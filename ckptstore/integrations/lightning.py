@@ -9,33 +9,42 @@ mirrors and many ranks work as they do there. See docs/adr/0072.
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
-from lightning.pytorch import __version__ as lightning_version
+from fsspec.core import url_to_fs
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ckptstore import formats, repository
 from ckptstore.commit.flatten import flatten
+from ckptstore.documents.names import check_ref_name
 from ckptstore.errors import (
     ConflictError,
+    ExpiredError,
     InvalidInputError,
     NotFoundError,
     UnsupportedValueError,
     shown,
 )
+from ckptstore.formats.torch.lightning import HYPERPARAMETERS, VERSION, facts, meta
 from ckptstore.repository import Repository
 from ckptstore.retention import KeepBest
-from ckptstore.training.branch_gc import stored_best
+from ckptstore.this_run import run_meta
+from ckptstore.training.branch_gc import joined, stored_best
 from ckptstore.training.loaders.ends import FINISHED
 from ckptstore.training.loaders.randomness import LoaderRandomness
 from ckptstore.training.manager import CheckpointManager
@@ -43,20 +52,20 @@ from ckptstore.training.random_state import RandomState
 from ckptstore.training.tracked import PROGRESS, RANDOM, RANKS, Box
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     import lightning.pytorch as pl
 
     from ckptstore.checkpoint import Checkpoint
     from ckptstore.retention import Policy
 
-__all__ = ["CkptStoreCallback"]
+__all__ = ["CkptStoreCallback", "CkptStoreIO"]
 
 SCHEME = "ckptstore://"
+STUB, STUB_BYTES_MAX = "ckptstore", 10_000  # in a file that names a checkpoint
 LAST, BEST = "last", "best"
 WEIGHTS, OPTIMIZERS = "state_dict", "optimizer_states"
-HYPERPARAMETERS, VERSION = "hyper_parameters", "pytorch-lightning_version"
 LOADERS = "loaders"  # the generators of data loaders
 _OWN = (RANDOM, PROGRESS, RANKS)  # the keys that a manager adds
 
@@ -147,14 +156,19 @@ class CkptStoreCallback(ModelCheckpoint):
         mirror: str | Path | None = None,
         save_on_signal: bool | str | int | Sequence[str | int] | Mapping[str, str] = False,
     ) -> None:
-        self.store, self.branch, self.reset = store, branch, reset
+        self.store, self.reset = store, reset
+        self.branch = str(check_ref_name(branch, kind="branch"))
         self._best = _best(monitor, mode, save_top_k)
+        _check_intervals(every_n_train_steps, every_n_epochs, train_time_interval)
         self._options: dict[str, Any] = {
             "max_to_keep": max_to_keep,
             "keep_best": self._best if save_top_k > 0 else None,
             "keep_every_n_hours": keep_every_n_hours,
             "keep_every_n_steps": keep_every_n_steps,
             "policy": policy,
+        }
+        joined(**self._options)  # which refuses what no policy is, before the training
+        self._options |= {
             "async_save": async_save,
             "mirror": mirror,
             "save_on_signal": save_on_signal,
@@ -390,7 +404,7 @@ class CkptStoreCallback(ModelCheckpoint):
         manager.save(
             trainer.global_step,
             metrics=run.metrics(trainer),
-            meta=_meta(checkpoint),
+            meta=meta(checkpoint),
             epoch=trainer.current_epoch,
             batch=0 if trainer.is_last_batch else run.batch,
             tag=address.removeprefix(SCHEME) or None,
@@ -601,6 +615,7 @@ class _Run:
     _positions: list[Any] = field(default_factory=list)  # of loaders, to restore
     _generators: list[Any] = field(default_factory=list)  # of loaders, to restore
     _restored: list[Any] = field(default_factory=list)  # generators of loaders, as restored
+    _repeated: list[_Repeated] = field(default_factory=list)
     _loaders: list[Any] = field(default_factory=list)
     _begun: list[Any] = field(default_factory=list)  # their generators before they drew the order
     _has_begun: bool = False
@@ -646,6 +661,8 @@ class _Run:
         self._set_random_states()
         self._loaders.append(loader)
         self._begun.append(_generators(loader))
+        if self.is_within_epoch and generators:
+            self._repeated.extend(_Repeated.within(loader, generators))
 
     def begin_epoch(self) -> None:
         """Note the generators of the loaders, unless they have drawn the order already."""
@@ -665,6 +682,9 @@ class _Run:
         """Begin to train."""
         if self.is_within_epoch:  # where no loader draws the order of an epoch any more
             self._set_random_states()
+        for repeated in self._repeated:
+            repeated.release()
+        self._repeated = []
         self.seen_step, self.saved_time = trainer.global_step, time.monotonic()
 
     def repeats_end(self) -> bool:
@@ -707,6 +727,140 @@ class _Run:
             for name, value in _numbers(trainer.callback_metrics).items()
             if self._measured.get(name, step) == step
         }
+
+
+class CkptStoreIO(CheckpointIO):
+    """Commits what Lightning saves to files, for those who keep `ModelCheckpoint`.
+
+    In place of each file there is a small one that names the checkpoint. So `ModelCheckpoint`
+    finds, names and removes files as ever, and `ckpt_path="last"` and the path of a file resume.
+    The step, the epoch, the hyperparameters and the score of the file by `monitor` are recorded. A
+    checkpoint whose file is removed or replaced expires. Random states are not saved: that takes
+    `CkptStoreCallback`.
+
+    Args:
+        store: A folder or URL, where a repository is created if there is none, or a Repository.
+        branch: The branch to commit to.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import ModelCheckpoint
+        >>> from ckptstore.integrations.lightning import CkptStoreIO
+        >>> files = ModelCheckpoint("checkpoints", monitor="val_loss", save_last=True)
+        >>> trainer = Trainer(
+        ...     callbacks=[files], plugins=[CkptStoreIO("runs/lightning")]
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(self, store: str | Path | Repository, *, branch: str = "main") -> None:
+        self._repository = store if isinstance(store, Repository) else None
+        self._store, self._branch = store, str(check_ref_name(branch, kind="branch"))
+        self._files = TorchCheckpointIO()
+        self._removed: list[str] = []  # ids of checkpoints that are to expire
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Commit a checkpoint, and write a file that names it.
+
+        Args:
+            checkpoint: Lightning's dict.
+            path: The path of the file. Names that begin with a dot are Lightning's own temporary
+                files, which are written as ever.
+            storage_options: Passed on for such files.
+
+        Raises:
+            UnsupportedValueError: It holds a value that no checkpoint can hold.
+        """
+        name = Path(path).name
+        if name.startswith("."):
+            self._files.save_checkpoint(checkpoint, path, storage_options)
+            return
+        repo, found = self._opened(), facts(checkpoint, name)
+        made = repo.commit(
+            checkpoint,
+            branch=self._branch,
+            step=found.get("step"),
+            metrics=found.get("metrics"),
+            meta=run_meta() | meta(checkpoint) | {"file": name},
+            retry=True,
+        )
+        document = {STUB: repo.url, "id": str(made.id), "branch": self._branch}
+        self._let_go(path)
+        fs, file = url_to_fs(str(path))
+        fs.makedirs(os.path.dirname(file), exist_ok=True)
+        fs.pipe_file(f"{file}.part", json.dumps(document).encode())
+        fs.mv(f"{file}.part", file)
+        self._expire()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: A file that names one, an address, or any file of Lightning.
+            map_location: For files of Lightning.
+            weights_only: For files of Lightning.
+
+        Returns:
+            Lightning's dict.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+        """
+        if is_address(path):
+            store, rev = _parsed(str(path))
+            repo = repository.open(store) if store else self._opened()
+        elif (named := _named(path)) is not None:
+            repo, rev = repository.open(named[STUB]), named["id"]
+        else:
+            return dict(self._files.load_checkpoint(path, map_location, weights_only))
+        return _read(repo, _checked(repo.resolve(rev)), is_fitting=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file, and let the checkpoint that it names expire.
+
+        Args:
+            path: The path of the file.
+        """
+        self._let_go(path)
+        self._files.remove_checkpoint(path)
+        self._expire()
+
+    def _let_go(self, path: str | Path) -> None:
+        """Note that the checkpoint that a file names is to expire, if it names one."""
+        if (named := _named(path)) is not None and named[STUB] == self._opened().url:
+            self._removed.append(named["id"])
+
+    def _expire(self) -> None:
+        """Expire what was removed; the newest of the branch only after the next save."""
+        repo = self._opened()
+        head = repo.ref_names()[0].get(self._branch)
+        for rev in [rev for rev in self._removed if rev != str(head)]:
+            self._removed.remove(rev)
+            with suppress(ConflictError, ExpiredError, NotFoundError):  # it has a tag, say
+                repo.expire(rev).execute()
+
+    def _opened(self) -> Repository:
+        """The repository."""
+        if self._repository is None:
+            assert not isinstance(self._store, Repository)
+            self._repository = repository.open(self._store, create=True)
+        return self._repository
+
+
+def _named(path: object) -> dict[str, str] | None:
+    """What a file of CkptStoreIO says; None for another file."""
+    fs, file = url_to_fs(str(path))
+    if not fs.isfile(file) or fs.size(file) > STUB_BYTES_MAX:
+        return None
+    try:
+        document = json.loads(fs.cat_file(file))
+    except ValueError:
+        return None
+    is_stub = isinstance(document, dict) and {STUB, "id"} <= document.keys()
+    return document if is_stub else None
 
 
 class StoreFileSystem(fsspec.AbstractFileSystem):
@@ -791,6 +945,21 @@ def _best(monitor: str | None, mode: str | None, top: int) -> KeepBest | None:
     return KeepBest(monitor, mode="auto" if mode is None else mode, n=max(1, top), pending=0)
 
 
+def _check_intervals(steps: object, epochs: object, time_interval: object) -> None:
+    """Raise InvalidInputError unless at most one of the intervals is set, to one that there is."""
+    counts = {"every_n_train_steps": steps, "every_n_epochs": epochs}
+    for name, value in counts.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise InvalidInputError(f"{name} is {shown(value)}; a number of 1 or more is expected.")
+    if time_interval is not None and not isinstance(time_interval, timedelta):
+        raise InvalidInputError(
+            f"train_time_interval is {shown(time_interval)}; a datetime.timedelta is expected."
+        )
+    given = counts | {"train_time_interval": time_interval}
+    if len(names := [name for name, value in given.items() if value is not None]) > 1:
+        raise InvalidInputError(f"{' and '.join(names)} exclude each other. Pass one of them.")
+
+
 def _loader_states(checkpoint: Mapping[str, Any]) -> list[Any]:
     """The states of the training's data loaders, of those that have one."""
     loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
@@ -809,6 +978,45 @@ def _set_generators(loader: Any, states: Mapping[str, Any]) -> None:
     for path, generator in LoaderRandomness(loader).generators.items():
         if path in states:
             generator.load_state_dict(states[path])
+
+
+class _Repeated:
+    """A sampler that draws the same order each time, until it is released.
+
+    To restore a position, torchdata draws an order several times; only its own samplers know that
+    it is one and the same, not those that Lightning wraps for many ranks.
+    """
+
+    def __init__(self, home: Any, draw: Callable[[], None]) -> None:
+        self.home, self.sampler, self.draw = home, home._sampler, draw  # noqa: SLF001
+        home._sampler = self  # noqa: SLF001
+
+    @classmethod
+    def within(cls, loader: Any, states: Mapping[str, Any]) -> Iterator[_Repeated]:
+        """Take the place of the sampler that Lightning has wrapped, if it has."""
+        sampler = getattr(loader.batch_sampler, "sampler", None)
+        if isinstance(sampler, DistributedSamplerWrapper):
+            found = LoaderRandomness(loader).generators
+
+            def draw() -> None:
+                for path, generator in found.items():
+                    generator.load_state_dict(states[path])
+
+            yield cls(sampler.dataset, draw)
+
+    def __iter__(self) -> Iterator[int]:
+        self.draw()
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)
+
+    def release(self) -> None:
+        """Let the sampler itself draw the next orders."""
+        self.home._sampler = self.sampler  # noqa: SLF001
 
 
 def _with_ended_loaders(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -892,21 +1100,3 @@ def _check_hyperparameters(*owners: Any) -> None:
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as numbers."""
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts about a checkpoint to record beside its step and metrics."""
-    facts = {"epoch": checkpoint["epoch"], "lightning": lightning_version}
-    if parameters := checkpoint.get(HYPERPARAMETERS):
-        facts[HYPERPARAMETERS] = _plain(parameters)
-    return facts
-
-
-def _plain(value: Any) -> Any:
-    """A hyperparameter as JSON; what JSON does not know as a text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    is_number = isinstance(value, int) or (isinstance(value, float) and isfinite(value))
-    return value if value is None or is_number or isinstance(value, str) else str(value)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 pl = pytest.importorskip("lightning.pytorch")
 
+from click.testing import CliRunner  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
 from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
@@ -26,7 +28,8 @@ from ckptstore import (  # noqa: E402
     UnsupportedValueError,
 )
 from ckptstore.formats import write_file  # noqa: E402
-from ckptstore.integrations.lightning import CkptStoreCallback  # noqa: E402
+from ckptstore.integrations.lightning import CkptStoreCallback, CkptStoreIO  # noqa: E402
+from ckptstore_cli.main import cli  # noqa: E402
 from tests.helpers.equality import difference  # noqa: E402
 from tests.helpers.root import ROOT  # noqa: E402
 
@@ -37,6 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
     pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
     pytest.mark.filterwarnings('ignore:.fit\\(ckpt_path="last"\\) is set, but there is no last'),
@@ -398,6 +402,13 @@ def test_a_signal_saves_and_ends_the_program(tmp_path: Path, references: Any) ->
         ({"mode": "min"}, "monitor"),
         ({"monitor": "quux"}, "quux"),
         ({"monitor": "val_loss", "mode": "up"}, "mode"),
+        ({"branch": "a..b"}, "cannot name a branch"),
+        ({"max_to_keep": -1}, "MaxToKeep"),
+        ({"policy": 3}, "policy"),
+        ({"every_n_train_steps": 0}, "every_n_train_steps"),
+        ({"every_n_epochs": "x"}, "every_n_epochs"),
+        ({"train_time_interval": 30}, "timedelta"),
+        ({"every_n_train_steps": 2, "every_n_epochs": 2}, "exclude each other"),
     ],
 )
 def test_arguments_that_make_no_sense_are_errors(arguments: Any, words: str) -> None:
@@ -433,3 +444,126 @@ def test_a_strategy_that_saves_by_itself_is_refused() -> None:
 
     with pytest.raises(InvalidInputError, match="a format of its own"):
         fit(CkptStoreCallback("memory://"), strategy=Own(device=torch.device("cpu")))
+
+
+def test_runs_on_two_ranks_go_on_there_and_on_one(tmp_path: Path) -> None:
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+            *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"),
+            *("-m", "tests.helpers.lightning_ranks", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("went on") == 8
+    for name in ("ddp-7", "shards-7", "gathered-9"):
+        repo = ckptstore.open(tmp_path / name)
+        newest = repo.resolve("main")
+        assert newest.step == 12
+        assert {array.path.split("/")[0] for array in newest.arrays} <= {
+            *("state_dict", "optimizer_states", "loaders", "rng", "ranks", "loops"),
+        }
+        ranks = [array.path for array in newest.arrays if array.path.startswith("ranks/")]
+        assert {path.split("/")[2] for path in ranks} == {"rng"}  # all else is alike
+        expected = repo.checkout("main")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The checkpoint was saved by 2 ranks")
+            one = fit(
+                CkptStoreCallback(repo, branch="one"),
+                loader=stateful,
+                ckpt_path="ckptstore://main",
+                max_epochs=3,
+            )
+            state = {name: value.clone() for name, value in one.model.state_dict().items()}
+            assert difference(state, dict(expected["state_dict"])) is None
+            optimizer = one.optimizers[0].state_dict()
+            assert difference(optimizer["state"], expected["optimizer_states"][0]["state"]) is None
+            go_on = fit(
+                CkptStoreCallback(repo, branch="one"),
+                loader=stateful,
+                ckpt_path="ckptstore://main",
+                max_epochs=4,
+            )
+        assert go_on.global_step == 20  # one rank has eight batches in an epoch
+        assert repo.resolve("one").parents == (newest.id,)
+
+
+def io_fit(folder: Path, **options: Any) -> Any:
+    """A run of ModelCheckpoint whose files name checkpoints."""
+    files = pl.callbacks.ModelCheckpoint(
+        folder / "files", monitor="val_loss", save_top_k=1, save_last=True
+    )
+    return fit(files, plugins=[CkptStoreIO(folder / "store")], **options)
+
+
+def test_model_checkpoint_saves_to_the_store(tmp_path: Path) -> None:
+    trainer = io_fit(tmp_path, max_epochs=3)
+    repo = ckptstore.open(tmp_path / "store")
+    best = Path(trainer.checkpoint_callback.best_model_path)
+    assert {file.name for file in best.parent.iterdir()} == {best.name, "last.ckpt"}
+    assert best.stat().st_size < 1_000
+    kept = {c.meta["file"]: c for c in repo.log(expired=False)}
+    assert kept.keys() == {best.name, "last.ckpt"}
+    assert kept[best.name].metrics == {
+        "val_loss": float(trainer.checkpoint_callback.best_model_score)
+    }
+    assert kept["last.ckpt"].step == 24
+    trainer.test(ckpt_path="best", dataloaders=validation(), verbose=False)
+    state = repo.checkout("main", part="state_dict")
+    found = Model()
+    ckptstore.load_weights(found, repo)
+    assert all(torch.equal(value, state[name]) for name, value in found.state_dict().items())
+
+
+def test_the_last_file_is_found_by_a_later_trainer(tmp_path: Path) -> None:
+    io_fit(tmp_path, max_epochs=2)
+    again = io_fit(tmp_path, max_epochs=3, ckpt_path="last")
+    assert again.global_step == 24
+    assert again.fit_loop.epoch_progress.total.ready == 3  # it went on
+    by_rev = io_fit(tmp_path, max_epochs=4, ckpt_path="ckptstore://main")
+    assert by_rev.global_step == 32
+
+
+def test_a_file_of_lightning_is_committed_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line, with its step, epoch, metric and hyperparameters."""
+    callbacks = [
+        pl.callbacks.ModelCheckpoint(tmp_path / "files", monitor="val_loss", save_last=True),
+        pl.callbacks.EarlyStopping("val_loss", patience=50),
+        pl.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1),
+    ]
+    trainer = fit(*callbacks, max_epochs=3, enable_checkpointing=True)
+    best = trainer.checkpoint_callback.best_model_path
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner()
+    for arguments in (
+        ["init"],
+        ["commit", best],
+        ["commit", str(tmp_path / "files" / "last.ckpt")],
+        ["checkout", "main", "-o", "again.ckpt"],
+    ):
+        result = run.invoke(cli, ["-r", "store", *arguments])
+        assert result.exit_code == 0, result.output
+    repo = ckptstore.open("store")
+    last, first = repo.log()
+    assert first.metrics == {"val_loss": float(trainer.checkpoint_callback.best_model_score)}
+    assert (last.step, last.metrics) == (24, {})
+    assert last.meta["epoch"] == 2
+    assert last.meta["hyper_parameters"] == {"width": 8, "rate": 0.01}
+    one = fit(*new(callbacks, tmp_path / "b"), max_epochs=4, ckpt_path="files/last.ckpt")
+    other = fit(*new(callbacks, tmp_path / "c"), max_epochs=4, ckpt_path="again.ckpt")
+    assert_final(other, final(one))
+
+
+def new(callbacks: list[Any], folder: Path) -> list[Any]:
+    """The same callbacks for another run."""
+    return [
+        pl.callbacks.ModelCheckpoint(folder, monitor="val_loss", save_last=True),
+        pl.callbacks.EarlyStopping("val_loss", patience=50),
+        pl.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1),
+    ][: len(callbacks)]

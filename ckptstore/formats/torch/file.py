@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.arrays.file import OpenFile
 from ckptstore.arrays.lazy import LazyArray
 from ckptstore.errors import InvalidInputError
+from ckptstore.formats.torch import lightning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +22,16 @@ if TYPE_CHECKING:
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the state in a file, with arrays that read the file, and no metadata."""
+    """Return the state in a file, with arrays that read it, and what Lightning notes in it."""
     from ckptstore.formats.torch.load import load
 
-    return load(OpenFile(path)), {}
+    state = load(OpenFile(path))
+    return state, lightning.meta(state) if lightning.is_lightning(state) else {}
+
+
+def facts(path: Path, state: Any) -> dict[str, Any]:
+    """Return the step, the epoch and the metrics of a file, as far as Lightning notes them."""
+    return lightning.facts(state, path.name)
 
 
 def read_tensors(path: Path, *, follow: bool = True) -> tuple[dict[str, LazyArray], dict[str, str]]:
