@@ -90,6 +90,17 @@ def test_a_checkpoint_that_expired_is_named_so(server: S3Server) -> None:
         ckptstore.open(server.url("run")).checkout(old)
 
 
+def test_a_checkpoint_that_expires_after_the_look_is_not_read_from_history(
+    server: S3Server,
+) -> None:
+    """The branch names it still, and its arrays are there, as they are those of another one."""
+    repo = ckptstore.open(server.url("run"), create=True)
+    id = repo.commit({"w": torch.ones(3)}).id
+    repo._catalog.expire([id])
+    with pytest.raises(ckptstore.ExpiredError, match=id[:8]):
+        ckptstore.open(server.url("run")).checkout("main")
+
+
 def test_a_commit_that_lost_makes_few_more(server: S3Server) -> None:
     """It reads the operation that was first, and the checkpoint it made, and puts its manifest."""
     url, state = server.url("run"), _state()
