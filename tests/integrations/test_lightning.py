@@ -175,6 +175,26 @@ def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, references: Any,
     assert_final(fit(CkptStoreCallback(tmp_path), ckpt_path="last"), references[plain])
 
 
+class Drawing(Model):
+    """It draws random numbers at each start, before the order of an epoch is drawn."""
+
+    def on_fit_start(self) -> None:
+        torch.rand(5)
+
+
+def test_random_numbers_that_a_start_draws_do_not_count(tmp_path: Path) -> None:
+    whole = final(fit(module=seeded(Drawing), enable_checkpointing=False))
+    fit(CkptStoreCallback(tmp_path), module=seeded(Drawing), stop=9)
+    again = fit(CkptStoreCallback(tmp_path), module=seeded(Drawing), ckpt_path="last")
+    assert_final(again, whole)
+
+
+def seeded(kind: type) -> Any:
+    """A model that always begins with the same weights."""
+    pl.seed_everything(1, verbose=False)
+    return kind()
+
+
 @pytest.mark.parametrize(
     ("stop", "every", "saved"), [(7, 3, 6), (8, 8, 8), (9, 4, 8), (17, 3, 15), (23, 1, 23)]
 )
