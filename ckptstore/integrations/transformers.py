@@ -119,6 +119,9 @@ class CkptStoreCallback(TrainerCallback):
     def revision(self, name: str) -> str:
         """Return the revision for "last", "best" or any revision of the repository.
 
+        Args:
+            name: "last", "best" by `keep_best`, "best:METRIC", or a revision.
+
         Raises:
             InvalidInputError: "best" was asked for, and there is no `keep_best`.
         """
@@ -143,6 +146,10 @@ class CkptStoreCallback(TrainerCallback):
 
     def resumes(self, checkpoint: Checkpoint, args: TrainingArguments) -> None:
         """Note that the run goes on from a checkpoint of the repository.
+
+        Args:
+            checkpoint: The checkpoint.
+            args: The arguments of the Trainer.
 
         Raises:
             ConflictError: It is not the newest of the branch, and `reset` is not set.
@@ -249,7 +256,16 @@ class CkptStoreTrainerMixin:
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train, as Trainer does."""
+        """Train, as Trainer does.
+
+        Args:
+            resume_from_checkpoint: As of Trainer, or a checkpoint of a repository.
+            *args: As of Trainer.
+            **kwargs: As of Trainer.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+        """
         with _local(self, resume_from_checkpoint) as folder:
             return super().train(folder, *args, **kwargs)  # type: ignore[misc]
 
