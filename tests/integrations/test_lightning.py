@@ -175,6 +175,35 @@ def test_a_run_goes_on_from_the_end_of_an_epoch(tmp_path: Path, references: Any,
     assert_final(fit(CkptStoreCallback(tmp_path), ckpt_path="last"), references[plain])
 
 
+class Plateaued(Model):
+    """Its rate falls when the loss of a validation, or of every other one, is no better."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.rate)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, threshold=10.0
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss", "frequency": 2},
+        }
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_epochs": -1, "max_steps": 40}])
+def test_a_rate_that_falls_on_a_plateau_falls_in_a_run_that_goes_on(
+    tmp_path: Path, limit: dict[str, int]
+) -> None:
+    """Lightning updates it after the checkpoint of the epoch, and forgets that where it resumes."""
+    limit = limit or {"max_epochs": 5}
+    whole = final(fit(module=seeded(Plateaued), enable_checkpointing=False, **limit))
+    assert whole["scheduler"]["_last_lr"] == [0.0025]
+    for stop in (9, 17, 33):
+        callback = CkptStoreCallback(tmp_path)
+        fit(callback, module=seeded(Plateaued), ckpt_path="last", stop=stop, **limit)
+    callback = CkptStoreCallback(tmp_path)
+    assert_final(fit(callback, module=seeded(Plateaued), ckpt_path="last", **limit), whole)
+
+
 class Drawing(Model):
     """It draws random numbers at each start, before the order of an epoch is drawn."""
 

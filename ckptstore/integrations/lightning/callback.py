@@ -22,12 +22,14 @@ from ckptstore.integrations.lightning.contents import (
     LOADERS,
     OPTIMIZERS,
     OWN,
+    PLATEAUS,
     WEIGHTS,
     check_hyperparameters,
     checked,
     destination,
     in_shards,
     is_sharded,
+    plateaus,
     read,
     with_ended_loaders,
 )
@@ -365,7 +367,7 @@ class CkptStoreCallback(ModelCheckpoint):
             checkpoint: Its dict.
             address: "ckptstore://", or "ckptstore://TAG" for a tag.
         """
-        if taken := [name for name in (*OWN, LOADERS) if name in checkpoint]:
+        if taken := [name for name in (*OWN, LOADERS, PLATEAUS) if name in checkpoint]:
             raise InvalidInputError(
                 f"The LightningModule adds {', '.join(map(repr, taken))} in on_save_checkpoint, "
                 "which are names of the store itself. Choose others."
@@ -373,6 +375,8 @@ class CkptStoreCallback(ModelCheckpoint):
         run, manager = self._run, self._manager_of(trainer)
         if trainer.is_last_batch:
             checkpoint = with_ended_loaders(checkpoint)
+            if metrics := plateaus(trainer):
+                checkpoint = checkpoint | {PLATEAUS: metrics}
         if generators := run.generators(is_at_end=trainer.is_last_batch):
             checkpoint = checkpoint | {LOADERS: generators}
         if is_sharded(trainer):

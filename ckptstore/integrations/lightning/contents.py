@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, OPTIMIZERS = "state_dict", "optimizer_states"
 LOADERS = "loaders"  # the generators of data loaders
+PLATEAUS = "plateaus"  # metrics by which schedulers are updated once the checkpoint is made
 OWN = (RANDOM, PROGRESS, RANKS)  # the keys that a manager adds
 
 
@@ -92,6 +93,24 @@ def with_ended_loaders(checkpoint: dict[str, Any]) -> dict[str, Any]:
     own = {**fit_loop["state_dict"], "combined_loader": states}
     return checkpoint | {
         "loops": checkpoint["loops"] | {"fit_loop": fit_loop | {"state_dict": own}}
+    }
+
+
+def plateaus(trainer: pl.Trainer) -> dict[int, float]:
+    """The metrics by which schedulers are updated at the end of this epoch, by their number.
+
+    Lightning updates `ReduceLROnPlateau` once the checkpoints of an epoch are made, and leaves that
+    out in a run that goes on from one.
+    """
+    metrics, epochs = trainer.callback_metrics, trainer.current_epoch + 1
+    return {
+        number: float(metrics[config.monitor])
+        for number, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau
+        and config.interval == "epoch"
+        and epochs % config.frequency == 0
+        and config.monitor in metrics
+        and trainer.lightning_module.automatic_optimization
     }
 
 

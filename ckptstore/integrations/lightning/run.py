@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 
-from ckptstore.integrations.lightning.contents import LOADERS, loader_states
+from ckptstore.integrations.lightning.contents import LOADERS, PLATEAUS, loader_states
 from ckptstore.training.loaders.randomness import LoaderRandomness
 from ckptstore.training.random_state import RandomState
 from ckptstore.training.tracked import PROGRESS, RANDOM
@@ -56,6 +56,7 @@ class Run:
     _loaders: list[Any] = field(default_factory=list)
     _begun: list[Any] = field(default_factory=list)  # their generators before they drew the order
     _has_begun: bool = False
+    _plateaus: Mapping[int, float] = field(default_factory=dict)
     _values: dict[str, float] = field(default_factory=dict)
     _known: dict[str, set[str]] = field(default_factory=dict)  # metrics by what measures them
     _measured: dict[str, int] = field(default_factory=dict)  # the step at which each was measured
@@ -71,6 +72,7 @@ class Run:
         self.is_within_epoch = isinstance(progress, dict) and bool(progress.get("batch"))
         self._random = random if is_own else None
         self._generators = [*checkpoint.get(LOADERS, ())]
+        self._plateaus = checkpoint.get(PLATEAUS, {})
         if states := loader_states(checkpoint):
             self._positions = [*states]
             states.clear()  # Lightning would load some of them once more
@@ -122,6 +124,9 @@ class Run:
         for repeated in self._repeated:
             repeated.release()
         self._repeated = []
+        for number, metric in self._plateaus.items():
+            scheduler = trainer.lr_scheduler_configs[number].scheduler
+            trainer.lightning_module.lr_scheduler_step(scheduler, metric)
         self.seen_step, self.saved_time = trainer.global_step, time.monotonic()
 
     def repeats_end(self) -> bool:
