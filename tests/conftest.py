@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 from ckptstore.state import codecs
 from ckptstore.store import disk_cache
 from ckptstore.store.objects import ObjectStore
-from tests.helpers import judges
+from tests.helpers import frameworks, judges
 from tests.helpers.counts import pytest_terminal_summary  # noqa: F401 a hook
 from tests.helpers.crash.parts import some
 from tests.helpers.forks import Forks
@@ -53,6 +53,16 @@ settings.register_profile("deep", _COMMON, max_examples=5000, print_blob=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out modules that import a framework, unless their tests are wanted.
+
+    It may not be installed, and no process may fork any more once JAX is imported.
+    """
+    if frameworks.are_wanted(config.option.markexpr):
+        return None
+    return frameworks.imports_framework(collection_path) or None
 
 
 @pytest.hookimpl(tryfirst=True)

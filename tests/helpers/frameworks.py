@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 
 INTEGRATIONS = "ckptstore.integrations."
 INSTALLED = ("dcp", "keras", "tensorboard")  # integrations whose frameworks every test can import
+_MARKED = re.compile(r"^(pytestmark = \[?|    )pytest\.mark\.framework\b", flags=re.MULTILINE)
 
 
 def needs_framework(module: str) -> bool:
@@ -13,6 +18,17 @@ def needs_framework(module: str) -> bool:
     return module.startswith(INTEGRATIONS) and not module.removeprefix(INTEGRATIONS).startswith(
         INSTALLED
     )
+
+
+def imports_framework(path: Path) -> bool:
+    """True for a module of tests that are all marked `framework`: it imports one at its top."""
+    return path.suffix == ".py" and _MARKED.search(path.read_text(encoding="utf-8")) is not None
+
+
+def are_wanted(expression: str) -> bool:
+    """True if an expression, as of pytest's -m, selects a test that is marked `framework` alone."""
+    marks = defaultdict(bool, framework=True)
+    return bool(eval(expression or "True", {"__builtins__": {}}, marks))
 
 
 def marked(module: str) -> object:

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 
 import ckptstore
 from ckptstore import ConflictError, NotFoundError
+from ckptstore.integrations.accelerate import AcceleratorManager
 from tests.helpers.equality import difference
-
-accelerate = pytest.importorskip("accelerate")
-
-from ckptstore.integrations.accelerate import AcceleratorManager  # noqa: E402
 
 pytestmark = [pytest.mark.framework]
 

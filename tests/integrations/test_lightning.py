@@ -10,28 +10,26 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-pl = pytest.importorskip("lightning.pytorch")
-
-from click.testing import CliRunner  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
-from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
-
-import ckptstore  # noqa: E402
-from ckptstore import (  # noqa: E402
+import ckptstore
+from ckptstore import (
     CkptStoreError,
     ConflictError,
     InvalidInputError,
     UnsupportedValueError,
 )
-from ckptstore.formats import write_file  # noqa: E402
-from ckptstore.integrations.lightning import CkptStoreCallback, CkptStoreIO  # noqa: E402
-from ckptstore_cli.main import cli  # noqa: E402
-from tests.helpers.equality import difference  # noqa: E402
-from tests.helpers.root import ROOT  # noqa: E402
+from ckptstore.formats import write_file
+from ckptstore.integrations.lightning import CkptStoreCallback, CkptStoreIO
+from ckptstore_cli.main import cli
+from tests.helpers.equality import difference
+from tests.helpers.root import ROOT
 
 pytestmark = [
     pytest.mark.framework,

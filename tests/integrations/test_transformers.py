@@ -12,17 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import ckptstore
 from ckptstore import ConflictError, InvalidInputError, NotFoundError, formats
-from tests.helpers.equality import difference
-
-transformers = pytest.importorskip("transformers")
-
-from ckptstore.integrations.transformers import (  # noqa: E402
+from ckptstore.integrations.transformers import (
     CkptStoreCallback,
     CkptStoreTrainerMixin,
 )
+from tests.helpers.equality import difference
 
 pytestmark = [
     pytest.mark.framework,
@@ -272,7 +270,8 @@ def test_a_signal_saves_and_ends(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_small_and_has_its_base_once(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     base = model(1)
     base.save_pretrained(tmp_path / "base")
     repo = ckptstore.init(tmp_path / "store")

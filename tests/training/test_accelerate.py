@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -14,9 +15,8 @@ from ckptstore import CheckoutMismatchError
 from ckptstore.training import CheckpointManager
 from tests.helpers.equality import difference
 
-accelerate = pytest.importorskip("accelerate")
-
 pytestmark = [
+    pytest.mark.framework,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
