@@ -9,14 +9,13 @@ docs/reference/format.md, section 14.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptstore.documents.manifest import Manifest
 from ckptstore.errors import ConflictError, CorruptError
 from ckptstore.store.lost import head_of
-from ckptstore.store.oplog import FORWARD_MAX
 from ckptstore.store.refs import check_new_branch
 from ckptstore.threads import beside
 from ckptstore.zarr.hierarchy import ZarrFiles
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
     from ckptstore.zarr.staged_contents import StagedContents
 
     Made = tuple[Digest, Manifest]
+
+# Operations since a known one, which take four round trips to read. After more, which is rare, a
+# commit puts once more instead.
+SINCE_MAX = 64
 
 
 class Begun(NamedTuple):
@@ -215,8 +218,9 @@ class Committer:
         """Store a state, and look at the branch meanwhile if an operation is known already.
 
         That operation was the newest once, so it counts as what the commit looked at first: what
-        any operation since then has condemned is not relied on. If there are many since then, the
-        state is stored again, as reading all of them would take longer (ADR 0077).
+        any operation since then has condemned is not relied on. If there are very many since then,
+        or it is gone, as where an older copy of the repository was put in place, the state is
+        stored once more, with a look for each object (ADR 0077).
 
         Args:
             look: Looks at the branch.
@@ -228,19 +232,31 @@ class Committer:
             What was written, the operation that was the newest before, and the head of the branch.
         """
 
-        def write(newest: Operation, head: Digest | None) -> Written:
-            return self._write(value, head, is_first=not newest.seq)
-
         if guess is None or isinstance(value, ZarrFiles):
             newest, head = look()
-            return write(newest, head), newest, head
-        written, (newest, head) = beside(partial(write, guess, guess.heads.get(branch)), look)
-        if newest.seq - guess.seq > FORWARD_MAX:
-            return write(newest, head), newest, head
-        return written, guess, head
+            return self._write(value, head, seems_new=not newest.seq or None), newest, head
 
-    def _write(self, value: object, head: Digest | None, *, is_first: bool) -> Written:
-        """Store a state, or a Zarr hierarchy in files; durable when this returns."""
+        def checked() -> tuple[Begun, bool]:
+            begun = look()
+            since = begun.newest.seq - guess.seq
+            if not since:
+                return begun, begun.newest.nonce == guess.nonce
+            return begun, 0 < since <= SINCE_MAX and self.oplog.holds(guess)
+
+        store = partial(self._write, value)
+        known = partial(store, guess.heads.get(branch), seems_new=not guess.seq or None)
+        written, ((newest, head), is_sound) = beside(known, checked)
+        if is_sound:
+            return written, guess, head
+        again = store(head, seems_new=False)
+        new_bytes = written.new_bytes + again.new_bytes
+        return replace(again, new_bytes=new_bytes), newest, head
+
+    def _write(self, value: object, head: Digest | None, *, seems_new: bool | None) -> Written:
+        """Store a state, or a Zarr hierarchy in files; durable when this returns.
+
+        seems_new: whether most objects are new; None to guess that.
+        """
         from ckptstore.commit.flatten import flatten_stored
         from ckptstore.commit.staging import Staged
         from ckptstore.commit.writer import write
@@ -250,7 +266,7 @@ class Committer:
             catalog=self.catalog,
             parent=head,
             chunk_bytes=self.chunk_bytes,
-            is_first=is_first,
+            seems_new=seems_new,
         )
         if isinstance(value, ZarrFiles):
             from ckptstore.zarr.commit_folder import take

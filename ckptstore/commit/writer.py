@@ -27,7 +27,7 @@ def write(
     catalog: Catalog,
     parent: Digest | None,
     chunk_bytes: int,
-    is_first: bool = False,
+    seems_new: bool | None = None,
 ) -> Written:
     """Store a state; everything the manifest will refer to is durable when this returns.
 
@@ -36,9 +36,12 @@ def write(
         catalog: The repository, and its objects; it keeps the pages for the next commit.
         parent: The checkpoint that the new one follows. What it reaches is not put again.
         chunk_bytes: Bytes of the largest chunks.
-        is_first: Whether the repository has no checkpoint.
+        seems_new: Whether most of the other objects are new, so that few of them are looked for;
+            None to guess that by the parent.
     """
-    reached = reached_by(parent, catalog) if parent else Reached(seems_new=is_first)
+    reached = reached_by(parent, catalog) if parent else Reached()
+    if seems_new is not None:
+        reached.seems_new = seems_new
     with paused_collector():
         plan = plan_arrays(flat.arrays, chunk_bytes=chunk_bytes, tied=flat.tied)
     catalog.objects.meter.begin("stored", sum(array.nbytes for array in flat.arrays.values()))

@@ -52,3 +52,9 @@ class Cache(Generic[Key, Value]):
             while self._weight > self._weight_max and len(self._values) > 1:
                 _, evicted = self._values.popitem(last=False)
                 self._weight -= self._weigh(evicted)
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._values.clear()
+            self._weight = 0

@@ -266,11 +266,24 @@ class Oplog:
         if not known.seq:
             return False
         began, self._confirmed = moment.now(), None
-        with suppress(NotFoundError, CorruptError):
-            if self.read_without_pages(known.seq).nonce == known.nonce:
-                self._confirmed = began
-                self._recent.put(known.seq, Sight(known, began))
+        if self.holds(known):
+            self._confirmed = began
+            self._recent.put(known.seq, Sight(known, began))
         return self._confirmed is not None
+
+    def holds(self, operation: Operation) -> bool:
+        """Return True when the log has an operation, as of now: an older copy may be in its place.
+
+        What is remembered of other operations is forgotten then. Before the first operation there
+        is nothing to look for.
+        """
+        if not operation.seq:
+            return True
+        with suppress(NotFoundError, CorruptError):
+            if self.read_without_pages(operation.seq).nonce == operation.nonce:
+                return True
+            self._recent.clear()
+        return False
 
     def _last(self, *, within: float = math.inf) -> Sight | None:
         """Return the newest operation that this handle knows; None unless the storage is far."""
@@ -293,9 +306,14 @@ class Oplog:
             self._durable = newest.seq
 
     def _note(self, newest: Operation) -> None:
-        """Remember the newest operation; compare the marker if another writer made it, or none."""
+        """Remember the newest operation; compare the marker if another writer made it, or none.
+
+        The first that a handle of a far repository sees counts too: that may be long after it was
+        opened.
+        """
         known = (newest.seq, newest.nonce)
-        if not newest.seq or self._known not in (None, known):
+        is_expected = self._known == known or (self._known is None and not self._storage.is_far)
+        if not newest.seq or not is_expected:
             self._confirm_soon()
         self._known = known
 

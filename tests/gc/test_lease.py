@@ -8,19 +8,22 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 import ckptstore
 from ckptstore import ConflictError, Repository, moment
 from ckptstore.commit import committer
 from ckptstore.documents.marker import Marker
-from ckptstore.errors import CorruptError, StorageError
+from ckptstore.errors import CkptStoreError, CorruptError, StorageError
 from ckptstore.gc import execute, finish
 from ckptstore.gc.ownership import Ownership, TakenOverError
 from ckptstore.retention import KeepAll, MaxToKeep
@@ -440,11 +443,11 @@ def since_the_look() -> AbstractContextManager[object]:
     return patch.object(committer.Committer, "_written_beside", written)
 
 
-@pytest.mark.parametrize("forward", [oplog.FORWARD_MAX, 0], ids=["few operations", "many"])
+@pytest.mark.parametrize("since", [committer.SINCE_MAX, 0], ids=["few operations", "many"])
 def test_a_commit_that_stands_still_at_any_call_puts_again_what_a_gc_took(
-    forward: int, far: Far, monkeypatch: pytest.MonkeyPatch
+    since: int, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "FORWARD_MAX", forward)
+    monkeypatch.setattr(committer, "SINCE_MAX", since)
     assert first_complaint(far, stands_still) is None
 
 
@@ -459,6 +462,86 @@ def test_a_commit_that_stands_still_shows_mistakes(
 ) -> None:
     with bug():
         assert first_complaint(far, stands_still) is not None
+
+
+def copied(storage: FarStorage) -> Callable[[], None]:
+    """Copy a storage; what is returned puts the copy in place."""
+    data, modified = dict(storage._data), dict(storage._modified)
+
+    def put_back() -> None:
+        storage._data, storage._modified = dict(data), dict(modified)
+
+    return put_back
+
+
+@pytest.mark.parametrize("others", [0, 2, 3, 6])
+def test_a_handle_relies_on_nothing_of_a_repository_that_an_older_copy_replaced(
+    others: int, far: Far
+) -> None:
+    """Others have appended operations with the numbers that it knows, or fewer, or more."""
+    known = far.open()
+    known.commit(state(0))
+    put_back = copied(far.storage)
+    for number in (1, 2):
+        known.commit(state(number))
+    put_back()
+    for number in range(3, 3 + others):
+        far.open().commit(state(number))
+    far.storage.time += 3600
+    with suppress(CkptStoreError):
+        known.commit(state(2))
+        assert difference(state(2), far.open().checkout("main")) is None
+    assert far.open().verify().ok
+
+
+def test_a_first_look_long_after_the_opening_sees_another_repository(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the puts, beside which it looks, take so long that it looks once more."""
+    monkeypatch.setattr(committer, "beside", lambda job, other: (other(), job())[::-1])
+    far.repo.commit(state(0))
+    end = Oplog(far.storage).end()
+    known = Repository(far.storage, MARKER, clock=lambda: far.storage.time, end=end)
+    other = Marker(store="1" * 32, chunk_bytes=MARKER.chunk_bytes)
+    far.storage._data.clear()
+    far.storage._modified.clear()
+    far.storage.create("ckptstore.json", other.encode())
+    Repository(far.storage, other, clock=lambda: far.storage.time).commit(state(1))
+    far.storage.time += 3600
+    put = far.storage.put
+
+    def slow_put(key: str, data: Any) -> None:
+        far.storage.time += 3
+        put(key, data)
+
+    monkeypatch.setattr(far.storage, "put", slow_put)
+    with pytest.raises(StorageError, match="holds another repository"):
+        known.commit(state(2))
+
+
+def test_a_commit_that_begins_again_puts_no_object_twice(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "SINCE_MAX", 2)
+    rng = np.random.default_rng(0)
+    first, second = ({f"w{n}": rng.random(8192) for n in range(40)} for _ in range(2))
+    known = far.open()
+    known.commit(first, branch="a")
+    for number in range(3):
+        far.repo.commit(state(number))
+    puts: Counter[str] = Counter()
+    put = far.storage.put
+
+    def counted_put(key: str, data: Any) -> None:
+        puts[key] += 1
+        put(key, data)
+
+    monkeypatch.setattr(far.storage, "put", counted_put)
+    made = known.commit(second, branch="a")
+    objects = {key: count for key, count in puts.items() if key.startswith("objects/")}
+    assert set(objects.values()) == {1}
+    sizes = [far.storage.size(key) for key in objects]
+    assert made._manifest.new_bytes == sum(size for size in sizes if size is not None)
 
 
 # ------------------------------------------------------------------------------------ every order
