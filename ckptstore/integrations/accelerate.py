@@ -12,12 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from accelerate.utils import broadcast_object_list
-
 from ckptstore import repository
 from ckptstore.errors import CkptStoreError
+from ckptstore.integrations import needed
 from ckptstore.repository import Repository
 from ckptstore.training.folder_saves import FolderSaves, write_folder
+
+with needed("hf"):
+    from accelerate.utils import broadcast_object_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from ckptstore.arrays.pytrees import PytreeState
 from ckptstore.errors import InvalidInputError, shown
+from ckptstore.integrations import needed
+
+with needed("jax"):
+    import jax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, KeysView

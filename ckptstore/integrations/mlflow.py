@@ -10,10 +10,12 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-import mlflow
-from mlflow.entities import Metric, RunTag
-
 from ckptstore.errors import InvalidInputError
+from ckptstore.integrations import needed
+
+with needed("mlflow"):
+    import mlflow
+    from mlflow.entities import Metric, RunTag
 
 if TYPE_CHECKING:
     from ckptstore import CommitEvent

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from torch.utils.tensorboard import SummaryWriter
-
+from ckptstore.integrations import needed
 from ckptstore.training.checkpoint_writer import CheckpointWriter
+
+with needed("tensorboard"):
+    from torch.utils.tensorboard import SummaryWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

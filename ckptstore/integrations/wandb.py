@@ -10,9 +10,11 @@ import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any
 
-import wandb
-
 from ckptstore.errors import InvalidInputError
+from ckptstore.integrations import needed
+
+with needed("wandb"):
+    import wandb
 
 if TYPE_CHECKING:
     from ckptstore import CommitEvent

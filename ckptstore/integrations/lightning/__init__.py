@@ -5,7 +5,10 @@ the random states of each rank beside it. A CheckpointManager saves it, so branc
 mirrors and many ranks work as they do there. See docs/adr/0072.
 """
 
-from ckptstore.integrations.lightning.callback import CkptStoreCallback as CkptStoreCallback
-from ckptstore.integrations.lightning.checkpoint_io import CkptStoreIO as CkptStoreIO
+from ckptstore.integrations import needed
+
+with needed("lightning"):
+    from ckptstore.integrations.lightning.callback import CkptStoreCallback as CkptStoreCallback
+    from ckptstore.integrations.lightning.checkpoint_io import CkptStoreIO as CkptStoreIO
 
 __all__ = ["CkptStoreCallback", "CkptStoreIO"]
