@@ -38,6 +38,10 @@ class BranchGc:
         keep_seeds: Whether checkpoints stay because other branches were started from them.
         every: The number of commits for each gc, which comes after the first of them.
         has_mirror: Whether what is not mirrored yet has to stay.
+
+    Attributes:
+        policy: The policy of the manager.
+        holds_warnings: Whether warnings wait, as where no metric can be there yet.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class BranchGc:
         every: int,
         has_mirror: bool = False,
     ) -> None:
-        self.policy = policy
+        self.policy, self.holds_warnings = policy, False
         self._repository, self._keep_seeds, self._every = repository, keep_seeds, every
         self._has_mirror = has_mirror
         self._unmirrored = ""  # a branch that has no mirror any more
@@ -117,6 +121,8 @@ class BranchGc:
         report = self._repository.gc(
             policy, branches=[branch], keep_seeds=self._keep_seeds, leftovers=False
         )
+        if self.holds_warnings:
+            return
         if report.warning and report.warning != self._warning:
             _log.warning("%s", report.warning)
         self._warning = report.warning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -312,6 +313,17 @@ def test_metrics_of_a_validation_belong_to_its_step(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("metric", ["val_loss", "val_los"])
+def test_a_metric_that_no_validation_has_measured_yet_is_not_warned_of(
+    tmp_path: Path, metric: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = CkptStoreCallback(tmp_path, every_n_train_steps=3, monitor=metric, mode="min")
+    fit(callback, loader=stateful, val_check_interval=7, max_epochs=1, stop=4)
+    assert "none of them expires" not in caplog.text
+    fit(callback, loader=stateful, val_check_interval=4, max_epochs=1, ckpt_path="last")
+    assert caplog.text.count("none of them expires") == (metric == "val_los")
+
+
 def test_the_best_is_kept_found_and_tested(tmp_path: Path) -> None:
     class Worse(Model):
         def validation_step(self, batch: Any) -> None:
@@ -337,9 +349,11 @@ def test_the_best_is_kept_found_and_tested(tmp_path: Path) -> None:
 def test_a_run_goes_on_from_any_revision(tmp_path: Path) -> None:
     fit(CkptStoreCallback(tmp_path / "a"), max_epochs=2)
     older = "ckptstore://main~1"
-    with pytest.raises(ConflictError, match="pass another branch"):
+    with pytest.raises(ConflictError, match="pass a new branch=") as raised:
         fit(CkptStoreCallback(tmp_path / "a"), ckpt_path=older)
-    fit(CkptStoreCallback(tmp_path / "a", branch="other"), ckpt_path=older)
+    advice = re.search("ckpt_path='([^']*)'", str(raised.value))
+    assert advice is not None
+    fit(CkptStoreCallback(tmp_path / "a", branch="other"), ckpt_path=advice[1])
     fit(CkptStoreCallback(tmp_path / "a", reset=True), ckpt_path=older)
     elsewhere = f"ckptstore://{tmp_path / 'a'}#other"
     fit(CkptStoreCallback(tmp_path / "b"), ckpt_path=elsewhere, max_epochs=4)
@@ -445,8 +459,9 @@ def test_a_signal_saves_and_ends_the_program(tmp_path: Path, references: Any) ->
     ("arguments", "words"),
     [
         ({"save_top_k": 0, "monitor": "val_loss"}, "save_top_k"),
-        ({"save_top_k": 3}, "monitor"),
-        ({"mode": "min"}, "monitor"),
+        ({"save_top_k": 3}, "^save_top_k needs a monitor.* leave save_top_k out to keep all.$"),
+        ({"mode": "min"}, "^mode needs a monitor.* leave mode out.$"),
+        ({"mode": "min", "save_top_k": -1}, "leave mode out. save_top_k needs"),
         ({"monitor": "quux"}, "quux"),
         ({"monitor": "val_loss", "mode": "up"}, "mode"),
         ({"branch": "a..b"}, "cannot name a branch"),

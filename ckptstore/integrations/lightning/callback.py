@@ -297,6 +297,7 @@ class CkptStoreCallback(ModelCheckpoint):
         """Save after a validation in the middle of an epoch, which has measured `monitor`."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
+        self._run.has_validated = True
         measured = self._run.measured(trainer, "validation")
         if self.monitor in measured:
             self._save_or_wait(trainer)
@@ -373,6 +374,7 @@ class CkptStoreCallback(ModelCheckpoint):
                 "which are names of the store itself. Choose others."
             )
         run, manager = self._run, self._manager_of(trainer)
+        self._release_warnings(trainer, manager)
         if trainer.is_last_batch:
             checkpoint = with_ended_loaders(checkpoint)
             if metrics := plateaus(trainer):
@@ -421,9 +423,10 @@ class CkptStoreCallback(ModelCheckpoint):
         if latest is not None and latest.id != checkpoint.id and not self.reset:
             raise ConflictError(
                 f"Branch {self.branch!r} is at checkpoint {latest.id.short}, and this run is to go "
-                f"on from {checkpoint.id.short}. To keep both, pass another branch to "
-                "CkptStoreCallback: it begins at that checkpoint. To give up what came after it, "
-                "pass reset=True."
+                f"on from {checkpoint.id.short}. To keep both, pass a new branch= to "
+                "CkptStoreCallback, which then begins there, and name the checkpoint: "
+                f"ckpt_path='{SCHEME}{checkpoint.id.short}'. To give up what came after it, pass "
+                "reset=True."
             )
         boxes = {str(name): Box() for name in checkpoint.names if name not in OWN}
         tracked: dict[str, Any] = dict(boxes)
@@ -470,7 +473,16 @@ class CkptStoreCallback(ModelCheckpoint):
                 **self._options,
                 **{WEIGHTS: trainer.lightning_module},
             )
+            self._manager._gc.holds_warnings = True  # noqa: SLF001 - no metric is there yet
         return self._manager
+
+    def _release_warnings(self, trainer: pl.Trainer, manager: CheckpointManager) -> None:
+        """Have a gc warn of `monitor`, say, once a validation or else an epoch may have it."""
+        gc = manager._gc  # noqa: SLF001
+        is_over = trainer.is_last_batch and not trainer.enable_validation
+        if gc.holds_warnings and (self._run.has_validated or is_over):
+            manager.wait()  # whose gc is of before
+            gc.holds_warnings = False
 
     def _last_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint of the branch."""
@@ -512,8 +524,11 @@ def _best(monitor: str | None, mode: str | None, top: int) -> KeepBest | None:
             f"save_top_k is {shown(top)}; a number of checkpoints, or -1 for all, is expected."
         )
     if monitor is None:
-        if mode is not None or top != 1:
-            raise InvalidInputError("mode and save_top_k are of a monitor. Pass the name of one.")
+        top_k = "save_top_k needs a monitor. Pass one, or leave save_top_k out to keep all."
+        given = {"mode needs a monitor. Pass one, or leave mode out.": mode is not None}
+        given[top_k] = top != 1
+        if any(given.values()):
+            raise InvalidInputError(" ".join(text for text, is_given in given.items() if is_given))
         return None
     return KeepBest(monitor, mode="auto" if mode is None else mode, n=max(1, top), pending=0)
 

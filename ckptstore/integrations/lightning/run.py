@@ -37,6 +37,7 @@ class Run:
         has_own: Whether the random states that were restored are those of this rank.
         is_within_epoch: Whether the run resumes in the middle of an epoch.
         has_trained: Whether a batch was trained.
+        has_validated: Whether a validation has ended.
     """
 
     batch: int = 0
@@ -48,6 +49,7 @@ class Run:
     has_own: bool = False
     is_within_epoch: bool = False
     has_trained: bool = False
+    has_validated: bool = False
     _random: dict[str, Any] | None = None
     _positions: list[Any] = field(default_factory=list)  # of loaders, to restore
     _generators: list[Any] = field(default_factory=list)  # of loaders, to restore
