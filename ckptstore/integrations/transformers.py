@@ -11,19 +11,23 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ckptstore import repository
 from ckptstore.errors import CkptStoreError, InvalidInputError, NotFoundError, shown
+from ckptstore.integrations import needed
 from ckptstore.repository import Repository
 from ckptstore.training.branch_gc import parsed_best
 from ckptstore.training.folder_saves import FolderSaves, write_folder
+
+with needed("hf"):
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +41,9 @@ __all__ = ["CkptStoreCallback", "CkptStoreTrainerMixin"]
 
 SCHEME = "ckptstore://"
 LAST, BEST = "last", "best"
+CALLER_FRAMES = 5  # from the caller of `train` to the warning
 _FOLDER = ".resume-"  # of a checkpoint from which a run resumes, in its output folder
+_WAY = "resume_from_checkpoint='ckptstore://{}'"
 _log = logging.getLogger(__name__)
 
 
@@ -116,6 +122,13 @@ class CkptStoreCallback(TrainerCallback):
             return self.manager.repository
         return self.store if isinstance(self.store, Repository) else repository.open(self.store)
 
+    def has_branch(self) -> bool:
+        """Whether the branch of this run exists already."""
+        try:
+            return self.branch in self.repository.ref_names()[0]
+        except NotFoundError:
+            return False
+
     def revision(self, name: str) -> str:
         """Return the revision for "last", "best" or any revision of the repository.
 
@@ -155,7 +168,7 @@ class CkptStoreCallback(TrainerCallback):
             ConflictError: It is not the newest of the branch, and `reset` is not set.
         """
         if (manager := self._open(args)) is not None:
-            manager.resume(checkpoint, resets=self.reset)
+            manager.resume(checkpoint, resets=self.reset, way=_WAY)
         self._resumed = checkpoint.step
 
     def on_train_begin(
@@ -181,7 +194,7 @@ class CkptStoreCallback(TrainerCallback):
             saved = manager.repository.log(self.branch, own=True)
             latest = next((one for one in saved if one.step == step), latest)
         if (latest.step or 0) <= step:
-            manager.resume(latest, resets=self.reset)
+            manager.resume(latest, resets=self.reset, way=_WAY)
 
     def _bring_best(self, args: TrainingArguments, state: TrainerState) -> None:
         """Write the best checkpoint of a run that resumes elsewhere, for Trainer to load it."""
@@ -238,7 +251,7 @@ class CkptStoreTrainerMixin:
     `train(resume_from_checkpoint=...)` then takes, beside folders and True:
 
     - "last", "best" by `keep_best`, or "best:METRIC": a checkpoint of the branch of the
-      CkptStoreCallback,
+      CkptStoreCallback; with "last" a run begins from the start if there is no such branch yet,
     - "ckptstore://REV": any revision in its repository, such as "ckptstore://main~2",
     - "ckptstore://STORE#REV": one of another repository, also without a callback.
 
@@ -276,10 +289,16 @@ def _local(trainer: Any, resume: Any) -> Iterator[Any]:
     args = trainer.args
     callbacks = trainer.callback_handler.callbacks
     callback = next((one for one in callbacks if isinstance(one, CkptStoreCallback)), None)
-    if resume is True and callback is not None and not _has_folder(args.output_dir):
+    is_true = resume is True
+    if is_true and callback is not None and not _has_folder(args.output_dir):
         resume = LAST
     if not isinstance(resume, str) or not _is_address(resume):
         yield resume
+        return
+    if resume == LAST and not is_true and callback is not None and not callback.has_branch():
+        if args.process_index == 0:
+            _warn_of_start(callback.branch, args.output_dir)
+        yield None
         return
     repo, rev = _place(resume, callback)
     checkpoint = repo.resolve(rev)
@@ -297,6 +316,15 @@ def _local(trainer: Any, resume: Any) -> Iterator[Any]:
     finally:
         if args.local_process_index == 0:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _warn_of_start(branch: str, output: str) -> None:
+    """Warn that a run begins from the start, as where it is started for the first time."""
+    kept = f" To go on from the newest in {output}, pass True." if _has_folder(output) else ""
+    warnings.warn(
+        f"Branch {branch!r} has no checkpoint yet: the training begins from the start.{kept}",
+        stacklevel=CALLER_FRAMES,
+    )
 
 
 def _has_folder(output: str) -> bool:
@@ -320,8 +348,16 @@ def _place(address: str, callback: CkptStoreCallback | None) -> tuple[Repository
             f"{shown(address)} names no repository, and the Trainer has no CkptStoreCallback. Add "
             "one, or name the repository too: ckptstore://STORE#REV."
         )
+    is_of_branch = rev in ("", LAST, BEST) or rev.startswith(f"{BEST}:")
     rev = callback.revision(rev or LAST)
     try:
-        return callback.repository, rev
+        repo = callback.repository
     except NotFoundError as error:
         raise NotFoundError(f"There is nothing to resume from: {error}") from error
+    if is_of_branch and not callback.has_branch():
+        raise NotFoundError(
+            f"There is nothing to resume from: branch {callback.branch!r} has no checkpoint yet. "
+            "To begin it at one of another branch, name that: "
+            f"{_WAY.format('main@best:eval_loss')}, for example."
+        )
+    return repo, rev

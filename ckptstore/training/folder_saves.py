@@ -50,29 +50,36 @@ class FolderSaves(CheckpointManager):
             force=True,
         )
 
-    def resume(self, checkpoint: Checkpoint, *, resets: bool) -> None:
+    def resume(self, checkpoint: Checkpoint, *, resets: bool, way: str = "restore({!r})") -> None:
         """Go on from a checkpoint, which the program has loaded from a folder.
 
         Args:
             checkpoint: A checkpoint of this repository.
             resets: Whether the branch is to be moved back to it.
+            way: As for `check_resume`.
 
         Raises:
             ConflictError: It is not the newest of the branch, which is not to be moved back.
         """
-        self.check_resume(checkpoint, resets=resets)
+        self.check_resume(checkpoint, resets=resets, way=way)
         self._place.restored(checkpoint, self.branch, is_part=False, resets=resets)
         self._saved_step = checkpoint.step or 0
 
-    def check_resume(self, checkpoint: Checkpoint, *, resets: bool) -> None:
-        """Raise the error of `resume`, before a program loads a checkpoint."""
+    def check_resume(
+        self, checkpoint: Checkpoint, *, resets: bool, way: str = "restore({!r})"
+    ) -> None:
+        """Raise the error of `resume`, before a program loads a checkpoint.
+
+        way: how users ask for a checkpoint, with a field for its id.
+        """
         latest = self.latest
         if latest is not None and latest.id != checkpoint.id and not resets:
             raise ConflictError(
                 f"The run would go on from checkpoint {checkpoint.id.short} (step "
                 f"{checkpoint.step}), and branch {self.branch!r} is at {latest.id.short} (step "
                 f"{latest.step}). To give up what came after, pass reset=True; undo can bring it "
-                "back. To keep both, pass another branch, which then begins there."
+                "back. To keep both, pass a new branch=, which then begins there, and name the "
+                f"checkpoint: {way.format(checkpoint.id.short)}."
             )
 
     def _begin(self, request: SaveRequest, save: GroupSave | None) -> None:

@@ -121,7 +121,7 @@ def test_an_older_checkpoint_needs_a_branch_or_a_reset(accelerator: Any, tmp_pat
             manager.restore()
         for step in (1, 2):
             manager.save(step)
-        with pytest.raises(ConflictError, match="pass another branch"):
+        with pytest.raises(ConflictError, match=r"pass a new branch=.*restore\("):
             manager.restore("main~1")
         manager.save(3)
     with AcceleratorManager(accelerator, repo, reset=True) as manager:

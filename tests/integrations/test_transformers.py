@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -191,12 +192,16 @@ def test_the_best_is_loaded_at_the_end_also_elsewhere(tmp_path: Path) -> None:
 def test_an_older_checkpoint_needs_a_branch_or_a_reset(whole: Any, tmp_path: Path) -> None:
     store = copied(whole, tmp_path)
     made = trainer(tmp_path / "out", CkptStoreCallback(store), seed=2)
-    with pytest.raises(ConflictError, match="To keep both, pass another branch"):
+    with pytest.raises(ConflictError, match="To keep both, pass a new branch=") as raised:
         made.train(resume_from_checkpoint="ckptstore://main~1")
     assert not any((tmp_path / "out").iterdir())
     made.callback_handler.callbacks[-1].manager.close()
     again = trainer(tmp_path / "out", CkptStoreCallback(store, branch="other"))
-    again.train(resume_from_checkpoint="ckptstore://main~1")
+    with pytest.raises(NotFoundError, match="To begin it at one of another branch, name that"):
+        again.train(resume_from_checkpoint="best:eval_loss")
+    advice = re.search("resume_from_checkpoint='([^']*)'", str(raised.value))
+    assert advice is not None
+    again.train(resume_from_checkpoint=advice[1])
     repo = ckptstore.open(store)
     assert [one.step for one in repo.log("other", own=True)] == [9]
     assert repo.log("other")[1].id == repo.log("main")[1].id
@@ -224,7 +229,7 @@ def test_what_cannot_be_resumed_is_an_error(whole: Any, tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError, match="no CkptStoreCallback"):
             plain.train(resume_from_checkpoint=address)
     new = trainer(tmp_path / "out", CkptStoreCallback(tmp_path / "store"))
-    for address in ("last", True):
+    for address in ("best:eval_loss", True):
         with pytest.raises(NotFoundError, match="nothing to resume from"):
             new.train(resume_from_checkpoint=address)
     assert not (tmp_path / "store").exists()
@@ -234,6 +239,22 @@ def test_what_cannot_be_resumed_is_an_error(whole: Any, tmp_path: Path) -> None:
     repo.commit({"model": {"w": torch.ones(1)}}, branch="other")
     with pytest.raises(InvalidInputError, match="not a folder of Hugging Face"):
         new.train(resume_from_checkpoint="ckptstore://other")
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["no repository", "no branch"])
+def test_the_last_of_a_branch_that_is_not_there_is_the_start(
+    tmp_path: Path, *, is_there: bool
+) -> None:
+    if is_there:
+        ckptstore.init(tmp_path / "store").commit({"w": torch.ones(1)}, branch="other")
+    made = trainer(tmp_path / "out", CkptStoreCallback(tmp_path / "store"), max_steps=3)
+    with pytest.warns(UserWarning, match=r"begins from the start\.$") as warned:
+        made.train(resume_from_checkpoint="last")
+    assert [one.filename for one in warned] == [__file__]
+    assert [one.step for one in ckptstore.open(tmp_path / "store").log("main")] == [3]
+    elsewhere = CkptStoreCallback(tmp_path / "store", branch="again")
+    with pytest.warns(UserWarning, match="To go on from the newest in .*, pass True"):
+        trainer(tmp_path / "out", elsewhere, max_steps=3).train(resume_from_checkpoint="last")
 
 
 def test_another_repository_needs_no_callback(whole: Any, tmp_path: Path) -> None:
