@@ -37,6 +37,7 @@ class Rows:
         by_file: Metrics by the name of a checkpoint file.
         by_step: Metrics by step.
         by_epoch: Metrics by epoch.
+        steps: The last step in the rows of a file or epoch.
         ignored: The names of columns whose values are not numbers.
         times: The names of columns with times, which are not metrics.
         keys: The file, step or epoch of each row with metrics, in the order of the rows.
@@ -47,6 +48,7 @@ class Rows:
     by_file: dict[str, Metrics] = field(default_factory=dict)
     by_step: dict[int, Metrics] = field(default_factory=dict)
     by_epoch: dict[int, Metrics] = field(default_factory=dict)
+    steps: dict[Key, int] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
     times: set[str] = field(default_factory=set)
     keys: dict[tuple[Key, ...], None] = field(default_factory=dict)
@@ -109,6 +111,8 @@ class Rows:
         if epoch is not None:
             keys.append(("epoch", epoch))
             self.by_epoch.setdefault(epoch, {}).update(metrics)
+        if step is not None:
+            self.steps |= {key: max(step, self.steps.get(key, step)) for key in keys}
         if metrics and keys:
             self.keys[tuple(keys)] = None
         elif metrics:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     Numbers = dict[str, int | float]
     Found = tuple[Path, str, Numbers]
+    Other = tuple[Path, str]
 
 FILES_MAX = 100_000
 OTHERS_SHOWN = 12
@@ -97,7 +98,7 @@ class ImportPlan:
         imports: The matching files and folders, in the order of the history.
         others: Other names in the folder, which the template does not match.
         notes: Warnings: unused columns and rows, checkpoints without a row, fields of the template
-            that may be mistyped.
+            that may be mistyped, files that come after a later step of the branch.
     """
 
     branch: str
@@ -215,15 +216,17 @@ def plan_import(
     text = str(template) if pattern is None else pattern
     found, others = _found(*_parts(template, pattern))
     rows = None if metrics is None else read_rows(Path(metrics))
-    known = _imported(repository, branch)
-    keyed = sorted((_item(one, rows, known) for one in found), key=lambda pair: _order(pair[0]))
+    history = _history(repository, branch)
+    known = _imported(history)
+    keyed = _ordered([_item(one, rows, known) for one in found])
     items = [item for item, _ in keyed]
     return ImportPlan(
         branch=branch,
         imports=tuple(items),
-        others=tuple(others),
+        others=tuple(name for path, name in others if not _is_same(path, metrics)),
         notes=(
             *_field_notes(text),
+            *_order_notes(items, history, branch),
             *_notes(keyed, rows, metrics),
         ),
         _repository=repository,
@@ -247,13 +250,13 @@ def _parts(template: str | Path, pattern: str | None) -> tuple[Path, list[str]]:
     return folder, parts
 
 
-def _found(folder: Path, parts: list[str]) -> tuple[list[Found], list[str]]:
-    """Return the matches of templates with the numbers in their names, and the other names."""
+def _found(folder: Path, parts: list[str]) -> tuple[list[Found], list[Other]]:
+    """Return the matches of templates with the numbers in their names, and what else is there."""
     if not parts:
         raise _no_template(folder)
     own_name = folder.resolve().name  # stays the same if the folder is moved
     found: list[Found] = [(folder, f"{own_name}/" if own_name else "", {})]
-    others: list[str] = []
+    others: list[Other] = []
     for number, part in enumerate(parts):
         is_last = number == len(parts) - 1
         found = list(_step(found, part, others if is_last else None))
@@ -262,11 +265,11 @@ def _found(folder: Path, parts: list[str]) -> tuple[list[Found], list[str]]:
         raise NotFoundError(f"Nothing matches {shown(template)}.{_proposal(folder, parts)}")
     if len(found) > FILES_MAX:
         raise InvalidInputError(f"{'/'.join(parts)} matches more than {FILES_MAX} files.")
-    return found, sorted(others)
+    return found, sorted(others, key=lambda other: other[1])
 
 
-def _step(found: Iterable[Found], part: str, others: list[str] | None) -> Iterator[Found]:
-    """Match one more component of the path. others: receives the names that do not match."""
+def _step(found: Iterable[Found], part: str, others: list[Other] | None) -> Iterator[Found]:
+    """Match one more component of the path. others: receives what does not match."""
     template = Template.parse(part)
     for folder, prefix, numbers in found:
         if not folder.is_dir():
@@ -278,7 +281,7 @@ def _step(found: Iterable[Found], part: str, others: list[str] | None) -> Iterat
             ):
                 yield folder / name, f"{prefix}{name}/", {**numbers, **values}
             elif others is not None and template.match(_DATA.sub(".index", name)) is None:
-                others.append(f"{prefix}{name}")
+                others.append((folder / name, f"{prefix}{name}"))
 
 
 def _names(folder: Path) -> list[str]:
@@ -314,12 +317,23 @@ def _proposal(folder: Path, parts: list[str]) -> str:
     return f" By the names in it: {some}." if some else f" No name in {folder} has a number."
 
 
-def _imported(repository: Repository, branch: str) -> dict[str, Checkpoint]:
-    """Return the checkpoints imported to a branch before, by the file name that they record."""
+def _is_same(path: Path, other: str | Path | None) -> bool:
+    return (
+        other is not None
+        and path.name == os.path.basename(os.path.abspath(other))
+        and os.path.realpath(path) == os.path.realpath(other)
+    )
+
+
+def _history(repository: Repository, branch: str) -> Sequence[Checkpoint]:
+    """Return the checkpoints of a branch, the newest first; none if there is no such branch."""
     heads, _ = repository.ref_names()
-    if branch not in heads:
-        return {}
-    listed = [(checkpoint.meta.get(META), checkpoint) for checkpoint in repository.log(branch)]
+    return repository.log(branch) if branch in heads else ()
+
+
+def _imported(history: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """Return the checkpoints imported to a branch before, by the file name that they record."""
+    listed = [(checkpoint.meta.get(META), checkpoint) for checkpoint in history]
     return {
         str(origin.get("file")): checkpoint
         for origin, checkpoint in reversed(listed)
@@ -346,8 +360,7 @@ def _item(
             bytes=size,
             checkpoint=before,
         )
-        own = before.step if before.step != item.epoch else first_integer(numbers, STEPS)
-        return item, rows.key_of(path.name, own, item.epoch) if rows else None
+        return item, _key_before(item, first_integer(numbers, STEPS), rows) if rows else None
     problem = ""
     inside: Numbers = {}
     file = formats.FileState(state=None)
@@ -359,10 +372,12 @@ def _item(
     step = _first(first_integer(numbers, STEPS), file.step, first_integer(inside, STEPS))
     epoch = _first(first_integer(numbers, EPOCHS), file.epoch, first_integer(inside, EPOCHS))
     key = rows.key_of(path.name, step, epoch) if rows else None
+    if rows and key and step is None:
+        step = rows.steps.get(key)
     item = Import(
         path=path,
         name=name,
-        step=epoch if step is None else step,
+        step=step,
         epoch=epoch,
         metrics={
             **{name: value for name, value in numbers.items() if name not in COUNTS},
@@ -376,7 +391,7 @@ def _item(
         problem=problem,
     )
     try:
-        Facts.of(step=item.step, metrics=item.metrics)
+        Facts.of(step=_first(step, epoch), metrics=item.metrics)
     except InvalidInputError as error:
         item = replace(item, problem=str(error))
     if before is None:
@@ -386,6 +401,16 @@ def _item(
         "commit the file by its name."
     )
     return replace(item, problem=problem), key
+
+
+def _key_before(item: Import, step: int | None, rows: Rows) -> Key | None:
+    """Return the key of the rows of a file imported before. step: the one in its name."""
+    key = rows.key_of(item.path.name, step, item.epoch)
+    if step is not None or item.step == item.epoch:
+        return key
+    if key and rows.steps.get(key) == item.step and not _adds(rows.at(key), item):
+        return key  # the step came from these rows
+    return rows.key_of(item.path.name, item.step, item.epoch)
 
 
 def _origin(name: str, size: int, created: datetime) -> dict[str, Any]:
@@ -432,9 +457,53 @@ def _first(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
-def _order(item: Import) -> tuple[Any, ...]:
+def _ordered(keyed: list[tuple[Import, Key | None]]) -> list[tuple[Import, Key | None]]:
+    """Return imports in the order of the history.
+
+    The epoch stands for the step if the steps of all are unknown. If only those of some are, the
+    others have none, and the order is that of the epochs where all have one.
+    """
+    items = [item for item, _ in keyed]
+    if all(item.step in (None, item.epoch) for item in items):
+        keyed = [(replace(item, step=_first(item.step, item.epoch)), key) for item, key in keyed]
+    lacks_step = any(item.step is None for item, _ in keyed)
+    by_epoch = lacks_step and all(item.epoch is not None for item in items)
+    return sorted(keyed, key=lambda pair: _order(pair[0], by_epoch=by_epoch))
+
+
+def _order(item: Import, *, by_epoch: bool) -> tuple[Any, ...]:
     """Return the sort key of an import: the step, then the time and the name."""
-    return (item.step is not None, item.step or 0, item.created, item.name)
+    epoch = item.epoch if by_epoch else 0
+    return (epoch, item.step is not None, item.step or 0, item.created, item.name)
+
+
+def _order_notes(
+    items: Iterable[Import], history: Sequence[Checkpoint], branch: str
+) -> Iterator[str]:
+    """Yield a warning if files come after a checkpoint of a later step or epoch."""
+    if not history:
+        return
+    head = history[0]
+    epoch = head.meta.get("epoch")
+    late: dict[str, list[str]] = {}
+    for item in items:
+        if not item.is_due:
+            continue
+        has_only_epochs = _has_only_epoch(item) and head.step in (None, epoch)
+        if item.step is not None and head.step is not None and not has_only_epochs:
+            kind, own, other = "step", item.step, head.step
+        elif item.epoch is not None and isinstance(epoch, int):
+            kind, own, other = "epoch", item.epoch, epoch
+        else:
+            continue
+        if own < other:
+            late.setdefault(f"{kind} {other}", []).append(f"{kind} {own}")
+    for of_head, listed in late.items():
+        comes = "comes" if len(listed) == 1 else "come"
+        yield (
+            f"{_listed(listed)} {comes} after {of_head} on branch {branch}, as that was there "
+            "before. For a history in order, import all files to another branch."
+        )
 
 
 def _field_notes(template: str) -> Iterator[str]:
@@ -483,7 +552,7 @@ def _notes(
 
 def _has_only_epoch(item: Import) -> bool:
     """Return True if a checkpoint has no step but its epoch."""
-    return item.epoch is not None and item.step == item.epoch
+    return item.epoch is not None and item.step in (None, item.epoch)
 
 
 def _adds(metrics: Mapping[str, int | float], item: Import) -> bool:

@@ -88,7 +88,7 @@ def test_metrics_of_a_name_of_the_inside_and_of_a_file_the_last_wins(
     assert plan.notes == (
         f"{tmp_path / 'm.csv'} has no row for {tmp_path.name}/epoch=1-val_loss=0.25-depth=1.ckpt.",
     )
-    assert plan.others == (f"{tmp_path.name}/m.csv",)
+    assert plan.others == ()
 
 
 def test_the_folders_of_a_trainer(repo: ckptstore.Repository, tmp_path: Path) -> None:
@@ -313,3 +313,63 @@ def test_a_pattern_that_fits_nothing_is_refused(
     np.savez(tmp_path / "ckpt_1.npz", w=np.ones(2))
     with pytest.raises(error):
         ckptstore.plan_import(repo, tmp_path / folder, pattern=pattern)
+
+
+def test_the_steps_of_the_rows_are_those_of_files_that_have_only_epochs(
+    repo: ckptstore.Repository, epochs: Path
+) -> None:
+    file = epochs / "m.csv"
+    file.write_text("epoch,step,loss,val\n1,90,.6,\n1,100,.5,.4\n2,200,.25,.2\n")
+    plan = planned(repo, epochs, "e{epoch}.pt", metrics=file)
+    assert plan.notes == plan.others == ()
+    assert [(made.step, made.meta["epoch"], dict(made.metrics)) for made in plan.execute()] == [
+        (100, 1, {"loss": 0.5, "val": 0.4}),
+        (200, 2, {"loss": 0.25, "val": 0.2}),
+    ]
+    again = planned(repo, epochs, "e{epoch}.pt", metrics=file)
+    assert again.due == again.notes == ()
+    file.write_text("file,step,loss\ne1.pt,8,.5\ne2.pt,7,.25\n")
+    plan = planned(repo, epochs, "e*.pt", metrics=file, branch="by-file")
+    assert [(item.name, item.step) for item in plan.due] == [
+        ("epochs/e2.pt", 7),
+        ("epochs/e1.pt", 8),
+    ]
+
+
+def test_a_step_of_a_name_wins_over_that_of_the_row(
+    repo: ckptstore.Repository, epochs: Path
+) -> None:
+    file = epochs.parent / "m.csv"
+    file.write_text("file,step,loss\ne1.pt,8,.5\ne2.pt,7,.25\n")
+    plan = planned(repo, epochs, "e{step}.pt", metrics=file)
+    assert [item.step for item in plan.due] == [1, 2]
+
+
+def test_a_file_without_a_row_takes_its_place_by_the_epoch(
+    repo: ckptstore.Repository, epochs: Path
+) -> None:
+    torch.save({"w": torch.ones(2)}, epochs / "e3.pt")
+    file = epochs.parent / "m.csv"
+    file.write_text("epoch,step,loss\n1,100,.5\n3,300,.25\n")
+    plan = planned(repo, epochs, "e{epoch}.pt", metrics=file)
+    assert [(item.epoch, item.step) for item in plan.due] == [(1, 100), (2, None), (3, 300)]
+    assert plan.notes == (f"{file} has no row for epochs/e2.pt.",)
+
+
+@pytest.mark.parametrize("kind", ["step", "epoch"])
+def test_a_file_that_turns_up_later_is_named(
+    repo: ckptstore.Repository, epochs: Path, kind: str
+) -> None:
+    late = (epochs / "e1.pt").rename(epochs / "late.pt")
+    planned(repo, epochs, f"e{{{kind}}}.pt").execute()
+    assert planned(repo, epochs, f"e{{{kind}}}.pt").notes == ()
+    late.rename(epochs / "e1.pt")
+    torch.save({"w": torch.ones(2)}, epochs / "e3.pt")
+    plan = planned(repo, epochs, f"e{{{kind}}}.pt")
+    assert plan.notes == (
+        f"{kind} 1 comes after {kind} 2 on branch main, as that was there before. For a history in "
+        "order, import all files to another branch.",
+    )
+    torch.save({"w": torch.ones(2)}, epochs / "e0.pt")
+    assert f"{kind} 0, {kind} 1 come after" in planned(repo, epochs, f"e{{{kind}}}.pt").notes[0]
+    assert planned(repo, epochs, f"e{{{kind}}}.pt", branch="other").notes == ()
