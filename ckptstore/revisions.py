@@ -160,6 +160,11 @@ def _base(text: str, names: Names) -> Digest:
 
 def _hint(text: str, names: Names) -> str:
     """Return a hint for text that names nothing; usually empty."""
+    if text == "best":
+        head = names.heads.get(names.default_branch)
+        manifest = names.lookup(head) if head else None
+        metric = quoted(min(manifest.metrics)) if manifest and manifest.metrics else "METRIC"
+        return f" The best checkpoint is that of a metric: best:{metric}."
     if text.upper() == "HEAD":
         return " A branch names its own newest checkpoint; 'latest' is the newest over all."
     if carets := re.fullmatch(r"([^^]+)(\^+)", text):

@@ -73,6 +73,7 @@ _BY_CONTENTS = {
 }
 FORMATS = tuple(suffix[1:] for suffix in (".pt", SAFETENSORS, ".npz", ".npy"))
 _OF_TENSORFLOW = re.compile(r".+\.index|.+\.data-[0-9]{5}-of-[0-9]{5}|checkpoint")
+_OF_TRAINER = re.compile(r"checkpoint-[0-9]+")  # folders that Hugging Face's Trainer writes
 _UNPACKED = frozenset({_HDF5, _KERAS, _NPZ})  # modules that unpack what is compressed
 _WITH_FACTS = frozenset({_HUGGING_FACE, _TORCH})  # modules that find a step, an epoch or metrics
 _FOLDERS = frozenset({_DCP, _HUGGING_FACE, _SHARDED, _ZARR})  # modules whose format is a folder
@@ -378,6 +379,11 @@ def _of_folder(path: Path) -> str:
         return _HUGGING_FACE
     if import_module(_TENSORFLOW).prefix_of(path) is not None:
         return _TENSORFLOW
+    if any(map(_OF_TRAINER.fullmatch, os.listdir(path))):
+        raise InvalidInputError(
+            f"{path} is a folder of checkpoints. Commit one of them by its name, or all: use "
+            f"plan_import with {str(path / 'checkpoint-{step}')!r}."
+        )
     raise InvalidInputError(
         f"{path} is a folder without a checkpoint that could be read: .safetensors files, "
         "pytorch_model.bin, trainer_state.json, zarr.json, the .index of TensorFlow, or the "

@@ -7,9 +7,12 @@ its suffix only if the beginning is of no known kind.
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from typing import NamedTuple
+
+from ckptstore.errors import shown
 
 HEAD_BYTES = 4096
 TORCH, SAFETENSORS, NPZ, NPY = "torch", "safetensors", "npz", "npy"
@@ -140,9 +143,26 @@ def _of_the_rest(head: bytes) -> Foreign | None:
         return _ZEROS
     if _is_text(head):
         if begin.startswith((b"{", b"[")):
-            return _INDEX if b'"weight_map"' in head else _JSON
+            return _INDEX if b'"weight_map"' in head else _named(head) or _JSON
         return _TEXT
     return None
+
+
+def _named(head: bytes) -> Foreign | None:
+    """Recognize a file that names a checkpoint, as `CkptStoreIO` of Lightning writes it."""
+    try:
+        document = json.loads(head)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    url, id = document.get("ckptstore"), document.get("id")
+    if not (isinstance(url, str) and isinstance(id, str)):
+        return None
+    return Foreign(
+        f"a file that names checkpoint {shown(id[:12])} of the repository {shown(url)}",
+        "The arrays are there: use that checkpoint, or pull its branch",
+    )
 
 
 def _is_text(head: bytes) -> bool:

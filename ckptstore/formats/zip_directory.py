@@ -37,6 +37,10 @@ class Record(NamedTuple):
     crc: int
 
 
+class CutShortError(ValueError):
+    """The archive begins as one, and lacks its end."""
+
+
 class TooManyRecordsError(ValueError):
     """The archive has more records than any checkpoint needs."""
 
@@ -82,6 +86,8 @@ def _place(read: Callable[[int, int], bytes], size: int) -> tuple[int, int]:
     tail = read(size - tail_bytes, tail_bytes)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + _END.size > tail_bytes:
+        if read(0, len(MAGIC)) == MAGIC:
+            raise CutShortError("it is cut short: the directory of its records is missing")
         raise ValueError("it has no directory at its end")
     _, length, begin, comment = _END.unpack_from(tail, at)
     end = size - tail_bytes + at

@@ -17,6 +17,7 @@ _OPTIONS = {
     "Choose one of them": "Choose one of them (--tensor)",
     "use ckptstore.init": "use 'ckptstore init'",
     "to which reset_branch moves": "to which 'ckptstore branch --reset' moves",
+    "use plan_import with ": "ckptstore import ",
     "Open it instead.": "Use it with -r, or choose another folder.",
     "register_codec for its type": "commit it from Python with a codec for its type",
 }

@@ -24,6 +24,10 @@ OPTION = re.compile(r"(?<![\w-])--[a-z]")
         ("Branch 'a' already exists, at 12. Take another, or delete it first.", "branch -d a"),
         ("Tag 'v1' already exists, at 12. Take another, or delete it first.", "tag -d v1"),
         ("Store plain values, or register_codec for its type.", "from Python with a codec"),
+        (
+            "or all: use plan_import with 'out/c-{step}'.",
+            "or all: ckptstore import 'out/c-{step}'.",
+        ),
         ("Nothing to add here.", "Nothing to add here."),
     ],
 )

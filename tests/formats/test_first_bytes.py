@@ -114,8 +114,13 @@ def test_a_npy_may_have_any_name(tmp_path: Path) -> None:
         ("détour\n".encode() * HEAD_BYTES, "a text file"),
         (b'{"metadata": {}, "weight_map": {"w": "a.safetensors"}}', "Commit its folder"),
         (b"[1, 2]", "a JSON document"),
+        (b'{"ckptstore": 3, "id": "c0ffee"}', "a JSON document"),
+        (
+            b'{"ckptstore": "file:///runs", "id": "c0ffee"}',
+            "a file that names checkpoint 'c0ffee' of the repository 'file:///runs'",
+        ),
     ],
-    ids=[str(number) for number in range(16)],
+    ids=[str(number) for number in range(18)],
 )
 def test_what_is_no_checkpoint_is_named_with_the_way_out(
     tmp_path: Path, suffix: str, data: bytes, said: str
@@ -148,3 +153,17 @@ def test_any_beginning_is_looked_at(length: int) -> None:
     for data in (_torch(), _npz(), _npy(), POINTER, b"\x80\x02", b"\x08\x01\x12"):
         found = identify(data[:length], size=len(data))
         assert found is None or isinstance(found, str | Foreign)
+
+
+@pytest.mark.parametrize("length", [100, 400, len(_torch()) - 1])
+def test_a_file_of_torch_save_that_is_cut_short_is_called_so(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cut.pt"
+    path.write_bytes(_torch()[:length])
+    with pytest.raises(InvalidInputError, match=r"cut\.pt is cut short"):
+        formats.read_file(path)
+
+
+def test_a_folder_of_checkpoints_is_imported_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(InvalidInputError, match=r"plan_import with '.*/checkpoint-\{step\}'"):
+        formats.read_file(tmp_path)

@@ -103,7 +103,7 @@ def changed(data: bytes, at: int, new: bytes, *, of: bytes = b"PK\1\2") -> bytes
 ARCHIVE = packed({"a": b"01234567", "b": b"89"})
 WRONG = {
     "nothing": (b"", "no directory"),
-    "no end": (ARCHIVE[:-1], "no directory at its end"),
+    "no end": (ARCHIVE[:-1], "is cut short"),
     "more behind it": (ARCHIVE + b"x", "not at its end"),
     "something before it": (b"x" + ARCHIVE, "lists something else"),
     "a directory behind the end": (changed(ARCHIVE, 16, b"\xff\0\0", of=b"PK\5\6"), "outside"),

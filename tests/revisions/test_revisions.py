@@ -118,6 +118,7 @@ def test_text_that_is_no_revision_is_refused(revision: str) -> None:
     ("revision", "advice"),
     [
         ("mian", "Did you mean main?"),
+        ("best", "The best checkpoint is that of a metric: best:val_"),
         ("abc", "An id needs at least 6 digits"),
         (checkpoint("e")[:4], f"Ids that begin so: {checkpoint('e').short}."),
         (checkpoint("e")[:8].upper(), f"lowercase. Ids that begin so: {checkpoint('e').short}."),

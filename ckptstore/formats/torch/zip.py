@@ -31,6 +31,11 @@ class Archive:
                 f"{window.file.path} has too many records: {error}. Save its state in several "
                 "files."
             ) from error
+        except zip_directory.CutShortError as error:
+            raise InvalidInputError(
+                f"{window.file.path} is cut short, as an interrupted copy or a full disk leaves "
+                "it: the directory at its end is missing. Get the file again."
+            ) from error
         except ValueError as error:
             raise self.invalid(f"{error}.") from error
         folder = next(iter(records), b"").partition(b"/")[0] + b"/"

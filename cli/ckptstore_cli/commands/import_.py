@@ -109,8 +109,9 @@ def import_(
             }
         )
     else:
-        for name, why in failed.items():
-            output.note(f"Not imported: {name}. {why}")
+        for item in plan.imports:
+            if item.name in failed:
+                _print_refused(item, failed[item.name])
         _print_notes(plan)
         new = text.size(sum(checkpoint.new_bytes for checkpoint in made))
         skipped = sum(item.checkpoint is not None for item in plan.imports)
@@ -141,7 +142,7 @@ def _print_plan(plan: ImportPlan, *, as_json: bool) -> None:
 def _print_notes(plan: ImportPlan) -> None:
     """Report the files that are not imported, and why."""
     for item in plan.refused:
-        output.note(f"Not imported: {item.name}. {item.problem}")
+        _print_refused(item, item.problem)
     for note in plan.notes:
         output.note(note)
     if plan.others:
@@ -149,6 +150,11 @@ def _print_notes(plan: ImportPlan) -> None:
     for item in plan.due:
         if item.left_out:
             output.note(f"Left out of {item.name}: {text.some(item.left_out)}.")
+
+
+def _print_refused(item: Import, why: str) -> None:
+    named = "" if why.startswith(f"{item.path} ") else f"{item.name}. "
+    output.note(f"Not imported: {named}{why}")
 
 
 def _row(item: Import) -> tuple[str, ...]:
