@@ -268,7 +268,7 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
     "behind": (lambda found: setattr(_info(found), "offset", 2**50), "should hold"),
     "long": (lambda found: setattr(_info(found), "length", 2**50), "should hold"),
     "negative": (lambda found: setattr(_info(found), "length", -1), "should hold"),
-    "short": (lambda found: setattr(_info(found), "length", 500), "not a file that torch.save"),
+    "short": (lambda found: setattr(_info(found), "length", 500), "is cut short"),
     "a text": (lambda found: setattr(_info(found), "length", "5"), "where a int"),
     "another": (
         lambda found: setattr(_info(found), "offset", _info(found, "step").offset),

@@ -475,3 +475,20 @@ def test_too_many_files_or_folders_are_refused(tmp_path: Path) -> None:
         (folder / str(number)).touch()
     with pytest.raises(InvalidInputError, match="more than 1000 files"):
         formats.read_file(folder)
+
+
+def test_two_indices_of_the_same_shards_come_back(tmp_path: Path) -> None:
+    """Each is a key of its own, and the tensors are stored once."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    safetensors.torch.save_file(weights(), folder / "a.safetensors")
+    index = json.dumps({"weight_map": dict.fromkeys(weights(), "a.safetensors")})
+    names = ("model", "other")
+    for name in names:
+        (folder / f"{name}.safetensors.index.json").write_text(index)
+    repo = committed(folder)
+    state = repo.checkout("main")
+    assert all(difference(state[name], weights()) is None for name in names)
+    formats.write_file(repo.checkout("main", lazy=True), tmp_path / "again")
+    for file in folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()

@@ -30,9 +30,12 @@ COMMAND = "touch ../outside/ran"
 
 for module in (
     "ckptstore.formats.hdf5",
+    "ckptstore.formats.hugging_face",
     "ckptstore.formats.keras_archive",
     "ckptstore.formats.npz",
     "ckptstore.formats.sharded",
+    "ckptstore.formats.tensor_bundle",
+    "ckptstore.formats.trainer_state",
     "numpy.lib.format",
     "tokenize",
 ):
@@ -538,7 +541,6 @@ CASES = (
             **{f"w{n}": f"{n}.safetensors" for n in range(100_000)}
         ),
     ),
-    _folder("with two indices", other_safetensors_index_json=_index(w="a.safetensors")),
     _folder("whose file is a link out", a_safetensors="../beside.safetensors"),
     _folder("whose file is a link to itself", a_safetensors="a.safetensors"),
     _folder("whose file is a link to /dev/zero", a_safetensors="/dev/zero"),
