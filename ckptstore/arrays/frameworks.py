@@ -157,9 +157,9 @@ def copy_chunk(target: Any, chunk: Chunk, data: memoryview) -> None:
 
 @contextmanager
 def opened(targets: Mapping[Key, Any]) -> Iterator[dict[Key, Any]]:
-    """What to fill in place of arrays: themselves, or copies that are assigned to them at the end.
+    """Yield memory to fill for each array: its own, or a copy that is assigned to it at the end.
 
-    Where an error is raised before that, the latter stay as they are.
+    If an error is raised before that, arrays that have a copy stay as they are.
     """
     distinct = {id(target): target for target in targets.values()}
     memory = {key: _known(target).open(target) for key, target in distinct.items()}

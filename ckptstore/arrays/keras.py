@@ -276,7 +276,7 @@ def value_of(variable: Any) -> Any:
 
 
 def _target(variable: Any) -> Any:
-    """What is filled to change a variable."""
+    """Return the tensor of a variable, which can be filled; the variable itself without one."""
     tensor = tensor_of(variable)
     return variable if tensor is None else tensor
 

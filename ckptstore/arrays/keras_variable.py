@@ -46,7 +46,7 @@ class KerasVariables(ReadAsNumpy):
         return keras.backend.standardize_dtype(array.dtype), tuple(array.shape)
 
     def open(self, array: Any) -> Any:
-        """What is filled in place of a variable."""
+        """Return the tensor of a variable, which can be filled, else memory for `assign`."""
         tensor = tensor_of(array)
         return super().open(array) if tensor is None else tensor
 

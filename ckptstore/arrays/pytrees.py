@@ -102,7 +102,7 @@ def is_node(value: object) -> bool:
 
 
 def children(value: object) -> dict[str | int, Any] | list[Any] | None:
-    """What is stored of a node that is registered with JAX; None for any other value.
+    """Return the stored form of a node that is registered with JAX; None for any other value.
 
     A function among its children, or in a container that is one, is not stored; nor is a node that
     has a name and no leaves, such as the bookkeeping of flax nnx.
@@ -262,7 +262,7 @@ class Slot:
 
     @property
     def value(self) -> Any:
-        """What it was given, in its last form."""
+        """The value that was set, in the form that the template asks for."""
         if not self.is_jax or not hasattr(self._value, "sharding"):
             return self._value
         from ckptstore.arrays.jax import key_of, weak

@@ -46,11 +46,11 @@ class Framework(Protocol):
         return str(array.dtype).removeprefix("torch."), tuple(array.shape)
 
     def open(self, array: Any) -> Any:
-        """What is filled in place of an array: itself, or a copy of it that is then assigned."""
+        """Return the array, if it can be filled in place, else memory for `assign`."""
         return array
 
     def assign(self, array: Any, memory: Any) -> None:
-        """Assign what `open` returned, and what was then filled."""
+        """Assign the memory that `open` returned, once it is filled, to an array."""
         del array, memory
 
     def memory(self, array: Any) -> memoryview | None:

@@ -1,7 +1,7 @@
 """Slots: arrays of a checkpoint that are made anew where a template of JAX has its own.
 
-What a device is to hold is read to host memory, checked, and put there; a part of an array that
-several devices share is read once. At most HOST_BYTES_MAX wait in host memory at once, or one part
+Each part of an array is read to host memory, checked, and put on its device. A part that several
+devices share is read once. At most HOST_BYTES_MAX wait in host memory at once, or one part
 if that is larger. On the CPU the array takes over the memory it was read to. ADR 0075.
 """
 
