@@ -257,12 +257,18 @@ def test_a_run_that_counts_steps_goes_on_from_the_end_of_an_epoch(
 
 
 def test_a_new_process_goes_on(tmp_path: Path, references: Any) -> None:
+    """By the callback, and by the files that CkptStoreIO leaves."""
     fit(CkptStoreCallback(tmp_path / "store", every_n_train_steps=3), loader=stateful, stop=14)
+    io_fit(tmp_path / "io", max_epochs=2)
     program = f"""
 import torch
+from pathlib import Path
 from tests.integrations.test_lightning import *
-callback = CkptStoreCallback({str(tmp_path / "store")!r}, every_n_train_steps=3)
-torch.save(final(fit(callback, loader=stateful, ckpt_path="last")), {str(tmp_path / "final.pt")!r})
+folder = Path({str(tmp_path)!r})
+callback = CkptStoreCallback(folder / "store", every_n_train_steps=3)
+torch.save(final(fit(callback, loader=stateful, ckpt_path="last")), folder / "final.pt")
+by_io = io_fit(folder / "io", max_epochs=3, ckpt_path="last")
+assert (by_io.global_step, by_io.fit_loop.epoch_progress.total.ready) == (24, 3)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=ROOT)
     assert difference(torch.load(tmp_path / "final.pt"), references[stateful]) is None
