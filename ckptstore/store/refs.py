@@ -108,14 +108,15 @@ class Refs:
     ) -> tuple[Digest, Manifest]:
         """Make a durable state a checkpoint: store its manifest, then move the branch to it.
 
-        The manifest is only stored when the branch is where it has to be, so that a commit that is
-        late leaves none behind.
+        The manifest is only stored when the branch is where it has to be and nothing is condemned
+        that it needs, so that a commit that is late leaves none behind.
 
         retry: when the branch moved meanwhile, make its new head the parent; otherwise that is a
         ConflictError. since: the newest operation before any object was relied on. relied: the
         objects that the manifest reaches. CondemnedError when a gc condemned one of them.
         """
         id: Digest | None = None
+        refuse = partial(refuse_condemned, self._oplog, since=since.seq, digests=relied)
 
         def decide(newest: Operation) -> Operation:
             nonlocal id, manifest
@@ -133,10 +134,11 @@ class Refs:
             if not parents:
                 self._refuse_id(branch)
             if id is None:
+                refuse(newest, ids=frozenset())
                 if parents:
                     self._oplog.make_durable(newest)
                 id = self._catalog.store(manifest)
-            refuse_condemned(self._oplog, newest, since=since.seq, digests=relied, ids={id})
+            refuse(newest, ids={id})
             return replace(newest, heads={**newest.heads, branch: id})
 
         def done() -> str:

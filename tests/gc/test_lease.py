@@ -519,6 +519,19 @@ def test_a_first_look_long_after_the_opening_sees_another_repository(
         known.commit(state(2))
 
 
+def test_a_commit_whose_known_head_expired_leaves_no_manifest_without_objects(far: Far) -> None:
+    rng = np.random.default_rng(0)
+    frozen, first, second = (rng.random(30_000) for _ in range(3))
+    known = far.open()
+    known.commit({"frozen": frozen, "w": first})
+    kept = far.repo.commit(state(0))
+    far.repo.gc(MaxToKeep(1), grace=0)
+    made = known.commit({"frozen": frozen, "w": second})  # it took the first to be there
+    live = {key for key in far.storage._data if key.startswith("checkpoints/")}
+    assert live == {f"checkpoints/{one.id}.json" for one in (kept, made)}
+    assert far.open().verify().ok
+
+
 def test_a_commit_that_begins_again_puts_no_object_twice(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
