@@ -38,7 +38,6 @@ class Workers:
 
     def __init__(self, threads: int, *, is_ahead: bool = False) -> None:
         self._pool = ThreadPoolExecutor(threads, "ckptstore") if threads > 1 or is_ahead else None
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._has_thread = False
         self._is_abandoned = False
         self._outer = _current.workers  # if a job of theirs makes these
@@ -58,31 +57,30 @@ class Workers:
         After an interrupt, jobs that ask `is_abandoned` end early.
         """
         if error is not None:
-            self._jobs.clear()
             self._is_abandoned = not isinstance(error, Exception)
         if self._pool:
-            self._pool.shutdown(wait=True)
+            self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
         """Queue a job; the future gets its result, or the first error of any job."""
         future: Future[Result] = Future()
-        self._jobs.append((job, future))
+        queued: list[tuple[Callable[[], Any], Future[Any]]] = [(job, future)]
         if self._pool is None:
-            self._do(self._jobs.pop)
+            self._do(queued)
             return future
         try:
-            self._pool.submit(self._do, self._jobs.popleft)
+            self._pool.submit(self._do, queued)
             self._has_thread = True
         except RuntimeError:  # no thread can be started
-            if not self._has_thread:
+            if not self._has_thread and _current.workers is not self:  # no thread at all
                 self._pool = None
-            self._do(self._jobs.pop)  # this one: jobs that submit jobs would be nested endlessly
+            self._do(queued)  # no other one: jobs that submit jobs would be nested endlessly
         return future
 
-    def _do(self, take: Callable[[], tuple[Callable[[], Any], Future[Any]]]) -> None:
-        """Do a job, unless another thread has taken it."""
+    def _do(self, queued: list[tuple[Callable[[], Any], Future[Any]]]) -> None:
+        """Do the one job of a list, unless another thread has taken it."""
         try:
-            job, future = take()
+            job, future = queued.pop()
         except IndexError:
             return
         try:
