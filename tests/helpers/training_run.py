@@ -1,10 +1,12 @@
 """A small training run with everything that makes runs differ, to kill or to compare with.
 
     python -m tests.helpers.training_run STORE LOG STEPS
-        [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal] [--mirror URL]
+        [--kill-at STEP] [--kill-after-save SECONDS] [--sync] [--signal]
+        [--mirror URL] [--claims FILE]
 
 Each finished step appends a line to LOG: the step, the loss to the last bit, and one draw of each
-random generator. The last line is the digest of the weights, the optimizer and all else.
+random generator. The last line is the digest of the weights, the optimizer and all else. The ids of
+the checkpoints that were durable in the mirror, by the manager's word, are appended to FILE.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--sync", action="store_true")
     parser.add_argument("--signal", action="store_true")
     parser.add_argument("--mirror")
+    parser.add_argument("--claims")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -94,6 +97,12 @@ def main() -> None:
         save_on_signal=options.signal,
         mirror=options.mirror,
     )
+
+    def claim() -> None:
+        if options.claims and (durable := manager.latest_durable("mirror")) is not None:
+            with open(options.claims, "a") as claims:
+                claims.write(f"{durable.id}\n")
+
     with manager:
         start = manager.restore_or_initialize()
         for step in range(start, options.steps):
@@ -114,12 +123,14 @@ def main() -> None:
                 drawn = (torch.rand(()).item(), np.random.rand(), random.random(), own.random())
                 bits = struct.pack("<5d", loss.item(), *drawn).hex()
                 log.write(f"{step} {bits} {loader.epoch}\n")
+            claim()
             if options.kill_at == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             saved = manager.save(step + 1, metrics={"loss": loss}, epoch=loader.epoch)
             if saved and options.kill_after_save is not None and step > options.steps // 2:
                 delay = options.kill_after_save
                 threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    claim()
     hasher = blake3()
     parts = tuple(part.state_dict() for part in (model, optimizer, scheduler, ema, scaler))
     for path, value in _flat(parts):
