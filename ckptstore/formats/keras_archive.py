@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TEXT_BYTES_MAX = 8 << 20
 CONFIG, METADATA = "config.json", "metadata.json"
-_WEIGHTS = ".h5"
+_FORM, _WEIGHTS = ".keras", ".h5"
 
 
 def read(path: Path, *, bytes_max: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -52,11 +52,13 @@ def read(path: Path, *, bytes_max: int | None = None) -> tuple[dict[str, Any], d
     except InvalidInputError:
         raise
     except ReadTooLargeError as error:
-        raise _damaged(path, f"its list of members is too long: {error}") from error
+        raise zip_members.unreadable(
+            file, f"its list of members is too long: {error}", form=_FORM
+        ) from error
     except zip_members.ERRORS as error:
-        raise _damaged(path, error) from error
+        raise zip_members.unreadable(file, error, form=_FORM) from error
     if CONFIG not in members or not any(name.endswith(_WEIGHTS) for name in members):
-        raise _damaged(path, f"it has no {CONFIG} or no weights")
+        raise zip_members.unreadable(file, f"it has no {CONFIG} or no weights", form=_FORM)
     return nested(members), {}
 
 
@@ -71,11 +73,6 @@ def _member(name: str, place: tuple[ByteSource, int, int], path: Path, scratch: 
             raise InvalidInputError(f"{where} has more than {TEXT_BYTES_MAX} bytes.")
         return source.read(start, size).decode()
     return FileArray(source, kind=hdf5.KIND, dtype="uint8", shape=(size,), offset=start)
-
-
-def _damaged(path: Path, error: object) -> InvalidInputError:
-    reason = str(error).removesuffix(".")[:200] or "it ends early"
-    return InvalidInputError(f"{path} is not a .keras file, or damaged: {reason}.")
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:

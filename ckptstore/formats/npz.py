@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ckptstore.arrays.source import ArraySource
     from ckptstore.state.flatten import Flat
 
-_SUFFIX = ".npy"
+_FORM, _SUFFIX = ".npz", ".npy"
 
 
 def read(path: Path, *, bytes_max: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -47,9 +47,11 @@ def read(path: Path, *, bytes_max: int | None = None) -> tuple[dict[str, Any], d
     except InvalidInputError:
         raise
     except ReadTooLargeError as error:
-        raise _damaged(path, f"its list of members is too long: {error}") from error
+        raise zip_members.unreadable(
+            file, f"its list of members is too long: {error}", form=_FORM
+        ) from error
     except zip_members.ERRORS as error:
-        raise _damaged(path, error) from error
+        raise zip_members.unreadable(file, error, form=_FORM) from error
     return nested(arrays), {}
 
 
@@ -60,11 +62,6 @@ def _check_names(archive: zipfile.ZipFile, file: OpenFile) -> None:
                 f"{zip_members.name_of(info, file)} is not an array: its name does not end in "
                 f"{_SUFFIX}."
             )
-
-
-def _damaged(path: Path, error: object) -> InvalidInputError:
-    reason = str(error).removesuffix(".")[:200] or "it ends early"
-    return InvalidInputError(f"{path} is not a .npz file, or damaged: {reason}.")
 
 
 def write(flat: Flat[ArraySource], path: Path, *, drop_values: bool) -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from ckptstore.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 DIRECTORY_BYTES_MAX = 16 << 20  # some 250,000 records
 MAGIC = b"PK\x03\x04"  # of a record's header
@@ -72,6 +75,14 @@ def records(read: Callable[[int, int], bytes], size: int) -> dict[bytes, Record]
     if sum(record.size for record in found.values() if record.is_plain) > size:
         raise ValueError("its records are longer than it is")
     return found
+
+
+def cut_short(path: Path) -> InvalidInputError:
+    """Return the error for a file of which `records` raised CutShortError."""
+    return InvalidInputError(
+        f"{path} is cut short, as an interrupted copy or a full disk leaves it: the directory at "
+        "its end is missing. Get the file again."
+    )
 
 
 def behind_header(header: bytes) -> int | None:

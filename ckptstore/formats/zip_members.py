@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ckptstore.arrays.memory_limit import check_unpacked
 from ckptstore.errors import InvalidInputError
+from ckptstore.formats import zip_directory
 
 if TYPE_CHECKING:
     from ckptstore.arrays.file import ByteSource, OpenFile, Scratch
@@ -76,6 +77,25 @@ def checked(
             f"{free}. Set TMPDIR to a folder that has more."
         )
     return members
+
+
+def unreadable(file: OpenFile, error: object, *, form: str) -> InvalidInputError:
+    """Return the error for an archive that cannot be read.
+
+    Args:
+        file: The file.
+        error: The reason.
+        form: The format that was expected, such as ".npz".
+    """
+    if isinstance(error, zipfile.BadZipFile) and file.nbytes >= len(zip_directory.MAGIC):
+        try:
+            zip_directory.records(file.read, file.nbytes)
+        except zip_directory.CutShortError:
+            return zip_directory.cut_short(file.path)
+        except ValueError:
+            pass  # it is another kind of damage
+    reason = str(error).removesuffix(".")[:200] or "it ends early"
+    return InvalidInputError(f"{file.path} is not a {form} file, or damaged: {reason}.")
 
 
 def name_of(info: zipfile.ZipInfo, file: OpenFile) -> str:

@@ -263,6 +263,16 @@ def test_an_archive_that_is_cut_is_refused(folder: Path, whole: bytes, data: st.
         read_file(path)
 
 
+@pytest.mark.parametrize("name", ["cut.npz", "cut.keras"])
+@pytest.mark.parametrize("missing", [1, 22, 300, 600])
+def test_an_archive_without_its_end_is_called_cut_short(
+    tmp_path: Path, whole: bytes, name: str, missing: int
+) -> None:
+    (tmp_path / name).write_bytes(whole[:-missing])
+    with pytest.raises(InvalidInputError, match=rf"{name} is cut short, .* Get the file again"):
+        read_file(tmp_path / name)
+
+
 @given(st.data())
 def test_a_changed_byte_is_refused_or_changes_nothing(
     folder: Path, whole: bytes, data: st.DataObject

@@ -32,10 +32,7 @@ class Archive:
                 "files."
             ) from error
         except zip_directory.CutShortError as error:
-            raise InvalidInputError(
-                f"{window.file.path} is cut short, as an interrupted copy or a full disk leaves "
-                "it: the directory at its end is missing. Get the file again."
-            ) from error
+            raise zip_directory.cut_short(window.file.path) from error
         except ValueError as error:
             raise self.invalid(f"{error}.") from error
         folder = next(iter(records), b"").partition(b"/")[0] + b"/"
