@@ -38,6 +38,7 @@ class Rows:
         by_step: Metrics by step.
         by_epoch: Metrics by epoch.
         steps: The last step in the rows of a file or epoch.
+        epochs: The last epoch in the rows of a file or step.
         ignored: The names of columns whose values are not numbers.
         times: The names of columns with times, which are not metrics.
         keys: The file, step or epoch of each row with metrics, in the order of the rows.
@@ -49,6 +50,7 @@ class Rows:
     by_step: dict[int, Metrics] = field(default_factory=dict)
     by_epoch: dict[int, Metrics] = field(default_factory=dict)
     steps: dict[Key, int] = field(default_factory=dict)
+    epochs: dict[Key, int] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
     times: set[str] = field(default_factory=set)
     keys: dict[tuple[Key, ...], None] = field(default_factory=dict)
@@ -113,6 +115,8 @@ class Rows:
             self.by_epoch.setdefault(epoch, {}).update(metrics)
         if step is not None:
             self.steps |= {key: max(step, self.steps.get(key, step)) for key in keys}
+        if epoch is not None:
+            self.epochs |= {key: max(epoch, self.epochs.get(key, epoch)) for key in keys}
         if metrics and keys:
             self.keys[tuple(keys)] = None
         elif metrics:

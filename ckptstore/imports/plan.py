@@ -372,8 +372,8 @@ def _item(
     step = _first(first_integer(numbers, STEPS), file.step, first_integer(inside, STEPS))
     epoch = _first(first_integer(numbers, EPOCHS), file.epoch, first_integer(inside, EPOCHS))
     key = rows.key_of(path.name, step, epoch) if rows else None
-    if rows and key and step is None:
-        step = rows.steps.get(key)
+    if rows and key:
+        step, epoch = _first(step, rows.steps.get(key)), _first(epoch, rows.epochs.get(key))
     item = Import(
         path=path,
         name=name,

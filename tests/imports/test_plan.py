@@ -336,6 +336,26 @@ def test_the_steps_of_the_rows_are_those_of_files_that_have_only_epochs(
     ]
 
 
+def test_the_epochs_of_the_rows_are_those_of_files_that_have_none(
+    repo: ckptstore.Repository, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        torch.save({"w": torch.ones(1)}, tmp_path / f"{name}.pt")
+    rows = "file,epoch,val_loss\na.pt,4,0.5\nb.pt,3,0.75\n"
+    (tmp_path / "log.csv").write_text(rows)
+    made = planned(repo, tmp_path, "*.pt", metrics=tmp_path / "log.csv").execute()
+    assert [(one.meta["epoch"], one.metrics) for one in made] == [
+        (3, {"val_loss": 0.75}),
+        (4, {"val_loss": 0.5}),
+    ]
+    assert planned(repo, tmp_path, "*.pt", metrics=tmp_path / "log.csv").due == ()
+    (tmp_path / "log.csv").write_text("step,epoch,val_loss\n7,4,0.5\n")
+    torch.save({"w": torch.ones(1)}, tmp_path / "ckpt_7.pt")
+    options = {"branch": "steps", "metrics": tmp_path / "log.csv"}
+    (made_at_7,) = planned(repo, tmp_path, "ckpt_{step}.pt", **options).execute()
+    assert (made_at_7.step, made_at_7.meta["epoch"]) == (7, 4)
+
+
 def test_a_step_of_a_name_wins_over_that_of_the_row(
     repo: ckptstore.Repository, epochs: Path
 ) -> None:
