@@ -10,6 +10,9 @@ neighbours also as one ("cross_entropy"). A name is refused, never guessed, when
   one: "dice_loss" and "top5_error" are losses and errors, but "loss_accuracy", "loss_dice" and
   "tpr@fpr" may be either.
 
+A name that ends in a word of `TIMING`, or in "per_second", is that of a time or a rate of the
+program. It is decided as any other, but a table marks no checkpoint as the best by it.
+
 "score" and the like decide only where no other word does: an "fid_score" is an FID.
 """
 
@@ -69,9 +72,12 @@ std stds stdev stddev stderr sem ci var variance variances gap drop drops diff d
 change increase decrease reduction improvement inverse inv minus neg negative no non not vs count
 num length len scale weight weights threshold thresh coef
 """
+_TIMING = "runtime walltime duration elapsed time seconds secs minutes hours"
 MORE = frozenset(_MORE.split())
 LESS = frozenset(_LESS.split())
 UNCLEAR = frozenset(_UNCLEAR.split())
+TIMING = frozenset(_TIMING.split())  # last words of times of a program, not results of a model
+UNITS = frozenset({"second", "sec", "s", "minute", "min", "hour", "h"})  # of its rates
 WEAK = frozenset({"score", "scores", "measure", "index"})  # more, if no other word decides
 _PREFIX = re.compile(
     "(?:val|valid|validation|train|training|test|eval|dev|best|mean|avg|macro|micro|weighted)+"
@@ -122,6 +128,19 @@ def mode_of(metric: str) -> Mode:
     more = next(word for _, word in known if word in MORE)
     less = next(word for _, word in known if word in LESS)
     raise _unsaid(metric, f": more is better by {more!r}, less by {less!r}")
+
+
+def is_timing(metric: str) -> bool:
+    """Return True if a metric is a time or a rate of the program, by the words of its name.
+
+    Trainer of Hugging Face logs "eval_runtime" and "eval_samples_per_second" with each evaluation.
+    They may have a direction, but no checkpoint is better by them.
+
+    Args:
+        metric: The name.
+    """
+    *others, last = ["", *_words(metric)]
+    return last in TIMING or (last in UNITS and others[-1:] == ["per"])
 
 
 def quoted(metric: str) -> str:

@@ -13,6 +13,7 @@ from ckptstore.metric_names import (
     UNCLEAR,
     WEAK,
     best_in,
+    is_timing,
     mode_of,
     parse_choice,
     quoted,
@@ -81,6 +82,17 @@ def test_a_word_that_reverses_is_refused_with_each_word() -> None:
     for word in UNCLEAR:
         with pytest.raises(InvalidInputError, match=f"{word}' may reverse it"):
             mode_of(f"loss_{word}")
+
+
+def test_times_and_rates_of_a_program_are_known_by_the_end_of_their_names() -> None:
+    for name in (
+        *("eval_runtime", "train_runtime", "val/epoch_time", "time", "evalTime", "elapsed"),
+        *("eval_samples_per_second", "eval_steps_per_second", "loss_per_sec", "eval_loss_seconds"),
+    ):
+        assert is_timing(name), name
+    for name in ("", "val_loss", "latency_ms", "second_loss", "time_mixing_loss", "loss_second"):
+        assert not is_timing(name), name
+    assert mode_of("eval_runtime") == "min"  # for whoever asks for it by name
 
 
 @pytest.mark.parametrize(

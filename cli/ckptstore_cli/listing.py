@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ckptstore.errors import InvalidInputError
-from ckptstore.metric_names import mode_of, parse_choice
+from ckptstore.metric_names import is_timing, mode_of, parse_choice
 from ckptstore_cli import output, text
 from ckptstore_cli.documents import NO_REFS
 from ckptstore_cli.output import Column
@@ -57,7 +57,7 @@ class Metrics:
     def of(cls, rows: Sequence[Row], *, first: Mapping[str, str] | None = None) -> Metrics:
         """The metrics of these checkpoints. `first`: the modes of metrics that come first."""
         names = sorted({name for row in rows for name in row.metrics})
-        modes = _modes(names) | dict(first or {})
+        modes = _modes(name for name in names if not is_timing(name)) | dict(first or {})
         names.sort(key=lambda name: (name not in (first or {}), *_place(name, modes)))
         shown = names[:METRIC_COLUMNS_MAX]
         best = {name: _best(rows, name, modes[name]) for name in shown if name in modes}

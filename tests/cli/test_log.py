@@ -46,6 +46,18 @@ def test_a_star_marks_the_best_of_each_branch_by_what_its_name_tells(ckpt, repo)
     assert "inf*" not in "".join(rows)
 
 
+def test_no_star_marks_a_time_or_a_rate_of_the_program(ckpt, repo):
+    for step, loss in enumerate((0.5, 0.25, 0.75)):
+        metrics = {"eval_loss": loss, "eval_runtime": 2 + loss, "reward_per_second": 5 + loss}
+        repo.commit({"x": loss}, step=step, metrics=metrics)
+    text = ckpt.out("log")
+    assert "0.25*" in text
+    assert text.count("*") == 1
+    assert ckpt.json("log", "--sort", "eval_runtime")[0]["metrics"]["eval_runtime"] == 2.25
+    assert ckpt.out("log", "--sort", "eval_runtime").count("*") == 2
+    assert ckpt.json("show", "best:eval_runtime")["step"] == 1
+
+
 def test_conditions_and_orders_choose(ckpt, history):
     def steps(*args):
         return [c["step"] for c in ckpt.json("log", *args)]
