@@ -351,7 +351,8 @@ class Checkpoint:
     def values(self) -> dict[str, object]:
         """All plain values (learning rate, step, …) by path.
 
-        Read from the repository on each access.
+        A value of a registered type that holds arrays is shown in its plain form, with an object in
+        place of each array that prints as <array>. Read from the repository on each access.
 
         Raises:
             ExpiredError: The checkpoint has expired.

@@ -40,6 +40,16 @@ class Nothing(Enum):
     NOTHING = "nothing"
 
 
+class Placeholder(Enum):
+    """The type of `ARRAY`."""
+
+    ARRAY = "array"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
+
+
+ARRAY: Final = Placeholder.ARRAY  # in place of an array in the plain form of a codec's value
 NOTHING: Final = Nothing.NOTHING  # what is left of a node of which nothing is kept
 _ENDS = re.compile(r"_?(state_?dict|states?)$")
 
@@ -108,11 +118,11 @@ def path_of(name: str) -> str:
 
 
 def plain(node: Node, *, decode: Callable[[str, object], object]) -> object:
-    """A plain value; of a codec's value that holds arrays, its plain form with None for each."""
+    """A plain value; of a codec's value that holds arrays, its plain form with ARRAY for each."""
     has_arrays = any(arrays(node))
     return unflatten(
         node,
-        array=lambda path, kind: None,
+        array=lambda path, kind: ARRAY,
         decode=(lambda name, value: value) if has_arrays else decode,
     )
 
