@@ -1,6 +1,7 @@
 import pytest
 
 import ckptstore
+from ckptstore.store.author import as_training
 
 
 def damage(ckpt, pattern, change):
@@ -123,6 +124,27 @@ def test_notes_are_printed_and_the_exit_code_is_0(ckpt, history):
     assert report["foreign"] == ["objects/.DS_Store"]
     assert report["unreachable"]["checkpoints"] == [made.id]
     assert "and 1 that none reaches: see ckptstore verify" in ckpt.out("usage")
+
+
+def test_the_backup_of_a_finished_run_is_called_so(ckpt, history):
+    made = history.commit({"x": 1}, branch="gone", step=77)
+    history.delete_branch("gone")
+    for step in (3, 4):
+        backup = history.commit({"x": step}, branch="backup", step=step, message="backup")
+    with as_training():
+        history.delete_branch("backup")
+    lines = ckpt.out("verify").splitlines()
+    (earlier,) = backup.parents
+    assert lines[1:4] == [
+        f"No branch and no tag reaches 1 checkpoint: {made.id.short} (step 77).",
+        "2 backups, deleted at the end of the run: "
+        f"{backup.id.short} (step 4), {earlier.short} (step 3).",
+        "    ckptstore branch NAME ID brings one back.",
+    ]
+    history.tag("kept", at=earlier)
+    history.tag("kept-too", at=made.id)
+    line = f"1 backup, deleted at the end of the run: {backup.id.short} (step 4)."
+    assert ckpt.out("verify").splitlines()[1] == line
 
 
 def test_a_missing_operation_is_told_with_what_it_means(ckpt, history):

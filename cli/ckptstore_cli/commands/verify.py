@@ -17,10 +17,11 @@ from ckptstore_cli.verbs import for_this_repo
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ckptstore import Problem, Repository, VerifyReport
+    from ckptstore import Digest, Problem, Repository, VerifyReport
     from ckptstore_cli.documents import Refs
 
 EXIT_PROBLEMS = 1
+TRAINING = "training"  # the role of an operation
 LISTED_MAX = 8  # checkpoints and foreign files; --json lists all
 
 
@@ -64,7 +65,7 @@ def verify(
         output.document({**_document(report, refs), "moved": list(moved)})
     else:
         _print(report, refs, _steps(repo, report))
-        _print_notes(report, _steps_of(repo, report.unreachable.checkpoints[:LISTED_MAX]))
+        _print_notes(repo, report)
         moved = report.repair() if repair else ()
         if moved:
             output.line(f"Moved {text.count(len(moved), 'damaged object')} to damaged/.")
@@ -107,16 +108,17 @@ def _by_heal(report: VerifyReport) -> dict[str, list[str]]:
     return keys
 
 
-def _print_notes(report: VerifyReport, steps: Mapping[str, int]) -> None:
+def _print_notes(repo: Repository, report: VerifyReport) -> None:
     """Print what is no problem."""
     unreachable = report.unreachable
+    backups = _backups(repo, unreachable.checkpoints)
+    if others := [id for id in unreachable.checkpoints if id not in backups]:
+        count = text.count(len(others), "checkpoint")
+        output.line(f"No branch and no tag reaches {count}: {_named(repo, others)}.")
+    if backups:
+        count = text.count(len(backups), "backup")
+        output.line(f"{count}, deleted at the end of the run: {_named(repo, backups)}.")
     if unreachable.checkpoints:
-        ids = [
-            f"{id.short} (step {steps[id]})" if id in steps else id.short
-            for id in unreachable.checkpoints
-        ]
-        count = text.count(len(ids), "checkpoint")
-        output.line(f"No branch and no tag reaches {count}: {_some(ids)}.")
         output.line(for_this_repo("    ckptstore branch NAME ID brings one back."))
     if unreachable.objects:
         count = text.count(unreachable.objects, "object")
@@ -128,6 +130,33 @@ def _print_notes(report: VerifyReport, steps: Mapping[str, int]) -> None:
         count = text.count(report.missing_operations, "operation")
         verb = "is" if report.missing_operations == 1 else "are"
         output.line(f"{count} {verb} missing, so undo goes back only to the one after.")
+
+
+def _backups(repo: Repository, unreachable: Sequence[Digest]) -> list[Digest]:
+    """The checkpoints of branches that a training deleted, as BackupAndRestore does at its end.
+
+    unreachable: the checkpoints to choose from, newest first.
+    """
+    ends = {
+        move.before
+        for operation in (repo.operations() if unreachable else ())
+        if operation.role == TRAINING
+        for move in operation.moves or ()
+        if move.kind == "branch" and move.after is None
+    }
+    found = []
+    for id in unreachable:
+        if id in ends:
+            found.append(id)
+            with suppress(CkptStoreError):
+                ends |= set(repo.resolve(id).parents)
+    return found
+
+
+def _named(repo: Repository, ids: Sequence[Digest]) -> str:
+    """Checkpoints with their steps; only the first few."""
+    steps = _steps_of(repo, ids[:LISTED_MAX])
+    return _some([f"{id.short} (step {steps[id]})" if id in steps else id.short for id in ids])
 
 
 def _some(names: Sequence[str]) -> str:
