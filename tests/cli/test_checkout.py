@@ -54,6 +54,18 @@ def test_it_says_what_was_written(ckpt, repo, trained):
     }
 
 
+def test_a_weights_h5_in_another_layout_than_that_of_keras_is_called_so(ckpt, repo):
+    weights = np.ones((2, 3), np.float32)
+    repo.commit({"model": {"000.dense.kernel": weights}, "epoch": 1}, branch="fit")
+    for options in (("--part", "model"), ("--drop-values",)):
+        name = f"{options[0]}.weights.h5"
+        said = ckpt("checkout", "fit", *options, "-o", f"./{name}").stderr
+        assert "ckptstore.load_weights(model, repo, rev), and model.save_weights" in said
+    assert "load_weights" not in ckpt("checkout", "fit", "--drop-values", "-o", "a.h5").stderr
+    repo.commit({"layers": {"dense": {"vars": {"0": weights}}}}, branch="file")
+    assert "load_weights" not in ckpt("checkout", "file", "-o", "b.weights.h5").stderr
+
+
 def test_a_safetensors_takes_arrays_only(ckpt, trained):
     error = ckpt.error("checkout", "main", "-o", "out.safetensors")
     assert "--drop-values" in error

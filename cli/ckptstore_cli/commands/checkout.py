@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ckptstore import Checkpoint, Repository
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+_KERAS_WEIGHTS = ".weights.h5"
+_KERAS_VARIABLE = re.compile(r"(?:^|/)vars/[0-9]+$")  # the path of one in such a file
 _NESTED = (*_TORCH_SUFFIXES, ".zarr", ".dcp")  # formats that hold nested dicts, not paths
 
 
@@ -146,11 +149,22 @@ def checkout(
         )
         if path.suffix.lower() in _TORCH_SUFFIXES and (numpy := list(_numpy_arrays(state, ()))):
             output.note(_pickled(numpy))
+        if path.name.lower().endswith(_KERAS_WEIGHTS) and not _is_of_keras(checkpoint):
+            output.note(
+                "Keras' own load_weights does not take this file, as a training saves variables "
+                "under other names than Keras. Call ckptstore.load_weights(model, repo, rev), and "
+                "model.save_weights for such a file."
+            )
         if include and path.suffix.lower() not in _NESTED and (key := _only_key(state)):
             output.note(
                 f"Every name in it begins with {key}/. If another tool reads it, leave that out "
                 f"with --part {shlex.quote(key)}"
             )
+
+
+def _is_of_keras(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has the layout of a .weights.h5, as after a commit of one."""
+    return any(_KERAS_VARIABLE.search(array.path) for array in checkpoint.arrays)
 
 
 def _numpy_arrays(state: object, keys: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
