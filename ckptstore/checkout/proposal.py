@@ -56,8 +56,9 @@ class Proposal:
         rename: The whole argument.
         exclude: The whole argument; empty if it stays as it is.
         part: The argument; None if it stays as it is.
-        fitting: How many of the missing names would fit.
-        missing: The number of missing names.
+        fitting: How many of the missing arrays and objects would fit.
+        missing: The number of missing arrays and objects.
+        names: The number of missing names that the error lists; one may have many arrays below it.
         fits: Whether nothing would differ any more.
     """
 
@@ -66,6 +67,7 @@ class Proposal:
     part: str | None = None
     fitting: int
     missing: int
+    names: int
     fits: bool
 
     def __str__(self) -> str:
@@ -79,7 +81,9 @@ class Proposal:
             arguments.append(f"exclude=[{', '.join(map(_literal, self.exclude))}]")
         result = "everything fits"
         if not self.fits:
-            result = f"{self.fitting} of the {self.missing} missing names fit"
+            are_names = self.missing == self.names
+            what = "missing names" if are_names else "arrays and objects below the missing names"
+            result = f"{self.fitting} of the {self.missing} {what} fit"
         return f"Pass {', '.join(arguments)}{note}: then {result}."
 
 
@@ -110,7 +114,7 @@ def remedy(stored: StoredState, into: object, misfit: Incompatible, judge: Judge
             if f"{top}/{misfit.missing[0]}" in misfit.unexpected:
                 return Remedy(text=f"The names are under {top!r}: pass part={top!r}.", fits=True)
     try:
-        search = _Search(stored, into, judge)
+        search = _Search(stored, into, judge, names=len(misfit.missing))
         found = search.of_parts() if is_model(into) and not stored.path else search.best(None)
     except CkptStoreError:  # such as two names that would become one
         found = None
@@ -122,8 +126,8 @@ def remedy(stored: StoredState, into: object, misfit: Incompatible, judge: Judge
 class _Search:
     """The search for one destination."""
 
-    def __init__(self, stored: StoredState, into: Any, judge: Judge) -> None:
-        self.stored, self.into, self.judge = stored, into, judge
+    def __init__(self, stored: StoredState, into: Any, judge: Judge, *, names: int) -> None:
+        self.stored, self.into, self.judge, self.names = stored, into, judge, names
         self.part = unescape_key(stored.path) if stored.path else None
 
     def of_parts(self) -> Proposal | None:
@@ -158,6 +162,7 @@ class _Search:
             rename=rename.to_dict(),
             fitting=len(missing) - len(self.missing(after)),
             missing=len(missing),
+            names=self.names,
             fits=not self.misfit(after),
         )
         if not proposal.fits and (exclude := self.left_over(after)):
@@ -188,9 +193,12 @@ class _Search:
         return bool(self.judge(placement) or placement.empty or differs)
 
     def missing(self, stored: StoredState) -> set[str]:
-        """The arrays of the destination, and its objects, that nothing goes into."""
+        """The arrays of the destination that nothing goes into, and the objects without any."""
+        wanted = _wanted(self.into, stored).keys()
         absent = {path for _, path, _, _ in self.absent(stored)}
-        return absent | _wanted(self.into, stored).keys()
+        return wanted | {
+            path for path in absent if not any(name.startswith(f"{path}/") for name in wanted)
+        }
 
     def absent(self, stored: StoredState) -> Iterator[tuple[str, str, Any, DictNode]]:
         """The keys of the destination that the checkpoint lacks, with what is to be filled."""

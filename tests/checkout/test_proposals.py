@@ -198,6 +198,20 @@ def test_a_part_that_fits_is_counted() -> None:
     assert caught.value.rename == {r"model/module\.0\.(.*)": r"model/0.\1"}
 
 
+@pytest.mark.parametrize("kind", ["dict", "module"])
+def test_below_a_missing_name_the_arrays_are_counted_once(kind: str) -> None:
+    """The error lists the name alone, so the numbers are said to be of what is below it."""
+    repo = ckptstore.init("memory://")
+    repo.commit({"net": nn.Sequential(nn.Linear(2, 3)).state_dict()})
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    target: Any = model if kind == "module" else dict(model.state_dict())
+    with pytest.raises(CheckoutMismatchError) as caught:
+        repo.checkout(into={"model": target})
+    assert caught.value.incompatible.missing == ("model",)
+    text = "then 2 of the 4 arrays and objects below the missing names fit."
+    assert text in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("stored", "into"),
     [
