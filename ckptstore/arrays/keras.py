@@ -8,12 +8,14 @@ a model.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.arrays import frameworks
+from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import CheckoutMismatchError, Incompatible, InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -63,6 +65,11 @@ class _Variables:
         of the present values.
         """
         return {name: value_of(variable) for name, variable in self._named()}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the variables that there are."""
+        return sum(_bytes_of(variable) for variable in self._unsynced.variables)
 
     def targets(self, forms: Mapping[str, Form] = _FORMS) -> dict[str, Any]:
         """Return what a checkout fills, by name: the tensors in use, or the variables.
@@ -142,6 +149,16 @@ class OptimizerState(_Variables):
     def optimizer(self) -> Any:
         """The optimizer."""
         return self._model.optimizer if self._own is None else self._own
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the variables; of an optimizer that has none yet, those to come."""
+        if self.optimizer.built or self._unsynced is None:
+            return sum(_bytes_of(variable) for variable in self.optimizer.variables)
+        slots = 2 * hasattr(self.optimizer, "beta_2") or bool(
+            getattr(self.optimizer, "momentum", 0)
+        )
+        return slots * sum(_bytes_of(weight) for weight in self._unsynced.trainable_variables)
 
     def find_model(self, models: Sequence[Any]) -> None:
         """Choose the model whose weights it has slots for, if the model is not known yet."""
@@ -258,6 +275,11 @@ class Variable:
         """The value."""
         return value_of(self._variable)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the value."""
+        return _bytes_of(self._variable)
+
     def load_state_dict(self, value: Any) -> None:
         """Assign an array; InvalidInputError for one of another shape or dtype."""
         if not frameworks.is_array(value):
@@ -266,6 +288,12 @@ class Variable:
         if stored != here and not _is_another_integer(stored, here):
             raise InvalidInputError(f"{_described(stored)} there, {_described(here)} here")
         frameworks.copy(self._variable, _converted(value, self._variable))
+
+
+def _bytes_of(variable: Any) -> int:
+    """The bytes of a variable, without reading its value."""
+    dtype, shape = frameworks.form_of(variable)
+    return ITEM_BYTES.get(dtype, 0) * math.prod(shape)
 
 
 def value_of(variable: Any) -> Any:

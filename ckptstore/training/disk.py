@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.arrays.frameworks import is_module
+from ckptstore.arrays.keras import ModelState, OptimizerState, Variable
 from ckptstore.arrays.pytrees import PytreeState
 from ckptstore.commit.flatten import flatten
 from ckptstore.errors import CkptStoreError, StorageError, first_line
@@ -144,7 +145,8 @@ def _peak(policy: Policy | None) -> int:
 def _state_bytes(tracked: Mapping[str, object]) -> int:
     """The bytes of the tensors of modules and optimizers, without calling any state_dict.
 
-    An optimizer that has made no state yet counts as it will after its first step.
+    Those of Keras are counted too. An optimizer that has made no state yet counts as it will after
+    its first step.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None:
@@ -153,6 +155,8 @@ def _state_bytes(tracked: Mapping[str, object]) -> int:
     for item in tracked.values():
         if isinstance(item, PytreeState):
             total += sum(array.nbytes for array in flatten(item.state_dict()).arrays.values())
+        elif isinstance(item, ModelState | OptimizerState | Variable):
+            total += item.nbytes
         elif is_module(item):
             module: Any = item
             total += _bytes_of([*module.parameters(), *module.buffers()])

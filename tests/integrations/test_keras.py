@@ -17,7 +17,8 @@ import torch
 import ckptstore
 from ckptstore import CheckoutMismatchError, InvalidInputError
 from ckptstore.integrations.keras import KerasTraining, OptimizerState, tracked
-from ckptstore.training import CheckpointManager, frameworks
+from ckptstore.training import CheckpointManager, disk, frameworks
+from ckptstore.training.tracked import stateful
 from ckptstore.training.training import Training, training_of
 
 # Keras 3.15 hands torch parameters to numpy 2 in a way that numpy warns of.
@@ -178,6 +179,25 @@ def test_a_model_fits_nothing_but_names() -> None:
     ):
         with pytest.raises(CheckoutMismatchError, match="checkpoint: list, destination: module"):
             call()
+
+
+def test_the_room_for_a_model_is_known_before_its_optimizer_is_built() -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((100,)), keras.layers.Dense(100, use_bias=False)])
+    for optimizer, slots in (
+        (keras.optimizers.AdamW(), 2),
+        (keras.optimizers.SGD(), 0),
+        (keras.optimizers.SGD(momentum=0.9), 1),
+    ):
+        model.compile(optimizer, "mse")
+        assert disk._state_bytes(tracked(model)) == (1 + slots) * 40_000
+        assert not optimizer.built
+        optimizer.build(model.trainable_variables)
+        built = disk._state_bytes(tracked(model))
+        assert (1 + slots) * 40_000 < built < (1 + slots) * 40_000 + 100
+    seen = keras.Variable(np.zeros(5, "f"))
+    assert disk._state_bytes({"seen": stateful("seen", seen)}) == 20
 
 
 def test_a_module_of_another_framework_is_still_a_plain_training() -> None:
