@@ -16,7 +16,10 @@ from ckptstore.errors import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-ENVIRONMENT = ("torch", "device", "world_size")  # keys in the meta of a checkpoint
+FRAMEWORKS = (  # whose versions are recorded, if the program has imported them
+    *("torch", "numpy", "jax", "tensorflow", "keras", "lightning", "transformers"),
+)
+ENVIRONMENT = (*FRAMEWORKS, "device", "world_size")  # keys in the meta of a checkpoint
 _PROGRESS = frozenset(
     {
         *("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial"),
@@ -28,14 +31,18 @@ _PLAIN = (int, float, str)
 
 
 def environment(tracked: Mapping[str, object]) -> dict[str, Any]:
-    """Return the version of torch, the device of the model and the number of processes.
+    """Return the versions of frameworks, the device of the model and the number of processes.
 
-    Empty in a program without torch.
+    Only frameworks that the program has imported are among them; none is imported here.
     """
+    found: dict[str, Any] = {
+        name: str(version)
+        for name in FRAMEWORKS
+        if (version := getattr(sys.modules.get(name), "__version__", None)) is not None
+    }
     torch: Any = sys.modules.get("torch")
     if torch is None:
-        return {}
-    found: dict[str, Any] = {"torch": str(torch.__version__)}
+        return found
     modules = (item for item in tracked.values() if is_module(item))
     parameters: Any = (parameter for module in modules for parameter in module.parameters())  # type: ignore[attr-defined]
     if (first := next(parameters, None)) is not None:

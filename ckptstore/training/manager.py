@@ -137,7 +137,8 @@ class CheckpointManager(MirroredRun):
         rng: Save and restore the global random states of Python, numpy and torch on all devices.
         record_run: Record the host, the program, its arguments and git revision in the meta of each
             checkpoint, without values that look like secrets (`ckptstore.run_meta`).
-            The version of torch, the device and the number of processes are recorded too.
+            The versions of torch, numpy and the other frameworks that the program has imported, the
+            device and the number of processes are recorded too.
         on_full: When the disk is full, "raise" an error that says what a gc would free, run a "gc"
             of the repository by its saved policies and try again, or "wait" until there is room. A
             warning comes at the start if there is less room than the policy needs.

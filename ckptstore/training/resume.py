@@ -56,7 +56,7 @@ class ResumeReport:
         not_tracked: The names in the checkpoint for which nothing is tracked.
         differences: Sentences about what differs from the run that saved the checkpoint: values of
             the program that the checkpoint has replaced, such as a learning rate, and the
-            environment, such as the version of torch.
+            environment, such as the version of torch or numpy.
         damaged: With `fallback=True`, the newer checkpoints that could not be read, newest first.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +132,24 @@ def test_a_report_says_what_changed_around_the_program(monkeypatch: pytest.Monke
         f"torch: '1.0' when it was saved, '{torch.__version__}' now.",
         "device: 'NVIDIA H200' when it was saved, 'cpu' now.",
     )
+
+
+def test_the_versions_of_imported_frameworks_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(__version__="0.9"))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "lightning", SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    first = manager(model=torch.nn.Linear(2, 2))
+    first.save(1)
+    assert first.latest is not None
+    meta = first.latest.meta
+    assert (meta["torch"], meta["numpy"]) == (torch.__version__, np.__version__)
+    assert meta["jax"] == "0.9"
+    assert not meta.keys() & {"lightning", "transformers"}
+    assert "transformers" not in sys.modules
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(__version__="1.0"))  # type: ignore[arg-type]
+    assert first.restore().differences == ("jax: '0.9' when it was saved, '1.0' now.",)
 
 
 def test_a_verbose_manager_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
