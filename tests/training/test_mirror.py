@@ -377,7 +377,8 @@ def test_the_mirror_ends_as_the_run_and_has_had_all_that_was_promised(
     """Saves, failures of the mirror, gcs, and ends without a warning, also on another machine."""
     chance = random.Random(seed)
     policy = MaxToKeep(2) if has_policy else None
-    place = server.url(f"run-{next(NUMBERS)}")
+    name = f"run-{next(NUMBERS)}"
+    place = server.url(name)
     step, machine = 0, 0
     promised: set[str] = set()
     server.fault = up
@@ -419,12 +420,17 @@ def test_the_mirror_ends_as_the_run_and_has_had_all_that_was_promised(
             durable = found.latest_durable("mirror")
             if durable is not None:
                 promised.add(durable.id)
+                at = [f"bucket/{name}/{at}/{durable.id}.json" for at in ("checkpoints", "history")]
+                assert not server.objects.keys().isdisjoint(at), "promised before it was there"
         server.fault, server.latency = up, 0.0
         save(found, step + 1)
         found.close()
         there = ckptstore.open(place)
         assert_sound(there)
         assert [c.id for c in there.log()] == [c.id for c in found.repository.log()]
+        assert steps(found.repository) == [step + 1], "by its own policy alone"
+        assert found.repository.retention("main") == MaxToKeep(1)
+        assert there.retention("main") == policy
         known = {c.id: c for c in there.log()}
         assert promised <= known.keys()
         assert has_policy or not any(c.expired for c in there.log())
