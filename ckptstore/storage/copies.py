@@ -24,13 +24,18 @@ def copies(data: Buffer, buffers: Buffers, *, seen: Seen) -> Iterator[memoryview
 
     A piece is valid until the next one. The interpreter's lock is free while it is copied.
     """
-    import numpy as np  # here, as most commands write nothing large
-
-    source = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+    source = memoryview(data).cast("B")
     buffer = buffers.of(min(len(source), PIECE_BYTES))
     for start in range(0, len(source), PIECE_BYTES):
         part = source[start : start + PIECE_BYTES]
         piece = buffer[: len(part)]
-        np.copyto(np.frombuffer(piece, np.uint8), part)
+        copy_bytes(part, piece)
         seen(piece)
         yield piece
+
+
+def copy_bytes(source: memoryview, target: memoryview) -> None:
+    """Copy bytes to a buffer of their size. The interpreter's lock is free meanwhile."""
+    import numpy as np  # here, as most commands write nothing large
+
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptstore.errors import (
+    CkptStoreError,
     CorruptError,
     InvalidInputError,
     NotFoundError,
@@ -29,11 +30,12 @@ from ckptstore.errors import (
     first_line,
 )
 from ckptstore.forks import free_in_child
+from ckptstore.storage.copies import copy_bytes
 from ckptstore.storage.diskless import DisklessStorage
 from ckptstore.storage.protocol import Listed, check_key, refuse_foreign
 from ckptstore.storage.remote_errors import RangeError, missing, reason, translated
 from ckptstore.storage.requests import RefusedError, check_process, parts_of, sleep, wait
-from ckptstore.threads import Workers
+from ckptstore.threads import Workers, beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -52,6 +54,7 @@ DELETE_KEYS = 1000  # the most keys that a server deletes by one request
 DELETE_SECONDS = 120.0  # for these; far less than the margin of a gc (docs/adr/0060)
 STREAM_BYTES = 2 << 20  # the parts in which an object is read; each takes a turn of three threads
 QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
+PROBE_BYTES_MAX = 64 << 10  # of a document that a probe sends again
 OTHERS_BYTES_MAX = 1 << 20  # more than this another writer's bytes are longer, they are not read
 
 
@@ -92,7 +95,8 @@ class RemoteStorage(DisklessStorage):
         self._quick = _store(url, timeouts, timeouts.quick)
         self._reads = _store(url, timeouts, timeouts.slow, silence=timeouts.silence)
         self._writes = _store(url, timeouts, timeouts.slow)
-        self._is_probed = False
+        self._is_probed = False  # whether the server is known to honour conditions
+        self._last_put: tuple[str, bytes] | None = None  # a small one, until then
         self._has_ranges = True
         self._has_rivals = False  # whether another caller was first to create the last key
 
@@ -145,7 +149,7 @@ class RemoteStorage(DisklessStorage):
             for part in _behind(skipped, parts_of(result.stream(min_chunk_size=STREAM_BYTES))):
                 view = part[: length - filled]
                 target = buffer[filled : filled + len(view)]
-                target[:] = view
+                copy_bytes(view, target)
                 filled += len(view)
                 if seen:
                     seen(target)
@@ -187,6 +191,8 @@ class RemoteStorage(DisklessStorage):
         self._tried(
             lambda: self._ask("put_async", store, key, view, use_multipart=False), key, to=True
         )
+        if not self._is_probed and len(view) <= PROBE_BYTES_MAX:
+            self._last_put = (key, bytes(view))
 
     def copy(self, key: str, to: str) -> None:
         """Have the server copy an object."""
@@ -194,10 +200,20 @@ class RemoteStorage(DisklessStorage):
         self._tried(lambda: self._ask("copy_async", self._writes, check_key(key), to), key)
 
     def create(self, key: str, data: Buffer, *, seen: Seen | None = None) -> bool:
-        """Store bytes under a key unless it exists; an unclear answer is cleared by a look."""
+        """Store bytes under a key unless it exists; an unclear answer is cleared by a look.
+
+        The first one of a process also finds out whether the server honours conditions: what was
+        put last is created again meanwhile, else this key afterwards, by the same bytes.
+        """
         check_key(key)
         copied = bytes(data)
-        self._has_rivals = not self._create(key, copied, seen)
+        create = partial(self._create, key, copied, seen)
+        if self._is_probed or self._last_put is None:
+            is_new = create()
+        else:
+            is_new, self._is_probed = beside(create, partial(self._is_refused, *self._last_put))
+            self._last_put = None
+        self._has_rivals = not is_new
         if self._has_rivals:
             return False
         if not self._is_probed:
@@ -372,6 +388,12 @@ class RemoteStorage(DisklessStorage):
         except Exception as error:  # noqa: BLE001
             raise translated(error, self._url, key, to=True) from None
         return True
+
+    def _is_refused(self, key: str, data: bytes) -> bool:
+        """Return True if the server refuses to create a key again; False if that is not known."""
+        with suppress(CkptStoreError):
+            return not self._create_once(key, data)
+        return False
 
     def _probe(self) -> None:
         """Find out whether the server honours conditions and lists what it was given."""

@@ -235,6 +235,32 @@ def test_a_server_that_ignores_conditions_is_refused_at_the_first_write_of_a_pro
         ckptstore.open(server.url("run")).commit({"step": 1})
 
 
+def test_it_is_refused_too_where_nothing_was_put_before(server: S3Server) -> None:
+    server.ignores_conditions = True
+    with pytest.raises(StorageError, match="ignores conditions"):
+        _storage(server).create("ops/1", b"x")
+
+
+def test_the_first_create_of_a_process_finds_out_about_conditions_meanwhile(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ckptstore.open(server.url("run"), create=True)
+    repo = ckptstore.open(server.url("run"))
+    both = threading.Barrier(2)
+    create_once = RemoteStorage._create_once
+
+    def create_at_once(storage: RemoteStorage, key: str, data: bytes) -> bool:
+        both.wait(10)
+        return create_once(storage, key, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteStorage, "_create_once", create_at_once)
+        repo.commit({"step": 1})
+    server.counts.clear()
+    repo.commit({"step": 2})
+    assert server.counts["create"] == 1
+
+
 def test_sixteen_writers_create_sixty_keys_and_each_has_one_winner(server: S3Server) -> None:
     assert_one_winner([_storage(server) for _ in range(WRITERS)])
 
