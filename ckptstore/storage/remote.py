@@ -21,6 +21,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ckptstore import moment
 from ckptstore.errors import (
     CkptStoreError,
     CorruptError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ckptstore.moment import Moment
     from ckptstore.storage.protocol import Seen
     from ckptstore.storage.remote_url import RemoteUrl
 
@@ -54,7 +56,8 @@ DELETE_KEYS = 1000  # the most keys that a server deletes by one request
 DELETE_SECONDS = 120.0  # for these; far less than the margin of a gc (docs/adr/0060)
 STREAM_BYTES = 2 << 20  # the parts in which an object is read; each takes a turn of three threads
 QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
-PROBE_BYTES_MAX = 64 << 10  # of a document that a probe sends again
+PROBE_BYTES_MAX = 64 << 10  # of what a probe sends again
+PROBE_SECONDS = 30.0  # after a put, in which no gc deletes what was put
 OTHERS_BYTES_MAX = 1 << 20  # more than this another writer's bytes are longer, they are not read
 
 
@@ -96,7 +99,7 @@ class RemoteStorage(DisklessStorage):
         self._reads = _store(url, timeouts, timeouts.slow, silence=timeouts.silence)
         self._writes = _store(url, timeouts, timeouts.slow)
         self._is_probed = False  # whether the server is known to honour conditions
-        self._last_put: tuple[str, bytes] | None = None  # a small one, until then
+        self._last_put: tuple[str, bytes, Moment] | None = None  # a small one, until then
         self._has_ranges = True
         self._has_rivals = False  # whether another caller was first to create the last key
 
@@ -192,7 +195,7 @@ class RemoteStorage(DisklessStorage):
             lambda: self._ask("put_async", store, key, view, use_multipart=False), key, to=True
         )
         if not self._is_probed and len(view) <= PROBE_BYTES_MAX:
-            self._last_put = (key, bytes(view))
+            self._last_put = (key, bytes(view), moment.now())
 
     def copy(self, key: str, to: str) -> None:
         """Have the server copy an object."""
@@ -208,11 +211,11 @@ class RemoteStorage(DisklessStorage):
         check_key(key)
         copied = bytes(data)
         create = partial(self._create, key, copied, seen)
-        if self._is_probed or self._last_put is None:
+        last_put, self._last_put = self._last_put, None
+        if self._is_probed or last_put is None or last_put[2].seconds_ago > PROBE_SECONDS:
             is_new = create()
         else:
-            is_new, self._is_probed = beside(create, partial(self._is_refused, *self._last_put))
-            self._last_put = None
+            is_new, self._is_probed = beside(create, partial(self._is_refused, *last_put[:2]))
         self._has_rivals = not is_new
         if self._has_rivals:
             return False

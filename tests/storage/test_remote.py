@@ -261,6 +261,19 @@ def test_the_first_create_of_a_process_finds_out_about_conditions_meanwhile(
     assert server.counts["create"] == 1
 
 
+def test_what_was_put_long_ago_is_not_sent_again(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gc may have deleted it, and what it refers to."""
+    monkeypatch.setattr(remote, "PROBE_SECONDS", -1.0)
+    storage = _storage(server)
+    storage.put(KEY, b"manifest")
+    storage.delete([KEY])
+    assert storage.create("ops/1", b"x")
+    assert storage.size(KEY) is None
+    assert not storage.create("ops/1", b"y")
+
+
 def test_sixteen_writers_create_sixty_keys_and_each_has_one_winner(server: S3Server) -> None:
     assert_one_winner([_storage(server) for _ in range(WRITERS)])
 
