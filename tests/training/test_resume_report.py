@@ -13,6 +13,7 @@ import torch
 import ckptstore
 from ckptstore.errors import CheckoutMismatchError
 from ckptstore.training import CheckpointManager
+from ckptstore.training.differences import FRAMEWORKS
 
 
 def manager(store: Any = "memory://", **options: Any) -> CheckpointManager:
@@ -137,19 +138,19 @@ def test_a_report_says_what_changed_around_the_program(monkeypatch: pytest.Monke
 def test_the_versions_of_imported_frameworks_are_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(__version__="0.9"))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "lightning", SimpleNamespace())  # type: ignore[arg-type]
-    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    lightning = SimpleNamespace(__version__="2.5")
+    monkeypatch.setitem(sys.modules, "lightning", lightning)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())  # type: ignore[arg-type]
     first = manager(model=torch.nn.Linear(2, 2))
     first.save(1)
     assert first.latest is not None
     meta = first.latest.meta
     assert (meta["torch"], meta["numpy"]) == (torch.__version__, np.__version__)
-    assert meta["jax"] == "0.9"
-    assert not meta.keys() & {"lightning", "transformers"}
-    assert "transformers" not in sys.modules
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(__version__="1.0"))  # type: ignore[arg-type]
-    assert first.restore().differences == ("jax: '0.9' when it was saved, '1.0' now.",)
+    assert meta["lightning"] == "2.5"
+    assert "transformers" not in meta
+    assert {name for name in FRAMEWORKS if name in meta} <= sys.modules.keys()
+    lightning.__version__ = "2.6"
+    assert first.restore().differences == ("lightning: '2.5' when it was saved, '2.6' now.",)
 
 
 def test_a_verbose_manager_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
