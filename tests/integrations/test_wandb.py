@@ -31,6 +31,7 @@ def repo(tmp_path):
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # another framework may have had it read its environment already
     with wandb.init(project="p", dir=tmp_path) as run:
         yield run
 
