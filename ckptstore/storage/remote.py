@@ -57,7 +57,7 @@ DELETE_SECONDS = 120.0  # for these; far less than the margin of a gc (docs/adr/
 STREAM_BYTES = 2 << 20  # the parts in which an object is read; each takes a turn of three threads
 QUICK_BYTES = 1 << 20  # a larger object may take longer than a document
 PROBE_BYTES_MAX = 64 << 10  # of what a probe sends again
-PROBE_SECONDS = 30.0  # after a put, in which no gc deletes what was put
+PROBE_SECONDS = 30.0  # since its put: far less than the grace of a gc (docs/adr/0078)
 OTHERS_BYTES_MAX = 1 << 20  # more than this another writer's bytes are longer, they are not read
 
 

@@ -16,9 +16,8 @@ from ckptstore.errors import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-FRAMEWORKS = (  # whose versions are recorded, if the program has imported them
-    *("torch", "numpy", "jax", "tensorflow", "keras", "lightning", "transformers"),
-)
+# Their versions are recorded if the program has imported them.
+FRAMEWORKS = ("torch", "numpy", "jax", "tensorflow", "keras", "lightning", "transformers")
 ENVIRONMENT = (*FRAMEWORKS, "device", "world_size")  # keys in the meta of a checkpoint
 _PROGRESS = frozenset(
     {

@@ -420,8 +420,9 @@ def test_the_mirror_ends_as_the_run_and_has_had_all_that_was_promised(
             durable = found.latest_durable("mirror")
             if durable is not None:
                 promised.add(durable.id)
-                at = [f"bucket/{name}/{at}/{durable.id}.json" for at in ("checkpoints", "history")]
-                assert not server.objects.keys().isdisjoint(at), "promised before it was there"
+                folders = ("checkpoints", "history")
+                places = {f"bucket/{name}/{folder}/{durable.id}.json" for folder in folders}
+                assert places & server.objects.keys(), "promised before it was there"
         server.fault, server.latency = up, 0.0
         save(found, step + 1)
         found.close()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ckptstore_cli.documents import Refs
 
 EXIT_PROBLEMS = 1
-TRAINING = "training"  # the role of an operation
 LISTED_MAX = 8  # checkpoints and foreign files; --json lists all
 
 
@@ -140,7 +139,7 @@ def _backups(repo: Repository, unreachable: Sequence[Digest]) -> list[Digest]:
     ends = {
         move.before
         for operation in (repo.operations() if unreachable else ())
-        if operation.role == TRAINING
+        if operation.role == "training"
         for move in operation.moves or ()
         if move.kind == "branch" and move.after is None
     }
