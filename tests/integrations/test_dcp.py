@@ -521,6 +521,31 @@ def test_ranks_with_clients_of_their_own_share_an_object_store(forks):
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(answers)
 
 
+LAST_ACT_IS_A_SAVE = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from ckptstore.integrations.dcp import StoreWriter
+sys.setswitchinterval(1000)  # threads of gloo get the lock only where this one blocks
+dist.init_process_group("gloo")
+dcp.save({"w": torch.zeros(10)}, storage_writer=StoreWriter(sys.argv[1]))
+"""
+
+
+@pytest.mark.deep
+def test_a_save_may_be_the_last_act_of_a_program(url):
+    """Without the pause at the exit, most of these pairs end with an abort."""
+    program = [sys.executable, "-c", LAST_ACT_IS_A_SAVE, url]
+    ranks = [
+        subprocess.Popen(program, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+        for env in environments()
+    ]
+    answers = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 6, "\n".join(answers)
+
+
 @pytest.mark.deep
 def test_async_saves_in_a_process(url):
     ranks = [

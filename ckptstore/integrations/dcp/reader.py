@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckptstore.errors import CkptStoreError, InvalidInputError
+from ckptstore.integrations.dcp.gloo_exit import expect_collectives
 from ckptstore.integrations.dcp.stored import StoredNames
 from ckptstore.repository import DEFAULT_BRANCH, Repository, open
 
@@ -84,6 +85,7 @@ class StoreReader(StorageReader):
         **options: Any,  # noqa: ARG002
     ) -> None:
         """Raise the error of the metadata, if there was one."""
+        expect_collectives()
         if self._failed is not None:
             raise self._failed
 

@@ -23,6 +23,7 @@ from ckptstore.documents.facts import Facts
 from ckptstore.documents.names import check_ref_name
 from ckptstore.documents.nodes import ArrayNode
 from ckptstore.errors import InvalidInputError, NotFoundError
+from ckptstore.integrations.dcp.gloo_exit import expect_collectives
 from ckptstore.integrations.dcp.values import (
     Values,
     keys_of,
@@ -148,6 +149,7 @@ class StoreWriter(StorageWriter):
         **kwargs: Any,  # by this name torch knows that it may pass more
     ) -> None:
         """Refuse a save in which the ranks know nothing of one another."""
+        expect_collectives()
         if not kwargs.get("use_collectives", True):
             raise InvalidInputError(
                 "StoreWriter makes one checkpoint of all ranks: pass use_collectives=True."
