@@ -55,6 +55,7 @@ def read_boxes(
     for entry, data in read_small(bundled(pages, wanted), objects):
         for _, _, places in _chunks(entry, wanted[entry.path]):
             _copy(data, entry.dtype, places)
+        del data
 
 
 _Places = list[tuple[Part, Any]]  # the parts of a chunk, and the memory for each

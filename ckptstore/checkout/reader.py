@@ -71,6 +71,7 @@ def read_fresh(
             fresh[entry.path] = arrays.from_bytes(
                 kinds[entry.path], entry.dtype, entry.shape, data, entry.order
             )
+            del data
     return fresh
 
 
@@ -89,6 +90,7 @@ def read_into(pages: Sequence[Page], targets: Mapping[str, Any], *, objects: Obj
         for entry, data in read_small(bundled(pages, memory), objects):
             target = arrays.in_order(memory[entry.path], entry.order)
             arrays.copy_chunk(target, Chunk(0, entry.nbytes, ()), data)
+            del data
 
 
 class _Copies:
@@ -138,7 +140,11 @@ def bundled(pages: Iterable[Page], paths: Container[str]) -> Iterator[Bundled]:
 def read_small(
     small: Iterable[Bundled], objects: ObjectReader
 ) -> Iterator[tuple[ArrayEntry, memoryview]]:
-    """Yield the checked bytes of small arrays; threads read a few bundles at a time."""
+    """Yield the checked bytes of small arrays; threads read a few bundles at a time.
+
+    Bytes that the caller still has when it asks for more keep a bundle in memory beside those that
+    are read then.
+    """
     for batch in _batches(small):
         reads = (partial(read_bundle, bundle, entries, objects) for bundle, entries in batch)
         yield from chain.from_iterable(gather(reads, threads=reading_threads(objects)))

@@ -72,7 +72,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     expect_collectives()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    weights = distribute_tensor(torch.zeros(4000, 40), mesh, [Shard(0)])
+    # No two shards alike: of those, the rank that comes first would put the chunks.
+    start = torch.arange(160_000.0).reshape(4000, 40)
+    weights = distribute_tensor(start, mesh, [Shard(0)])
     state: dict[str, Any] = {"model": {"w": weights}, "step": 0}
     if dist.get_rank() == 0:
         ckptstore.open(out / "store", create=True)
