@@ -18,7 +18,7 @@ from ckptstore.documents.dtypes import ITEM_BYTES
 from ckptstore.errors import InvalidInputError, UnsupportedValueError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _HINTS = {
     "layout": "Store its indices and values, or its dense form (tensor.to_dense()).",
@@ -47,6 +47,7 @@ _NUMPY_DTYPES = frozenset(
 )
 # The dtypes that torch.cat takes as they are: nothing is converted, conjugated or packed.
 _JOINED_DTYPES = _NUMPY_DTYPES | {torch.float16, torch.bfloat16}
+JOINED_MAX = (1 << 15) - 1  # elements; for more, torch.cat takes longer, and waits for threads
 
 
 class Torch(Framework):
@@ -101,11 +102,12 @@ class Torch(Framework):
         return None
 
     def join(self, arrays: Sequence[Any], data: memoryview) -> None:
-        """Copy the elements of tensors to a buffer, those of one dtype by a single call."""
+        """Copy the elements of tensors to a buffer, those of one dtype many by one call."""
         target = torch.frombuffer(data, dtype=torch.uint8)
         if _can_be_joined(arrays, target):
-            runs = [array if array.dim() == 1 else array.reshape(-1) for array in arrays]
-            torch.cat(runs, out=target.view(arrays[0].dtype))
+            target = target.view(arrays[0].dtype)
+            for start, size, runs in _groups(arrays):
+                torch.cat(runs, out=target[start : start + size])
             return
         for array in arrays:
             part, data = data[: array.nbytes], data[array.nbytes :]
@@ -196,6 +198,24 @@ def has_no_memory(tensor: Any) -> bool:
         size = extent(tuple(tensor.shape), tensor.stride(), item)
     end = size + tensor.storage_offset() * item
     return bool(end > tensor.untyped_storage().nbytes() or not tensor.data_ptr())
+
+
+def _groups(tensors: Sequence[Any]) -> Iterator[tuple[int, int, list[Any]]]:
+    """Flat tensors in groups of at most `JOINED_MAX` elements, or of one.
+
+    Yields:
+        Where the elements of the group begin among all, how many they are, and its tensors.
+    """
+    start = size = 0
+    group: list[Any] = []
+    for tensor in tensors:
+        count = tensor.numel()
+        if size + count > JOINED_MAX and group:
+            yield start, size, group
+            start, size, group = start + size, 0, []
+        group.append(tensor if tensor.dim() == 1 else tensor.reshape(-1))
+        size += count
+    yield start, size, group
 
 
 def _can_be_joined(tensors: Sequence[Any], target: Any) -> bool:

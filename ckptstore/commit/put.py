@@ -60,7 +60,7 @@ COPY_THREADS = 8  # chunks that are read from a file or a device: a thread also 
 NEW_IN_A_ROW = 2  # chunks; after so many the next is expected to be new and written right away
 WRITING_MAX = 16  # bundles and documents that are being written or wait for it
 AHEAD = 4  # of these that are written and left to the disk before the first is put
-RING_BYTES = 2 << 20  # for bundles, besides the largest, so that one is joined while others wait
+RING_BYTES = 8 << 20  # for bundles, besides the largest: some are joined while others wait
 PART_PAGES = 8  # pages that are prepared at once: pausing the collector has a cost too
 STAGED_MAX = 64  # files that are written and not yet put; each is open
 # The files that a process has to be allowed for each of these, with its share of all others.
