@@ -132,6 +132,15 @@ def joined(*values: Any) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+def test_more_elements_than_one_call_takes_are_joined(dtype: torch.dtype) -> None:
+    lengths = [1, 20_000, 12_766, 1, 32_766, 1, 1, 32_767, 32_768, 40_000, 3]
+    views = [torch.randint(0, 100, (length,)).to(dtype) for length in lengths]
+    views.append(torch.randint(0, 100, (30, 20)).to(dtype))
+    expected = [view.reshape(-1).view(torch.uint8).numpy().tobytes() for view in views]
+    assert joined(*views) == b"".join(expected)
+
+
 @pytest.mark.parametrize("dtype", ITEM_BYTES)
 def test_small_arrays_are_joined_bit_for_bit(dtype: str) -> None:
     """Of one dtype or several, whatever their strides, and of both frameworks."""
