@@ -47,7 +47,7 @@ _NUMPY_DTYPES = frozenset(
 )
 # The dtypes that torch.cat takes as they are: nothing is converted, conjugated or packed.
 _JOINED_DTYPES = _NUMPY_DTYPES | {torch.float16, torch.bfloat16}
-JOINED_MAX = (1 << 15) - 1  # elements; for more, torch.cat takes longer, and waits for threads
+_JOINED_MAX = (1 << 15) - 1  # elements; for more, torch.cat takes longer, and waits for threads
 
 
 class Torch(Framework):
@@ -102,7 +102,7 @@ class Torch(Framework):
         return None
 
     def join(self, arrays: Sequence[Any], data: memoryview) -> None:
-        """Copy the elements of tensors to a buffer, those of one dtype many by one call."""
+        """Copy the elements of tensors to a buffer; if all have one dtype, many by one call."""
         target = torch.frombuffer(data, dtype=torch.uint8)
         if _can_be_joined(arrays, target):
             target = target.view(arrays[0].dtype)
@@ -201,7 +201,7 @@ def has_no_memory(tensor: Any) -> bool:
 
 
 def _groups(tensors: Sequence[Any]) -> Iterator[tuple[int, int, list[Any]]]:
-    """Flat tensors in groups of at most `JOINED_MAX` elements, or of one.
+    """Flat tensors in groups of at most `_JOINED_MAX` elements, or of one tensor.
 
     Yields:
         Where the elements of the group begin among all, how many they are, and its tensors.
@@ -210,7 +210,7 @@ def _groups(tensors: Sequence[Any]) -> Iterator[tuple[int, int, list[Any]]]:
     group: list[Any] = []
     for tensor in tensors:
         count = tensor.numel()
-        if size + count > JOINED_MAX and group:
+        if size + count > _JOINED_MAX and group:
             yield start, size, group
             start, size, group = start + size, 0, []
         group.append(tensor if tensor.dim() == 1 else tensor.reshape(-1))

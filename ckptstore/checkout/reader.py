@@ -142,8 +142,8 @@ def read_small(
 ) -> Iterator[tuple[ArrayEntry, memoryview]]:
     """Yield the checked bytes of small arrays; threads read a few bundles at a time.
 
-    Bytes that the caller still has when it asks for more keep a bundle in memory beside those that
-    are read then.
+    Bytes that the caller still holds when it asks for more keep their bundle in memory, beside
+    those that are read then: a loop deletes them.
     """
     for batch in _batches(small):
         reads = (partial(read_bundle, bundle, entries, objects) for bundle, entries in batch)
